@@ -1,0 +1,55 @@
+"""Tune a frozen language model with every parameter-efficient method at once.
+
+    model = AutoModelForSequenceClassification.from_pretrained(…)
+    unipelt.attach(model, "unipelt-apl")      # stays a PreTrainedModel: any Trainer works
+    unipelt.save(model, "runs/sst2")
+
+The names below are loaded when they are first used, so that `import unipelt` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "attach": "inject.attach",
+    "detach": "inject.attach",
+    "disabled": "inject.attach",
+    "route": "inject.attach",
+    "record_gates": "inject.record",
+    "trainable_parameters": "inject.record",
+    "Attention": "inject.architectures",
+    "Stack": "inject.architectures",
+    "Route": "forms.routed",
+    "UserError": "errors",
+    **dict.fromkeys(
+        (
+            "Bias",
+            "Bottleneck",
+            "Change",
+            "Gate",
+            "Kronecker",
+            "Learned",
+            "LowRank",
+            "Mixture",
+            "Norm",
+            "Prefix",
+            "PRESETS",
+            "mixture",
+        ),
+        "spec",
+    ),
+}
+
+__all__ = sorted(_WHERE)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'unipelt' has no attribute {name!r}")
+    return getattr(import_module(f"unipelt.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

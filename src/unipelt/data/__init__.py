@@ -1,0 +1,26 @@
+"""Tasks, their rows, the low-resource protocol and the metrics. Knows no model: neither torch nor transformers."""
+
+from unipelt.data.builtin import causal_texts, load_docstrings
+from unipelt.data.files import load_file
+from unipelt.data.glue import GLUE, load_glue
+from unipelt.data.load import load
+from unipelt.data.metrics import METRICS, score
+from unipelt.data.protocol import Splits, split
+from unipelt.data.task import Dataset, Rows, Task, class_counts
+
+__all__ = [
+    "GLUE",
+    "METRICS",
+    "Dataset",
+    "Rows",
+    "Splits",
+    "Task",
+    "causal_texts",
+    "class_counts",
+    "load",
+    "load_docstrings",
+    "load_file",
+    "load_glue",
+    "score",
+    "split",
+]

@@ -1,0 +1,166 @@
+"""The built-in task `docstrings`: to which area of the standard library does a docstring belong?
+
+Real text that every Python has. Source files are read and parsed, never imported, so the rows depend on the Python
+version alone. Areas leave out what some builds ship apart (tkinter, idlelib, distutils, lib2to3).
+"""
+
+import ast
+import hashlib
+import platform
+import re
+import sysconfig
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from unipelt.data.task import Dataset, Rows, Task
+from unipelt.errors import DataError
+
+AREAS: dict[str, str] = {  # modules that a version lacks are passed over
+    "text": "argparse cmd codecs configparser csv difflib encodings fileinput formatter getopt gettext html json locale "
+    "optparse plistlib pprint re reprlib shlex string stringprep textwrap tomllib xml",
+    "files": "_compression _pyio bz2 chunk dbm filecmp fnmatch genericpath glob gzip io linecache lzma ntpath os "
+    "nturl2path pathlib posixpath shelve shutil sqlite3 stat tarfile tempfile zipapp zipfile",
+    "network": "cgi ftplib http imaplib ipaddress netrc nntplib poplib smtplib socket socketserver ssl telnetlib urllib "
+    "webbrowser wsgiref xmlrpc",
+    "mail": "base64 email mailbox mailcap mimetypes quopri uu",
+    "concurrency": "_threading_local asynchat asyncio asyncore concurrent multiprocessing queue sched selectors signal "
+    "subprocess threading",
+    "data": "_collections_abc _pydatetime _pydecimal _strptime bisect calendar collections colorsys copy dataclasses "
+    "datetime enum fractions graphlib hashlib heapq hmac numbers random secrets statistics uuid weakref zoneinfo",
+    "language": "_py_abc _sitebuiltins _weakrefset abc ast codeop contextlib copyreg ctypes dis functools importlib "
+    "inspect keyword modulefinder opcode operator pickle pickletools pkgutil runpy site symtable sysconfig token "
+    "tokenize types typing warnings zipimport",
+    "development": "bdb cProfile code compileall doctest ensurepip faulthandler logging pdb profile pstats py_compile "
+    "pyclbr pydoc tabnanny timeit trace traceback tracemalloc unittest venv",
+}
+LONGEST = 60  # words kept: about 80 tokens, so that a row fits a short batch
+SHORTEST = 4  # words of letters: below that, nothing tells the area
+ALIKE = 0.5  # Jaccard similarity from which two rows count as one
+TEST_SHARE = 5  # every fifth row, by hash
+
+TASK = Task(name="docstrings", kind="classification", labels=tuple(AREAS), metric="accuracy", pair=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Rows as (text, area), and what was left out on the way."""
+
+    train: tuple[tuple[str, int], ...]
+    test: tuple[tuple[str, int], ...]
+    near_duplicates: int
+    """rows left out of test because a train row is like them"""
+
+
+def load_docstrings() -> Dataset:
+    """The built-in classification task; no development set, so `protocol.split` takes one from train."""
+    corpus = docstring_corpus()
+    source = (
+        f"docstrings of Python {platform.python_version()}'s standard library "
+        f"({corpus.near_duplicates} near-duplicates of train left out of test)"
+    )
+    train, test = _rows(corpus.train), _rows(corpus.test)
+    return Dataset(task=TASK, train=train, test=test, dev=None, complete=True, source=source)
+
+
+def causal_texts() -> tuple[list[str], list[str]]:
+    """(train, held-out): the same docstrings as plain texts, for a language model."""
+    corpus = docstring_corpus()
+    return [text for text, _ in corpus.train], [text for text, _ in corpus.test]
+
+
+@cache
+def docstring_corpus(library: Path | None = None) -> Corpus:
+    """Split by a hash of each row's own words, then no test row within ALIKE of a train row."""
+    library = library or Path(sysconfig.get_path("stdlib"))
+    areas_of: dict[str, set[int]] = defaultdict(set)
+    text_of: dict[str, str] = {}
+    for index, modules in enumerate(AREAS.values()):
+        for docstring in (text for module in modules.split() for text in _docstrings(library, module)):
+            text = clean(docstring)
+            key = " ".join(words(text))
+            areas_of[key].add(index)
+            text_of.setdefault(key, text)
+    # A text that two areas share has no one answer.
+    keys = [key for key, areas in areas_of.items() if len(areas) == 1 and _letters(key) >= SHORTEST]
+    if not keys:
+        raise DataError(f"{library} holds no standard library with source files; give --data instead of docstrings")
+    digest = {key: hashlib.sha256(key.encode()).digest() for key in keys}
+    keys.sort(key=digest.__getitem__)
+    train = [key for key in keys if digest[key][-1] % TEST_SHARE]
+    held_out = [key for key in keys if digest[key][-1] % TEST_SHARE == 0]
+    alike = near_duplicates(held_out, train)
+
+    def rows(chosen: Iterable[str]) -> tuple[tuple[str, int], ...]:
+        return tuple((text_of[key], min(areas_of[key])) for key in chosen)
+
+    test = (key for key in held_out if key not in alike)
+    return Corpus(train=rows(train), test=rows(test), near_duplicates=len(alike))
+
+
+def clean(docstring: str) -> str:
+    """The paragraphs before any doctest, on one line, without rules and bullets, up to LONGEST words."""
+    prose = docstring.split(">>>")[0]
+    tokens = re.sub(r"[-=~*_#^+]{3,}|^\s*[-*+]\s", " ", prose, flags=re.MULTILINE).split()
+    return " ".join(tokens[:LONGEST])
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.casefold())
+
+
+def shingles(text: str) -> frozenset[tuple[str, ...]]:
+    """Every three words in a row."""
+    found = words(text)
+    return frozenset(tuple(found[start : start + 3]) for start in range(max(1, len(found) - 2)))
+
+
+def near_duplicates(candidates: Iterable[str], others: Iterable[str]) -> set[str]:
+    """Candidates whose shingles share |A ∩ B| / |A ∪ B| ≥ ALIKE with any of the others."""
+    sizes: list[int] = []
+    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, text in enumerate(others):
+        parts = shingles(text)
+        sizes.append(len(parts))
+        for part in parts:
+            holders[part].append(index)
+    alike = set()
+    for text in candidates:
+        parts = shingles(text)
+        shared = Counter(index for part in parts for index in holders.get(part, ()))
+        if any(count >= ALIKE * (len(parts) + sizes[index] - count) for index, count in shared.items()):
+            alike.add(text)
+    return alike
+
+
+def _docstrings(library: Path, module: str) -> Iterator[str]:
+    package = library / module
+    files = sorted(package.rglob("*.py")) if package.is_dir() else [library / f"{module}.py"]
+    for path in files:
+        if path.is_file() and not {"test", "tests"} & set(path.relative_to(library).parts):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # invalid escapes in other people's sources
+                tree = ast.parse(path.read_bytes())
+            yield from _of_definitions(tree)
+
+
+def _of_definitions(node: ast.AST) -> Iterator[str]:
+    """Docstrings of a module and of every definition in it; only statements are walked, expressions hold none."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        docstring = ast.get_docstring(node)
+        if docstring:
+            yield docstring
+    for block in ("body", "orelse", "handlers", "finalbody"):
+        for child in getattr(node, block, ()):
+            yield from _of_definitions(child)
+
+
+def _letters(key: str) -> int:
+    return sum(word.isalpha() and len(word) > 1 for word in key.split())
+
+
+def _rows(pairs: tuple[tuple[str, int], ...]) -> Rows:
+    return Rows(first=[text for text, _ in pairs], second=None, labels=[area for _, area in pairs])

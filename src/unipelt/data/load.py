@@ -1,0 +1,66 @@
+"""One name for every kind of data: a GLUE task, the built-in task, a file, or a data set of the hub."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from unipelt.data.builtin import TASK, load_docstrings
+from unipelt.data.columns import choose_columns, task_and_rows
+from unipelt.data.files import READERS, read_table
+from unipelt.data.glue import GLUE, load_glue
+from unipelt.data.hub import load_hub
+from unipelt.data.task import Dataset, Kind
+from unipelt.errors import DataError, nearest
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    text: str | None = None,
+    pair: str | None = None,
+    label: str | None = None,
+    kind: Kind | None = None,
+    test: str | Path | None = None,
+) -> Dataset:
+    """The data set of that name. data_dir: GLUE's Parquet files; text … test: only for files, test not for the hub."""
+    name = str(name_or_path)
+    given = {"--text": text, "--pair": pair, "--label": label, "--kind": kind, "--test": test}
+    flags = [flag for flag, value in given.items() if value is not None]
+    if name in GLUE or name == TASK.name:
+        if flags:
+            raise DataError(f"{name} knows its own columns and test set; leave out {', '.join(flags)}")
+        return load_docstrings() if name == TASK.name else load_glue(name, data_dir)
+    path = Path(name_or_path)
+    in_a_folder = path.parent != Path() and path.parent.is_dir()
+    if path.exists() or path.suffix.lower() in READERS or in_a_folder or isinstance(name_or_path, Path):
+        return _load_files(path, text=text, pair=pair, label=label, kind=kind, test=test)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        if test is not None:
+            raise DataError(f"{name} is a data set of the hub and brings its own test set; leave out --test")
+        return load_hub(name, text=text, pair=pair, label=label, kind=kind)
+    raise DataError(
+        f"{name!r} is no task, file or hub data set (owner/name); {nearest(name.casefold(), [*GLUE, TASK.name])}"
+    )
+
+
+def _load_files(
+    path: Path,
+    *,
+    text: str | None,
+    pair: str | None,
+    label: str | None,
+    kind: Kind | None,
+    test: str | Path | None,
+) -> Dataset:
+    """The columns found in the training file are those of the test file."""
+    table = read_table(path)
+    columns = choose_columns(table, text=text, pair=pair, label=label, for_prediction=False)
+    task, train = task_and_rows(table, columns, name=path.stem, kind=kind)
+    dataset = Dataset(task=task, train=train, test=None, dev=None, complete=True, source=str(path))
+    if test is None:
+        return dataset
+    held_out = read_table(test)
+    columns = choose_columns(held_out, text=columns.text, pair=columns.pair, label=columns.label, for_prediction=False)
+    rows = task_and_rows(held_out, columns, name=task.name, labels=task.labels, kind=task.kind)[1]
+    return replace(dataset, test=rows, source=f"{path}, test {test}")

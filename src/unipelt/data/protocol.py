@@ -1,0 +1,137 @@
+"""The low-resource protocol of UniPELT.          Mao et al. 2022, arXiv:2110.07577, §4.1
+
+Train is shuffled by the data seed; the first k rows train, the next rows choose the checkpoint, GLUE's own
+development set is the test set. A data set without a test set gives up a fifth of its rows first.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from unipelt.data.task import Dataset, Rows, Task, class_counts
+from unipelt.errors import DataError
+
+FEWEST = 10  # rows of a development or test set: with fewer, one row moves a metric by over a tenth
+LARGEST_TEST = 1000  # rows held out of a data set that has no test set, as many as the protocol's development set
+TEST_SEED = 0  # one test set for every data seed, as GLUE has
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """What one run trains on, chooses its checkpoint by, and is judged on."""
+
+    task: Task
+    train: Rows
+    dev: Rows
+    test: Rows
+    notes: tuple[str, ...]
+    """what departs from the protocol, one sentence each"""
+
+
+def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000) -> Splits:
+    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev`."""
+    name = dataset.task.name
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise DataError(f"data seed {seed!r}, expected a whole number from 0")
+    if k != "all" and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+        raise DataError(f"k={k!r} for {name}, expected a whole number from 1, or 'all'")
+    notes = [] if dataset.complete or k != "all" else [_subset_note(dataset)]
+    _check_classes(dataset)
+    pool, test = dataset.train, dataset.test
+    if test is None:
+        pool, test, note = hold_out(dataset.task, pool)
+        notes.append(note)
+
+    spare = FEWEST if dataset.dev is None else 0  # rows of the pool that cannot train
+    if len(pool) <= spare:
+        raise DataError(f"{name} has {len(pool)} training rows, expected more than {spare}; add rows")
+    wants_all = k == "all" and dataset.dev is None
+    if k == "all":
+        k = len(pool) - max(spare, min(dev, len(pool) // 10) if spare else 0)
+    if k > len(pool) - spare:
+        reserved = f", of which {spare} choose the checkpoint" if spare else ""
+        raise DataError(f"k={k}: {name} has {len(pool)} training rows{reserved}; choose k up to {len(pool) - spare}")
+    order = shuffled(len(pool), seed)
+    train = pool.take(order[:k])
+    _check_sample(dataset, train, seed)
+    chosen_by = dataset.dev
+    if chosen_by is None:
+        chosen_by = pool.take(order[k : k + max(dev, FEWEST)])
+        if wants_all:
+            notes.append(f"{len(chosen_by)} training rows of {name} are kept back to choose the checkpoint.")
+        elif len(chosen_by) < dev:
+            notes.append(f"{len(chosen_by)} rows choose the checkpoint instead of {dev}: {name} has no more.")
+    return Splits(task=dataset.task, train=train, dev=chosen_by, test=test, notes=tuple(notes))
+
+
+def shuffled(length: int, seed: int) -> list[int]:
+    """Indices ordered by `random.Random(seed).random()`, the one stream that Python promises never to change."""
+    stream = Random(seed)
+    keys = [stream.random() for _ in range(length)]
+    return sorted(range(length), key=keys.__getitem__)
+
+
+def hold_out(task: Task, rows: Rows) -> tuple[Rows, Rows, str]:
+    """(train, test, note): a fifth of each class, at most LARGEST_TEST in all; no text of test stays in train."""
+    wanted = max(FEWEST, min(LARGEST_TEST, len(rows) // 5))
+    if len(rows) < 3 * FEWEST:
+        raise DataError(
+            f"{task.name} has {len(rows)} rows and no test set; give a test file, or at least {3 * FEWEST} rows"
+        )
+    order = shuffled(len(rows), TEST_SEED)
+    chosen = set(_stratified(order, rows.labels or [], wanted) if task.kind == "classification" else order[:wanted])
+    texts = list(zip(rows.first, rows.second or rows.first))
+    held = {texts[index] for index in chosen}
+    rest = [index for index in range(len(rows)) if index not in chosen]
+    train = [index for index in rest if texts[index] not in held]
+    note = f"{len(chosen)} of the {len(rows)} rows of {task.name} are held out as test set."
+    if len(train) < len(rest):
+        note += f" {len(rest) - len(train)} training rows that repeat a test text are left out."
+    return rows.take(train), rows.take(sorted(chosen)), note
+
+
+def _stratified(order: list[int], labels: list[int] | list[float], wanted: int) -> list[int]:
+    """Largest remainders: each class gives ⌊wanted · its share⌋ rows, then those nearest to one more; never its last."""
+    members = defaultdict(list)
+    for index in order:
+        members[labels[index]].append(index)
+    quota = {label: wanted * len(rows) / len(order) for label, rows in members.items()}
+    taken = {label: int(quota[label]) for label in members}
+    for label in sorted(members, key=lambda label: (taken[label] - quota[label], label)):
+        if sum(taken.values()) < wanted and taken[label] < len(members[label]) - 1:
+            taken[label] += 1
+    return [index for label, rows in members.items() for index in rows[: taken[label]]]
+
+
+def _check_classes(dataset: Dataset) -> None:
+    task = dataset.task
+    for rows, what in ((dataset.train, "train"), (dataset.dev, "development"), (dataset.test, "test")):
+        if rows is not None and rows.labels is None:
+            raise DataError(f"the {what} rows of {task.name} have no labels; name their column with --label")
+        if rows is not None and len(rows) == 0:
+            raise DataError(f"{task.name} has no {what} rows; expected at least one")
+    present = [name for name, count in class_counts(task, dataset.train).items() if count]
+    if task.kind == "classification" and len(present) < 2:
+        raise DataError(f"every training row of {task.name} is {present[0]!r}; training needs at least two classes")
+
+
+def _check_sample(dataset: Dataset, train: Rows, seed: int) -> None:
+    """Every class that the data has must be seen in training."""
+    task = dataset.task
+    if task.kind == "regression":
+        return
+    counts = class_counts(task, dataset.train)
+    present = sum(count > 0 for count in counts.values())
+    if len(train) < present:
+        raise DataError(f"k={len(train)} for the {present} classes of {task.name}; choose k of at least {present}")
+    missed = [name for name, count in class_counts(task, train).items() if not count and counts[name]]
+    if missed:
+        raise DataError(
+            f"k={len(train)} with data seed {seed} draws no row of class {missed[0]!r} of {task.name} "
+            f"({counts[missed[0]]} of {len(dataset.train)} rows); choose a larger k or another seed, or add rows of it"
+        )
+
+
+def _subset_note(dataset: Dataset) -> str:
+    return f"{dataset.task.name} has {len(dataset.train)} training rows, a subset: k = all is not the paper's."

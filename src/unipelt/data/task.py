@@ -1,0 +1,80 @@
+"""What a task is, and the rows that carry it: plain lists, no framework."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from unipelt.errors import DataError
+
+Kind = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked of a text, and how an answer is judged."""
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    """class names in the order of their indices; empty for regression"""
+    metric: str
+    """a name in METRICS: the number that chooses checkpoints and is reported"""
+    pair: bool
+    """whether a row is two texts"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Texts, or pairs of texts, with the index of each row's class or its number."""
+
+    first: list[str]
+    second: list[str] | None
+    labels: list[int] | list[float] | None
+
+    def __post_init__(self) -> None:
+        lengths = {len(column) for column in (self.first, self.second, self.labels) if column is not None}
+        if len(lengths) > 1:
+            raise DataError(
+                f"rows of unequal length {sorted(lengths)}: every row needs each of its texts and its label"
+            )
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def take(self, indices: Iterable[int]) -> "Rows":
+        indices = list(indices)
+        return Rows(
+            first=[self.first[index] for index in indices],
+            second=None if self.second is None else [self.second[index] for index in indices],
+            labels=None if self.labels is None else [self.labels[index] for index in indices],  # type: ignore[arg-type]
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 of the contents in order: equal exactly when texts, labels and order are equal."""
+        contents = json.dumps([self.first, self.second, self.labels], separators=(",", ":"))
+        return hashlib.sha256(contents.encode("ascii")).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A task and the rows it comes with; `protocol.split` makes the rest."""
+
+    task: Task
+    train: Rows
+    test: Rows | None
+    """None: a share of train is held out"""
+    dev: Rows | None
+    """None: taken from train"""
+    complete: bool
+    """False where train is a subset of the published set, so that k = all is not the paper's"""
+    source: str
+    """where the rows came from, in words"""
+
+
+def class_counts(task: Task, rows: Rows) -> dict[str, int]:
+    """Rows of each class, classes without rows included."""
+    counts = Counter(rows.labels or ())
+    return {name: counts[index] for index, name in enumerate(task.labels)}

@@ -1,0 +1,33 @@
+"""The one family of errors that a user's mistake raises: what came, what was expected, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave. The command line prints it as one line; `--debug` shows the traceback."""
+
+
+class SpecError(UserError):
+    """A mixture that is misspelt or unlawful."""
+
+
+class SiteError(UserError):
+    """A base model that does not have what a change asks for."""
+
+
+class DataError(UserError):
+    """A file, column, row or label that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A folder that is not the checkpoint it should be."""
+
+
+def nearest(word: str, known: Iterable[str], most: int = 3) -> str:
+    """`did you mean 'a' or 'b'?` for a misspelt word, else the whole list of known words."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=most, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    return "known: " + ", ".join(known)

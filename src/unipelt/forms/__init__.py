@@ -1,0 +1,30 @@
+"""What a change computes. Every form is written once, on the run axis; this room knows no transformer."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from unipelt import spec
+from unipelt.forms.bottleneck import Bottleneck, NormedInput
+from unipelt.forms.kronecker import Kronecker
+from unipelt.forms.low_rank import LowRank
+from unipelt.forms.routed import Route, RoutedLinear
+
+
+def _bottleneck(form: spec.Bottleneck, runs: int, inputs: int, outputs: int) -> nn.Module:
+    built = Bottleneck(runs, inputs, outputs, form.size, form.activation, form.init, form.dropout)
+    return NormedInput(runs, inputs, built) if form.norm else built
+
+
+def _kronecker(form: spec.Kronecker, runs: int, inputs: int, outputs: int) -> nn.Module:
+    return Kronecker(runs, inputs, outputs, form.size, form.terms, form.rank, form.activation)
+
+
+def _low_rank(form: spec.LowRank, runs: int, inputs: int, outputs: int) -> nn.Module:
+    return LowRank(runs, inputs, outputs, form.r, form.alpha, form.dropout)
+
+
+MAPS: dict[str, Callable[..., nn.Module]] = {"bottleneck": _bottleneck, "kronecker": _kronecker, "low_rank": _low_rank}
+"""The forms that are maps from `inputs` to `outputs` features, each with the function that builds it from its settings."""
+
+__all__ = ["MAPS", "Route", "RoutedLinear"]

@@ -1,0 +1,55 @@
+"""Adapters: Houlsby et al. 2019, arXiv:1902.00751; parallel and scaled: He et al. 2022, arXiv:2110.04366."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu, "tanh": torch.tanh, "identity": lambda x: x}
+
+
+class Bottleneck(nn.Module):
+    """Δ(x) = f(x W↓ + b↓) W↑ + b↑"""
+
+    def __init__(self, runs: int, inputs: int, outputs: int, size: int, activation: str, init: str, dropout: float):
+        super().__init__()
+        self.down = RoutedLinear(runs, inputs, size)
+        self.up = RoutedLinear(runs, size, outputs)
+        self.activation, self.init, self.dropout = ACTIVATIONS[activation], init, nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
+        return self.up(self.dropout(self.activation(self.down(x, route))), route)
+
+    def draw(self, run: int, generator: torch.Generator) -> None:
+        if self.init == "bert":
+            draw_normal(self.down.weight, run, generator, 0.02)
+            draw_normal(self.up.weight, run, generator, 0.02)
+        else:  # up stays 0: Δ = 0 at step 0
+            draw_kaiming(self.down.weight, run, generator, self.down.weight.shape[-1])
+
+
+class NormedInput(nn.Module):
+    """Δ(LN(x)), with a LayerNorm of the change's own: attention adapters of He et al.'s code"""
+
+    def __init__(self, runs: int, inputs: int, form: nn.Module):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(runs, inputs))
+        self.bias = nn.Parameter(torch.zeros(runs, inputs))
+        self.form = form
+
+    def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
+        return self.form(scale_and_shift(F.layer_norm(x, x.shape[-1:]), self.weight, self.bias, route), route)
+
+    def draw(self, run: int, generator: torch.Generator) -> None:
+        self.form.draw(run, generator)
+
+
+def scale_and_shift(
+    x: Float[Tensor, "batch *seq d"], weight: Float[Tensor, "run d"], bias: Float[Tensor, "run d"] | None, route: Route
+) -> Float[Tensor, "batch *seq d"]:
+    """x ⊙ wᵣ + bᵣ"""
+    shape = (-1, *[1] * (x.dim() - 2), x.shape[-1])
+    y = x * route.pick(weight, x.shape[0]).to(x.dtype).view(shape)
+    return y if bias is None else y + route.pick(bias, x.shape[0]).to(x.dtype).view(shape)

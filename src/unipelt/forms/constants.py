@@ -1,0 +1,41 @@
+"""Changes that a parameter of the base stands for: BitFit's biases and Houlsby's LayerNorms."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unipelt.forms.bottleneck import scale_and_shift
+from unipelt.forms.routed import Route
+
+
+class Bias(nn.Module):
+    """Δ = bᵣ, added to what the base's bias was added to          Ben Zaken et al. 2021, arXiv:2106.10199"""
+
+    def __init__(self, runs: int, size: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(runs, size))
+
+    def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "..."]:
+        bias = route.pick(self.bias, x.shape[0]).to(x.dtype)
+        return bias.view(-1, *[1] * (x.dim() - 2), bias.shape[-1])
+
+    def draw(self, run: int, generator: torch.Generator) -> None:
+        """Nothing to draw: Δ = 0 at step 0."""
+
+
+class Norm(nn.Module):
+    """Δ(x) = norm(x) ⊙ wᵣ + bᵣ, norm being the base's own without its scale and shift          Houlsby et al. 2019, §2.1"""
+
+    def __init__(self, runs: int, size: int, normalise: Callable[[Tensor], Tensor], shift: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(runs, size))
+        self.bias = nn.Parameter(torch.zeros(runs, size)) if shift else None
+        self.normalise = normalise
+
+    def forward(self, x: Float[Tensor, "batch *seq d"], route: Route) -> Float[Tensor, "batch *seq d"]:
+        return scale_and_shift(self.normalise(x), self.weight, self.bias, route)
+
+    def draw(self, run: int, generator: torch.Generator) -> None:
+        """Nothing to draw: Δ = 0 at step 0."""

@@ -1,0 +1,23 @@
+"""LoRA: Hu et al. 2021, arXiv:2106.09685."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming
+
+
+class LowRank(nn.Module):
+    """Δ(x) = (α / r) x W↓ W↑"""
+
+    def __init__(self, runs: int, inputs: int, outputs: int, r: int, alpha: float, dropout: float):
+        super().__init__()
+        self.down = RoutedLinear(runs, inputs, r, bias=False)
+        self.up = RoutedLinear(runs, r, outputs, bias=False)
+        self.scale, self.dropout = alpha / r, nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
+        return self.up(self.down(self.dropout(x), route), route) * self.scale
+
+    def draw(self, run: int, generator: torch.Generator) -> None:
+        draw_kaiming(self.down.weight, run, generator, self.down.weight.shape[-1])  # up stays 0: Δ = 0 at step 0

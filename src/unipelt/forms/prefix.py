@@ -1,0 +1,150 @@
+"""Prefix tuning: Li & Liang 2021, arXiv:2101.00190; as a gated add: He et al. 2022, §3.1; gated by UniPELT: Mao et al. 2022, §3.2.
+
+Shapes: a prefix is `[run, head, prefix, d]` a layer, head being the key/value heads and d the width of one.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal
+
+Heads = Float[Tensor, "rows head prefix d"]
+
+
+class PrefixTable(nn.Module):
+    """P_k and P_v of every layer as parameters: what is left of a prefix once its MLP is folded."""
+
+    def __init__(self, runs: int, layers: int, length: int, heads: int, width: int, function: str):
+        super().__init__()
+        self.key = nn.Parameter(torch.zeros(runs, layers, length, heads * width))
+        self.value = nn.Parameter(torch.zeros(runs, layers, length, heads * width))
+        self.heads, self.function = heads, function
+
+    def forward(self, layer: int, route: Route, batch: int) -> tuple[Heads, Heads]:
+        pair = route.pick(self.key[:, layer], batch), route.pick(self.value[:, layer], batch)
+        key, value = (rearrange(p, "rows prefix (head d) -> rows head prefix d", head=self.heads) for p in pair)
+        return key, value
+
+    def draw(self, run: int, generator: torch.Generator) -> None:
+        draw_normal(self.key, run, generator, 0.02)
+        if self.function == "softmax":  # a relu prefix keeps P_v = 0: Δ = 0 at step 0
+            draw_normal(self.value, run, generator, 0.02)
+
+
+class PrefixMLP(nn.Module):
+    """[P_k, P_v] of layer i = slots 2i and 2i+1 of tanh(E W₁ + b₁) W₂ + b₂, E one learned row a prefix position"""
+
+    def __init__(self, runs: int, layers: int, length: int, heads: int, width: int, d_model: int, mlp: int, init: str):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.zeros(runs, length, d_model))
+        self.hidden = RoutedLinear(runs, d_model, mlp)
+        self.output = RoutedLinear(runs, mlp, layers * 2 * heads * width)
+        self.heads, self.width, self.init = heads, width, init
+
+    def forward(self, layer: int, route: Route, batch: int) -> tuple[Heads, Heads]:
+        runs, slot = Route.blocks(len(self.embedding)), 2 * self.key_size
+        rows = slice(layer * slot, (layer + 1) * slot)  # this layer's share of the second matrix
+        hidden = torch.tanh(self.hidden(self.embedding, runs))
+        pair = torch.baddbmm(self.output.bias[:, None, rows], hidden, self.output.weight[:, rows].mT)
+        pair = rearrange(pair, "run prefix (two head d) -> two run head prefix d", two=2, head=self.heads)
+        return route.pick(pair[0], batch), route.pick(pair[1], batch)
+
+    @property
+    def layers(self) -> int:
+        return self.output.weight.shape[1] // (2 * self.key_size)
+
+    @property
+    def key_size(self) -> int:
+        return self.heads * self.width
+
+    def draw(self, run: int, generator: torch.Generator) -> None:
+        if self.init == "unipelt":
+            for parameter in (self.embedding, self.hidden.weight, self.output.weight):
+                draw_normal(parameter, run, generator, 0.02)
+        else:
+            draw_normal(self.embedding, run, generator, 1.0)
+            for linear in (self.hidden, self.output):
+                for parameter in (linear.weight, linear.bias):
+                    draw_kaiming(parameter, run, generator, linear.weight.shape[-1])
+
+
+@torch.no_grad()
+def fold(prefix: PrefixMLP) -> PrefixTable:
+    """The prefixes that the MLP gives, as parameters: the same function, without the training-time reparameterisation."""
+    runs, length = prefix.embedding.shape[:2]
+    table = PrefixTable(runs, prefix.layers, length, prefix.heads, prefix.width, "softmax").to(prefix.embedding)
+    for layer in range(prefix.layers):
+        for target, source in zip((table.key, table.value), prefix(layer, Route.blocks(runs), runs)):
+            target[:, layer] = rearrange(source, "run head prefix d -> run prefix (head d)")
+    return table
+
+
+Attend = Callable[..., tuple[Float[Tensor, "batch query head d"], Tensor | None]]
+
+
+def concatenated(
+    attend: Attend,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """softmax(q [P_k; k]ᵀ / √d) [P_v; v]; P_k and P_v come weighed, the mask is widened by columns that all attend"""
+    batch = k.shape[0]
+    keys = torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=-2)
+    values = torch.cat([prefix_v.expand(batch, -1, -1, -1), v], dim=-2)
+    columns = (prefix_k.shape[-2], 0)
+    if mask is not None:
+        mask = F.pad(mask, columns, value=True if mask.dtype == torch.bool else 0.0)
+    if bias is not None:
+        bias = F.pad(bias, columns)
+    return attend(q, keys, values, mask, bias)
+
+
+def mixed(
+    attend: Attend, quiet: Attend | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+    prefix_k: Tensor, prefix_v: Tensor, bias: Tensor | None,
+    weight: Float[Tensor, "batch query 1"], scaling: float, softcap: float | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """(1−λ) h + λ g softmax(g q P_kᵀ / √d) P_v for a weight g of each query's own, λ = σ(LSE_prefix − LSE_context)
+
+    One zero key whose bias is LSE_prefix stands for the prefix, and one value column of ones returns 1−λ; where the
+    kernel drops attention weights out, `quiet`, the same without dropout, returns it.
+    """
+    repeat, queries = q.shape[1] // prefix_k.shape[1], q.shape[-2]
+    prefix_k, prefix_v = (p.repeat_interleave(repeat, dim=1) for p in (prefix_k, prefix_v))
+    weight = weight[:, None]  # batch 1 query 1
+    logits = weight * scaling * (q @ prefix_k.mT)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    mass = logits.logsumexp(dim=-1, keepdim=True)
+    delta = (weight * (logits.softmax(dim=-1) @ prefix_v)).transpose(1, 2)
+
+    if mask is None:
+        mask = q.new_zeros(1, 1, queries, k.shape[-2])
+    elif mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
+    mask = torch.cat([mass, mask.expand(*mass.shape[:2], queries, -1)], dim=-1)
+    keys, values, ones = (F.pad(t, (0, 0, 1, 0)) for t in (k, v, torch.ones_like(v[..., :1])))
+    bias = None if bias is None else F.pad(bias, (1, 0))
+    if quiet is None:
+        h, weights = attend(q, keys, torch.cat([values, ones], dim=-1), mask, bias)
+        h, rest = h[..., :-1], h[..., -1:]  # batch query head d and 1−λ
+    else:
+        h, weights = attend(q, keys, values, mask, bias)
+        rest, _ = quiet(q, keys, ones, mask, bias)
+    return h + (1 - rest) * delta, weights
+
+
+def multi_head_parallel(q: Tensor, prefix_k: Tensor, prefix_v: Tensor) -> Float[Tensor, "batch query head d"]:
+    """Δ = ReLU(q P_kᵀ) P_v on each head          He et al. 2022, §4.3"""
+    repeat = q.shape[1] // prefix_k.shape[1]
+    prefix_k, prefix_v = (p.repeat_interleave(repeat, dim=1) for p in (prefix_k, prefix_v))
+    return (F.relu(q @ prefix_k.mT) @ prefix_v).transpose(1, 2)

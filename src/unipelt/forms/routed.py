@@ -1,0 +1,78 @@
+"""The run axis: every tuned parameter is `[run, ...]`, and the route says which run each row of a batch belongs to."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Route(NamedTuple):
+    """Which run each row of a batch belongs to: one run, equal blocks of rows (fleets), or any row to any run (serving)."""
+
+    runs: int = 1
+    rows: Int[Tensor, " batch"] | None = None
+
+    @classmethod
+    def blocks(cls, runs: int) -> "Route":
+        """Rows in `runs` equal blocks: the first block belongs to run 0, and so on."""
+        return cls(runs)
+
+    @classmethod
+    def of_rows(cls, rows: Int[Tensor, " batch"], runs: int) -> "Route":
+        return cls(runs, rows)
+
+    def repeated(self, batch: int) -> "Route":
+        """The route of a batch in which generation has repeated each row, for beams or several samples."""
+        if self.rows is None or batch == len(self.rows):
+            return self
+        if batch % len(self.rows):
+            raise ValueError(f"the route has {len(self.rows)} rows, the batch {batch}: expected a multiple")
+        return Route(self.runs, self.rows.repeat_interleave(batch // len(self.rows)))
+
+    def pick(self, parameter: Float[Tensor, "run ..."], batch: int) -> Float[Tensor, "..."]:
+        """The parameter of each row's run, `[batch, ...]`; `[1, ...]` where there is one run."""
+        if self.rows is not None:
+            return parameter[self.rows]
+        return parameter if self.runs == 1 else parameter.repeat_interleave(batch // self.runs, dim=0)
+
+
+def draw_normal(parameter: Tensor, run: int, generator: torch.Generator, std: float) -> None:
+    """N(0, std²) for one run, drawn in float32 on the CPU: initial values depend on neither device, dtype nor fleet."""
+    if not parameter.is_meta:
+        parameter.data[run].copy_(torch.randn(parameter.shape[1:], generator=generator) * std)
+
+
+def draw_uniform(parameter: Tensor, run: int, generator: torch.Generator, bound: float) -> None:
+    """U(−bound, bound) for one run."""
+    if not parameter.is_meta:
+        parameter.data[run].copy_((torch.rand(parameter.shape[1:], generator=generator) * 2 - 1) * bound)
+
+
+def draw_kaiming(parameter: Tensor, run: int, generator: torch.Generator, fan_in: int) -> None:
+    """Kaiming-uniform with a = √5, which is U(±1/√fan_in): LoRA's down-projection and PyTorch's own linears."""
+    draw_uniform(parameter, run, generator, 1 / math.sqrt(fan_in))
+
+
+class RoutedLinear(nn.Module):
+    """y = x Wᵣᵀ + bᵣ, where r is the run that the row belongs to. Starts at 0; its owner draws what it wants else."""
+
+    def __init__(self, runs: int, inputs: int, outputs: int, bias: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(runs, outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(runs, outputs)) if bias else None
+
+    def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
+        weight = self.weight.to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if route.rows is None and route.runs == 1:
+            return F.linear(x, weight[0], None if bias is None else bias[0])
+        if route.rows is None:  # equal blocks of rows
+            rows = x.reshape(route.runs, -1, x.shape[-1])
+        else:  # any row to any run
+            weight, bias = weight[route.rows], None if bias is None else bias[route.rows]
+            rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        y = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
+        return y.reshape(*x.shape[:-1], -1)

@@ -1,0 +1,290 @@
+"""Attach a mixture to a base, and give the base back as it was."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unipelt import spec
+from unipelt.errors import SiteError, SpecError, nearest
+from unipelt.forms.routed import Route
+from unipelt.inject.architectures import Stack
+from unipelt.inject.attention import Kernels
+from unipelt.inject.build import Build
+from unipelt.inject.flow import AttentionEntry, Hold, StackHooks
+from unipelt.inject.heads import POLICIES, POOLINGS, HeadJunction, Pooling, build_head, find_head
+from unipelt.inject.places import LiveStack, find_stacks
+from unipelt.inject.tuned import NAME, Tuned, tuned_of
+
+
+def attach(
+    model: nn.Module,
+    mixture: str | spec.Mixture = spec.DEFAULT,
+    *,
+    runs: int = 1,
+    seeds: Sequence[int] | None = None,
+    head: str = "train",
+    pooling: str = "model",
+    sites: tuple[Stack, ...] | None = None,
+    fresh_head: bool = False,
+    head_modules: list[str] | None = None,
+) -> nn.Module:
+    """Join the changes of a mixture to a model, which stays the PreTrainedModel it is, and freeze its own parameters.
+
+    runs: how many sets of parameters stand side by side (see `route`). seeds: one a run, from which its initial values are
+    drawn; 0, 1, … if none are given. head: `train` for every method, `frozen`, or `paper` (with an adapter it trains, with
+    BitFit its bias alone, else it stays as it is: U's code). pooling: what the head reads, `model` (its own), `cls` or
+    `mean`. fresh_head: draw the head from the seeds too, instead of starting from the base's values.
+
+    Raises SpecError for a misspelt preset or option, SiteError where the base lacks what a change asks for; the base is
+    then as it was.
+    """
+    mixture = spec.mixture(mixture)
+    seeds = list(range(runs)) if seeds is None else list(seeds)
+    for name, value, known in (("head", head, POLICIES), ("pooling", pooling, POOLINGS)):
+        if value not in known:
+            raise SpecError(f"{name}={value!r}: {nearest(value, known)}")
+    if runs < 1 or len(seeds) != runs:
+        raise SpecError(f"runs={runs} with {len(seeds)} seeds: expected at least one run, and one seed each")
+    _check_model(model)
+
+    stacks = find_stacks(model, sites, runs)
+    policy = _paper_policy(mixture) if head == "paper" else head
+    heads = {} if policy == "frozen" else build_head(model, head_modules, runs)
+    build = Build(model, stacks, runs, set(find_head(model)))
+    build.mixture(mixture)
+
+    options = {"head": head, "pooling": pooling}
+    tuned = Tuned(mixture, runs, options)
+    for path, module in build.modules.items():
+        tuned.place(path, module)
+    for path, module in heads.items():
+        tuned.place(f"head.{path}", module)
+    _cast(tuned, model)
+    tuned.initialise(seeds, fresh_head)
+    _device(tuned, build, model)
+    tuned.hooks = _hooks(tuned, build, stacks, heads, model, pooling)
+    if policy == "bias":
+        for name, parameter in tuned.named_parameters():
+            parameter.requires_grad_(not name.startswith("head.") or name.endswith("bias"))
+
+    if build.prefixes:
+        modules = [*model.modules()]
+        configs = {
+            id(m.config): m.config for m in modules if hasattr(getattr(m, "config", None), "_attn_implementation")
+        }
+        tuned.kernels = Kernels(list(configs.values()))
+        tuned.kernels.enter()
+    tuned.before = {
+        "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
+        "_keys_to_ignore_on_save": getattr(model, "_keys_to_ignore_on_save", None),
+        "own": "_keys_to_ignore_on_save" in vars(model),
+    }
+    model.requires_grad_(False)
+    model.add_module(NAME, tuned)
+    model._keys_to_ignore_on_save = [rf"^(?!{NAME}\.)"]  # a Trainer's checkpoint holds the tuned part alone
+    tuned.train(model.training)
+    tuned.hang(model)
+    _forget_compiled()
+    return model
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Give the base back: weights, hooks, requires_grad, attention implementation and attributes are as they were."""
+    tuned = tuned_of(model)
+    _check_compiled(model)
+    tuned.unhang()
+    if tuned.kernels is not None:
+        tuned.kernels.restore()
+    delattr(model, NAME)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(tuned.before["requires_grad"][name])
+    if tuned.before["own"]:
+        model._keys_to_ignore_on_save = tuned.before["_keys_to_ignore_on_save"]
+    else:
+        del model._keys_to_ignore_on_save
+    _forget_compiled()
+    return model
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside the block the model is its plain base, its own head included."""
+    tuned = tuned_of(model)
+    tuned.unhang()
+    if tuned.kernels is not None:
+        tuned.kernels.restore()
+    try:
+        yield model
+    finally:
+        if tuned.kernels is not None:
+            tuned.kernels.enter()
+        tuned.hang(model)
+
+
+@contextmanager
+def route(model: nn.Module, rows: Sequence[int] | Tensor | None = None) -> Iterator[nn.Module]:
+    """Inside the block each row of a batch belongs to the run that `rows` names; without it, to equal blocks of rows.
+
+    A model with several runs takes equal blocks, the first block run 0, unless told otherwise. Generation with beams
+    repeats the route as it repeats the rows. Raises SpecError for a run that is not there.
+    """
+    tuned = tuned_of(model)
+    before = tuned.route
+    if rows is None:
+        tuned.route = Route.blocks(tuned.runs)
+    else:
+        device = next(tuned.parameters()).device if any(True for _ in tuned.parameters()) else None
+        rows = torch.as_tensor(rows, device=device, dtype=torch.long)
+        if rows.dim() != 1 or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= tuned.runs:
+            raise SpecError(f"rows={rows.tolist()}: expected one run of 0 to {tuned.runs - 1} for each row")
+        tuned.route = Route.of_rows(rows, tuned.runs)
+    try:
+        yield model
+    finally:
+        tuned.route = before
+
+
+def fix_gates(model: nn.Module, values: dict[str, float | Sequence[float]]) -> nn.Module:
+    """Replace gates by constants, by change name: one value for all layers, or one a layer.
+
+    The change's weight becomes a learned scalar at that value, so that what could not merge now can.
+    """
+    from unipelt.inject.swap import rebuild
+
+    return rebuild(model, values)
+
+
+def _check_model(model: nn.Module) -> None:
+    if hasattr(model, "_orig_mod"):
+        raise SiteError(
+            "the model is compiled, and compiled code ignores new hooks: attach to the plain model, then compile it"
+        )
+    if not hasattr(model, "base_model") or not hasattr(model, "config"):
+        raise SiteError(f"expected a transformers PreTrainedModel; got {type(model).__name__}")
+    if isinstance(getattr(model, NAME, None), Tuned):
+        raise SiteError(
+            f"the model has {tuned_of(model).mixture.name!r} attached already; call unipelt.detach(model) first"
+        )
+    if hasattr(model, NAME):
+        raise SiteError(f"the model has an attribute {NAME!r} of its own: nothing can be attached under that name")
+    _check_compiled(model)
+
+
+def _check_compiled(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            what = f"its {path!r} is" if path else "the model is"
+            raise SiteError(
+                f"{what} compiled in place, and compiled code ignores new hooks: attach or detach before model.compile()"
+            )
+
+
+def _forget_compiled() -> None:
+    """Code that torch.compile made of this model knows none of its new hooks: make it look again."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
+def _paper_policy(mixture: spec.Mixture) -> str:
+    """U's code: the classifier trains with the adapter flag; BitFit keeps its bias; else it stays frozen at random init."""
+    forms = {change.form.name for change in mixture.changes}
+    if forms & {"bottleneck", "kronecker"} or not forms:
+        return "train"
+    return "bias" if forms == {"bias"} else "frozen"
+
+
+def _cast(tuned: Tuned, model: nn.Module) -> None:
+    """Tuned parameters are float32 beside a half-precision base, float64 beside a float64 one."""
+    floating = [p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1]
+    dtype = torch.promote_types(floating[0], torch.float32) if floating else torch.float32
+    tuned.to(dtype)
+
+
+def _device(tuned: Tuned, build: Build, model: nn.Module) -> None:
+    """A change lives where its target lives: joined modules may be on several devices."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    tuned.to(device) if device.type != "meta" else tuned.to_empty(device=device)
+    if len({p.device for p in model.parameters()}) < 2:
+        return
+    for side in (build.before, build.after):
+        for path, junction in side.items():
+            target = next(model.get_submodule(path).parameters(), None)
+            for delta in junction.deltas:
+                if target is not None:
+                    delta.form.to(target.device)
+                    if isinstance(delta.weight, nn.Module):
+                        delta.weight.to(target.device)
+    for path, entry in build.prefixes.items():
+        for delta in entry.deltas:
+            if isinstance(delta.weight, nn.Module):
+                delta.weight.to(next(model.get_submodule(path).parameters()).device)
+
+
+def _hooks(
+    tuned: Tuned, build: Build, stacks: list[LiveStack], heads: dict[str, Any], model: nn.Module, pooling: str
+) -> list[tuple[str, str, Any]]:
+    """Every hook of an attached model, in the order in which they are to hang."""
+    hooks: list[tuple[str, str, Any]] = []
+    for stack in stacks:
+        pooled = stack.row.name in build.pooled
+        hands_on = stack.row.attention.prefix  # what dispatches its attention also hands keywords on
+        by_mask = not hands_on and getattr(model, "supports_gradient_checkpointing", False)
+        flows = pooled or tuned.runs > 1
+        door = StackHooks(stack.module, stack.flow, tuned.current_route, pooled, hands_on)
+        if build.prefixes:
+            hooks.append((stack.path, "pre with keywords", KernelDoor(tuned).enter))
+        if flows or any(flow is stack.flow for flow, _ in build.holds.values()):
+            hooks.append((stack.path, "pre with keywords", door.enter))
+            hooks.append((stack.path, "post", door.leave))
+        for layer in stack.layers:
+            for _, attention in stack.attentions():
+                path = f"{layer.path}.{attention.module}"
+                held = build.holds.pop(path, (None, None))[1]
+                hooks.append((path, "pre with keywords", AttentionEntry(stack.flow, held, by_mask).enter))
+    hooks += [(path, "pre with keywords", Hold(flow, name).enter) for path, (flow, name) in build.holds.items()]
+    hooks += [(path, "pre with keywords", entry.enter) for path, entry in build.prefixes.items()]
+    hooks += [(path, "pre", junction.before) for path, junction in build.before.items()]
+    hooks += [(path, "post", junction.after) for path, junction in build.after.items()]
+    hooks += [(path, "post", HeadJunction(module, tuned.current_route).after) for path, module in heads.items()]
+    if pooling != "model":
+        if len(stacks) != 1 or stacks[0].row.causal or model.base_model is model:
+            raise SiteError(
+                f"pooling={pooling!r}: {type(model).__name__} is no encoder with a head that pools; use pooling='model'"
+            )
+        path = next(path for path, module in model.named_modules() if module is model.base_model)
+        hooks.append((path, "post with keywords", Pooling(pooling == "mean").after))
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    path = next((path for path, module in model.named_modules() if module is embeddings), None)
+    if path:
+        hooks.append((path, "post", Checkpointed(model).after))
+    return hooks
+
+
+class KernelDoor:
+    """Looks at each forward whether the user has set another attention implementation."""
+
+    def __init__(self, tuned: Tuned):
+        self.tuned = tuned
+
+    def enter(self, *_: Any) -> None:
+        self.tuned.kernels.enter()
+
+
+class Checkpointed:
+    """Reentrant gradient checkpointing drops the gradients of a layer whose input needs none: then the embeddings need one."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def after(self, embeddings: nn.Module, args: tuple, output: Any) -> None:
+        if (
+            self.model.training
+            and torch.is_grad_enabled()
+            and self.model.is_gradient_checkpointing
+            and isinstance(output, Tensor)
+        ):
+            output.requires_grad_(True)

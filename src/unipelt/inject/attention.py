@@ -1,0 +1,180 @@
+"""Prefixes inside any attention kernel: functions registered beside transformers' own, and the masks that they need.
+
+A pre-hook on the attention block puts its prefixes into one keyword, which the block hands to its attention function.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from unipelt.errors import SiteError
+from unipelt.forms.prefix import concatenated, mixed, multi_head_parallel
+from unipelt.inject.flow import Flow
+from unipelt.inject.junction import Delta
+
+KEYWORD = "unipelt_prefixes"
+MARK = "unipelt_"
+KERNELS = ("eager", "sdpa")
+
+
+class PrefixCall(NamedTuple):
+    """One prefix of one forward: P_k and P_v `[rows, head, prefix, d]`; weight `[batch, query, 1]` where each query has its own."""
+
+    function: str
+    key: Tensor
+    value: Tensor
+    weight: Tensor | None
+
+
+class PrefixDelta(Delta):
+    """A prefix's weight multiplies P_k and P_v (softmax) or Δ (relu); `form` gives the prefixes of one layer of its stack."""
+
+    def __init__(self, name: str, form: nn.Module, weight: Any, *, layer: int, function: str, member: int = 0):
+        super().__init__(name, form, weight, "queries", member=member)
+        self.layer, self.function = layer, function
+
+    def call(self, x: Tensor, flow: Flow) -> PrefixCall:
+        context = flow.context
+        key, value = (p.to(device=x.device, dtype=x.dtype) for p in self.form(self.layer, context.route, x.shape[0]))
+        if not callable(self.weight):
+            weight = self.weight
+        else:
+            weight = self.gate(x, context).to(x)
+            if weight.shape[1] > 1 or self.function == "relu":
+                return PrefixCall(self.function, key, value, weight)
+            weight = weight[:, None]  # rows head prefix d
+        if self.function == "relu":
+            return PrefixCall("relu", key, value if isinstance(weight, Tensor) or weight == 1 else value * weight, None)
+        if isinstance(weight, Tensor) or weight != 1:
+            key, value = key * weight, value * weight
+        return PrefixCall(self.function, key, value, None)
+
+
+class PrefixEntry:
+    """Puts an attention block's prefixes into the call of its attention function."""
+
+    def __init__(self, flow: Flow):
+        self.flow = flow
+        self.deltas: list[PrefixDelta] = []
+
+    def enter(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        x = args[0] if args else kwargs["hidden_states"]
+        return args, {**kwargs, KEYWORD: tuple(delta.call(x, self.flow) for delta in self.deltas)}
+
+
+def attend_with_prefixes(
+    name: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' attention function `name`, each prefix of the call around it in tuple order."""
+    prefixes: tuple[PrefixCall, ...] = kwargs.pop(KEYWORD, ())
+    bias, dropout = kwargs.pop("position_bias", None), kwargs.pop("dropout", 0.0)
+    kernel = eager_of(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    scaling = kwargs.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    def plain(q, k, v, mask, bias, dropout=dropout):
+        extra = {} if bias is None else {"position_bias": bias}
+        return kernel(module, q, k, v, mask, dropout=dropout, **extra, **kwargs)
+
+    if (
+        attention_mask is None
+        and prefixes
+        and query.shape[-2] > 1
+        and kwargs.get("is_causal", getattr(module, "is_causal", False))
+    ):
+        queries, keys = query.shape[-2], key.shape[-2]
+        attention_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[
+            None, None
+        ]
+        if name == "eager":
+            attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(
+                ~attention_mask, torch.finfo(query.dtype).min
+            )
+
+    attend: Callable = plain
+    for prefix in prefixes:
+        if prefix.function == "softmax" and prefix.weight is None:
+            attend = partial(_concatenated, attend, prefix)
+        elif prefix.function == "softmax":
+            attend = partial(_mixed, attend, prefix, scaling, kwargs.get("softcap"), dropout)
+    output, weights = attend(query, key, value, attention_mask, bias)
+    for prefix in prefixes:
+        if prefix.function == "relu":
+            delta = multi_head_parallel(query, prefix.key, prefix.value)
+            output = output + (delta if prefix.weight is None else delta * prefix.weight[:, :, None])
+    return output, weights
+
+
+def _concatenated(attend: Callable, prefix: PrefixCall, q, k, v, mask, bias, **kwargs):
+    return concatenated(partial(attend, **kwargs), q, k, v, mask, prefix.key, prefix.value, bias)
+
+
+def _mixed(
+    attend: Callable,
+    prefix: PrefixCall,
+    scaling: float,
+    softcap: float | None,
+    dropout: float,
+    q,
+    k,
+    v,
+    mask,
+    bias,
+    **kwargs,
+):
+    quiet = partial(attend, dropout=0.0) if dropout else None
+    return mixed(
+        partial(attend, **kwargs), quiet, q, k, v, mask, prefix.key, prefix.value, bias, prefix.weight, scaling, softcap
+    )
+
+
+def eager_of(module: nn.Module) -> Callable:
+    """`eager_attention_forward` of the module's own modelling file."""
+    return sys.modules[type(module).__module__].eager_attention_forward
+
+
+def _explicit(kernel: str, *args: Any, **kwargs: Any) -> Tensor | None:
+    """transformers' mask, never left to a kernel's `is_causal`: with prefix keys in front that is aligned to the wrong corner."""
+    return ALL_MASK_ATTENTION_FUNCTIONS[kernel](*args, **{**kwargs, "allow_is_causal_skip": False})
+
+
+for _kernel in KERNELS:
+    AttentionInterface.register(MARK + _kernel, partial(attend_with_prefixes, _kernel))
+    AttentionMaskInterface.register(MARK + _kernel, partial(_explicit, _kernel))
+
+
+class Kernels:
+    """Keeps every config of a model on the wrapper of the kernel that its user set, also when it is set anew."""
+
+    def __init__(self, configs: list[Any]):
+        self.configs = configs
+
+    def enter(self, *_: Any) -> None:
+        """A pre-hook of each stack, before its masks are built."""
+        for config in self.configs:
+            name = config._attn_implementation or "eager"
+            if not name.startswith(MARK):
+                if name not in KERNELS:
+                    raise SiteError(
+                        f"attention implementation {name!r} with a prefix: expected one of {', '.join(KERNELS)}; "
+                        "call model.set_attn_implementation('sdpa')"
+                    )
+                config._attn_implementation_internal = MARK + name
+
+    def restore(self) -> None:
+        for config in self.configs:
+            name = config._attn_implementation or ""
+            config._attn_implementation_internal = name.removeprefix(MARK) or None

@@ -1,0 +1,275 @@
+"""A mixture becomes modules and the hooks that join them to a base: one small function a form."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from unipelt import spec
+from unipelt.errors import SiteError
+from unipelt.forms import MAPS
+from unipelt.forms.constants import Bias, Norm
+from unipelt.forms.gate import Gate, GroupGate, Learned, each_token, mean_of_all, mean_of_real
+from unipelt.forms.prefix import PrefixMLP, PrefixTable
+from unipelt.inject.architectures import Attention
+from unipelt.inject.attention import PrefixDelta, PrefixEntry
+from unipelt.inject.flow import Flow
+from unipelt.inject.junction import Channels, Delta, Junction
+from unipelt.inject.places import (
+    Layer,
+    LiveStack,
+    features,
+    heads_of,
+    match_linears,
+    normaliser,
+    projection,
+)
+from unipelt.spec.lawful import LINEARS
+
+
+@dataclass
+class Place:
+    """Where one change joins: the module, the side of it, and what Δ reads."""
+
+    path: str
+    label: str
+    inputs: int
+    outputs: int
+    before: bool = False
+    reads: str = "input"
+    held: str | None = None
+    source: bool = False
+    part: Any = None
+
+
+@dataclass
+class Build:
+    """What attach puts into a model: modules by parameter path, and the owners of hooks by module path."""
+
+    model: nn.Module
+    stacks: list[LiveStack]
+    runs: int
+    head: set[str]
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    before: dict[str, Junction] = field(default_factory=dict)
+    after: dict[str, Junction] = field(default_factory=dict)
+    prefixes: dict[str, PrefixEntry] = field(default_factory=dict)
+    holds: dict[str, tuple[Flow, str]] = field(default_factory=dict)
+    pooled: set[str] = field(default_factory=set)
+    members: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.config = self.model.base_model.config
+
+    def mixture(self, mixture: spec.Mixture) -> None:
+        for name, change in mixture.named():
+            if isinstance(change.weight, spec.Gate) and change.weight.group:
+                self.members.setdefault(change.weight.group, []).append(name)
+        for name, change in mixture.named():
+            depth = max(len(stack.layers) for stack in self.stacks)
+            if change.layers is not None and (beyond := [i for i in change.layers if i >= depth]):
+                raise SiteError(f"{name}: layers={beyond} of a base with {depth} layers; they count from 0")
+            place = {"prefix": self.prefix, "bias": self.biases, "norm": self.norms}.get(change.form.name, self.map)
+            place(name, change)
+
+    def map(self, name: str, change: spec.Change) -> None:
+        """A form that maps x to Δ(x): bottleneck, Kronecker, low rank."""
+        for site in change.sites:
+            for stack, layer, place in self.places(site, change):
+                if layer is not None and change.layers is not None and layer.index not in change.layers:
+                    continue
+                form = MAPS[change.form.name](change.form, self.runs, place.inputs, place.outputs)
+                owner = f"{stack.row.name}.{layer.index if layer else 'stack'}.{name}"
+                self.modules[f"{owner}.{place.label}"] = form
+                weight, member = self.weight(name, change, stack, layer, place, owner)
+                delta = Delta(
+                    f"{owner}.{place.label}", form, weight, place.reads,
+                    held=place.held, source=place.source, member=member, part=place.part,
+                )  # fmt: skip
+                self.junction(stack, place).deltas.append(delta)
+
+    def places(self, site: str, change: spec.Change):
+        if site.startswith(LINEARS):
+            yield from self.linears(site.removeprefix(LINEARS), change)
+            return
+        for stack in self.stacks:
+            for layer in stack.layers:
+                if site in ("ffn", "layer"):
+                    yield stack, layer, self.ffn(stack, layer, site, change.reads)
+                else:
+                    for kind, attention in stack.attentions():
+                        yield stack, layer, self.attention(stack, layer, kind, attention, site, change)
+
+    def linears(self, target: str, change: spec.Change):
+        known: dict[str, tuple[str, Attention, LiveStack, Layer]] = {}
+        for stack in self.stacks:
+            for layer in stack.layers:
+                for kind, attention in stack.attentions():
+                    for path in (attention.query, attention.key, attention.value):
+                        known[f"{layer.path}.{path}"] = kind, attention, stack, layer
+        for path in match_linears(self.stacks, self.model, target, self.head):
+            stack = max((s for s in self.stacks if path.startswith(s.path)), key=lambda s: len(s.path))
+            layer = next((found for s in self.stacks if (found := s.layer_of(path))), None)
+            gated = isinstance(change.weight, spec.Gate)
+            if gated and (layer is None or (change.weight.group and path not in known)):
+                raise SiteError(
+                    f"{path!r} does not read a stack's tokens as its gate must; gate another linear, or use a number"
+                )
+            source = (
+                path in known
+                and known[path][0] == "cross"
+                and path.rsplit(".", 1)[-1] != known[path][1].query.rsplit(".", 1)[-1]
+            )
+            inputs, outputs = features(self.model.get_submodule(path))
+            label = path.removeprefix(layer.path + ".") if layer else path
+            reads = "output" if change.reads == "output" else "input"
+            yield stack, layer, Place(path, label, inputs, outputs, reads=reads, source=source)
+
+    def attention(
+        self, stack: LiveStack, layer: Layer, kind: str, attention: Attention, site: str, change: spec.Change
+    ) -> Place:
+        cross = "" if kind == "self" else "cross_"
+        if site in ("query", "key", "value"):
+            path, inputs, outputs, part = projection(layer, attention, site, self.config)
+            source = kind == "cross" and site != "query"
+            reads = "output" if change.reads == "output" else "input"
+            return Place(f"{layer.path}.{path}", cross + site, inputs, outputs, reads=reads, source=source, part=part)
+        inner, d_model = features(layer.get(attention.out))
+        out, block = f"{layer.path}.{attention.out}", f"{layer.path}.{attention.module}"
+        if change.reads == "input":
+            self.holds[block] = stack.flow, kind
+        if site == "heads":
+            return Place(out, cross + "heads", d_model, inner, before=True, held=kind)
+        if change.reads == "normed sum":
+            if attention.norm is None:
+                raise SiteError(
+                    f"'normed sum' at attention: {self.config.model_type} has no LayerNorm over attention output and residual; "
+                    "read 'output' instead, or put the change on the FFN"
+                )
+            return Place(f"{layer.path}.{attention.norm}", cross + "attention", d_model, d_model, reads="normed sum")
+        held = kind if change.reads == "input" else None
+        return Place(out, cross + "attention", d_model, d_model, reads="output", held=held)
+
+    def ffn(self, stack: LiveStack, layer: Layer, site: str, reads: str) -> Place:
+        row, d_model = stack.row, features(layer.get(stack.row.attention.out))[1]
+        output, entry = f"{layer.path}.{row.ffn_output}", f"{layer.path}.{row.ffn_input}"
+        if site == "layer":
+            if reads == "input":
+                self.holds[layer.path] = stack.flow, "layer"
+            return Place(
+                layer.path, "layer", d_model, d_model, reads="output", held="layer" if reads == "input" else None
+            )
+        if reads == "normed sum":
+            if row.ffn_norm is None:  # pre-LN: the sum is the layer's output, and nothing normalises it
+                return Place(layer.path, "ffn", d_model, d_model, reads="output")
+            return Place(f"{layer.path}.{row.ffn_norm}", "ffn", d_model, d_model, reads="normed sum")
+        if reads == "residual" and row.ffn_residual is not None:
+            self.holds[f"{layer.path}.{row.ffn_residual}"] = stack.flow, "residual"
+            return Place(output, "ffn", d_model, d_model, held="residual")
+        if reads in ("input", "residual"):
+            if entry == output:
+                return Place(output, "ffn", d_model, d_model)
+            self.holds[entry] = stack.flow, "ffn"
+            return Place(output, "ffn", d_model, d_model, held="ffn")
+        return Place(output, "ffn", d_model, d_model, reads="output")
+
+    def prefix(self, name: str, change: spec.Change) -> None:
+        form: Any = change.form
+        for stack in self.stacks:
+            for kind, attention in stack.attentions():
+                layers = [layer for layer in stack.layers if change.layers is None or layer.index in change.layers]
+                if not attention.prefix:
+                    raise SiteError(
+                        f"{name}: {self.config.model_type} computes its attention by itself, so no prefix can enter it; "
+                        "use a mixture without a prefix, such as lora, adapter or bitfit"
+                    )
+                if not layers:
+                    continue
+                heads, width = heads_of(layers[0], attention, self.config)
+                d_model = features(layers[0].get(attention.out))[1]
+                if form.mlp and form.function == "softmax":
+                    table: nn.Module = PrefixMLP(
+                        self.runs, len(layers), form.length, heads, width, d_model, form.mlp, form.init
+                    )
+                else:
+                    table = PrefixTable(self.runs, len(layers), form.length, heads, width, form.function)
+                self.modules[f"{stack.row.name}.{name}.{kind}"] = table
+                for slot, layer in enumerate(layers):
+                    owner = f"{stack.row.name}.{layer.index}.{name}"
+                    place = Place(
+                        f"{layer.path}.{attention.module}", "heads" if kind == "self" else "cross_heads", d_model, 0
+                    )
+                    weight, member = self.weight(name, change, stack, layer, place, owner)
+                    delta = PrefixDelta(
+                        f"{owner}.{place.label}", table, weight, layer=slot, function=form.function, member=member
+                    )
+                    self.prefixes.setdefault(place.path, PrefixEntry(stack.flow)).deltas.append(delta)
+
+    def biases(self, name: str, change: spec.Change) -> None:
+        found = False
+        for path, module in self.model.base_model.named_modules():
+            bias = getattr(module, "bias", None)
+            if not isinstance(bias, nn.Parameter) or bias.dim() != 1:
+                continue
+            full = next(p for p, m in self.model.named_modules() if m is module)
+            layer = next((layer for stack in self.stacks if (layer := stack.layer_of(full))), None)
+            if full in self.head or (change.layers is not None and (layer is None or layer.index not in change.layers)):
+                continue
+            stack = next((s for s in self.stacks if full.startswith(s.path + "." if s.path else "")), self.stacks[0])
+            form = Bias(self.runs, len(bias))
+            self.modules[f"{name}.{path}"] = form
+            part = Channels() if isinstance(module, nn.modules.conv._ConvNd) else None
+            place = Place(full, path, len(bias), len(bias))
+            delta = Delta(f"{name}.{path}", form, change.weight, "output", part=part)  # type: ignore[arg-type]
+            self.junction(stack, place).deltas.append(delta)
+            found = True
+        if not found:
+            raise SiteError(f"bitfit: {self.config.model_type} has no biases to tune; use lora or adapter")
+
+    def norms(self, name: str, change: spec.Change) -> None:
+        for stack in self.stacks:
+            for layer in stack.layers:
+                if change.layers is not None and layer.index not in change.layers:
+                    continue
+                for path in stack.row.norms:
+                    norm = layer.get(path)
+                    if isinstance(norm, nn.Identity):
+                        continue
+                    scale: Any = norm.weight
+                    form = Norm(self.runs, len(scale), normaliser(norm), getattr(norm, "bias", None) is not None)
+                    owner = f"{stack.row.name}.{layer.index}.{name}.{path}"
+                    self.modules[owner] = form
+                    place = Place(f"{layer.path}.{path}", path, len(scale), len(scale))
+                    self.junction(stack, place).deltas.append(Delta(owner, form, change.weight, "input"))  # type: ignore[arg-type]
+
+    def weight(
+        self, name: str, change: spec.Change, stack: LiveStack, layer: Layer | None, place: Place, owner: str
+    ) -> tuple[float | nn.Module, int]:
+        """The weight of one change at one place, and its column in a shared gate."""
+        cross = "cross_" if place.label.startswith("cross_") else ""
+        if isinstance(change.weight, spec.Learned):
+            return self.modules.setdefault(f"{owner}.{cross}scale", Learned(self.runs, change.weight.start)), 0
+        if not isinstance(change.weight, spec.Gate):
+            return change.weight, 0
+        assert layer is not None
+        causal = stack.row.causal and not place.source
+        pool: Callable = mean_of_all if change.weight.pool == "reference" else mean_of_real
+        if change.weight.pool == "token" or (causal and change.weight.pool == "auto"):
+            pool = each_token
+        else:
+            self.pooled.add(stack.row.name)
+        if group := change.weight.group:
+            members = self.members[group]
+            path = f"{stack.row.name}.{layer.index}.{group}.{cross}gate"
+            gate: nn.Module = self.modules.setdefault(path, GroupGate(self.runs, place.inputs, len(members), pool))
+            if pool is not gate.pool:  # a cross-attention value reads the encoder's output, its query the decoder's
+                path = f"{stack.row.name}.{layer.index}.{group}.{cross}source_gate"
+                gate = self.modules.setdefault(path, GroupGate(self.runs, place.inputs, len(members), pool))
+            return gate, members.index(name)
+        label = f"{place.label}.gate" if len(change.sites) == 1 else f"{cross}{'source_' if place.source else ''}gate"
+        return self.modules.setdefault(f"{owner}.{label}", Gate(self.runs, place.inputs, pool)), 0
+
+    def junction(self, stack: LiveStack, place: Place) -> Junction:
+        side = self.before if place.before else self.after
+        return side.setdefault(place.path, Junction(place.path, stack.flow))

@@ -1,0 +1,128 @@
+"""What one forward of a stack carries beside the hidden states: which tokens are real, and which run each row belongs to.
+
+A pre-hook on the stack makes a `Context` and adds it as one keyword; the layers hand the keyword on, and the pre-hook of
+each attention block takes it out again. So a layer that is recomputed for its gradients finds the context of its own
+forward, which a variable that outlives the forward would not give.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unipelt.errors import SiteError
+from unipelt.forms.routed import Route
+
+KEYWORD = "unipelt_context"
+
+
+class Context(NamedTuple):
+    """Shapes: real `[batch, seq]` and source `[batch, source]`, True at real tokens; none given: all are real."""
+
+    route: Route
+    batch: int | None = None
+    real: Tensor | None = None
+    source: Tensor | None = None
+
+
+class Flow:
+    """The context of the forward under way, and the tensors held between two modules of a layer, by what they are.
+
+    Between forwards it has the context that needs no forward: equal blocks. A module before the attention block, when a
+    layer is recomputed, finds that one.
+    """
+
+    def __init__(self, runs: int):
+        self.between = self.context = Context(Route.blocks(runs))
+        self.held: dict[str, Tensor] = {}
+
+
+class StackHooks:
+    """Makes the context at a stack's door, clears it at the end."""
+
+    def __init__(self, stack: nn.Module, flow: Flow, route: Callable[[], Route], pooled: bool, hands_on: bool):
+        """pooled: a gate averages over this stack; hands_on: its layers hand keywords on to their attention blocks."""
+        self.flow, self.route, self.pooled, self.hands_on = flow, route, pooled, hands_on
+        self.names = [name for name in inspect.signature(type(stack).forward).parameters if name != "self"]
+
+    def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        for name in ("input_ids", "inputs_embeds", "pixel_values"):
+            given = argument(self.names, args, kwargs, name)
+            first = given if isinstance(given, Tensor) else first
+        batch = None if first is None else first.shape[0]
+        route = self.route() if batch is None else self.route().repeated(batch)
+        if route.rows is None and batch is not None and batch % route.runs:
+            raise SiteError(
+                f"a batch of {batch} rows for {route.runs} runs in equal blocks: expected a multiple of {route.runs}"
+            )
+        if (
+            route.rows is not None
+            and torch.is_grad_enabled()
+            and any(getattr(m, "gradient_checkpointing", False) and m.training for m in stack.modules())
+        ):
+            raise SiteError("a route by rows with gradient checkpointing: expected equal blocks; sort the batch by run")
+        real = self._mask(args, kwargs, "attention_mask")
+        source = self._mask(args, kwargs, "encoder_attention_mask")
+        context = Context(route, batch, real, source)
+        self.flow.context = context
+        return (args, {**kwargs, KEYWORD: context}) if self.hands_on else None
+
+    def leave(self, stack: nn.Module, args: tuple, output: Any) -> None:
+        self.flow.context = self.flow.between
+        self.flow.held.clear()
+
+    def _mask(self, args: tuple, kwargs: dict[str, Any], name: str) -> Tensor | None:
+        mask = argument(self.names, args, kwargs, name)
+        if mask is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+            if mask is not None and self.pooled:
+                raise SiteError(
+                    f"{name} is not [batch, seq]: a gate that averages over a sequence cannot tell packed sequences apart; "
+                    "unpack them, or use Gate(pool='token')"
+                )
+            return None
+        return mask.bool()
+
+
+class AttentionEntry:
+    """At the door of an attention block: the context of this very forward, and the block's input for whom it may concern."""
+
+    def __init__(self, flow: Flow, holds: str | None, mask_argument: bool):
+        self.flow, self.holds, self.mask_argument = flow, holds, mask_argument
+
+    def enter(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        if self.holds is not None:
+            self.flow.held[self.holds] = args[0] if args else kwargs["hidden_states"]
+        if KEYWORD in kwargs:
+            kwargs = {name: value for name, value in kwargs.items() if name != KEYWORD or self._take(value)}
+            return args, kwargs
+        if self.mask_argument:  # a layer without keywords: its own mask, real ⊗ real, is what a recomputation has
+            mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+            if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] == mask.shape[-2]:
+                real = mask[:, 0].diagonal(dim1=-2, dim2=-1).bool()
+                self.flow.context = self.flow.context._replace(real=real)
+        return None
+
+    def _take(self, context: Context) -> bool:
+        self.flow.context = context
+        return False
+
+
+class Hold:
+    """Keeps a module's first argument until a later module of the same layer reads it."""
+
+    def __init__(self, flow: Flow, name: str):
+        self.flow, self.name = flow, name
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.flow.held[self.name] = args[0] if args else kwargs["hidden_states"]
+
+
+def argument(names: list[str], args: tuple, kwargs: dict[str, Any], name: str) -> Any:
+    """An argument of a forward, given by position or by keyword."""
+    if name in kwargs:
+        return kwargs[name]
+    place = names.index(name) if name in names else len(args)
+    return args[place] if place < len(args) else None

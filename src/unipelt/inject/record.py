@@ -1,0 +1,43 @@
+"""Watching an attached model: its gates' values, and what it has to train."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from unipelt.forms.gate import Gate, GroupGate
+from unipelt.inject.tuned import tuned_of
+
+
+@contextmanager
+def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect every gate's value for the forwards inside the block, by path: `[batch]`, `[batch, seq]` or `[…, changes]`.
+
+    Values are part of the graph: a loss may use them.
+    """
+    values: dict[str, list[Tensor]] = defaultdict(list)
+    gates = {path: m for path, m in tuned_of(model).named_modules() if isinstance(m, Gate | GroupGate)}
+
+    def keep(path: str):
+        def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:
+            value = output.squeeze(-1) if isinstance(gate, Gate) else output
+            values[path].append(value[:, 0] if output.shape[1] == 1 else value)
+
+        return hook
+
+    handles = [gate.register_forward_hook(keep(path)) for path, gate in gates.items()]
+    try:
+        yield values
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, int]:
+    """Numbers of trainable parameters of one run, by change; `head` for the head."""
+    counts: dict[str, int] = {name: 0 for name, _ in tuned_of(model).mixture.named()}
+    for owner, _, parameter in tuned_of(model).changes():
+        if parameter.requires_grad:
+            counts[owner] = counts.get(owner, 0) + parameter[0].numel()
+    return counts

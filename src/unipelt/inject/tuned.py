@@ -1,0 +1,94 @@
+"""The one child module of a base that holds everything tuned, and the hooks that join it to the base."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unipelt import spec
+from unipelt.forms.routed import Route
+
+NAME = "unipelt"
+
+
+class Tuned(nn.Module):
+    """Every tuned parameter of a base, `[run, ...]`, under paths such as `encoder.0.low_rank_query.query.down.weight`."""
+
+    def __init__(self, mixture: spec.Mixture, runs: int, options: dict[str, Any]):
+        super().__init__()
+        self.mixture, self.runs, self.options = mixture, runs, options
+        self.route = Route.blocks(runs)
+        self.hooks: list[tuple[str, str, Any]] = []
+        """module path, kind of hook and the bound method that hangs there, in order"""
+        self.handles: list[Any] = []
+        self.before: dict[str, Any] = {}
+        """what detach gives back: requires_grad of each parameter and attributes of the base"""
+        self.kernels: Any = None
+        self.owned: dict[str, str] = {}
+        """class name of the module that owns a group of parameters, by path: what it is, for summaries"""
+
+    def current_route(self) -> Route:
+        return self.route
+
+    def place(self, path: str, module: nn.Module) -> None:
+        """Add a module under a dotted path."""
+        parent: nn.Module = self
+        *parents, name = path.split(".")
+        for part in parents:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        parent.add_module(name, module)
+
+    def initialise(self, seeds: list[int], head: bool) -> None:
+        """Initial values of each run from its own generator, in the order of the mixture."""
+        for run, seed in enumerate(seeds):
+            generator = torch.Generator().manual_seed(seed)
+            for path, module in self.named_modules():
+                if hasattr(module, "draw") and not self._inside_drawn(path) and (head or not path.startswith("head.")):
+                    module.draw(run, generator)
+
+    def _inside_drawn(self, path: str) -> bool:
+        """Whether an ancestor draws this module's values."""
+        parents = path.split(".")[:-1]
+        return any(hasattr(self.get_submodule(".".join(parents[: i + 1])), "draw") for i in range(len(parents)))
+
+    def hang(self, base: nn.Module) -> None:
+        """Register every hook, in order."""
+        for path, kind, method in self.hooks:
+            module = base.get_submodule(path)
+            if kind == "pre":
+                self.handles.append(module.register_forward_pre_hook(method))
+            elif kind == "pre with keywords":
+                self.handles.append(module.register_forward_pre_hook(method, with_kwargs=True))
+            elif kind == "post with keywords":
+                self.handles.append(module.register_forward_hook(method, with_kwargs=True))
+            else:
+                self.handles.append(module.register_forward_hook(method))
+
+    def unhang(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def state_of(self, run: int) -> dict[str, Tensor]:
+        """One run's parameters, without the run axis."""
+        return {name: parameter.detach()[run] for name, parameter in self.named_parameters()}
+
+    def changes(self) -> Iterator[tuple[str, str, nn.Parameter]]:
+        """Each parameter with the change that owns it: (change or `head`, path, parameter)."""
+        names = [name for name, _ in self.mixture.named()]
+        groups = [c.weight.group for c in self.mixture.changes if isinstance(c.weight, spec.Gate) and c.weight.group]
+        for path, parameter in self.named_parameters():
+            parts = path.split(".")
+            owner = next((part for part in parts[:3] if part in names or part in groups), "head")
+            yield owner, path, parameter
+
+
+def tuned_of(model: nn.Module) -> Tuned:
+    """The tuned part of an attached model."""
+    tuned = getattr(model, NAME, None)
+    if not isinstance(tuned, Tuned):
+        raise ValueError(f"{type(model).__name__} has nothing attached; call unipelt.attach(model, …) first")
+    return tuned

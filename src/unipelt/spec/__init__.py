@@ -1,0 +1,27 @@
+"""What a mixture is. This room imports nothing but the standard library: no torch, no transformers."""
+
+from unipelt.spec.change import Change, Gate, Learned, Mixture, Weight
+from unipelt.spec.forms import FORMS, Bias, Bottleneck, Form, Kronecker, LowRank, Norm, Prefix
+from unipelt.spec.lawful import LAWS, equation
+from unipelt.spec.presets import DEFAULT, PRESETS, mixture
+
+__all__ = [
+    "DEFAULT",
+    "FORMS",
+    "LAWS",
+    "PRESETS",
+    "Bias",
+    "Bottleneck",
+    "Change",
+    "Form",
+    "Gate",
+    "Kronecker",
+    "Learned",
+    "LowRank",
+    "Mixture",
+    "Norm",
+    "Prefix",
+    "Weight",
+    "equation",
+    "mixture",
+]

@@ -1,0 +1,194 @@
+"""A change, and a mixture of changes: the algebra of He et al. 2022, arXiv:2110.04366, with the gates of Mao et al. 2022."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from unipelt.errors import SpecError, nearest
+from unipelt.spec.forms import FORMS, Form, check_settings
+from unipelt.spec.lawful import LINEARS, equation
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """g = mean of σ(h·w + b) over real tokens, in (0, 1), h being what the change reads          Mao et al. 2022, arXiv:2110.07577"""
+
+    pool: Literal["auto", "token", "reference"] = "auto"
+    """auto: the mean over real tokens of an encoder's stream, each token for itself in a causal one; token: each token
+    for itself; reference: the mean over all positions, padding included, as U's code"""
+    group: str = ""
+    """gates of one group share one softmax over their changes: U's central gate"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """A learned scalar s, one a layer, as He et al.'s scaled parallel adapter may have."""
+
+    start: float = 1.0
+    """value at step 0"""
+
+
+Weight = float | Learned | Gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One modification of one representation: h ← h + weight · Δ(reads), along He et al.'s dimensions.
+
+    Raises SpecError for a combination that the table of `unipelt.spec.lawful` refuses, with its reason.
+    """
+
+    form: Form
+    """functional form Δ with its own settings, such as Bottleneck(size=48)"""
+    site: str | tuple[str, ...]
+    """modified representation h: query, key, value, heads, attention, ffn, layer, biases, norms, or linears by name
+    (`linear:` and an exact name, a dotted suffix, a regular expression or all-linear); several sites share one gate"""
+    reads: Literal["input", "output", "normed sum", "residual", "queries", "nothing"]
+    """what Δ sees: the sub-layer's input (parallel), its output (sequential), LN of the sum (Pfeiffer), the residual stream"""
+    weight: Weight = 1.0
+    """1, a scale s, Learned() or Gate()"""
+    layers: tuple[int, ...] | None = None
+    """layers that are changed, counted from 0 in each stack; none given: all"""
+
+    def __post_init__(self):
+        object.__setattr__(self, "site", tuple(self.site) if isinstance(self.site, list) else self.site)
+        object.__setattr__(self, "layers", None if self.layers is None else tuple(self.layers))
+        if type(self.form) not in FORMS.values():
+            raise SpecError(f"form={self.form!r}: expected one of {', '.join(FORMS)}")
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float | Learned | Gate):
+            raise SpecError(f"weight={self.weight!r}: expected a number, Learned() or Gate()")
+        if self.layers is not None and any(not isinstance(layer, int) or layer < 0 for layer in self.layers):
+            raise SpecError(f"layers={self.layers!r}: expected whole numbers from 0")
+        if isinstance(self.weight, Gate) and self.weight.pool not in ("auto", "token", "reference"):
+            raise SpecError(
+                f"Gate(pool={self.weight.pool!r}): {nearest(self.weight.pool, ('auto', 'token', 'reference'))}"
+            )
+        if not self.sites:
+            raise SpecError("site=(): expected at least one site")
+        check_settings(self.form)
+        for site in self.sites:
+            equation(self.form, site, self.reads, self.weight)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (self.site,) if isinstance(self.site, str) else self.site
+
+    @property
+    def label(self) -> str:
+        """A short name for parameter keys, such as `low_rank_query`."""
+        return self.form.name + "_" + "_".join(LINEARS.rstrip(":") if s.startswith(LINEARS) else s for s in self.sites)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A named tuple of changes. Where two changes meet on one module, the order of the tuple is the order of composition."""
+
+    changes: tuple[Change, ...]
+    name: str = "mixture"
+
+    def __post_init__(self):
+        object.__setattr__(self, "changes", tuple(self.changes))
+        for change in self.changes:
+            if not isinstance(change, Change):
+                raise SpecError(f"a mixture holds changes; got {type(change).__name__}")
+        layers: dict[str, set] = {}
+        for change in self.changes:
+            if isinstance(change.weight, Gate) and change.weight.group:
+                layers.setdefault(change.weight.group, set()).add((change.layers, change.weight.pool))
+        for group, kinds in layers.items():
+            if len(kinds) > 1:
+                raise SpecError(
+                    f"group {group!r}: its changes must name the same layers and the same pool; got {kinds}"
+                )
+
+    def named(self) -> list[tuple[str, Change]]:
+        """Each change with a name of its own: its label, numbered from the second of its kind."""
+        seen: Counter[str] = Counter()
+        pairs = []
+        for change in self.changes:
+            seen[change.label] += 1
+            number = seen[change.label]
+            pairs.append((change.label if number == 1 else f"{change.label}_{number}", change))
+        return pairs
+
+    def with_weights(self, weights: dict[str, Weight]) -> "Mixture":
+        """The same mixture with other weights, by change name."""
+        changes = [replace(change, weight=weights.get(name, change.weight)) for name, change in self.named()]
+        return Mixture(tuple(changes), self.name)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT_VERSION, "name": self.name, "changes": [_change_to_dict(c) for c in self.changes]}
+
+    @classmethod
+    def from_json(cls, text: str) -> "Mixture":
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise SpecError(f"the mixture is not JSON: {error}") from None
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Mixture":
+        if not isinstance(data, dict) or data.get("format") != FORMAT_VERSION:
+            got = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise SpecError(f"the mixture has format {got!r}; this version reads format {FORMAT_VERSION}")
+        _known_keys(data, ("format", "name", "changes"), "a mixture")
+        if not isinstance(data.get("changes"), list):
+            raise SpecError(f"a mixture needs 'changes', a list; got {data.get('changes')!r}")
+        return cls(tuple(_change_from_dict(change) for change in data["changes"]), data.get("name", "mixture"))
+
+
+def _change_to_dict(change: Change) -> dict[str, Any]:
+    weight: Any = change.weight
+    if isinstance(weight, Gate | Learned):
+        weight = {type(weight).__name__.lower(): asdict(weight)}
+    return {
+        "form": {change.form.name: asdict(change.form)},
+        "site": change.site if isinstance(change.site, str) else list(change.site),
+        "reads": change.reads,
+        "weight": weight,
+        "layers": None if change.layers is None else list(change.layers),
+    }
+
+
+def _change_from_dict(data: Any) -> Change:
+    if not isinstance(data, dict):
+        raise SpecError(f"a change is an object; got {type(data).__name__}")
+    _known_keys(data, ("form", "site", "reads", "weight", "layers"), "a change")
+    for key in ("form", "site", "reads"):
+        if key not in data:
+            raise SpecError(f"a change needs {key!r}; got {sorted(data)}")
+    weight = data.get("weight", 1.0)
+    if isinstance(weight, dict):
+        weight = _one_of({"gate": Gate, "learned": Learned}, weight, "weight")
+    site, layers = data["site"], data.get("layers")
+    return Change(
+        form=_one_of(FORMS, data["form"], "form"),
+        site=site if isinstance(site, str) else tuple(site),
+        reads=data["reads"],
+        weight=weight,
+        layers=None if layers is None else tuple(layers),
+    )
+
+
+def _one_of(known: dict[str, type], data: Any, what: str) -> Any:
+    if not isinstance(data, dict) or len(data) != 1:
+        raise SpecError(f"a {what} is an object with one name; got {data!r}")
+    ((name, settings),) = data.items()
+    if name not in known:
+        raise SpecError(f"{what} {name!r}: {nearest(name, known)}")
+    _known_keys(settings, tuple(known[name].__dataclass_fields__), f"{what} {name}")
+    return known[name](**settings)
+
+
+def _known_keys(data: dict[str, Any], known: Iterable[str], what: str) -> None:
+    for key in data:
+        if key not in known:
+            raise SpecError(f"{what} has no {key!r}: {nearest(key, known)}")

@@ -1,0 +1,117 @@
+"""The functional forms of a change, as settings: one small frozen dataclass a form, and nothing but the standard library.
+
+He et al. 2022, arXiv:2110.04366, table 1, first column. What a form computes stands in `unipelt.forms`.
+"""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, get_args, get_type_hints
+
+from unipelt.errors import SpecError, nearest
+
+Activation = Literal["relu", "gelu", "swish", "tanh", "identity"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bottleneck:
+    """Δ(x) = f(x W↓ + b↓) W↑ + b↑          Houlsby et al. 2019, arXiv:1902.00751"""
+
+    name: ClassVar[str] = "bottleneck"
+
+    size: int = 48
+    """width of the bottleneck, in hidden units"""
+    activation: Activation = "relu"
+    """non-linearity f"""
+    norm: bool = False
+    """a LayerNorm of the change's own on its input, as He et al.'s code has on attention adapters"""
+    init: Literal["bert", "lora"] = "bert"
+    """bert: N(0, 0.02) for both matrices, not a no-op; lora: Kaiming-uniform down and zero up, a no-op at step 0"""
+    dropout: float = 0.0
+    """probability that a bottleneck unit is dropped in training"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kronecker:
+    """A bottleneck whose matrices are sums of Kronecker products, W = Σᵢ Aᵢ ⊗ (sᵢ tᵢ)          Compacter: Mahabadi et al. 2021, arXiv:2106.04647"""
+
+    name: ClassVar[str] = "kronecker"
+
+    size: int = 48
+    """width of the bottleneck, in hidden units; a multiple of `terms`"""
+    terms: int = 4
+    """number n of Kronecker products, and the side of the small matrices Aᵢ"""
+    rank: int = 1
+    """rank of the large factor sᵢ tᵢ"""
+    activation: Activation = "gelu"
+    """non-linearity between the two matrices"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """Δ(x) = (α / r) x W↓ W↑          LoRA: Hu et al. 2021, arXiv:2106.09685"""
+
+    name: ClassVar[str] = "low_rank"
+
+    r: int = 8
+    """rank"""
+    alpha: float = 8.0
+    """numerator of the scale α / r; α = r is a scale of 1, which is what a gate replaces in UniPELT"""
+    dropout: float = 0.0
+    """probability that an input feature is dropped in training"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """softmax: head = softmax(q [P_k; K]ᵀ / √d) [P_v; V];  relu: head = h + ReLU(q P_kᵀ) P_v          Li & Liang 2021, arXiv:2101.00190"""
+
+    name: ClassVar[str] = "prefix"
+
+    length: int = 10
+    """number of prefix positions in front of every layer's keys and values"""
+    mlp: int = 512
+    """width of the training-time reparameterisation (embedding → tanh → linear); 0: the prefixes are parameters themselves"""
+    function: Literal["softmax", "relu"] = "softmax"
+    """softmax: prefix tuning; relu: the multi-head parallel adapter of He et al."""
+    init: Literal["unipelt", "torch"] = "unipelt"
+    """unipelt: N(0, 0.02) everywhere (prefix std ≈ 0.005); torch: PyTorch's default for the MLP, as He et al. (std ≈ 0.27)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bias:
+    """Δ = b, one vector for each bias of the base          BitFit: Ben Zaken et al. 2021, arXiv:2106.10199"""
+
+    name: ClassVar[str] = "bias"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """Δ(x) = norm(x) ⊙ w + b, on every LayerNorm of a layer: its scale and shift are tuned          Houlsby et al. 2019, §2.1"""
+
+    name: ClassVar[str] = "norm"
+
+
+Form = Bottleneck | Kronecker | LowRank | Prefix | Bias | Norm
+FORMS: dict[str, type] = {form.name: form for form in (Bottleneck, Kronecker, LowRank, Prefix, Bias, Norm)}
+
+
+def check_settings(form: Form) -> None:
+    """Raise SpecError where a setting has the wrong type or is out of its range."""
+    hints = get_type_hints(type(form))
+    for field in fields(form):
+        value, hint = getattr(form, field.name), hints[field.name]
+        what = f"{form.name}({field.name}={value!r})"
+        if choices := get_args(hint):
+            if value not in choices:
+                raise SpecError(f"{what}: {nearest(str(value), choices)}")
+        elif hint is bool:
+            if not isinstance(value, bool):
+                raise SpecError(f"{what}: expected true or false")
+        elif hint is int:
+            least = 0 if field.name == "mlp" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise SpecError(f"{what}: expected a whole number of at least {least}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise SpecError(f"{what}: expected a number of at least 0")
+        if field.name == "dropout" and not value < 1:
+            raise SpecError(f"{what}: expected a probability below 1")
+    if isinstance(form, Kronecker) and form.size % form.terms:
+        raise SpecError(f"kronecker(size={form.size}, terms={form.terms}): size must be a multiple of terms")

@@ -1,0 +1,267 @@
+"""Published methods as values: each preset is a function from its options to a Mixture, its paper beside it."""
+
+import ast
+import inspect
+from collections.abc import Callable, Sequence
+
+from unipelt.errors import SpecError, nearest
+from unipelt.spec.change import Change, Gate, Learned, Mixture, Weight
+from unipelt.spec.forms import Bias, Bottleneck, Kronecker, LowRank, Norm, Prefix
+from unipelt.spec.lawful import LINEARS
+
+Layers = Sequence[int] | None
+PRESETS: dict[str, Callable[..., Mixture]] = {}
+DEFAULT = "unipelt-apl"
+
+
+def preset(name: str):
+    """Register a function as the preset `name`."""
+
+    def register(build: Callable[..., Mixture]) -> Callable[..., Mixture]:
+        PRESETS[name] = build
+        return build
+
+    return register
+
+
+def _pfeiffer(size: int, weight: Weight, layers: Layers, init: str = "bert", dropout: float = 0.0) -> Change:
+    form = Bottleneck(size=size, init=init, dropout=dropout)  # type: ignore[arg-type]
+    return Change(form=form, site="ffn", reads="normed sum", weight=weight, layers=_layers(layers))
+
+
+def _prefix(
+    length: int, mlp: int, weight: Weight, layers: Layers, init: str = "unipelt", function: str = "softmax"
+) -> Change:
+    form = Prefix(length=length, mlp=mlp, init=init, function=function)  # type: ignore[arg-type]
+    return Change(form=form, site="heads", reads="queries", weight=weight, layers=_layers(layers))
+
+
+def _lora(form: LowRank, site: str | Sequence[str], weight: Weight, layers: Layers) -> Change:
+    return Change(
+        form=form,
+        site=site if isinstance(site, str) else tuple(site),
+        reads="input",
+        weight=weight,
+        layers=_layers(layers),
+    )
+
+
+def _layers(layers: Layers) -> tuple[int, ...] | None:
+    return None if layers is None else tuple(layers)
+
+
+@preset("adapter")
+def adapter(bottleneck: int = 48, init: str = "bert", dropout: float = 0.0, layers: Layers = None) -> Mixture:
+    """LN(s + f(LN(s) W↓) W↑) after the FFN          Pfeiffer et al. 2021, arXiv:2005.00247"""
+    return Mixture((_pfeiffer(bottleneck, 1.0, layers, init, dropout),))
+
+
+@preset("houlsby")
+def houlsby(bottleneck: int = 48, norms: bool = True, activation: str = "swish", layers: Layers = None) -> Mixture:
+    """h + f(h W↓) W↑ after attention and FFN, LayerNorms tuned or not          Houlsby et al. 2019, arXiv:1902.00751"""
+    form = Bottleneck(size=bottleneck, activation=activation)  # type: ignore[arg-type]
+    changes = [Change(form=form, site=site, reads="output", layers=_layers(layers)) for site in ("attention", "ffn")]
+    if norms:
+        changes.append(Change(form=Norm(), site="norms", reads="input", layers=_layers(layers)))
+    return Mixture(tuple(changes))
+
+
+@preset("lora")
+def lora(
+    r: int = 8,
+    alpha: float = 16.0,
+    dropout: float = 0.0,
+    target_modules: str | Sequence[str] = ("query", "value"),
+    layers: Layers = None,
+) -> Mixture:
+    """W + (α/r) B A on query and value, or on any linear by name          Hu et al. 2021, arXiv:2106.09685"""
+    targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    form = LowRank(r=r, alpha=alpha, dropout=dropout)
+    sites = [target if target in ("query", "key", "value") else LINEARS + target for target in targets]
+    return Mixture(tuple(_lora(form, site, 1.0, layers) for site in sites))
+
+
+@preset("prefix")
+def prefix(length: int = 10, mlp: int = 512, init: str = "unipelt", layers: Layers = None) -> Mixture:
+    """softmax(q [P_k; K]ᵀ) [P_v; V] in every attention          Li & Liang 2021, arXiv:2101.00190"""
+    return Mixture((_prefix(length, mlp, 1.0, layers, init),))
+
+
+@preset("prompt")
+def prompt(length: int = 10) -> Mixture:
+    """a prefix of the first layer only          Lester et al. 2021, arXiv:2104.08691; He et al. 2022, §2.2"""
+    return Mixture((_prefix(length, 0, 1.0, (0,)),))
+
+
+@preset("bitfit")
+def bitfit() -> Mixture:
+    """every bias of the base is tuned          Ben Zaken et al. 2021, arXiv:2106.10199"""
+    return Mixture((Change(form=Bias(), site="biases", reads="nothing"),))
+
+
+@preset("head")
+def head() -> Mixture:
+    """nothing but the head: a linear probe          the baseline of every study"""
+    return Mixture(())
+
+
+def _parallel(size: int, weight: Weight, layers: Layers, init: str, reads: str = "input") -> Change:
+    form = Bottleneck(size=size, init=init)  # type: ignore[arg-type]
+    return Change(form=form, site="ffn", reads=reads, weight=weight, layers=_layers(layers))  # type: ignore[arg-type]
+
+
+@preset("parallel-adapter")
+def parallel_adapter(bottleneck: int = 48, init: str = "lora", reads: str = "input", layers: Layers = None) -> Mixture:
+    """h + f(x W↓) W↑ beside the FFN          He et al. 2022, arXiv:2110.04366, §3.3"""
+    return Mixture((_parallel(bottleneck, 1.0, layers, init, reads),))
+
+
+@preset("scaled-parallel-adapter")
+def scaled_parallel_adapter(
+    bottleneck: int = 48,
+    s: float = 4.0,
+    learned: bool = False,
+    init: str = "lora",
+    reads: str = "input",
+    layers: Layers = None,
+) -> Mixture:
+    """h + s f(x W↓) W↑ beside the FFN, s given or learned from there          He et al. 2022, §4.5"""
+    return Mixture((_parallel(bottleneck, Learned(start=s) if learned else s, layers, init, reads),))
+
+
+@preset("multi-head-parallel-adapter")
+def multi_head_parallel_adapter(length: int = 10, layers: Layers = None) -> Mixture:
+    """h + ReLU(q P_kᵀ) P_v on each head          He et al. 2022, §4.3"""
+    return Mixture((_prefix(length, 0, 1.0, layers, function="relu"),))
+
+
+@preset("mam")
+def mam(
+    prefix: int = 16, mlp: int = 512, bottleneck: int = 16, s: float = 2.0, reads: str = "input", layers: Layers = None
+) -> Mixture:
+    """a small prefix and a scaled parallel adapter on the FFN          He et al. 2022, §4.6"""
+    return Mixture((_prefix(prefix, mlp, 1.0, layers, "torch"), _parallel(bottleneck, s, layers, "lora", reads)))
+
+
+@preset("compacter")
+def compacter(bottleneck: int = 48, terms: int = 4, rank: int = 1, layers: Layers = None) -> Mixture:
+    """Houlsby's adapters with W = Σᵢ Aᵢ ⊗ (sᵢ tᵢ)          Mahabadi et al. 2021, arXiv:2106.04647"""
+    form = Kronecker(size=bottleneck, terms=terms, rank=rank)
+    return Mixture(
+        tuple(Change(form=form, site=site, reads="output", layers=_layers(layers)) for site in ("attention", "ffn"))
+    )
+
+
+def _unipelt(
+    bottleneck: int, length: int, mlp: int, r: int, pool: str, init: str, layers: Layers, low_rank: bool
+) -> Mixture:
+    gate = Gate(pool=pool)  # type: ignore[arg-type]
+    changes = [_pfeiffer(bottleneck, gate, layers, init), _prefix(length, mlp, gate, layers)]
+    if low_rank:
+        form = LowRank(r=r, alpha=float(r))  # a scale of 1: the gate takes its place
+        changes += [_lora(form, site, gate, layers) for site in ("query", "value")]
+    return Mixture(tuple(changes))
+
+
+@preset("unipelt-ap")
+def unipelt_ap(
+    bottleneck: int = 48,
+    prefix: int = 10,
+    mlp: int = 512,
+    init: str = "bert",
+    pool: str = "auto",
+    layers: Layers = None,
+) -> Mixture:
+    """g_A · adapter + g_P · prefix          Mao et al. 2022, arXiv:2110.07577"""
+    return _unipelt(bottleneck, prefix, mlp, 8, pool, init, layers, False)
+
+
+@preset("unipelt-apl")
+def unipelt_apl(
+    bottleneck: int = 48,
+    prefix: int = 10,
+    mlp: int = 512,
+    r: int = 8,
+    init: str = "bert",
+    pool: str = "auto",
+    layers: Layers = None,
+) -> Mixture:
+    """g_A · adapter + g_P · prefix + g_L · LoRA on query and value          Mao et al. 2022, arXiv:2110.07577"""
+    return _unipelt(bottleneck, prefix, mlp, r, pool, init, layers, True)
+
+
+@preset("unipelt-ap-nogate")
+def unipelt_ap_nogate(
+    bottleneck: int = 48, prefix: int = 10, mlp: int = 512, init: str = "bert", layers: Layers = None
+) -> Mixture:
+    """adapter + prefix, every gate fixed to 1          Mao et al. 2022, §4.4"""
+    return Mixture((_pfeiffer(bottleneck, 1.0, layers, init), _prefix(prefix, mlp, 1.0, layers)))
+
+
+@preset("unipelt-apl-nogate")
+def unipelt_apl_nogate(
+    bottleneck: int = 48,
+    prefix: int = 10,
+    mlp: int = 512,
+    r: int = 8,
+    alpha: float = 16.0,
+    init: str = "bert",
+    layers: Layers = None,
+) -> Mixture:
+    """adapter + prefix + LoRA scaled by α/r, every gate fixed to 1          Mao et al. 2022, §4.4"""
+    low_rank = [_lora(LowRank(r=r, alpha=alpha), site, 1.0, layers) for site in ("query", "value")]
+    return Mixture((_pfeiffer(bottleneck, 1.0, layers, init), _prefix(prefix, mlp, 1.0, layers), *low_rank))
+
+
+@preset("unipelt-central")
+def unipelt_central(
+    bottleneck: int = 48,
+    prefix: int = 10,
+    mlp: int = 512,
+    r: int = 8,
+    init: str = "bert",
+    pool: str = "auto",
+    layers: Layers = None,
+) -> Mixture:
+    """one softmax over LoRA (query and value) and prefix; the adapter is not gated          Mao et al. 2022, code"""
+    gate = Gate(pool=pool, group="central")  # type: ignore[arg-type]
+    low_rank = _lora(LowRank(r=r, alpha=float(r)), ("query", "value"), gate, layers)
+    return Mixture((_pfeiffer(bottleneck, 1.0, layers, init), low_rank, _prefix(prefix, mlp, gate, layers)))
+
+
+def mixture(text: "str | Mixture") -> Mixture:
+    """The mixture that a text names: `lora`, `lora(r=16)`, `unipelt-apl(prefix=20, bottleneck=64)`.
+
+    Raises SpecError for a misspelt preset or option, with the nearest right names.
+    """
+    if isinstance(text, Mixture):
+        return text
+    name, _, options = text.strip().partition("(")
+    name = name.strip()
+    if name == "full":
+        raise SpecError(
+            "'full': refused, because full fine-tuning is not a change to a frozen base but a way of training; use `unipelt train --method full`"
+        )
+    if name not in PRESETS:
+        raise SpecError(f"preset {name!r}: {nearest(name, PRESETS)}")
+    known = inspect.signature(PRESETS[name]).parameters
+    given = _options(text, options) if options else {}
+    for option in given:
+        if option not in known:
+            raise SpecError(
+                f"preset {name!r} has no option {option!r}: " + (nearest(option, known) if known else "it has none")
+            )
+    built = PRESETS[name](**given)
+    return Mixture(built.changes, text.replace(" ", ""))
+
+
+def _options(text: str, options: str) -> dict[str, object]:
+    try:
+        call = ast.parse(f"f({options}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError):
+        raise SpecError(
+            f"{text!r}: expected NAME(option=value, …), such as lora(r=16); quote texts: reads='residual'"
+        ) from None

@@ -1,0 +1,79 @@
+"""GLUE from a folder: made-up rows for the laws, the real files where they are at hand."""
+
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from unipelt.data import GLUE, METRICS, class_counts, load_glue, split
+from unipelt.errors import DataError
+
+FOLDER = Path(os.environ.get("GLUE_DIR", Path(__file__).parents[2].parent / "shared" / "glue"))
+ALL = pytest.mark.parametrize("name", GLUE)
+REAL = pytest.mark.skipif(not FOLDER.is_dir(), reason="no GLUE folder; set GLUE_DIR to one")
+
+
+def write(folder, name, **changed):
+    """Thirty rows of that task under both splits, in the hub's columns."""
+    row = GLUE[name]
+    columns = {column: [f"{column} number {index}" for index in range(30)] for column in row.columns}
+    columns["label"] = [index % len(row.labels) if row.labels else index / 8 for index in range(30)]
+    columns["idx"] = list(range(30))
+    (folder / name).mkdir()
+    for part in ("train", row.test):
+        pyarrow.parquet.write_table(pyarrow.table({**columns, **changed}), folder / name / f"{part}.parquet")
+    return columns
+
+
+@ALL
+def test_columns_and_labels_are_those_of_the_hub(tmp_path, name):
+    columns = write(tmp_path, name)
+    dataset, row = load_glue(name, tmp_path), GLUE[name]
+    assert dataset.train.first == columns[row.columns[0]]
+    assert dataset.train.second == (columns[row.columns[1]] if dataset.task.pair else None)
+    assert dataset.train.labels == dataset.test.labels == columns["label"]
+    assert (dataset.task.kind == "regression") == (not dataset.task.labels)
+    assert dataset.task.metric in METRICS
+    assert not dataset.complete  # thirty rows are a subset of every task
+
+
+def test_metrics_are_those_of_the_paper():
+    """Mao et al. 2022, §4.1."""
+    special = {"cola": "matthews", "mrpc": "f1", "qqp": "f1", "stsb": "spearman"}
+    assert {name: row.metric for name, row in GLUE.items()} == {name: special.get(name, "accuracy") for name in GLUE}
+
+
+def test_mistakes_in_a_folder(tmp_path):
+    with pytest.raises(DataError, match=r"train.parquet does not exist; --data-dir must hold rte/train.parquet"):
+        load_glue("rte", tmp_path)
+    with pytest.raises(DataError, match="'rte3' is no GLUE task; did you mean 'rte'"):
+        load_glue("rte3", tmp_path)
+    write(tmp_path, "sst2", label=[-1] * 30)
+    with pytest.raises(DataError, match="row 1: label -1, expected 0 to 1; is this a labelled split"):
+        load_glue("sst2", tmp_path)
+    write(tmp_path, "stsb", label=[0.5] * 29 + [None])
+    with pytest.raises(DataError, match="row 30: label None, expected a finite number"):
+        load_glue("stsb", tmp_path)
+    (tmp_path / "qnli").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["a b"]}), tmp_path / "qnli" / "train.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["a b"]}), tmp_path / "qnli" / "validation.parquet")
+    with pytest.raises(DataError, match="no column 'sentence'; found: question"):
+        load_glue("qnli", tmp_path)
+
+
+@REAL
+@ALL
+def test_real_files(name):
+    if not (FOLDER / name).is_dir():
+        pytest.skip(f"no folder {name} in GLUE_DIR")
+    dataset = load_glue(name, FOLDER)
+    assert dataset.complete == (len(dataset.train) >= GLUE[name].rows)
+    assert all(class_counts(dataset.task, dataset.test).values())
+    parts = split(dataset, 100, seed=0)
+    assert (len(parts.train), len(parts.dev), parts.notes) == (100, 1000, ())
+    assert parts.test == dataset.test
+    everything = split(dataset, "all", seed=0)
+    assert len(everything.train) + len(everything.dev) == len(dataset.train)
+    assert dataset.complete == (not any("subset" in note for note in everything.notes))

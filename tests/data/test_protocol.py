@@ -1,0 +1,151 @@
+"""The low-resource protocol: what is drawn, what is kept apart, and what cannot be drawn."""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from unipelt.data import Dataset, Rows, Task, class_counts, split
+from unipelt.data.protocol import FEWEST, LARGEST_TEST
+from unipelt.errors import DataError
+
+
+def made(rows, *, shares=(1, 1), test=50, kind="classification", complete=True):
+    """Rows with texts of their own, their classes in the ratio of the shares."""
+    pattern = [index for index, share in enumerate(shares) for _ in range(share)]
+    names = tuple(f"class {index}" for index in range(len(shares))) if kind == "classification" else ()
+
+    def part(word, length):
+        labels = [pattern[index % len(pattern)] + (0.5 if kind == "regression" else 0) for index in range(length)]
+        return Rows(first=[f"{word} {index}" for index in range(length)], second=None, labels=labels)
+
+    task = Task(name="made", kind=kind, labels=names, metric="accuracy", pair=False)
+    held_out = part("test", test) if test else None
+    return Dataset(task=task, train=part("train", rows), test=held_out, dev=None, complete=complete, source="made")
+
+
+def test_first_k_train_and_the_next_thousand_choose_the_checkpoint():
+    dataset = made(3000)
+    order = list(range(3000))
+    stream = Random(7)
+    keys = [stream.random() for _ in order]
+    order.sort(key=lambda index: keys[index])
+    parts = split(dataset, 100, seed=7)
+    assert parts.train == dataset.train.take(order[:100])
+    assert parts.dev == dataset.train.take(order[100:1100])
+    assert parts.test == dataset.test
+    assert parts.notes == ()
+
+
+def test_a_larger_k_extends_a_smaller_one():
+    dataset = made(3000)
+    assert split(dataset, 500, seed=1).train.first[:100] == split(dataset, 100, seed=1).train.first
+
+
+def test_the_seed_alone_decides():
+    dataset = made(3000)
+    assert split(dataset, 100, seed=1) == split(dataset, 100, seed=1)
+    drawn = {split(dataset, 100, seed=seed).train.fingerprint() for seed in range(5)}
+    assert len(drawn) == 5
+
+
+@pytest.mark.parametrize("k", [40, 1000, "all"])
+@pytest.mark.parametrize("test", [0, 50])
+def test_no_row_stands_in_two_parts(k, test):
+    parts = split(made(2500, shares=(3, 1), test=test), k, seed=3)
+    texts = [text for rows in (parts.train, parts.dev, parts.test) for text in rows.first]
+    assert len(texts) == len(set(texts))
+
+
+def test_all_keeps_a_tenth_up_to_the_size_asked():
+    for rows, dev in ((500, 50), (50, FEWEST), (30_000, 1000)):
+        parts = split(made(rows), "all", seed=0)
+        assert (len(parts.train), len(parts.dev)) == (rows - dev, dev)
+    assert len(split(made(30_000), "all", seed=0, dev=200).dev) == 200
+
+
+def test_all_of_a_subset_is_marked():
+    assert not any("subset" in note for note in split(made(500), "all", seed=0).notes)
+    assert any("subset" in note for note in split(made(500, complete=False), "all", seed=0).notes)
+    assert split(made(2000, complete=False), 100, seed=0).notes == ()
+
+
+def test_fewer_rows_than_asked_for_are_said():
+    parts = split(made(400), 100, seed=0)
+    assert len(parts.dev) == 300 and "300 rows choose the checkpoint instead of 1000" in parts.notes[0]
+
+
+def test_a_development_set_of_its_own_is_used():
+    dataset = replace(made(200), dev=made(77).train)
+    parts = split(dataset, 200, seed=0)
+    assert (len(parts.train), len(parts.dev)) == (200, 77)
+    assert len(split(dataset, "all", seed=0).train) == 200
+
+
+@pytest.mark.parametrize("shares", [(1, 1), (3, 1), (17, 2, 1)])
+@pytest.mark.parametrize("rows", [40, 333, 20_000])
+def test_a_test_set_is_held_out_in_proportion(rows, shares):
+    dataset = made(rows, shares=shares, test=0)
+    parts = split(dataset, "all", seed=0)
+    wanted = max(FEWEST, min(LARGEST_TEST, rows // 5))
+    assert len(parts.test) == wanted
+    whole, held = class_counts(dataset.task, dataset.train), class_counts(dataset.task, parts.test)
+    assert all(abs(held[name] - wanted * whole[name] / rows) <= 1 for name in whole)
+    assert any("held out" in note for note in parts.notes)
+
+
+def test_the_held_out_test_set_does_not_move_with_the_seed():
+    dataset = made(500, test=0)
+    assert split(dataset, 50, seed=1).test == split(dataset, 50, seed=2).test
+    assert split(dataset, 50, seed=1).train != split(dataset, 50, seed=2).train
+
+
+def test_repeated_texts_are_not_tested_on():
+    dataset = made(300, test=0)
+    doubled = replace(dataset, train=dataset.train.take([*range(300), *range(300)]))
+    parts = split(doubled, "all", seed=0)
+    assert not set(parts.test.first) & set(parts.train.first + parts.dev.first)
+    assert any("repeat a test text" in note for note in parts.notes)
+
+
+def test_regression_is_held_out_without_classes():
+    parts = split(made(100, kind="regression", test=0), 20, seed=0)
+    assert len(parts.test) == 20 and len(parts.train) == 20
+
+
+def test_a_rare_class_keeps_a_row_for_training():
+    rows = Rows(first=[f"text {index}" for index in range(100)], second=None, labels=[0] * 99 + [1])
+    dataset = replace(made(2, test=0), train=rows)
+    for seed in range(20):
+        try:
+            assert 1 in split(dataset, 60, seed=seed).train.labels
+        except DataError as error:
+            assert "draws no row of class 'class 1' of made (1 of 100 rows)" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "k", "expected"),
+    [
+        (made(200), 191, "made has 200 training rows, of which 10 choose the checkpoint; choose k up to 190"),
+        (made(200, shares=(1, 1, 1)), 2, "k=2 for the 3 classes of made; choose k of at least 3"),
+        (made(200, shares=(99, 1)), 5, "draws no row of class 'class 1'"),
+        (made(200, shares=(1,)), 50, "every training row of made is 'class 0'"),
+        (made(10), "all", "made has 10 training rows, expected more than 10"),
+        (made(29, test=0), "all", "made has 29 rows and no test set"),
+        (made(200), 0, "k=0 for made, expected a whole number from 1, or 'all'"),
+        (made(200), 2.5, "k=2.5 for made"),
+        (made(200), "most", "k='most' for made"),
+        (replace(made(200), train=replace(made(200).train, labels=None)), 50, "the train rows of made have no labels"),
+        (replace(made(200), test=made(0).train), 50, "made has no test rows"),
+    ],
+)
+def test_what_cannot_be_drawn_says_why(dataset, k, expected):
+    with pytest.raises(DataError) as caught:
+        split(dataset, k, seed=0)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-1, True, 0.5, "0"])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(DataError, match="data seed"):
+        split(made(200), 50, seed=seed)
