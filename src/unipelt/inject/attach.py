@@ -57,7 +57,7 @@ def attach(
     build = Build(model, stacks, runs, set(find_head(model)))
     build.mixture(mixture)
 
-    options = {"head": head, "pooling": pooling}
+    options = {"head": head, "pooling": pooling, "sites": sites}
     tuned = Tuned(mixture, runs, options)
     for path, module in build.modules.items():
         tuned.place(path, module)
@@ -146,16 +146,6 @@ def route(model: nn.Module, rows: Sequence[int] | Tensor | None = None) -> Itera
         yield model
     finally:
         tuned.route = before
-
-
-def fix_gates(model: nn.Module, values: dict[str, float | Sequence[float]]) -> nn.Module:
-    """Replace gates by constants, by change name: one value for all layers, or one a layer.
-
-    The change's weight becomes a learned scalar at that value, so that what could not merge now can.
-    """
-    from unipelt.inject.swap import rebuild
-
-    return rebuild(model, values)
 
 
 def _check_model(model: nn.Module) -> None:

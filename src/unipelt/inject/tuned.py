@@ -25,8 +25,6 @@ class Tuned(nn.Module):
         self.before: dict[str, Any] = {}
         """what detach gives back: requires_grad of each parameter and attributes of the base"""
         self.kernels: Any = None
-        self.owned: dict[str, str] = {}
-        """class name of the module that owns a group of parameters, by path: what it is, for summaries"""
 
     def current_route(self) -> Route:
         return self.route
@@ -75,6 +73,18 @@ class Tuned(nn.Module):
     def state_of(self, run: int) -> dict[str, Tensor]:
         """One run's parameters, without the run axis."""
         return {name: parameter.detach()[run] for name, parameter in self.named_parameters()}
+
+    def head_modules(self) -> list[str]:
+        """The base's modules that the tuned head stands for."""
+        return [
+            path.removeprefix("head.")
+            for path, m in self.named_modules()
+            if path.startswith("head.") and hasattr(m, "draw")
+        ]
+
+    def junction_names(self) -> list[str]:
+        """`stack.layer.change.place` of every place where a change joins."""
+        return [delta.name for _, _, method in self.hooks for delta in getattr(method.__self__, "deltas", ())]
 
     def changes(self) -> Iterator[tuple[str, str, nn.Parameter]]:
         """Each parameter with the change that owns it: (change or `head`, path, parameter)."""

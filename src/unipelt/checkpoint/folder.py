@@ -1,0 +1,240 @@
+"""Our own checkpoint: a folder of one JSON that says what it is, one safetensors with one run's parameters, and a card.
+
+Prefixes are folded unless a resumable checkpoint is asked for. Each file is written beside its old one and then put in
+its place, so an interrupted save leaves the old checkpoint whole.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+import unipelt
+from unipelt import spec
+from unipelt.checkpoint.card import card
+from unipelt.errors import CheckpointError, SpecError
+from unipelt.inject.attach import attach, detach
+from unipelt.inject.swap import folded
+from unipelt.inject.tuned import NAME, tuned_of
+
+FORMAT = 1
+CONFIG, TENSORS, CARD = "unipelt.json", "unipelt.safetensors", "README.md"
+
+
+@dataclass
+class Description:
+    """What the JSON of a checkpoint says."""
+
+    mixture: dict[str, Any]
+    base: dict[str, Any]
+    head: dict[str, Any]
+    sha256: str
+    """of the safetensors file"""
+    task: dict[str, Any] = field(default_factory=dict)
+    """name, kind, metric, label names, pair"""
+    results: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+    library: str = unipelt.__version__
+
+
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike,
+    *,
+    run: int = 0,
+    base: str | None = None,
+    task: dict[str, Any] | None = None,
+    results: dict[str, Any] | None = None,
+    recipe: dict[str, Any] | None = None,
+    resumable: bool = False,
+) -> Path:
+    """Write one run of an attached model. resumable: keep the prefix MLPs, so that training can go on.
+
+    base: the name under which the base can be loaded again, its own if none is given.
+    """
+    tuned = tuned_of(model)
+    if not 0 <= run < tuned.runs:
+        raise CheckpointError(f"run={run}: the model has runs 0 to {tuned.runs - 1}")
+    if resumable:
+        mixture, state = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}
+    else:
+        mixture, state = folded(tuned)
+    tensors = {name: value[run].contiguous().cpu() for name, value in state.items()}
+    data = save_tensors(tensors, metadata={"format": "pt"})
+    description = Description(
+        mixture=mixture.to_dict(),
+        base={"name": base or model.config._name_or_path, **fingerprint(model, tuned.head_modules())},
+        head={"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": tuned.head_modules()},
+        sha256=hashlib.sha256(data).hexdigest(),
+        task=task or {},
+        results=results or {},
+        recipe=recipe or {},
+    )
+    folder = Path(folder)
+    text = json.dumps(asdict(description), indent=1)
+    write_whole(folder, {TENSORS: data, CONFIG: text.encode(), CARD: card(asdict(description), tensors).encode()})
+    return folder
+
+
+def load(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
+    """Attach what a checkpoint holds to its base. A hub repository id loads like a folder.
+
+    Raises CheckpointError for another base, version, key or shape, and for a damaged file; the base is then as it was.
+    """
+    folder = resolve(folder)
+    description = describe(folder)
+    tensors = read_tensors(folder, description)
+    check_base(model, description, folder)
+    mixture = spec.Mixture.from_dict(description.mixture)
+    head = description.head
+    attach(model, mixture, head=head["policy"], pooling=head["pooling"], head_modules=head["modules"])
+    own = dict(tuned_of(model).named_parameters())
+    problem = mismatch({name: p[0] for name, p in own.items()}, tensors)
+    if problem:
+        detach(model)
+        raise CheckpointError(f"{folder / TENSORS}: {problem}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter[0].copy_(tensors[name])
+    return model
+
+
+def describe(folder: str | os.PathLike) -> Description:
+    """Read a checkpoint's JSON. Raises CheckpointError where it is missing, damaged, or of another version."""
+    path = Path(folder) / CONFIG
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: no {CONFIG} in it; expected a folder that `unipelt train` or unipelt.save wrote"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or not readable ({error})") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        got = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise CheckpointError(
+            f"{path}: format {got!r}, this version reads format {FORMAT}; install the unipelt that wrote it"
+        )
+    try:
+        description = Description(**data)
+        spec.Mixture.from_dict(description.mixture)
+        description.head["policy"], description.head["pooling"], description.base["model_type"]
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: {error} is not as expected") from None
+    except SpecError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return description
+
+
+def read_tensors(folder: Path, description: Description) -> dict[str, Tensor]:
+    path = folder / TENSORS
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    if hashlib.sha256(data).hexdigest() != description.sha256:
+        raise CheckpointError(
+            f"{path}: its {len(data)} bytes are not those that {CONFIG} names: truncated, or of another checkpoint"
+        )
+    try:
+        return load_tensors(data)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
+
+
+def resolve(folder: str | os.PathLike) -> Path:
+    """The local folder of a path, or of a hub repository id such as `owner/name`."""
+    path = Path(folder)
+    if path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        if not path.is_dir():
+            raise CheckpointError(f"{folder}: no such folder")
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=[CONFIG, TENSORS, CARD]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{folder}: neither a folder nor a repository that the hub gives ({first})") from None
+
+
+def fingerprint(model: nn.Module, head: list[str]) -> dict[str, Any]:
+    """What tells one base from another: its type, names and shapes, and the mean size of a few weights; its head apart."""
+    outside = {id(p) for path in head for p in model.get_submodule(path).parameters()}
+    named = [
+        (n, p) for n, p in model.base_model.named_parameters() if not n.startswith(NAME + ".") and id(p) not in outside
+    ]
+    shapes = ";".join(f"{name}:{tuple(p.shape)}" for name, p in named)
+    weights = [
+        (n, p) for n, p in named if p.dim() == 2 and p.is_floating_point() and not p.is_meta and p.dtype.itemsize > 1
+    ]
+    return {
+        "model_type": model.base_model.config.model_type,
+        "fingerprint": hashlib.sha256(shapes.encode()).hexdigest()[:16],
+        "mean_sizes": {n: float(p.detach().float().abs().mean()) for n, p in weights[1::7][:8]},
+    }
+
+
+def check_base(model: nn.Module, description: Description, folder: Path) -> None:
+    modules = dict(model.named_modules())
+    got, expected = (
+        fingerprint(model, [path for path in description.head["modules"] if path in modules]),
+        description.base,
+    )
+    for key in ("model_type", "fingerprint"):
+        if got[key] != expected[key]:
+            raise CheckpointError(
+                f"{folder}: made for base {expected['name']!r} ({expected['model_type']}); got {model.config._name_or_path!r} "
+                f"({got['model_type']}), whose {'type' if key == 'model_type' else 'parameters'} differ; load that base instead"
+            )
+    for name, size in expected.get("mean_sizes", {}).items():
+        mine = got["mean_sizes"].get(name)
+        if mine is not None and abs(mine - size) > 0.02 * abs(size):  # bf16 moves a mean far less
+            raise CheckpointError(
+                f"{folder}: made for base {expected['name']!r}; the weights of {model.config._name_or_path!r} are others "
+                f"(mean size of {name}: {mine:.5f}, expected {size:.5f}); load that base instead"
+            )
+
+
+def mismatch(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str | None:
+    """What is wrong with a checkpoint's tensors for these parameters, in a few words."""
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing:
+        return f"has no {missing[0]!r}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+    if unknown:
+        return f"holds {unknown[0]!r}, which its mixture does not have"
+    for name, parameter in own.items():
+        if parameter.shape != tensors[name].shape:
+            return f"{name!r} is {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
+    return None
+
+
+def write_whole(folder: Path, files: dict[str, bytes]) -> None:
+    """Write all files beside their places, then put each in its place. Raises CheckpointError where there is no space."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            with open(folder / f".{name}.new", "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in files:
+            os.replace(folder / f".{name}.new", folder / name)
+    except OSError as error:
+        for name in files:
+            (folder / f".{name}.new").unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{folder}: cannot write ({error.strerror or error}); what was there before is untouched"
+        ) from None
