@@ -1,6 +1,8 @@
 """Where a base model comes from: `minilm`, a local folder, or the hub; and what pooling it declares."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,27 +45,24 @@ def load_base(name: str, *, classes: int | None = None, dtype: torch.dtype = tor
     extra = {} if classes is None else {"num_labels": classes}
     if classes == 1:
         extra["problem_type"] = "regression"
-    return _from_hub(name, lambda path: kind.from_pretrained(path, dtype=dtype, **extra))
+    return from_hub(name, lambda path: kind.from_pretrained(path, dtype=dtype, **extra))
 
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a base, with a padding token."""
     from transformers import AutoTokenizer
 
-    tokenizer = _from_hub(name, AutoTokenizer.from_pretrained)
+    tokenizer = from_hub(name, AutoTokenizer.from_pretrained)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _from_hub(name: str, load: Any) -> Any:
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # a new head is what we ask for: no report of missing weights
-    logging.disable_progress_bar()
+def from_hub(name: str, load: Any) -> Any:
+    """What a `from_pretrained` gives for a base, without its reports. Raises UserError where there is no such base."""
     try:
-        return load(base_path(name))
+        with quiet():
+            return load(base_path(name))
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -73,6 +72,18 @@ def _from_hub(name: str, load: Any) -> Any:
         if type(error).__module__.startswith(("safetensors", "huggingface_hub")):
             raise CheckpointError(f"--model {name}: its weights cannot be read ({error})") from None
         raise
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its load reports and bars: a new head is what we ask for."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()

@@ -152,8 +152,8 @@ def read_tensors(folder: Path, description: Description) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
 
 
-def resolve(folder: str | os.PathLike) -> Path:
-    """The local folder of a path, or of a hub repository id such as `owner/name`."""
+def resolve(folder: str | os.PathLike, files: tuple[str, ...] = (CONFIG, TENSORS, CARD)) -> Path:
+    """The local folder of a path, or of a hub repository id such as `owner/name`, of which only these files are taken."""
     path = Path(folder)
     if path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
         if not path.is_dir():
@@ -163,7 +163,7 @@ def resolve(folder: str | os.PathLike) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(folder), allow_patterns=[CONFIG, TENSORS, CARD]))
+        return Path(snapshot_download(str(folder), allow_patterns=list(files)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{folder}: neither a folder nor a repository that the hub gives ({first})") from None

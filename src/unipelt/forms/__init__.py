@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from unipelt import spec
+from unipelt.errors import SiteError
 from unipelt.forms.bottleneck import Bottleneck, NormedInput
 from unipelt.forms.kronecker import Kronecker
 from unipelt.forms.low_rank import LowRank
@@ -17,6 +18,8 @@ def _bottleneck(form: spec.Bottleneck, runs: int, inputs: int, outputs: int) -> 
 
 
 def _kronecker(form: spec.Kronecker, runs: int, inputs: int, outputs: int) -> nn.Module:
+    if inputs % form.terms or outputs % form.terms:
+        raise SiteError(f"kronecker(terms={form.terms}) from {inputs} to {outputs} features: terms must divide both")
     return Kronecker(runs, inputs, outputs, form.size, form.terms, form.rank, form.activation)
 
 

@@ -54,6 +54,8 @@ class Stack:
     ffn_residual: str | None = None
     # every LayerNorm or RMSNorm of a layer, those of queries and keys apart
     norms: tuple[str, ...]
+    # ends of the paths of modules that relative positions pass through too, where config.relative_attention is set
+    positions: tuple[str, ...] = ()
 
 
 def _projections(module: str, query: str, key: str, value: str, out: str, **rest: Any) -> Attention:
@@ -222,6 +224,7 @@ ARCHITECTURES: dict[str, tuple[Stack, ...]] = {
                 value="attention.self.value_proj",
                 prefix=False,
             ),
+            positions=("query_proj", "key_proj", "pos_query_proj", "pos_key_proj", "encoder.LayerNorm"),
         ),
     ),
     "modernbert": (

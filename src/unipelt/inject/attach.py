@@ -14,7 +14,7 @@ from unipelt.forms.routed import Route
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attention import Kernels
 from unipelt.inject.build import Build
-from unipelt.inject.flow import AttentionEntry, Hold, StackHooks
+from unipelt.inject.flow import AttentionEntry, Hold, StackHooks, checkpoints
 from unipelt.inject.heads import POLICIES, POOLINGS, HeadJunction, Pooling, build_head, find_head
 from unipelt.inject.places import LiveStack, find_stacks
 from unipelt.inject.tuned import NAME, Tuned, tuned_of
@@ -271,10 +271,5 @@ class Checkpointed:
         self.model = model
 
     def after(self, embeddings: nn.Module, args: tuple, output: Any) -> None:
-        if (
-            self.model.training
-            and torch.is_grad_enabled()
-            and self.model.is_gradient_checkpointing
-            and isinstance(output, Tensor)
-        ):
+        if isinstance(output, Tensor) and not output.requires_grad and checkpoints(self.model):
             output.requires_grad_(True)

@@ -79,6 +79,7 @@ class Build:
             for stack, layer, place in self.places(site, change):
                 if layer is not None and change.layers is not None and layer.index not in change.layers:
                     continue
+                self.refuse_positions(name, change, stack, place.path)
                 form = MAPS[change.form.name](change.form, self.runs, place.inputs, place.outputs)
                 owner = f"{stack.row.name}.{layer.index if layer else 'stack'}.{name}"
                 self.modules[f"{owner}.{place.label}"] = form
@@ -124,7 +125,8 @@ class Build:
             inputs, outputs = features(self.model.get_submodule(path))
             label = path.removeprefix(layer.path + ".") if layer else path
             reads = "output" if change.reads == "output" else "input"
-            yield stack, layer, Place(path, label, inputs, outputs, reads=reads, source=source)
+            reads_size = outputs if reads == "output" else inputs
+            yield stack, layer, Place(path, label, reads_size, outputs, reads=reads, source=source)
 
     def attention(
         self, stack: LiveStack, layer: Layer, kind: str, attention: Attention, site: str, change: spec.Change
@@ -134,7 +136,9 @@ class Build:
             path, inputs, outputs, part = projection(layer, attention, site, self.config)
             source = kind == "cross" and site != "query"
             reads = "output" if change.reads == "output" else "input"
-            return Place(f"{layer.path}.{path}", cross + site, inputs, outputs, reads=reads, source=source, part=part)
+            reads_size = outputs if reads == "output" else inputs
+            place = f"{layer.path}.{path}"
+            return Place(place, cross + site, reads_size, outputs, reads=reads, source=source, part=part)
         inner, d_model = features(layer.get(attention.out))
         out, block = f"{layer.path}.{attention.out}", f"{layer.path}.{attention.module}"
         if change.reads == "input":
@@ -217,6 +221,7 @@ class Build:
             if full in self.head or (change.layers is not None and (layer is None or layer.index not in change.layers)):
                 continue
             stack = next((s for s in self.stacks if full.startswith(s.path + "." if s.path else "")), self.stacks[0])
+            self.refuse_positions(name, change, stack, full)
             form = Bias(self.runs, len(bias))
             self.modules[f"{name}.{path}"] = form
             part = Channels() if isinstance(module, nn.modules.conv._ConvNd) else None
@@ -269,6 +274,15 @@ class Build:
             return gate, members.index(name)
         label = f"{place.label}.gate" if len(change.sites) == 1 else f"{cross}{'source_' if place.source else ''}gate"
         return self.modules.setdefault(f"{owner}.{label}", Gate(self.runs, place.inputs, pool)), 0
+
+    def refuse_positions(self, name: str, change: spec.Change, stack: LiveStack, path: str) -> None:
+        """Raise SiteError where relative positions, which belong to no row of a batch, would have to find a run or a gate."""
+        passed = any(path.endswith("." + module) for module in stack.row.positions)
+        if passed and (self.runs > 1 or isinstance(change.weight, spec.Gate)) and self.config.relative_attention:
+            raise SiteError(
+                f"{name}: relative positions, which belong to no row of a batch, pass through {path!r} too, so it takes "
+                "neither several runs nor a gate; use one run and a number, or change 'value' or the FFN"
+            )
 
     def junction(self, stack: LiveStack, place: Place) -> Junction:
         side = self.before if place.before else self.after

@@ -58,11 +58,7 @@ class StackHooks:
             raise SiteError(
                 f"a batch of {batch} rows for {route.runs} runs in equal blocks: expected a multiple of {route.runs}"
             )
-        if (
-            route.rows is not None
-            and torch.is_grad_enabled()
-            and any(getattr(m, "gradient_checkpointing", False) and m.training for m in stack.modules())
-        ):
+        if route.rows is not None and checkpoints(stack):
             raise SiteError("a route by rows with gradient checkpointing: expected equal blocks; sort the batch by run")
         real = self._mask(args, kwargs, "attention_mask")
         source = self._mask(args, kwargs, "encoder_attention_mask")
@@ -126,3 +122,10 @@ def argument(names: list[str], args: tuple, kwargs: dict[str, Any], name: str) -
         return kwargs[name]
     place = names.index(name) if name in names else len(args)
     return args[place] if place < len(args) else None
+
+
+def checkpoints(model: nn.Module) -> bool:
+    """Whether this forward will be recomputed layer by layer for its gradients."""
+    return torch.is_grad_enabled() and any(
+        getattr(m, "gradient_checkpointing", False) and m.training for m in model.modules()
+    )

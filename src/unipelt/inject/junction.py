@@ -122,4 +122,6 @@ class Junction:
     def _rows(self, x: Tensor) -> Tensor:
         """OPT flattens its FFN to [batch·seq, d]: back to rows, so that each finds its run and its gate."""
         batch = self.flow.context.batch
-        return x.unflatten(0, (batch, -1)) if batch is not None and x.dim() == 2 and x.shape[0] != batch else x
+        if batch is None or x.dim() != 2 or x.shape[0] == batch or x.shape[0] % batch:
+            return x
+        return x.unflatten(0, (batch, -1))

@@ -1,0 +1,70 @@
+"""`unipelt methods`: what there is to choose from."""
+
+import typer
+
+from unipelt.spec import LAWS, PRESETS
+
+
+def methods(
+    model: str = typer.Option(
+        "", help="a base: counts each method's parameters on it, its head apart (prefixes folded)"
+    ),
+    lawful: bool = typer.Option(
+        False, "--lawful", help="the table of lawful combinations instead, with their equations"
+    ),
+) -> None:
+    """List the presets: formula, parameters on a base, paper."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if lawful:
+        table = Table(box=None, pad_edge=False)
+        for column in ("form", "site", "reads", "weight", "equation", "source"):
+            table.add_column(column, overflow="fold")
+        for law in LAWS:
+            table.add_row(
+                *(", ".join(part) for part in (law.forms, law.sites, law.reads, law.weights)), law.equation, law.source
+            )
+        console.print(table, markup=False)
+        return
+    counts = _counts(model) if model else {}
+    for name, preset in PRESETS.items():
+        formula, _, paper = (preset.__doc__ or "").partition("          ")
+        count = f"{counts[name]:>14}" if model else ""
+        console.print(
+            f"{name:<28}{count}   {paper.strip()}\n    {formula.strip()}", markup=False, highlight=False, soft_wrap=True
+        )
+    if model:
+        console.print(
+            f"numbers: trainable parameters on {model}, head apart, prefixes folded",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _counts(model: str) -> dict[str, str]:
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from unipelt.checkpoint.bases import from_hub
+    from unipelt.errors import SiteError
+    from unipelt.inject.attach import attach, detach
+    from unipelt.inject.swap import folded
+    from unipelt.inject.tuned import tuned_of
+
+    config = from_hub(model, AutoConfig.from_pretrained)
+    with torch.device("meta"):
+        base = AutoModelForSequenceClassification.from_config(config)
+    counts = {}
+    for name in PRESETS:
+        try:
+            attach(base, name)
+        except SiteError:
+            counts[name] = "not possible"
+            continue
+        _, state = folded(tuned_of(base))
+        counts[name] = f"{sum(p[0].numel() for path, p in state.items() if not path.startswith('head.')):,}"
+        detach(base)
+    return counts

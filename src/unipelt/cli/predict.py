@@ -1,0 +1,37 @@
+"""`unipelt predict`: a finished run labels new texts."""
+
+import typer
+
+
+def predict(
+    run: str = typer.Argument(..., help="folder of a run, or a hub repository of one"),
+    data: str = typer.Option(..., help="CSV, JSONL or Parquet file with the texts"),
+    text: str = typer.Option("", help="column of the text, or of the first text of a pair"),
+    pair: str = typer.Option("", help="column of the second text"),
+    out: str = typer.Option("", help="CSV file to write; not given: the terminal"),
+    proba: bool = typer.Option(False, "--proba", help="each label's probability too"),
+    gates: bool = typer.Option(False, "--gates", help="each gate's value too, as one column a layer and change"),
+    model: str = typer.Option("", help="another place of the run's base"),
+    device: str = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda"),
+) -> None:
+    """Write a label, or a value, for each row of a file."""
+    import csv
+    import io
+    import sys
+    from pathlib import Path
+
+    from unipelt.checkpoint.folder import write_whole
+    from unipelt.fleet.apply import Applied
+
+    applied = Applied.load(run, model or None, device)
+    columns = applied.columns(data, text=text or None, pair=pair or None, proba=proba, gates=gates)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values()))
+    if not out:
+        sys.stdout.write(buffer.getvalue())
+        return
+    path = Path(out)
+    write_whole(path.parent, {path.name: buffer.getvalue().encode()})
+    print(f"{out}: {len(columns['prediction'])} rows")

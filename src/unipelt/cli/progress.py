@@ -1,0 +1,47 @@
+"""Progress of a training on a terminal, and as lines where there is none."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Watch:
+    """Shows steps, loss, the development metric and the time left."""
+
+    def __init__(self):
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
+            console=self.console, transient=True, disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self.row: Any = None
+        self.last = 0.0
+
+    def __enter__(self) -> "Watch":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.stop()
+
+    def tell(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __call__(self, fleet: Any, event: str) -> None:
+        plan, progress = fleet.plans[0], fleet.progress[0]
+        if self.row is None:
+            self.row = self.bar.add_task("training", total=plan.steps, completed=fleet.step)
+            self.started, self.first = time.monotonic(), fleet.step
+        text = "training"
+        if progress.curve:
+            now, metric = progress.curve[-1], plan.task.metric
+            text = f"epoch {now['epoch']}  loss {now['loss']:.4f}  {metric} {now[metric]:.4f}  best {progress.best:.4f}"
+        self.bar.update(self.row, completed=fleet.step, description=text)
+        if event == "evaluated" and not sys.stderr.isatty() and (time.monotonic() - self.last > 5 or progress.ended):
+            done = max(1, fleet.step - self.first)
+            left = (time.monotonic() - self.started) / done * (plan.steps - fleet.step)
+            self.tell(f"{text}  step {fleet.step}/{plan.steps}  at most {left:.0f} s left")
+            self.last = time.monotonic()

@@ -1,0 +1,74 @@
+"""Tables of a run: parameters by change, gates by layer."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+
+def parameter_table(folder: Path, description: Any) -> Table:
+    """Parameters and bytes of each change, and of the head; reads the header of the file alone, and no torch."""
+    import json
+    import struct
+
+    from unipelt.checkpoint.folder import TENSORS
+    from unipelt.errors import CheckpointError
+    from unipelt.spec import Mixture, equation
+
+    try:
+        with open(folder / TENSORS, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 100_000_000)))
+    except (OSError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{folder / TENSORS}: not readable ({error})") from None
+    mixture = Mixture.from_dict(description.mixture)
+    named = dict(mixture.named())
+    numbers: dict[str, list[int]] = {name: [0, 0] for name in [*named, "gates", "head"]}
+    for path, entry in header.items():
+        if path == "__metadata__":
+            continue
+        owner = next(
+            (part for part in path.split(".")[:3] if part in named), "head" if path.startswith("head.") else "gates"
+        )
+        begin, end = entry["data_offsets"]
+        count = 1
+        for side in entry["shape"]:
+            count *= side
+        numbers[owner][0] += count
+        numbers[owner][1] += end - begin
+    table = Table(box=None, pad_edge=False)
+    for column in ("change", "parameters", "kB", "equation"):
+        table.add_column(column, justify="right" if column in ("parameters", "kB") else "left")
+    for name, (count, size) in numbers.items():
+        if count or name in named:
+            change = named.get(name)
+            formula = equation(change.form, change.sites[0], change.reads, change.weight) if change else ""
+            table.add_row(name, f"{count:,}", f"{size / 1e3:.1f}", formula)
+    return table
+
+
+def gate_table(values: dict[str, Any]) -> Table:
+    """One row a layer, one column a gated change."""
+    rows, columns = by_layer(values)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row, cells in rows.items():
+        table.add_row(
+            row, *(f"{cells[c].mean():.3f} ± {cells[c].std(correction=0):.3f}" if c in cells else "" for c in columns)
+        )
+    return table
+
+
+def by_layer(values: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Gate values `[rows]` as rows (stack and layer) and columns (change and place)."""
+    rows: dict[str, dict[str, Any]] = {}
+    columns: list[str] = []
+    for path, value in values.items():
+        stack, layer, *rest = path.split(".")
+        column = rest[0] + ("" if len(rest) < 2 or not rest[1].startswith("cross") else " (cross)")
+        rows.setdefault(f"{stack} {layer}", {})[column] = value
+        if column not in columns:
+            columns.append(column)
+    return rows, columns

@@ -1,0 +1,73 @@
+"""`unipelt train`: one run, from a task to a checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from unipelt.cli.fields import docs
+from unipelt.errors import UserError
+from unipelt.fleet.recipe import Recipe
+
+_recipe = docs(Recipe)
+_DEFAULT = "; default: the method's own"
+
+
+def train(
+    task: str = typer.Option(
+        "", help="a GLUE task, docstrings (built in), a CSV, JSONL or Parquet file, or a hub data set"
+    ),
+    model: str = typer.Option("minilm", help="base model: minilm, a folder, or a name on the hub"),
+    method: str = typer.Option(
+        "unipelt-apl", help="a preset with its options, such as 'lora(r=16)', or full; see `unipelt methods`"
+    ),
+    k: str = typer.Option("all", "--k", help="training rows, drawn by the seed; all: every row"),
+    seed: int = typer.Option(0, min=0, help="draws the rows, their order, the initial values and dropout"),
+    out: str = typer.Option("", help="folder of the run; the same command again goes on where it stopped"),
+    data_dir: str = typer.Option("", help="folder with GLUE as parquet files; not given: the hub"),
+    text: str = typer.Option("", help="column of the text, or of the first text of a pair"),
+    pair: str = typer.Option("", help="column of the second text"),
+    label: str = typer.Option("", help="column of the label"),
+    kind: str = typer.Option("", help="classification or regression; not given: found"),
+    test: str = typer.Option("", help="file with test rows; not given: a fifth is held out"),
+    head: str = typer.Option("auto", help="what the head reads: model, cls or mean; auto: what the base declares"),
+    head_policy: str = typer.Option("train", help="the head: train, frozen, or paper (the papers' own policy)"),
+    lr: float | None = typer.Option(None, help=_recipe["lr"] + _DEFAULT),
+    epochs: int | None = typer.Option(None, help=_recipe["epochs"] + _DEFAULT),
+    batch_size: int | None = typer.Option(None, help=_recipe["batch_size"] + _DEFAULT),
+    evaluate_every: int | None = typer.Option(None, help=_recipe["evaluate_every"] + _DEFAULT),
+    patience: int | None = typer.Option(None, help=_recipe["patience"] + _DEFAULT),
+    warmup: float | None = typer.Option(None, help=_recipe["warmup"] + _DEFAULT),
+    weight_decay: float | None = typer.Option(None, help=_recipe["weight_decay"] + _DEFAULT),
+    clip: float | None = typer.Option(None, help=_recipe["clip"] + _DEFAULT),
+    max_length: int | None = typer.Option(None, help=_recipe["max_length"] + _DEFAULT),
+    device: str = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda"),
+) -> None:
+    """Train one method on one task and write a checkpoint of a few megabytes."""
+    given: dict[str, Any] = {name: value for name, value in locals().items() if name in _recipe and value is not None}
+    if not task:
+        raise UserError("--task is missing: expected a GLUE task, docstrings, or a file such as reviews.csv")
+    if not out:
+        raise UserError("--out is missing: expected a folder for the run, such as runs/first")
+    if k != "all" and not k.isdigit():
+        raise UserError(f"--k {k}: expected a whole number or all")
+    Recipe(**given)
+    from unipelt.cli.progress import Watch
+    from unipelt.fleet.tune import Request, tune
+
+    request = Request(
+        model=model, task=task, k=k if k == "all" else int(k), method=method, seed=seed, head=head, policy=head_policy,
+        data_dir=data_dir or None, text=text or None, pair=pair or None, label=label or None, kind=kind or None,
+        test=test or None, recipe=given,
+    )  # fmt: skip
+    with Watch() as watch:
+        outcome = tune(request, Path(out), device=device, tell=watch.tell, watch=watch)
+    metric = next(iter(outcome.test))
+    counted = sum(outcome.parameters.values())
+    print(f"{method} on {task}: {outcome.status}, {counted:,} trainable parameters, {outcome.seconds:.0f} s")
+    print(
+        f"  dev  {metric} {outcome.dev[metric]:.4f}  (epoch {outcome.dev['epoch']:.0f} of {outcome.recipe['epochs']})"
+    )
+    majority = "" if outcome.majority is None else f"  (always the largest class: accuracy {outcome.majority:.4f})"
+    print("  test " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.test.items()) + majority)
+    print(f"  {out}: predict with `unipelt predict {out} --data FILE`")

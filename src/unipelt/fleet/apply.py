@@ -1,0 +1,141 @@
+"""A finished run applied to new rows: predictions, probabilities, and what its gates say."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unipelt import data
+from unipelt.checkpoint.bases import load_base, load_tokenizer
+from unipelt.checkpoint.folder import CONFIG, describe, load, resolve
+from unipelt.errors import CheckpointError, UserError
+from unipelt.fleet.encode import collate, encode
+from unipelt.fleet.loop import predict
+from unipelt.fleet.tune import FULL, device_of, read_outcome
+from unipelt.forms.gate import Gate, GroupGate
+from unipelt.inject.record import record_gates
+from unipelt.inject.swap import fix_gates
+from unipelt.inject.tuned import tuned_of
+
+BATCH = 64  # rows a forward when gates are recorded
+
+
+@dataclass
+class Applied:
+    """A run's model, ready to use."""
+
+    model: nn.Module
+    tokenizer: Any
+    task: dict[str, Any]
+    max_length: int
+    tuned: bool
+
+    @classmethod
+    def load(cls, run: str, base: str | None = None, device: str = "auto") -> "Applied":
+        """Load a run and its base. Raises CheckpointError where the folder holds none, or one that is not finished."""
+        target, folder = device_of(device), resolve(run)
+        if not (folder / CONFIG).exists() and (folder / "run.json").exists():
+            return cls._whole(folder, target)
+        description = describe(folder)
+        task = description.task
+        if not task:
+            raise CheckpointError(f"{run}: does not say which task it was trained for; load it with unipelt.load")
+        name = base or description.base["name"]
+        model = load_base(name, classes=len(task["labels"]) or 1)
+        tokenizer = load_tokenizer(name)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        load(model, folder)
+        return cls(model.to(target).eval(), tokenizer, task, description.recipe.get("max_length", 128), True)
+
+    @classmethod
+    def _whole(cls, folder: Path, target: torch.device) -> "Applied":
+        outcome = read_outcome(folder)
+        if (
+            outcome is None
+            or outcome.status not in ("finished", "stopped early")
+            or outcome.request["method"].strip() != FULL
+        ):
+            raise CheckpointError(
+                f"{folder}: its run is not finished; the `unipelt train` command that began it goes on with it"
+            )
+        model, task = load_base(str(folder), classes=len(outcome.task["labels"]) or 1), outcome.task
+        return cls(model.to(target).eval(), load_tokenizer(str(folder)), task, outcome.recipe["max_length"], False)
+
+    def columns(
+        self, path: str, *, text: str | None, pair: str | None, proba: bool, gates: bool
+    ) -> dict[str, list[Any]]:
+        """Columns by name for each row of a file: prediction, probabilities `p(label)`, gates `gate(path)`."""
+        if gates and not (self.tuned and any(True for _ in gate_paths(self.model))):
+            raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
+        if proba and not self.task["labels"]:
+            raise UserError("--proba: a regression has no classes")
+        found, rows = data.load_file(path, text=text, pair=pair, for_prediction=True)
+        if found.pair != self.task["pair"]:
+            counts = {True: "pairs of texts", False: "single texts"}
+            raise UserError(
+                f"{path}: has {counts[found.pair]}, the run was trained on {counts[self.task['pair']]}; name the columns with --text and --pair"
+            )
+        encoded = encode(self.tokenizer, rows, self.max_length)
+        logits = predict(self.model, self.tokenizer, [encoded])[0]
+        columns: dict[str, list[Any]] = {"text": rows.first}
+        if rows.second is not None:
+            columns["pair"] = rows.second
+        labels = self.task["labels"]
+        if labels:
+            columns["prediction"] = [labels[i] for i in logits.argmax(dim=-1).tolist()]
+        else:
+            columns["prediction"] = [round(value, 6) for value in logits[:, 0].tolist()]
+        if proba:
+            for label, values in zip(labels, logits.softmax(dim=-1).T.tolist()):
+                columns[f"p({label})"] = [round(value, 6) for value in values]
+        if gates:
+            for name, values in self.gates(rows).items():
+                columns[f"gate({name})"] = [round(value, 6) for value in values.tolist()]
+        return columns
+
+    def gates(self, rows: data.Rows) -> dict[str, Tensor]:
+        """Each gate's value for each row `[rows]`; a gate of each token's own is averaged over the row's tokens."""
+        return gate_values(self.model, self.tokenizer, rows, self.max_length)
+
+
+def gate_paths(model: nn.Module):
+    """The paths of a model's gates."""
+    return (path for path, module in tuned_of(model).named_modules() if isinstance(module, Gate | GroupGate))
+
+
+@torch.no_grad()
+def gate_values(model: nn.Module, tokenizer: Any, rows: data.Rows, max_length: int) -> dict[str, Tensor]:
+    """Each gate's value for each row, `[rows]`, by path; the members of a central gate as `path[i]`."""
+    model.eval()
+    encoded = encode(tokenizer, rows, max_length)
+    gates = dict(tuned_of(model).named_modules())
+    device = next(model.parameters()).device
+    collected: dict[str, list[Tensor]] = {}
+    for start in range(0, len(encoded), BATCH):
+        chunk = list(range(start, min(start + BATCH, len(encoded))))
+        inputs, _ = collate([(encoded, chunk)], tokenizer, device)
+        real = inputs["attention_mask"].float()
+        with record_gates(model) as values:
+            model(**inputs)
+        for path, (value, *_) in values.items():
+            central = isinstance(gates[path], GroupGate)
+            value = value.float() if central else value.float()[..., None]
+            if value.dim() == 3:
+                value = (value * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
+            for member in range(value.shape[-1]):
+                name = path.removesuffix(".gate") + (f"[{member}]" if central else "")
+                collected.setdefault(name, []).append(value[:, member].cpu())
+    return {name: torch.cat(parts) for name, parts in collected.items()}
+
+
+def fixed_at_means(applied: Applied, rows: data.Rows) -> None:
+    """Replace each gate by its mean over rows, one value a layer."""
+    means: dict[str, dict[int, float]] = {}
+    for path, values in applied.gates(rows).items():
+        if path.endswith("]"):
+            raise UserError("--fix-gates: a central gate belongs to several changes; fix it with unipelt.fix_gates")
+        _, layer, change, *_ = path.split(".")
+        means.setdefault(change, {})[int(layer)] = float(values.mean())
+    fix_gates(applied.model, {change: [values[layer] for layer in sorted(values)] for change, values in means.items()})

@@ -1,0 +1,75 @@
+"""Texts become tokens, tokens become batches of rows of like length, whose padding no result depends on."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unipelt.data import Rows
+
+MULTIPLE = 8  # lengths are rounded up to it: fewer shapes, and the matrix units' own granularity
+CHUNK = 4  # batches that are sorted by length together: like lengths meet, and rows still meet at random
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenised rows: per row its token lists by name, and its label or target."""
+
+    features: dict[str, list[list[int]]]
+    labels: list[int] | list[float] | None
+
+    def __len__(self) -> int:
+        return len(self.features["input_ids"])
+
+    def lengths(self) -> list[int]:
+        return [len(row) for row in self.features["input_ids"]]
+
+
+def encode(tokenizer: Any, rows: Rows, max_length: int) -> Encoded:
+    """Tokenise rows, single texts or pairs, cut to `max_length` tokens."""
+    limit = min(max_length, tokenizer.model_max_length)
+    coded = tokenizer(rows.first, rows.second, truncation=True, max_length=limit, padding=False)
+    return Encoded({name: [list(row) for row in coded[name]] for name in coded}, rows.labels)
+
+
+def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of one epoch: rows in an order of the seed's own, like lengths together within a few batches."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    size, batches = CHUNK * batch_size, []
+    for start in range(0, len(order), size):
+        chunk = sorted(order[start : start + size], key=lambda row: lengths[row])
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def sorted_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Rows from the longest to the shortest, for evaluation: the largest batch comes first."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def collate(
+    parts: Sequence[tuple[Encoded, list[int]]], tokenizer: Any, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One batch of several runs' rows in equal blocks, and which rows count: a shorter block is filled with its first row.
+
+    Returns the model's inputs `[run · block, seq]` and weights `[run, block]`, 1 for a row and 0 for filling.
+    """
+    block = max(len(rows) for _, rows in parts)
+    filled = [(data, [*rows, *rows[:1] * (block - len(rows))]) for data, rows in parts]
+    weights = torch.tensor([[1.0] * len(rows) + [0.0] * (block - len(rows)) for _, rows in parts])
+    longest = max(len(data.features["input_ids"][row]) for data, rows in filled for row in rows)
+    width = -(-longest // MULTIPLE) * MULTIPLE
+    pads = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    left = tokenizer.padding_side == "left"
+    inputs = {}
+    for name in filled[0][0].features:
+        pad = pads.get(name, 0)
+        lists = [data.features[name][row] for data, rows in filled for row in rows]
+        fillings = [[pad] * (width - len(row)) for row in lists]
+        inputs[name] = torch.tensor([fill + row if left else row + fill for row, fill in zip(lists, fillings)])
+    return {name: value.to(device) for name, value in inputs.items()}, weights.to(device)

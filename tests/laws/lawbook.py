@@ -1,0 +1,227 @@
+"""What every law runs over: each preset, each lawful change, each architecture, made small; and how close is equal.
+
+Whoever registers a form, a preset or an architecture finds it here without another line.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+import unipelt
+from unipelt.inject.architectures import ARCHITECTURES, Stack
+from unipelt.inject.places import LiveStack, find_stacks
+from unipelt.inject.tuned import tuned_of
+from unipelt.spec import (
+    FORMS,
+    LAWS,
+    PRESETS,
+    Bottleneck,
+    Change,
+    Form,
+    Gate,
+    Kronecker,
+    Learned,
+    LowRank,
+    Mixture,
+    Prefix,
+    mixture,
+)
+from unipelt.spec.lawful import LINEARS
+
+SIZES = {"bottleneck": 6, "length": 3, "prefix": 3, "mlp": 5, "r": 2, "terms": 2}
+FORM_SETTINGS: dict[str, tuple[Form, ...]] = {
+    "bottleneck": (Bottleneck(size=6, norm=True),),
+    "kronecker": (Kronecker(size=4, terms=2, rank=2),),
+    "low_rank": (LowRank(r=2, alpha=3.0),),
+    "prefix": (Prefix(length=3, mlp=0), Prefix(length=3, mlp=5, init="torch"), Prefix(length=3, function="relu")),
+}
+THOROUGH = ("bert", "bart")
+VARIED = (*THOROUGH, "gpt_neox", "opt", "llama", "t5")
+"""every lawful change runs over the thorough two; each line of the table, with its first form, over the varied ones: fused
+and interleaved, flattened FFN, grouped heads, shared position bias"""
+
+ENCODERS, DECODERS, SEQ2SEQ = (
+    tuple(name for name, t in tiny.ARCHITECTURES.items() if t.kind == kind)
+    for kind in ("encoder", "decoder", "encoder-decoder")
+)
+GENERATORS = DECODERS + SEQ2SEQ
+WITH_SDPA = tuple(name for name, t in tiny.ARCHITECTURES.items() if "sdpa" in t.attention)
+
+
+def small(preset: str, **options: Any) -> Mixture:
+    """A preset with sizes that suit a tiny model."""
+    known = inspect.signature(PRESETS[preset]).parameters
+    sizes = {name: size for name, size in SIZES.items() if name in known}
+    return Mixture(PRESETS[preset](**(sizes | options)).changes, preset)
+
+
+def rows(arch: str) -> tuple[Stack, ...]:
+    return ARCHITECTURES[arch]
+
+
+def is_pre_norm(arch: str) -> bool:
+    return rows(arch)[0].ffn_norm is None
+
+
+def has_biases(arch: str) -> bool:
+    return any(p.endswith("bias") for p, _ in tiny.build(arch, "base").named_parameters())
+
+
+BIASED = {arch: has_biases(arch) for arch in tiny.ARCHITECTURES}
+
+
+def why_refused(arch: str, mixture: Mixture, runs: int = 1) -> str | None:
+    """The words of the refusal of a mixture that an architecture has no place for."""
+    for change in mixture.changes:
+        of_positions = {"query", "key", "biases"} | {site for site in change.sites if site.startswith(LINEARS)}
+        if rows(arch)[0].positions and of_positions & {*change.sites} and (runs > 1 or isinstance(change.weight, Gate)):
+            return "belong to no row of a batch"
+        if change.form.name == "prefix" and not rows(arch)[0].attention.prefix:
+            return "computes its attention by itself"
+        if change.form.name == "bias" and not BIASED[arch]:
+            return "no biases to tune"
+        if (change.reads, change.site) == ("normed sum", "attention") and rows(arch)[0].attention.norm is None:
+            return "no LayerNorm over attention output and residual"
+    return None
+
+
+def lawful_changes(arch: str) -> dict[str, Mixture]:
+    """One mixture for each line of the table of lawful combinations; a group needs a second member."""
+    query = rows(arch)[0].attention.query.rsplit(".", 1)[-1]
+    mixtures = {}
+    for law in LAWS:
+        forms, weights = law.forms, law.weights
+        if arch not in THOROUGH:
+            forms, weights = forms[:1], tuple(weight for weight in weights if weight != "learned")
+        for name, site, reads, kind in product(forms, law.sites, law.reads, weights):
+            for i, form in enumerate(FORM_SETTINGS.get(name, (FORMS[name](),))):
+                weight = {"number": 0.7, "learned": Learned(start=0.7), "gate": Gate(), "group": Gate(group="g")}[kind]
+                target = query if kind == "group" else "all-linear"
+                change = Change(form=form, site=site + target if site == LINEARS else site, reads=reads, weight=weight)
+                other = Change(form=LowRank(r=2), site="key", reads="input", weight=Gate(group="g"))
+                label = f"{kind}*{name}{i or ''}({reads.replace(' ', '_')})@{site.rstrip(':')}"
+                mixtures[label] = Mixture((change, other) if kind == "group" else (change,), label)
+    return mixtures
+
+
+def cases(archs: tuple[str, ...] = tuple(tiny.ARCHITECTURES), varied: tuple[str, ...] = VARIED, runs: int = 1) -> list:
+    """Every preset on each architecture, and every lawful change on the varied ones of them, refusals apart."""
+    found = [(arch, small(preset)) for arch in archs for preset in PRESETS]
+    found += [(arch, mixture) for arch in varied if arch in archs for mixture in lawful_changes(arch).values()]
+    return [pytest.param(a, m, id=f"{a}-{m.name}") for a, m in found if why_refused(a, m, runs) is None]
+
+
+def on_each(preset: str, archs: tuple[str, ...] = tuple(tiny.ARCHITECTURES), runs: int = 1) -> list[str]:
+    """The architectures that take a preset."""
+    return [arch for arch in archs if why_refused(arch, small(preset), runs) is None]
+
+
+def kernel(arch: str) -> str:
+    """The attention implementation that leaves a float64 model alone, where there is one."""
+    t = tiny.ARCHITECTURES[arch]
+    return (t.float64 or t.attention)[-1]
+
+
+def attached(
+    arch: str,
+    what: str | Mixture,
+    *,
+    runs: int = 1,
+    head: Any = "classifier",
+    attn: str | None = None,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    drawn: bool = True,
+    build: dict[str, Any] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A tiny base with a mixture, every tuned parameter randomised unless `drawn` is False."""
+    model = tiny.build(arch, head, seed, dtype, attn or kernel(arch), **(build or {}))
+    unipelt.attach(model, small(what) if isinstance(what, str) and what in PRESETS else mixture(what), runs=runs, **options)
+    if drawn:
+        randomise(model, seed)
+    return model
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """No tuned parameter is zero, and no two runs are alike."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    for parameter in tuned_of(model).parameters():
+        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """For laws in training mode: every probability of dropping is 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def result(output: Any) -> Tensor:
+    """Logits, or the last hidden states of a bare base."""
+    return output.logits if hasattr(output, "logits") else output.last_hidden_state
+
+
+def scalar(output: Tensor) -> Tensor:
+    """A loss whose gradient differs at each number of a row of the output, and does not know the other rows."""
+    weights = torch.linspace(0.5, 2.0, output[0].numel(), dtype=output.dtype).reshape(output.shape[1:])
+    return (output * weights * output.cos()).sum()
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in tuned_of(model).named_parameters() if p.grad is not None}
+
+
+def is_exact(arch: str, attn: str | None = None) -> bool:
+    """Whether a float64 model of this architecture computes in float64 throughout."""
+    return (attn or kernel(arch)) in tiny.ARCHITECTURES[arch].float64
+
+
+def equal(actual: Tensor, expected: Tensor, arch: str, attn: str | None = None, what: str = "") -> None:
+    """Equal up to float64's rounding, or float32's where the base passes through it; relative to the largest number."""
+    error = 1e-10 if is_exact(arch, attn) else 1e-5
+    scale = expected.detach().abs().max().clamp(min=1).item() if expected.numel() else 1.0
+    torch.testing.assert_close(actual, expected, atol=error * scale, rtol=0, msg=lambda text: f"{what}: {text}")
+
+
+def stacks(model: nn.Module) -> list[LiveStack]:
+    return find_stacks(model, None, 1)
+
+
+@contextmanager
+def listen(model: nn.Module, path: str) -> Iterator[list[tuple[Any, dict[str, Any], Any]]]:
+    """(args, kwargs, output) of each call of one module, as what is around it sees them."""
+    calls: list[tuple[Any, dict[str, Any], Any]] = []
+    hook = model.get_submodule(path).register_forward_hook(
+        lambda _, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
+    )
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+def first(value: Any) -> Tensor:
+    """The hidden states in a module's output or arguments."""
+    return value[0] if isinstance(value, tuple) else value
+
+
+def real_tokens(given: dict[str, Tensor], stack: Stack) -> Tensor | None:
+    """True at the real tokens of a stack's stream; None where all are real."""
+    if stack.name == "decoder" and "decoder_input_ids" in given:
+        return None
+    mask = given.get("attention_mask")
+    return None if mask is None else mask.bool()

@@ -1,0 +1,113 @@
+"""Law 15: run i of many equals run i alone, in outputs and gradients, however the rows of a batch are routed."""
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import unipelt
+from laws.lawbook import GENERATORS, attached, cases, equal, gradients, on_each, result, scalar, small
+from unipelt import PRESETS, Mixture, Route, UserError
+from unipelt.inject.tuned import tuned_of
+
+RUNS = 3
+ROUTES = {"blocks": [0, 0, 1, 1, 2, 2], "rows": [2, 0, 1, 1, 1, 2]}
+BATCH = 6
+
+
+def set_to_run(alone: nn.Module, fleet: nn.Module, run: int) -> None:
+    state = tuned_of(fleet).state_of(run)
+    with torch.no_grad():
+        for name, parameter in tuned_of(alone).named_parameters():
+            parameter.copy_(state[name][None])
+    alone.zero_grad()
+
+
+def routed(fleet: nn.Module, how: str):
+    return unipelt.route(fleet, None if how == "blocks" else ROUTES[how])
+
+
+@pytest.mark.parametrize(("arch", "mixture"), cases(runs=RUNS))
+def test_a_run_of_many_is_the_run_alone(arch: str, mixture: Mixture):
+    fleet, alone = attached(arch, mixture, runs=RUNS), attached(arch, mixture)
+    given = tiny.inputs(arch, fleet, batch=BATCH)
+    for how, rows in ROUTES.items():
+        fleet.zero_grad()
+        with routed(fleet, how):
+            together = result(fleet(**given))
+            scalar(together).backward()
+        shared = gradients(fleet)
+        for run in range(RUNS):
+            mine = torch.tensor(rows) == run
+            set_to_run(alone, fleet, run)
+            output = result(alone(**{name: value[mine] for name, value in given.items()}))
+            equal(together[mine], output, arch, what=f"{how}: output of run {run}")
+            scalar(output).backward()
+            for name, gradient in gradients(alone).items():
+                equal(shared[name][run], gradient[0], arch, what=f"{how}: gradient of {name} of run {run}")
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("arch", on_each("unipelt-apl", GENERATORS))
+def test_generation_repeats_the_route_for_its_beams(arch: str, beams: int):
+    how = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
+    fleet, alone = (attached(arch, "unipelt-apl", runs=runs, head="generator") for runs in (RUNS, 1))
+    given = tiny.inputs(arch, fleet, batch=BATCH, side="left")
+    given.pop("decoder_input_ids", None)
+    with routed(fleet, "rows"):
+        together = fleet.generate(**given, **how)
+    for run in range(RUNS):
+        mine = torch.tensor(ROUTES["rows"]) == run
+        set_to_run(alone, fleet, run)
+        torch.testing.assert_close(together[mine], alone.generate(**{n: v[mine] for n, v in given.items()}, **how))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("arch", ["bert", "bart"])
+def test_initial_values_do_not_depend_on_the_fleet(arch: str, preset: str):
+    fleet = attached(arch, preset, runs=RUNS, drawn=False, seeds=[5, 6, 7], fresh_head=True)
+    alone = attached(arch, preset, drawn=False, seeds=[6], fresh_head=True)
+    mine, its = tuned_of(alone).state_of(0), tuned_of(fleet).state_of(1)
+    assert mine.keys() == its.keys()
+    assert all(torch.equal(mine[name], its[name]) for name in mine)
+    assert any(not torch.equal(its[name], tuned_of(fleet).state_of(0)[name]) for name in its)
+
+
+def test_a_route_of_equal_rows_is_that_run():
+    fleet = attached("bert", "unipelt-apl", runs=RUNS)
+    given = tiny.inputs("bert", fleet)
+    with unipelt.route(fleet, [1, 1, 1]):
+        ones = result(fleet(**given))
+    with unipelt.route(fleet, torch.tensor([2, 2, 2])):
+        twos = result(fleet(**given))
+    with unipelt.route(fleet, [2, 1, 2]):
+        mixed = result(fleet(**given))
+    equal(mixed, torch.stack([twos[0], ones[1], twos[2]]), "bert")
+    assert (ones - twos).abs().min() > 1e-3
+
+
+def test_the_route_is_given_back_after_a_block_that_fails():
+    fleet = attached("bert", "lora", runs=RUNS)
+    with pytest.raises(ZeroDivisionError), unipelt.route(fleet, [0]):
+        raise ZeroDivisionError
+    assert tuned_of(fleet).route == Route.blocks(RUNS)
+
+
+@pytest.mark.parametrize("rows", [[0, 3], [-1, 0], [], [[0, 1]]])
+def test_a_run_that_is_not_there_is_refused(rows):
+    fleet = attached("bert", "lora", runs=RUNS)
+    with pytest.raises(UserError, match="expected one run of 0 to 2 for each row"), unipelt.route(fleet, rows):
+        pass
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama", "bart", "opt"])
+def test_a_batch_that_does_not_fall_into_equal_blocks_is_refused(arch: str):
+    fleet = attached(arch, small("lora"), runs=RUNS)
+    with pytest.raises(UserError, match="a batch of 4 rows for 3 runs"):
+        fleet(**tiny.inputs(arch, fleet, batch=4))
+
+
+@pytest.mark.parametrize("runs", [0, 2])
+def test_seeds_are_one_a_run(runs: int):
+    with pytest.raises(UserError, match="one seed each"):
+        unipelt.attach(tiny.build("bert"), "lora", runs=runs, seeds=[0])
