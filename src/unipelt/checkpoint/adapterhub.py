@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unipelt import spec
 from unipelt.checkpoint.adapterhub_keys import BERTS, Names, plain_keys
-from unipelt.checkpoint.folder import resolve
+from unipelt.checkpoint.disk import resolve
 from unipelt.checkpoint.safe import read_json, read_tensors
 from unipelt.errors import CheckpointError, SpecError, nearest
 from unipelt.inject.attach import attach, detach
@@ -173,11 +173,13 @@ def _bottleneck(part: dict[str, Any], stacks: list[LiveStack], kind: str, whole:
     sites = [site for site, option in (("attention", "mh_adapter"), ("ffn", "output_adapter")) if part.get(option)]
     factor = part["reduction_factor"]
     sizes: dict[int, set[int]] = {}
-    for number, layer in _kept(part, stacks):
+    for number in _kept(part, stacks):
         one = factor.get(str(number), factor.get("default")) if isinstance(factor, dict) else factor
         sizes.setdefault(max(int(whole["hidden_size"] // one), 1), set()).add(number)
     for site in sites:
         reads = ("residual" if before_norm else "input") if parallel else ("normed sum" if after else "output")
+        if kind == "albert" and site == "attention":  # there `adapters` takes the block's input for its output
+            reads = {"input": "output", "output": "input"}.get(reads, reads)
         for size, numbers in sizes.items():
             form = spec.Bottleneck(
                 size=size,
@@ -201,31 +203,28 @@ def _lora(part: dict[str, Any], stacks: list[LiveStack], kind: str, whole: dict[
     for option, linear in zip(("intermediate_lora", "output_lora"), FFN_LINEARS[kind]):
         if part.get(option):
             sites.append(LINEARS + rf"(.*\.)?\d+\.{linear if kind == 't5' else re.escape(linear)}")
-    layers = _layers({number for number, _ in _kept(part, stacks)}, stacks, path)
+    layers = _layers(set(_kept(part, stacks)), stacks, path)
     for site in sites:
         weight = spec.Gate(pool="reference") if gated else 1.0
         yield spec.Change(form=form, site=site, reads="input", weight=weight, layers=layers)
 
 
 def _prefix(part: dict[str, Any], stacks: list[LiveStack], kind: str, whole: dict[str, Any], path: Path):
+    if kind == "t5":
+        raise CheckpointError(f"{path}: `adapters` counts T5's relative positions from its prefix: cannot be read")
     for option in ("encoder_prefix", "cross_prefix"):
         if len(stacks) > 1 and not part.get(option, True):
             raise CheckpointError(f"{path}: {option}=False cannot be read; expected prefixes in every attention")
     mlp = 0 if part.get("flat") else part["bottleneck_size"]
     weight = spec.Gate(pool="reference") if part.get("use_gating") else 1.0
-    layers = _layers({number for number, _ in _kept(part, stacks)}, stacks, path)
+    layers = _layers(set(_kept(part, stacks)), stacks, path)
     form = spec.Prefix(length=part["prefix_length"], mlp=mlp, init="torch")
     yield spec.Change(form=form, site="heads", reads="queries", weight=weight, layers=layers)
 
 
-def _kept(part: dict[str, Any], stacks: list[LiveStack]) -> Iterator[tuple[int, int]]:
-    """The layers that leave_out does not name: their number over all stacks, and in their own."""
-    number = 0
-    for stack in stacks:
-        for layer in stack.layers:
-            if number not in (part.get("leave_out") or ()):
-                yield number, layer.index
-            number += 1
+def _kept(part: dict[str, Any], stacks: list[LiveStack]) -> list[int]:
+    """The layers that leave_out does not name, by their number over all stacks."""
+    return [n for n in range(sum(len(stack.layers) for stack in stacks)) if n not in (part.get("leave_out") or ())]
 
 
 def _layers(numbers: set[int], stacks: list[LiveStack], path: Path) -> tuple[int, ...] | None:
@@ -250,6 +249,8 @@ def _head(model: nn.Module, folder: Path) -> dict[str, Tensor]:
     head = {}
     for key, value in read_tensors(folder, HEAD_TENSORS, HEAD_PICKLED).items():
         path = key.rpartition(".")[0]
+        if ".prefix_tunings." in key:  # T5's head file has them once more
+            continue
         if key.startswith("heads.") or key not in own:
             raise CheckpointError(f"{folder}: a head with {key!r}, which this {type(model).__name__} does not have")
         if own[key].shape != value.shape:

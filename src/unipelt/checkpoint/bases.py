@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from unipelt.errors import CheckpointError, UserError
 
@@ -36,13 +35,13 @@ def declared_pooling(name: str) -> str:
     return "cls" if modes.get("pooling_mode_cls_token") or modes.get("pooling_mode") == "cls" else "model"
 
 
-def load_base(name: str, *, classes: int | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+def load_base(name: str, *, classes: int | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     """A base with a classification head for `classes` (1: regression; none given: a language model). Raises UserError."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     torch.manual_seed(seed)
     kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
-    extra = {} if classes is None else {"num_labels": classes}
+    extra: dict[str, Any] = {} if classes is None else {"num_labels": classes}
     if classes == 1:
         extra["problem_type"] = "regression"
     return from_hub(name, lambda path: kind.from_pretrained(path, dtype=dtype, **extra))

@@ -1,6 +1,6 @@
 """What leaves the house: a merged base as a plain Hugging Face checkpoint, and LoRA as peft's folder in the layout of peft 0.21.
 
-peft computes from the folder what the model computes, bit for bit; only where a weight that is not 1 meets an α/r that is no power
+peft computes from the folder what the model computes, in float32 bit for bit; only where a weight that is not 1 meets an α/r that is no power
 of two, peft rounds once what we round twice.
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save as save_tensors
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from unipelt import spec
-from unipelt.checkpoint.folder import write_whole
+from unipelt.checkpoint.disk import write_whole
 from unipelt.checkpoint.merge import Joint, check_run, joints, merge, refuse, weight_of
 from unipelt.checkpoint.peft_format import CONFIG, PREFIX, TENSORS, Lora, targeted, wrapped_modules
 from unipelt.errors import CheckpointError, SpecError
@@ -37,7 +37,8 @@ def export_merged(model: nn.Module, folder: str | os.PathLike, *, run: int = 0, 
     It works on a copy of the model. Where memory is short, merge the model itself and call its save_pretrained. Raises what
     `merge` raises, and CheckpointError where there is no space: what was in the folder before is then as it was.
     """
-    folder, plain = Path(folder), merge(deepcopy(model), run=run)
+    folder = Path(folder)
+    plain: Any = merge(deepcopy(model), run=run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new:
@@ -60,7 +61,7 @@ def export_peft(model: nn.Module, folder: str | os.PathLike, *, run: int = 0) ->
     check_run(tuned, run)
     found, seen = list(joints(tuned)), Counter(joint.path for joint in joints(tuned))
 
-    def reason(joint: Joint, module: nn.Module, runs: int, run: int) -> str | None:
+    def reason(joint: Joint) -> str | None:
         if not isinstance(joint.change.form, spec.LowRank):
             return f"peft's LoRA folder has no {joint.change.form.name}"
         if joint.delta.part is not None:
@@ -70,7 +71,7 @@ def export_peft(model: nn.Module, folder: str | os.PathLike, *, run: int = 0) ->
             return f"{joint.path!r} has {seen[joint.path]} changes, a peft folder one a linear"
         return None
 
-    refuse("export to peft", model, tuned, found, reason, run)
+    refuse("export to peft", tuned, found, reason)
     if not found:
         raise SpecError(f"export to peft: {tuned.mixture.name!r} has no LoRA in it; use unipelt.save")
     dropouts = {joint.change.form.dropout for joint in found}  # type: ignore[union-attr]
@@ -86,7 +87,7 @@ def export_peft(model: nn.Module, folder: str | os.PathLike, *, run: int = 0) ->
     task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
     saved = sorted({_saved_name(model, path) for path in heads})
     wrapped = saved + [name for name in CLASSIFIERS if task == "SEQ_CLS" and name not in saved]
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for path, lora in loras.items():
         tensors |= {f"{path}.lora_A.weight": lora.down, f"{path}.lora_B.weight": lora.up}
     for path in wrapped_modules(model, wrapped):
@@ -100,7 +101,7 @@ def export_peft(model: nn.Module, folder: str | os.PathLike, *, run: int = 0) ->
     config = {
         "peft_type": "LORA",
         "task_type": task,
-        "base_model_name_or_path": model.config._name_or_path or None,
+        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or None,
         "inference_mode": True,
         "r": ranks,
         "lora_alpha": _plain(alphas),

@@ -7,8 +7,7 @@ its place, so an interrupted save leaves the old checkpoint whole.
 import hashlib
 import json
 import os
-import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +15,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-import unipelt
 from unipelt import spec
 from unipelt.checkpoint.card import card
-from unipelt.errors import CheckpointError, SpecError
+from unipelt.checkpoint.description import CARD, CONFIG, TENSORS, Description, describe
+from unipelt.checkpoint.disk import resolve, settle, write_whole
+from unipelt.errors import CheckpointError
+from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach, detach
 from unipelt.inject.swap import folded
 from unipelt.inject.tuned import NAME, tuned_of
 
-FORMAT = 1
-CONFIG, TENSORS, CARD = "unipelt.json", "unipelt.safetensors", "README.md"
-
-
-@dataclass
-class Description:
-    """What the JSON of a checkpoint says."""
-
-    mixture: dict[str, Any]
-    base: dict[str, Any]
-    head: dict[str, Any]
-    sha256: str
-    """of the safetensors file"""
-    task: dict[str, Any] = field(default_factory=dict)
-    """name, kind, metric, label names, pair"""
-    results: dict[str, Any] = field(default_factory=dict)
-    recipe: dict[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
-    library: str = unipelt.__version__
-
 
 def save(
-    model: nn.Module,
+    model: PreTrainedModel,
     folder: str | os.PathLike,
     *,
     run: int = 0,
@@ -86,18 +68,21 @@ def save(
     return folder
 
 
-def load(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
-    """Attach what a checkpoint holds to its base. A hub repository id loads like a folder.
+def load(
+    model: PreTrainedModel, folder: str | os.PathLike, *, sites: tuple[Stack, ...] | None = None
+) -> PreTrainedModel:
+    """Attach what a checkpoint holds to its base. A hub repository id loads like a folder. sites: as `attach` takes them.
 
     Raises CheckpointError for another base, version, key or shape, and for a damaged file; the base is then as it was.
     """
     folder = resolve(folder)
+    settle(folder, (TENSORS, CONFIG, CARD))
     description = describe(folder)
     tensors = read_tensors(folder, description)
     check_base(model, description, folder)
     mixture = spec.Mixture.from_dict(description.mixture)
     head = description.head
-    attach(model, mixture, head=head["policy"], pooling=head["pooling"], head_modules=head["modules"])
+    attach(model, mixture, head=head["policy"], pooling=head["pooling"], head_modules=head["modules"], sites=sites)
     own = dict(tuned_of(model).named_parameters())
     problem = mismatch({name: p[0] for name, p in own.items()}, tensors)
     if problem:
@@ -107,33 +92,6 @@ def load(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
         for name, parameter in own.items():
             parameter[0].copy_(tensors[name])
     return model
-
-
-def describe(folder: str | os.PathLike) -> Description:
-    """Read a checkpoint's JSON. Raises CheckpointError where it is missing, damaged, or of another version."""
-    path = Path(folder) / CONFIG
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder}: no {CONFIG} in it; expected a folder that `unipelt train` or unipelt.save wrote"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or not readable ({error})") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        got = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise CheckpointError(
-            f"{path}: format {got!r}, this version reads format {FORMAT}; install the unipelt that wrote it"
-        )
-    try:
-        description = Description(**data)
-        spec.Mixture.from_dict(description.mixture)
-        description.head["policy"], description.head["pooling"], description.base["model_type"]
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: {error} is not as expected") from None
-    except SpecError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    return description
 
 
 def read_tensors(folder: Path, description: Description) -> dict[str, Tensor]:
@@ -152,24 +110,7 @@ def read_tensors(folder: Path, description: Description) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
 
 
-def resolve(folder: str | os.PathLike, files: tuple[str, ...] = (CONFIG, TENSORS, CARD)) -> Path:
-    """The local folder of a path, or of a hub repository id such as `owner/name`, of which only these files are taken."""
-    path = Path(folder)
-    if path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        if not path.is_dir():
-            raise CheckpointError(f"{folder}: no such folder")
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(folder), allow_patterns=list(files)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder}: neither a folder nor a repository that the hub gives ({first})") from None
-
-
-def fingerprint(model: nn.Module, head: list[str]) -> dict[str, Any]:
+def fingerprint(model: PreTrainedModel, head: list[str]) -> dict[str, Any]:
     """What tells one base from another: its type, names and shapes, and the mean size of a few weights; its head apart."""
     outside = {id(p) for path in head for p in model.get_submodule(path).parameters()}
     named = [
@@ -179,14 +120,15 @@ def fingerprint(model: nn.Module, head: list[str]) -> dict[str, Any]:
     weights = [
         (n, p) for n, p in named if p.dim() == 2 and p.is_floating_point() and not p.is_meta and p.dtype.itemsize > 1
     ]
+    config: Any = model.base_model.config
     return {
-        "model_type": model.base_model.config.model_type,
+        "model_type": config.model_type,
         "fingerprint": hashlib.sha256(shapes.encode()).hexdigest()[:16],
         "mean_sizes": {n: float(p.detach().float().abs().mean()) for n, p in weights[1::7][:8]},
     }
 
 
-def check_base(model: nn.Module, description: Description, folder: Path) -> None:
+def check_base(model: PreTrainedModel, description: Description, folder: Path) -> None:
     modules = dict(model.named_modules())
     got, expected = (
         fingerprint(model, [path for path in description.head["modules"] if path in modules]),
@@ -218,23 +160,3 @@ def mismatch(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str | None:
         if parameter.shape != tensors[name].shape:
             return f"{name!r} is {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
     return None
-
-
-def write_whole(folder: Path, files: dict[str, bytes]) -> None:
-    """Write all files beside their places, then put each in its place. Raises CheckpointError where there is no space."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            with open(folder / f".{name}.new", "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in files:
-            os.replace(folder / f".{name}.new", folder / name)
-    except OSError as error:
-        for name in files:
-            (folder / f".{name}.new").unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{folder}: cannot write ({error.strerror or error}); what was there before is untouched"
-        ) from None

@@ -1,6 +1,6 @@
 """Folding changes into the base's own weights, where the merged base computes the same function."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Route
 from unipelt.inject.attach import detach
 from unipelt.inject.junction import Delta
-from unipelt.inject.places import features
+from unipelt.inject.places import features, is_linear
 from unipelt.inject.tuned import Tuned, tuned_of
 
 
@@ -39,7 +39,17 @@ def merge(model: nn.Module, *, run: int = 0) -> nn.Module:
     tuned = tuned_of(model)
     check_run(tuned, run)
     found = list(joints(tuned))
-    refuse("merge", model, tuned, found, _reason, run)
+    users: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), []).append(path)
+
+    def reason(joint: Joint) -> str | None:
+        module = model.get_submodule(joint.path)
+        return _reason(joint, module, tuned.runs, run) or _shared(module, joint.path, users)
+
+    shared = [_shared(model.get_submodule(path), path, users) for path in tuned.head_modules()]
+    refuse("merge", tuned, found, reason, next((why for why in shared if why), None))
     heads = {path: tuned.get_submodule(f"head.{path}") for path in tuned.head_modules()}
     detach(model)
     with torch.no_grad():
@@ -61,22 +71,18 @@ def joints(tuned: Tuned) -> Iterator[Joint]:
             yield Joint(path, hook, name, changes[name], delta)
 
 
-def refuse(verb: str, model: nn.Module, tuned: Tuned, found: list[Joint], reason: Any, run: int) -> None:
-    """Raise SpecError that names each change for which there is a reason."""
-    reasons: dict[str, str] = {}
+def refuse(verb: str, tuned: Tuned, found: list[Joint], reason: Callable[[Joint], str | None], head: str | None = None):
+    """Raise SpecError that names each change for which there is a reason, or that is gated; head: what is against the head."""
     if tuned.options["pooling"] != "model":
-        reasons["the head"] = f"it reads pooling={tuned.options['pooling']!r}, which the plain model does not"
-    users: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            users.setdefault(id(parameter), []).append(path)
-    for path in tuned.head_modules():
-        if other := _shared(model.get_submodule(path), path, users):
-            reasons["the head"] = f"{path!r} shares its weight with {other!r}"
+        head = f"it reads pooling={tuned.options['pooling']!r}, which the plain model does not"
+    reasons = {} if head is None else {"the head": head}
     for joint in found:
-        why = weight_reason(joint) or reason(joint, model.get_submodule(joint.path), tuned.runs, run)
-        if why is None and (other := _shared(model.get_submodule(joint.path), joint.path, users)):
-            why = f"{joint.path!r} shares its weight with {other!r}"
+        why = reason(joint)
+        if why is None and isinstance(joint.change.weight, spec.Gate):
+            why = (
+                "its gate depends on the input; fix it first, such as "
+                f"unipelt.fix_gates(model, {{{joint.name!r}: 0.5}}) with the mean that unipelt.record_gates gives"
+            )
         if why is not None:
             reasons.setdefault(joint.name, why)
     if reasons:
@@ -84,17 +90,9 @@ def refuse(verb: str, model: nn.Module, tuned: Tuned, found: list[Joint], reason
         raise SpecError(f"{verb} refused, nothing was changed: {listed}")
 
 
-def weight_reason(joint: Joint) -> str | None:
-    if isinstance(joint.change.weight, spec.Gate):
-        return (
-            "its gate depends on the input; fix it first, such as "
-            f"unipelt.fix_gates(model, {{{joint.name!r}: 0.5}}) with the mean that unipelt.record_gates gives"
-        )
-    return None
-
-
 def weight_of(delta: Delta, run: int) -> float:
-    return float(delta.weight.scale[run]) if isinstance(delta.weight, Learned) else float(delta.weight)  # type: ignore[arg-type]
+    """What multiplies a change that is not gated."""
+    return delta.weight.scale[run].item() if isinstance(delta.weight, Learned) else float(delta.weight)  # type: ignore[arg-type]
 
 
 def check_run(tuned: Tuned, run: int) -> None:
@@ -107,7 +105,8 @@ def quantised(module: nn.Module) -> str | None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return "no weight"
-    plain = weight.is_floating_point() and weight.dtype.itemsize > 1 and not weight.is_meta
+    known = not is_linear(module) or isinstance(module, nn.Linear | Conv1D)
+    plain = known and weight.is_floating_point() and weight.dtype.itemsize > 1 and not weight.is_meta
     return (
         None if plain else f"{type(weight).__name__} of {str(weight.dtype).removeprefix('torch.')} on {weight.device}"
     )
@@ -122,27 +121,33 @@ def _reason(joint: Joint, module: nn.Module, runs: int, run: int) -> str | None:
         return "its own LayerNorm is not linear"
     if isinstance(form, spec.Bottleneck | spec.Kronecker) and form.activation != "identity":
         return f"an adapter is not linear (its activation is {form.activation})"
+    if delta.held is not None or joint.hook == "pre" or delta.reads not in ("input", "output"):
+        return f"it reads {joint.change.reads!r}, which is neither the input nor the output of {joint.path!r}"
+    if not isinstance(form, spec.Bias | spec.Norm) and not is_linear(module):
+        return f"{joint.path!r} is a {type(module).__name__}, no linear map"
     if (weight := quantised(module)) is not None:
         return f"{joint.path!r} is quantised or not loaded ({weight}); load the base in full precision and merge there"
     if isinstance(form, spec.Bias | spec.Norm):
         return None
-    if delta.held is not None or joint.hook == "pre" or delta.reads not in ("input", "output"):
-        return f"it reads {joint.change.reads!r}, which is neither the input nor the output of {joint.path!r}"
-    if not isinstance(module, nn.Linear | Conv1D):
-        return f"{joint.path!r} is a {type(module).__name__}, no linear map"
-    if module.bias is None and not isinstance(delta.form, LowRank) and affine(joint, module, runs, run)[1].any():
+    if isinstance(delta.form, LowRank):
+        return None
+    if module.bias is None and affine(joint, module, runs, run)[1].any():
         return f"{joint.path!r} has no bias to take the adapter's"
     return None
 
 
 def _shared(module: nn.Module, path: str, users: dict[int, list[str]]) -> str | None:
     others = (user for p in module.parameters(recurse=False) for user in users[id(p)] if user != path)
-    return next(others, None)
+    return next((f"{path!r} shares its weight with {other!r}" for other in others), None)
 
 
 def affine(joint: Joint, module: nn.Module, runs: int, run: int) -> tuple[Tensor, Tensor]:
-    """A and c of a change that computes A x + c: c is its value at 0, the columns of A those at the unit vectors."""
-    form, part = joint.delta.form, joint.delta.part
+    """A and c of a change that computes A x + c: where no matrix says so, its values at the unit vectors and at 0."""
+    form: Any = joint.delta.form
+    part: Any = joint.delta.part
+    if isinstance(form, LowRank):
+        a = form.scale * form.up.weight[run].double() @ form.down.weight[run].double()
+        return a, a.new_zeros(len(a))
     inputs, outputs = features(module)
     if joint.delta.reads == "output":
         inputs = outputs if part is None else len(part.rows(torch.arange(outputs)))
@@ -155,15 +160,16 @@ def affine(joint: Joint, module: nn.Module, runs: int, run: int) -> tuple[Tensor
     return (values[1:] - values[0]).T, values[0]
 
 
-def _fold(module: nn.Module, found: list[Joint], runs: int, run: int) -> None:
+def _fold(module: Any, found: list[Joint], runs: int, run: int) -> None:
     """Write into one module what its changes, in order, make of it; computed in float64, rounded once."""
     scale, shift = module.weight, getattr(module, "bias", None)
     weight = (scale.T if isinstance(module, Conv1D) else scale).double()
     bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device) if shift is None else shift.double()
     weight, bias = weight.clone(), bias.clone()
     for joint in found:
-        delta, form = joint.delta, joint.delta.form
-        factor = weight_of(delta, run)
+        form: Any = joint.delta.form
+        part: Any = joint.delta.part
+        factor = weight_of(joint.delta, run)
         if isinstance(form, Bias):
             bias += factor * form.bias[run].double()
         elif isinstance(form, Norm):
@@ -173,8 +179,8 @@ def _fold(module: nn.Module, found: list[Joint], runs: int, run: int) -> None:
         else:
             a, c = affine(joint, module, runs, run)
             rows = torch.arange(len(weight), device=weight.device)
-            rows = rows if delta.part is None else delta.part.rows(rows)
-            if delta.reads == "input":
+            rows = rows if part is None else part.rows(rows)
+            if joint.delta.reads == "input":
                 weight[rows] += factor * a
                 bias[rows] += factor * c
             else:

@@ -1,4 +1,4 @@
-"""peft's LoRA folder, in the layout of peft 0.21, read into a mixture of LoRA changes. The outputs are peft's, bit for bit."""
+"""peft's LoRA folder, in the layout of peft 0.21, read into a mixture of LoRA changes. In float32 the outputs are peft's, bit for bit."""
 
 import math
 import os
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unipelt import spec
-from unipelt.checkpoint.folder import resolve
+from unipelt.checkpoint.disk import resolve
 from unipelt.checkpoint.merge import joints
 from unipelt.checkpoint.safe import read_json, read_tensors
 from unipelt.errors import CheckpointError, SpecError, nearest
@@ -52,11 +52,13 @@ def load_peft(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
     config = read_json(folder / CONFIG, "a folder that peft's save_pretrained wrote")
     _check_config(config, folder / CONFIG)
     tensors = read_tensors(folder, TENSORS, PICKLED)
-    loras, heads = _sorted_keys(model, config, tensors, folder)
     try:
+        loras, heads = _sorted_keys(model, config, tensors, folder)
         mixture = spec.Mixture(tuple(_changes(model, loras, folder)), "peft-lora")
     except SpecError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+    except (re.error, TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: not as expected ({error})") from None
     paths = sorted({path.rsplit(".", 1)[0] for path in heads})
     attach(model, mixture, head="train" if paths else "frozen", head_modules=paths or None)
     tuned = tuned_of(model)
@@ -95,20 +97,15 @@ def _sorted_keys(
     model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path
 ) -> tuple[dict[str, Lora], dict[str, Tensor]]:
     """The LoRAs by path and the head's parameters by name; everything that the config names, and nothing else."""
-    modules = {path: m for path, m in model.named_modules() if path}
-    saved = wrapped_modules(model, config.get("modules_to_save") or [])
-    wanted = {f"{path}.{name}": p for path in saved for name, p in modules[path].named_parameters()}
     halves: dict[str, dict[str, Tensor]] = {}
     heads: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        name = key.removeprefix(PREFIX)
-        match = re.fullmatch(r"(.+)\.lora_(A|B)\.weight", name)
-        if match and key != name:
+        match = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
+        if match:
             halves.setdefault(match[1], {})[match[2]] = value
-        elif key != name and name in wanted:
-            heads[name] = value
         else:
-            raise CheckpointError(f"{folder}: holds {key!r}, which is neither a linear's LoRA nor in modules_to_save")
+            heads[key.removeprefix(PREFIX)] = value
+    modules = dict(model.named_modules())
     linears = {path for path, module in modules.items() if is_linear(module)}
     for path in halves:
         if path not in linears:
@@ -118,33 +115,45 @@ def _sorted_keys(
     for path in sorted(targets ^ halves.keys()) + [path for path, half in halves.items() if len(half) != 2]:
         lacks = "has no whole LoRA for" if path in targets else "has a LoRA, which target_modules does not name, for"
         raise CheckpointError(f"{folder}: {lacks} {path!r}; another base, or a damaged folder")
+    _check_heads(model, config, heads, folder)
+    return {path: _lora(config, path, half, features(modules[path]), folder) for path, half in halves.items()}, heads
+
+
+def _check_heads(model: nn.Module, config: dict[str, Any], heads: dict[str, Tensor], folder: Path) -> None:
+    modules = dict(model.named_modules())
+    saved = wrapped_modules(model, config.get("modules_to_save") or [])
+    wanted = {f"{path}.{name}": p for path in saved for name, p in modules[path].named_parameters()}
+    if unknown := sorted(heads.keys() - wanted.keys()):
+        raise CheckpointError(
+            f"{folder}: holds {unknown[0]!r}, which is neither a linear's LoRA nor in modules_to_save"
+        )
     if missing := sorted(wanted.keys() - heads.keys()):
         raise CheckpointError(f"{folder}: has no {missing[0]!r}, which modules_to_save names")
-
-    loras = {}
-    for path, half in halves.items():
-        r = (config.get("rank_pattern") or {}).get(_pattern(config.get("rank_pattern"), path), config.get("r", 8))
-        alpha = (config.get("alpha_pattern") or {}).get(
-            _pattern(config.get("alpha_pattern"), path), config.get("lora_alpha", 8)
-        )
-        inputs, outputs = features(modules[path])
-        for letter, shape in (("A", (r, inputs)), ("B", (outputs, r))):
-            if tuple(half[letter].shape) != shape:
-                got = tuple(half[letter].shape)
-                raise CheckpointError(f"{folder}: {path}.lora_{letter} is {got}, expected {shape}; load its own base")
-        if config.get("use_rslora"):
-            alpha = _times(alpha / math.sqrt(r), r)
-        loras[path] = Lora(half["A"], half["B"], alpha, config.get("lora_dropout", 0.0))
     for name, value in heads.items():
+        module = modules[name.rpartition(".")[0]]
+        if not isinstance(module, nn.Linear | nn.LayerNorm):
+            what = f"{name!r} of a {type(module).__name__}"
+            raise CheckpointError(f"{folder}: modules_to_save holds {what}; expected linears and LayerNorms")
         if value.shape != wanted[name].shape:
             got, expected = tuple(value.shape), tuple(wanted[name].shape)
             raise CheckpointError(f"{folder}: {name!r} is {got}, expected {expected}; load a base with its labels")
-        if not isinstance(modules[name.rpartition(".")[0]], nn.Linear | nn.LayerNorm):
-            kind = type(modules[name.rpartition(".")[0]]).__name__
-            raise CheckpointError(
-                f"{folder}: modules_to_save holds {name!r} of a {kind}; expected linears and LayerNorms"
-            )
-    return loras, heads
+
+
+def _lora(config: dict[str, Any], path: str, half: dict[str, Tensor], size: tuple[int, int], folder: Path) -> Lora:
+    """One linear's LoRA, with the rank and the α that the config's patterns give it."""
+
+    def pattern(name: str, default: Any) -> Any:
+        found = (value for key, value in (config.get(name) or {}).items() if re.match(rf"(.*\.)?({key})$", path))
+        return next(found, default)
+
+    r, alpha = pattern("rank_pattern", config.get("r", 8)), pattern("alpha_pattern", config.get("lora_alpha", 8))
+    for letter, shape in (("A", (r, size[0])), ("B", (size[1], r))):
+        if tuple(half[letter].shape) != shape:
+            got = tuple(half[letter].shape)
+            raise CheckpointError(f"{folder}: {path}.lora_{letter} is {got}, expected {shape}; load its own base")
+    if config.get("use_rslora"):
+        alpha = _times(alpha / math.sqrt(r), r)
+    return Lora(half["A"], half["B"], alpha, config.get("lora_dropout", 0.0))
 
 
 def _changes(model: nn.Module, loras: dict[str, Lora], folder: Path):
@@ -159,14 +168,15 @@ def _changes(model: nn.Module, loras: dict[str, Lora], folder: Path):
         groups.setdefault((path.rsplit(".", 1)[-1], len(lora.down), lora.alpha, lora.dropout), []).append(path)
     for (name, r, alpha, dropout), paths in groups.items():
         matched = match_linears(stacks, model, name, head)
-        layers = tuple(sorted({index[path] for path in paths} - {None}))
+        layers = tuple(sorted({layer for path in paths if (layer := index[path]) is not None}))
         site, only = "|".join(re.escape(path) for path in paths), None
         if set(matched) == set(paths):
             site = name
-        elif layers and {path for path in matched if index[path] in layers} == set(paths):
+        elif layers and {path for path in matched if index[path] in (None, *layers)} == set(paths):
             site, only = name, layers
-        form = spec.LowRank(r=r, alpha=float(alpha), dropout=dropout)
-        yield spec.Change(form=form, site=LINEARS + site, reads="input", layers=only)
+        form = spec.LowRank(r=r, alpha=abs(float(alpha)), dropout=dropout)
+        weight = -1.0 if alpha < 0 else 1.0  # what a learned scalar below 0 becomes in a peft folder
+        yield spec.Change(form=form, site=LINEARS + site, reads="input", weight=weight, layers=only)
 
 
 def targeted(model: nn.Module, config: dict[str, Any], path: str) -> bool:
@@ -197,10 +207,6 @@ def wrapped_modules(model: nn.Module, names: list[str]) -> list[str]:
     """The modules that peft keeps a copy of for these modules_to_save, the outermost of each."""
     found = [p for p, _ in model.named_modules() if p.split(".")[0] != NAME and any(p.endswith(n) for n in names)]
     return [path for path in found if not any(path.startswith(outer + ".") for outer in found)]
-
-
-def _pattern(patterns: dict[str, Any] | None, path: str) -> str:
-    return next((key for key in patterns or () if re.match(rf"(.*\.)?({key})$", path)), path)
 
 
 def _times(scale: float, r: int) -> float:

@@ -1,11 +1,15 @@
 """The command line: one file a command. Nothing here imports torch before a command runs, so `--help` is quick."""
 
 import sys
+import traceback
 
-import click
 import typer
 
 from unipelt.errors import UserError
+
+# what typer raises for a mistake in the words of a command: its own copy of click's, or click's, as its version has it
+WordsError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+STOPPED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
 
 def build() -> typer.Typer:
@@ -15,7 +19,6 @@ def build() -> typer.Typer:
     app = typer.Typer(
         name="unipelt",
         help="Tune a frozen language model with every parameter-efficient method at once.",
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -26,29 +29,33 @@ def build() -> typer.Typer:
     return app
 
 
-def main() -> None:
-    """Run the command line. A user's mistake is one line and exit code 2; `--debug` shows its traceback."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+def main(given: list[str] | None = None) -> None:
+    """Run the command line. A user's mistake is one line and exit code 2; `--debug` shows its traceback too."""
+    given = sys.argv[1:] if given is None else given
+    arguments = [argument for argument in given if argument != "--debug"]
     try:
-        code = build()(args=arguments, standalone_mode=False)
+        code = build()(args=arguments or ["--help"], prog_name="unipelt", standalone_mode=False)
     except UserError as error:
-        if debug:
-            raise
-        print(f"unipelt: {error}", file=sys.stderr)
-        code = 2
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        print("unipelt: stopped; the same command goes on from here", file=sys.stderr)
-        code = 130
+        code = _refuse(str(error), debug=len(arguments) < len(given))
+    except WordsError as error:  # type: ignore[misc]
+        said, place = error.format_message().rstrip("."), getattr(error, "ctx", None)  # type: ignore[attr-defined]
+        code = _refuse(f"{said}; see `{place.command_path if place else 'unipelt'} --help`")
+    except BrokenPipeError:
+        sys.stdout = None  # type: ignore[assignment]  # whoever read it has gone, such as `| head`
+        code = 0
     except OSError as error:
-        if debug:
-            raise
-        print(
-            f"unipelt: {error.filename or ''} {error.strerror or error}; nothing written before is lost",
-            file=sys.stderr,
-        )
-        code = 2
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        code = _refuse(f"{what}; nothing written before is lost", debug=len(arguments) < len(given))
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
+    if code == STOPPED:
+        print("unipelt: stopped; the same command goes on from here", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str, debug: bool = False) -> int:
+    """Say in one line what is wrong; the exit code of a user's mistake."""
+    if debug:
+        traceback.print_exc()
+    print(f"unipelt: {' '.join(message.split())}", file=sys.stderr)
+    return 2

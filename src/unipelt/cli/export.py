@@ -23,8 +23,7 @@ def export(
     if fix_gates and not data:
         raise UserError("--fix-gates needs --data: the mean of a gate is taken over texts")
     from unipelt import data as rooms
-    from unipelt.checkpoint.merge import export_merged
-    from unipelt.checkpoint.peft_format import export_peft
+    from unipelt.checkpoint.export import export_merged, export_peft
     from unipelt.fleet.apply import Applied, fixed_at_means
 
     applied = Applied.load(run, model or None, "cpu")

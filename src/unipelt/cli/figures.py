@@ -1,13 +1,28 @@
 """Figures of a run."""
 
+import io
+from pathlib import Path
 from typing import Any
 
+from unipelt.checkpoint.disk import write_whole
 from unipelt.cli.tables import by_layer
 from unipelt.errors import UserError
 
+KINDS = ("pdf", "png", "svg")
+
+
+def kind_of(path: str) -> str:
+    """The kind of figure that a file's suffix asks for. Raises UserError for one that cannot be drawn."""
+    kind = Path(path).suffix.removeprefix(".").lower()
+    if kind not in KINDS:
+        raise UserError(
+            f"--figure {path}: ends in {Path(path).suffix or 'no suffix'!r}; expected .{', .'.join(KINDS)}, such as gates.png"
+        )
+    return kind
+
 
 def draw_gates(values: dict[str, Any], path: str) -> None:
-    """A heat map of mean gate values, layers by changes, into a file. Raises UserError for a kind of file it cannot write."""
+    """A heat map of mean gate values, layers by changes, into a file."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -21,13 +36,11 @@ def draw_gates(values: dict[str, Any], path: str) -> None:
     axes.set_yticks(range(len(rows)), list(rows))
     for y, line in enumerate(means):
         for x, value in enumerate(line):
-            axes.text(
-                x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black", fontsize=8
-            )
+            if value == value:  # a layer without this gate stays empty
+                ink = "white" if value < 0.6 else "black"  # viridis is dark up to there
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
     figure.colorbar(image, label="mean gate")
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise UserError(f"--figure {path}: {error}") from None
-    finally:
-        pyplot.close(figure)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150, format=kind_of(path))
+    pyplot.close(figure)
+    write_whole(Path(path).parent, {Path(path).name: drawn.getvalue()})

@@ -2,6 +2,8 @@
 
 import typer
 
+from unipelt.errors import UserError
+
 
 def inspect(
     run: str = typer.Argument(..., help="folder of a run, or a hub repository of one"),
@@ -14,46 +16,47 @@ def inspect(
     """Show a run's parameters by change, its size, results, and its gates by layer on given data."""
     from rich.console import Console
 
-    from unipelt.checkpoint.folder import CONFIG, TENSORS, describe, resolve
-    from unipelt.cli.tables import gate_table, parameter_table
-    from unipelt.errors import UserError
+    from unipelt.checkpoint.description import CONFIG, TENSORS, describe
+    from unipelt.checkpoint.disk import resolve
+    from unipelt.cli.figures import draw_gates, kind_of
+    from unipelt.cli.tables import gate_table, parameter_table, result_lines
+    from unipelt.fleet.outcome import RECORD, read_outcome
 
-    folder = resolve(run)
-    if (folder / "run.json").exists() and not (folder / CONFIG).exists():
-        from unipelt.fleet.tune import read_outcome
-
+    if figure:
+        kind_of(figure)
+    if figure and not data:
+        raise UserError("--figure needs --data: gates are drawn on texts")
+    folder, console = resolve(run), Console(soft_wrap=True)
+    if (folder / RECORD).exists() and not (folder / CONFIG).exists():
         outcome = read_outcome(folder)
-        print(f"{run}: {outcome.request['method']} on {outcome.request['task']}, {outcome.status}, test {outcome.test}")  # type: ignore[union-attr]
+        assert outcome is not None
+        print("\n".join(result_lines(outcome)))
+        if data:
+            raise UserError("--data: this run has no gates to show; train one with --method unipelt-apl")
         return
-    description, console = describe(folder), Console()
-    base, task = description.base, description.task
+    description = describe(folder)
+    base, task, head = description.base, description.task, description.head
     size = (folder / TENSORS).stat().st_size if (folder / TENSORS).exists() else 0
     console.print(
         f"{description.mixture['name']} on {base['name']} ({base['model_type']}), task {task.get('name', 'not named')}",
-        markup=False,
-    )
-    console.print(
-        f"{TENSORS}: {size / 1e6:.2f} MB; head reads {description.head['pooling']}, policy {description.head['policy']}",
-        markup=False,
-    )
-    for name, value in description.results.items():
-        console.print(f"{name}: {value:.4f}", markup=False)
+        f"{TENSORS}: {size / 1e6:.2f} MB; head reads {head['pooling']}, policy {head['policy']}",
+        *(f"{name}: {value:.4f}" for name, value in description.results.items()),
+        sep="\n", markup=False, highlight=False,
+    )  # fmt: skip
     console.print(parameter_table(folder, description))
-    if figure and not data:
-        raise UserError("--figure needs --data: gates are drawn on texts")
-    if data:
-        from unipelt import data as rooms
-        from unipelt.fleet.apply import Applied, gate_paths
+    if not data:
+        return
 
-        applied = Applied.load(run, model or None, "cpu")
-        if not any(True for _ in gate_paths(applied.model)):
-            raise UserError("--data: this run has no gates to show; train one with --method unipelt-apl")
-        _, rows = rooms.load_file(data, text=text or None, pair=pair or None, for_prediction=True)
-        values = applied.gates(rows)
-        console.print(f"gates on {len(rows)} rows of {data}: mean ± standard deviation over rows", markup=False)
-        console.print(gate_table(values))
-        if figure:
-            from unipelt.cli.figures import draw_gates
+    from unipelt import data as rooms
+    from unipelt.fleet.apply import Applied, gate_paths
 
-            draw_gates(values, figure)
-            print(f"{figure}: drawn")
+    applied = Applied.load(run, model or None, "cpu")
+    if not any(True for _ in gate_paths(applied.model)):
+        raise UserError("--data: this run has no gates to show; train one with --method unipelt-apl")
+    _, rows = rooms.load_file(data, text=text or None, pair=pair or None, for_prediction=True)
+    values = applied.gates(rows)
+    console.print(f"gates on {len(rows)} rows of {data}: mean ± standard deviation over rows", markup=False)
+    console.print(gate_table(values))
+    if figure:
+        draw_gates(values, figure)
+        print(f"{figure}: drawn")

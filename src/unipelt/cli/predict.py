@@ -20,7 +20,7 @@ def predict(
     import sys
     from pathlib import Path
 
-    from unipelt.checkpoint.folder import write_whole
+    from unipelt.checkpoint.disk import write_whole
     from unipelt.fleet.apply import Applied
 
     applied = Applied.load(run, model or None, device)

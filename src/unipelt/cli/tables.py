@@ -1,9 +1,28 @@
-"""Tables of a run: parameters by change, gates by layer."""
+"""What a run came to, and its tables: parameters by change, gates by layer."""
 
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from unipelt.fleet.outcome import Outcome
+
+
+def result_lines(outcome: Outcome) -> list[str]:
+    """Method, task, status and numbers of a run, a few short lines."""
+    asked, metric = outcome.request, outcome.task["metric"]
+    counted = sum(outcome.parameters.values())
+    lines = [
+        f"{asked['method']} on {asked['task']}: {outcome.status}, {counted:,} trainable parameters, {outcome.seconds:.0f} s"
+    ]
+    if outcome.done:
+        majority = "" if outcome.majority is None else f"  (always the largest class: accuracy {outcome.majority:.4f})"
+        dev = outcome.dev
+        lines += [
+            f"  dev  {metric} {dev[metric]:.4f}  (epoch {dev['epoch']:.0f} of {outcome.recipe['epochs']})",
+            "  test " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.test.items()) + majority,
+        ]
+    return lines
 
 
 def parameter_table(folder: Path, description: Any) -> Table:
@@ -11,7 +30,7 @@ def parameter_table(folder: Path, description: Any) -> Table:
     import json
     import struct
 
-    from unipelt.checkpoint.folder import TENSORS
+    from unipelt.checkpoint.description import TENSORS
     from unipelt.errors import CheckpointError
     from unipelt.spec import Mixture, equation
 

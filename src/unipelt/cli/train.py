@@ -7,6 +7,7 @@ import typer
 
 from unipelt.cli.fields import docs
 from unipelt.errors import UserError
+from unipelt.fleet.outcome import Request
 from unipelt.fleet.recipe import Recipe
 
 _recipe = docs(Recipe)
@@ -49,25 +50,19 @@ def train(
         raise UserError("--task is missing: expected a GLUE task, docstrings, or a file such as reviews.csv")
     if not out:
         raise UserError("--out is missing: expected a folder for the run, such as runs/first")
-    if k != "all" and not k.isdigit():
+    if k != "all" and not k.isdecimal():
         raise UserError(f"--k {k}: expected a whole number or all")
     Recipe(**given)
-    from unipelt.cli.progress import Watch
-    from unipelt.fleet.tune import Request, tune
-
     request = Request(
         model=model, task=task, k=k if k == "all" else int(k), method=method, seed=seed, head=head, policy=head_policy,
         data_dir=data_dir or None, text=text or None, pair=pair or None, label=label or None, kind=kind or None,
         test=test or None, recipe=given,
     )  # fmt: skip
+    from unipelt.cli.progress import Watch
+    from unipelt.cli.tables import result_lines
+    from unipelt.fleet.tune import tune
+
     with Watch() as watch:
         outcome = tune(request, Path(out), device=device, tell=watch.tell, watch=watch)
-    metric = next(iter(outcome.test))
-    counted = sum(outcome.parameters.values())
-    print(f"{method} on {task}: {outcome.status}, {counted:,} trainable parameters, {outcome.seconds:.0f} s")
-    print(
-        f"  dev  {metric} {outcome.dev[metric]:.4f}  (epoch {outcome.dev['epoch']:.0f} of {outcome.recipe['epochs']})"
-    )
-    majority = "" if outcome.majority is None else f"  (always the largest class: accuracy {outcome.majority:.4f})"
-    print("  test " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.test.items()) + majority)
+    print("\n".join(result_lines(outcome)))
     print(f"  {out}: predict with `unipelt predict {out} --data FILE`")

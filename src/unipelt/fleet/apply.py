@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from unipelt import data
 from unipelt.checkpoint.bases import load_base, load_tokenizer
-from unipelt.checkpoint.folder import CONFIG, describe, load, resolve
+from unipelt.checkpoint.description import CONFIG, describe
+from unipelt.checkpoint.disk import resolve
+from unipelt.checkpoint.folder import load
 from unipelt.errors import CheckpointError, UserError
-from unipelt.fleet.encode import collate, encode
+from unipelt.fleet.encode import collate, encode, most_tokens
 from unipelt.fleet.loop import predict
-from unipelt.fleet.tune import FULL, device_of, read_outcome
+from unipelt.fleet.outcome import RECORD, read_outcome
+from unipelt.fleet.recipe import Recipe
+from unipelt.fleet.tune import device_of
 from unipelt.forms.gate import Gate, GroupGate
 from unipelt.inject.record import record_gates
 from unipelt.inject.swap import fix_gates
@@ -26,7 +31,7 @@ BATCH = 64  # rows a forward when gates are recorded
 class Applied:
     """A run's model, ready to use."""
 
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: Any
     task: dict[str, Any]
     max_length: int
@@ -36,7 +41,7 @@ class Applied:
     def load(cls, run: str, base: str | None = None, device: str = "auto") -> "Applied":
         """Load a run and its base. Raises CheckpointError where the folder holds none, or one that is not finished."""
         target, folder = device_of(device), resolve(run)
-        if not (folder / CONFIG).exists() and (folder / "run.json").exists():
+        if not (folder / CONFIG).exists() and (folder / RECORD).exists():
             return cls._whole(folder, target)
         description = describe(folder)
         task = description.task
@@ -46,22 +51,24 @@ class Applied:
         model = load_base(name, classes=len(task["labels"]) or 1)
         tokenizer = load_tokenizer(name)
         model.config.pad_token_id = tokenizer.pad_token_id
+        longest = most_tokens(model, description.recipe.get("max_length", Recipe.max_length))
         load(model, folder)
-        return cls(model.to(target).eval(), tokenizer, task, description.recipe.get("max_length", 128), True)
+        return cls(model.to(target).eval(), tokenizer, task, longest, True)
 
     @classmethod
     def _whole(cls, folder: Path, target: torch.device) -> "Applied":
         outcome = read_outcome(folder)
-        if (
-            outcome is None
-            or outcome.status not in ("finished", "stopped early")
-            or outcome.request["method"].strip() != FULL
-        ):
+        if outcome is not None and outcome.status.startswith("failed"):
+            raise CheckpointError(f"{folder}: {outcome.status}; train again with another --out")
+        if outcome is None or not outcome.done:
             raise CheckpointError(
                 f"{folder}: its run is not finished; the `unipelt train` command that began it goes on with it"
             )
+        if not outcome.whole:
+            raise CheckpointError(f"{folder}: no {CONFIG} in it, though its run is finished; train it again")
         model, task = load_base(str(folder), classes=len(outcome.task["labels"]) or 1), outcome.task
-        return cls(model.to(target).eval(), load_tokenizer(str(folder)), task, outcome.recipe["max_length"], False)
+        longest = most_tokens(model, outcome.recipe["max_length"])
+        return cls(model.to(target).eval(), load_tokenizer(str(folder)), task, longest, False)
 
     def columns(
         self, path: str, *, text: str | None, pair: str | None, proba: bool, gates: bool
@@ -100,13 +107,13 @@ class Applied:
         return gate_values(self.model, self.tokenizer, rows, self.max_length)
 
 
-def gate_paths(model: nn.Module):
+def gate_paths(model: PreTrainedModel):
     """The paths of a model's gates."""
     return (path for path, module in tuned_of(model).named_modules() if isinstance(module, Gate | GroupGate))
 
 
 @torch.no_grad()
-def gate_values(model: nn.Module, tokenizer: Any, rows: data.Rows, max_length: int) -> dict[str, Tensor]:
+def gate_values(model: PreTrainedModel, tokenizer: Any, rows: data.Rows, max_length: int) -> dict[str, Tensor]:
     """Each gate's value for each row, `[rows]`, by path; the members of a central gate as `path[i]`."""
     model.eval()
     encoded = encode(tokenizer, rows, max_length)
@@ -131,11 +138,12 @@ def gate_values(model: nn.Module, tokenizer: Any, rows: data.Rows, max_length: i
 
 
 def fixed_at_means(applied: Applied, rows: data.Rows) -> None:
-    """Replace each gate by its mean over rows, one value a layer."""
-    means: dict[str, dict[int, float]] = {}
-    for path, values in applied.gates(rows).items():
+    """Replace each gate by its mean over rows, one value a layer: over the stacks and places that the change has there."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for path, gate in applied.gates(rows).items():
         if path.endswith("]"):
             raise UserError("--fix-gates: a central gate belongs to several changes; fix it with unipelt.fix_gates")
         _, layer, change, *_ = path.split(".")
-        means.setdefault(change, {})[int(layer)] = float(values.mean())
-    fix_gates(applied.model, {change: [values[layer] for layer in sorted(values)] for change, values in means.items()})
+        values.setdefault(change, {}).setdefault(int(layer), []).append(float(gate.mean()))
+    means = {change: [sum(v) / len(v) for _, v in sorted(layers.items())] for change, layers in values.items()}
+    fix_gates(applied.model, means)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unipelt.data import Rows
 
@@ -19,6 +19,8 @@ class Encoded:
 
     features: dict[str, list[list[int]]]
     labels: list[int] | list[float] | None
+    longest: int
+    """tokens that a row was cut to: no batch is wider, so that no base runs out of positions"""
 
     def __len__(self) -> int:
         return len(self.features["input_ids"])
@@ -31,7 +33,16 @@ def encode(tokenizer: Any, rows: Rows, max_length: int) -> Encoded:
     """Tokenise rows, single texts or pairs, cut to `max_length` tokens."""
     limit = min(max_length, tokenizer.model_max_length)
     coded = tokenizer(rows.first, rows.second, truncation=True, max_length=limit, padding=False)
-    return Encoded({name: [list(row) for row in coded[name]] for name in coded}, rows.labels)
+    return Encoded({name: [list(row) for row in coded[name]] for name in coded}, rows.labels, limit)
+
+
+def most_tokens(model: nn.Module, wanted: int) -> int:
+    """`wanted`, or the number of positions that the base has, where that is less."""
+    positions = getattr(model.config, "max_position_embeddings", None) or wanted
+    for path, module in model.named_modules():
+        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from there
+    return min(wanted, positions)
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -57,19 +68,20 @@ def collate(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One batch of several runs' rows in equal blocks, and which rows count: a shorter block is filled with its first row.
 
+    Padding is on the right, whichever side the tokenizer names: bases that number positions from the left, such as GPT-2,
+    would else give a row another result in another batch.
+
     Returns the model's inputs `[run · block, seq]` and weights `[run, block]`, 1 for a row and 0 for filling.
     """
     block = max(len(rows) for _, rows in parts)
     filled = [(data, [*rows, *rows[:1] * (block - len(rows))]) for data, rows in parts]
     weights = torch.tensor([[1.0] * len(rows) + [0.0] * (block - len(rows)) for _, rows in parts])
     longest = max(len(data.features["input_ids"][row]) for data, rows in filled for row in rows)
-    width = -(-longest // MULTIPLE) * MULTIPLE
+    width = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, *(data.longest for data, _ in filled)))
     pads = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    left = tokenizer.padding_side == "left"
     inputs = {}
     for name in filled[0][0].features:
         pad = pads.get(name, 0)
         lists = [data.features[name][row] for data, rows in filled for row in rows]
-        fillings = [[pad] * (width - len(row)) for row in lists]
-        inputs[name] = torch.tensor([fill + row if left else row + fill for row, fill in zip(lists, fillings)])
+        inputs[name] = torch.tensor([row + [pad] * (width - len(row)) for row in lists])
     return {name: value.to(device) for name, value in inputs.items()}, weights.to(device)

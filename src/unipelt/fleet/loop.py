@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from unipelt.data import Task, score
+from unipelt.errors import CheckpointError
 from unipelt.fleet.encode import Encoded, collate, epoch_order, sorted_batches
 from unipelt.fleet.flat import AdamW, Flat
 from unipelt.fleet.recipe import Recipe
@@ -78,7 +80,7 @@ class Fleet:
     """
 
     def __init__(
-        self, model: nn.Module, plans: list[Plan], tokenizer: Any, *,
+        self, model: PreTrainedModel, plans: list[Plan], tokenizer: Any, *,
         folder: Path | None = None, watch: Callable[["Fleet", str], None] = lambda fleet, event: None,
     ):  # fmt: skip
         self.model, self.plans, self.tokenizer, self.folder, self.watch = model, plans, tokenizer, folder, watch
@@ -132,8 +134,9 @@ class Fleet:
         active = self._vector([0.0 if progress.ended else 1.0 for progress in self.progress])
         (losses * active).nan_to_num(0.0, 0.0, 0.0).sum().backward()
         rates = self._vector([plan.rate(self.step) for plan in self.plans]) * active
-        finite = losses.isfinite() & self.flat.gradients.isfinite().all(dim=1)
-        self.flat.gradients.masked_fill_(~finite[:, None], 0.0)
+        gradients = self.flat.gather()
+        finite = losses.isfinite() & gradients.isfinite().all(dim=1)
+        gradients.masked_fill_(~finite[:, None], 0.0)
         self.optimiser.step(rates * finite, self._vector([plan.recipe.clip for plan in self.plans]))
         self.step += 1
         for run, (value, fine) in enumerate(zip(losses.tolist(), finite.tolist())):
@@ -141,7 +144,11 @@ class Fleet:
             if progress.ended:
                 continue
             if not fine:
-                progress.ended = f"the loss is not finite ({value}) at step {self.step}: expected a number; lower --lr {self.plans[run].recipe.lr:g}"
+                what = f"loss is not finite ({value})" if not math.isfinite(value) else "gradient is not finite"
+                progress.ended = (
+                    f"the {what} at step {self.step}: expected a number; lower --lr {self.plans[run].recipe.lr:g}"
+                )
+                continue
             progress.losses += value
             progress.steps += 1
 
@@ -158,7 +165,7 @@ class Fleet:
         logits = self.predict([plan.dev for plan in self.plans])
         for run in due:
             plan, progress = self.plans[run], self.progress[run]
-            metrics = score(plan.task, decisions(plan.task, logits[run]), plan.dev.labels)
+            metrics = score(plan.task, decisions(plan.task, logits[run]), plan.dev.labels or [])
             value, epoch = metrics[plan.task.metric], self.step // plan.steps_per_epoch
             progress.curve.append(
                 {"epoch": epoch, "step": self.step, "loss": progress.losses / max(1, progress.steps), **metrics}
@@ -175,14 +182,12 @@ class Fleet:
                 progress.ended = "stopped early"
 
     def _save(self, seconds: float) -> None:
-        tensors = {
-            "values": self.flat.values,
-            "best": self.best,
-            "first": self.optimiser.first,
-            "second": self.optimiser.second,
-        }
         facts = {"step": self.step, "seconds": seconds, "progress": [vars(progress) for progress in self.progress]}
-        save_state(self.folder, tensors, facts)  # type: ignore[arg-type]
+        save_state(self.folder, self._tensors(), facts)  # type: ignore[arg-type]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        optimiser = self.optimiser
+        return {"values": self.flat.values, "best": self.best, "first": optimiser.first, "second": optimiser.second}
 
     def _restore(self) -> None:
         found = load_state(self.folder) if self.folder is not None else None
@@ -190,19 +195,18 @@ class Fleet:
             return
         tensors, facts = found
         with torch.no_grad():
-            for name, own in (
-                ("values", self.flat.values),
-                ("best", self.best),
-                ("first", self.optimiser.first),
-                ("second", self.optimiser.second),
-            ):
+            for name, own in self._tensors().items():
+                if name not in tensors or tensors[name].shape != own.shape:
+                    raise CheckpointError(
+                        f"{self.folder}: its training's state is of another base or method; remove it to start anew"
+                    )
                 own.copy_(tensors[name])
         self.step = self.optimiser.steps = facts["step"]
         self.seconds = facts["seconds"]
         self.progress = [Progress(**progress) for progress in facts["progress"]]
 
     def _vector(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.device)
+        return torch.tensor(values, dtype=self.flat.values.dtype, device=self.device)
 
 
 def loss(task: Task, logits: Tensor, labels: list[Any], weights: Tensor) -> Tensor:
@@ -226,7 +230,7 @@ def decisions(task: Task, logits: Tensor) -> list[Any]:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, tokenizer: Any, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None
+    model: PreTrainedModel, tokenizer: Any, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None
 ) -> list[Tensor]:
     """Logits `[rows, classes]` of every run for its own rows, in their order; batches of like length, largest first."""
     model.eval()
@@ -239,10 +243,10 @@ def predict(
         inputs, _ = collate(parts, tokenizer, device)
         with precision(device):
             logits = model(**inputs).logits
-        logits = logits.float().cpu().unflatten(0, (len(data), -1))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu().unflatten(0, (len(data), -1))
         for run, (encoded, rows) in enumerate(parts):
             if results[run] is None:
-                results[run] = torch.empty(len(encoded), logits.shape[-1])
+                results[run] = logits.new_empty(len(encoded), logits.shape[-1])
             results[run][torch.tensor(rows)] = logits[run, : len(rows)]  # type: ignore[index]
         watch(sum(len(rows) for _, rows in parts))
     return results  # type: ignore[return-value]

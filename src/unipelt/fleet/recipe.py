@@ -69,7 +69,7 @@ MANY = (3, 1)  # beyond
 
 def default_recipe(method: str, hidden: int, samples: int, **given: Any) -> Recipe:
     """The recipe of a method on a base with `hidden` units and `samples` training rows; what is given takes precedence."""
-    name = method.partition("(")[0]
+    name = method.partition("(")[0].strip()
     name = "unipelt" if name.startswith("unipelt") else name
     large, small = RATES.get(name, RATES["unipelt"])
     epochs, every = next((plan for most, *plan in EPOCHS if samples <= most), MANY)

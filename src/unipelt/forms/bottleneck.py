@@ -1,5 +1,7 @@
 """Adapters: Houlsby et al. 2019, arXiv:1902.00751; parallel and scaled: He et al. 2022, arXiv:2110.04366."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,7 +9,18 @@ from torch import Tensor, nn
 
 from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu, "tanh": torch.tanh, "identity": lambda x: x}
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+    "identity": identity,
+}
 
 
 class Bottleneck(nn.Module):
@@ -33,7 +46,7 @@ class Bottleneck(nn.Module):
 class NormedInput(nn.Module):
     """Δ(LN(x)), with a LayerNorm of the change's own: attention adapters of He et al.'s code"""
 
-    def __init__(self, runs: int, inputs: int, form: nn.Module):
+    def __init__(self, runs: int, inputs: int, form: Bottleneck):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(runs, inputs))
         self.bias = nn.Parameter(torch.zeros(runs, inputs))

@@ -50,7 +50,8 @@ class PrefixMLP(nn.Module):
         runs, slot = Route.blocks(len(self.embedding)), 2 * self.key_size
         rows = slice(layer * slot, (layer + 1) * slot)  # this layer's share of the second matrix
         hidden = torch.tanh(self.hidden(self.embedding, runs))
-        pair = torch.baddbmm(self.output.bias[:, None, rows], hidden, self.output.weight[:, rows].mT)
+        bias: Tensor = self.output.bias  # type: ignore[assignment]
+        pair = torch.baddbmm(bias[:, None, rows], hidden, self.output.weight[:, rows].mT)
         pair = rearrange(pair, "run prefix (two head d) -> two run head prefix d", two=2, head=self.heads)
         return route.pick(pair[0], batch), route.pick(pair[1], batch)
 
@@ -69,8 +70,8 @@ class PrefixMLP(nn.Module):
         else:
             draw_normal(self.embedding, run, generator, 1.0)
             for linear in (self.hidden, self.output):
-                for parameter in (linear.weight, linear.bias):
-                    draw_kaiming(parameter, run, generator, linear.weight.shape[-1])
+                for drawn in linear.parameters():
+                    draw_kaiming(drawn, run, generator, linear.weight.shape[-1])
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class Stack:
 
 def _projections(module: str, query: str, key: str, value: str, out: str, **rest: Any) -> Attention:
     """The usual case: all four projections are children of the attention module."""
-    paths = {"query": query, "key": key, "value": value, "out": out}
+    paths: dict[str, Any] = {"query": query, "key": key, "value": value, "out": out}
     return Attention(module=module, **{part: f"{module}.{name}" for part, name in paths.items()}, **rest)
 
 

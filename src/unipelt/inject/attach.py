@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SiteError, SpecError, nearest
@@ -19,9 +20,12 @@ from unipelt.inject.heads import POLICIES, POOLINGS, HeadJunction, Pooling, buil
 from unipelt.inject.places import LiveStack, find_stacks
 from unipelt.inject.tuned import NAME, Tuned, tuned_of
 
+SAVING = ("_keys_to_ignore_on_save", "_weight_conversions")
+"""attributes by which a PreTrainedModel says what it saves, and under which names"""
+
 
 def attach(
-    model: nn.Module,
+    model: PreTrainedModel,
     mixture: str | spec.Mixture = spec.DEFAULT,
     *,
     runs: int = 1,
@@ -31,7 +35,7 @@ def attach(
     sites: tuple[Stack, ...] | None = None,
     fresh_head: bool = False,
     head_modules: list[str] | None = None,
-) -> nn.Module:
+) -> PreTrainedModel:
     """Join the changes of a mixture to a model, which stays the PreTrainedModel it is, and freeze its own parameters.
 
     runs: how many sets of parameters stand side by side (see `route`). seeds: one a run, from which its initial values are
@@ -80,19 +84,20 @@ def attach(
         tuned.kernels.enter()
     tuned.before = {
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
-        "_keys_to_ignore_on_save": getattr(model, "_keys_to_ignore_on_save", None),
-        "own": "_keys_to_ignore_on_save" in vars(model),
+        "saving": {name: vars(model)[name] for name in SAVING if name in vars(model)},
     }
     model.requires_grad_(False)
+    # a Trainer's checkpoint holds the tuned part alone; exactly what it lacks, or a resuming Trainer warns
+    model._keys_to_ignore_on_save = list(model.state_dict())
+    model._weight_conversions = []  # type: ignore[assignment]  # its keys are saved as they are: renaming is for the base's
     model.add_module(NAME, tuned)
-    model._keys_to_ignore_on_save = [rf"^(?!{NAME}\.)"]  # a Trainer's checkpoint holds the tuned part alone
     tuned.train(model.training)
     tuned.hang(model)
     _forget_compiled()
     return model
 
 
-def detach(model: nn.Module) -> nn.Module:
+def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Give the base back: weights, hooks, requires_grad, attention implementation and attributes are as they were."""
     tuned = tuned_of(model)
     _check_compiled(model)
@@ -102,16 +107,16 @@ def detach(model: nn.Module) -> nn.Module:
     delattr(model, NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(tuned.before["requires_grad"][name])
-    if tuned.before["own"]:
-        model._keys_to_ignore_on_save = tuned.before["_keys_to_ignore_on_save"]
-    else:
-        del model._keys_to_ignore_on_save
+    for name in SAVING:
+        delattr(model, name)
+    for name, value in tuned.before["saving"].items():
+        setattr(model, name, value)
     _forget_compiled()
     return model
 
 
 @contextmanager
-def disabled(model: nn.Module) -> Iterator[nn.Module]:
+def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Inside the block the model is its plain base, its own head included."""
     tuned = tuned_of(model)
     tuned.unhang()
@@ -126,7 +131,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def route(model: nn.Module, rows: Sequence[int] | Tensor | None = None) -> Iterator[nn.Module]:
+def route(model: PreTrainedModel, rows: Sequence[int] | Tensor | None = None) -> Iterator[PreTrainedModel]:
     """Inside the block each row of a batch belongs to the run that `rows` names; without it, to equal blocks of rows.
 
     A model with several runs takes equal blocks, the first block run 0, unless told otherwise. Generation with beams
@@ -148,7 +153,7 @@ def route(model: nn.Module, rows: Sequence[int] | Tensor | None = None) -> Itera
         tuned.route = before
 
 
-def _check_model(model: nn.Module) -> None:
+def _check_model(model: PreTrainedModel) -> None:
     if hasattr(model, "_orig_mod"):
         raise SiteError(
             "the model is compiled, and compiled code ignores new hooks: attach to the plain model, then compile it"
@@ -164,7 +169,7 @@ def _check_model(model: nn.Module) -> None:
     _check_compiled(model)
 
 
-def _check_compiled(model: nn.Module) -> None:
+def _check_compiled(model: PreTrainedModel) -> None:
     for path, module in model.named_modules():
         if getattr(module, "_compiled_call_impl", None) is not None:
             what = f"its {path!r} is" if path else "the model is"
@@ -187,14 +192,14 @@ def _paper_policy(mixture: spec.Mixture) -> str:
     return "bias" if forms == {"bias"} else "frozen"
 
 
-def _cast(tuned: Tuned, model: nn.Module) -> None:
+def _cast(tuned: Tuned, model: PreTrainedModel) -> None:
     """Tuned parameters are float32 beside a half-precision base, float64 beside a float64 one."""
     floating = [p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1]
     dtype = torch.promote_types(floating[0], torch.float32) if floating else torch.float32
     tuned.to(dtype)
 
 
-def _device(tuned: Tuned, build: Build, model: nn.Module) -> None:
+def _device(tuned: Tuned, build: Build, model: PreTrainedModel) -> None:
     """A change lives where its target lives: joined modules may be on several devices."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     tuned.to(device) if device.type != "meta" else tuned.to_empty(device=device)
@@ -215,15 +220,15 @@ def _device(tuned: Tuned, build: Build, model: nn.Module) -> None:
 
 
 def _hooks(
-    tuned: Tuned, build: Build, stacks: list[LiveStack], heads: dict[str, Any], model: nn.Module, pooling: str
+    tuned: Tuned, build: Build, stacks: list[LiveStack], heads: dict[str, Any], model: PreTrainedModel, pooling: str
 ) -> list[tuple[str, str, Any]]:
     """Every hook of an attached model, in the order in which they are to hang."""
     hooks: list[tuple[str, str, Any]] = []
     for stack in stacks:
-        pooled = stack.row.name in build.pooled
+        pooled = {mask for name, mask in build.pooled if name == stack.row.name}
         hands_on = stack.row.attention.prefix  # what dispatches its attention also hands keywords on
         by_mask = not hands_on and getattr(model, "supports_gradient_checkpointing", False)
-        flows = pooled or tuned.runs > 1
+        flows = bool(pooled) or tuned.runs > 1
         door = StackHooks(stack.module, stack.flow, tuned.current_route, pooled, hands_on)
         if build.prefixes:
             hooks.append((stack.path, "pre with keywords", KernelDoor(tuned).enter))
@@ -248,9 +253,9 @@ def _hooks(
         path = next(path for path, module in model.named_modules() if module is model.base_model)
         hooks.append((path, "post with keywords", Pooling(pooling == "mean").after))
     embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    path = next((path for path, module in model.named_modules() if module is embeddings), None)
-    if path:
-        hooks.append((path, "post", Checkpointed(model).after))
+    place = next((path for path, module in model.named_modules() if module is embeddings), None)
+    if place:
+        hooks.append((place, "post", Checkpointed(model).after))
     return hooks
 
 
@@ -267,7 +272,7 @@ class KernelDoor:
 class Checkpointed:
     """Reentrant gradient checkpointing drops the gradients of a layer whose input needs none: then the embeddings need one."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         self.model = model
 
     def after(self, embeddings: nn.Module, args: tuple, output: Any) -> None:

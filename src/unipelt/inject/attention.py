@@ -41,20 +41,14 @@ class PrefixDelta(Delta):
         self.layer, self.function = layer, function
 
     def call(self, x: Tensor, flow: Flow) -> PrefixCall:
-        context = flow.context
-        key, value = (p.to(device=x.device, dtype=x.dtype) for p in self.form(self.layer, context.route, x.shape[0]))
-        if not callable(self.weight):
-            weight = self.weight
-        else:
-            weight = self.gate(x, context).to(x)
-            if weight.shape[1] > 1 or self.function == "relu":
-                return PrefixCall(self.function, key, value, weight)
-            weight = weight[:, None]  # rows head prefix d
-        if self.function == "relu":
-            return PrefixCall("relu", key, value if isinstance(weight, Tensor) or weight == 1 else value * weight, None)
-        if isinstance(weight, Tensor) or weight != 1:
-            key, value = key * weight, value * weight
-        return PrefixCall(self.function, key, value, None)
+        key, value = (
+            p.to(device=x.device, dtype=x.dtype) for p in self.form(self.layer, flow.context.route, x.shape[0])
+        )
+        weight = self.gate(x, flow.context).to(x) if callable(self.weight) else None
+        if weight is not None and (weight.shape[1] > 1 or self.function == "relu"):
+            return PrefixCall(self.function, key, value, weight)
+        scale: Any = self.weight if weight is None else weight[:, None]  # rows head prefix d
+        return PrefixCall(self.function, key if self.function == "relu" else key * scale, value * scale, None)
 
 
 class PrefixEntry:
@@ -164,17 +158,21 @@ class Kernels:
 
     def enter(self, *_: Any) -> None:
         """A pre-hook of each stack, before its masks are built."""
+        unknown = next((n for n in map(kernel_of, self.configs) if n not in KERNELS), None)
+        if unknown is not None:
+            raise SiteError(
+                f"attention implementation {unknown!r} with a prefix: expected one of {', '.join(KERNELS)}; "
+                "call model.set_attn_implementation('sdpa')"
+            )
         for config in self.configs:
-            name = config._attn_implementation or "eager"
-            if not name.startswith(MARK):
-                if name not in KERNELS:
-                    raise SiteError(
-                        f"attention implementation {name!r} with a prefix: expected one of {', '.join(KERNELS)}; "
-                        "call model.set_attn_implementation('sdpa')"
-                    )
-                config._attn_implementation_internal = MARK + name
+            if config._attn_implementation != MARK + kernel_of(config):
+                config._attn_implementation_internal = MARK + kernel_of(config)
 
     def restore(self) -> None:
         for config in self.configs:
-            name = config._attn_implementation or ""
-            config._attn_implementation_internal = name.removeprefix(MARK) or None
+            config._attn_implementation_internal = kernel_of(config)
+
+
+def kernel_of(config: Any) -> str:
+    """transformers' own name of the kernel that a config asks for."""
+    return (config._attn_implementation or "eager").removeprefix(MARK)

@@ -1,10 +1,12 @@
 """A mixture becomes modules and the hooks that join them to a base: one small function a form."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SiteError
@@ -47,7 +49,7 @@ class Place:
 class Build:
     """What attach puts into a model: modules by parameter path, and the owners of hooks by module path."""
 
-    model: nn.Module
+    model: PreTrainedModel
     stacks: list[LiveStack]
     runs: int
     head: set[str]
@@ -56,11 +58,12 @@ class Build:
     after: dict[str, Junction] = field(default_factory=dict)
     prefixes: dict[str, PrefixEntry] = field(default_factory=dict)
     holds: dict[str, tuple[Flow, str]] = field(default_factory=dict)
-    pooled: set[str] = field(default_factory=set)
+    # (stack, mask): the masks over which some gate averages
+    pooled: set[tuple[str, str]] = field(default_factory=set)
     members: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.config = self.model.base_model.config
+        self.config: Any = self.model.base_model.config
 
     def mixture(self, mixture: spec.Mixture) -> None:
         for name, change in mixture.named():
@@ -103,6 +106,10 @@ class Build:
                         yield stack, layer, self.attention(stack, layer, kind, attention, site, change)
 
     def linears(self, target: str, change: spec.Change):
+        if target == "all-linear" and any(p.dim() == 3 for p in self.model.base_model.parameters()):
+            logging.getLogger("unipelt").warning(
+                "all-linear: the experts of %s are no linears; they stay as they are", self.config.model_type
+            )
         known: dict[str, tuple[str, Attention, LiveStack, Layer]] = {}
         for stack in self.stacks:
             for layer in stack.layers:
@@ -111,9 +118,9 @@ class Build:
                         known[f"{layer.path}.{path}"] = kind, attention, stack, layer
         for path in match_linears(self.stacks, self.model, target, self.head):
             stack = max((s for s in self.stacks if path.startswith(s.path)), key=lambda s: len(s.path))
-            layer = next((found for s in self.stacks if (found := s.layer_of(path))), None)
-            gated = isinstance(change.weight, spec.Gate)
-            if gated and (layer is None or (change.weight.group and path not in known)):
+            owner: Layer | None = next((found for s in self.stacks if (found := s.layer_of(path))), None)
+            gate = change.weight if isinstance(change.weight, spec.Gate) else None
+            if gate is not None and (owner is None or (gate.group and path not in known)):
                 raise SiteError(
                     f"{path!r} does not read a stack's tokens as its gate must; gate another linear, or use a number"
                 )
@@ -123,10 +130,10 @@ class Build:
                 and path.rsplit(".", 1)[-1] != known[path][1].query.rsplit(".", 1)[-1]
             )
             inputs, outputs = features(self.model.get_submodule(path))
-            label = path.removeprefix(layer.path + ".") if layer else path
+            label = path.removeprefix(owner.path + ".") if owner else path
             reads = "output" if change.reads == "output" else "input"
             reads_size = outputs if reads == "output" else inputs
-            yield stack, layer, Place(path, label, reads_size, outputs, reads=reads, source=source)
+            yield stack, owner, Place(path, label, reads_size, outputs, reads=reads, source=source)
 
     def attention(
         self, stack: LiveStack, layer: Layer, kind: str, attention: Attention, site: str, change: spec.Change
@@ -263,7 +270,7 @@ class Build:
         if change.weight.pool == "token" or (causal and change.weight.pool == "auto"):
             pool = each_token
         else:
-            self.pooled.add(stack.row.name)
+            self.pooled.add((stack.row.name, "encoder_attention_mask" if place.source else "attention_mask"))
         if group := change.weight.group:
             members = self.members[group]
             path = f"{stack.row.name}.{layer.index}.{group}.{cross}gate"

@@ -42,8 +42,8 @@ class Flow:
 class StackHooks:
     """Makes the context at a stack's door, clears it at the end."""
 
-    def __init__(self, stack: nn.Module, flow: Flow, route: Callable[[], Route], pooled: bool, hands_on: bool):
-        """pooled: a gate averages over this stack; hands_on: its layers hand keywords on to their attention blocks."""
+    def __init__(self, stack: nn.Module, flow: Flow, route: Callable[[], Route], pooled: set[str], hands_on: bool):
+        """pooled: the masks over which a gate averages; hands_on: its layers hand keywords on to their attention blocks."""
         self.flow, self.route, self.pooled, self.hands_on = flow, route, pooled, hands_on
         self.names = [name for name in inspect.signature(type(stack).forward).parameters if name != "self"]
 
@@ -73,7 +73,7 @@ class StackHooks:
     def _mask(self, args: tuple, kwargs: dict[str, Any], name: str) -> Tensor | None:
         mask = argument(self.names, args, kwargs, name)
         if mask is None or not isinstance(mask, Tensor) or mask.dim() != 2:
-            if mask is not None and self.pooled:
+            if mask is not None and name in self.pooled:
                 raise SiteError(
                     f"{name} is not [batch, seq]: a gate that averages over a sequence cannot tell packed sequences apart; "
                     "unpack them, or use Gate(pool='token')"

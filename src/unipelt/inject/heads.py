@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from unipelt.errors import SiteError, nearest
 from unipelt.forms.constants import scale_and_shift
@@ -85,7 +86,7 @@ class Pooling:
         return type(output)(**{**output, "last_hidden_state": torch.cat([pooled[:, None], states[:, 1:]], dim=1)})
 
 
-def find_head(model: nn.Module) -> dict[str, nn.Module]:
+def find_head(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The modules of the head, by path: what `from_pretrained` had to initialise, or, for a model made from a config, what
     stands outside the base model, tied outputs apart."""
     outputs = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -108,7 +109,7 @@ def find_head(model: nn.Module) -> dict[str, nn.Module]:
     return head
 
 
-def build_head(model: nn.Module, paths: list[str] | None, runs: int) -> dict[str, HeadLinear | HeadNorm]:
+def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> dict[str, HeadLinear | HeadNorm]:
     """The head's modules on the run axis. Raises SiteError for a module that has no per-run form."""
     found = find_head(model)
     if paths is not None:
@@ -117,7 +118,8 @@ def build_head(model: nn.Module, paths: list[str] | None, runs: int) -> dict[str
             if path not in modules:
                 raise SiteError(f"the base has no head module {path!r}: {nearest(path, found)}")
         found = {path: modules[path] for path in paths}
-    spread, head = getattr(model.config, "initializer_range", 0.02), {}
+    spread = getattr(model.config, "initializer_range", 0.02)
+    head: dict[str, HeadLinear | HeadNorm] = {}
     for path, module in found.items():
         if isinstance(module, nn.Linear):
             head[path] = HeadLinear(runs, module, spread)
@@ -131,6 +133,6 @@ def build_head(model: nn.Module, paths: list[str] | None, runs: int) -> dict[str
     return head
 
 
-def copy_to_runs(target: nn.Parameter, source: Tensor) -> None:
-    if not source.is_meta and not target.is_meta:
+def copy_to_runs(target: nn.Parameter | None, source: Tensor) -> None:
+    if target is not None and not source.is_meta and not target.is_meta:
         target.data.copy_(source.data.expand_as(target))

@@ -102,10 +102,12 @@ class Junction:
         """A forward hook: the changed representation is the module's output."""
         y = output[0] if isinstance(output, tuple) else output
         x = self._rows(args[0]) if args else None
-        changed = self._changed(module, x, self._rows(y), len(self.deltas)).reshape(y.shape)
+        changed = self._changed(module, x, self._rows(y), len(self.deltas))
+        if changed.shape != y.shape:  # else no view: FSDP warns of layers that return one
+            changed = changed.reshape(y.shape)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    def _changed(self, module: nn.Module, x: Tensor | None, y: Tensor, count: int) -> Tensor:
+    def _changed(self, module: nn.Module, x: Any, y: Tensor, count: int) -> Tensor:
         """The module's output for x after its first `count` changes, y being what it is after none."""
         if count == 0:
             return y

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unipelt.errors import SiteError, nearest
@@ -47,7 +48,7 @@ class LiveStack:
         return next((layer for layer in self.layers if path.startswith(layer.path + ".")), None)
 
 
-def find_stacks(model: nn.Module, sites: tuple[Stack, ...] | None, runs: int) -> list[LiveStack]:
+def find_stacks(model: PreTrainedModel, sites: tuple[Stack, ...] | None, runs: int) -> list[LiveStack]:
     """The stacks of a model. Raises SiteError for an architecture that has no row, or whose row does not fit."""
     base = model.base_model
     name = row_name(base.config)
@@ -65,7 +66,7 @@ def find_stacks(model: nn.Module, sites: tuple[Stack, ...] | None, runs: int) ->
     if getattr(base.config, "add_cross_attention", False) and len(sites) == 1:
         raise SiteError(f"{name} with add_cross_attention: its row has no cross-attention; give attach(…, sites=…)")
     prefix = next((path for path, module in model.named_modules() if module is base), "")
-    stacks = []
+    stacks: list[LiveStack] = []
     for row in sites:
         if stacks and not hasattr(base, row.module):  # an encoder taken alone, such as T5EncoderModel
             continue
@@ -152,7 +153,7 @@ def projection(layer: Layer, attention: Attention, which: str, config: Any) -> t
     return path, features(layer.get(path))[0], sizes[index], part
 
 
-def match_linears(stacks: list[LiveStack], model: nn.Module, target: str, head: set[str]) -> list[str]:
+def match_linears(stacks: list[LiveStack], model: PreTrainedModel, target: str, head: set[str]) -> list[str]:
     """The paths of the linears that a target names: exact name, dotted suffix, regular expression, or all-linear.
 
     Raises SiteError where it names none, with the nearest right names.
@@ -203,8 +204,8 @@ class LayerNormalise:
 
 
 class RootMeanSquare:
-    def __init__(self, eps: float):
-        self.eps = eps
+    def __init__(self, eps: float | None):
+        self.eps = eps or torch.finfo(torch.float32).eps  # as torch.nn.RMSNorm
 
     def __call__(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from unipelt.forms.gate import Gate, GroupGate
 from unipelt.inject.tuned import tuned_of
 
 
 @contextmanager
-def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
     """Collect every gate's value for the forwards inside the block, by path: `[batch]`, `[batch, seq]` or `[…, changes]`.
 
     Values are part of the graph: a loss may use them.
@@ -34,7 +35,7 @@ def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
             handle.remove()
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, int]:
+def trainable_parameters(model: PreTrainedModel) -> dict[str, int]:
     """Numbers of trainable parameters of one run, by change; `head` for the head."""
     counts: dict[str, int] = {name: 0 for name, _ in tuned_of(model).mixture.named()}
     for owner, _, parameter in tuned_of(model).changes():

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SpecError, nearest
@@ -13,7 +14,7 @@ from unipelt.inject.attach import attach, detach
 from unipelt.inject.tuned import Tuned, tuned_of
 
 
-def swap(model: nn.Module, mixture: spec.Mixture, state: dict[str, Tensor]) -> nn.Module:
+def swap(model: PreTrainedModel, mixture: spec.Mixture, state: dict[str, Tensor]) -> PreTrainedModel:
     """Detach what is attached, attach `mixture` with the same options, and give it the parameters of `state`, `[run, …]`."""
     tuned = tuned_of(model)
     options, runs, training, head = tuned.options, tuned.runs, model.training, tuned.head_modules()
@@ -28,7 +29,7 @@ def swap(model: nn.Module, mixture: spec.Mixture, state: dict[str, Tensor]) -> n
     return model.train(training)
 
 
-def fix_gates(model: nn.Module, values: dict[str, float | Sequence[float]]) -> nn.Module:
+def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float]]) -> PreTrainedModel:
     """Replace gates by constants, by change name: one value for all layers, or one a layer that the change is in.
 
     The change's weight becomes a learned scalar that starts at the value, so that what could not merge now can.
@@ -51,7 +52,7 @@ def fix_gates(model: nn.Module, values: dict[str, float | Sequence[float]]) -> n
 class _FixedState(dict):
     """The parameters as they are, and each new scale at its value."""
 
-    def __init__(self, tuned: Tuned, values: dict[str, float | Sequence[float]], model: nn.Module):
+    def __init__(self, tuned: Tuned, values: dict[str, float | Sequence[float]], model: PreTrainedModel):
         super().__init__({name: p.detach().clone() for name, p in tuned.named_parameters()})
         self.values_of, self.order = values, {}
         for name, _ in tuned.mixture.named():

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from unipelt.errors import SpecError, nearest
@@ -184,7 +184,7 @@ def _one_of(known: dict[str, type], data: Any, what: str) -> Any:
     ((name, settings),) = data.items()
     if name not in known:
         raise SpecError(f"{what} {name!r}: {nearest(name, known)}")
-    _known_keys(settings, tuple(known[name].__dataclass_fields__), f"{what} {name}")
+    _known_keys(settings, [field.name for field in fields(known[name])], f"{what} {name}")
     return known[name](**settings)
 
 

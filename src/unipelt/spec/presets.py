@@ -131,7 +131,7 @@ def scaled_parallel_adapter(
 
 @preset("multi-head-parallel-adapter")
 def multi_head_parallel_adapter(length: int = 10, layers: Layers = None) -> Mixture:
-    """h + ReLU(q P_kᵀ) P_v on each head          He et al. 2022, §4.3"""
+    """h + ReLU(q P_kᵀ) P_v on each head          He et al. 2022, arXiv:2110.04366"""
     return Mixture((_prefix(length, 0, 1.0, layers, function="relu"),))
 
 
@@ -145,7 +145,7 @@ def mam(
 
 @preset("compacter")
 def compacter(bottleneck: int = 48, terms: int = 4, rank: int = 1, layers: Layers = None) -> Mixture:
-    """Houlsby's adapters with W = Σᵢ Aᵢ ⊗ (sᵢ tᵢ)          Mahabadi et al. 2021, arXiv:2106.04647"""
+    """Houlsby's adapters with W = Σᵢ Aᵢ ⊗ (sᵢ tᵢ), each layer its own Aᵢ          Mahabadi et al. 2021, arXiv:2106.04647"""
     form = Kronecker(size=bottleneck, terms=terms, rank=rank)
     return Mixture(
         tuple(Change(form=form, site=site, reads="output", layers=_layers(layers)) for site in ("attention", "ffn"))
@@ -194,7 +194,7 @@ def unipelt_apl(
 def unipelt_ap_nogate(
     bottleneck: int = 48, prefix: int = 10, mlp: int = 512, init: str = "bert", layers: Layers = None
 ) -> Mixture:
-    """adapter + prefix, every gate fixed to 1          Mao et al. 2022, §4.4"""
+    """adapter + prefix, every gate fixed to 1          Mao et al. 2022, arXiv:2110.07577"""
     return Mixture((_pfeiffer(bottleneck, 1.0, layers, init), _prefix(prefix, mlp, 1.0, layers)))
 
 
@@ -208,7 +208,7 @@ def unipelt_apl_nogate(
     init: str = "bert",
     layers: Layers = None,
 ) -> Mixture:
-    """adapter + prefix + LoRA scaled by α/r, every gate fixed to 1          Mao et al. 2022, §4.4"""
+    """adapter + prefix + LoRA scaled by α/r, every gate fixed to 1          Mao et al. 2022, arXiv:2110.07577"""
     low_rank = [_lora(LowRank(r=r, alpha=alpha), site, 1.0, layers) for site in ("query", "value")]
     return Mixture((_pfeiffer(bottleneck, 1.0, layers, init), _prefix(prefix, mlp, 1.0, layers), *low_rank))
 

@@ -1,0 +1,31 @@
+# One environment, made by the project's own files. PYTHON is any Python from 3.11.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+WORKERS ?= 2
+DEMO = build/demo
+
+.PHONY: install test lint demo clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --durations=10
+
+# Real text that every Python has (docstrings of its library, 8 areas), a real pretrained base: no network needed.
+demo: install
+	$(BIN)/unipelt train --task docstrings --model minilm --method head --k 1000 --epochs 4 --evaluate-every 2 --max-length 64 --out $(DEMO)/head
+	$(BIN)/unipelt train --task docstrings --model minilm --method unipelt-apl --k 1000 --epochs 4 --evaluate-every 2 --max-length 64 --out $(DEMO)/unipelt-apl
+
+clean:
+	rm -rf build

@@ -1,0 +1,130 @@
+"""Training step and inference on the CPU as ratios, in one run: full fine-tuning, a frozen base, ours; `adapters` beside it.
+
+    python benchmarks/cpu.py [--rounds 7] [--peer-python ENV/bin/python]
+
+BERT-base shape, random weights, float32, 8 rows of 128 tokens, one thread. The variants take turns, a round each; a ratio is
+the median over rounds of the ratio within the round, so that the machine's drift cancels. `--peer-python` names the Python
+of an environment with `adapters` 1.3.0, which takes its turns in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+BATCH, LENGTH = 8, 128
+PEER = """
+import sys, time, torch, transformers, adapters
+from adapters import AutoAdapterModel, UniPELTConfig, PrefixTuningConfig, SeqBnConfig, LoRAConfig
+torch.set_num_threads(1); torch.manual_seed(0)
+model = transformers.BertForSequenceClassification(transformers.BertConfig())
+adapters.init(model); model.add_adapter("a", config=UniPELTConfig()); model.train_adapter("a")
+ids = torch.randint(5, 30000, (8, 128)); mask = torch.ones_like(ids); labels = torch.randint(0, 2, (8,))
+optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+def train():
+    model.train(); model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward(); optimiser.step(); optimiser.zero_grad()
+def infer():
+    model.eval()
+    with torch.no_grad(): model(input_ids=ids, attention_mask=mask)
+for line in sys.stdin:
+    step = {"train": train, "infer": infer}[line.strip()]; start = time.perf_counter(); step(); print(time.perf_counter() - start, flush=True)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peer-python")
+    parser.add_argument("--methods", nargs="*", default=["unipelt-apl", "lora", "adapter", "prefix"])
+    given = parser.parse_args()
+
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    import unipelt
+    from unipelt.inject.tuned import tuned_of
+
+    torch.set_num_threads(1)
+
+    def model(method: str | None):
+        torch.manual_seed(0)
+        made = BertForSequenceClassification(BertConfig())
+        return made if method is None else unipelt.attach(made, method)
+
+    ids = torch.randint(5, 30_000, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    labels = torch.arange(BATCH) % 2
+
+    def training(made):
+        optimiser = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=1e-4)
+
+        def step() -> None:
+            made.train()
+            made(**inputs, labels=labels).loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+
+        return step
+
+    def inference(made):
+        @torch.no_grad()
+        def step() -> None:
+            made.eval()
+            made(**inputs)
+
+        return step
+
+    def frozen():
+        """The floor: a frozen base with no change at all, whose backward still runs to its lowest layer."""
+        made = model(None).requires_grad_(False)
+        made.classifier.requires_grad_(True)
+        made.bert.embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+        return made
+
+    full, tuned = model(None), {name: model(name) for name in given.methods}
+    disabled = model("unipelt-apl")
+    tuned_of(disabled).unhang()
+    tuned_of(disabled).kernels.restore()
+    variants = {"train full": training(full), "train frozen base": training(frozen())}
+    variants |= {f"train {name}": training(made) for name, made in tuned.items()}
+    variants |= {"infer plain": inference(full), "infer disabled": inference(disabled)}
+    variants |= {f"infer {name}": inference(made) for name, made in tuned.items()}
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    peer = None
+    if given.peer_python:
+        peer = subprocess.Popen([given.peer_python, "-c", PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        times |= {"train adapters APL": [], "infer adapters APL": []}
+
+    for turn in range(given.rounds + 1):  # the first warms up
+        for name, step in variants.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+        if peer is not None:
+            for kind in ("train", "infer"):
+                peer.stdin.write(kind + "\n")
+                peer.stdin.flush()
+                times[f"{kind} adapters APL"].append(float(peer.stdout.readline()))
+        print(f"round {turn} of {given.rounds}", file=sys.stderr, flush=True)
+    if peer is not None:
+        peer.stdin.close()
+        peer.wait()
+
+    print(f"BERT-base shape, float32, {BATCH}×{LENGTH}, one thread, torch {torch.__version__}\n")
+    print("| variant | median s | ratio | lowest | highest |\n|---|---|---|---|---|")
+    results = {}
+    for name, taken in times.items():
+        against = times["train full" if name.startswith("train") else "infer plain"]
+        ratios = [a / b for a, b in zip(taken[1:], against[1:])]
+        results[name] = statistics.median(ratios)
+        print(f"| {name} | {statistics.median(taken[1:]):.3f} | {results[name]:.3f} | {min(ratios):.3f} | {max(ratios):.3f} |")
+    print(json.dumps({name: round(value, 4) for name, value in results.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What a user asks of a run, and what came out, as run.json keeps it. Knows no torch: results are read in no time."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unipelt import spec
+from unipelt.checkpoint.disk import write_whole
+from unipelt.errors import CheckpointError, UserError, nearest
+
+RECORD, FORMAT = "run.json", 1
+FULL = "full"
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "head": ("auto", "model", "cls", "mean"),
+    "policy": ("train", "frozen", "paper"),
+    "kind": (None, "classification", "regression"),
+}
+FLAGS = {"policy": "--head-policy"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for; two requests that are equal are the same run."""
+
+    model: str = "minilm"
+    """base model: minilm, a folder, or a name on the hub"""
+    task: str
+    """a GLUE task, docstrings (the built-in task), a CSV, JSONL or Parquet file, or a hub data set"""
+    k: int | str = "all"
+    """training rows, drawn by the seed; all: every row"""
+    method: str = spec.DEFAULT
+    """a preset with its options, such as lora(r=16), or full"""
+    seed: int = 0
+    """draws the rows, their order, the initial values and dropout"""
+    head: str = "auto"
+    """what the head reads: model, cls or mean; auto: what the base declares"""
+    policy: str = "train"
+    """the head itself: train, frozen, or paper (the papers' own policy)"""
+    data_dir: str | None = None
+    """folder with GLUE as parquet files; none given: the hub"""
+    text: str | None = None
+    """column of the text, or of the first text of a pair"""
+    pair: str | None = None
+    """column of the second text"""
+    label: str | None = None
+    """column of the label"""
+    kind: str | None = None
+    """classification or regression; none given: found"""
+    test: str | None = None
+    """file with the test rows; none given: a fifth of the rows is held out"""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """what is given of the recipe; the rest is the method's default"""
+
+    def __post_init__(self):
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                flag = FLAGS.get(name, f"--{name}")
+                raise UserError(f"{flag} {value}: {nearest(str(value), [one for one in known if one])}")
+
+
+@dataclass
+class Outcome:
+    """What came out, as run.json keeps it."""
+
+    request: dict[str, Any]
+    recipe: dict[str, Any]
+    rows: dict[str, Any]
+    """number and fingerprint of the rows of train, dev and test"""
+    parameters: dict[str, int]
+    task: dict[str, Any]
+    """name, kind, metric, labels, pair"""
+    status: str = "running"
+    """running, finished, stopped early, or `failed: ` and the reason"""
+    dev: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+    majority: float | None = None
+    """test accuracy of always naming the largest class of the training rows"""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    format: int = FORMAT
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result."""
+        return self.status in ("finished", "stopped early")
+
+    @property
+    def whole(self) -> bool:
+        """Whether the base itself was tuned: the folder is a plain transformers model then."""
+        return self.request["method"].strip() == FULL
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    write_whole(folder, {RECORD: json.dumps(asdict(outcome), indent=1).encode()})
+
+
+def read_outcome(folder: Path, request: Request | None = None) -> Outcome | None:
+    """The record of a folder; None where there is nothing yet. Raises CheckpointError where it holds something else."""
+    path = folder / RECORD
+    if not path.exists():
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / f".{RECORD}.new").exists()):
+            raise CheckpointError(
+                f"--out {folder}: not empty, and holds no run; expected a new folder, or one that this command began"
+            )
+        return None
+    try:
+        outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start anew") from None
+    if outcome.format != FORMAT:
+        raise CheckpointError(f"{path}: format {outcome.format!r}, this version reads format {FORMAT}")
+    if request is not None and outcome.request != json.loads(json.dumps(asdict(request))):
+        theirs, ours = outcome.request, asdict(request)
+        name = next((key for key in ours if theirs.get(key) != ours[key]), "format")
+        raise CheckpointError(
+            f"--out {folder}: holds another run, with {name}={theirs.get(name)!r} and not {ours.get(name)!r}; take another folder, or remove it"
+        )
+    return outcome

@@ -1,0 +1,306 @@
+"""Our own checkpoint folder: what is in it, that it comes back bit for bit, and that nothing damaged or foreign gets in."""
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import transformers
+from safetensors.torch import load_file, save
+from values import assert_plain, logits, randomise, state_of
+
+import unipelt
+from unipelt.checkpoint.description import CARD, CONFIG, TENSORS
+from unipelt.errors import CheckpointError
+from unipelt.inject.swap import folded
+from unipelt.inject.tuned import tuned_of
+from unipelt.spec import PRESETS
+
+BASES = ("bert", "llama", "bart", "t5", "modernbert", "deberta-v2", "vit")
+NO_PREFIX, NO_BIAS = ("deberta-v2",), ("llama", "t5", "modernbert")
+
+
+def has_prefix(preset: str) -> bool:
+    return any(change.form.name == "prefix" for change in PRESETS[preset]().changes)
+
+
+CASES = [
+    (base, preset)
+    for base in BASES
+    for preset in PRESETS
+    if not (base in NO_PREFIX and has_prefix(preset)) and not (base in NO_BIAS and preset == "bitfit")
+]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A checkpoint of UniPELT on a tiny BERT."""
+    model = randomise(unipelt.attach(tiny.build("bert"), "unipelt-apl(prefix=3, bottleneck=4, mlp=6, r=2)"))
+    return unipelt.save(model, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("base", "preset"), CASES)
+def test_what_is_saved_comes_back_bit_for_bit(base: str, preset: str, tmp_path: Path):
+    """The folded prefix included: once folded, saving and loading changes nothing any more."""
+    model = randomise(unipelt.attach(tiny.build(base), preset))
+    first = unipelt.load(tiny.build(base), unipelt.save(model, tmp_path / "first"))
+    torch.testing.assert_close(logits(first, base), logits(model, base))
+    second = unipelt.load(tiny.build(base), unipelt.save(first, tmp_path / "second"))
+    assert torch.equal(logits(first, base), logits(second, base))
+    mixture, state = folded(tuned_of(model))
+    assert tuned_of(first).mixture == mixture == tuned_of(second).mixture
+    for loaded in (first, second):
+        own = dict(tuned_of(loaded).named_parameters())
+        assert own.keys() == state.keys()
+        assert all(torch.equal(own[name], value) for name, value in state.items())
+    assert (tmp_path / "first" / TENSORS).read_bytes() == (tmp_path / "second" / TENSORS).read_bytes()
+
+
+def test_a_run_of_a_fleet_comes_back_alone(tmp_path: Path):
+    fleet = randomise(unipelt.attach(tiny.build("bert"), "unipelt-apl", runs=3))
+    alone = unipelt.load(tiny.build("bert"), unipelt.save(fleet, tmp_path, run=2))
+    with unipelt.route(fleet, [2, 2, 2]):
+        torch.testing.assert_close(logits(alone, "bert"), logits(fleet, "bert"))
+    with pytest.raises(CheckpointError, match="run=3: the model has runs 0 to 2"):
+        unipelt.save(fleet, tmp_path, run=3)
+
+
+def test_the_keys_are_these_and_no_others(saved: Path):
+    layer = {
+        *(f"bottleneck_ffn.ffn.{part}.{kind}" for part in ("down", "up") for kind in ("weight", "bias")),
+        *(f"low_rank_{site}.{site}.{part}.weight" for site in ("query", "value") for part in ("down", "up")),
+        *(f"{place}.gate.score.{kind}" for kind in ("weight", "bias") for place in (
+            "bottleneck_ffn.ffn", "prefix_heads.heads", "low_rank_query.query", "low_rank_value.value")),
+    }  # fmt: skip
+    expected = {f"encoder.{i}.{name}" for i in (0, 1) for name in layer}
+    expected |= {"encoder.prefix_heads.self.key", "encoder.prefix_heads.self.value"}
+    expected |= {"head.classifier.linear.weight", "head.classifier.linear.bias"}
+    assert set(load_file(saved / TENSORS)) == expected
+    assert {path.name for path in saved.iterdir()} == {CONFIG, TENSORS, CARD}
+
+
+def test_unipelt_on_bert_base_is_small(tmp_path: Path):
+    """The default mixture with its head, prefixes folded: at most 5.8 MB, an eighth of what `adapters` saves."""
+    with torch.device("meta"):
+        base = transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=2))
+        tuned = tuned_of(unipelt.attach(base, "unipelt-apl"))
+    kept = [p[0] for name, p in tuned.named_parameters() if ".self." not in name]
+    size = sum(p.numel() for p in kept) + 12 * 2 * 10 * 768  # the folded prefix: layers, key and value, length, width
+    assert 5.5e6 < 4 * size < 5.8e6
+
+
+def test_a_resumable_checkpoint_keeps_the_prefix_mlp(tmp_path: Path):
+    model = randomise(unipelt.attach(tiny.build("bert"), "prefix"))
+    loaded = unipelt.load(tiny.build("bert"), unipelt.save(model, tmp_path, resumable=True))
+    assert tuned_of(loaded).mixture == tuned_of(model).mixture
+    own = dict(tuned_of(loaded).named_parameters())
+    assert own.keys() == dict(tuned_of(model).named_parameters()).keys()
+    assert all(torch.equal(own[name], p) for name, p in tuned_of(model).named_parameters())
+    assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
+
+
+def test_a_frozen_head_and_a_pooling_come_back(tmp_path: Path):
+    model = randomise(unipelt.attach(tiny.build("bert"), "lora", head="frozen", pooling="mean"))
+    loaded = unipelt.load(tiny.build("bert"), unipelt.save(model, tmp_path))
+    assert not tuned_of(loaded).head_modules() and tuned_of(loaded).options["pooling"] == "mean"
+    assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_save_that_is_killed_leaves_a_whole_checkpoint(saved: Path, step: int, monkeypatch: pytest.MonkeyPatch):
+    """At each of its system calls: the old checkpoint before the first file is in its place, from there on the new one."""
+    old = unipelt.load(tiny.build("bert"), saved)
+    new = randomise(unipelt.attach(tiny.build("bert"), "lora"), seed=2)
+    calls = [0]
+
+    def counted(call):
+        def counting(*args):
+            if calls[0] == step:
+                raise Killed
+            calls[0] += 1
+            return call(*args)
+
+        return counting
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", counted(os.fsync))
+        patch.setattr(os, "replace", counted(os.replace))
+        with pytest.raises(Killed):
+            unipelt.save(new, saved)
+    loaded = unipelt.load(tiny.build("bert"), saved)
+    assert torch.equal(logits(loaded, "bert"), logits(old if step <= 3 else new, "bert"))
+    again = unipelt.load(tiny.build("bert"), unipelt.save(new, saved))
+    assert torch.equal(logits(again, "bert"), logits(new, "bert"))
+    assert {path.name for path in saved.iterdir()} == {CONFIG, TENSORS, CARD}
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    model = randomise(unipelt.attach(tiny.build("bert"), "lora"))
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"cannot write \(No space left on device\); what was there before"):
+        unipelt.save(model, saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+OTHERS = {
+    "type": ("roberta", {}, r"made for base .* \(bert\); got .* \(roberta\), whose type differ"),
+    "depth": ("bert", {"num_hidden_layers": 3}, "whose parameters differ"),
+    "width": ("bert", {"hidden_size": 16}, "whose parameters differ"),
+    "labels": ("bert", {"num_labels": 5}, r"'head.classifier.linear.weight' is \(3, 32\), expected \(5, 32\)"),
+    "weights": ("bert", {}, r"the weights of .* are others \(mean size of"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_another_base_is_refused(saved: Path, what: str):
+    name, options, message = OTHERS[what]
+    model = tiny.build(name, **options)
+    if what == "weights":
+        model.load_state_dict({key: value * 1.1 for key, value in model.state_dict().items()})
+    before = state_of(model)
+    with pytest.raises(CheckpointError, match=message):
+        unipelt.load(model, saved)
+    assert_plain(model, before)
+
+
+def test_the_base_in_half_precision_is_no_other_base(saved: Path):
+    model = unipelt.load(tiny.build("bert", dtype=torch.bfloat16), saved)
+    assert {p.dtype for p in tuned_of(model).parameters()} == {torch.float32}
+
+
+def rewritten(saved: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    """The checkpoint with other tensors, and the JSON that goes with them."""
+    data, facts = save(tensors), json.loads((saved / CONFIG).read_text())
+    (saved / TENSORS).write_bytes(data)
+    (saved / CONFIG).write_text(json.dumps(facts | {"sha256": hashlib.sha256(data).hexdigest()}))
+    return saved
+
+
+def test_tensors_that_do_not_fit_are_refused(saved: Path):
+    tensors = load_file(saved / TENSORS)
+    name = "encoder.1.low_rank_query.query.up.weight"
+    missing = {key: value for key, value in tensors.items() if key != name}
+    changed = {
+        rf"has no '{name}'": missing,
+        r"holds 'surplus', which its mixture does not have": tensors | {"surplus": torch.zeros(2)},
+        rf"'{name}' is \(32, 3\), expected \(32, 2\)": tensors | {name: torch.zeros(32, 3)},
+    }
+    for message, other in changed.items():
+        model = tiny.build("bert")
+        before = state_of(model)
+        with pytest.raises(CheckpointError, match=message):
+            unipelt.load(model, rewritten(saved, other))
+        assert_plain(model, before)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_truncated_file_is_refused(saved: Path, keep: int):
+    data = (saved / TENSORS).read_bytes()
+    (saved / TENSORS).write_bytes(data[:keep])
+    with pytest.raises(CheckpointError, match=r"bytes are not those that unipelt\.json names: truncated"):
+        unipelt.load(tiny.build("bert"), saved)
+
+
+def test_a_file_that_is_no_safetensors_is_refused(saved: Path):
+    facts = json.loads((saved / CONFIG).read_text())
+    (saved / TENSORS).write_bytes(b"no tensors")
+    (saved / CONFIG).write_text(json.dumps(facts | {"sha256": hashlib.sha256(b"no tensors").hexdigest()}))
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        unipelt.load(tiny.build("bert"), saved)
+
+
+def test_missing_files_are_named(saved: Path, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
+        unipelt.load(tiny.build("bert"), tmp_path / "nowhere")
+    (saved / TENSORS).unlink()
+    with pytest.raises(CheckpointError, match=r"unipelt\.safetensors: No such file"):
+        unipelt.load(tiny.build("bert"), saved)
+    (saved / CONFIG).unlink()
+    with pytest.raises(CheckpointError, match=r"no unipelt\.json in it; expected a folder that `unipelt train`"):
+        unipelt.load(tiny.build("bert"), saved)
+
+
+DAMAGED = {
+    "half of it": lambda facts: json.dumps(facts)[:200],
+    "no text": lambda facts: "\0\xff",
+    "a list": lambda facts: [facts],
+    "a later version": lambda facts: facts | {"format": 2},
+    "no version": lambda facts: {key: value for key, value in facts.items() if key != "format"},
+    "an unknown key": lambda facts: facts | {"surplus": 1},
+    "no mixture": lambda facts: {key: value for key, value in facts.items() if key != "mixture"},
+    "an unknown form": lambda facts: (
+        facts | {"mixture": json.loads(json.dumps(facts["mixture"]).replace("low_rank", "x"))}
+    ),
+    "a mixture that is a text": lambda facts: facts | {"mixture": "lora"},
+    "no head": lambda facts: facts | {"head": {}},
+    "no head modules": lambda facts: facts | {"head": {"policy": "train", "pooling": "model"}},
+    "a head that is a text": lambda facts: facts | {"head": "train"},
+    "no base name": lambda facts: facts | {"base": {"model_type": "bert"}},
+    "a base that is a text": lambda facts: facts | {"base": "bert"},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_json_is_refused(saved: Path, damage: str):
+    other = DAMAGED[damage](json.loads((saved / CONFIG).read_text()))
+    (saved / CONFIG).write_text(other if isinstance(other, str) else json.dumps(other), encoding="latin-1")
+    model = tiny.build("bert")
+    before = state_of(model)
+    with pytest.raises(CheckpointError, match=r"unipelt\.json: ") as error:
+        unipelt.load(model, saved)
+    assert "\n" not in str(error.value)
+    assert_plain(model, before)
+
+
+def test_a_hub_repository_loads_like_a_folder(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = {}
+
+    def snapshot(repository: str, *, allow_patterns: list[str]) -> str:
+        asked[repository] = allow_patterns
+        return str(saved)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.chdir(saved)
+    model = unipelt.load(tiny.build("bert"), "somebody/sst2-unipelt")
+    assert torch.equal(logits(model, "bert"), logits(unipelt.load(tiny.build("bert"), saved), "bert"))
+    assert {CONFIG, TENSORS} <= set(asked["somebody/sst2-unipelt"])
+    assert not any("*" in pattern for pattern in asked["somebody/sst2-unipelt"])
+
+
+def test_a_repository_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot(*_: str, **__: object) -> str:
+        raise LocalEntryNotFoundError("Cannot find it.\nAnd more.")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"^somebody/nothing: neither a folder nor a repository .*\(Cannot find it\.\)$"
+    ):
+        unipelt.load(tiny.build("bert"), "somebody/nothing")
+
+
+def test_a_folder_of_another_library_names_its_reader(tmp_path: Path):
+    for facts, reader in ({"peft_type": "LORA"}, "load_peft"), ({"version": "adapters.1.3.0"}, "load_adapterhub"):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(facts))
+        with pytest.raises(CheckpointError, match=f"unipelt.{reader} reads it"):
+            unipelt.load(tiny.build("bert"), tmp_path)
+
+
+def test_the_card_says_how_to_use_it(saved: Path):
+    text = (saved / CARD).read_text()
+    assert text.startswith("---\nlibrary_name: unipelt\n") and "unipelt.load(model" in text

@@ -1,0 +1,150 @@
+"""From a file to an answer: train, predict, inspect, methods, export, on real files and a tiny base."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cli.conftest import BAD, GOOD, write_reviews
+from unipelt import PRESETS
+from unipelt.spec import LAWS
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+@pytest.mark.parametrize("method", ["unipelt-apl", "lora", "full"])
+def test_what_train_writes_predict_reads(method: str, run, train_words, unlabelled: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    said = run(*train_words(out, method))
+    assert said.code == 0, said.err
+    assert "recipe: lr=0.003, epochs=4, batch_size=8" in said.err and "held out as test set" in said.err
+    for word in ("dev  accuracy", "test accuracy", "always the largest class", f"predict with `unipelt predict {out}"):
+        assert word in said.out
+    record = json.loads((out / "run.json").read_text())
+    assert (record["status"], record["task"]["labels"], len(record["curve"])) == ("finished", ["no", "yes"], 4)
+    assert not [path.name for path in out.iterdir() if path.name.startswith((".", "training"))], "nothing is left over"
+
+    answered = run("predict", out, "--data", unlabelled, "--proba")
+    rows = table(answered.out)
+    assert len(rows) == 9 and {row["prediction"] for row in rows} <= {"yes", "no"}
+    assert [row["text"] for row in rows] == [row["review"] for row in table(unlabelled.read_text())]
+    for row in rows:
+        yes, no = float(row["p(yes)"]), float(row["p(no)"])
+        assert math.isclose(yes + no, 1, abs_tol=1e-5) and row["prediction"] == ("yes" if yes > no else "no")
+
+    into = run("predict", out, "--data", unlabelled, "--out", tmp_path / "deep" / "answers.csv")
+    assert into.out == f"{tmp_path}/deep/answers.csv: 9 rows\n"
+    written = table((tmp_path / "deep" / "answers.csv").read_text())
+    assert written == [{"text": row["text"], "prediction": row["prediction"]} for row in rows]
+
+    again = run(*train_words(out, method))
+    assert (again.code, again.out, again.err) == (0, said.out, ""), "a finished run only prints its result"
+
+
+def test_a_run_learns_what_the_texts_say(run, train_words, tmp_path: Path):
+    """One word of each text decides; 200 rows suffice for it."""
+    data = write_reviews(tmp_path / "many.csv", 240, seed=3)
+    said = run(*train_words(tmp_path / "run", "unipelt-apl", "--task", data, "--epochs", "12", "--lr", "1e-2"))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["test"]["accuracy"] > 0.85, said.out
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text\n" + "\n".join(GOOD + BAD) + "\n")
+    predicted = [row["prediction"] for row in table(run("predict", tmp_path / "run", "--data", texts).out)]
+    assert predicted.count("yes") >= 4 and predicted[:5].count("yes") >= 4, predicted
+
+
+def test_pairs_and_numbers(run, train_words, tmp_path: Path):
+    data = write_reviews(tmp_path / "pairs.csv", pairs=True, numbers=True)
+    said = run(*train_words(tmp_path / "run", "lora", "--task", data, "--text", "review", "--pair", "other"))
+    assert said.code == 0 and "test spearman" in said.out and "largest class" not in said.out, said.err
+    answered = run("predict", tmp_path / "run", "--data", data, "--text", "review", "--pair", "other")
+    assert all(math.isfinite(float(row["prediction"])) and row["pair"] for row in table(answered.out))
+    assert "a regression has no classes" in run("predict", tmp_path / "run", "--data", data, "--proba").line
+    single = run("predict", tmp_path / "run", "--data", data, "--text", "review").line
+    assert "has single texts, the run was trained on pairs of texts" in single and "--pair" in single
+
+
+def test_gates_are_shown_for_each_text_layer_and_change(run, finished, unlabelled: Path, tmp_path: Path):
+    folder = finished("unipelt-apl")
+    rows = table(run("predict", folder, "--data", unlabelled, "--gates").out)
+    gates = [name for name in rows[0] if name.startswith("gate(")]
+    assert len(gates) == 2 * 4, gates  # two layers; adapter, prefix, and LoRA on query and value
+    assert all(0 < float(row[gate]) < 1 for row in rows for gate in gates)
+    assert "this run has no gates" in run("predict", finished("lora"), "--data", unlabelled, "--gates").line
+
+    figure = tmp_path / "figures" / "gates.png"
+    said = run("inspect", folder, "--data", unlabelled, "--figure", figure)
+    assert said.code == 0 and "gates on 9 rows" in said.out and said.out.endswith(f"{figure}: drawn\n")
+    for layer in (0, 1):  # the table's means are those of the rows
+        line = next(line for line in said.out.splitlines() if line.startswith(f"encoder {layer}"))
+        means = sorted(sum(float(row[gate]) for row in rows) / 9 for gate in gates if f"encoder.{layer}." in gate)
+        shown = sorted(float(word) for word in line.split()[2::3])
+        assert shown == pytest.approx(means, abs=6e-4)
+    pixels = matplotlib.image.imread(figure)
+    assert figure.read_bytes().startswith(b"\x89PNG\r\n") and pixels.shape[0] > 100 and pixels.std() > 0.01
+    assert run("inspect", folder, "--data", unlabelled, "--figure", tmp_path / "gates.SVG").code == 0
+    assert (tmp_path / "gates.SVG").read_text().lstrip().startswith("<?xml")
+
+
+def test_inspect_counts_what_train_counted(run, finished):
+    folder = finished("unipelt-apl")
+    said = run("inspect", folder)
+    record, described = json.loads((folder / "run.json").read_text()), json.loads((folder / "unipelt.json").read_text())
+    assert f"test accuracy: {record['test']['accuracy']:.4f}" in said.out and described["base"]["name"] in said.out
+    counts = dict(record["parameters"], prefix_heads=2 * 2 * 2 * 32)  # two layers of two keys and values, folded
+    lines = [line.split() for line in said.out.splitlines()]
+    shown = {line[0]: int(line[1].replace(",", "")) for line in lines if line and line[0] in counts}
+    gates = sum(int(line[1].replace(",", "")) for line in lines if line and line[0] == "gates")
+    assert shown.keys() | {"gates"} == counts.keys() | {"gates"} and gates == 0
+    assert {name: count for name, count in shown.items() if "prefix" not in name} == {
+        name: count for name, count in counts.items() if "prefix" not in name
+    }
+    whole = run("inspect", finished("full")).out
+    assert "full on" in whole and "test accuracy" in whole
+
+
+def test_methods_are_listed_with_their_counts(run, tiny_base: str, base_of):
+    said = run("methods")
+    assert said.code == 0 and all(f"\n{name} " in "\n" + said.out for name in PRESETS)
+    counted = run("methods", "--model", tiny_base).out
+    line = next(line for line in counted.splitlines() if line.startswith("lora "))
+    assert line.split()[1] == f"{2 * 2 * 2 * 8 * 32:,}"  # layers, linears, matrices, rank, width
+    assert "bitfit" in counted and "not possible" in run("methods", "--model", base_of("llama")).out
+    lawful = run("methods", "--lawful").out
+    assert all(law.forms[0] in lawful for law in LAWS)
+
+
+def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Path, tmp_path: Path):
+    folder, merged = finished("lora"), tmp_path / "merged"
+    expected = [float(row["p(yes)"]) for row in table(run("predict", folder, "--data", unlabelled, "--proba").out)]
+    assert run("export", folder, "--merged", merged).out == f"{merged}: written\n"
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
+    texts = [row["review"] for row in table(unlabelled.read_text())]
+    with torch.no_grad():
+        given = tokenizer(texts, padding=True, return_tensors="pt")
+        found = model.eval()(**given).logits.softmax(dim=-1)[:, model.config.label2id["yes"]]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=2e-6, rtol=0)
+
+    assert run("export", folder, "--peft", tmp_path / "peft").code == 0
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert "expected one of --merged FOLDER and --peft FOLDER" in run("export", folder).line
+    gated = finished("unipelt-apl")
+    assert "gate depends on the input" in run("export", gated, "--merged", tmp_path / "no").line
+    assert "--fix-gates needs --data" in run("export", gated, "--merged", tmp_path / "no", "--fix-gates").line
+    fixed = run("export", gated, "--merged", tmp_path / "no", "--fix-gates", "--data", unlabelled).line
+    assert "merge refused" in fixed and "prefix" in fixed and not (tmp_path / "no").exists()
+
+
+def test_a_gated_lora_merges_once_its_gates_are_fixed(run, train_words, unlabelled: Path, tmp_path: Path):
+    words = train_words(tmp_path / "run", "unipelt(methods='lora', r=2)")
+    said = run(*words)
+    assert said.code == 0, said.err
+    fixed = run("export", tmp_path / "run", "--merged", tmp_path / "merged", "--fix-gates", "--data", unlabelled)
+    assert fixed.code == 0, fixed.err

@@ -1,0 +1,62 @@
+"""Tiny fleets over tiny bases: rows of random words, and a tokenizer of which the loop needs four facts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import tiny
+import torch
+
+import unipelt
+from laws.lawbook import small
+from unipelt.data import Task
+from unipelt.fleet.encode import Encoded
+from unipelt.fleet.loop import Fleet, Plan
+from unipelt.fleet.recipe import Recipe
+from unipelt.inject.tuned import tuned_of
+
+CLASSES = 3
+NO_DROPOUT = {
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+
+
+@dataclass
+class Words:
+    """What the loop asks of a tokenizer."""
+
+    pad_token_id: int = 0
+    pad_token_type_id: int = 0
+    padding_side: str = "right"
+
+
+def rows(count: int, seed: int = 0, classes: int = CLASSES) -> Encoded:
+    """Rows of 3 to 13 words; classes that a row's first word decides, or, for 0 classes, a number."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 14, (count,), generator=generator).tolist()
+    ids = [torch.randint(tiny.SPECIAL, tiny.VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+    labels = [row[0] % classes if classes else row[0] / 10 for row in ids]
+    return Encoded({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}, labels, 64)
+
+
+def plan(seed: int = 0, train: int = 20, dev: int = 17, classes: int = CLASSES, **recipe: Any) -> Plan:
+    kind, metric = ("classification", "accuracy") if classes else ("regression", "spearman")
+    task = Task(name="words", kind=kind, labels=tuple("abcdef"[:classes]), metric=metric, pair=False)
+    recipe = {"lr": 1e-2, "epochs": 3, "batch_size": 8, "patience": 0} | recipe
+    given = rows(train, seed, classes), rows(dev, seed + 100, classes)
+    return Plan(task=task, train=given[0], dev=given[1], recipe=Recipe(**recipe), seed=seed)
+
+
+def fleet(plans: list[Plan], preset: str = "unipelt-apl", arch: str = "bert", dropout: bool = False, **how: Any) -> Fleet:
+    """A fleet over the same base every time, in float64; `full`: the base itself is tuned."""
+    model = tiny.build(arch, dtype=torch.float64, **({} if dropout else NO_DROPOUT[arch]))
+    if preset == "full":
+        model.requires_grad_(True)
+    else:
+        seeds = [one.seed for one in plans]
+        unipelt.attach(model, small(preset), runs=len(plans), seeds=seeds, fresh_head=True)
+    return Fleet(model, plans, Words(padding_side="left" if arch == "gpt2" else "right"), **how)
+
+
+def parameters(trained: Fleet, run: int = 0) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in tuned_of(trained.model).state_of(run).items()}

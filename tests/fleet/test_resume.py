@@ -1,0 +1,121 @@
+"""A training that is stopped goes on as if it had not been: bit-identical, dropout included, wherever it was stopped."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from fleet.fleets import fleet, plan
+from unipelt.errors import CheckpointError
+from unipelt.fleet.loop import Fleet
+from unipelt.fleet.state import STATE
+
+
+EVALUATED = 6  # the step of the first run's first evaluation: two epochs of three batches
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(*steps: int):
+    """Raises at the first of these steps that comes, after its state was saved."""
+
+    def watch(trained: Fleet, event: str) -> None:
+        if trained.step in steps:
+            raise Stopped
+
+    return watch
+
+
+def plans(runs: int) -> list:
+    return [plan(seed=seed, train=9 + 8 * seed, epochs=3, evaluate_every=2, patience=2) for seed in range(1, runs + 1)]
+
+
+def finish(folder: Path | None, preset: str, runs: int, seed: int = 0, **how) -> Fleet:
+    torch.manual_seed(seed)
+    trained = fleet(plans(runs), preset, dropout=True, folder=folder, **how)
+    trained.train()
+    return trained
+
+
+def assert_same(one: Fleet, other: Fleet) -> None:
+    assert torch.equal(one.flat.values, other.flat.values), "parameters differ"
+    assert torch.equal(one.optimiser.first, other.optimiser.first) and torch.equal(one.best, other.best)
+    assert one.progress == other.progress and one.step == other.step
+
+
+@pytest.mark.parametrize("every_step", [True, False], ids=["saved at every step", "saved at evaluations"])
+@pytest.mark.parametrize(("preset", "runs"), [("unipelt-apl", 1), ("lora", 3), ("full", 1)])
+def test_stopped_at_any_step_it_goes_on_to_the_same_bits(
+    preset: str, runs: int, every_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("unipelt.fleet.loop.SAVE_EVERY", -1.0 if every_step else 1e9)
+    whole = finish(None, preset, runs)
+    for step in range(1, whole.step, runs if every_step else 3):
+        folder = tmp_path / str(step)
+        with pytest.raises(Stopped):
+            finish(folder, preset, runs, watch=stop_at(step))
+        # what the process held is lost, the random state too; before the first state all begins anew
+        begun = (folder / STATE).exists()
+        assert_same(finish(folder, preset, runs, seed=99 if begun else 0), whole)
+
+
+def test_stopped_at_every_step_of_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("unipelt.fleet.loop.SAVE_EVERY", -1.0)
+    whole = finish(None, "unipelt-apl", 2)
+    steps = iter(range(1, whole.step))
+    for step in steps:
+        with pytest.raises(Stopped):
+            finish(tmp_path, "unipelt-apl", 2, seed=step if step > 1 else 0, watch=stop_at(step))
+    assert_same(finish(tmp_path, "unipelt-apl", 2, seed=77), whole)
+    assert_same(finish(tmp_path, "unipelt-apl", 2, seed=78), whole)  # the last state is of a training that has ended
+
+
+def test_dropout_is_there_and_matters():
+    """Else the tests above would hold for a loop that forgets the random state."""
+    one, other = finish(None, "lora", 1), finish(None, "lora", 1, seed=1)
+    assert not torch.equal(one.flat.values, other.flat.values)
+
+
+def test_time_adds_up_over_the_stops(tmp_path: Path):
+    with pytest.raises(Stopped):
+        finish(tmp_path, "lora", 1, watch=stop_at(EVALUATED))
+    before = fleet(plans(1), "lora", folder=tmp_path)
+    before._restore()
+    assert 0 < before.seconds < finish(tmp_path, "lora", 1).seconds
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_a_damaged_state_is_named(damage: str, tmp_path: Path):
+    with pytest.raises(Stopped):
+        finish(tmp_path, "lora", 1, watch=stop_at(EVALUATED))
+    data = (tmp_path / STATE).read_bytes()
+    (tmp_path / STATE).write_bytes({"truncated": data[:-9], "empty": b"", "text": b"not a state"}[damage])
+    with pytest.raises(CheckpointError, match=rf"{STATE}: damaged .* remove .* to start anew"):
+        finish(tmp_path, "lora", 1)
+
+
+def test_a_state_of_another_method_is_refused(tmp_path: Path):
+    with pytest.raises(Stopped):
+        finish(tmp_path, "lora", 1, watch=stop_at(EVALUATED))
+    with pytest.raises(CheckpointError, match="another base or method; remove it to start anew"):
+        finish(tmp_path, "bitfit", 1)
+
+
+def test_a_kill_while_the_state_is_written_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(Stopped):
+        finish(tmp_path, "lora", 1, watch=stop_at(EVALUATED))
+    shutil.copy(tmp_path / STATE, tmp_path / "kept")
+
+    def killed(*_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finish(tmp_path, "lora", 1)
+    assert (tmp_path / STATE).read_bytes() == (tmp_path / "kept").read_bytes()
+    monkeypatch.undo()
+    assert_same(finish(tmp_path, "lora", 1), finish(None, "lora", 1))

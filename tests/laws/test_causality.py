@@ -1,0 +1,115 @@
+"""Law 13: in a causal stack a later token changes no earlier state, and generation with a cache equals generation without."""
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import unipelt
+from laws.lawbook import (
+    DECODERS,
+    GENERATORS,
+    SEQ2SEQ,
+    SMALL_GENERATIONS,
+    attached,
+    cases,
+    equal,
+    on_each,
+    result,
+    small,
+    why_refused,
+)
+from unipelt import PRESETS, Mixture
+from unipelt.inject.tuned import tuned_of
+
+
+def change_last(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Another last real token in each row of the stream that the causal stack reads."""
+    name = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
+    ids = given[name].clone()
+    ids[:, -1] = tiny.SPECIAL + (ids[:, -1] - tiny.SPECIAL + 1) % (tiny.VOCABULARY - tiny.SPECIAL)
+    return given | {name: ids}
+
+
+@pytest.mark.parametrize(("arch", "mixture"), cases(GENERATORS))
+def test_a_later_token_changes_no_earlier_state(arch: str, mixture: Mixture):
+    model = attached(arch, mixture, head="base")
+    given = tiny.inputs(arch, model, side="left")
+    with torch.no_grad():
+        before, after = result(model(**given)), result(model(**change_last(given)))
+    real = slice(None) if arch in SEQ2SEQ else given["attention_mask"][:, :-1].bool()
+    equal(after[:, :-1][real], before[:, :-1][real], arch)
+    assert (after[:, -1] - before[:, -1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("arch", on_each("unipelt-apl", DECODERS))
+def test_the_reference_gate_looks_ahead(arch: str):
+    """U's mean over all positions in a causal stack: kept as an explicit mode, which this law tells from the default."""
+    model = attached(arch, "unipelt-apl(pool='reference')", head="base")
+    given = tiny.inputs(arch, model, pads=())
+    before, after = result(model(**given)), result(model(**change_last(given)))
+    assert (after - before)[:, :-1].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("arch", on_each("unipelt-apl", DECODERS))
+def test_a_causal_gate_is_each_tokens_own(arch: str):
+    model = attached(arch, "unipelt-apl", head="base")
+    given = tiny.inputs(arch, model, pads=())
+    with unipelt.record_gates(model) as gates:
+        model(**given)
+        model(**change_last(given))
+    for path, (before, after) in gates.items():
+        assert before.shape == given["input_ids"].shape
+        equal(after[:, :-1], before[:, :-1], arch, what=path)
+
+
+def generated(model: nn.Module, arch: str, beams: int, cached: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The texts, and the scores by which each token was chosen."""
+    given = tiny.inputs(arch, model, side="left", length=6, pads=(0, 2))
+    given.pop("decoder_input_ids", None)
+    how = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        output = model.generate(
+            **given, **how, num_beams=beams, use_cache=cached, return_dict_in_generate=True, output_scores=True
+        )
+    return output.sequences, torch.stack(output.scores)
+
+
+def generating_cases() -> list:
+    """Every preset on one architecture of each kind, those with gates and prefixes on all."""
+    found = [(arch, preset) for arch in GENERATORS for preset in PRESETS]
+    return [
+        pytest.param(arch, preset, id=f"{arch}-{preset}")
+        for arch, preset in found
+        if why_refused(arch, small(preset)) is None
+        and (arch in SMALL_GENERATIONS or any(change.form.name == "prefix" for change in small(preset).changes))
+    ]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(("arch", "preset"), generating_cases())
+def test_generation_with_a_cache_is_generation_without(arch: str, preset: str, beams: int):
+    model = attached(arch, preset, head="generator")
+    tokens, scores = generated(model, arch, beams, cached=True)
+    tokens_without, scores_without = generated(model, arch, beams, cached=False)
+    torch.testing.assert_close(tokens, tokens_without)
+    finite = scores_without.isfinite()
+    equal(scores[finite], scores_without[finite], arch)
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("arch", ["llama", "bart", "t5", "gpt2"])
+def test_decoding_token_by_token_is_the_full_forward(arch: str, attn: str):
+    """The cache of a forward, handed on by hand: no position is shifted by a prefix, no logit moves."""
+    model = attached(arch, "unipelt-apl", head="generator", attn=attn)
+    given = tiny.inputs(arch, model, pads=())
+    name = "decoder_input_ids" if arch in SEQ2SEQ else "input_ids"
+    with torch.no_grad():
+        full, past, steps = result(model(**given)), None, []
+        for token in given[name].split(1, dim=1):
+            mask = {"attention_mask": given["attention_mask"]} if arch in SEQ2SEQ else {}
+            rest = {"input_ids": given["input_ids"]} if arch in SEQ2SEQ else {}
+            output = model(**rest, **mask, **{name: token}, past_key_values=past, use_cache=True)
+            past, steps = output.past_key_values, [*steps, output.logits]
+    equal(torch.cat(steps, dim=1), full, arch, attn)
+    assert tuned_of(model).runs == 1

@@ -1,0 +1,72 @@
+"""Law 19: gradient checkpointing, both kinds, with two forwards of different masks before one backward, changes no gradient."""
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import unipelt
+from laws.lawbook import attached, cases, equal, gradients, on_each, result, rows, scalar, stacks, without_dropout
+from unipelt import Mixture, UserError
+
+CHECKPOINTED = tuple(name for name, t in tiny.ARCHITECTURES.items() if t.classifier.supports_gradient_checkpointing)
+RUNS = 2
+VARIED_HERE = ("bert", "bart")
+
+
+def trained(model: nn.Module, arch: str) -> dict[str, torch.Tensor]:
+    """The gradients of one backward through two forwards, whose masks differ."""
+    model.zero_grad()
+    both = [tiny.inputs(arch, model, batch=4, pads=pads, seed=seed) for seed, pads in enumerate([(0, 3, 5), (6, 1)])]
+    sum(scalar(result(model(**given))) for given in both).backward()
+    return {name: gradient.clone() for name, gradient in gradients(model).items()}
+
+
+def assert_checkpointing_changes_nothing(model: nn.Module, arch: str) -> None:
+    without_dropout(model).train()
+    expected = trained(model, arch)
+    for reentrant in (True, False):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        actual = trained(model, arch)
+        assert actual.keys() == expected.keys()
+        for name in expected:
+            equal(actual[name], expected[name], arch, what=f"{name}, reentrant: {reentrant}")
+
+
+@pytest.mark.parametrize(("arch", "mixture"), cases(CHECKPOINTED, VARIED_HERE))
+def test_gradients_are_those_without_checkpointing(arch: str, mixture: Mixture):
+    assert_checkpointing_changes_nothing(attached(arch, mixture), arch)
+
+
+@pytest.mark.parametrize("preset", ["unipelt-apl", "houlsby", "mam"])
+@pytest.mark.parametrize("arch", CHECKPOINTED)
+def test_gradients_of_a_fleet_are_those_without_checkpointing(arch: str, preset: str):
+    preset = preset if arch in on_each(preset, runs=RUNS) else "parallel-adapter"
+    assert_checkpointing_changes_nothing(attached(arch, preset, runs=RUNS), arch)
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
+@pytest.mark.parametrize("arch", CHECKPOINTED)
+def test_the_layers_are_indeed_recomputed(arch: str, reentrant: bool):
+    """What the laws above stand on."""
+    model = attached(arch, "adapter").train()
+    calls: list[int] = []
+    for layer in stacks(model)[0].layers:
+        layer.get(rows(arch)[0].ffn_output).register_forward_hook(lambda *_: calls.append(1))
+    trained(model, arch)
+    once = len(calls)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    trained(model, arch)
+    assert len(calls) == 3 * once
+
+
+@pytest.mark.parametrize("arch", on_each("unipelt-apl", CHECKPOINTED))
+def test_a_route_by_rows_is_refused_under_checkpointing(arch: str):
+    model = attached(arch, "unipelt-apl", runs=RUNS).train()
+    model.gradient_checkpointing_enable()
+    with unipelt.route(model, [1, 0, 1]), pytest.raises(UserError, match="expected equal blocks; sort the batch by run"):
+        model(**tiny.inputs(arch, model))
+
+
+def test_every_architecture_is_here_but_one_that_has_no_checkpointing():
+    assert set(tiny.ARCHITECTURES) - set(CHECKPOINTED) == {"mpnet"}
