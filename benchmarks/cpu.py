@@ -3,7 +3,8 @@
     python benchmarks/cpu.py [--rounds 7] [--peer-python ENV/bin/python]
 
 BERT-base shape, random weights, float32, 8 rows of 128 tokens, one thread. The variants take turns, a round each; a ratio is
-the median over rounds of the ratio within the round, so that the machine's drift cancels. `--peer-python` names the Python
+the median over rounds of the ratio within the round, so that the machine's drift cancels. Seconds are the process's own CPU
+seconds, in which other processes of the machine do not count (one thread: CPU seconds are what an idle machine would take). `--peer-python` names the Python
 of an environment with `adapters` 1.3.0, which takes its turns in a process of its own.
 """
 
@@ -23,7 +24,7 @@ import sys, time, torch, transformers, adapters
 from adapters import AutoAdapterModel, UniPELTConfig, PrefixTuningConfig, SeqBnConfig, LoRAConfig
 torch.set_num_threads(1); torch.manual_seed(0)
 model = transformers.BertForSequenceClassification(transformers.BertConfig())
-adapters.init(model); model.add_adapter("a", config=UniPELTConfig()); model.train_adapter("a")
+adapters.init(model); model.add_adapter("a", config=UniPELTConfig()); model.train_adapter("a"); model.set_active_adapters("a")
 ids = torch.randint(5, 30000, (8, 128)); mask = torch.ones_like(ids); labels = torch.randint(0, 2, (8,))
 optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 def train():
@@ -32,7 +33,7 @@ def infer():
     model.eval()
     with torch.no_grad(): model(input_ids=ids, attention_mask=mask)
 for line in sys.stdin:
-    step = {"train": train, "infer": infer}[line.strip()]; start = time.perf_counter(); step(); print(time.perf_counter() - start, flush=True)
+    step = {"train": train, "infer": infer}[line.strip()]; start = time.process_time(); step(); print(time.process_time() - start, flush=True)
 """
 
 
@@ -97,14 +98,16 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in variants}
     peer = None
     if given.peer_python:
-        peer = subprocess.Popen([given.peer_python, "-c", PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        peer = subprocess.Popen(
+            [given.peer_python, "-c", PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         times |= {"train adapters APL": [], "infer adapters APL": []}
 
     for turn in range(given.rounds + 1):  # the first warms up
         for name, step in variants.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
         if peer is not None:
             for kind in ("train", "infer"):
                 peer.stdin.write(kind + "\n")
@@ -122,7 +125,9 @@ def main() -> None:
         against = times["train full" if name.startswith("train") else "infer plain"]
         ratios = [a / b for a, b in zip(taken[1:], against[1:])]
         results[name] = statistics.median(ratios)
-        print(f"| {name} | {statistics.median(taken[1:]):.3f} | {results[name]:.3f} | {min(ratios):.3f} | {max(ratios):.3f} |")
+        print(
+            f"| {name} | {statistics.median(taken[1:]):.3f} | {results[name]:.3f} | {min(ratios):.3f} | {max(ratios):.3f} |"
+        )
     print(json.dumps({name: round(value, 4) for name, value in results.items()}))
 
 

@@ -1,5 +1,8 @@
-"""What all tests share: one thread each, so that pytest-xdist's workers do not fight over cores."""
+"""What all tests share."""
+
+import logging
 
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # pytest-xdist's workers would fight over the cores
+logging.getLogger("torch.__trace").propagate = False  # a record for each step of a compilation, which pytest would format

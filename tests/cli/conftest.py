@@ -1,6 +1,7 @@
 """A tiny base with a tokenizer of its own, files of a few dozen rows, and the command line in this process."""
 
 import csv
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,7 +82,9 @@ def tiny_base(base_of: Callable[[str], str]) -> str:
     return base_of("bert")
 
 
-def write_reviews(path: Path, count: int = 60, seed: int = 0, labels: bool = True, pairs: bool = False, numbers: bool = False) -> Path:
+def write_reviews(
+    path: Path, count: int = 60, seed: int = 0, labels: bool = True, pairs: bool = False, numbers: bool = False
+) -> Path:
     """Texts with one word that says which label is right."""
     chance = random.Random(seed)
     sentence = partial(chance.choices, PLAIN)
@@ -107,12 +110,35 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_reviews(tmp_path_factory.mktemp("data") / "new.csv", 9, seed=1, labels=False)
 
 
+def same_result(one: Path, other: Path) -> None:
+    """Bit-identical parameters, and the same record but for the time that it took."""
+    records = [json.loads((folder / "run.json").read_text()) for folder in (one, other)]
+    assert [record.pop("seconds") > 0 for record in records] == [True, True]
+    assert records[0] == records[1]
+    tensors = {path.name for path in other.glob("*.safetensors")}
+    assert len(tensors) == 1 and {path.name for path in one.glob("*.safetensors")} == tensors
+    assert all((one / name).read_bytes() == (other / name).read_bytes() for name in tensors)
+
+
 SMALL = {  # a method in a size for a base of 32 hidden units
     "unipelt-apl": "unipelt-apl(bottleneck=4, prefix=2, mlp=8, r=2)",
     "lora": "lora(r=2)",
     "full": "full",
 }
-QUICK = ("--epochs", "4", "--batch-size", "8", "--lr", "3e-3", "--patience", "0", "--device", "cpu")
+QUICK = (
+    "--epochs",
+    "4",
+    "--evaluate-every",
+    "1",
+    "--batch-size",
+    "8",
+    "--lr",
+    "3e-3",
+    "--patience",
+    "0",
+    "--device",
+    "cpu",
+)
 
 
 @pytest.fixture(scope="session")

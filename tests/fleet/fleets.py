@@ -5,9 +5,9 @@ from typing import Any
 
 import tiny
 import torch
+from laws.lawbook import small
 
 import unipelt
-from laws.lawbook import small
 from unipelt.data import Task
 from unipelt.fleet.encode import Encoded
 from unipelt.fleet.loop import Fleet, Plan
@@ -47,7 +47,9 @@ def plan(seed: int = 0, train: int = 20, dev: int = 17, classes: int = CLASSES, 
     return Plan(task=task, train=given[0], dev=given[1], recipe=Recipe(**recipe), seed=seed)
 
 
-def fleet(plans: list[Plan], preset: str = "unipelt-apl", arch: str = "bert", dropout: bool = False, **how: Any) -> Fleet:
+def fleet(
+    plans: list[Plan], preset: str = "unipelt-apl", arch: str = "bert", dropout: bool = False, **how: Any
+) -> Fleet:
     """A fleet over the same base every time, in float64; `full`: the base itself is tuned."""
     model = tiny.build(arch, dtype=torch.float64, **({} if dropout else NO_DROPOUT[arch]))
     if preset == "full":

@@ -163,7 +163,9 @@ def test_the_learning_rate_rises_and_falls_in_straight_lines():
     rates = [one.rate(step) for step in range(one.steps + 1)]
     peak = rates.index(max(rates))
     assert (one.steps, peak, rates[peak], rates[-1]) == (100, 9, 0.5, 0.0)
-    rises, falls = ({round(b - a, 12) for a, b in zip(part, part[1:])} for part in (rates[: peak + 1], rates[peak + 1 :]))
+    rises, falls = (
+        {round(b - a, 12) for a, b in zip(part, part[1:])} for part in (rates[: peak + 1], rates[peak + 1 :])
+    )
     assert rises == {0.05} and falls == {round(-0.5 / 90, 12)}
     assert all(rate > 0 for rate in rates[:-1]), "no step is wasted"
     assert [plan(train=3, warmup=w, epochs=1).rate(0) for w in (0.0, 1.0)] == [1e-2, 1e-2], "one step alone"

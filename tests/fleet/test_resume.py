@@ -12,7 +12,6 @@ from unipelt.errors import CheckpointError
 from unipelt.fleet.loop import Fleet
 from unipelt.fleet.state import STATE
 
-
 EVALUATED = 6  # the step of the first run's first evaluation: two epochs of three batches
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from toy import arguments, classifier, keys, rows, train, tuned_keys, tuned_state
+from laws.lawbook import small, without_dropout
 from torch import nn
+from toy import arguments, classifier, keys, rows, train, tuned_keys, tuned_state
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import unipelt
-from laws.lawbook import small, without_dropout
 from unipelt.inject.tuned import tuned_of
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}

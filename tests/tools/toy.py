@@ -5,12 +5,12 @@ from typing import Any
 
 import tiny
 import torch
+from laws.lawbook import small
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 import unipelt
-from laws.lawbook import small
 from unipelt.inject.tuned import tuned_of
 
 END = tiny.VOCABULARY - 1  # the last real word of each row, where a model asks for one

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.checkpoint.adapterhub_keys import BERTS, Names, plain_keys
@@ -61,7 +62,7 @@ READ = {
 }
 
 
-def load_adapterhub(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
+def load_adapterhub(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedModel:
     """Attach what a folder of `adapters` 1.x, or of the hub, holds to its base; the head file beside it becomes the tuned head.
 
     Gates average over all positions, padding included, as `adapters` does: they are read as Gate(pool="reference"). Raises
@@ -113,7 +114,7 @@ def load_adapterhub(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
     return model
 
 
-def _check_base(model: nn.Module, config: dict[str, Any], path: Path) -> None:
+def _check_base(model: PreTrainedModel, config: dict[str, Any], path: Path) -> None:
     base: Any = model.base_model.config  # type: ignore[union-attr]
     for name, kind in (("name", str), ("model_type", str), ("config", dict)):
         if not isinstance(config.get(name), kind):
@@ -241,13 +242,13 @@ def _layers(numbers: set[int], stacks: list[LiveStack], path: Path) -> tuple[int
     return None if len(numbers) == start else layers
 
 
-def _head(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+def _head(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     """The head file's tensors by the names of this model, without what the model has already."""
     if not any((folder / name).is_file() for name in (HEAD_TENSORS, HEAD_PICKLED)):
         return {}
     modules, own, new = dict(model.named_modules()), model.state_dict(), find_head(model)
     head = {}
-    for key, value in read_tensors(folder, HEAD_TENSORS, HEAD_PICKLED).items():
+    for key, value in sorted(read_tensors(folder, HEAD_TENSORS, HEAD_PICKLED).items()):
         path = key.rpartition(".")[0]
         if ".prefix_tunings." in key:  # T5's head file has them once more
             continue

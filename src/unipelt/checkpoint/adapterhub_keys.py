@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import CheckpointError
@@ -95,7 +96,7 @@ def _split(place: str, parts: dict[str, str]) -> tuple[str, str]:
     return place.removesuffix("." + end), parts[end]
 
 
-def plain_keys(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+def plain_keys(model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Keys counted from the base model, each prefix once: `adapters` saves it again for every layer that shares it."""
     plain: dict[str, Tensor] = {}
     for key, value in tensors.items():

@@ -15,7 +15,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unipelt import spec
@@ -31,7 +32,7 @@ TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LM
 }
 
 
-def export_merged(model: nn.Module, folder: str | os.PathLike, *, run: int = 0, tokenizer: Any = None) -> Path:
+def export_merged(model: PreTrainedModel, folder: str | os.PathLike, *, run: int = 0, tokenizer: Any = None) -> Path:
     """Write what `merge` gives as a plain Hugging Face checkpoint; the model itself stays attached.
 
     It works on a copy of the model. Where memory is short, merge the model itself and call its save_pretrained. Raises what
@@ -52,7 +53,7 @@ def export_merged(model: nn.Module, folder: str | os.PathLike, *, run: int = 0, 
     return folder
 
 
-def export_peft(model: nn.Module, folder: str | os.PathLike, *, run: int = 0) -> Path:
+def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int = 0) -> Path:
     """Write one run as a LoRA folder that peft's PeftModel.from_pretrained reads, the head among its modules_to_save.
 
     Raises SpecError that names each change that is no LoRA on a whole linear, or that is gated.
@@ -121,13 +122,13 @@ def export_peft(model: nn.Module, folder: str | os.PathLike, *, run: int = 0) ->
     return Path(folder)
 
 
-def _saved_name(model: nn.Module, path: str) -> str:
+def _saved_name(model: PreTrainedModel, path: str) -> str:
     """The name of a head's module in modules_to_save: its outermost module, for peft nests no copies."""
     base = next((p for p, module in model.named_modules() if module is model.base_model), "")
     return path if not base or path.startswith(base + ".") else path.split(".")[0]
 
 
-def _target_modules(model: nn.Module, paths: set[str], wrapped: list[str]) -> list[str]:
+def _target_modules(model: PreTrainedModel, paths: set[str], wrapped: list[str]) -> list[str]:
     """The last names of the paths where these name nothing else, else the paths."""
     names = sorted({path.rsplit(".", 1)[-1] for path in paths})
     spared = {"target_modules": names, "modules_to_save": wrapped}

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unipelt import spec
@@ -29,7 +30,7 @@ class Joint(NamedTuple):
     delta: Delta
 
 
-def merge(model: nn.Module, *, run: int = 0) -> nn.Module:
+def merge(model: PreTrainedModel, *, run: int = 0) -> PreTrainedModel:
     """Fold one run of what is attached into the base's weights, its head too, and detach: the same outputs from a plain base.
 
     What folds: LoRA, BitFit, tuned norms and adapters without a non-linearity, each on a linear or norm of the base with a

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.checkpoint.disk import resolve
@@ -42,7 +43,7 @@ class Lora(NamedTuple):
     dropout: float = 0.0
 
 
-def load_peft(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
+def load_peft(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedModel:
     """Attach the LoRA of a peft folder, or of a hub repository, to its base; modules_to_save become the tuned head.
 
     Raises CheckpointError for another method or variant than plain LoRA, for another base, and for a damaged file; the base
@@ -94,12 +95,12 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
 
 
 def _sorted_keys(
-    model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path
+    model: PreTrainedModel, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path
 ) -> tuple[dict[str, Lora], dict[str, Tensor]]:
     """The LoRAs by path and the head's parameters by name; everything that the config names, and nothing else."""
     halves: dict[str, dict[str, Tensor]] = {}
     heads: dict[str, Tensor] = {}
-    for key, value in tensors.items():
+    for key, value in sorted(tensors.items()):
         match = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
         if match:
             halves.setdefault(match[1], {})[match[2]] = value
@@ -115,11 +116,12 @@ def _sorted_keys(
     for path in sorted(targets ^ halves.keys()) + [path for path, half in halves.items() if len(half) != 2]:
         lacks = "has no whole LoRA for" if path in targets else "has a LoRA, which target_modules does not name, for"
         raise CheckpointError(f"{folder}: {lacks} {path!r}; another base, or a damaged folder")
+    loras = {path: _lora(config, path, half, features(modules[path]), folder) for path, half in halves.items()}
     _check_heads(model, config, heads, folder)
-    return {path: _lora(config, path, half, features(modules[path]), folder) for path, half in halves.items()}, heads
+    return loras, heads
 
 
-def _check_heads(model: nn.Module, config: dict[str, Any], heads: dict[str, Tensor], folder: Path) -> None:
+def _check_heads(model: PreTrainedModel, config: dict[str, Any], heads: dict[str, Tensor], folder: Path) -> None:
     modules = dict(model.named_modules())
     saved = wrapped_modules(model, config.get("modules_to_save") or [])
     wanted = {f"{path}.{name}": p for path in saved for name, p in modules[path].named_parameters()}
@@ -156,7 +158,7 @@ def _lora(config: dict[str, Any], path: str, half: dict[str, Tensor], size: tupl
     return Lora(half["A"], half["B"], alpha, config.get("lora_dropout", 0.0))
 
 
-def _changes(model: nn.Module, loras: dict[str, Lora], folder: Path):
+def _changes(model: PreTrainedModel, loras: dict[str, Lora], folder: Path):
     """The fewest changes whose sites are exactly these linears: by name, by name and layers, else path by path."""
     stacks, head = find_stacks(model, None, 1), set(find_head(model))
     reached = set(match_linears(stacks, model, ".*", head))
@@ -179,7 +181,7 @@ def _changes(model: nn.Module, loras: dict[str, Lora], folder: Path):
         yield spec.Change(form=form, site=LINEARS + site, reads="input", weight=weight, layers=only)
 
 
-def targeted(model: nn.Module, config: dict[str, Any], path: str) -> bool:
+def targeted(model: PreTrainedModel, config: dict[str, Any], path: str) -> bool:
     """Whether peft would put a LoRA on this linear."""
 
     def named(names: str | list[str] | None) -> bool:
@@ -203,7 +205,7 @@ def targeted(model: nn.Module, config: dict[str, Any], path: str) -> bool:
     return False
 
 
-def wrapped_modules(model: nn.Module, names: list[str]) -> list[str]:
+def wrapped_modules(model: PreTrainedModel, names: list[str]) -> list[str]:
     """The modules that peft keeps a copy of for these modules_to_save, the outermost of each."""
     found = [p for p, _ in model.named_modules() if p.split(".")[0] != NAME and any(p.endswith(n) for n in names)]
     return [path for path in found if not any(path.startswith(outer + ".") for outer in found)]

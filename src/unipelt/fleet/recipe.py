@@ -48,7 +48,7 @@ RATES: dict[str, tuple[float, float]] = {
     "full": (2e-5, 1e-4),
     "head": (1e-3, 1e-2),
     "bitfit": (1e-4, 3e-3),
-    "adapter": (1e-4, 1e-3),
+    "adapter": (1e-4, 3e-3),
     "houlsby": (1e-4, 1e-3),
     "compacter": (1e-3, 3e-3),
     "parallel-adapter": (1e-4, 1e-3),
@@ -56,7 +56,7 @@ RATES: dict[str, tuple[float, float]] = {
     "multi-head-parallel-adapter": (2e-4, 3e-3),
     "prefix": (2e-4, 3e-3),
     "prompt": (2e-4, 1e-2),
-    "lora": (5e-4, 1e-3),
+    "lora": (5e-4, 3e-3),
     "mam": (1e-4, 1e-3),
     "unipelt": (5e-4, 1e-3),
 }

@@ -60,8 +60,8 @@ class Stack:
 
 def _projections(module: str, query: str, key: str, value: str, out: str, **rest: Any) -> Attention:
     """The usual case: all four projections are children of the attention module."""
-    paths: dict[str, Any] = {"query": query, "key": key, "value": value, "out": out}
-    return Attention(module=module, **{part: f"{module}.{name}" for part, name in paths.items()}, **rest)
+    query, key, value, out = (f"{module}.{name}" for name in (query, key, value, out))
+    return Attention(module=module, query=query, key=key, value=value, out=out, **rest)
 
 
 _BERT = Stack(

@@ -130,9 +130,9 @@ def _mixed(
     **kwargs,
 ):
     quiet = partial(attend, dropout=0.0) if dropout else None
-    return mixed(
-        partial(attend, **kwargs), quiet, q, k, v, mask, prefix.key, prefix.value, bias, prefix.weight, scaling, softcap
-    )
+    keys, values, weight = prefix.key, prefix.value, prefix.weight
+    assert weight is not None
+    return mixed(partial(attend, **kwargs), quiet, q, k, v, mask, keys, values, bias, weight, scaling, softcap)
 
 
 def eager_of(module: nn.Module) -> Callable:

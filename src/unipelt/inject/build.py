@@ -80,8 +80,6 @@ class Build:
         """A form that maps x to Δ(x): bottleneck, Kronecker, low rank."""
         for site in change.sites:
             for stack, layer, place in self.places(site, change):
-                if layer is not None and change.layers is not None and layer.index not in change.layers:
-                    continue
                 self.refuse_positions(name, change, stack, place.path)
                 form = MAPS[change.form.name](change.form, self.runs, place.inputs, place.outputs)
                 owner = f"{stack.row.name}.{layer.index if layer else 'stack'}.{name}"
@@ -93,12 +91,16 @@ class Build:
                 )  # fmt: skip
                 self.junction(stack, place).deltas.append(delta)
 
+    def changed(self, stack: LiveStack, change: spec.Change) -> list[Layer]:
+        """The layers of a stack that a change is in."""
+        return [layer for layer in stack.layers if change.layers is None or layer.index in change.layers]
+
     def places(self, site: str, change: spec.Change):
         if site.startswith(LINEARS):
             yield from self.linears(site.removeprefix(LINEARS), change)
             return
         for stack in self.stacks:
-            for layer in stack.layers:
+            for layer in self.changed(stack, change):
                 if site in ("ffn", "layer"):
                     yield stack, layer, self.ffn(stack, layer, site, change.reads)
                 else:
@@ -119,6 +121,8 @@ class Build:
         for path in match_linears(self.stacks, self.model, target, self.head):
             stack = max((s for s in self.stacks if path.startswith(s.path)), key=lambda s: len(s.path))
             owner: Layer | None = next((found for s in self.stacks if (found := s.layer_of(path))), None)
+            if owner is not None and change.layers is not None and owner.index not in change.layers:
+                continue
             gate = change.weight if isinstance(change.weight, spec.Gate) else None
             if gate is not None and (owner is None or (gate.group and path not in known)):
                 raise SiteError(
@@ -189,7 +193,7 @@ class Build:
         form: Any = change.form
         for stack in self.stacks:
             for kind, attention in stack.attentions():
-                layers = [layer for layer in stack.layers if change.layers is None or layer.index in change.layers]
+                layers = self.changed(stack, change)
                 if not attention.prefix:
                     raise SiteError(
                         f"{name}: {self.config.model_type} computes its attention by itself, so no prefix can enter it; "
@@ -241,9 +245,7 @@ class Build:
 
     def norms(self, name: str, change: spec.Change) -> None:
         for stack in self.stacks:
-            for layer in stack.layers:
-                if change.layers is not None and layer.index not in change.layers:
-                    continue
+            for layer in self.changed(stack, change):
                 for path in stack.row.norms:
                     norm = layer.get(path)
                     if isinstance(norm, nn.Identity):

@@ -26,135 +26,54 @@ class Law:
     source: str
 
 
+MAPS = ("bottleneck", "kronecker")
+NO_GROUP = ("number", "learned", "gate")
+
+# fmt: off
 LAWS = (
-    Law(
-        ("low_rank",),
-        PROJECTIONS,
-        ("input",),
-        ANY_WEIGHT,
-        "h + w (α/r) x W↓ W↑",
-        "Hu et al. 2021; gated: Mao et al. 2022, §3.2",
-    ),
-    Law(
-        ("bottleneck", "kronecker"),
-        PROJECTIONS,
-        ("input",),
-        ANY_WEIGHT,
-        "h + w f(x W↓) W↑",
-        "unpublished: a parallel adapter on one linear",
-    ),
-    Law(
-        ("bottleneck", "kronecker"),
-        PROJECTIONS,
-        ("output",),
-        ("number", "learned"),
-        "h + w f(h W↓) W↑",
-        "unpublished: a sequential adapter on one linear",
-    ),
-    Law(
-        ("bottleneck", "kronecker"),
-        ("heads",),
-        ("input",),
-        ANY_WEIGHT,
-        "h + w f(x W↓) W↑, h the concatenated heads before the output projection",
-        "He et al. 2022, parallel adapter on attention",
-    ),
-    Law(
-        ("bottleneck", "kronecker"),
-        ("attention",),
-        ("input",),
-        ANY_WEIGHT,
-        "h + w f(x W↓) W↑, after the output projection",
-        "unpublished",
-    ),
-    Law(
-        ("bottleneck", "kronecker"),
-        ("attention", "ffn"),
-        ("output",),
-        ("number", "learned", "gate"),
-        "h + w f(h W↓) W↑",
-        "Houlsby et al. 2019",
-    ),
-    Law(
-        ("bottleneck", "kronecker"),
-        ("attention", "ffn"),
-        ("normed sum",),
-        ("number", "learned", "gate"),
-        "LN(s + w f(LN(s) W↓) W↑), s = h + residual; pre-LN models: s + w f(s W↓) W↑",
-        "Pfeiffer et al. 2021; gated: Mao et al. 2022, §3.2",
-    ),
-    Law(
-        ("bottleneck", "kronecker"),
-        ("ffn",),
-        ("input",),
-        ("number", "learned", "gate"),
-        "h + w f(x W↓) W↑",
-        "He et al. 2022, (scaled) parallel adapter",
-    ),
-    Law(
-        ("bottleneck", "kronecker"),
-        ("ffn",),
-        ("residual",),
-        ("number", "learned", "gate"),
-        "h + w f(u W↓) W↑, u the residual stream before the FFN's LayerNorm",
-        "He et al. 2022, code for mBART",
-    ),
-    Law(
-        ("bottleneck", "kronecker"),
-        ("layer",),
-        ("input",),
-        ("number", "learned", "gate"),
-        "h + w f(x W↓) W↑, x and h the layer's input and output",
-        "unpublished",
-    ),
-    Law(
-        ("bottleneck", "kronecker"),
-        ("layer",),
-        ("output",),
-        ("number", "learned", "gate"),
-        "h + w f(h W↓) W↑, h the layer's output",
-        "unpublished",
-    ),
-    Law(
-        ("prefix",),
-        ("heads",),
-        ("queries",),
-        ANY_WEIGHT,
+    Law(("low_rank",), PROJECTIONS, ("input",), ANY_WEIGHT,
+        "h + w (α/r) x W↓ W↑", "Hu et al. 2021; gated: Mao et al. 2022, §3.2"),
+    Law(MAPS, PROJECTIONS, ("input",), ANY_WEIGHT,
+        "h + w f(x W↓) W↑", "unpublished: a parallel adapter on one linear"),
+    Law(MAPS, PROJECTIONS, ("output",), ("number", "learned"),
+        "h + w f(h W↓) W↑", "unpublished: a sequential adapter on one linear"),
+    Law(MAPS, ("heads",), ("input",), ANY_WEIGHT,
+        "h + w f(x W↓) W↑, h the concatenated heads before the output projection", "He et al. 2022, parallel adapter on attention"),
+    Law(MAPS, ("attention",), ("input",), ANY_WEIGHT,
+        "h + w f(x W↓) W↑, after the output projection", "unpublished"),
+    Law(MAPS, ("attention", "ffn"), ("output",), NO_GROUP,
+        "h + w f(h W↓) W↑", "Houlsby et al. 2019"),
+    Law(MAPS, ("attention", "ffn"), ("normed sum",), NO_GROUP,
+        "LN(s + w f(LN(s) W↓) W↑), s = h + residual; pre-LN models: s + w f(s W↓) W↑", "Pfeiffer et al. 2021; gated: Mao et al. 2022, §3.2"),
+    Law(MAPS, ("ffn",), ("input",), NO_GROUP,
+        "h + w f(x W↓) W↑", "He et al. 2022, (scaled) parallel adapter"),
+    Law(MAPS, ("ffn",), ("residual",), NO_GROUP,
+        "h + w f(u W↓) W↑, u the residual stream before the FFN's LayerNorm", "He et al. 2022, code for mBART"),
+    Law(MAPS, ("layer",), ("input",), NO_GROUP,
+        "h + w f(x W↓) W↑, x and h the layer's input and output", "unpublished"),
+    Law(MAPS, ("layer",), ("output",), NO_GROUP,
+        "h + w f(h W↓) W↑, h the layer's output", "unpublished"),
+    Law(("prefix",), ("heads",), ("queries",), ANY_WEIGHT,
         "softmax: (1−λ) h + λ w softmax(w q P_kᵀ/√d) P_v, λ the softmax mass on the prefix; relu: h + w ReLU(q P_kᵀ) P_v",
-        "Li & Liang 2021; He et al. 2022, §3.1; gated: Mao et al. 2022, §3.2",
-    ),
+        "Li & Liang 2021; He et al. 2022, §3.1; gated: Mao et al. 2022, §3.2"),
     Law(("bias",), ("biases",), ("nothing",), ("number",), "h + w b", "Ben Zaken et al. 2021"),
     Law(("norm",), ("norms",), ("input",), ("number",), "h + w (norm(x) ⊙ w' + b')", "Houlsby et al. 2019, §2.1"),
 )
 
 REFUSALS: dict[tuple[str, str], str] = {
-    (
-        "low_rank",
-        "output",
-    ): "LoRA is a change to a linear map's weight, so it reads the map's input; sequential on its output it is a bottleneck: use Bottleneck(activation='identity')",
-    (
-        "low_rank",
-        "elsewhere",
-    ): "LoRA is a change to a linear map's weight; at this site use a Bottleneck, or name a linear",
-    (
-        "prefix",
-        "elsewhere",
-    ): "a prefix adds keys and values to the attention heads; its site is 'heads' and it reads 'queries'",
+    ("low_rank", "output"): "LoRA is a change to a linear map's weight, so it reads the map's input; sequential on its output it is "
+                            "a bottleneck: use Bottleneck(activation='identity')",
+    ("low_rank", "elsewhere"): "LoRA is a change to a linear map's weight; at this site use a Bottleneck, or name a linear",
+    ("prefix", "elsewhere"): "a prefix adds keys and values to the attention heads; its site is 'heads' and it reads 'queries'",
     ("bias", "elsewhere"): "BitFit tunes the biases that the base has; its site is 'biases' and it reads 'nothing'",
     ("norm", "elsewhere"): "this form tunes the LayerNorms that the base has; its site is 'norms' and it reads 'input'",
-    (
-        "any",
-        "group",
-    ): "gates of one group share a softmax over what the attention block reads; this change reads something else",
-    (
-        "any",
-        "gate",
-    ): "a gate needs a stream of tokens to read; this change is a constant of the run or reads a linear's output: use a number",
-    (
-        "any",
-        "elsewhere",
-    ): "no published or derived equation joins this form, site and reads; see `unipelt methods --lawful`",
+    ("any", "group"): "gates of one group share a softmax over what the attention block reads; this change reads something else",
+    ("any", "gate"): "a gate needs a stream of tokens to read; this change is a constant of the run or reads a linear's output: "
+                     "use a number",
+    ("any", "learned"): "this change is learned as a whole, so a learned scale adds nothing: use a number",
+    ("any", "elsewhere"): "no published or derived equation joins this form, site and reads; see `unipelt methods --lawful`",
 }
+# fmt: on
 
 
 def kind_of_weight(weight: Any) -> str:
@@ -178,7 +97,8 @@ def equation(form: Any, site: str, reads: str, weight: Any) -> str:
         if kind in law.weights:
             return law.equation
     if fitting:
-        reason = REFUSALS["any", "group" if kind == "group" and "gate" in fitting[0].weights else "gate"]
+        group = kind == "group" and "gate" in fitting[0].weights
+        reason = REFUSALS["any", "group" if group else "learned" if kind == "learned" else "gate"]
     elif (form.name, reads) in REFUSALS and place in PROJECTIONS:
         reason = REFUSALS[form.name, reads]
     else:

@@ -1,0 +1,39 @@
+"""Runs command lines each in a process of its own that has everything imported: a child is killed, its parent goes on.
+
+Reads one JSON object a line, {"words": […], "log": file}, writes the child's id, and its end once it has come.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import torch
+import transformers.models.bert.modeling_bert  # noqa: F401
+
+import unipelt.cli
+import unipelt.cli.progress
+import unipelt.cli.tables
+import unipelt.fleet.apply
+
+torch.set_num_threads(1)
+print("ready", flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background without
+        log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        code = 1
+        try:
+            unipelt.cli.main(asked["words"])
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

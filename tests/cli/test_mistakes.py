@@ -1,0 +1,340 @@
+"""Every mistake gets one line that says what came, what was expected and what to do, and exit code 2; no traceback."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cli.conftest import same_result, write_reviews
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?; see `unipelt --help`"),
+        (["train", "--modle", "x"], "No such option: --modle (Possible options: --method, --model); see `unipelt train --help`"),
+        (["predict"], "Missing argument 'run'; see `unipelt predict --help`"),
+        (["train", "--lr", "much"], "'--lr'"),
+        (["train", "--seed", "-1"], "'--seed'"),
+        (["train"], "--task is missing: expected a GLUE task, docstrings, or a file"),
+        (["train", "--task", "sst2"], "--out is missing: expected a folder for the run"),
+        (["train", "--task", "sst2", "--out", "x", "--k", "many"], "--k many: expected a whole number or all"),
+        (["train", "--task", "sst2", "--out", "x", "--k", "²"], "--k ²: expected a whole number or all"),
+        (["train", "--task", "sst2", "--out", "x", "--lr", "0"], "--lr 0.0: expected 0.0 to 10.0"),
+        (["train", "--task", "sst2", "--out", "x", "--warmup", "2"], "--warmup 2.0: expected 0.0 to 1.0"),
+        (["train", "--task", "sst2", "--out", "x", "--head", "meen"], "--head meen: did you mean 'mean'?"),
+        (["train", "--task", "sst2", "--out", "x", "--head-policy", "freeze"], "--head-policy freeze: did you mean 'frozen'?"),
+        (["train", "--task", "sst2", "--out", "x", "--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
+        (["inspect", "x", "--figure", "gates.pgn"], "--figure gates.pgn: ends in '.pgn'; expected .pdf, .png, .svg"),
+        (["inspect", "x", "--figure", "gates"], "--figure gates: ends in 'no suffix'; expected .pdf, .png, .svg"),
+        (["inspect", "x", "--figure", "gates.png"], "--figure needs --data"),
+        (["inspect", "no-such-run"], "no-such-run: no such folder"),
+        (["predict", "no-such-run", "--data", "x.csv"], "no-such-run: no such folder"),
+        (["methods", "--model", "./no-such-base"], "--model ./no-such-base: no such base"),
+    ],
+)  # fmt: skip
+def test_mistaken_words(words: list[str], expected: str, run):
+    assert expected in run(*words).line
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--method", "lroa"], "preset 'lroa': did you mean 'lora'"),
+        (["--method", "lora(rank=4)"], "'rank'"),
+        (["--method", "lora(r=0)"], "r"),
+        (["--method", "lora(r=4"], "lora(r=4"),
+        (["--method", "lora(r=2, target_modules='qeury')"], "'qeury'"),
+        (["--task", "sst3"], "'sst3' is no task, file or hub data set (owner/name); did you mean 'sst2'"),
+        (["--text", "reviw"], "has no column 'reviw' (--text); did you mean 'review'?"),
+        (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
+        (["--text", "stars", "--label", "review"], "has 60 different labels in 60 rows; choose another with --label"),
+        (["--model", "./nowhere"], "--model ./nowhere: no such base, neither a folder nor on the hub"),
+        (["--device", "tpu9"], "--device tpu9: not on this machine; expected auto, cpu"),
+        (["--device", "meta"], "--device meta: not on this machine; expected auto, cpu"),
+        (["--k", "5000"], "k=5000: reviews has"),
+        (["--k", "1"], "k=1 for the 2 classes of reviews; choose k of at least 2"),
+        (["--k", "0"], "k=0 for reviews, expected a whole number from 1"),
+        (["--kind", "regression"], "expected a number (regression)"),
+        (["--method", "head", "--head-policy", "frozen"], "--head-policy frozen: 'head' then has nothing to train"),
+        (["--data-dir", "x", "--task", "sst2"], "--data-dir must hold sst2/train.parquet"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_training(more: list[str], expected: str, run, train_words, tmp_path: Path):
+    line = run(*train_words(tmp_path / "run", "lora", *more)).line
+    assert expected in line
+    assert not (tmp_path / "run").exists(), "nothing is written for a mistake"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_device_that_is_not_there(run, train_words, tmp_path: Path):
+    expected = "--device cuda: not on this machine; expected auto, cpu"
+    assert expected in run(*train_words(tmp_path / "run", "lora", "--device", "cuda")).line
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "expected"),
+    [
+        ("none.csv", None, "does not exist; give the path of a file: .csv, .tsv, .jsonl, .parquet"),
+        ("empty.csv", b"", "is empty; expected a header and rows"),
+        ("header.csv", b"text,label\n", "has a header and no rows"),
+        ("zero.csv", b"text,label\na\0b,1\n", "is a binary file (a zero at byte 12), expected text in UTF-8"),
+        ("excel.csv", b"PK\x03\x04 not a table", "is a zip or Excel file by its first bytes, not text"),
+        ("latin.csv", "text,label\ncafé,1\n".encode("latin-1"), "is not UTF-8: byte 0xe9 at position 14 (line 2); save it as UTF-8"),
+        ("notes.docx", b"text", "ends in '.docx'; expected .csv, .tsv, .jsonl, .parquet: convert or rename it"),
+        ("gap.csv", b"text,label\nfine,1\n,0\n", "row 2 (line 3): no text in column 'text'; fill it in or remove the row"),
+        ("unlabelled.csv", b"text,label\nfine,1\nbad,\n", "row 2 (line 3): no label in column 'label'; fill it in or remove the row"),
+        ("one.csv", b"text,label\n" + b"fine day,yes\n" * 40, "every label in column 'label' is 'yes'; training needs at least two classes"),
+        ("numbers.csv", b"text,label\n1.5,a\n2.5,b\n", "column 'text' holds numbers, expected text; choose another with --text"),
+        ("few.csv", b"text,label\nfine day,a\nbad day,b\n", "few has 2 rows and no test set; give a test file, or at least 30 rows"),
+        ("broken.parquet", b"PAR1 but no more", "is no readable Parquet file"),
+        ("broken.jsonl", b'{"text": "fine", "label": 1\n', "line 1"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_used(
+    name: str, contents: bytes | None, expected: str, run, tiny_base: str, tmp_path: Path
+):
+    path = tmp_path / name
+    if contents is not None:
+        path.write_bytes(contents)
+    line = run(
+        "train", "--model", tiny_base, "--task", path, "--out", tmp_path / "run", "--label", "label", "--text", "text"
+    ).line
+    assert expected in line and name.split(".")[0] in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_label_that_training_has_not_seen(run, train_words, tmp_path: Path):
+    test = tmp_path / "test.csv"
+    test.write_text("review,stars\nword1 good,yes\nword2 bad,maybe\n")
+    line = run(*train_words(tmp_path / "run", "lora", "--test", test)).line
+    assert "test.csv, row 2 (line 3): label 'maybe' in column 'stars' did not occur in training" in line
+
+
+@pytest.mark.parametrize(
+    ("arch", "method", "expected"),
+    [
+        ("llama", "bitfit", "no bias"),
+        ("mpnet", "prefix(length=2, mlp=8)", "computes its attention by itself"),
+        ("deberta-v2", "unipelt-apl(bottleneck=4, prefix=2, mlp=8, r=2)", "computes its attention by itself"),
+    ],
+)
+def test_a_preset_that_an_architecture_cannot_take(
+    arch: str, method: str, expected: str, run, base_of, train_words, tmp_path: Path
+):
+    line = run(*train_words(tmp_path / "run", method, "--model", base_of(arch))).line
+    assert expected in line and not (tmp_path / "run").exists()
+    assert run(*train_words(tmp_path / "run", "lora", "--model", base_of(arch))).code == 0
+
+
+@pytest.mark.parametrize(("method", "more"), [("lora", ("--weight-decay", "10")), ("full", ("--weight-decay", "10"))])
+def test_a_loss_that_is_not_finite(
+    method: str, more: tuple[str, ...], run, train_words, unlabelled: Path, tmp_path: Path
+):
+    words = train_words(tmp_path / "run", method, "--lr", "10", "--epochs", "60", "--clip", "0", *more)
+    line = run(*words).line
+    assert "is not finite" in line and "at step" in line and "lower --lr 10" in line
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"].startswith("failed: ") and not (tmp_path / "run" / "training.safetensors").exists()
+    assert "is not finite" in run(*words).line, "asked again, it says so again"
+    assert "is not finite" in run("predict", tmp_path / "run", "--data", unlabelled).line
+    assert "is not finite" in run("inspect", tmp_path / "run").out
+
+
+def test_folders_that_are_not_this_runs(run, finished, train_words, tmp_path: Path):
+    line = run(*train_words(finished("lora"), "lora", "--seed", "5")).line
+    assert "holds another run, with seed=0 and not 5; take another folder, or remove it" in line
+    (tmp_path / "thesis.doc").write_text("of great worth")
+    assert "not empty, and holds no run; expected a new folder" in run(*train_words(tmp_path, "lora")).line
+    assert "not empty, and holds no run" in run(*train_words(tmp_path / "thesis.doc", "lora")).line
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text('{"request": ')
+    assert "run.json: damaged" in run(*train_words(tmp_path / "damaged", "lora")).line
+
+
+def test_other_rows_under_the_same_name_are_another_run(run, train_words, tmp_path: Path):
+    data = write_reviews(tmp_path / "data.csv")
+    words = train_words(tmp_path / "run", "lora", "--task", data)
+    assert run(*words).code == 0
+    record = tmp_path / "run" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "running"}))
+    write_reviews(data, seed=9)
+    assert "was started on other rows of" in run(*words).line
+
+
+def checkpoint(finished, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished("lora"), tmp_path / "run"))
+
+
+def rewritten(folder: Path, **changes) -> None:
+    path = folder / "unipelt.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def with_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """The tensors changed, the description's sum too: only the shapes and keys are wrong."""
+    save_file(tensors, folder / "unipelt.safetensors")
+    rewritten(folder, sha256=hashlib.sha256((folder / "unipelt.safetensors").read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "missing", "version", "json", "key", "unknown", "shape", "field", "preset"]
+)
+def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_path: Path):
+    folder = checkpoint(finished, tmp_path)
+    path, tensors = folder / "unipelt.safetensors", load_file(folder / "unipelt.safetensors")
+    name = next(name for name in tensors if "down" in name)
+    expected = {
+        "truncated": "are not those that unipelt.json names: truncated, or of another checkpoint",
+        "missing": "unipelt.safetensors: No such file or directory",
+        "version": "format 7, this version reads format 1; install the unipelt that wrote it",
+        "json": "unipelt.json: damaged or not readable",
+        "key": f"has no {name!r}",
+        "unknown": "holds 'more', which its mixture does not have",
+        "shape": f"{name!r} is (1, 2), expected {tuple(tensors[name].shape)}",
+        "field": "is not as expected",
+        "preset": "unipelt.json: ",
+    }[damage]
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "version":
+        rewritten(folder, format=7)
+    elif damage == "json":
+        (folder / "unipelt.json").write_text("{")
+    elif damage == "field":
+        rewritten(folder, surprise=1)
+    elif damage == "preset":
+        rewritten(folder, mixture={"name": "x", "changes": [{"form": {"name": "nothing known"}}]})
+    else:
+        changed = {"key": {}, "unknown": {"more": torch.ones(1)}, "shape": {name: torch.ones(1, 2)}}[damage]
+        with_tensors(folder, {k: v for k, v in tensors.items() if damage != "key" or k != name} | changed)
+    assert expected in run("predict", folder, "--data", unlabelled).line
+
+
+def test_a_checkpoint_on_another_base(run, finished, base_of, tiny_base: str, unlabelled: Path, tmp_path: Path):
+    line = run("predict", finished("lora"), "--data", unlabelled, "--model", base_of("roberta")).line
+    assert f"made for base {tiny_base!r} (bert)" in line and "(roberta)" in line and "load that base instead" in line
+    other = Path(shutil.copytree(tiny_base, tmp_path / "other"))
+    save_file(
+        {k: v * 1.5 for k, v in load_file(other / "model.safetensors").items()},
+        other / "model.safetensors",
+        {"format": "pt"},
+    )
+    line = run("predict", finished("lora"), "--data", unlabelled, "--model", other).line
+    assert "the weights of" in line and "are others" in line and "load that base instead" in line
+    (other / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes()[:-100])
+    assert "cannot be read" in run("predict", finished("lora"), "--data", unlabelled, "--model", other).line
+
+
+def test_a_run_that_is_not_finished_predicts_nothing(run, finished, unlabelled: Path, tmp_path: Path):
+    for method in ("lora", "full"):
+        record = json.loads((finished(method) / "run.json").read_text()) | {"status": "running"}
+        (tmp_path / method).mkdir()
+        (tmp_path / method / "run.json").write_text(json.dumps(record))
+        line = run("predict", tmp_path / method, "--data", unlabelled).line
+        assert "its run is not finished; the `unipelt train` command that began it goes on with it" in line
+        assert "running" in run("inspect", tmp_path / method).out
+    (tmp_path / "nothing").mkdir()
+    assert "no unipelt.json in it; expected a folder that `unipelt train`" in run("inspect", tmp_path / "nothing").line
+
+
+def test_a_file_without_the_texts_column_to_predict(run, finished, unlabelled: Path):
+    line = run("predict", finished("lora"), "--data", unlabelled, "--text", "revew").line
+    assert "has no column 'revew' (--text); did you mean 'review'?" in line
+
+
+def test_debug_shows_the_traceback_and_the_line(run, finished, unlabelled: Path):
+    said = run("predict", finished("lora"), "--data", "nothing.csv", "--debug")
+    assert said.code == 2 and "Traceback" in said.err and "DataError" in said.err
+    assert said.err.splitlines()[-1].startswith("unipelt: nothing.csv does not exist")
+
+
+def test_a_place_that_cannot_be_written(run, finished, unlabelled: Path, train_words, tmp_path: Path):
+    (tmp_path / "file").write_text("kept")
+    line = run("predict", finished("lora"), "--data", unlabelled, "--out", tmp_path / "file" / "answers.csv").line
+    assert "cannot write" in line and "what was there before is untouched" in line
+    assert "cannot write" in run(*train_words(tmp_path / "file" / "run", "lora")).line
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of one page, which `resize` enlarges."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts a file system")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system could be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def resize(folder: Path, kilobytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", folder], check=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("method", "more"), [("unipelt-apl", 8), ("full", 80)])
+def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(
+    method: str, more: int, run, finished, train_words, unlabelled: Path, small_disk: Path
+):
+    """The disk grows a little after each refusal, so that one write after the other is the one that fails."""
+    out, size, last, begun = small_disk / "run", 4, contents(small_disk), set()
+    while (said := run(*train_words(out, method))).code == 2:
+        assert "No space left on device" in said.line and ("goes on from it" in said.line or "untouched" in said.line)
+        begun.add((out / "training.safetensors").exists())
+        now = contents(small_disk)
+        assert not [name for name in last if not now.get(name)], "what had been written before is lost"
+        assert not [name for name in now if name.endswith(".new")], "half a file stays"
+        last, size = now, size + more
+        assert size < 4000, said.err
+        resize(small_disk, size)
+    assert said.code == 0 and begun == {False, True}, "the first state is refused, and one that has a state before it"
+    same_result(out, finished(method))
+
+    (small_disk / "answers.csv").write_text("old\n")
+    fill(small_disk)
+    line = run("predict", out, "--data", unlabelled, "--out", small_disk / "answers.csv").line
+    assert "No space left on device" in line and (small_disk / "answers.csv").read_text() == "old\n"
+
+
+@pytest.mark.parametrize("method", ["unipelt-apl", "full"])
+def test_a_disk_that_is_full_at_the_end_keeps_the_training(
+    method: str, run, finished, train_words, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    resize(small_disk, 4000)
+    out = small_disk / "run"
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unipelt.fleet.tune.keep", stopped)
+        assert run(*train_words(out, method)).code == 130
+    fill(small_disk)
+    line = run(*train_words(out, method)).line
+    assert "No space left on device" in line and ("goes on from it" in line or "untouched" in line)
+    assert (out / "training.safetensors").exists()
+    (small_disk / "filling").unlink()
+    assert run(*train_words(out, method)).code == 0
+    same_result(out, finished(method))
+
+
+def fill(folder: Path) -> None:
+    space = os.statvfs(folder)
+    (folder / "filling").write_bytes(b"0" * (space.f_bavail * space.f_frsize))

@@ -1,0 +1,63 @@
+"""How soon the command line is there, and what it does not load for it."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pyarrow", "datasets")
+COMMAND = str(Path(sys.executable).with_name("unipelt"))
+
+
+def seconds(*words: str, tries: int = 3) -> float:
+    """Of the processor, the best of a few: a machine that does other things too says nothing by its clock."""
+    best = float("inf")
+    for _ in range(tries):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return best
+
+
+def loaded_by(code: str) -> set[str]:
+    """Which heavy packages a program has loaded at its end."""
+    code += f"\nimport sys; print('loaded', *(name for name in {HEAVY} if name in sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return set(said.splitlines()[-1].split()[1:])
+
+
+def calling(*lines: str) -> str:
+    """A program that gives these command lines."""
+    return f"""
+from unipelt.cli import main
+for line in {lines!r}:
+    try:
+        main(line.split())
+    except SystemExit as ended:
+        assert ended.code == 0, (line, ended.code)
+"""
+
+
+def test_help_is_there_in_half_a_second():
+    assert seconds(COMMAND, "--help") < 0.5
+    assert seconds(COMMAND, "train", "--help") < 0.5
+
+
+def test_help_loads_nothing_heavy():
+    commands = ("train", "predict", "inspect", "methods", "export")
+    assert loaded_by(calling("--help", *(f"{command} --help" for command in commands))) == set()
+
+
+def test_the_package_costs_next_to_nothing_beside_transformers():
+    code = "import time, transformers; t = time.process_time(); import unipelt; dir(unipelt); print(time.process_time() - t)"
+    said = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert float(said) < 0.3
+    assert loaded_by("import unipelt") == set()
+
+
+def test_results_are_read_without_torch(finished):
+    runs = [finished(method) for method in ("unipelt-apl", "full")]
+    assert loaded_by(calling("methods", "methods --lawful", *(f"inspect {folder}" for folder in runs))) == set()
+    read = "from pathlib import Path\nfrom unipelt.fleet.outcome import read_outcome\n"
+    assert loaded_by(read + f"assert read_outcome(Path({str(runs[0])!r})).done") == set()

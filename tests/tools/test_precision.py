@@ -1,0 +1,74 @@
+"""A base in bfloat16, or in 8 or 4 bits, takes float32 tuned parameters without casts by hand."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from laws.lawbook import attached, first, gradients, listen, small, stacks
+from toy import classifier, keys, train, tuned_keys
+
+import unipelt
+from unipelt.inject.tuned import tuned_of
+
+PRESETS = ("unipelt-apl", "lora", "mam", "houlsby")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("arch", ["bert", "modernbert", "llama", "gemma3_text", "bart", "t5"])
+def test_a_bfloat16_base_keeps_its_precision(arch: str, preset: str):
+    model = attached(arch, preset, dtype=torch.bfloat16, attn="sdpa")
+    assert {p.dtype for p in tuned_of(model).parameters()} == {torch.float32}
+    given = tiny.inputs(arch, model)
+    with listen(model, stacks(model)[0].layers[0].path) as calls:
+        logits = model(**given).logits
+    assert logits.dtype == torch.bfloat16
+    assert first(calls[0][2]).dtype == torch.bfloat16
+    logits.float().logsumexp(dim=-1).sum().backward()
+    found = gradients(model)
+    assert found.keys() == dict(tuned_of(model).named_parameters()).keys()
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in found.values())
+
+
+@pytest.mark.parametrize("preset", ["unipelt-apl", "lora"])
+def test_bfloat16_agrees_with_float32_up_to_its_rounding(preset: str):
+    narrow, wide = (attached("llama", preset, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    given = tiny.inputs("llama", wide)
+    expected = wide(**given).logits
+    error = (narrow(**given).logits.float() - expected).abs().max() / expected.abs().max()
+    assert error < 0.1  # bfloat16 has 8 bits: 0.4 % an operation
+
+
+def test_trainer_in_bfloat16(tmp_path: Path):
+    """Both ways: a bfloat16 base, and autocast around a float32 one."""
+    for given in ({}, {"bf16": True}):
+        model = classifier(dtype=torch.float32 if given else torch.bfloat16)
+        trainer = train(model, tmp_path / str(len(given)), num_train_epochs=4, save_strategy="epoch", **given)
+        assert {p.dtype for p in tuned_of(trainer.model).parameters()} == {torch.float32}
+        assert trainer.evaluate()["eval_loss"] < 0.5  # chance is log 2
+        assert keys(tmp_path / str(len(given)) / "checkpoint-24") == tuned_keys(trainer.model)
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantised_base(bits: int, tmp_path: Path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes, which makes 8- and 4-bit bases, is not installed")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    plain = tiny.build("llama", "generator", hidden_size=64, intermediate_size=128)  # 4-bit blocks hold 64 weights
+    plain.save_pretrained(tmp_path)
+    how = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_compute_dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=how, dtype=torch.bfloat16)
+    given = tiny.inputs("llama", base)
+    base.train()  # in eval mode bitsandbytes takes kernels on CPUs that have no gradient
+    before = base(**given).logits
+    for preset in PRESETS:
+        model = unipelt.attach(base, small(preset))
+        assert {p.dtype for p in tuned_of(model).parameters()} == {torch.float32}
+        logits = model(**given).logits
+        assert logits.dtype == torch.bfloat16
+        logits.float().logsumexp(dim=-1).sum().backward()
+        assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+        assert gradients(model).keys() == dict(tuned_of(model).named_parameters()).keys()
+        unipelt.detach(model)
+        assert torch.equal(base(**given).logits, before)

@@ -1,0 +1,98 @@
+"""What each of two processes does in test_two_processes.py: `accelerate launch … two_processes.py FOLDER`.
+
+Every process writes what it ended with to FOLDER/RANK.pt; the test compares that with one process over the same batches.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import tiny
+from laws.lawbook import attached, randomise, stacks, without_dropout
+from toy import arguments, classifier, rows, tuned_state
+
+from unipelt.inject.tuned import tuned_of
+
+STEPS, BATCH = 4, 8
+FSDP = ("bert", "llama", "bart", "t5", "modernbert", "albert")
+
+
+def trained_by_trainer(folder: Path, processes: int = 1) -> dict[str, Tensor]:
+    """transformers' Trainer; the global batch is the same however many processes share it."""
+    from transformers import Trainer
+
+    model = without_dropout(randomise(classifier()))
+    given = arguments(
+        folder,
+        max_steps=STEPS,
+        per_device_train_batch_size=BATCH // processes,
+        save_strategy="steps",
+        save_steps=STEPS,
+        train_sampling_strategy="sequential",
+        optim="sgd",  # Adam divides rounding by rounding where a gradient is nearly 0
+        learning_rate=0.1,
+        # else Trainer doubles the loss of a model that, as BERT's classifier, takes the mean over its own rows alone
+        average_tokens_across_devices=False,
+    )
+    Trainer(model=model, args=given, train_dataset=rows(STEPS * BATCH)).train()
+    return tuned_state(model)
+
+
+def trained_by_loop() -> dict[str, Tensor]:
+    """A loop of one's own around accelerate: losses, first gradients, parameters."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model = without_dropout(randomise(classifier())).train()
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    batches = torch.utils.data.DataLoader(rows(STEPS * BATCH), batch_size=BATCH // accelerator.num_processes)
+    model, optimiser, batches = accelerator.prepare(model, optimiser, batches)
+    found, losses = {}, []
+    for batch in batches:
+        optimiser.zero_grad()
+        loss = model(**batch).loss
+        accelerator.backward(loss)
+        if not found:
+            named = tuned_of(accelerator.unwrap_model(model)).named_parameters()
+            found = {f"gradient of {name}": p.grad.clone() for name, p in named}
+        optimiser.step()
+        losses.append(accelerator.reduce(loss.detach(), "mean"))
+    return {**found, "losses": torch.stack(losses), **tuned_state(accelerator.unwrap_model(model))}
+
+
+def sharded(arch: str, rank: int, processes: int) -> dict[str, Tensor]:
+    """One forward and backward under FSDP2, each layer a unit, then the whole; or the plain model where there is one process."""
+    model = without_dropout(attached(arch, "unipelt-apl", dtype=torch.float32, attn="sdpa")).train()
+    given = tiny.inputs(arch, model, batch=4, pads=(0, 2, 3, 1))
+    mine = slice(rank * 4 // processes, (rank + 1) * 4 // processes)
+    if processes > 1:
+        from torch.distributed.fsdp import fully_shard
+
+        for stack in stacks(model):
+            for layer in stack.layers:
+                fully_shard(model.get_submodule(layer.path))
+        fully_shard(model)
+        assert all(isinstance(p, torch.distributed.tensor.DTensor) for p in tuned_of(model).parameters())
+    logits = model(**{name: value[mine] for name, value in given.items()}).logits
+    F.cross_entropy(logits, torch.tensor([0, 1, 2, 1])[mine]).backward()
+    return {"logits": logits.detach()} | {name: whole(p.grad) for name, p in tuned_of(model).named_parameters()}
+
+
+def whole(gradient: Tensor) -> Tensor:
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    result = {"loop": trained_by_loop(), "trainer": trained_by_trainer(folder, processes=2)}
+    assert dist.get_world_size() == 2
+    result |= {arch: sharded(arch, dist.get_rank(), 2) for arch in FSDP}
+    torch.save(result, folder / f"{dist.get_rank()}.pt")
+    dist.destroy_process_group()
