@@ -62,6 +62,23 @@ def test_a_run_learns_what_the_texts_say(run, train_words, tmp_path: Path):
     assert predicted.count("yes") >= 4 and predicted[:5].count("yes") >= 4, predicted
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_base_that_has_a_head_of_another_task_gets_a_new_one(
+    classes: int, run, finished, train_words, tmp_path: Path
+):
+    """The head trains whatever the base brings: here one of two classes."""
+    base, data = finished("full"), tmp_path / "data.csv"
+    data.write_text("text,label\n" + "".join(f"word{i % 7} word{i % 20},{'abc'[i % classes]}\n" for i in range(60)))
+    out = tmp_path / "run"
+    assert run(*train_words(out, "lora", "--model", base, "--task", data)).code == 0
+    described = json.loads((out / "unipelt.json").read_text())
+    assert described["head"]["modules"] == ["classifier"] and len(described["task"]["labels"]) == classes
+    record = json.loads((out / "run.json").read_text())
+    assert record["parameters"]["head"] == classes * 33
+    rows = table(run("predict", out, "--data", data, "--text", "text", "--proba").out)
+    assert len(rows) == 60 and len(rows[0]) == 2 + classes
+
+
 def test_pairs_and_numbers(run, train_words, tmp_path: Path):
     data = write_reviews(tmp_path / "pairs.csv", pairs=True, numbers=True)
     said = run(*train_words(tmp_path / "run", "lora", "--task", data, "--text", "review", "--pair", "other"))

@@ -20,7 +20,7 @@ def test_without_a_terminal_there_are_lines(run, train_words, tmp_path: Path):
 
 def test_on_a_terminal_there_is_a_bar(train_words, tmp_path: Path):
     ours, theirs = pty.openpty()
-    words = [str(Path(sys.executable).with_name("unipelt")), *train_words(tmp_path / "run", "lora", "--epochs", "40")]
+    words = [str(Path(sys.executable).with_name("unipelt")), *train_words(tmp_path / "run", "lora", "--epochs", "10")]
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=theirs, env=environment)
     os.close(theirs)
@@ -33,7 +33,7 @@ def test_on_a_terminal_there_is_a_bar(train_words, tmp_path: Path):
     os.close(ours)
     text = shown.decode()
     assert process.wait() == 0 and "recipe: lr=0.003" in text
-    assert "━" in text and re.search(r"\d+/200", text) and re.search(r"\d:\d\d:\d\d", text), (
+    assert "━" in text and re.search(r"\d+/50", text) and re.search(r"\d:\d\d:\d\d", text), (
         "steps, a bar, the time left"
     )
     assert re.search(r"epoch \d+  loss \d\.\d{4}  accuracy", text) and "s left" not in text

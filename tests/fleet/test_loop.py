@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ def close(a: torch.Tensor | float, b: torch.Tensor | float) -> None:
 
 
 def same_run(together: Fleet, run: int, alone: Fleet) -> None:
-    assert (mine := together.progress[run]).ended == (its := alone.progress[0]).ended
+    mine, its = together.progress[run], alone.progress[0]
+    assert mine.ended == its.ended
     assert (mine.best_epoch, mine.waited, len(mine.curve)) == (its.best_epoch, its.waited, len(its.curve))
     for one, other in zip(mine.curve, its.curve):
         assert one.keys() == other.keys()
@@ -56,8 +58,17 @@ def test_a_run_in_a_fleet_is_the_run_alone(arch: str, preset: str):
 
 
 def test_a_run_stops_early_and_keeps_its_best():
-    trained = fleet([UNLIKE["stops early"](), UNLIKE["slow"]()])
+    values: dict[str, list[torch.Tensor]] = {}
+
+    def watch(trained: Fleet, event: str) -> None:
+        values.setdefault(trained.progress[0].ended, []).append(trained.flat.values[0].clone())
+
+    trained = fleet([UNLIKE["stops early"](), UNLIKE["slow"]()], watch=watch)
     trained.train()
+    assert len(values["stopped early"]) > 2 and all(
+        torch.equal(values["stopped early"][0], v) for v in values["stopped early"]
+    )
+    assert not torch.equal(values[""][0], values[""][1])
     early, slow = trained.progress
     assert early.ended == "stopped early" and slow.ended == "finished"
     assert early.curve[-1]["step"] < trained.plans[0].steps
@@ -78,9 +89,12 @@ def broken(kind: str) -> Plan:
 
 @pytest.mark.parametrize("kind", ["grows", "overflows"])
 def test_a_run_that_leaves_the_numbers_ends_with_its_reason_and_harms_no_other(kind: str):
-    good, bad = plan(seed=1), broken(kind)
-    together, alone = fleet([bad, good, good]), fleet([good])
+    good, bad, values = plan(seed=1), broken(kind), []
+    together = fleet([bad, good, good], watch=lambda trained, event: values.append(trained.flat.values[0].clone()))
+    alone, before = fleet([good]), together.flat.values[0].clone()
     together.train()
+    if kind == "overflows":
+        assert all(torch.equal(one, before) for one in values), "no step was taken on what is no number"
     alone.train()
     reason = together.progress[0].ended
     assert "is not finite" in reason and f"--lr {bad.recipe.lr:g}" in reason and "at step" in reason
@@ -89,11 +103,14 @@ def test_a_run_that_leaves_the_numbers_ends_with_its_reason_and_harms_no_other(k
 
 
 def test_a_gradient_that_is_not_finite_ends_a_run_too():
-    trained = fleet([plan(seed=1)], "lora")
+    values: list[torch.Tensor] = []
+    trained = fleet([plan(seed=1)], "lora", watch=lambda trained, event: values.append(trained.flat.values.clone()))
+    before = trained.flat.values.clone()
     weight = next(p for name, p in trained.model.named_parameters() if name.endswith("up.weight"))
     weight.register_hook(lambda gradient: gradient * math.inf)
     trained.train()
     assert trained.progress[0].ended.startswith("the gradient is not finite at step 1")
+    assert len(values) == 1 and torch.equal(values[0], before), "no step was taken on what is no number"
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05, 100.0])
@@ -163,9 +180,7 @@ def test_the_learning_rate_rises_and_falls_in_straight_lines():
     rates = [one.rate(step) for step in range(one.steps + 1)]
     peak = rates.index(max(rates))
     assert (one.steps, peak, rates[peak], rates[-1]) == (100, 9, 0.5, 0.0)
-    rises, falls = (
-        {round(b - a, 12) for a, b in zip(part, part[1:])} for part in (rates[: peak + 1], rates[peak + 1 :])
-    )
+    rises, falls = ({round(b - a, 12) for a, b in pairwise(part)} for part in (rates[: peak + 1], rates[peak + 1 :]))
     assert rises == {0.05} and falls == {round(-0.5 / 90, 12)}
     assert all(rate > 0 for rate in rates[:-1]), "no step is wasted"
     assert [plan(train=3, warmup=w, epochs=1).rate(0) for w in (0.0, 1.0)] == [1e-2, 1e-2], "one step alone"

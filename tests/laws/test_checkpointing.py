@@ -64,7 +64,10 @@ def test_the_layers_are_indeed_recomputed(arch: str, reentrant: bool):
 def test_a_route_by_rows_is_refused_under_checkpointing(arch: str):
     model = attached(arch, "unipelt-apl", runs=RUNS).train()
     model.gradient_checkpointing_enable()
-    with unipelt.route(model, [1, 0, 1]), pytest.raises(UserError, match="expected equal blocks; sort the batch by run"):
+    with (
+        unipelt.route(model, [1, 0, 1]),
+        pytest.raises(UserError, match="expected equal blocks; sort the batch by run"),
+    ):
         model(**tiny.inputs(arch, model))
 
 

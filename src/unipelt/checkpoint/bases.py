@@ -41,7 +41,9 @@ def load_base(name: str, *, classes: int | None = None, dtype: torch.dtype = tor
 
     torch.manual_seed(seed)
     kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
-    extra: dict[str, Any] = {} if classes is None else {"num_labels": classes}
+    extra: dict[str, Any] = (
+        {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
+    )  # a head of other classes is drawn anew
     if classes == 1:
         extra["problem_type"] = "regression"
     return from_hub(name, lambda path: kind.from_pretrained(path, dtype=dtype, **extra))

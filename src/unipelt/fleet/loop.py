@@ -132,7 +132,7 @@ class Fleet:
             for run, plan in enumerate(self.plans)
         ])  # fmt: skip
         active = self._vector([0.0 if progress.ended else 1.0 for progress in self.progress])
-        (losses * active).nan_to_num(0.0, 0.0, 0.0).sum().backward()
+        (losses * active).sum().backward()  # one that is not finite reaches its own run's gradients alone
         rates = self._vector([plan.rate(self.step) for plan in self.plans]) * active
         gradients = self.flat.gather()
         finite = losses.isfinite() & gradients.isfinite().all(dim=1)

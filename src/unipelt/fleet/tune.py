@@ -19,6 +19,7 @@ from unipelt.fleet.outcome import FULL, Outcome, Request, read_outcome, write_ou
 from unipelt.fleet.recipe import default_recipe
 from unipelt.fleet.state import STATE
 from unipelt.inject.attach import attach
+from unipelt.inject.heads import find_head
 from unipelt.inject.record import trainable_parameters
 
 
@@ -94,11 +95,23 @@ def prepare(model: PreTrainedModel, method: str | spec.Mixture, request: Request
     if isinstance(method, str):
         return {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
     pooling = declared_pooling(request.model) if request.head == "auto" else request.head
-    attach(model, method, seeds=[request.seed], head=request.policy, pooling=pooling, fresh_head=True)
+    attach(
+        model, method, seeds=[request.seed], head=request.policy, pooling=pooling, fresh_head=True, head_modules=head_of(model)
+    )  # fmt: skip
     parameters = trainable_parameters(model)
     if not sum(parameters.values()):
         raise UserError(f"--head-policy {request.policy}: {method.name!r} then has nothing to train; expected train")
     return parameters
+
+
+def head_of(model: nn.Module) -> list[str]:
+    """What was not in the base's checkpoint, and what stands outside the base: a head that another task has left there."""
+    new, inside = find_head(model), {id(p) for p in model.base_model.parameters()}  # type: ignore[union-attr, operator]
+    return [
+        path
+        for path, module in model.named_modules()
+        if path in new or any(id(p) not in inside for p in module.parameters(recurse=False))
+    ]
 
 
 def keep(model: PreTrainedModel, tokenizer: Any, request: Request, outcome: Outcome, folder: Path) -> None:

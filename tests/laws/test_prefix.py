@@ -1,0 +1,208 @@
+"""Laws 4, 5, 6, 11: a prefix is a λ-mixture of two attentions, computed here in plain torch for every attention of every model."""
+
+import math
+from contextlib import contextmanager
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import unipelt
+from laws.lawbook import WITH_SDPA, attached, equal, kernel, on_each, result, rows, small, stacks
+from unipelt import Change, Gate, Learned, Mixture, Prefix, Route
+from unipelt.forms.prefix import PrefixMLP, fold
+from unipelt.inject.tuned import tuned_of
+
+PREFIXED = on_each("prefix")
+RELU = Prefix(length=3, function="relu")
+
+
+def of(form: Prefix, weight) -> Mixture:
+    return Mixture((Change(form=form, site="heads", reads="queries", weight=weight),))
+
+
+MIXTURES = {
+    "prefix": small("prefix"),
+    "prefix, 0.7": of(Prefix(length=3, mlp=0), 0.7),
+    "prefix, learned": of(Prefix(length=3, mlp=5, init="torch"), Learned()),
+    "prefix, gated": of(Prefix(length=3, mlp=0), Gate()),
+    "prefix, gated by token": of(Prefix(length=3, mlp=5), Gate(pool="token")),
+    "relu": small("multi-head-parallel-adapter"),
+    "relu, gated": of(RELU, Gate()),
+    "relu, learned": of(RELU, Learned()),
+}
+
+
+@contextmanager
+def spy(name: str):
+    """What each attention of a forward is given, and its output."""
+    calls, marked = [], f"unipelt_{name}"
+    inner = ALL_ATTENTION_FUNCTIONS[marked]
+
+    def listening(module, query, key, value, attention_mask, **kwargs):
+        output = inner(module, query, key, value, attention_mask, **kwargs)
+        calls.append((module, query, key, value, kwargs, output[0]))
+        return output
+
+    ALL_ATTENTION_FUNCTIONS[marked] = listening
+    try:
+        yield calls
+    finally:
+        ALL_ATTENTION_FUNCTIONS[marked] = inner
+
+
+def prefixes(table: nn.Module, layer: int) -> tuple[Tensor, Tensor]:
+    """P_k and P_v `[head, prefix, d]` from the parameters alone."""
+    if isinstance(table, PrefixMLP):
+        hidden = torch.tanh(table.embedding[0] @ table.hidden.weight[0].T + table.hidden.bias[0])
+        flat = hidden @ table.output.weight[0].T + table.output.bias[0]
+        size = table.heads * table.width
+        pair = (flat[:, (2 * layer + i) * size : (2 * layer + i + 1) * size] for i in (0, 1))
+    else:
+        pair = (table.key[0, layer], table.value[0, layer])
+    key, value = (p.reshape(len(p), table.heads, -1).transpose(0, 1) for p in pair)
+    return key, value
+
+
+def lambda_mixture(q, k, v, hidden, bias, p_k, p_v, g, scaling, softcap) -> Tensor:
+    """(1−λ) softmax(q Kᵀ) V + λ softmax(g q P_kᵀ) g P_v, λ = σ(LSE_prefix − LSE_context)          He et al. 2022, §3.1"""
+    cap = (lambda s: s) if softcap is None else (lambda s: softcap * torch.tanh(s / softcap))
+    context, prefix = cap(q @ k.mT * scaling), cap(g * (q @ p_k.mT) * scaling)
+    context = (context if bias is None else context + bias).masked_fill(hidden, -math.inf)
+    share = (prefix.logsumexp(dim=-1, keepdim=True) - context.logsumexp(dim=-1, keepdim=True)).sigmoid()
+    return (1 - share) * (context.softmax(dim=-1) @ v) + share * g * (prefix.softmax(dim=-1) @ p_v)
+
+
+def attend(q, k, v, hidden, bias, scaling, softcap) -> Tensor:
+    scores = q @ k.mT * scaling
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    return (scores if bias is None else scores + bias).masked_fill(hidden, -math.inf).softmax(dim=-1) @ v
+
+
+def weight_of(model: nn.Module, change: Change, gates: dict, owner: str, label: str) -> Tensor | float:
+    """g of one attention, `[batch or 1, 1, query or 1, 1]`."""
+    if isinstance(change.weight, Gate):
+        value = gates[f"{owner}.{label}.gate"].pop(0)  # ALBERT calls one layer again and again
+        return value[:, None, :, None] if value.dim() == 2 else value[:, None, None, None]
+    if isinstance(change.weight, Learned):
+        return tuned_of(model).get_submodule(f"{owner}.{'cross_' if 'cross' in label else ''}scale").scale[0]
+    return change.weight
+
+
+def unseen(given: dict, stack, kind: str, queries: int, keys: int) -> Tensor:
+    """True where a query must not look, `[batch, 1, query, key]`, from the padding and the order of tokens alone."""
+    batch = len(next(iter(given.values())))
+    mask = torch.zeros(batch, 1, queries, keys, dtype=torch.bool)
+    own = given.get("attention_mask") if "decoder_input_ids" not in given or stack.name == "encoder" else None
+    real = given.get("attention_mask") if kind == "cross" else own
+    if real is not None:
+        mask = mask | ~real.bool()[:, None, None]
+    if stack.causal and kind == "self":
+        mask = mask | torch.ones(queries, keys, dtype=torch.bool).triu(1)
+    return mask
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize(
+    ("arch", "attn"), [(a, n) for a in PREFIXED for n in tiny.ARCHITECTURES[a].attention], ids=lambda value: value
+)
+def test_every_attention_is_the_mixture(arch: str, attn: str, mixture: str):
+    model = attached(arch, MIXTURES[mixture], attn=attn, dtype=torch.float64, head="base")
+    given = tiny.inputs(arch, model)
+    ((name, change),) = tuned_of(model).mixture.named()
+    with torch.no_grad(), unipelt.record_gates(model) as gates, spy(attn) as calls:
+        model(**given)
+        places = {
+            id(layer.get(attention.module)): (stack.row, layer.index, kind)
+            for stack in stacks(model)
+            for layer in stack.layers
+            for kind, attention in stack.attentions()
+        }
+        assert {id(call[0]) for call in calls} == places.keys()
+        for module, q, k, v, kwargs, output in calls:
+            row, layer, kind = places[id(module)]
+            table = tuned_of(model).get_submodule(f"{row.name}.{name}.{kind}")
+            p_k, p_v = (p.repeat_interleave(q.shape[1] // p.shape[0], dim=0) for p in prefixes(table, layer))
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+            label = "heads" if kind == "self" else "cross_heads"
+            g = weight_of(model, change, gates, f"{row.name}.{layer}.{name}", label)
+            scaling = kwargs.get("scaling") or q.shape[-1] ** -0.5
+            scaling, cap, bias = kwargs.get("scaling", scaling), kwargs.get("softcap"), kwargs.get("position_bias")
+            scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
+            hidden = unseen(given, row, kind, q.shape[-2], k.shape[-2])
+            if change.form.function == "softmax":
+                expected = lambda_mixture(q, k, v, hidden, bias, p_k, p_v, g, scaling, cap)
+            else:
+                expected = attend(q, k, v, hidden, bias, scaling, cap) + g * (q @ p_k.mT).relu() @ p_v
+            equal(output, expected.transpose(1, 2), arch, attn, what=f"{row.name} {layer} {kind}")
+
+
+@pytest.mark.parametrize("arch", PREFIXED)
+def test_two_prefixes_are_one_of_both_lengths(arch: str):
+    """Concatenation: two ungated prefixes in one attention share one softmax."""
+    two = attached(arch, Mixture(of(Prefix(length=3, mlp=0), 1.0).changes + of(Prefix(length=2, mlp=0), 1.0).changes))
+    one = attached(arch, of(Prefix(length=5, mlp=0), 1.0))
+    with torch.no_grad():
+        for path, table in tuned_of(one).named_modules():
+            if hasattr(table, "function"):
+                its = [
+                    tuned_of(two).get_submodule(path.replace("prefix_heads", n))
+                    for n in ("prefix_heads", "prefix_heads_2")
+                ]
+                table.key.copy_(torch.cat([t.key for t in its], dim=2))
+                table.value.copy_(torch.cat([t.value for t in its], dim=2))
+        if tuned_of(one).get_submodule("head") is not None:
+            for name, parameter in tuned_of(one).named_parameters():
+                if name.startswith("head."):
+                    parameter.copy_(tuned_of(two).get_parameter(name))
+        given = tiny.inputs(arch, one)
+        equal(result(one(**given)), result(two(**given)), arch)
+
+
+@pytest.mark.parametrize("function", ["softmax", "relu"])
+@pytest.mark.parametrize("layers", [None, (1,)])
+def test_a_prefix_is_in_the_layers_it_names(layers, function: str):
+    model = attached(
+        "bert",
+        Mixture(
+            (Change(form=Prefix(length=3, mlp=0, function=function), site="heads", reads="queries", layers=layers),)
+        ),
+    )
+    with torch.no_grad(), spy(kernel("bert")) as calls:
+        model(**tiny.inputs("bert", model))
+    with_prefix = [bool(call[4].get("unipelt_prefixes")) for call in calls]
+    assert with_prefix == [layers is None, True]
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_folded_prefix_gives_the_same_keys_and_values(runs: int, layers: int):
+    """Law 11: the MLP is a way to train, and no part of the function."""
+    mlp = PrefixMLP(runs, layers, 4, 2, 8, 16, 5, "torch").double()
+    for run in range(runs):
+        mlp.draw(run, torch.Generator().manual_seed(run))
+    table, batch = fold(mlp), 2 * runs
+    for layer in range(layers):
+        for mine, its in zip(table(layer, Route.blocks(runs), batch), mlp(layer, Route.blocks(runs), batch)):
+            torch.testing.assert_close(mine, its, rtol=0, atol=1e-14)
+    assert sum(p.numel() for p in table.parameters()) == runs * 2 * 4 * layers * 16
+
+
+@pytest.mark.parametrize("preset", ["prefix", "mam", "unipelt-apl", "unipelt-central"])
+@pytest.mark.parametrize("arch", PREFIXED)
+def test_a_model_with_folded_prefixes_gives_the_same_logits(arch: str, preset: str):
+    from unipelt.inject.swap import folded, swap
+
+    model = attached(arch, preset)
+    given = tiny.inputs(arch, model)
+    with torch.no_grad():
+        before = result(model(**given))
+        swap(model, *folded(tuned_of(model)))
+        equal(result(model(**given)), before, arch)
+    assert not any(isinstance(module, PrefixMLP) for module in tuned_of(model).modules())
+
+
+def test_sdpa_is_tried():
+    assert len(WITH_SDPA) > len(PREFIXED) - 3 and rows("t5")[1].cross is not None

@@ -1,0 +1,132 @@
+"""The house as it stands: imports point one way, rooms keep to what they may know, and files stay small."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import unipelt
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
+FILES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((SOURCE / "unipelt").rglob("*.py"))}
+
+MAY_IMPORT = {  # each room, and the rooms below it
+    "errors": (),
+    "spec": ("errors",),
+    "forms": ("spec", "errors"),
+    "inject": ("forms", "spec", "errors"),
+    "checkpoint": ("inject", "forms", "spec", "errors"),
+    "data": ("errors",),
+    "fleet": ("checkpoint", "inject", "forms", "spec", "data", "errors"),
+    "cli": ("fleet", "checkpoint", "inject", "forms", "spec", "data", "errors"),
+    "unipelt": (),
+}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {name_of(path): path for path in FILES}
+
+
+def room_of(module: str) -> str:
+    return [*module.split("."), "unipelt"][1]
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Every module that a file imports, in functions too; `unipelt.attach` counts as the module that has it."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name != "unipelt"}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are written out"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in NAMES else behind(node.module or "", alias.name))
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "unipelt":
+            found.add(behind("unipelt", node.attr))
+    return found - {"unipelt"}
+
+
+def behind(module: str, name: str) -> str:
+    return f"unipelt.{unipelt._WHERE[name]}" if module == "unipelt" and name in unipelt._WHERE else module
+
+
+def at_top(tree: ast.Module) -> set[str]:
+    return imports(ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], []))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_arrows_go_down(path: Path):
+    room = room_of(name_of(path))
+    for module in imports(FILES[path]):
+        if module.split(".")[0] == "unipelt" and room_of(module) != room:
+            assert room_of(module) in MAY_IMPORT[room], f"{name_of(path)} imports {module}: {room} may not know it"
+
+
+def test_no_file_imports_itself_by_a_detour():
+    graph = {name: {module for module in at_top(FILES[path]) if module in NAMES} for name, path in NAMES.items()}
+    order = list(TopologicalSorter(graph).static_order())
+    assert order.index("unipelt.errors") < order.index("unipelt.cli")
+
+
+def test_a_mixture_is_plain_python():
+    for path, tree in FILES.items():
+        if room_of(name_of(path)) in ("spec", "errors"):
+            foreign = {module.split(".")[0] for module in imports(tree)} - sys.stdlib_module_names - {"unipelt"}
+            assert not foreign, f"{name_of(path)} imports {foreign}"
+
+
+def test_data_knows_no_model():
+    for path, tree in FILES.items():
+        if room_of(name_of(path)) == "data":
+            known = {module.split(".")[0] for module in imports(tree)}
+            assert not known & {"torch", "transformers", "accelerate", "safetensors"}, name_of(path)
+    code = "import sys, unipelt.spec, unipelt.data, unipelt.fleet.outcome; assert not {'torch', 'transformers'} & {*sys.modules}"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_transformers_insides_are_known_to_one_room():
+    for path, tree in FILES.items():
+        inside = [
+            module for module in imports(tree) if module.startswith("transformers.m")
+        ]  # models, masking, modeling
+        assert not inside or room_of(name_of(path)) == "inject", f"{name_of(path)} imports {inside}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_is_small_and_says_what_it_is(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, "which idea should leave?"
+    assert ast.get_docstring(FILES[path]) or not path.read_text(encoding="utf-8").strip()
+
+
+def test_no_path_of_this_machine_stands_in_the_project():
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
+    if names.returncode:
+        pytest.skip("no git here")
+    places = [str(ROOT), str(ROOT.parent), str(Path.home())]
+    for name in names.stdout.splitlines():
+        try:
+            text = (ROOT / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError):
+            continue
+        for place in places:
+            assert place + "/" not in text or len(place) < 3, f"{name} names {place}"
+
+
+def test_every_public_name_is_there():
+    assert set(unipelt.__all__) == set(dir(unipelt)) == set(unipelt._WHERE)
+    for name in unipelt.__all__:
+        value = getattr(unipelt, name)
+        assert value is getattr(import_module(f"unipelt.{unipelt._WHERE[name]}"), name)
+    assert unipelt.__version__ in (ROOT / "pyproject.toml").read_text()
+    with pytest.raises(AttributeError, match="no attribute 'atach'"):
+        unipelt.atach  # noqa: B018
