@@ -141,7 +141,7 @@ def attached(
     what: str | Mixture,
     *,
     runs: int = 1,
-    head: Any = "classifier",
+    top: Any = "classifier",
     attn: str | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
@@ -150,7 +150,7 @@ def attached(
     **options: Any,
 ) -> nn.Module:
     """A tiny base with a mixture, every tuned parameter randomised unless `drawn` is False."""
-    model = tiny.build(arch, head, seed, dtype or precision(arch, attn), attn or kernel(arch), **(build or {}))
+    model = tiny.build(arch, top, seed, dtype or precision(arch, attn), attn or kernel(arch), **(build or {}))
     unipelt.attach(
         model, small(what) if isinstance(what, str) and what in PRESETS else mixture(what), runs=runs, **options
     )

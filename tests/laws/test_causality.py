@@ -33,7 +33,7 @@ def change_last(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("arch", "mixture"), cases(GENERATORS))
 def test_a_later_token_changes_no_earlier_state(arch: str, mixture: Mixture):
-    model = attached(arch, mixture, head="base")
+    model = attached(arch, mixture, top="base")
     given = tiny.inputs(arch, model, side="left")
     with torch.no_grad():
         before, after = result(model(**given)), result(model(**change_last(given)))
@@ -45,7 +45,7 @@ def test_a_later_token_changes_no_earlier_state(arch: str, mixture: Mixture):
 @pytest.mark.parametrize("arch", on_each("unipelt-apl", DECODERS))
 def test_the_reference_gate_looks_ahead(arch: str):
     """U's mean over all positions in a causal stack: kept as an explicit mode, which this law tells from the default."""
-    model = attached(arch, "unipelt-apl(pool='reference')", head="base")
+    model = attached(arch, "unipelt-apl(pool='reference')", top="base")
     given = tiny.inputs(arch, model, pads=())
     before, after = result(model(**given)), result(model(**change_last(given)))
     assert (after - before)[:, :-1].abs().max() > 1e-4
@@ -53,7 +53,7 @@ def test_the_reference_gate_looks_ahead(arch: str):
 
 @pytest.mark.parametrize("arch", on_each("unipelt-apl", DECODERS))
 def test_a_causal_gate_is_each_tokens_own(arch: str):
-    model = attached(arch, "unipelt-apl", head="base")
+    model = attached(arch, "unipelt-apl", top="base")
     given = tiny.inputs(arch, model, pads=())
     with unipelt.record_gates(model) as gates:
         model(**given)
@@ -89,7 +89,7 @@ def generating_cases() -> list:
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize(("arch", "preset"), generating_cases())
 def test_generation_with_a_cache_is_generation_without(arch: str, preset: str, beams: int):
-    model = attached(arch, preset, head="generator")
+    model = attached(arch, preset, top="generator")
     tokens, scores = generated(model, arch, beams, cached=True)
     tokens_without, scores_without = generated(model, arch, beams, cached=False)
     torch.testing.assert_close(tokens, tokens_without)
@@ -101,7 +101,7 @@ def test_generation_with_a_cache_is_generation_without(arch: str, preset: str, b
 @pytest.mark.parametrize("arch", ["llama", "bart", "t5", "gpt2"])
 def test_decoding_token_by_token_is_the_full_forward(arch: str, attn: str):
     """The cache of a forward, handed on by hand: no position is shifted by a prefix, no logit moves."""
-    model = attached(arch, "unipelt-apl", head="generator", attn=attn)
+    model = attached(arch, "unipelt-apl", top="generator", attn=attn)
     given = tiny.inputs(arch, model, pads=())
     name = "decoder_input_ids" if arch in SEQ2SEQ else "input_ids"
     with torch.no_grad():

@@ -53,12 +53,12 @@ def test_a_gate_is_the_mean_of_sigmas_over_real_tokens(arch: str):
     given = tiny.inputs(arch, model)
     for stack in stacks(model):
         attention = stack.row.attention.module
-        with unipelt.record_gates(model) as values, listen(model, f"{stack.layers[1].path}.{attention}") as calls:
+        with unipelt.record_gates(model) as values, listen(model, f"{stack.layers[-1].path}.{attention}") as calls:
             model(**given)
         args, kwargs, _ = calls[0]
         h = args[0] if args else kwargs["hidden_states"]
         for name in ("prefix_heads.heads", "low_rank_query.query", "low_rank_value.value"):
-            path = f"{stack.row.name}.1.{name}.gate"
+            path = f"{stack.row.name}.{stack.layers[-1].index}.{name}.gate"
             gate = tuned_of(model).get_submodule(path)
             real = real_tokens(given, stack.row)
             expected, of_the_mean = gate_of(h, gate, real, stack.row.causal)
@@ -140,7 +140,7 @@ def test_a_prefix_with_a_gate_of_zero_keeps_its_softmax_mass(arch: str):
             model(**given)
             with unipelt.disabled(model):
                 model(**given)
-        heads, without = (args[0] for args, _, _ in calls)
+        heads, without = (calls[i][0][0] for i in (0, len(calls) // 2))
         width = tuned_of(model).get_submodule(f"{rows(arch)[0].name}.prefix_heads.self").width
         heads, without = (h.unflatten(-1, (-1, width)) for h in (heads, without))
         factor = (heads * without).sum(dim=-1) / without.square().sum(dim=-1)

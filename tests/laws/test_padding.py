@@ -54,7 +54,7 @@ def real_states(model: nn.Module, given: dict[str, Tensor], mask: Tensor) -> Ten
 @pytest.mark.parametrize("arch", PADDED)
 def test_the_plain_base_does_not_move(arch: str, side: str):
     """What the law below stands on; a base that moves is listed."""
-    model = attached(arch, "head", head="base")
+    model = attached(arch, "head", top="base")
     given = tiny.inputs(arch, model)
     more = padded(arch, model, given, side)
     before, after = (real_states(model, g, g["attention_mask"]) for g in (given, more))
@@ -66,7 +66,7 @@ def test_the_plain_base_does_not_move(arch: str, side: str):
 
 @pytest.mark.parametrize(("arch", "mixture"), cases(PADDED))
 def test_extra_padding_changes_nothing(arch: str, mixture: Mixture):
-    model = attached(arch, mixture, head="base")
+    model = attached(arch, mixture, top="base")
     given = tiny.inputs(arch, model)
     with torch.no_grad():
         before = real_states(model, given, given["attention_mask"])
@@ -79,7 +79,7 @@ def test_extra_padding_changes_nothing(arch: str, mixture: Mixture):
 @pytest.mark.parametrize("arch", on_each("unipelt-apl", PADDED))
 def test_the_reference_gate_depends_on_padding(arch: str):
     """U's code averages over all positions: kept as an explicit mode, which this law tells from the default."""
-    model = attached(arch, "unipelt-apl(pool='reference')", head="base")
+    model = attached(arch, "unipelt-apl(pool='reference')", top="base")
     given = tiny.inputs(arch, model)
     before = real_states(model, given, given["attention_mask"])
     more = padded(arch, model, given, "right")
@@ -87,7 +87,7 @@ def test_the_reference_gate_depends_on_padding(arch: str):
 
 
 def finite_where_the_base_is(arch: str, mixture: str | Mixture, attn: str | None = None) -> None:
-    model = attached(arch, mixture, head="base", attn=attn)
+    model = attached(arch, mixture, top="base", attn=attn)
     given = tiny.inputs(arch, model)
     given["attention_mask"] = given["attention_mask"].clone()
     given["attention_mask"][1] = 0
@@ -118,7 +118,7 @@ def test_a_row_of_padding_alone_is_finite_under_eager_attention(arch: str, prese
 def test_a_gate_on_cross_attention_values_takes_the_encoders_mask():
     """The value reads the encoder's output: padding of the source must not move it, and it is no token-wise gate."""
     gate = Change(form=LowRank(r=2), site="value", reads="input", weight=Gate())
-    model = attached("bart", Mixture((gate,)), head="base")
+    model = attached("bart", Mixture((gate,)), top="base")
     given = tiny.inputs("bart", model)
     more = padded("bart", model, given, "right")
     with unipelt.record_gates(model) as before:

@@ -57,9 +57,8 @@ def prefixes(table: nn.Module, layer: int) -> tuple[Tensor, Tensor]:
     """P_k and P_v `[head, prefix, d]` from the parameters alone."""
     if isinstance(table, PrefixMLP):
         hidden = torch.tanh(table.embedding[0] @ table.hidden.weight[0].T + table.hidden.bias[0])
-        flat = hidden @ table.output.weight[0].T + table.output.bias[0]
-        size = table.heads * table.width
-        pair = (flat[:, (2 * layer + i) * size : (2 * layer + i + 1) * size] for i in (0, 1))
+        output = table.outputs[layer]
+        pair = (hidden @ output.weight[0].T + output.bias[0]).chunk(2, dim=-1)
     else:
         pair = (table.key[0, layer], table.value[0, layer])
     key, value = (p.reshape(len(p), table.heads, -1).transpose(0, 1) for p in pair)
@@ -109,7 +108,7 @@ def unseen(given: dict, stack, kind: str, queries: int, keys: int) -> Tensor:
     ("arch", "attn"), [(a, n) for a in PREFIXED for n in tiny.ARCHITECTURES[a].attention], ids=lambda value: value
 )
 def test_every_attention_is_the_mixture(arch: str, attn: str, mixture: str):
-    model = attached(arch, MIXTURES[mixture], attn=attn, dtype=torch.float64, head="base")
+    model = attached(arch, MIXTURES[mixture], attn=attn, dtype=torch.float64, top="base")
     given = tiny.inputs(arch, model)
     ((name, change),) = tuned_of(model).mixture.named()
     with torch.no_grad(), unipelt.record_gates(model) as gates, spy(attn) as calls:

@@ -51,7 +51,7 @@ def test_a_run_of_many_is_the_run_alone(arch: str, mixture: Mixture):
 @pytest.mark.parametrize("arch", on_each("unipelt-apl", GENERATORS))
 def test_generation_repeats_the_route_for_its_beams(arch: str, beams: int):
     how = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
-    fleet, alone = (attached(arch, "unipelt-apl", runs=runs, head="generator") for runs in (RUNS, 1))
+    fleet, alone = (attached(arch, "unipelt-apl", runs=runs, top="generator") for runs in (RUNS, 1))
     given = tiny.inputs(arch, fleet, batch=BATCH, side="left")
     given.pop("decoder_input_ids", None)
     with routed(fleet, "rows"):

@@ -51,7 +51,7 @@ PLACES_OF_TWO = {  # of an encoder and a decoder
     "low_rank_linear_2.fc2": "lora.fc2",
 }
 PREFIX_SITES = {"encoder.self": "encoder", "decoder.self": "decoder_self", "decoder.cross": "decoder_cross"}
-PREFIX_PARTS = {"embedding": "embedding", "hidden": "mlp.fc1", "output": "mlp.fc2"}
+PREFIX_PARTS = {"embedding": "embedding", "hidden": "mlp.fc1", "outputs": "mlp.fc2"}
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Case:
         two = len(self.stacks) > 1
         if stack == "head":
             return re.sub(r"\.linear\.", ".", path)
-        if found := re.fullmatch(r"prefix_heads\.(self|cross)\.(embedding|hidden|output)(.*)", place):
+        if found := re.fullmatch(r"prefix_heads\.(self|cross)\.(embedding|hidden|outputs)(?:\.\d+)?(.*)", place):
             site = PREFIX_SITES[f"{stack}.{found[1]}"] + "." if two else ""
             return f"prefix.{site}{PREFIX_PARTS[found[2]]}{found[3]}"
         layer, place = place.split(".", 1)

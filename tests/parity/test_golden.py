@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -84,20 +85,45 @@ def close(name: str, ours: Tensor, golden: Tensor) -> None:
     torch.testing.assert_close(ours.detach(), golden, rtol=1e-9, atol=1e-10, msg=lambda text: f"{name}: {text}")
 
 
-def by_name(case: Case, tuned: Tuned) -> dict[str, Tensor]:
+def by_name(case: Case, tuned: Tuned) -> "dict[str, Joined]":
     """Every tuned parameter by its golden name; the head's are the base's own values, unless the method brings a head."""
     parameters = {}
     for path, parameter in tuned.named_parameters():
         name = case.name(path)
         of_base = name.startswith("head.") and f"pelt.{name}" not in case.tensors
         name = f"base.{name.removeprefix('head.')}" if of_base else f"pelt.{name}"
-        assert name not in parameters
-        parameters[name] = parameter
+        assert name not in parameters or ".outputs." in path
+        parameters[name] = Joined([*parameters[name].parts, parameter]) if name in parameters else Joined([parameter])
     return parameters
 
 
+@dataclass
+class Joined:
+    """A golden tensor and what it is of ours: one parameter, or one a layer, their rows one behind the other."""
+
+    parts: list[torch.nn.Parameter]
+
+    @property
+    def shape(self) -> torch.Size:
+        return (
+            torch.cat([p.detach() for p in self.parts], dim=1).shape if self.parts[0].dim() > 1 else self.parts[0].shape
+        )
+
+    @property
+    def grad(self) -> Tensor:
+        grads = [p.grad for p in self.parts]
+        return torch.cat(grads, dim=1) if len(grads) > 1 else grads[0]
+
+    def copy_(self, value: Tensor) -> None:
+        start = 0
+        for part in self.parts:
+            rows = part.shape[1] if part.dim() > 1 else 0
+            part.copy_(value[:, start : start + rows] if len(self.parts) > 1 else value)
+            start += rows
+
+
 @torch.no_grad()
-def load(parameters: dict[str, Tensor], pelt: dict[str, Tensor]) -> None:
+def load(parameters: "dict[str, Joined]", pelt: dict[str, Tensor]) -> None:
     assert {name.removeprefix("pelt.") for name in parameters if name.startswith("pelt.")} == set(pelt)
     for name, value in pelt.items():
         assert parameters[f"pelt.{name}"].shape == (1, *value.shape), name
@@ -138,7 +164,7 @@ def values_of_prefixes(case: Case, tuned: Tuned) -> dict[str, Tensor]:
     for path, table in tuned.named_modules():
         if isinstance(table, PrefixMLP):
             site = case.name(f"{path}.embedding").removesuffix("embedding")
-            for layer in range(table.layers):
+            for layer in range(len(table.outputs)):
                 pair = zip(("key", "value"), table(layer, Route.blocks(1), 1))
                 outputs |= {f"{site}layer.{layer}.{which}": heads[0] for which, heads in pair}
     return outputs

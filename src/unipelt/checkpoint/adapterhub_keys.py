@@ -21,7 +21,7 @@ BOTTLENECK = GATE | {
     "up.bias": "adapter_up.bias",
 }
 LOW_RANK = GATE | {"down.weight": "lora_A", "up.weight": "lora_B"}
-PREFIX = {"embedding": "wte.weight", "hidden": "control_trans.0", "output": "control_trans.2"}
+PREFIX = {"embedding": "wte.weight", "hidden": "control_trans.0", "outputs": "control_trans.2"}
 FLAT = "control_trans"
 
 
@@ -63,13 +63,20 @@ class Names:
         if own.endswith("scale.scale"):
             return tensor.squeeze()
         if second in self.changes and rest[-1] in ("key", "value"):
-            layers = self.changes[second].layers or next(s for s in self.stacks if s.row.name == first).layers
+            depth = self._depth(first, second)
             length, slot = self.changes[second].form.length, ("key", "value").index(rest[-1])  # type: ignore[union-attr]
-            if tensor.numel() % (length * len(layers) * 2) == 0:
-                return tensor.view(length, len(layers), 2, -1)[:, :, slot].transpose(0, 1)
+            if tensor.numel() % (length * depth * 2) == 0:
+                return tensor.view(length, depth, 2, -1)[:, :, slot].transpose(0, 1)
+        if "outputs" in rest and len(tensor) % self._depth(first, second) == 0:
+            return tensor.unflatten(0, (self._depth(first, second), -1))[int(rest[-2])]
         return tensor
 
+    def _depth(self, stack: str, change: str) -> int:
+        """Number of layers that a change is in."""
+        return len(self.changes[change].layers or next(s for s in self.stacks if s.row.name == stack).layers)
+
     def _prefix(self, stack: str, attention: str, part: str, *leaf: str) -> str:
+        leaf = leaf[-1:] if part == "outputs" else leaf  # theirs is one matrix for all layers
         if attention == "cross":
             location = "cross_prefix"
         elif stack == "encoder" and len(self.stacks) > 1:

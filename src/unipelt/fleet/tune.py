@@ -104,9 +104,9 @@ def prepare(model: PreTrainedModel, method: str | spec.Mixture, request: Request
     return parameters
 
 
-def head_of(model: nn.Module) -> list[str]:
+def head_of(model: PreTrainedModel) -> list[str]:
     """What was not in the base's checkpoint, and what stands outside the base: a head that another task has left there."""
-    new, inside = find_head(model), {id(p) for p in model.base_model.parameters()}  # type: ignore[union-attr, operator]
+    new, inside = find_head(model), {id(p) for p in model.base_model.parameters()}
     return [
         path
         for path, module in model.named_modules()

@@ -17,7 +17,8 @@ class LowRank(nn.Module):
         self.scale, self.dropout = alpha / r, nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
-        return self.up(self.down(self.dropout(x), route), route) * self.scale
+        delta = self.up(self.down(self.dropout(x), route), route)
+        return delta if self.scale == 1 else delta * self.scale  # a pass over the output less
 
     def draw(self, run: int, generator: torch.Generator) -> None:
         draw_kaiming(self.down.weight, run, generator, self.down.weight.shape[-1])  # up stays 0: Δ = 0 at step 0

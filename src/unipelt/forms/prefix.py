@@ -37,39 +37,32 @@ class PrefixTable(nn.Module):
 
 
 class PrefixMLP(nn.Module):
-    """[P_k, P_v] of layer i = slots 2i and 2i+1 of tanh(E W₁ + b₁) W₂ + b₂, E one learned row a prefix position"""
+    """[P_k, P_v] of layer i = tanh(E W + b) Wᵢ + bᵢ, E one learned row a prefix position
+
+    Each layer has a matrix of its own: the slices of one large matrix would cost a gradient of its whole size for each layer.
+    """
 
     def __init__(self, runs: int, layers: int, length: int, heads: int, width: int, d_model: int, mlp: int, init: str):
         super().__init__()
         self.embedding = nn.Parameter(torch.zeros(runs, length, d_model))
         self.hidden = RoutedLinear(runs, d_model, mlp)
-        self.output = RoutedLinear(runs, mlp, layers * 2 * heads * width)
+        self.outputs = nn.ModuleList(RoutedLinear(runs, mlp, 2 * heads * width) for _ in range(layers))
         self.heads, self.width, self.init = heads, width, init
 
     def forward(self, layer: int, route: Route, batch: int) -> tuple[Heads, Heads]:
-        runs, slot = Route.blocks(len(self.embedding)), 2 * self.key_size
-        rows = slice(layer * slot, (layer + 1) * slot)  # this layer's share of the second matrix
-        hidden = torch.tanh(self.hidden(self.embedding, runs))
-        bias: Tensor = self.output.bias  # type: ignore[assignment]
-        pair = torch.baddbmm(bias[:, None, rows], hidden, self.output.weight[:, rows].mT)
+        runs = Route.blocks(len(self.embedding))
+        pair = self.outputs[layer](torch.tanh(self.hidden(self.embedding, runs)), runs)
         pair = rearrange(pair, "run prefix (two head d) -> two run head prefix d", two=2, head=self.heads)
         return route.pick(pair[0], batch), route.pick(pair[1], batch)
 
-    @property
-    def layers(self) -> int:
-        return self.output.weight.shape[1] // (2 * self.key_size)
-
-    @property
-    def key_size(self) -> int:
-        return self.heads * self.width
-
     def draw(self, run: int, generator: torch.Generator) -> None:
+        linears = [self.hidden, *self.outputs]
         if self.init == "unipelt":
-            for parameter in (self.embedding, self.hidden.weight, self.output.weight):
+            for parameter in (self.embedding, *(linear.weight for linear in linears)):
                 draw_normal(parameter, run, generator, 0.02)
         else:
             draw_normal(self.embedding, run, generator, 1.0)
-            for linear in (self.hidden, self.output):
+            for linear in linears:
                 for drawn in linear.parameters():
                     draw_kaiming(drawn, run, generator, linear.weight.shape[-1])
 
@@ -78,8 +71,9 @@ class PrefixMLP(nn.Module):
 def fold(prefix: PrefixMLP) -> PrefixTable:
     """The prefixes that the MLP gives, as parameters: the same function, without the training-time reparameterisation."""
     runs, length = prefix.embedding.shape[:2]
-    table = PrefixTable(runs, prefix.layers, length, prefix.heads, prefix.width, "softmax").to(prefix.embedding)
-    for layer in range(prefix.layers):
+    layers = len(prefix.outputs)
+    table = PrefixTable(runs, layers, length, prefix.heads, prefix.width, "softmax").to(prefix.embedding)
+    for layer in range(layers):
         for target, source in zip((table.key, table.value), prefix(layer, Route.blocks(runs), runs)):
             target[:, layer] = rearrange(source, "run head prefix d -> run prefix (head d)")
     return table

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unipelt.forms.gate import Gate, GroupGate
 from unipelt.inject.flow import Context, Flow
 
 
@@ -72,6 +73,13 @@ class Delta:
     def of(self, x: Tensor, context: Context) -> Tensor:
         return self.weigh(self.form(x, context.route), x, context)
 
+    def add_to(self, h: Tensor, x: Tensor, context: Context) -> Tensor:
+        """h + w Δ(x), in one pass over h where w is a gate; a number or a learned scalar rounds as peft's α/r does"""
+        if not isinstance(self.weight, Gate | GroupGate):
+            return h + self.of(x, context)
+        delta = self.form(x, context.route)
+        return torch.addcmul(h, delta, self.gate(x, context).to(delta.dtype))
+
     def weigh(self, delta: Tensor, x: Tensor, context: Context) -> Tensor:
         if not callable(self.weight):
             return delta if self.weight == 1 else delta * self.weight
@@ -95,7 +103,7 @@ class Junction:
         h = self._rows(args[0])
         for delta in self.deltas:
             x = h if delta.held is None else self._rows(self.flow.held[delta.held])
-            h = h + delta.of(x, self.flow.context)
+            h = delta.add_to(h, x, self.flow.context)
         return (h.reshape(args[0].shape), *args[1:])
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
@@ -113,13 +121,13 @@ class Junction:
             return y
         y, delta, context = self._changed(module, x, y, count - 1), self.deltas[count - 1], self.flow.context
         if delta.reads == "normed sum":
-            s = x + delta.of(y, context)
+            s = delta.add_to(x, y, context)
             return self._changed(module, s, module.forward(s), count - 1)
         if delta.held is not None:
-            return y + delta.of(self._rows(self.flow.held[delta.held]), context)
+            return delta.add_to(y, self._rows(self.flow.held[delta.held]), context)
         if delta.part is not None:
             return delta.part.add(y, delta.of(x if delta.reads == "input" else delta.part.take(y), context))
-        return y + delta.of(x if delta.reads == "input" else y, context)
+        return delta.add_to(y, x if delta.reads == "input" else y, context)
 
     def _rows(self, x: Tensor) -> Tensor:
         """OPT flattens its FFN to [batch·seq, d]: back to rows, so that each finds its run and its gate."""

@@ -1,0 +1,218 @@
+"""Law 16: attach and detach leave no trace; copies are independent; a model that has been compiled is refused or obeyed."""
+
+import copy
+import pickle
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+import unipelt
+from laws.lawbook import attached, cases, equal, kernel, on_each, precision, randomise, result, small
+from unipelt import Mixture, UserError
+from unipelt.inject.tuned import tuned_of
+
+SOME = ("bert", "deberta-v2", "gpt2", "llama", "mixtral", "bart", "t5", "vit")
+
+
+def plain(arch: str) -> nn.Module:
+    model = tiny.build(arch, dtype=precision(arch), attn=kernel(arch))
+    next(model.parameters()).requires_grad_(False)  # one that was frozen before
+    return model
+
+
+def traces(model: nn.Module) -> dict:
+    """Whatever attach could leave behind, apart from numbers."""
+    return {
+        "modules": [name for name, _ in model.named_modules()],
+        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
+        "hooks": {
+            name: [list(getattr(module, kind).values()) for kind in vars(module) if kind.endswith("_hooks")]
+            for name, module in model.named_modules()
+        },
+        "keywords": {
+            name: [dict(getattr(module, kind)) for kind in vars(module) if kind.endswith("_hooks_with_kwargs")]
+            for name, module in model.named_modules()
+        },
+        "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
+        "kernels": {name: m.config._attn_implementation for name, m in model.named_modules() if hasattr(m, "config")},
+        "config": model.config.to_dict(),
+        "forward": {name: module.forward.__func__ for name, module in model.named_modules()},
+        "classes": {name: type(module) for name, module in model.named_modules()},
+        "training": {name: module.training for name, module in model.named_modules()},
+        "ignored": model._keys_to_ignore_on_save,
+    }
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(before: tuple, model: nn.Module, given: dict) -> None:
+    what, weights, output = before
+    after = traces(model)
+    for kind in what:
+        assert after[kind] == what[kind], kind
+    assert list(model.state_dict()) == list(weights)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    torch.testing.assert_close(result(model(**given)), output, rtol=0, atol=0)
+
+
+def snapshot(model: nn.Module, given: dict) -> tuple:
+    return traces(model), state(model), result(model(**given)).detach()
+
+
+@pytest.mark.parametrize(("arch", "mixture"), cases(varied=("bart",)))
+def test_detach_gives_the_base_back(arch: str, mixture: Mixture):
+    model = plain(arch)
+    given = tiny.inputs(arch, model)
+    before = snapshot(model, given)
+    randomise(unipelt.attach(model, mixture, runs=1))
+    result(model(**given)).sum().backward()
+    unipelt.detach(model)
+    assert all(p.grad is None for p in model.parameters())
+    assert_same(before, model, given)
+
+
+@pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
+@torch.no_grad()  # SDPA takes another kernel for weights that require gradients, and rounds otherwise
+def test_inside_disabled_it_is_the_base(arch: str):
+    model = plain(arch)
+    given = tiny.inputs(arch, model)
+    before = result(model(**given))
+    unipelt.attach(model, "unipelt-apl" if arch in on_each("unipelt-apl") else "adapter")
+    changed = result(randomise(model)(**given))
+    with unipelt.disabled(model):
+        torch.testing.assert_close(result(model(**given)), before, rtol=0, atol=0)
+    torch.testing.assert_close(result(model(**given)), changed, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("arch", SOME)
+def test_the_base_is_not_renamed_and_keeps_its_class(arch: str):
+    model = plain(arch)
+    kind, names = type(model), list(model.state_dict())
+    unipelt.attach(model, "lora")
+    assert type(model) is kind
+    assert [name for name in model.state_dict() if not name.startswith("unipelt.")] == names
+
+
+@pytest.mark.parametrize("arch", SOME)
+def test_attaching_twice_is_refused(arch: str):
+    model = attached(arch, "adapter")
+    given = tiny.inputs(arch, model)
+    before = snapshot(model, given)
+    with pytest.raises(UserError, match=r"has 'adapter' attached already; call unipelt.detach\(model\) first"):
+        unipelt.attach(model, "lora")
+    assert_same(before, model, given)
+
+
+FAILING = {
+    "an unknown target": {"mixture": small("lora", target_modules=("nowhere",))},
+    "a good target and an unknown one": {"mixture": small("lora", target_modules=("value", "nowhere"))},
+    "an unknown preset": {"mixture": "lorra"},
+    "a pooling it has not": {"mixture": "adapter", "pooling": "mean"},
+    "an unknown head module": {"mixture": "adapter", "head_modules": ["heart"]},
+    "a layer it has not": {"mixture": "adapter(layers=[7])"},
+    "seeds for other runs": {"mixture": "adapter", "runs": 2, "seeds": [1]},
+}
+
+
+@pytest.mark.parametrize("failure", FAILING)
+@pytest.mark.parametrize("arch", ["llama", "bart", "t5", "gpt2"])
+def test_a_failing_attach_leaves_the_base_as_it_was(arch: str, failure: str):
+    model = plain(arch)
+    given = tiny.inputs(arch, model)
+    before = snapshot(model, given)
+    with pytest.raises(UserError):
+        unipelt.attach(model, **FAILING[failure])
+    assert_same(before, model, given)
+
+
+@pytest.mark.parametrize("preset", ["prefix", "unipelt-apl"])
+@pytest.mark.parametrize("arch", ["mpnet", "deberta-v2"])
+def test_a_refused_prefix_leaves_the_base_as_it_was(arch: str, preset: str):
+    model = plain(arch)
+    given = tiny.inputs(arch, model)
+    before = snapshot(model, given)
+    with pytest.raises(UserError, match="computes its attention by itself"):
+        unipelt.attach(model, preset)
+    assert_same(before, model, given)
+
+
+def test_a_kernel_that_is_refused_leaves_the_base_as_it_was():
+    model = plain("llama")
+    model.config._attn_implementation_internal = "flash_attention_2"
+    before = traces(model)
+    with pytest.raises(UserError, match="flash_attention_2"):
+        unipelt.attach(model, "prefix")
+    assert traces(model) == before
+
+
+def copies(model: nn.Module) -> dict[str, nn.Module]:
+    return {"deep copy": copy.deepcopy(model), "pickle": pickle.loads(pickle.dumps(model))}
+
+
+@pytest.mark.parametrize("how", ["deep copy", "pickle"])
+@pytest.mark.parametrize(("arch", "mixture"), cases(varied=()))
+def test_a_copy_is_equal_and_independent(arch: str, mixture: Mixture, how: str):
+    model = attached(arch, mixture)
+    given = tiny.inputs(arch, model)
+    before = result(model(**given))
+    twin = copies(model)[how]
+    torch.testing.assert_close(result(twin(**given)), before, rtol=0, atol=0)
+    randomise(twin, seed=7)
+    if any(True for _ in tuned_of(twin).parameters()):
+        assert (result(twin(**given)) - before).abs().max() > 1e-6
+    torch.testing.assert_close(result(model(**given)), before, rtol=0, atol=0)
+    unipelt.detach(model)
+    assert_same(snapshot(plain_of(arch), given), unipelt.detach(twin), given)
+
+
+def plain_of(arch: str) -> nn.Module:
+    return tiny.build(arch, dtype=precision(arch), attn=kernel(arch))
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama"])
+def test_a_compiled_model_is_refused(arch: str):
+    model = torch.compile(plain(arch), backend="eager")
+    with pytest.raises(UserError, match="attach to the plain model, then compile it"):
+        unipelt.attach(model, "adapter")
+
+
+@pytest.mark.parametrize("part", ["", "bert.encoder.layer.0"])
+def test_a_model_compiled_in_place_is_refused(part: str):
+    model = plain("bert")
+    model.get_submodule(part).compile(backend="eager")
+    with pytest.raises(UserError, match="compiled in place, and compiled code ignores new hooks"):
+        unipelt.attach(model, "adapter")
+    model = attached("bert", "adapter")
+    model.get_submodule(part).compile(backend="eager")
+    with pytest.raises(UserError, match="compiled in place"):
+        unipelt.detach(model)
+
+
+def test_attach_and_detach_take_effect_after_another_model_was_compiled():
+    """Compiled code of the same classes is not reused for a model that has hooks."""
+    other, model = plain("bert"), plain("bert")
+    given = tiny.inputs("bert", model)
+    whole, same = torch.compile(other, backend="eager"), torch.compile(model, backend="eager")
+    before = result(whole(**given))
+    equal(result(same(**given)), before, "bert")
+    randomise(unipelt.attach(model, "adapter"))
+    expected = result(model(**given))
+    assert (expected - before).abs().max() > 1e-3
+    equal(result(same(**given)), expected, "bert")  # what was compiled before attach looks again
+    equal(result(torch.compile(model, backend="eager")(**given)), expected, "bert")
+    equal(result(whole(**given)), before, "bert")
+    unipelt.detach(model)
+    equal(result(same(**given)), before, "bert")
+    torch._dynamo.reset()
+
+
+def test_the_tuned_part_follows_the_model():
+    model = attached("bert", "unipelt-apl")
+    assert {p.dtype for p in tuned_of(model).parameters()} == {torch.float64}
+    assert {p.dtype for p in tuned_of(model.float()).parameters()} == {torch.float32}
+    assert all(module.training for module in model.train().modules())
+    assert not any(module.training for module in model.eval().modules())

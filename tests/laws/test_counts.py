@@ -1,0 +1,124 @@
+"""Law 14: the papers' parameter counts on the shapes of the papers' bases, and exactly which tensors receive a gradient."""
+
+from functools import cache
+
+import pytest
+import tiny
+import torch
+import transformers as hf
+
+import unipelt
+from laws.lawbook import attached, cases, on_each, result, scalar
+from unipelt import PRESETS, Change, LowRank, Mixture
+from unipelt.inject.tuned import tuned_of
+
+D, LAYERS = 768, 12
+BERT_FOLDED = 2 * 10 * D * LAYERS  # a prefix of ten positions without its MLP
+BART = {"d_model": 1024, "encoder_layers": 12, "decoder_layers": 12, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096}
+BART |= {"encoder_attention_heads": 16, "decoder_attention_heads": 16}
+CONSTRUCTORS = {
+    "bert-base": lambda: hf.BertForSequenceClassification(hf.BertConfig()),
+    "roberta-base": lambda: hf.RobertaForSequenceClassification(hf.RobertaConfig()),
+    "bart-large": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART)),
+}
+
+
+def counts(base: str, what: str | Mixture, **options) -> dict[str, int]:
+    with torch.device("meta"):
+        model = CONSTRUCTORS[base]()
+    return unipelt.trainable_parameters(unipelt.attach(model, what, **options))
+
+
+@cache
+def without_head(base: str, what: str) -> int:
+    return sum(number for name, number in counts(base, what).items() if name != "head")
+
+
+@pytest.mark.parametrize(
+    ("preset", "number"),
+    [
+        ("prefix(mlp=0)", 184_320),
+        ("prefix", 9_857_024),
+        ("lora", 294_912),
+        ("adapter", 894_528),
+        ("unipelt-ap(mlp=0)", 1_097_304),
+        ("unipelt-apl(mlp=0)", 1_410_672),
+        ("bitfit", 102_912),
+        ("head", 0),
+    ],
+)
+def test_unipelts_counts_on_bert_base(preset: str, number: int):
+    assert without_head("bert-base", preset) == number
+
+
+def test_an_mlp_folds_into_the_papers_count():
+    """9,857,024 train; 184,320 are kept."""
+    mlp = 10 * D + (D + 1) * 512 + (512 + 1) * 2 * LAYERS * D
+    for preset in ("prefix", "unipelt-ap", "unipelt-apl"):
+        folded = without_head("bert-base", f"{preset}(mlp=0)")
+        assert without_head("bert-base", preset) - mlp + BERT_FOLDED == folded
+
+
+def test_the_papers_own_count_of_apl_has_one_gate_for_query_and_value():
+    low_rank = Change(form=LowRank(), site=("query", "value"), reads="input", weight=unipelt.Gate())
+    apl = Mixture((*unipelt.mixture("unipelt-ap(mlp=0)").changes, low_rank))
+    assert sum(n for name, n in counts("bert-base", apl).items() if name != "head") == 1_401_444
+
+
+def test_the_head_is_counted_by_itself():
+    assert counts("bert-base", "lora")["head"] == 1_538
+    assert sum(counts("bert-base", "bitfit", head="paper").values()) == 102_914
+    assert counts("bert-base", "bitfit", head="paper")["head"] == 2
+    for preset, head in {"lora": 0, "prefix": 0, "adapter": 1_538, "unipelt-apl": 1_538, "head": 1_538}.items():
+        assert counts("bert-base", preset, head="paper").get("head", 0) == head
+
+
+def test_mam_on_roberta_base():
+    biases = LAYERS * (16 + D)
+    assert without_head("roberta-base", "mam(mlp=0)") - biases == 589_824
+
+
+def test_mam_on_bart_large():
+    biases = 24 * (512 + 1024)
+    assert without_head("bart-large", "mam(prefix=30, bottleneck=512, s=4.0, mlp=0)") - biases == 27_377_664
+
+
+@pytest.mark.parametrize("runs", [1, 5])
+def test_counts_are_those_of_one_run(runs: int):
+    assert counts("bert-base", "unipelt-apl", runs=runs) == counts("bert-base", "unipelt-apl")
+
+
+def may_be_zero(name: str) -> bool:
+    """Softmax does not see a bias that all keys share, and the ReLU of a group's gate may be off at every token."""
+    keys = any(end in name for end in ("key.bias", "k_proj.bias", "k_lin.bias", "key_proj.bias", ".k.bias"))
+    return keys or ".central.gate." in name or ".g.gate." in name
+
+
+@pytest.mark.parametrize(("arch", "mixture"), cases())
+def test_exactly_the_tuned_tensors_receive_a_gradient(arch: str, mixture: Mixture):
+    model = attached(arch, mixture)
+    scalar(result(model(**tiny.inputs(arch, model, batch=6, pads=(0, 1))))).backward()
+    for name, parameter in model.named_parameters():
+        tuned = name.startswith("unipelt.")
+        assert parameter.requires_grad == tuned
+        assert (parameter.grad is not None) == tuned, name
+        assert not tuned or may_be_zero(name) or parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
+def test_a_frozen_head_receives_none(arch: str):
+    model = attached(arch, "adapter", head="frozen")
+    result(model(**tiny.inputs(arch, model))).sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and "bottleneck" not in name]
+    assert "head" not in unipelt.trainable_parameters(model)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("arch", ["bert", "llama", "bart", "t5", "deberta-v2", "gpt2"])
+def test_the_head_trains_for_every_method_whatever_its_name(arch: str, preset: str):
+    if arch in on_each(preset):
+        model = attached(arch, preset)
+        head = {name for name, _ in tuned_of(model).named_parameters() if name.startswith("head.")}
+        assert head and unipelt.trainable_parameters(model)["head"] == sum(
+            p.numel() for n, p in tuned_of(model).named_parameters() if n in head
+        )
