@@ -6,7 +6,20 @@ import torch
 from torch import nn
 
 import unipelt
-from laws.lawbook import attached, cases, equal, gradients, on_each, result, rows, scalar, stacks, without_dropout
+from laws.lawbook import (
+    attached,
+    cases,
+    equal,
+    gradients,
+    on_each,
+    randomise,
+    result,
+    rows,
+    scalar,
+    small,
+    stacks,
+    without_dropout,
+)
 from unipelt import Mixture, UserError
 
 CHECKPOINTED = tuple(name for name, t in tiny.ARCHITECTURES.items() if t.classifier.supports_gradient_checkpointing)
@@ -36,6 +49,18 @@ def assert_checkpointing_changes_nothing(model: nn.Module, arch: str) -> None:
 @pytest.mark.parametrize(("arch", "mixture"), cases(CHECKPOINTED, VARIED_HERE))
 def test_gradients_are_those_without_checkpointing(arch: str, mixture: Mixture):
     assert_checkpointing_changes_nothing(attached(arch, mixture), arch)
+
+
+@pytest.mark.parametrize("arch", on_each("unipelt-apl", CHECKPOINTED))
+def test_checkpointing_may_be_enabled_before_attach(arch: str):
+    model = without_dropout(attached(arch, "unipelt-apl")).train()
+    expected = trained(model, arch)
+    unipelt.detach(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    actual = trained(randomise(unipelt.attach(model, small("unipelt-apl"))), arch)
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        equal(actual[name], expected[name], arch, what=name)
 
 
 @pytest.mark.parametrize("preset", ["unipelt-apl", "houlsby", "mam"])

@@ -118,4 +118,6 @@ def test_compiled_whole_it_learns_the_same(arch: str, runs: int):
 @pytest.mark.inductor
 @pytest.mark.parametrize("arch", INDUCTED)
 def test_compiled_by_inductor_it_agrees_with_itself(arch: str):
-    compiled(arch, "unipelt-apl", "inductor", learns=arch == "bert")
+    compiled(
+        arch, "unipelt-apl", "inductor", learns=arch == "bert", top="base"
+    )  # T5's own classifier it cannot compile
