@@ -20,7 +20,7 @@ LENGTHS = {"max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
 
 
 def generator(arch: str, preset: str = "unipelt-apl") -> nn.Module:
-    return attached(arch, preset, head="generator", attn="sdpa", dtype=torch.float32)
+    return attached(arch, preset, top="generator", attn="sdpa", dtype=torch.float32)
 
 
 def prompts(arch: str, model: nn.Module) -> dict[str, torch.Tensor]:
