@@ -24,7 +24,6 @@ from unipelt import Mixture, UserError
 
 CHECKPOINTED = tuple(name for name, t in tiny.ARCHITECTURES.items() if t.classifier.supports_gradient_checkpointing)
 RUNS = 2
-VARIED_HERE = ("bert", "bart")
 
 
 def trained(model: nn.Module, arch: str) -> dict[str, torch.Tensor]:
@@ -46,7 +45,7 @@ def assert_checkpointing_changes_nothing(model: nn.Module, arch: str) -> None:
             equal(actual[name], expected[name], arch, what=f"{name}, reentrant: {reentrant}")
 
 
-@pytest.mark.parametrize(("arch", "mixture"), cases(CHECKPOINTED, VARIED_HERE))
+@pytest.mark.parametrize(("arch", "mixture"), cases(CHECKPOINTED, ("bart",)))
 def test_gradients_are_those_without_checkpointing(arch: str, mixture: Mixture):
     assert_checkpointing_changes_nothing(attached(arch, mixture), arch)
 
