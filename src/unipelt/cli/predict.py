@@ -21,8 +21,14 @@ def predict(
     from pathlib import Path
 
     from unipelt.checkpoint.disk import write_whole
+    from unipelt.errors import UserError
     from unipelt.fleet.apply import Applied
 
+    path = Path(out)
+    if out and (path.is_symlink() or (path.exists() and not path.is_file())):
+        raise UserError(f"--out {out}: not a regular file; expected a new file, or an old table to replace")
+    if out and path.exists() and path.samefile(data):
+        raise UserError(f"--out {out}: is --data itself; take another file")
     applied = Applied.load(run, model or None, device)
     columns = applied.columns(data, text=text or None, pair=pair or None, proba=proba, gates=gates)
     buffer = io.StringIO()
@@ -32,6 +38,5 @@ def predict(
     if not out:
         sys.stdout.write(buffer.getvalue())
         return
-    path = Path(out)
     write_whole(path.parent, {path.name: buffer.getvalue().encode()})
     print(f"{out}: {len(columns['prediction'])} rows")
