@@ -23,7 +23,9 @@ MAY_IMPORT = {  # each room, and the rooms below it
     "checkpoint": ("inject", "forms", "spec", "errors"),
     "data": ("errors",),
     "fleet": ("checkpoint", "inject", "forms", "spec", "data", "errors"),
-    "cli": ("fleet", "checkpoint", "inject", "forms", "spec", "data", "errors"),
+    "study": ("fleet", "checkpoint", "inject", "forms", "spec", "data", "errors"),
+    "report": ("study", "spec", "data", "errors"),
+    "cli": ("report", "study", "fleet", "checkpoint", "inject", "forms", "spec", "data", "errors"),
     "unipelt": (),
 }
 

@@ -24,6 +24,10 @@ class CheckpointError(UserError):
     """A folder that is not the checkpoint it should be."""
 
 
+class StoreError(UserError):
+    """A study's store that cannot be read or written."""
+
+
 def nearest(word: str, known: Iterable[str], most: int = 3) -> str:
     """`did you mean 'a' or 'b'?` for a misspelt word, else the whole list of known words."""
     known = sorted(known)

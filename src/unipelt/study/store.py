@@ -1,0 +1,249 @@
+"""The durable store of a study: one SQLite file, one row a run. A kill at any moment loses no finished run. Knows no torch."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from unipelt.errors import StoreError
+
+FILE, FORMAT = "study.sqlite", 1
+PLANNED, DONE = "planned", ("finished", "stopped early")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a study, as planned. Two cells that are equal are the same run."""
+
+    task: str
+    """a GLUE task, docstrings, or the stem of a file"""
+    k: int | str
+    """training rows, or all"""
+    method: str
+    """a preset with its options, or full"""
+    seed: int
+    """draws the rows, their order, the initial values and dropout"""
+    lr: float
+    """peak learning rate"""
+
+    @property
+    def id(self) -> str:
+        return f"{self.task}/{self.k}/{self.method}/{self.seed}/{self.lr:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came out of a run. JSON fields are stored as text."""
+
+    status: str
+    """finished, stopped early, or `failed: ` and the reason"""
+    metric: str
+    """the task's own metric: what `dev` and `test` are"""
+    dev: float | None = None
+    """best development metric: it alone chose the epoch, and chooses the learning rate"""
+    test: float | None = None
+    """test metric of the parameters with the best development metric"""
+    dev_metrics: dict[str, float] | None = None
+    test_metrics: dict[str, float] | None = None
+    majority: float | None = None
+    """test accuracy of always naming the largest class of the training rows; None for a regression"""
+    curve: list[dict[str, float]] | None = None
+    """one row an evaluation: epoch, step, loss, metrics"""
+    gates: dict[str, dict[str, float]] | None = None
+    """by path `stack.layer.change.place`: mean and sd of the gate over test rows"""
+    parameters: dict[str, int] | None = None
+    """trainable numbers by change; `head` for the head"""
+    rows: dict[str, Any] | None = None
+    """number and fingerprint of the rows of train, dev and test"""
+    labels: list[str] | None = None
+    """class names; empty for a regression"""
+    predictions: list[Any] | None = None
+    """class index or value for each test row, in order"""
+    targets: list[Any] | None = None
+    """the test rows' own labels, in order"""
+    recipe: dict[str, Any] | None = None
+    complete: bool = True
+    """False where the training set is a subset of the published one, so that k = all is not the paper's"""
+    steps: int | None = None
+    seconds: float | None = None
+    """this run's share of its fleet's time, evaluation included"""
+    fleet: str | None = None
+    """the fleet that it was trained in"""
+    width: int | None = None
+    """runs that were trained at once in it"""
+    device: str | None = None
+    versions: dict[str, str] | None = None
+
+
+KEYS = tuple(f.name for f in fields(Cell))
+VALUES = tuple(f.name for f in fields(Result))
+_TYPES = {"seed": "INTEGER", "lr": "REAL", "dev": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
+          "steps": "INTEGER", "seconds": "REAL", "width": "INTEGER"}  # fmt: skip
+_TEXT = {"status", "metric", "fleet", "device"}
+_JSON = {name for name in VALUES if name not in _TYPES and name not in _TEXT}
+_TABLES = f"""
+CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE runs (id TEXT PRIMARY KEY, place INTEGER NOT NULL,
+ {", ".join(f"{name} {_TYPES.get(name, 'TEXT')}" for name in (*KEYS, *VALUES))}) STRICT;
+"""
+
+
+class Store:
+    """The runs of one study. Several processes may read and write it at once."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection):
+        self.path, self._connection = path, connection
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike, facts: dict[str, Any]) -> "Store":
+        """Open a folder's store for writing, made where there is none; facts: what all its runs share.
+
+        Raises StoreError where the folder holds something else, or a store with other facts.
+        """
+        path = Path(folder) / FILE
+        if not path.exists() and path.parent.is_dir() and any(p.suffix != ".lock" for p in path.parent.iterdir()):
+            raise StoreError(f"--out {folder}: not empty, and holds no study; expected a new folder, or a study's own")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"--out {folder}: cannot be made ({error.strerror}); take another folder") from None
+        if path.exists():
+            _check(path, begun=True)
+        with _said(path):
+            connection = sqlite3.connect(path, timeout=60.0, isolation_level=None)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("BEGIN IMMEDIATE")
+            if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                for statement in _TABLES.strip().split(";\n"):
+                    connection.execute(statement)
+                connection.execute("INSERT INTO study VALUES ('format', ?)", (str(FORMAT),))
+                connection.execute("INSERT INTO study VALUES ('facts', ?)", (json.dumps(facts, sort_keys=True),))
+            connection.execute("COMMIT")
+        store = cls(path, connection)
+        theirs = store.facts
+        for name in facts.keys() | theirs.keys():
+            if json.loads(json.dumps(facts.get(name))) != theirs.get(name):
+                store.close()
+                raise StoreError(
+                    f"--out {folder}: holds a study with {name}={theirs.get(name)!r} and not {facts.get(name)!r}; "
+                    "take another folder, or the same options"
+                )
+        return store
+
+    @classmethod
+    def read(cls, place: str | os.PathLike) -> "Store":
+        """Open a store, or the store of a folder, for reading. Raises StoreError where there is none."""
+        path = Path(place)
+        path = path / FILE if path.is_dir() else path
+        _check(path)
+        with _said(path):
+            return cls(path, sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60.0))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What all runs share: model, epochs, and so on."""
+        with _said(self.path):
+            return json.loads(self._connection.execute("SELECT value FROM study WHERE name = 'facts'").fetchone()[0])
+
+    def plan(self, cells: Iterable[Cell]) -> None:
+        """Add the runs that are not there yet, in order."""
+        with _said(self.path), self._writing() as connection:
+            first = connection.execute("SELECT coalesce(max(place), -1) + 1 FROM runs").fetchone()[0]
+            for place, cell in enumerate(cells, start=first):
+                values = [str(cell.k) if name == "k" else getattr(cell, name) for name in KEYS]
+                connection.execute(
+                    f"INSERT OR IGNORE INTO runs (id, place, status, {', '.join(KEYS)}) VALUES (?, ?, ?, {', '.join('?' * len(KEYS))})",
+                    (cell.id, place, PLANNED, *values),
+                )
+
+    def finish(self, results: dict[Cell, Result]) -> None:
+        """Write what came out of some runs: all of them, or none. A run that is done already stays as it is."""
+        names = ", ".join(f"{name} = ?" for name in VALUES)
+        with _said(self.path), self._writing() as connection:
+            for cell, result in results.items():
+                values = asdict(result)
+                row = [
+                    None if values[n] is None else json.dumps(values[n]) if n in _JSON else int(values[n]) if n == "complete" else values[n]
+                    for n in VALUES
+                ]  # fmt: skip
+                connection.execute(f"UPDATE runs SET {names} WHERE id = ? AND status = ?", (*row, cell.id, PLANNED))
+
+    def pending(self) -> list[Cell]:
+        """The runs that are planned and not done."""
+        return [cell for cell, status in self.statuses() if status == PLANNED]
+
+    def statuses(self) -> list[tuple[Cell, str]]:
+        """Every run with its status, in the order of the plan."""
+        with _said(self.path):
+            found = self._connection.execute(f"SELECT status, {', '.join(KEYS)} FROM runs ORDER BY place").fetchall()
+        return [(_cell(dict(zip(KEYS, values))), status) for status, *values in found]
+
+    def runs(self, columns: Iterable[str] = (*KEYS, *VALUES)) -> list[dict[str, Any]]:
+        """Every run as a dictionary, in the order of the plan; JSON fields are read, what is not there yet is None."""
+        columns = list(columns)
+        with _said(self.path):
+            found = self._connection.execute(f"SELECT {', '.join(columns)} FROM runs ORDER BY place").fetchall()
+        return [{name: _value(name, value) for name, value in zip(columns, row)} for row in found]
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._connection
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+
+def _cell(values: dict[str, Any]) -> Cell:
+    return Cell(**{**values, "k": _value("k", values["k"])})
+
+
+def _value(name: str, value: Any) -> Any:
+    if name == "k":
+        return int(value) if value.isdecimal() else value
+    if name == "complete" and value is not None:
+        return bool(value)
+    return json.loads(value) if name in _JSON and value is not None else value
+
+
+def _check(path: Path, begun: bool = False) -> None:
+    """Raises StoreError where the file is no store of this version; it is only read. begun: one without tables is lawful,
+    for another process may be making it."""
+    if not path.is_file():
+        raise StoreError(f"{path}: no such study; expected the folder that `unipelt study … --out` wrote")
+    with _said(path):
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60.0)
+        try:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if begun and not tables:
+                return
+            if not {"study", "runs"} <= tables:
+                raise StoreError(f"{path}: a database, but no study; it is left untouched")
+            found = connection.execute("SELECT value FROM study WHERE name = 'format'").fetchone()
+        finally:
+            connection.close()
+    if found is None or found[0] != str(FORMAT):
+        raise StoreError(
+            f"{path}: of format {found[0] if found else 'unknown'}, this version reads format {FORMAT}; it is left untouched"
+        )
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """What SQLite finds wrong, as one line."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"{path}: {error}; what is stored is untouched, the same command goes on") from None
+    except (sqlite3.DatabaseError, ValueError) as error:
+        raise StoreError(f"{path}: no study, or a damaged one ({error}); it is left untouched") from None
