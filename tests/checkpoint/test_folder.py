@@ -110,6 +110,15 @@ def test_a_frozen_head_and_a_pooling_come_back(tmp_path: Path):
     assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
 
 
+def test_a_head_that_is_frozen_as_it_was_drawn_comes_back(tmp_path: Path):
+    """The papers' own policy: a head at random init is part of what was trained."""
+    model = unipelt.attach(tiny.build("bert"), "lora", head="frozen", fresh_head=True, seeds=[3])
+    assert "head" not in unipelt.trainable_parameters(model) and tuned_of(model).head_modules()
+    base = tiny.build("bert")
+    assert not torch.equal(logits(base, "bert"), logits(model, "bert"))
+    assert torch.equal(logits(unipelt.load(base, unipelt.save(model, tmp_path)), "bert"), logits(model, "bert"))
+
+
 class Killed(BaseException):
     """The process ends here."""
 

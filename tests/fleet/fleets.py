@@ -12,7 +12,6 @@ from unipelt.data import Task
 from unipelt.fleet.encode import Encoded
 from unipelt.fleet.loop import Fleet, Plan
 from unipelt.fleet.recipe import Recipe
-from unipelt.inject.tuned import tuned_of
 
 CLASSES = 3
 NO_DROPOUT = {
@@ -48,17 +47,33 @@ def plan(seed: int = 0, train: int = 20, dev: int = 17, classes: int = CLASSES, 
 
 
 def fleet(
-    plans: list[Plan], preset: str = "unipelt-apl", arch: str = "bert", dropout: bool = False, **how: Any
+    plans: list[Plan],
+    preset: str = "unipelt-apl",
+    arch: str = "bert",
+    dropout: bool = False,
+    width: int = 0,
+    **how: Any,
 ) -> Fleet:
-    """A fleet over the same base every time, in float64; `full`: the base itself is tuned."""
+    """A fleet over the same base every time, in float64; `full`: the base itself is tuned. width: runs at once, all by default."""
     model = tiny.build(arch, dtype=torch.float64, **({} if dropout else NO_DROPOUT[arch]))
     if preset == "full":
         model.requires_grad_(True)
     else:
-        seeds = [one.seed for one in plans]
-        unipelt.attach(model, small(preset), runs=len(plans), seeds=seeds, fresh_head=True)
+        seeds = [one.seed for one in plans][: width or None]
+        unipelt.attach(model, small(preset), runs=len(seeds), seeds=seeds, fresh_head=True)
     return Fleet(model, plans, Words(padding_side="left" if arch == "gpt2" else "right"), **how)
 
 
 def parameters(trained: Fleet, run: int = 0) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in tuned_of(trained.model).state_of(run).items()}
+    """What one of the model's runs has now."""
+    if trained.tuned is None:
+        return {name: value.detach().clone() for name, value in trained.model.named_parameters()}
+    return {name: value.detach()[run].clone() for name, value in trained.tuned.named_parameters()}
+
+
+class Kept(dict[int, dict[str, torch.Tensor]]):
+    """The best parameters of every plan that has ended, by its place."""
+
+    def __call__(self, trained: Fleet, plans: list[int]) -> None:
+        assert trained.tuned is None or trained.tuned.runs == len(plans)
+        self.update({plan: parameters(trained, run) for run, plan in enumerate(plans)})

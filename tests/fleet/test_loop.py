@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from fleet.fleets import fleet, parameters, plan, rows
+from fleet.fleets import Kept, fleet, parameters, plan, rows
 from unipelt.fleet.encode import epoch_order
+from unipelt.fleet.evaluate import predict
 from unipelt.fleet.flat import AdamW, Flat
-from unipelt.fleet.loop import Fleet, Plan, predict
+from unipelt.fleet.loop import Fleet, Plan
 
 UNLIKE = {  # runs that differ in all that a fleet leaves to each run
     "slow": lambda: plan(seed=1, train=20, lr=1e-3, epochs=4),
@@ -27,56 +28,75 @@ def close(a: torch.Tensor | float, b: torch.Tensor | float) -> None:
 
 
 def same_run(together: Fleet, run: int, alone: Fleet) -> None:
+    """Fleets that were given a Kept for what has ended."""
     mine, its = together.progress[run], alone.progress[0]
-    assert mine.ended == its.ended
+    assert (mine.ended, mine.step) == (its.ended, its.step)
     assert (mine.best_epoch, mine.waited, len(mine.curve)) == (its.best_epoch, its.waited, len(its.curve))
     for one, other in zip(mine.curve, its.curve):
         assert one.keys() == other.keys()
         for name in one:
             close(one[name], other[name])
-    expected = parameters(alone)
-    for name, value in parameters(together, run).items():
+    expected = alone.ended[0]
+    for name, value in together.ended[run].items():
         close(value, expected[name])
 
 
 @pytest.mark.parametrize("preset", ["unipelt-apl", "mam", "bitfit"])
 @pytest.mark.parametrize("arch", ["bert", "gpt2"])
-def test_a_run_in_a_fleet_is_the_run_alone(arch: str, preset: str):
-    plans = [make() for make in UNLIKE.values()]
-    together = fleet(plans, preset, arch)
-    before = [parameters(together, run) for run in range(len(plans))]
+@pytest.mark.parametrize("width", [5, 3, 1])
+def test_a_run_in_a_fleet_is_the_run_alone(width: int, arch: str, preset: str):
+    """Whatever the others do: they begin and end when they will, and give their places on."""
+    plans, widths = [make() for make in UNLIKE.values()], []
+    together = fleet(
+        plans, preset, arch, width=width, ended=Kept(), watch=lambda trained, event: widths.append(len(trained.runs))
+    )
     together.train()
-    last = 0
     for run, one in enumerate(plans):
-        alone = fleet([one], preset, arch)
+        alone = fleet([one], preset, arch, ended=Kept())
+        before = parameters(alone)
         alone.train()
         same_run(together, run, alone)
-        last = max(last, alone.step)
-        moved = [name for name, value in parameters(together, run).items() if not torch.equal(value, before[run][name])]
+        moved = [name for name, value in together.ended[run].items() if not torch.equal(value, before[name])]
         assert moved, "nothing was learnt: the comparison says nothing"
-    assert together.step == last, "a fleet ends with its last run"
+    assert widths[0] == width and widths == sorted(widths, reverse=True), "no place stays empty while a plan waits"
+    steps = sum(progress.step for progress in together.progress)
+    assert sum(widths) == steps, "a run that has ended costs nothing"
 
 
 def test_a_run_stops_early_and_keeps_its_best():
-    values: dict[str, list[torch.Tensor]] = {}
+    plans, predicted = [UNLIKE["stops early"](), UNLIKE["slow"]()], {}
 
-    def watch(trained: Fleet, event: str) -> None:
-        values.setdefault(trained.progress[0].ended, []).append(trained.flat.values[0].clone())
+    def ended(trained: Fleet, places: list[int]) -> None:
+        predicted.update(zip(places, trained.predict([plans[place].dev for place in places])))
 
-    trained = fleet([UNLIKE["stops early"](), UNLIKE["slow"]()], watch=watch)
+    trained = fleet(plans, ended=ended)
     trained.train()
-    assert len(values["stopped early"]) > 2 and all(
-        torch.equal(values["stopped early"][0], v) for v in values["stopped early"]
-    )
-    assert not torch.equal(values[""][0], values[""][1])
     early, slow = trained.progress
     assert early.ended == "stopped early" and slow.ended == "finished"
-    assert early.curve[-1]["step"] < trained.plans[0].steps
-    assert early.best == max(row["accuracy"] for row in early.curve)
-    for run, one in enumerate(trained.plans):
-        logits = trained.predict([other.dev for other in trained.plans])[run][:, : len(one.task.labels)]
+    assert early.curve[-1]["step"] == early.step < plans[0].steps
+    assert early.best == max(row["accuracy"] for row in early.curve) and early.best_epoch < early.curve[-1]["epoch"]
+    for place, one in enumerate(plans):
+        logits = predicted[place][:, : len(one.task.labels)]
         right = sum(int(p) == y for p, y in zip(logits.argmax(dim=1), one.dev.labels or []))
-        assert right / len(one.dev) == trained.progress[run].best, "the parameters are not those of the best evaluation"
+        assert right / len(one.dev) == trained.progress[place].best, (
+            "the parameters are not those of the best evaluation"
+        )
+
+
+@pytest.mark.parametrize("preset", ["unipelt-apl", "full"])
+def test_a_regression_is_trained_in_standard_units_and_answers_in_its_own(preset: str):
+    """Targets a·y + b: the same training, to the bit of the best epoch, and answers that are a·(answer) + b."""
+    one = UNLIKE["regression"]()
+    far = [10_000.0 * label + 250_000.0 for label in one.train.labels]  # type: ignore[union-attr]
+    mean, deviation = 0.7, 1.3
+    answers = []
+    for labels, unit in ((one.train.labels, (mean, deviation)), (far, (10_000 * mean + 250_000, 10_000 * deviation))):
+        given = replace(one, train=replace(one.train, labels=labels), unit=unit)
+        model = fleet([given], preset)
+        model.train()
+        answers.append(model.predict([one.dev])[0][:, 0])
+    assert answers[0].std() > 0.01
+    close(answers[1], 10_000 * answers[0] + 250_000)
 
 
 def broken(kind: str) -> Plan:
@@ -90,16 +110,22 @@ def broken(kind: str) -> Plan:
 @pytest.mark.parametrize("kind", ["grows", "overflows"])
 def test_a_run_that_leaves_the_numbers_ends_with_its_reason_and_harms_no_other(kind: str):
     good, bad, values = plan(seed=1), broken(kind), []
-    together = fleet([bad, good, good], watch=lambda trained, event: values.append(trained.flat.values[0].clone()))
-    alone, before = fleet([good]), together.flat.values[0].clone()
+    together = fleet(
+        [bad, good, good],
+        width=2,
+        ended=Kept(),
+        watch=lambda trained, event: values.append(trained.flat.values[0].clone()),
+    )
+    alone, before = fleet([good], ended=Kept()), together.flat.values[0].clone()
     together.train()
+    ended = together.progress[0]
     if kind == "overflows":
-        assert all(torch.equal(one, before) for one in values), "no step was taken on what is no number"
+        assert torch.equal(values[ended.step - 1], before), "no step was taken on what is no number"
     alone.train()
-    reason = together.progress[0].ended
-    assert "is not finite" in reason and f"--lr {bad.recipe.lr:g}" in reason and "at step" in reason
-    assert all(value.isfinite().all() for value in parameters(together, 0).values()), "its best parameters are numbers"
+    assert "is not finite" in ended.ended and f"--lr {bad.recipe.lr:g}" in ended.ended and "at step" in ended.ended
+    assert all(value.isfinite().all() for value in together.ended[0].values()), "its best parameters are numbers"
     same_run(together, 1, alone)
+    same_run(together, 2, alone)  # it has the broken run's place
 
 
 def test_a_gradient_that_is_not_finite_ends_a_run_too():
@@ -123,7 +149,7 @@ def test_the_optimiser_is_torchs(clip: float, weight_decay: float):
     theirs = [[nn.Parameter(p[run].detach().clone()) for p in ours] for run in range(runs)]
     optimisers = [torch.optim.AdamW(p, lr=1, weight_decay=weight_decay) for p in theirs]
     flat = Flat(ours, runs)
-    adamw = AdamW(flat, torch.full((runs,), weight_decay, dtype=torch.float64))
+    adamw = AdamW(flat)
     for step in range(12):
         factor = 1 / (step + 1)
         for run, optimiser in enumerate(optimisers):
@@ -137,7 +163,8 @@ def test_the_optimiser_is_torchs(clip: float, weight_decay: float):
         sum((p.sin() * scales.view(-1, *[1] * (p.dim() - 1))).sum() for p in ours).backward()
         flat.gather()
         vector = torch.tensor(rates, dtype=torch.float64) * factor
-        adamw.step(vector, torch.full((runs,), clip, dtype=torch.float64))
+        each = [torch.full((runs,), value, dtype=torch.float64) for value in (step + 1, clip, weight_decay)]
+        adamw.step(each[0], vector, each[1], each[2] if weight_decay else None)
         for run in range(runs):
             for mine, its in zip(ours, theirs[run]):
                 torch.testing.assert_close(mine[run], its, rtol=1e-12, atol=1e-12)
@@ -165,7 +192,7 @@ def test_the_loop_is_a_plain_torch_loop(preset: str):
         optimiser.step()
 
     def compare(trained: Fleet, event: str) -> None:
-        if trained.step == len(batches) == one.steps:
+        if trained.progress[0].step == len(batches) == one.steps:
             compared.update(dict(trained.model.named_parameters()))
             for name, value in tuned.items():
                 close(compared[name], value)
@@ -192,7 +219,7 @@ def test_predictions_are_in_the_order_of_the_rows_whatever_the_batches(monkeypat
     together = predict(trained.model, trained.tokenizer, data)
     assert [part.shape for part in together] == [(23, 3), (9, 3)]
     for size in (2, 6, 1000):
-        monkeypatch.setattr("unipelt.fleet.loop.EVALUATION_ROWS", size)
+        monkeypatch.setattr("unipelt.fleet.evaluate.EVALUATION_ROWS", size)
         for one, other in zip(together, predict(trained.model, trained.tokenizer, data)):
             close(one, other)
     for run, seed in enumerate((1, 2)):

@@ -33,15 +33,15 @@ class Watch:
     def __call__(self, fleet: Any, event: str) -> None:
         plan, progress = fleet.plans[0], fleet.progress[0]
         if self.row is None:
-            self.row = self.bar.add_task("training", total=plan.steps, completed=fleet.step)
-            self.started, self.first = time.monotonic(), fleet.step
+            self.row = self.bar.add_task("training", total=plan.steps, completed=progress.step)
+            self.started, self.first = time.monotonic(), progress.step
         text = "training"
         if progress.curve:
             now, metric = progress.curve[-1], plan.task.metric
             text = f"epoch {now['epoch']}  loss {now['loss']:.4f}  {metric} {now[metric]:.4f}  best {progress.best:.4f}"
-        self.bar.update(self.row, completed=fleet.step, description=text)
+        self.bar.update(self.row, completed=progress.step, description=text)
         if event == "evaluated" and not sys.stderr.isatty() and (time.monotonic() - self.last > 5 or progress.ended):
-            done = max(1, fleet.step - self.first)
-            left = (time.monotonic() - self.started) / done * (plan.steps - fleet.step)
-            self.tell(f"{text}  step {fleet.step}/{plan.steps}  at most {left:.0f} s left")
+            done = max(1, progress.step - self.first)
+            left = (time.monotonic() - self.started) / done * (plan.steps - progress.step)
+            self.tell(f"{text}  step {progress.step}/{plan.steps}  at most {left:.0f} s left")
             self.last = time.monotonic()

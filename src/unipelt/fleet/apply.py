@@ -14,17 +14,14 @@ from unipelt.checkpoint.description import CONFIG, describe
 from unipelt.checkpoint.disk import resolve
 from unipelt.checkpoint.folder import load
 from unipelt.errors import CheckpointError, UserError
-from unipelt.fleet.encode import collate, encode, most_tokens
-from unipelt.fleet.loop import predict
+from unipelt.fleet.encode import encode, most_tokens
+from unipelt.fleet.evaluate import predict
 from unipelt.fleet.outcome import RECORD, read_outcome
 from unipelt.fleet.recipe import Recipe
 from unipelt.fleet.tune import device_of
 from unipelt.forms.gate import Gate, GroupGate
-from unipelt.inject.record import record_gates
 from unipelt.inject.swap import fix_gates
 from unipelt.inject.tuned import tuned_of
-
-BATCH = 64  # rows a forward when gates are recorded
 
 
 @dataclass
@@ -112,29 +109,11 @@ def gate_paths(model: PreTrainedModel):
     return (path for path, module in tuned_of(model).named_modules() if isinstance(module, Gate | GroupGate))
 
 
-@torch.no_grad()
 def gate_values(model: PreTrainedModel, tokenizer: Any, rows: data.Rows, max_length: int) -> dict[str, Tensor]:
     """Each gate's value for each row, `[rows]`, by path; the members of a central gate as `path[i]`."""
-    model.eval()
-    encoded = encode(tokenizer, rows, max_length)
-    gates = dict(tuned_of(model).named_modules())
-    device = next(model.parameters()).device
-    collected: dict[str, list[Tensor]] = {}
-    for start in range(0, len(encoded), BATCH):
-        chunk = list(range(start, min(start + BATCH, len(encoded))))
-        inputs, _ = collate([(encoded, chunk)], tokenizer, device)
-        real = inputs["attention_mask"].float()
-        with record_gates(model) as values:
-            model(**inputs)
-        for path, (value, *_) in values.items():
-            central = isinstance(gates[path], GroupGate)
-            value = value.float() if central else value.float()[..., None]
-            if value.dim() == 3:
-                value = (value * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
-            for member in range(value.shape[-1]):
-                name = path.removesuffix(".gate") + (f"[{member}]" if central else "")
-                collected.setdefault(name, []).append(value[:, member].cpu())
-    return {name: torch.cat(parts) for name, parts in collected.items()}
+    values: dict[str, Tensor] = {}
+    predict(model, tokenizer, [encode(tokenizer, rows, max_length)], gates=[values])
+    return values
 
 
 def fixed_at_means(applied: Applied, rows: data.Rows) -> None:

@@ -46,14 +46,20 @@ def most_tokens(model: nn.Module, wanted: int) -> int:
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of one epoch: rows in an order of the seed's own, like lengths together within a few batches."""
+    """The batches of one epoch: rows in an order of the seed's own, like lengths together within a few batches.
+
+    Where short and long batches stand follows from the epoch alone, so that runs of like sizes are short together.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
     size, batches = CHUNK * batch_size, []
     for start in range(0, len(order), size):
         chunk = sorted(order[start : start + size], key=lambda row: lengths[row])
         batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    *full, last = batches  # the last may be smaller
+    places = torch.randperm(len(batches), generator=torch.Generator().manual_seed(epoch)).tolist()
+    ranked = [*sorted(full, key=lambda rows: sum(lengths[row] for row in rows)), last]
+    return [ranked[place] for place in places]
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

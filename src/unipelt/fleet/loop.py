@@ -1,13 +1,13 @@
 """The training loop: many runs over one frozen base, a step of all of them in one forward and backward. One run is a fleet of one.
 
 Each run has its own rows, data order, learning rate, schedule, clipping, early stopping and best parameters; the rows of a
-step lie in equal blocks, one block a run.
+step lie in equal blocks, one block a run. A run that ends gives its row of the parameters to the next in the queue.
 """
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,17 @@ from transformers import PreTrainedModel
 
 from unipelt.data import Task, score
 from unipelt.errors import CheckpointError
-from unipelt.fleet.encode import Encoded, collate, epoch_order, sorted_batches
+from unipelt.fleet.encode import Encoded, collate, epoch_order
+from unipelt.fleet.evaluate import decisions, precision, predict
 from unipelt.fleet.flat import AdamW, Flat
 from unipelt.fleet.recipe import Recipe
 from unipelt.fleet.state import load_state, save_state
-from unipelt.inject.tuned import NAME
+from unipelt.forms.routed import Route
+from unipelt.inject.heads import to_units
+from unipelt.inject.tuned import NAME, Tuned
 
-EVALUATION_ROWS = 128  # rows a forward, without gradients
 SAVE_EVERY = 30.0  # seconds between states, evaluations apart
+SAVE_SHARE = 0.05  # of the time, at most, that keeping states may take
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Plan:
     dev: Encoded
     recipe: Recipe
     seed: int
+    unit: tuple[float, float] = (0.0, 1.0)
+    """(mean, standard deviation) of a regression's targets: training counts in them, and the best head is put back"""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,114 +66,140 @@ class Plan:
 class Progress:
     """How one run stands."""
 
+    step: int = 0
     best: float = -math.inf
     best_epoch: int = -1
     waited: int = 0
     ended: str = ""
-    """why it ended: finished, stopped early, or what went wrong; empty while it runs"""
+    """why it ended: finished, stopped early, or what went wrong; empty while it runs, or waits"""
     losses: float = 0.0
     """sum of the losses since the last evaluation, of `steps` steps"""
     steps: int = 0
+    seconds: float = 0.0
+    """its share of the time"""
     curve: list[dict[str, float]] = field(default_factory=list)
     """one row an evaluation: epoch, step, loss, metrics"""
 
 
 class Fleet:
-    """Trains the runs of an attached model, or one run of a whole model.
+    """Trains plans in the runs of an attached model, or one plan in a whole model.
 
-    watch(fleet, event) is called after each step and evaluation. folder: where the state is kept, and found again.
+    The first plans have the model's runs, as attach drew them; the others wait. ended(fleet, plans) is called when some have
+    ended, while the model holds their best parameters, one run each in that order; after a kill it may be called again for
+    the same. watch(fleet, event) is called after each step and evaluation. folder: where the state is kept, and found again.
     """
 
     def __init__(
         self, model: PreTrainedModel, plans: list[Plan], tokenizer: Any, *,
         folder: Path | None = None, watch: Callable[["Fleet", str], None] = lambda fleet, event: None,
+        ended: Callable[["Fleet", list[int]], None] = lambda fleet, plans: None,
     ):  # fmt: skip
-        self.model, self.plans, self.tokenizer, self.folder, self.watch = model, plans, tokenizer, folder, watch
+        self.model, self.plans, self.tokenizer, self.folder = model, plans, tokenizer, folder
+        self.watch, self.ended = watch, ended
         self.progress = [Progress() for _ in plans]
-        self.step, self.seconds = 0, 0.0
+        self.seconds, self.saving = 0.0, 0.0
         self.device = next(model.parameters()).device
-        tuned = getattr(model, NAME, None)
-        parameters = [p for p in (tuned or model).parameters() if p.requires_grad]
-        self.flat = Flat(parameters, len(plans), run_axis=tuned is not None)
+        self.tuned: Tuned | None = getattr(model, NAME, None)
+        self.runs = list(range(self.tuned.runs if self.tuned else 1))
+        """the plan that each run of the model trains"""
+        self.waiting = len(self.runs)
+        """the next plan of the queue"""
+        parameters = [p for p in (self.tuned or model).parameters() if self.tuned or p.requires_grad]
+        self.flat = Flat(parameters, len(self.runs), run_axis=self.tuned is not None)
         self.best = self.flat.values.clone()
-        self.optimiser = AdamW(self.flat, self._vector([plan.recipe.weight_decay for plan in plans]))
+        self.optimiser = AdamW(self.flat)
         self.orders: dict[tuple[int, int], list[list[int]]] = {}
 
-    @property
-    def running(self) -> list[int]:
-        return [run for run, progress in enumerate(self.progress) if not progress.ended]
-
     def train(self) -> None:
-        """Train every run to its end, from the last state where there is one. The best parameters are in the model then."""
+        """Train every plan to its end, from the last state where there is one."""
         self._restore()
-        last = started = time.monotonic()
-        while self.running:
+        last = saved = time.monotonic()
+        self._turn_over()
+        while self.runs:
             self._step()
-            due = [run for run in self.running if self.plans[run].is_due(self.step)]
+            due = [run for run, plan in enumerate(self.runs) if self._is_due(plan)]
             if due:
                 self._evaluate(due)
             now = time.monotonic()
-            if self.folder is not None and (due or now - last > SAVE_EVERY):
-                self._save(self.seconds + now - started)
-                last = now
+            self._count(now - last)
+            last = now
+            if (
+                self.folder is not None
+                and (due or now - saved > SAVE_EVERY)
+                and (now - saved) * SAVE_SHARE >= self.saving
+            ):
+                self._save()
+                saved = time.monotonic()
+                self.saving = saved - now
             self.watch(self, "evaluated" if due else "stepped")
-        self.seconds += time.monotonic() - started
-        with torch.no_grad():
-            self.flat.values.copy_(self.best)
+            self._turn_over()
 
-    def predict(self, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None) -> list[Tensor]:
+    def predict(
+        self, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None, **how: Any
+    ) -> list[Tensor]:
         """Logits `[rows, classes]` of every run for its own rows, in their order."""
-        return predict(self.model, self.tokenizer, data, watch)
+        return predict(self.model, self.tokenizer, data, watch, **how)
+
+    def _is_due(self, plan: int) -> bool:
+        progress = self.progress[plan]
+        return not progress.ended and self.plans[plan].is_due(progress.step)
+
+    def _count(self, seconds: float) -> None:
+        self.seconds += seconds
+        for plan in self.runs:
+            self.progress[plan].seconds += seconds / len(self.runs)
 
     def _step(self) -> None:
         self.model.train()
-        parts = [(plan.train, self._rows(run)) for run, plan in enumerate(self.plans)]
+        plans, steps = [self.plans[i] for i in self.runs], [self.progress[i].step for i in self.runs]
+        parts = [(plan.train, self._rows(i)) for i, plan in zip(self.runs, plans)]
         inputs, weights = collate(parts, self.tokenizer, self.device)
         with precision(self.device):
             logits = self.model(**inputs).logits
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).unflatten(0, (len(self.plans), -1))
-        losses = torch.stack([
-            loss(plan.task, logits[run], [plan.train.labels[row] for row in parts[run][1]], weights[run])  # type: ignore[index]
-            for run, plan in enumerate(self.plans)
-        ])  # fmt: skip
-        active = self._vector([0.0 if progress.ended else 1.0 for progress in self.progress])
-        (losses * active).sum().backward()  # one that is not finite reaches its own run's gradients alone
-        rates = self._vector([plan.rate(self.step) for plan in self.plans]) * active
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).unflatten(0, (len(plans), -1))
+        losses = loss(plans, logits, [rows for _, rows in parts], weights)
+        losses.sum().backward()  # one that is not finite reaches its own run's gradients alone
         gradients = self.flat.gather()
-        finite = losses.isfinite() & gradients.isfinite().all(dim=1)
+        finite = losses.detach().isfinite() & gradients.isfinite().all(dim=1)
         gradients.masked_fill_(~finite[:, None], 0.0)
-        self.optimiser.step(rates * finite, self._vector([plan.recipe.clip for plan in self.plans]))
-        self.step += 1
-        for run, (value, fine) in enumerate(zip(losses.tolist(), finite.tolist())):
-            progress = self.progress[run]
-            if progress.ended:
-                continue
+        decays = [plan.recipe.weight_decay for plan in plans]
+        self.optimiser.step(
+            self._vector([step + 1.0 for step in steps]),
+            self._vector([plan.rate(step) for plan, step in zip(plans, steps)]) * finite,
+            self._vector([plan.recipe.clip for plan in plans]),
+            self._vector(decays) if any(decays) else None,
+        )
+        for index, value, fine in zip(self.runs, losses.tolist(), finite.tolist()):
+            progress = self.progress[index]
+            progress.step += 1
             if not fine:
                 what = f"loss is not finite ({value})" if not math.isfinite(value) else "gradient is not finite"
                 progress.ended = (
-                    f"the {what} at step {self.step}: expected a number; lower --lr {self.plans[run].recipe.lr:g}"
+                    f"the {what} at step {progress.step}: expected a number; lower --lr {self.plans[index].recipe.lr:g}"
                 )
                 continue
             progress.losses += value
             progress.steps += 1
 
-    def _rows(self, run: int) -> list[int]:
-        """The training rows of a run at this step; a run that has ended repeats its last, which count for nothing."""
-        plan = self.plans[run]
-        epoch, index = divmod(min(self.step, plan.steps - 1), plan.steps_per_epoch)
-        if (run, epoch) not in self.orders:
-            self.orders = {key: order for key, order in self.orders.items() if key[0] != run}
-            self.orders[run, epoch] = epoch_order(plan.train.lengths(), plan.recipe.batch_size, plan.seed, epoch)
-        return self.orders[run, epoch][index]
+    def _rows(self, index: int) -> list[int]:
+        """The training rows of a plan at its step."""
+        plan = self.plans[index]
+        epoch, place = divmod(self.progress[index].step, plan.steps_per_epoch)
+        if (index, epoch) not in self.orders:
+            self.orders.pop((index, epoch - 1), None)
+            self.orders[index, epoch] = epoch_order(plan.train.lengths(), plan.recipe.batch_size, plan.seed, epoch)
+        return self.orders[index, epoch][place]
 
     def _evaluate(self, due: list[int]) -> None:
-        logits = self.predict([plan.dev for plan in self.plans])
-        for run in due:
-            plan, progress = self.plans[run], self.progress[run]
-            metrics = score(plan.task, decisions(plan.task, logits[run]), plan.dev.labels or [])
-            value, epoch = metrics[plan.task.metric], self.step // plan.steps_per_epoch
+        plans = [self.plans[self.runs[run]] for run in due]
+        with self.showing(self.flat.values if len(due) == len(self.runs) else self.flat.values[due]):
+            every = self.predict([plan.dev for plan in plans])
+        for run, plan, logits in zip(due, plans, every):
+            progress = self.progress[self.runs[run]]
+            metrics = score(plan.task, decisions(plan.task, logits, plan.unit), plan.dev.labels or [])
+            value, epoch = metrics[plan.task.metric], progress.step // plan.steps_per_epoch
             progress.curve.append(
-                {"epoch": epoch, "step": self.step, "loss": progress.losses / max(1, progress.steps), **metrics}
+                {"epoch": epoch, "step": progress.step, "loss": progress.losses / max(1, progress.steps), **metrics}
             )
             progress.losses, progress.steps = 0.0, 0
             if value > progress.best:
@@ -176,13 +207,63 @@ class Fleet:
                 self.best[run].copy_(self.flat.values[run])
             else:
                 progress.waited += 1
-            if self.step >= plan.steps:
+            if progress.step >= plan.steps:
                 progress.ended = "finished"
             elif plan.recipe.patience and progress.waited >= plan.recipe.patience:
                 progress.ended = "stopped early"
 
-    def _save(self, seconds: float) -> None:
-        facts = {"step": self.step, "seconds": seconds, "progress": [vars(progress) for progress in self.progress]}
+    @torch.no_grad()
+    def _turn_over(self) -> None:
+        """Hand the best parameters of the runs that have ended to whoever wants them; their rows go to the queue's next."""
+        ended = [run for run, plan in enumerate(self.runs) if self.progress[plan].ended]
+        if not ended:
+            return
+        plans, started = [self.runs[run] for run in ended], time.monotonic()
+        best = self.best if len(ended) == len(self.runs) else self.best[ended]
+        with self.showing(best):
+            to_units(self.model, [self.plans[plan].unit for plan in plans])
+            self.ended(self, plans)
+        for run in ended:
+            if self.waiting == len(self.plans):
+                continue
+            assert self.tuned is not None
+            self.tuned.begin(run, self.plans[self.waiting].seed)
+            self.best[run].copy_(self.flat.values[run])
+            self.optimiser.begin(run)
+            self.runs[run] = self.waiting
+            self.waiting += 1
+        keep = [run for run, plan in enumerate(self.runs) if not self.progress[plan].ended]
+        self.runs = [self.runs[run] for run in keep]
+        if not keep:
+            self._show(best)
+        elif len(keep) < len(self.flat.values):
+            self.best = self.best[keep]
+            self.optimiser.keep(keep)
+            self.flat.train(self.flat.values[keep])
+            self._show(self.flat.values)
+        seconds = time.monotonic() - started
+        self.seconds += seconds
+        for plan in plans:
+            self.progress[plan].seconds += seconds / len(plans)
+
+    @contextmanager
+    def showing(self, values: Tensor) -> Iterator[None]:
+        """Inside the block the model's runs are those of this matrix."""
+        self._show(values)
+        try:
+            yield
+        finally:
+            self._show(self.flat.values)
+
+    def _show(self, values: Tensor) -> None:
+        self.flat.show(values)
+        if self.tuned is not None:
+            self.tuned.runs, self.tuned.route = len(values), Route.blocks(len(values))
+
+    def _save(self) -> None:
+        facts = {
+            "runs": self.runs, "waiting": self.waiting, "seconds": self.seconds, "progress": [vars(one) for one in self.progress],
+        }  # fmt: skip
         save_state(self.folder, self._tensors(), facts)  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -194,66 +275,40 @@ class Fleet:
         if found is None:
             return
         tensors, facts = found
-        with torch.no_grad():
-            for name, own in self._tensors().items():
-                if name not in tensors or tensors[name].shape != own.shape:
-                    raise CheckpointError(
-                        f"{self.folder}: its training's state is of another base or method; remove it to start anew"
-                    )
-                own.copy_(tensors[name])
-        self.step = self.optimiser.steps = facts["step"]
-        self.seconds = facts["seconds"]
+        expected = (len(facts["runs"]), self.flat.values.shape[1])
+        if any(name not in tensors or tensors[name].shape != expected for name in self._tensors()):
+            raise CheckpointError(
+                f"{self.folder}: its training's state is of another base or method; remove it to start anew"
+            )
+        values, self.best, self.optimiser.first, self.optimiser.second = (
+            tensors[name].to(self.flat.values, copy=True) for name in self._tensors()
+        )  # a copy is aligned as torch aligns: sums over a file's own memory end in other last bits
+        self.flat.train(values)
+        self._show(values)
+        self.runs, self.waiting, self.seconds = facts["runs"], facts["waiting"], facts["seconds"]
         self.progress = [Progress(**progress) for progress in facts["progress"]]
 
     def _vector(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=self.flat.values.dtype, device=self.device)
 
 
-def loss(task: Task, logits: Tensor, labels: list[Any], weights: Tensor) -> Tensor:
-    """Mean over the rows that count: cross-entropy over the task's own classes, or the squared error of a regression."""
-    labels = labels + labels[:1] * (len(weights) - len(labels))
-    if task.kind == "regression":
-        target = torch.tensor(labels, dtype=logits.dtype, device=logits.device)
-        each = (logits[:, 0] - target).square()
-    else:
-        target = torch.tensor(labels, device=logits.device)
-        each = F.cross_entropy(logits[:, : len(task.labels)], target, reduction="none")
-    return (each * weights).sum() / weights.sum()
+def loss(plans: list[Plan], logits: Tensor, rows: list[list[int]], weights: Tensor) -> Tensor:
+    """`[run]`: mean over the rows that count, of cross-entropy over the task's own classes, or of the squared error.
+
+    logits `[run, block, classes]`, of which a task with fewer classes has the first; weights `[run, block]`.
+    """
+    block = weights.shape[1]
+    targets = logits.new_tensor([_targets(plan, mine, block) for plan, mine in zip(plans, rows)])
+    regression = torch.tensor([plan.task.kind == "regression" for plan in plans], device=logits.device)
+    classes = torch.tensor([len(plan.task.labels) or 1 for plan in plans], device=logits.device)
+    beyond = torch.arange(logits.shape[-1], device=logits.device) >= classes[:, None, None]
+    named = torch.where(regression[:, None], 0.0, targets).long()
+    entropy = F.cross_entropy(logits.masked_fill(beyond, -torch.inf).mT, named, reduction="none")
+    each = torch.where(regression[:, None], (logits[..., 0] - targets).square(), entropy)
+    return (each * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-def decisions(task: Task, logits: Tensor) -> list[Any]:
-    """Predicted class indices, or values of a regression."""
-    if task.kind == "regression":
-        return logits[:, 0].tolist()
-    return logits[:, : len(task.labels)].argmax(dim=-1).tolist()
-
-
-@torch.no_grad()
-def predict(
-    model: PreTrainedModel, tokenizer: Any, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None
-) -> list[Tensor]:
-    """Logits `[rows, classes]` of every run for its own rows, in their order; batches of like length, largest first."""
-    model.eval()
-    device = next(model.parameters()).device
-    rows_each = max(1, EVALUATION_ROWS // len(data))
-    queues = [list(sorted_batches(encoded.lengths(), rows_each)) for encoded in data]
-    results: list[Tensor | None] = [None] * len(data)
-    for index in range(max(len(queue) for queue in queues)):
-        parts = [(encoded, queue[min(index, len(queue) - 1)]) for encoded, queue in zip(data, queues)]
-        inputs, _ = collate(parts, tokenizer, device)
-        with precision(device):
-            logits = model(**inputs).logits
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu().unflatten(0, (len(data), -1))
-        for run, (encoded, rows) in enumerate(parts):
-            if results[run] is None:
-                results[run] = logits.new_empty(len(encoded), logits.shape[-1])
-            results[run][torch.tensor(rows)] = logits[run, : len(rows)]  # type: ignore[index]
-        watch(sum(len(rows) for _, rows in parts))
-    return results  # type: ignore[return-value]
-
-
-def precision(device: torch.device) -> Any:
-    """bf16 where the device has it; the tuned parameters stay float32."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
+def _targets(plan: Plan, rows: list[int], block: int) -> list[float]:
+    mean, deviation = plan.unit
+    mine = [(plan.train.labels[row] - mean) / deviation for row in rows]  # type: ignore[index]
+    return mine + mine[:1] * (block - len(mine))

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from math import sqrt
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,12 +16,13 @@ from unipelt.checkpoint.bases import declared_pooling, load_base, load_tokenizer
 from unipelt.checkpoint.folder import save
 from unipelt.errors import CheckpointError, UserError
 from unipelt.fleet.encode import encode, most_tokens
-from unipelt.fleet.loop import Fleet, Plan, decisions
+from unipelt.fleet.evaluate import decisions
+from unipelt.fleet.loop import Fleet, Plan
 from unipelt.fleet.outcome import FULL, Outcome, Request, read_outcome, write_outcome
 from unipelt.fleet.recipe import default_recipe
 from unipelt.fleet.state import STATE
 from unipelt.inject.attach import attach
-from unipelt.inject.heads import find_head
+from unipelt.inject.heads import find_head, output_of
 from unipelt.inject.record import trainable_parameters
 
 
@@ -66,7 +69,10 @@ def tune(
     write_outcome(folder, outcome)
 
     torch.manual_seed(request.seed)  # dropout
-    plan = Plan(task=task, recipe=recipe, seed=request.seed, train=encoded["train"], dev=encoded["dev"])
+    plan = Plan(
+        task=task, recipe=recipe, seed=request.seed, train=encoded["train"], dev=encoded["dev"],
+        unit=unit_of(model, task, splits.train),
+    )  # fmt: skip
     fleet = Fleet(model, [plan], tokenizer, folder=folder, **({"watch": watch} if watch else {}))
     fleet.train()
     progress = fleet.progress[0]
@@ -102,6 +108,16 @@ def prepare(model: PreTrainedModel, method: str | spec.Mixture, request: Request
     if not sum(parameters.values()):
         raise UserError(f"--head-policy {request.policy}: {method.name!r} then has nothing to train; expected train")
     return parameters
+
+
+def unit_of(model: PreTrainedModel, task: data.Task, train: data.Rows) -> tuple[float, float]:
+    """(mean, standard deviation) of a regression's training targets: what the head can be put back into after training."""
+    output = output_of(model)
+    if task.kind != "regression" or output is None:
+        return 0.0, 1.0
+    targets: list[Any] = train.labels or []
+    mean = fmean(targets) if output.bias is not None else 0.0
+    return mean, sqrt(fmean((target - mean) ** 2 for target in targets)) or 1.0
 
 
 def head_of(model: PreTrainedModel) -> list[str]:

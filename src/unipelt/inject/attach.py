@@ -57,23 +57,24 @@ def attach(
 
     stacks = find_stacks(model, sites, runs)
     policy = _paper_policy(mixture) if head == "paper" else head
-    heads = {} if policy == "frozen" else build_head(model, head_modules, runs)
+    heads = {} if policy == "frozen" and not (fresh_head or head_modules) else build_head(model, head_modules, runs)
     build = Build(model, stacks, runs, set(find_head(model)))
     build.mixture(mixture)
 
     options = {"head": head, "pooling": pooling, "sites": sites}
-    tuned = Tuned(mixture, runs, options)
+    tuned = Tuned(mixture, runs, options, fresh_head)
     for path, module in build.modules.items():
         tuned.place(path, module)
     for path, module in heads.items():
         tuned.place(f"head.{path}", module)
     _cast(tuned, model)
-    tuned.initialise(seeds, fresh_head)
+    for run, seed in enumerate(seeds):
+        tuned.begin(run, seed)
     _device(tuned, build, model)
     tuned.hooks = _hooks(tuned, build, stacks, heads, model, pooling)
-    if policy == "bias":
-        for name, parameter in tuned.named_parameters():
-            parameter.requires_grad_(not name.startswith("head.") or name.endswith("bias"))
+    for name, parameter in tuned.named_parameters():
+        if name.startswith("head."):
+            parameter.requires_grad_(policy == "train" or (policy == "bias" and name.endswith("bias")))
 
     if build.prefixes:
         modules = [*model.modules()]

@@ -11,6 +11,7 @@ from unipelt.errors import SiteError, nearest
 from unipelt.forms.constants import scale_and_shift
 from unipelt.forms.gate import mean_of_real
 from unipelt.forms.routed import Route, RoutedLinear, draw_normal
+from unipelt.inject.tuned import NAME
 
 POLICIES = ("train", "frozen", "paper")
 POOLINGS = ("model", "cls", "mean")
@@ -31,8 +32,9 @@ class HeadLinear(nn.Module):
         return self.linear(x, route)
 
     def draw(self, run: int, generator: torch.Generator) -> None:
-        """As transformers initialises a head: N(0, initializer_range), bias 0."""
-        draw_normal(self.linear.weight, run, generator, self.spread)
+        """As transformers initialises a head: N(0, initializer_range), bias 0. Class by class: more classes change no row."""
+        for row in self.linear.weight.transpose(0, 1):
+            draw_normal(row, run, generator, self.spread)
         if self.linear.bias is not None and not self.linear.bias.is_meta:
             self.linear.bias.data[run] = 0
 
@@ -131,6 +133,28 @@ def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> di
                 "LayerNorms can be tuned: load a base that has these weights"
             )
     return head
+
+
+def output_of(model: PreTrainedModel) -> RoutedLinear | nn.Linear | None:
+    """The last linear of the head, where it is trained: tuned runs' own, or that of a model tuned whole."""
+    tuned = getattr(model, NAME, None)
+    modules = tuned.modules() if tuned is not None else find_head(model).values()
+    linears = [m.linear if isinstance(m, HeadLinear) else m for m in modules if isinstance(m, HeadLinear | nn.Linear)]
+    return linears[-1] if linears and linears[-1].weight.requires_grad else None
+
+
+@torch.no_grad()
+def to_units(model: PreTrainedModel, units: list[tuple[float, float]]) -> None:
+    """Put each run's output from standard units into its own: y = mean + deviation · output. units: (mean, deviation) a run."""
+    output = output_of(model)
+    for run, (mean, deviation) in enumerate(units):
+        if output is None or (mean, deviation) == (0.0, 1.0):
+            continue
+        mine = run if isinstance(output, RoutedLinear) else slice(None)
+        output.weight[mine] *= deviation
+        if output.bias is not None:
+            output.bias[mine] *= deviation
+            output.bias[mine] += mean
 
 
 def copy_to_runs(target: nn.Parameter | None, source: Tensor) -> None:

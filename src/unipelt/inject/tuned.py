@@ -15,9 +15,11 @@ NAME = "unipelt"
 class Tuned(nn.Module):
     """Every tuned parameter of a base, `[run, ...]`, under paths such as `encoder.0.low_rank_query.query.down.weight`."""
 
-    def __init__(self, mixture: spec.Mixture, runs: int, options: dict[str, Any]):
+    def __init__(self, mixture: spec.Mixture, runs: int, options: dict[str, Any], fresh_head: bool = False):
         super().__init__()
-        self.mixture, self.runs, self.options = mixture, runs, options
+        self.mixture, self.runs, self.options, self.fresh_head = mixture, runs, options, fresh_head
+        self.blank: dict[str, Tensor] = {}
+        """one run's parameters before anything was drawn"""
         self.route = Route.blocks(runs)
         self.hooks: list[tuple[str, str, Any]] = []
         """module path, kind of hook and the bound method that hangs there, in order"""
@@ -39,13 +41,19 @@ class Tuned(nn.Module):
             parent = parent.get_submodule(part)
         parent.add_module(name, module)
 
-    def initialise(self, seeds: list[int], head: bool) -> None:
-        """Initial values of each run from its own generator, in the order of the mixture."""
-        for run, seed in enumerate(seeds):
-            generator = torch.Generator().manual_seed(seed)
-            for path, module in self.named_modules():
-                if hasattr(module, "draw") and not self._inside_drawn(path) and (head or not path.startswith("head.")):
-                    module.draw(run, generator)
+    @torch.no_grad()
+    def begin(self, run: int, seed: int) -> None:
+        """Initial values of one run from its own generator, in the order of the mixture: they do not depend on its fleet."""
+        if not self.blank:
+            self.blank = {name: _blank(p[0]) for name, p in self.named_parameters() if not p.is_meta}
+        for name, parameter in self.named_parameters():
+            if name in self.blank:
+                parameter.data[run] = self.blank[name].to(parameter.device)
+        generator = torch.Generator().manual_seed(seed)
+        for path, module in self.named_modules():
+            fresh = self.fresh_head or not path.startswith("head.")
+            if hasattr(module, "draw") and fresh and not self._inside_drawn(path):
+                module.draw(run, generator)
 
     def _inside_drawn(self, path: str) -> bool:
         """Whether an ancestor draws this module's values."""
@@ -94,6 +102,12 @@ class Tuned(nn.Module):
             parts = path.split(".")
             owner = next((part for part in parts[:3] if part in names or part in groups), "head")
             yield owner, path, parameter
+
+
+def _blank(values: Tensor) -> Tensor:
+    """A copy, or one number where all are alike, as nearly all are before anything is drawn."""
+    first = values.flatten()[:1]
+    return first.clone() if bool((values == first).all()) else values.clone()
 
 
 def tuned_of(model: nn.Module) -> Tuned:

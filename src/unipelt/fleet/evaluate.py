@@ -1,0 +1,79 @@
+"""What runs say of rows: logits, decisions and gate values, for all runs of a model in one pass over batches of like length."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unipelt.data import Task
+from unipelt.fleet.encode import Encoded, collate, sorted_batches
+from unipelt.forms.gate import GroupGate
+from unipelt.inject.record import record_gates
+from unipelt.inject.tuned import tuned_of
+
+EVALUATION_ROWS = 128  # rows a forward, without gradients
+
+
+@torch.no_grad()
+def predict(
+    model: PreTrainedModel, tokenizer: Any, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None,
+    gates: list[dict[str, Tensor]] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Logits `[rows, classes]` of every run for its own rows, in their order; batches of like length, largest first.
+
+    gates: one dictionary a run, which gets each gate's value for each row, `[rows]`, by the path of its change; the members
+    of a central gate as `path[i]`. A gate of each token's own is averaged over the row's tokens.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    rows_each = max(1, EVALUATION_ROWS // len(data))
+    queues = [list(sorted_batches(encoded.lengths(), rows_each)) for encoded in data]
+    results: list[dict[str, Tensor]] = [{} for _ in data]
+    for index in range(max(len(queue) for queue in queues)):
+        parts = [(encoded, queue[min(index, len(queue) - 1)]) for encoded, queue in zip(data, queues)]
+        inputs, _ = collate(parts, tokenizer, device)
+        with precision(device), nullcontext() if gates is None else record_gates(model) as recorded:
+            logits = model(**inputs).logits
+        said = {"": logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu()}
+        if recorded is not None:
+            said |= _by_row(model, recorded, inputs["attention_mask"])
+        for name, values in said.items():
+            for run, ((encoded, rows), mine) in enumerate(zip(parts, values.unflatten(0, (len(data), -1)))):
+                kept = results[run].setdefault(name, mine.new_empty(len(encoded), *mine.shape[1:]))
+                kept[torch.tensor(rows)] = mine[: len(rows)]
+        watch(sum(len(rows) for _, rows in parts))
+    logits = [result.pop("") for result in results]
+    for mine, result in zip(gates or (), results):
+        mine.update(result)
+    return logits
+
+
+def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], mask: Tensor) -> dict[str, Tensor]:
+    """One value a gate and row, `[batch]`."""
+    gates, said = dict(tuned_of(model).named_modules()), {}
+    for path, (value, *_) in recorded.items():
+        central = isinstance(gates[path], GroupGate)
+        value = value.float() if central else value.float()[..., None]
+        if value.dim() == 3:
+            real = mask.float()[..., None]
+            value = (value * real).sum(dim=1) / real.sum(dim=1)
+        for member in range(value.shape[-1]):
+            said[path.removesuffix(".gate") + (f"[{member}]" if central else "")] = value[:, member].cpu()
+    return said
+
+
+def decisions(task: Task, logits: Tensor, unit: tuple[float, float] = (0.0, 1.0)) -> list[Any]:
+    """Predicted class indices; or values of a regression, whose logits count in `unit`: (mean, standard deviation)."""
+    if task.kind == "regression":
+        return (logits[:, 0] * unit[1] + unit[0]).tolist()
+    return logits[:, : len(task.labels)].argmax(dim=-1).tolist()
+
+
+def precision(device: torch.device) -> Any:
+    """bf16 where the device has it; the tuned parameters stay float32."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return nullcontext()
