@@ -9,12 +9,13 @@ from unipelt.errors import UserError
 
 # what typer raises for a mistake in the words of a command: its own copy of click's, or click's, as its version has it
 WordsError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+SEVERAL = ("--tasks", "--k", "--methods", "--lr", "--values")  # flags of studies that take several values
 STOPPED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
 
 def build() -> typer.Typer:
     """The application with all its commands."""
-    from unipelt.cli import export, inspect, methods, predict, train
+    from unipelt.cli import export, inspect, methods, predict, study, train
 
     app = typer.Typer(
         name="unipelt",
@@ -26,7 +27,24 @@ def build() -> typer.Typer:
     app.callback(epilog="--debug behind any command shows the traceback of an error.")(lambda: None)
     for module in (methods, train, predict, inspect, export):
         app.command()(getattr(module, module.__name__.rsplit(".", 1)[-1]))
+    app.add_typer(study.app, name="study")
     return app
+
+
+def one_each(arguments: list[str]) -> list[str]:
+    """`--k 100 500` as click has it: `--k 100 --k 500`, for the flags of studies that take several values."""
+    if not arguments or arguments[0] not in ("study", "compare"):
+        return arguments
+    spread: list[str] = []
+    flag, taken = "", 0
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag, taken = argument, 0
+        elif flag in SEVERAL:
+            spread += [flag] if taken else []
+            taken += 1
+        spread.append(argument)
+    return spread
 
 
 def main(given: list[str] | None = None) -> None:
@@ -34,7 +52,7 @@ def main(given: list[str] | None = None) -> None:
     given = sys.argv[1:] if given is None else given
     arguments = [argument for argument in given if argument != "--debug"]
     try:
-        code = build()(args=arguments or ["--help"], prog_name="unipelt", standalone_mode=False)
+        code = build()(args=one_each(arguments) or ["--help"], prog_name="unipelt", standalone_mode=False)
     except UserError as error:
         code = _refuse(str(error), debug=len(arguments) < len(given))
     except WordsError as error:  # type: ignore[misc]

@@ -45,3 +45,51 @@ class Watch:
             left = (time.monotonic() - self.started) / done * (plan.steps - progress.step)
             self.tell(f"{text}  step {progress.step}/{plan.steps}  at most {left:.0f} s left")
             self.last = time.monotonic()
+
+
+class StudyWatch:
+    """Shows how many runs of a study are done, what the fleet at work does, and the time left."""
+
+    def __init__(self, store: Any):
+        self.store = store
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.completed}/{task.total} runs"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.description}"), console=self.console, disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self.row, self.last = self.bar.add_task("", total=None), 0.0
+
+    def __enter__(self) -> "StudyWatch":
+        self.started, self.first = time.monotonic(), self._done()[0]
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._show("")
+        self.bar.stop()
+
+    def tell(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __call__(self, fleet: Any, event: str) -> None:
+        now = time.monotonic()
+        if event != "evaluated" and now - self.last < 5:
+            return
+        running = [fleet.plans[plan] for plan in fleet.runs]
+        names = sorted({plan.task.name for plan in running})
+        steps = sum(progress.step for progress in fleet.progress)
+        self._show(
+            f"{len(running)} at once: {' '.join(names)}, {steps} of at most {sum(p.steps for p in fleet.plans)} steps"
+        )
+
+    def _done(self) -> tuple[int, int]:
+        statuses = [status for _, status in self.store.statuses()]
+        return sum(status != "planned" for status in statuses), len(statuses)
+
+    def _show(self, text: str) -> None:
+        done, total = self._done()
+        self.bar.update(self.row, completed=done, total=total, description=text)
+        now = time.monotonic()
+        if text and not sys.stderr.isatty() and now - self.last > 5:
+            self.tell(f"{done}/{total} runs  {text}  {now - self.started:.0f} s")
+        self.last = now

@@ -1,6 +1,6 @@
 """One run from a task to a checkpoint: what `unipelt train` does. It is resumed by asking for the same again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from math import sqrt
 from pathlib import Path
@@ -51,7 +51,7 @@ def tune(
     model, tokenizer = load_base(request.model, classes=classes, seed=request.seed), load_tokenizer(request.model)
     model.config.pad_token_id = tokenizer.pad_token_id
     recipe = default_recipe(request.method, model.config.hidden_size, len(splits.train), **request.recipe)
-    parameters = prepare(model, method, request)
+    parameters = prepare(model, method, request, [request.seed])
     model.to(target)
     tell("recipe: " + ", ".join(f"{name}={value}" for name, value in asdict(recipe).items()))
 
@@ -96,13 +96,15 @@ def tune(
     return outcome
 
 
-def prepare(model: PreTrainedModel, method: str | spec.Mixture, request: Request) -> dict[str, int]:
-    """Attach the mixture, or make the whole model trainable; returns trainable parameters by change."""
+def prepare(
+    model: PreTrainedModel, method: str | spec.Mixture, request: Request, seeds: Sequence[int]
+) -> dict[str, int]:
+    """Attach the mixture, one run a seed, or make the whole model trainable; returns one run's trainable numbers by change."""
     if isinstance(method, str):
         return {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
     pooling = declared_pooling(request.model) if request.head == "auto" else request.head
     attach(
-        model, method, seeds=[request.seed], head=request.policy, pooling=pooling, fresh_head=True, head_modules=head_of(model)
+        model, method, runs=len(seeds), seeds=seeds, head=request.policy, pooling=pooling, fresh_head=True, head_modules=head_of(model)
     )  # fmt: skip
     parameters = trainable_parameters(model)
     if not sum(parameters.values()):

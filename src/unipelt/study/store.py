@@ -3,7 +3,7 @@
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -161,6 +161,22 @@ class Store:
                     (cell.id, place, PLANNED, *values),
                 )
 
+    def assign(self, group: Callable[[list[Cell]], dict[str, list[Cell]]]) -> None:
+        """Give each run that has no fleet yet one: what `group` makes of them, by the fleet's name. Others keep theirs."""
+        with _said(self.path), self._writing() as connection:
+            free = self._cells("WHERE fleet IS NULL")
+            for fleet, cells in group([cell for cell, _ in free]).items():
+                connection.executemany("UPDATE runs SET fleet = ? WHERE id = ?", [(fleet, cell.id) for cell in cells])
+
+    def fleets(self) -> dict[str, list[Cell]]:
+        """Every fleet with all its runs, in the order of the plan."""
+        with _said(self.path):
+            names = [name for (name,) in self._connection.execute("SELECT fleet FROM runs ORDER BY place")]
+        fleets: dict[str, list[Cell]] = {}
+        for name, (cell, _) in zip(names, self.statuses()):
+            fleets.setdefault(name, []).append(cell)
+        return fleets
+
     def finish(self, results: dict[Cell, Result]) -> None:
         """Write what came out of some runs: all of them, or none. A run that is done already stays as it is."""
         names = ", ".join(f"{name} = ?" for name in VALUES)
@@ -180,8 +196,7 @@ class Store:
     def statuses(self) -> list[tuple[Cell, str]]:
         """Every run with its status, in the order of the plan."""
         with _said(self.path):
-            found = self._connection.execute(f"SELECT status, {', '.join(KEYS)} FROM runs ORDER BY place").fetchall()
-        return [(_cell(dict(zip(KEYS, values))), status) for status, *values in found]
+            return self._cells()
 
     def runs(self, columns: Iterable[str] = (*KEYS, *VALUES)) -> list[dict[str, Any]]:
         """Every run as a dictionary, in the order of the plan; JSON fields are read, what is not there yet is None."""
@@ -192,6 +207,10 @@ class Store:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _cells(self, which: str = "") -> list[tuple[Cell, str]]:
+        found = self._connection.execute(f"SELECT status, {', '.join(KEYS)} FROM runs {which} ORDER BY place")
+        return [(_cell(dict(zip(KEYS, values))), status) for status, *values in found.fetchall()]
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

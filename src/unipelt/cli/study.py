@@ -1,0 +1,115 @@
+"""`unipelt study`: the papers' studies, run by run into a store that any kill leaves whole."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from unipelt.cli.fields import docs
+from unipelt.errors import UserError
+from unipelt.fleet.recipe import Recipe
+from unipelt.study.plan import Grid, Setting
+
+app = typer.Typer(
+    help="The papers' studies: tasks × sizes × methods × seeds, trained as fleets, in a store that resumes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+_grid, _setting, _recipe = docs(Grid), docs(Setting), docs(Recipe)
+_OWN = "; default: the method's own"
+_OUT = typer.Option("", help="folder of the study; the same command again does what is missing")
+_MODEL = typer.Option("minilm", help=_setting["model"])
+_HEAD = typer.Option("auto", help=_setting["head"])
+_POLICY = typer.Option("train", help=_setting["policy"])
+_DATA = typer.Option("", help=_setting["data_dir"])
+_WIDTH = typer.Option(0, min=0, help=_setting["width"])
+_DEVICE = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda")
+_TASKS = typer.Option([], help=_grid["tasks"] + "; default: GLUE's eight")
+_SEEDS = typer.Option(5, min=1, help=_grid["seeds"])
+_LR = typer.Option([], help=_grid["lr"])
+_EPOCHS = typer.Option(None, help=_recipe["epochs"] + _OWN)
+_EVERY = typer.Option(None, help=_recipe["evaluate_every"] + _OWN)
+_PATIENCE = typer.Option(None, help=_recipe["patience"] + _OWN)
+_BATCH = typer.Option(None, help=_recipe["batch_size"] + _OWN)
+_LENGTH = typer.Option(None, help=_recipe["max_length"] + _OWN)
+
+
+@app.command()
+def glue(
+    tasks: list[str] = _TASKS,
+    k: list[str] = typer.Option([], "--k", help=_grid["k"] + "; default: 100 500 1000 all"),
+    methods: list[str] = typer.Option([], help=_grid["methods"] + "; default: the paper's"),
+    seeds: int = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
+    patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
+    data_dir: str = _DATA, model: str = _MODEL, head: str = _HEAD, head_policy: str = _POLICY, width: int = _WIDTH,
+    device: str = _DEVICE, out: str = _OUT,
+    plan: str = typer.Option("", help="TOML file with these options (underscores for dashes); flags take precedence"),
+) -> None:  # fmt: skip
+    """Tables 1 to 3 of UniPELT (Mao et al. 2022): every task, size, method and seed."""
+    from unipelt.study.plan import read_plan
+
+    grid, setting = read_plan(plan) if plan else ({}, {})
+    given = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
+    chosen = {"tasks": tasks, "k": [_size(one) for one in k], "methods": methods, "lr": lr}
+    grid |= {name: value for name, value in chosen.items() if value} | ({"seeds": seeds} if seeds != 5 else {})
+    shared = {"model": model, "head": head, "policy": head_policy, "data_dir": data_dir, "width": width}
+    defaults = {"model": "minilm", "head": "auto", "policy": "train", "data_dir": "", "width": 0}
+    setting |= {name: value for name, value in shared.items() if value != defaults[name]}
+    setting["recipe"] = setting.get("recipe", {}) | given
+    _run(Grid(**grid), Setting(**setting), out, device)
+
+
+@app.command()
+def sweep(
+    method: str = typer.Option("adapter", help="preset whose option is varied"),
+    option: str = typer.Option("bottleneck", help="option of the preset: bottleneck (figure 2), alpha (figure 3), prefix or length"),
+    values: list[str] = typer.Option([], help="values of the option; default: figure 2's"),
+    tasks: list[str] = typer.Option(["cola"], help=_grid["tasks"]),
+    k: list[str] = typer.Option(["100"], "--k", help=_grid["k"]),
+    seeds: int = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
+    patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
+    data_dir: str = _DATA, model: str = _MODEL, head: str = _HEAD, head_policy: str = _POLICY, width: int = _WIDTH,
+    device: str = _DEVICE, out: str = _OUT,
+) -> None:  # fmt: skip
+    """Figures 2 and 3 of UniPELT: one option of one preset, varied."""
+    from unipelt.study.plan import sweep as methods_of
+
+    methods = methods_of(method, option, values or ["3", "6", "12", "24", "48", "96", "192"])
+    given = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
+    grid = Grid(tasks=tasks, k=[_size(one) for one in k], methods=methods, seeds=seeds, lr=lr)
+    shared = {"model": model, "head": head, "policy": head_policy, "data_dir": data_dir or None, "width": width}
+    _run(grid, Setting(**shared, recipe=given), out, device)  # type: ignore[arg-type]
+
+
+def _run(grid: Grid, setting: Setting, out: str, device: str) -> None:
+    if not out:
+        raise UserError("--out is missing: expected a folder for the study, such as results/glue")
+    from unipelt.cli.progress import StudyWatch
+    from unipelt.fleet.tune import device_of
+    from unipelt.study.engine import hidden_size, planned_width, run_study
+    from unipelt.study.plan import in_fleets
+    from unipelt.study.store import Store
+
+    width = planned_width(setting, device_of(device))
+    cells = grid.cells(hidden_size(setting.model))
+    store = Store.create(out, setting.facts)
+    store.plan(cells)
+    store.assign(lambda free: in_fleets(free, width))
+    with StudyWatch(store) as watch:
+        run_study(store, setting, device=device, tell=watch.tell, watch=watch)
+    statuses = [status for _, status in store.statuses()]
+    failed = [status for status in statuses if status.startswith("failed")]
+    print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0][8:]}" if failed else ""))  # fmt: skip
+    print(f"  tables and figures: `unipelt report {out}`; rows: {Path(out) / 'study.sqlite'}, table runs")
+
+
+def _size(text: str) -> int | str:
+    if text != "all" and not text.isdecimal():
+        raise UserError(f"--k {text}: expected whole numbers or all")
+    return text if text == "all" else int(text)
+
+
+def _given(**recipe: Any) -> dict[str, Any]:
+    given = {name: value for name, value in recipe.items() if value is not None}
+    Recipe(**given)
+    return given

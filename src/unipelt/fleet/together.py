@@ -1,0 +1,202 @@
+"""Several requests of one method over one base, trained together from their data to their results."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unipelt import data, spec
+from unipelt.checkpoint.bases import load_base, load_tokenizer
+from unipelt.errors import DataError, UserError
+from unipelt.fleet.encode import Encoded, encode, most_tokens
+from unipelt.fleet.evaluate import decisions
+from unipelt.fleet.loop import Fleet, Plan, Progress
+from unipelt.fleet.outcome import FULL, Request
+from unipelt.fleet.recipe import Recipe, default_recipe
+from unipelt.fleet.tune import prepare, unit_of
+from unipelt.inject.heads import output_of
+
+
+@dataclass
+class Finished:
+    """What came out of one request."""
+
+    status: str
+    metric: str
+    dev: float | None = None
+    test: float | None = None
+    dev_metrics: dict[str, float] | None = None
+    test_metrics: dict[str, float] | None = None
+    majority: float | None = None
+    curve: list[dict[str, float]] = field(default_factory=list)
+    gates: dict[str, dict[str, float]] | None = None
+    parameters: dict[str, int] | None = None
+    rows: dict[str, Any] | None = None
+    labels: list[str] | None = None
+    predictions: list[Any] | None = None
+    targets: list[Any] | None = None
+    recipe: dict[str, Any] | None = None
+    complete: bool = True
+    steps: int | None = None
+    seconds: float | None = None
+    width: int | None = None
+    device: str | None = None
+
+
+class Corpus:
+    """Data sets, loaded once, and the tokens of their texts, which many runs share."""
+
+    def __init__(self):
+        self.datasets: dict[tuple, data.Dataset] = {}
+        self.tokens: dict[tuple, dict[str, list[int]]] = {}
+
+    def dataset(self, request: Request) -> data.Dataset:
+        key = self._key(request)
+        if key not in self.datasets:
+            self.datasets[key] = data.load(
+                request.task, data_dir=request.data_dir, text=request.text, pair=request.pair, label=request.label,
+                kind=request.kind, test=request.test,  # type: ignore[arg-type]
+            )  # fmt: skip
+        return self.datasets[key]
+
+    def splits(self, request: Request) -> data.Splits:
+        return data.split(self.dataset(request), "all" if request.k == "all" else int(request.k), request.seed)
+
+    def encode(self, tokenizer: Any, rows: data.Rows, longest: int) -> Encoded:
+        """As `encode` has it; a text that was met before is not tokenised again."""
+        keys = [(tokenizer.name_or_path, longest, *texts) for texts in zip(rows.first, rows.second or rows.first)]
+        new = [place for place, key in enumerate(keys) if key not in self.tokens]
+        if new:
+            coded = encode(tokenizer, rows.take(new), longest)
+            for place, values in zip(new, zip(*coded.features.values())):
+                self.tokens[keys[place]] = dict(zip(coded.features, values))
+        found = [self.tokens[key] for key in keys]
+        features = {name: [one[name] for one in found] for name in found[0]}
+        return Encoded(features, rows.labels, min(longest, tokenizer.model_max_length))
+
+    def _key(self, request: Request) -> tuple:
+        return tuple(getattr(request, name) for name in ("task", "data_dir", "text", "pair", "label", "kind", "test"))
+
+
+@dataclass
+class Member:
+    """One request of a fleet, ready to be trained."""
+
+    request: Request
+    splits: data.Splits
+    recipe: Recipe
+    encoded: dict[str, Encoded]
+    """rows of train, dev and test"""
+    finished: Finished
+
+
+def train_together(
+    requests: Sequence[Request], *, width: int, ended: Callable[[PreTrainedModel, list[int], list[Finished]], None],
+    corpus: Corpus | None = None, device: torch.device, folder: Path | None = None, watch: Any = None,
+) -> None:  # fmt: skip
+    """Train requests that differ in task, rows, seed and recipe, at most `width` at once; of `full`, one.
+
+    ended(model, requests, results) is called when some have ended, by their places; the model then holds their best
+    parameters, one run each in that order. A request whose rows cannot be had ends first, with the reason. folder: where
+    the state is kept and found again.
+
+    Raises UserError where the base cannot be loaded or cannot take the method.
+    """
+    corpus, first = corpus or Corpus(), requests[0]
+    splits: dict[int, data.Splits] = {}
+    refused: dict[int, Finished] = {}
+    for place, request in enumerate(requests):
+        try:
+            splits[place] = corpus.splits(request)
+        except DataError as error:
+            refused[place] = Finished(status=f"failed: {error}", metric="")
+    classes = max((len(one.task.labels) or 1 for one in splits.values()), default=1)
+    model, tokenizer = load_base(first.model, classes=classes, seed=first.seed), load_tokenizer(first.model)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if refused:
+        ended(model, list(refused), list(refused.values()))
+    if not splits:
+        return
+
+    members = {
+        place: _member(request, splits[place], corpus, model, tokenizer)
+        for place, request in enumerate(requests)
+        if place in splits
+    }
+    places, width = list(members), min(width, len(members))
+    method = first.method if first.method.strip() == FULL else spec.mixture(first.method)
+    if method == FULL and len(members) > 1:
+        raise UserError(f"{FULL} tunes the base itself: one run at a time")
+    parameters = prepare(model, method, first, seeds=[members[place].request.seed for place in places[:width]])
+    model.to(device)
+    plans = [_plan(members[place], model) for place in places]
+    counted = _counts(model, parameters, classes)
+
+    def hand_over(fleet: Fleet, numbers: list[int]) -> None:
+        chosen, started = [members[places[number]] for number in numbers], time.monotonic()
+        gates: list[dict[str, Tensor]] = [{} for _ in chosen]
+        every = fleet.predict([one.encoded["test"] for one in chosen], gates=None if method == FULL else gates)
+        for number, one, logits, values in zip(numbers, chosen, every, gates):
+            one.finished.parameters = counted(len(one.splits.task.labels) or 1)
+            one.finished.width, one.finished.device = width, str(device)
+            _finish(one, fleet.progress[number], logits, values)
+            one.finished.seconds = fleet.progress[number].seconds + (time.monotonic() - started) / len(chosen)
+        ended(model, [places[number] for number in numbers], [one.finished for one in chosen])
+
+    torch.manual_seed(first.seed)  # dropout
+    Fleet(model, plans, tokenizer, folder=folder, ended=hand_over, **({"watch": watch} if watch else {})).train()
+
+
+def _member(request: Request, splits: data.Splits, corpus: Corpus, model: PreTrainedModel, tokenizer: Any) -> Member:
+    recipe = default_recipe(request.method, model.config.hidden_size, len(splits.train), **request.recipe)
+    longest = most_tokens(model, recipe.max_length)
+    parts = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    finished = Finished(
+        status="running", metric=splits.task.metric, recipe=asdict(recipe), labels=list(splits.task.labels),
+        rows={name: {"number": len(part), "fingerprint": part.fingerprint()} for name, part in parts.items()},
+        complete=request.k != "all" or corpus.dataset(request).complete, targets=list(splits.test.labels or []),
+    )  # fmt: skip
+    encoded = {name: corpus.encode(tokenizer, part, longest) for name, part in parts.items()}
+    return Member(request, splits, recipe, encoded, finished)
+
+
+def _plan(member: Member, model: PreTrainedModel) -> Plan:
+    task, rows = member.splits.task, member.encoded
+    return Plan(
+        task=task, recipe=member.recipe, seed=member.request.seed, train=rows["train"], dev=rows["dev"],
+        unit=unit_of(model, task, member.splits.train),
+    )  # fmt: skip
+
+
+def _counts(model: PreTrainedModel, parameters: dict[str, int], widest: int) -> Callable[[int], dict[str, int]]:
+    """Trainable numbers by change for a task of so many classes; the head of a fleet is as wide as its widest task."""
+    output, owner = output_of(model), FULL if FULL in parameters else "head"
+    each = 0 if output is None else output.weight.shape[-1] + (output.bias is not None)
+    return lambda classes: parameters | ({owner: parameters[owner] - (widest - classes) * each} if each else {})
+
+
+def _finish(member: Member, progress: Progress, logits: Tensor, gates: dict[str, Tensor]) -> None:
+    """Fill in what came out."""
+    finished, task = member.finished, member.splits.task
+    finished.curve, finished.steps = progress.curve, progress.step
+    if progress.ended not in ("finished", "stopped early"):
+        finished.status = "failed: " + progress.ended
+        return
+    said = decisions(task, logits)
+    best = max(progress.curve, key=lambda row: row[task.metric])
+    finished.status = progress.ended
+    finished.dev_metrics = {name: value for name, value in best.items() if name not in ("step", "loss")}
+    finished.test_metrics = data.score(task, said, member.splits.test.labels)  # type: ignore[arg-type]
+    finished.dev, finished.test = best[task.metric], finished.test_metrics[task.metric]
+    finished.predictions = said if task.kind == "classification" else [round(value, 6) for value in said]
+    finished.gates = {
+        path: {"mean": float(values.mean()), "sd": float(values.std(correction=0))} for path, values in gates.items()
+    }
+    if task.kind == "classification":
+        largest = max(set(member.splits.train.labels), key=member.splits.train.labels.count)  # type: ignore[arg-type, type-var, union-attr]
+        finished.majority = (finished.targets or []).count(largest) / len(member.splits.test)

@@ -1,0 +1,157 @@
+"""Fleets become rows of a store, in this process: claimed one by one, so that two processes share a study's work."""
+
+import fcntl
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+import transformers
+
+import unipelt
+from unipelt.checkpoint.bases import from_hub
+from unipelt.errors import UserError
+from unipelt.fleet.outcome import FULL
+from unipelt.fleet.state import STATE
+from unipelt.fleet.together import Corpus, Finished, train_together
+from unipelt.fleet.tune import device_of
+from unipelt.study.plan import Setting
+from unipelt.study.store import Cell, Result, Store
+
+CPU_WIDTH = 16  # 256 rows a step: more are no faster there
+GPU_WIDTH = 64  # beyond, a step's time grows with the rows
+WAIT = 1.0  # seconds between looks at fleets that another process trains
+
+Keep = Callable[[Any, int, Cell, Result], None]
+"""keep(model, run, cell, result): called while the model's run holds the best parameters of a run that has just ended"""
+
+
+def planned_width(setting: Setting, device: torch.device) -> int:
+    """Runs to be trained at once: as given, else by the device."""
+    return setting.width or (CPU_WIDTH if device.type == "cpu" else GPU_WIDTH)
+
+
+def run_study(
+    store: Store, setting: Setting, *, device: str = "auto", tell: Callable[[str], None] = print, watch: Any = None,
+    keep: Keep = lambda *_: None, until: float | None = None,
+) -> None:  # fmt: skip
+    """Train every fleet of a store that is not done, until none is left; fleets of other processes are waited for.
+
+    until: the moment (time.monotonic) after which no fleet is begun and the one at work is given up.
+    """
+    target, corpus, waited = device_of(device), Corpus(), False
+    while pending := set(store.pending()):
+        worked = False
+        for fleet, cells in store.fleets().items():
+            if pending.isdisjoint(cells) or (until is not None and time.monotonic() > until):
+                continue
+            with claimed(store.path.parent / "fleets" / fleet) as folder:
+                if folder is None or not set(store.pending()) & set(cells):
+                    continue
+                train_fleet(store, fleet, cells, setting, target, corpus, folder, watch, keep, until)
+                worked = True
+        if until is not None and time.monotonic() > until:
+            return
+        if not worked and store.pending():
+            if not waited:
+                tell(f"{len(store.pending())} runs are being trained by another process; waiting for it")
+            waited = True
+            time.sleep(WAIT)
+
+
+def train_fleet(
+    store: Store, fleet: str, cells: list[Cell], setting: Setting, device: torch.device, corpus: Corpus, folder: Path,
+    watch: Any = None, keep: Keep = lambda *_: None, until: float | None = None,
+) -> None:  # fmt: skip
+    """Train one fleet into the store; where the device's memory is too small, again with half as many runs at once."""
+    requests = [setting.request(cell) for cell in cells]
+    full = cells[0].method.strip() == FULL
+    width = 1 if full else min(len(cells), planned_width(setting, device))
+
+    def ended(model: Any, places: list[int], finished: list[Finished]) -> None:
+        results = {
+            cells[place]: Result(**vars(one), fleet=fleet, versions=versions()) for place, one in zip(places, finished)
+        }
+        for run, (cell, result) in enumerate(results.items()):
+            keep(model, run, cell, result)
+        store.finish(results)
+
+    while True:
+        try:
+            train_together(
+                requests, width=width, ended=ended, corpus=corpus, device=device, folder=folder,
+                watch=_Watch(watch, until),
+            )  # fmt: skip
+        except OutOfTime:
+            return
+        except torch.OutOfMemoryError:
+            # what was begun is redone: dropout is drawn for all runs of a step together
+            (folder / STATE).unlink(missing_ok=True)
+            todo = set(store.pending())
+            kept = [place for place, cell in enumerate(cells) if cell in todo]
+            cells, requests = [cells[place] for place in kept], [requests[place] for place in kept]
+            if width == 1 or not cells:
+                store.finish(
+                    {cell: _failed("no memory for one run; lower --batch-size or --max-length") for cell in cells}
+                )
+                break
+            width = max(1, min(width, len(cells)) // 2)
+            torch.cuda.empty_cache()
+            continue
+        except UserError as error:  # the base cannot take this method: said in each row, and the study goes on
+            todo = set(store.pending())
+            store.finish({cell: _failed(str(error)) for cell in cells if cell in todo})
+        break
+    (folder / STATE).unlink(missing_ok=True)
+
+
+class OutOfTime(Exception):
+    """The time that was given has passed."""
+
+
+class _Watch:
+    """Looks at the clock after each step, and hands on."""
+
+    def __init__(self, watch: Any, until: float | None):
+        self.watch, self.until = watch, until
+
+    def __call__(self, fleet: Any, event: str) -> None:
+        if self.watch is not None:
+            self.watch(fleet, event)
+        if self.until is not None and time.monotonic() > self.until:
+            raise OutOfTime
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path | None]:
+    """The folder, for this process alone while the block lasts; None where another has it. A kill gives it back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield folder
+
+
+def versions() -> dict[str, str]:
+    """What a result was made with."""
+    return {
+        "unipelt": unipelt.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        "safetensors": safetensors.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def _failed(reason: str) -> Result:
+    return Result(status=f"failed: {reason}", metric="")
+
+
+def hidden_size(model: str) -> int:
+    """Width of a base, from its config alone: the recipes' default rates depend on it."""
+    config: Any = from_hub(model, transformers.AutoConfig.from_pretrained)
+    return config.hidden_size

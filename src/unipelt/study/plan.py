@@ -1,0 +1,144 @@
+"""What a study is to find out: a grid of runs, and which of them are trained together. Knows no torch."""
+
+import hashlib
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from unipelt import spec
+from unipelt.data import GLUE
+from unipelt.data.builtin import TASK
+from unipelt.errors import UserError, nearest
+from unipelt.fleet.outcome import FULL, Request
+from unipelt.fleet.recipe import Recipe, default_recipe
+from unipelt.study.store import Cell
+
+METHODS = (
+    FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",
+    "unipelt-ap", "unipelt-apl", "unipelt-ap-nogate", "unipelt-apl-nogate", "mam",
+)  # fmt: skip
+SIZES: tuple[int | str, ...] = (100, 500, 1000, "all")
+QUEUE = 4  # runs in a fleet, in widths: those that end early give their place to the rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Every combination of these is a run. The defaults are the protocol of U (Mao et al. 2022, §4.1)."""
+
+    tasks: Sequence[str] = tuple(GLUE)
+    """GLUE tasks, docstrings (built in), or one file"""
+    k: Sequence[int | str] = SIZES
+    """training rows; all: every row"""
+    methods: Sequence[str] = METHODS
+    """presets with their options, such as lora(r=16), and full"""
+    seeds: int = 5
+    """data seeds: 0, 1, …"""
+    lr: Sequence[float] = ()
+    """learning rates, each method at each; none given: the method's own"""
+
+    def __post_init__(self):
+        for name in ("tasks", "k", "methods"):
+            if not getattr(self, name):
+                raise UserError(f"--{name}: nothing given; expected at least one")
+        if self.seeds < 1:
+            raise UserError(f"--seeds {self.seeds}: expected at least 1")
+        for method in self.methods:
+            if method.strip() != FULL:
+                spec.mixture(method)
+        for task in self.tasks:
+            if task not in (*GLUE, TASK.name) and not Path(task).exists() and "/" not in task:
+                raise UserError(f"--tasks {task}: no such task or file; {nearest(task, [*GLUE, TASK.name])}")
+        for k in self.k:
+            if k != "all" and (isinstance(k, str) or k < 1):
+                raise UserError(f"--k {k}: expected whole numbers from 1, or all")
+        for rate in self.lr:
+            Recipe(lr=rate)
+
+    def cells(self, hidden: int) -> list[Cell]:
+        """The runs, in an order in which the first results come early: task by task within a size. hidden: the base's width."""
+        return [
+            Cell(task=task, k=k, method=method, seed=seed, lr=rate)
+            for k in self.k
+            for method in self.methods
+            for task in self.tasks
+            for seed in range(self.seeds)
+            for rate in (self.lr or (default_recipe(method, hidden, 1).lr,))
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all runs of a study share."""
+
+    model: str = "minilm"
+    """base model: minilm, a folder, or a name on the hub"""
+    head: str = "auto"
+    """what the head reads: model, cls or mean; auto: what the base declares"""
+    policy: str = "train"
+    """the head itself: train, frozen, or paper (the papers' own policy)"""
+    data_dir: str | None = None
+    """folder with GLUE as parquet files; none given: the hub"""
+    width: int = 0
+    """runs that are trained at once; 0: planned from the device's memory"""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """what is given of the recipe; the rest is each method's default"""
+    columns: dict[str, str | None] = field(default_factory=dict)
+    """text, pair, label, kind, test: as a file's request has them"""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a study's results depend on: its store belongs to these."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "data_dir"}
+
+    def request(self, cell: Cell) -> Request:
+        """What is to be trained for a cell."""
+        return Request(
+            model=self.model, task=cell.task, k=cell.k, method=cell.method, seed=cell.seed, head=self.head, policy=self.policy,
+            data_dir=self.data_dir, recipe={**self.recipe, "lr": cell.lr}, **self.columns,
+        )  # fmt: skip
+
+
+def in_fleets(cells: Iterable[Cell], width: int) -> dict[str, list[Cell]]:
+    """Runs by the fleet that trains them: of one method and size, a few widths long, tasks side by side; a whole model alone.
+
+    A fleet's name is a digest of its runs, so that the same plan has the same fleets.
+    """
+    groups: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        alone = (cell.task, cell.seed, cell.lr) if cell.method.strip() == FULL else ()
+        groups.setdefault((cell.k, cell.method, *alone), []).append(cell)
+    fleets = {}
+    for group in groups.values():
+        for start in range(0, len(group), width * QUEUE):
+            chosen = group[start : start + width * QUEUE]
+            digest = hashlib.sha256("\n".join(cell.id for cell in chosen).encode()).hexdigest()[:12]
+            fleets[digest] = chosen
+    return fleets
+
+
+def read_plan(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(grid, setting) as a TOML file gives them: keys of Grid and Setting, and of the recipe, at its top."""
+    try:
+        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--plan {path}: {error.strerror}; expected a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--plan {path}: not TOML ({error})") from None
+    known = {kind: {one.name for one in fields(kind)} for kind in (Grid, Setting, Recipe)}
+    for name in given:
+        if name not in set().union(*known.values()) - {"recipe", "columns"}:
+            raise UserError(f"--plan {path}: {name!r}: {nearest(name, set().union(*known.values()))}")
+    grid = {name: value for name, value in given.items() if name in known[Grid]}
+    setting = {name: value for name, value in given.items() if name in known[Setting]}
+    setting["recipe"] = {n: v for n, v in given.items() if n in known[Recipe] - {"lr"}}
+    return grid, setting
+
+
+def sweep(preset: str, option: str, values: Sequence[Any]) -> list[str]:
+    """The methods that set one option of a preset to each value: `adapter(bottleneck=8)`, …"""
+    methods = [f"{preset.rstrip(')')}{', ' if '(' in preset else '('}{option}={value})" for value in values]
+    for method in methods:
+        spec.mixture(method)
+    return methods
