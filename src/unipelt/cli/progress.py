@@ -73,7 +73,7 @@ class StudyWatch:
 
     def __call__(self, fleet: Any, event: str) -> None:
         now = time.monotonic()
-        if event != "evaluated" and now - self.last < 5:
+        if now - self.last < (0.5 if sys.stderr.isatty() else 15):
             return
         running = [fleet.plans[plan] for plan in fleet.runs]
         names = sorted({plan.task.name for plan in running})
@@ -90,6 +90,6 @@ class StudyWatch:
         done, total = self._done()
         self.bar.update(self.row, completed=done, total=total, description=text)
         now = time.monotonic()
-        if text and not sys.stderr.isatty() and now - self.last > 5:
+        if text and not sys.stderr.isatty():
             self.tell(f"{done}/{total} runs  {text}  {now - self.started:.0f} s")
         self.last = now

@@ -90,11 +90,12 @@ def _run(grid: Grid, setting: Setting, out: str, device: str) -> None:
     from unipelt.study.plan import in_fleets
     from unipelt.study.store import Store
 
-    width = planned_width(setting, device_of(device))
+    target = device_of(device)
+    width, mixed = planned_width(setting, target), target.type != "cpu"
     cells = grid.cells(hidden_size(setting.model))
     store = Store.create(out, setting.facts)
     store.plan(cells)
-    store.assign(lambda free: in_fleets(free, width))
+    store.assign(lambda free: in_fleets(free, width, mixed))
     with StudyWatch(store) as watch:
         run_study(store, setting, device=device, tell=watch.tell, watch=watch)
     statuses = [status for _, status in store.statuses()]

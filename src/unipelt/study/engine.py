@@ -52,7 +52,7 @@ def run_study(
             with claimed(store.path.parent / "fleets" / fleet) as folder:
                 if folder is None or not set(store.pending()) & set(cells):
                     continue
-                train_fleet(store, fleet, cells, setting, target, corpus, folder, watch, keep, until)
+                train_fleet(store, cells, setting, target, corpus, folder, watch, keep, until)
                 worked = True
         if until is not None and time.monotonic() > until:
             return
@@ -64,7 +64,7 @@ def run_study(
 
 
 def train_fleet(
-    store: Store, fleet: str, cells: list[Cell], setting: Setting, device: torch.device, corpus: Corpus, folder: Path,
+    store: Store, cells: list[Cell], setting: Setting, device: torch.device, corpus: Corpus, folder: Path,
     watch: Any = None, keep: Keep = lambda *_: None, until: float | None = None,
 ) -> None:  # fmt: skip
     """Train one fleet into the store; where the device's memory is too small, again with half as many runs at once."""
@@ -73,9 +73,7 @@ def train_fleet(
     width = 1 if full else min(len(cells), planned_width(setting, device))
 
     def ended(model: Any, places: list[int], finished: list[Finished]) -> None:
-        results = {
-            cells[place]: Result(**vars(one), fleet=fleet, versions=versions()) for place, one in zip(places, finished)
-        }
+        results = {cells[place]: Result(**vars(one), versions=versions()) for place, one in zip(places, finished)}
         for run, (cell, result) in enumerate(results.items()):
             keep(model, run, cell, result)
         store.finish(results)

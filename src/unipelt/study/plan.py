@@ -20,6 +20,16 @@ METHODS = (
     "unipelt-ap", "unipelt-apl", "unipelt-ap-nogate", "unipelt-apl-nogate", "mam",
 )  # fmt: skip
 SIZES: tuple[int | str, ...] = (100, 500, 1000, "all")
+LENGTHS = {
+    "cola": 11,
+    "sst2": 13,
+    "stsb": 30,
+    "qqp": 30,
+    "mnli": 39,
+    "qnli": 50,
+    "mrpc": 53,
+    "rte": 70,
+}  # tokens, about
 QUEUE = 4  # runs in a fleet, in widths: those that end early give their place to the rest
 
 
@@ -100,14 +110,16 @@ class Setting:
         )  # fmt: skip
 
 
-def in_fleets(cells: Iterable[Cell], width: int) -> dict[str, list[Cell]]:
-    """Runs by the fleet that trains them: of one method and size, a few widths long, tasks side by side; a whole model alone.
+def in_fleets(cells: Iterable[Cell], width: int, mixed: bool) -> dict[str, list[Cell]]:
+    """Runs by the fleet that trains them: of one method and size, a few widths long; a whole model alone.
 
-    A fleet's name is a digest of its runs, so that the same plan has the same fleets.
+    mixed: tasks side by side, those of like lengths together. A GPU has room for them; on a CPU the shorter task would only
+    pay for the longer one's padding. A fleet's name is a digest of its runs, so that the same plan has the same fleets.
     """
     groups: dict[tuple, list[Cell]] = {}
-    for cell in cells:
-        alone = (cell.task, cell.seed, cell.lr) if cell.method.strip() == FULL else ()
+    for cell in sorted(cells, key=lambda cell: LENGTHS.get(cell.task, 0)) if mixed else cells:
+        apart = () if mixed else (cell.task,)
+        alone = (cell.task, cell.seed, cell.lr) if cell.method.strip() == FULL else apart
         groups.setdefault((cell.k, cell.method, *alone), []).append(cell)
     fleets = {}
     for group in groups.values():

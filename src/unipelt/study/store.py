@@ -71,24 +71,23 @@ class Result:
     steps: int | None = None
     seconds: float | None = None
     """this run's share of its fleet's time, evaluation included"""
-    fleet: str | None = None
-    """the fleet that it was trained in"""
     width: int | None = None
-    """runs that were trained at once in it"""
+    """runs that were trained at once"""
     device: str | None = None
     versions: dict[str, str] | None = None
 
 
 KEYS = tuple(f.name for f in fields(Cell))
 VALUES = tuple(f.name for f in fields(Result))
+COLUMNS = (*KEYS, *VALUES, "fleet")
 _TYPES = {"seed": "INTEGER", "lr": "REAL", "dev": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
           "steps": "INTEGER", "seconds": "REAL", "width": "INTEGER"}  # fmt: skip
-_TEXT = {"status", "metric", "fleet", "device"}
+_TEXT = {"status", "metric", "device", "fleet"}
 _JSON = {name for name in VALUES if name not in _TYPES and name not in _TEXT}
 _TABLES = f"""
 CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE runs (id TEXT PRIMARY KEY, place INTEGER NOT NULL,
- {", ".join(f"{name} {_TYPES.get(name, 'TEXT')}" for name in (*KEYS, *VALUES))}) STRICT;
+ {", ".join(f"{name} {_TYPES.get(name, 'TEXT')}" for name in COLUMNS)}) STRICT;
 """
 
 
@@ -198,7 +197,7 @@ class Store:
         with _said(self.path):
             return self._cells()
 
-    def runs(self, columns: Iterable[str] = (*KEYS, *VALUES)) -> list[dict[str, Any]]:
+    def runs(self, columns: Iterable[str] = COLUMNS) -> list[dict[str, Any]]:
         """Every run as a dictionary, in the order of the plan; JSON fields are read, what is not there yet is None."""
         columns = list(columns)
         with _said(self.path):

@@ -1,0 +1,34 @@
+"""A small study: a file of a few dozen rows, a tiny base, two methods, seeds and learning rates."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.conftest import SMALL, base_of, reviews, run, tiny_base  # noqa: F401
+from cli.test_kills import child  # noqa: F401
+
+from unipelt.study.store import Store
+
+METHODS = (SMALL["lora"], SMALL["unipelt-apl"])
+NOT_OURS = {"seconds", "versions"}  # what an undisturbed study has otherwise
+
+
+@pytest.fixture(scope="session")
+def words(tiny_base: str, reviews: Path) -> Callable[..., list[str]]:  # noqa: F811
+    """The words of a study; what is given comes last and so counts."""
+
+    def make(out: Path, *more: Any) -> list[str]:
+        given = [
+            "study", "glue", "--model", tiny_base, "--tasks", reviews, "--k", 16, 24, "--methods", *METHODS, "--seeds", 2,
+            "--lr", 3e-3, 1e-2, "--epochs", 4, "--evaluate-every", 1, "--batch-size", 8, "--patience", 2, "--width", 3,
+            "--device", "cpu", "--out", out,
+        ]  # fmt: skip
+        return [str(word) for word in [*given, *more]]
+
+    return make
+
+
+def results(out: Path) -> list[dict[str, Any]]:
+    """Every row of a store, but for what a machine does otherwise each time."""
+    return [{name: value for name, value in row.items() if name not in NOT_OURS} for row in Store.read(out).runs()]

@@ -1,0 +1,101 @@
+"""The store: what is written is there, what is no store is left as it was, and writers do not clash."""
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from unipelt.errors import StoreError
+from unipelt.study.store import FILE, Cell, Result, Store
+
+CELLS = [Cell(task="a", k=k, method="lora", seed=seed, lr=1e-3) for k in (100, "all") for seed in range(3)]
+RESULT = Result(
+    status="finished", metric="accuracy", dev=0.5, test=0.25, curve=[{"epoch": 1, "accuracy": 0.5}], predictions=[0, 1],
+    gates={"encoder.0.x": {"mean": 0.5, "sd": 0.1}}, rows={"train": {"number": 100}}, complete=False,
+)  # fmt: skip
+
+
+def test_what_is_written_is_read(tmp_path: Path):
+    store = Store.create(tmp_path / "new", {"model": "m", "recipe": {"epochs": 3}})
+    store.plan(CELLS)
+    store.plan(CELLS[::-1])
+    assert store.pending() == CELLS, "a plan is added once, and keeps its order"
+    store.finish({CELLS[1]: RESULT})
+    store.finish({CELLS[1]: Result(status="finished", metric="f1", dev=0.9)})
+    for opened in (store, Store.read(tmp_path / "new"), Store.read(tmp_path / "new" / FILE)):
+        assert opened.pending() == [CELLS[0], *CELLS[2:]]
+        row = opened.runs()[1]
+        assert {name: row[name] for name in vars(RESULT)} == vars(RESULT), "what is done stays"
+        assert (row["k"], opened.runs()[4]["k"], opened.facts["recipe"]) == (100, "all", {"epochs": 3})
+
+
+def test_runs_get_a_fleet_once(tmp_path: Path):
+    store = Store.create(tmp_path / "new", {})
+    store.plan(CELLS[:3])
+    store.assign(lambda free: {"one": free})
+    store.plan(CELLS)
+    store.assign(lambda free: {"two": free})
+    assert store.fleets() == {"one": CELLS[:3], "two": CELLS[3:]}
+
+
+def test_a_finish_is_whole_or_not_at_all(tmp_path: Path):
+    store = Store.create(tmp_path / "new", {})
+    store.plan(CELLS)
+    bad = Result(status="finished", metric="accuracy", dev="no number")  # type: ignore[arg-type]
+    with pytest.raises(StoreError):
+        store.finish({CELLS[0]: RESULT, CELLS[1]: bad})
+    assert store.pending() == CELLS
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "foreign", "format"])
+def test_what_is_no_store_is_named_and_left_as_it_was(kind: str, tmp_path: Path):
+    path = tmp_path / FILE
+    if kind in ("truncated", "format"):
+        store = Store.create(tmp_path, {})
+        store.plan(CELLS)
+        store.close()
+        with sqlite3.connect(path) as connection:
+            connection.execute(
+                "UPDATE study SET value = '99' WHERE name = 'format'" if kind == "format" else "SELECT 1"
+            )
+            connection.execute("PRAGMA journal_mode=DELETE")
+    if kind == "foreign":
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE mine (x)")
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:5000])
+    if kind in ("text", "empty"):
+        path.write_bytes(b"not a database, but long enough to be one" * 30 if kind == "text" else b"")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"untouched|no study"):
+        Store.read(tmp_path)
+    if kind != "empty":  # another process may be making it
+        with pytest.raises(StoreError, match="untouched"):
+            Store.create(tmp_path, {})
+        assert path.read_bytes() == before
+
+
+def test_another_study_or_a_full_folder_is_refused(tmp_path: Path):
+    Store.create(tmp_path / "a", {"model": "x"})
+    with pytest.raises(StoreError, match="model='x' and not 'y'"):
+        Store.create(tmp_path / "a", {"model": "y"})
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").touch()
+    with pytest.raises(StoreError, match="not empty, and holds no study"):
+        Store.create(tmp_path / "b", {})
+    with pytest.raises(StoreError, match="no such study"):
+        Store.read(tmp_path / "c")
+
+
+def test_many_writers_do_not_clash(tmp_path: Path):
+    def write(number: int) -> None:
+        store = Store.create(tmp_path / "new", {"model": "m"})
+        store.plan(CELLS)
+        store.assign(lambda free: {f"fleet {number}": free} if free else {})
+        store.finish({CELLS[number]: RESULT})
+
+    with ThreadPoolExecutor(len(CELLS)) as pool:
+        list(pool.map(write, range(len(CELLS))))
+    store = Store.read(tmp_path / "new")
+    assert not store.pending() and len(store.fleets()) == 1

@@ -1,0 +1,133 @@
+"""A study: every run of its grid once, whatever stops it; a run of it is the run that `train` makes."""
+
+import json
+import random
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cli.conftest import SMALL
+from cli.test_kills import after
+
+from study.conftest import results
+from unipelt.fleet.loop import Fleet
+from unipelt.fleet.state import STATE
+from unipelt.study import engine
+from unipelt.study.store import Store
+
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def undisturbed(words, tmp_path_factory: pytest.TempPathFactory, child) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    log = out.parent / "log"
+    assert child(words(out), log) == 0, log.read_text()
+    assert "16 of 16 runs done" in log.read_text()
+    return out
+
+
+def test_every_run_of_the_grid_is_there(undisturbed: Path):
+    rows = Store.read(undisturbed).runs()
+    assert len({(row["k"], row["method"], row["seed"], row["lr"]) for row in rows}) == 16
+    for row in rows:
+        assert row["status"] in ("finished", "stopped early") and 0 <= row["test"] <= 1
+        assert row["dev"] == max(one["accuracy"] for one in row["curve"])
+        assert len(row["predictions"]) == len(row["targets"]) == row["rows"]["test"]["number"]
+        right = sum(a == b for a, b in zip(row["predictions"], row["targets"]))
+        assert row["test"] == right / len(row["targets"])
+        assert bool(row["gates"]) == row["method"].startswith("unipelt") and row["seconds"] > 0
+    assert {row["width"] for row in rows} == {3}
+    assert not list((undisturbed / "fleets").glob(f"*/{STATE}")), "what is done leaves no state behind"
+
+
+def test_a_run_of_a_study_is_the_run_that_train_makes(words, run, tiny_base: str, reviews: Path, tmp_path: Path):
+    """One at a time, to the bit, dropout included."""
+    more = ("--width", 1, "--k", 24, "--seeds", 1, "--lr", 3e-3, "--methods", SMALL["unipelt-apl"])
+    assert (
+        run(*words(tmp_path / "study", *more)[: words(tmp_path).index("--k")], *map(str, _rest(tmp_path, more))).code
+        == 0
+    )
+    (row,) = Store.read(tmp_path / "study").runs()
+    out = tmp_path / "run"
+    given = ["--epochs", 4, "--evaluate-every", 1, "--batch-size", 8, "--patience", 2, "--lr", 3e-3, "--device", "cpu"]
+    assert run("train", "--model", tiny_base, "--task", reviews, "--method", SMALL["unipelt-apl"], "--k", 24, *given, "--out", out).code == 0  # fmt: skip
+    record = json.loads((out / "run.json").read_text())
+    assert record["curve"] == row["curve"] and record["test"] == row["test_metrics"] and record["rows"] == row["rows"]
+
+
+def _rest(out: Path, more: tuple) -> list:
+    return [*more, "--epochs", 4, "--evaluate-every", 1, "--batch-size", 8, "--patience", 2, "--device", "cpu", "--out", out / "study"]  # fmt: skip
+
+
+def test_killed_again_and_again_a_study_ends_with_the_same_store(undisturbed: Path, words, child, tmp_path: Path):
+    out, chance, kills = tmp_path / "disturbed", random.Random(0), 0
+    stood = []
+    for number in range(10 * KILLS):
+        how, log = (signal.SIGKILL, signal.SIGINT)[number % 4 == 3], tmp_path / f"log {number}"
+        code = child(words(out), log, after(how, tmp_path / "never", 0, chance.uniform(0.3, 1.5)))
+        if code == 0 and number:
+            if kills >= KILLS:
+                break
+            shutil.rmtree(out)  # a quick machine: again from the start
+            continue
+        assert code in (130, -9) and "Traceback" not in log.read_text(), log.read_text()
+        kills += 1
+        if (out / "study.sqlite").exists():
+            done = 16 - len(Store.read(out).pending()) if Store.read(out).statuses() else 0
+            stood.append(done)
+    assert kills >= KILLS and any(0 < done < 16 for done in stood), "no kill came between two results"
+    assert results(out) == results(undisturbed)
+
+
+def test_two_processes_share_the_work(undisturbed: Path, words, tmp_path: Path, child, monkeypatch: pytest.MonkeyPatch):
+    """One here, one beside it: no run is trained twice, and the store is that of one process."""
+    out, trained = tmp_path / "shared", []
+    original = engine.train_fleet
+    monkeypatch.setattr(engine, "train_fleet", lambda *given: (trained.append(given[1]), original(*given)))
+    other = threading.Thread(target=lambda: trained.append(child(words(out), tmp_path / "log")))
+    other.start()
+    while not (out / "study.sqlite").exists():
+        time.sleep(0.01)
+    from unipelt.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(words(out))
+    other.join()
+    assert ended.value.code == 0 and trained.pop(-1 if trained[-1] == 0 else trained.index(0)) == 0
+    assert len(trained) < len(Store.read(out).fleets()), "the other process trained some"
+    assert results(out) == results(undisturbed)
+
+
+def test_what_is_done_is_not_done_again(undisturbed: Path, words, run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "train_fleet", lambda *_: pytest.fail("trained again"))
+    said = run(*words(undisturbed))
+    assert said.code == 0 and "16 of 16 runs done" in said.out
+
+
+def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path):
+    given = words(tmp_path / "out")
+    at = given.index("--k")
+    given[at + 2] = "5000"
+    said = run(*given)
+    assert said.code == 0 and "8 of 16 runs done, 8 failed: k=5000" in said.out
+    rows = Store.read(tmp_path / "out").runs(["k", "status"])
+    assert {row["k"] for row in rows if row["status"].startswith("failed: k=5000")} == {5000}
+
+
+def test_too_little_memory_halves_the_fleet(words, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    step = Fleet._step
+
+    def small(self: Fleet) -> None:
+        if len(self.runs) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        step(self)
+
+    monkeypatch.setattr(Fleet, "_step", small)
+    said = run(*words(tmp_path / "out", "--width", 4))
+    assert said.code == 0 and "16 of 16 runs done" in said.out
+    assert {row["width"] for row in Store.read(tmp_path / "out").runs(["width"])} == {1}
