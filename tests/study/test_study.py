@@ -1,17 +1,19 @@
 """A study: every run of its grid once, whatever stops it; a run of it is the run that `train` makes."""
 
 import json
+import os
 import random
 import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from cli.conftest import SMALL
-from cli.test_kills import after
 
 from study.conftest import results
 from unipelt.fleet.loop import Fleet
@@ -64,12 +66,32 @@ def _rest(out: Path, more: tuple) -> list:
     return [*more, "--epochs", 4, "--evaluate-every", 1, "--batch-size", 8, "--patience", 2, "--device", "cpu", "--out", out / "study"]  # fmt: skip
 
 
+def soon(how: signal.Signals, out: Path, chance: random.Random) -> Callable[[int], None]:
+    """Kills once what is written has changed a few times, or stood still for seconds, and a moment later."""
+
+    def kill(process: int) -> None:
+        left, seen, end = chance.randint(1, 12), None, time.monotonic() + 10
+        while left and time.monotonic() < end:
+            now = [
+                path.stat().st_mtime_ns
+                for path in (out / "study.sqlite-wal", *out.glob(f"fleets/*/{STATE}"))
+                if path.exists()
+            ]
+            if now != seen:
+                seen, left = now, left - 1
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.05))
+        with suppress(ProcessLookupError):  # done already
+            os.kill(process, how)
+
+    return kill
+
+
 def test_killed_again_and_again_a_study_ends_with_the_same_store(undisturbed: Path, words, child, tmp_path: Path):
-    out, chance, kills = tmp_path / "disturbed", random.Random(0), 0
-    stood = []
+    out, chance, kills, stood = tmp_path / "disturbed", random.Random(0), 0, []
     for number in range(10 * KILLS):
         how, log = (signal.SIGKILL, signal.SIGINT)[number % 4 == 3], tmp_path / f"log {number}"
-        code = child(words(out), log, after(how, tmp_path / "never", 0, chance.uniform(0.3, 1.5)))
+        code = child(words(out), log, soon(how, out, chance))
         if code == 0 and number:
             if kills >= KILLS:
                 break
@@ -80,7 +102,7 @@ def test_killed_again_and_again_a_study_ends_with_the_same_store(undisturbed: Pa
         if (out / "study.sqlite").exists():
             done = 16 - len(Store.read(out).pending()) if Store.read(out).statuses() else 0
             stood.append(done)
-    assert kills >= KILLS and any(0 < done < 16 for done in stood), "no kill came between two results"
+    assert kills >= KILLS and any(0 < done < 16 for done in stood), f"no kill came between two results: {stood}"
     assert results(out) == results(undisturbed)
 
 
