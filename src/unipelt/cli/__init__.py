@@ -5,11 +5,18 @@ import traceback
 
 import typer
 
+import unipelt
 from unipelt.errors import UserError
 
 # what typer raises for a mistake in the words of a command: its own copy of click's, or click's, as its version has it
 WordsError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 STOPPED = 130  # the exit code of what Ctrl-C ended, as shells have it
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"unipelt {unipelt.__version__}")
+        raise typer.Exit
 
 
 def build() -> typer.Typer:
@@ -23,10 +30,16 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    app.callback(epilog="--debug behind any command shows the traceback of an error.")(lambda: None)
+    app.callback(epilog="--debug behind any command shows the traceback of an error.")(_before)
     for module in (methods, train, predict, inspect, export):
         app.command()(getattr(module, module.__name__.rsplit(".", 1)[-1]))
     return app
+
+
+def _before(
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="print it and stop"),
+) -> None:
+    """What stands between `unipelt` and a command."""
 
 
 def main(given: list[str] | None = None) -> None:

@@ -25,9 +25,11 @@ def predict(
     from unipelt.fleet.apply import Applied
 
     path = Path(out)
+    if out and path.is_dir():
+        raise UserError(f"--out {out}: is a folder; expected a file, such as {path / 'predictions.csv'}")
     if out and (path.is_symlink() or (path.exists() and not path.is_file())):
         raise UserError(f"--out {out}: not a regular file; expected a new file, or an old table to replace")
-    if out and path.exists() and path.samefile(data):
+    if out and path.exists() and path.resolve() == Path(data).resolve():
         raise UserError(f"--out {out}: is --data itself; take another file")
     applied = Applied.load(run, model or None, device)
     columns = applied.columns(data, text=text or None, pair=pair or None, proba=proba, gates=gates)

@@ -14,10 +14,10 @@ from unipelt.checkpoint.bases import declared_pooling, load_base, load_tokenizer
 from unipelt.checkpoint.folder import save
 from unipelt.errors import CheckpointError, UserError
 from unipelt.fleet.encode import encode, most_tokens
+from unipelt.fleet.lock import alone_in
 from unipelt.fleet.loop import Fleet, Plan, decisions
-from unipelt.fleet.outcome import FULL, Outcome, Request, read_outcome, write_outcome
+from unipelt.fleet.outcome import FULL, STATE, Outcome, Request, last_state, read_outcome, write_outcome
 from unipelt.fleet.recipe import default_recipe
-from unipelt.fleet.state import STATE
 from unipelt.inject.attach import attach
 from unipelt.inject.heads import find_head
 from unipelt.inject.record import trainable_parameters
@@ -27,23 +27,34 @@ def tune(
     request: Request, folder: Path, *, device: str = "auto", tell: Callable[[str], None] = print, watch: Any = None
 ) -> Outcome:
     """Train one run into a folder, or go on with it; a finished run is only read. Raises UserError."""
+    with alone_in(folder):
+        return _tune(request, folder, device, tell, watch)
+
+
+def _tune(request: Request, folder: Path, device: str, tell: Callable[[str], None], watch: Any) -> Outcome:
     method = request.method if request.method.strip() == FULL else spec.mixture(request.method)
     target = device_of(device)
     before = read_outcome(folder, request)
-    if before is not None and before.status != "running":
-        (folder / STATE).unlink(missing_ok=True)  # a kill may have come before its removal
-        if not before.done:
-            raise UserError(f"{folder}: {before.status}; its command goes with another --out")
-        return before
-
+    if before is not None and before.status.startswith("failed"):
+        (folder / STATE).unlink(missing_ok=True)
+        raise UserError(f"{folder}: {before.status}; its command goes with another --out")
     dataset = data.load(
         request.task, data_dir=request.data_dir, text=request.text, pair=request.pair, label=request.label,
         kind=request.kind, test=request.test,  # type: ignore[arg-type]
     )  # fmt: skip
     splits = data.split(dataset, "all" if request.k == "all" else int(request.k), request.seed)
-    for note in splits.notes:
-        tell(note)
     task, rows = splits.task, {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    prints = {name: {"number": len(part), "fingerprint": part.fingerprint()} for name, part in rows.items()}
+    if before is not None and (before.rows, before.task["labels"]) != (prints, list(task.labels)):
+        raise CheckpointError(
+            f"--out {folder}: its run was started on other rows of {request.task!r}; take another folder, or remove it"
+        )
+    if before is not None and before.done:
+        (folder / STATE).unlink(missing_ok=True)  # a kill may have come before its removal
+        tell(f"{folder}: already finished, nothing trained")
+        return before
+    for note in (what_was_read(request, task), *splits.notes):
+        tell(note)
     classes = 1 if task.kind == "regression" else len(task.labels)
     model, tokenizer = load_base(request.model, classes=classes, seed=request.seed), load_tokenizer(request.model)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -56,17 +67,16 @@ def tune(
     encoded = {name: encode(tokenizer, part, longest) for name, part in rows.items()}
     outcome = Outcome(
         request=asdict(request), recipe=asdict(recipe), parameters=parameters,
-        task={"name": task.name, "kind": task.kind, "metric": task.metric, "labels": list(task.labels), "pair": task.pair},
-        rows={name: {"number": len(part), "fingerprint": part.fingerprint()} for name, part in rows.items()},
+        task=asdict(task) | {"labels": list(task.labels)}, rows=prints,
     )  # fmt: skip
-    if before is not None and before.rows != outcome.rows:
-        raise CheckpointError(
-            f"{folder}: its run was started on other rows of {request.task!r}; take another --out, or remove the folder"
-        )
     write_outcome(folder, outcome)
 
     torch.manual_seed(request.seed)  # dropout
     plan = Plan(task=task, recipe=recipe, seed=request.seed, train=encoded["train"], dev=encoded["dev"])
+    state = last_state(folder)
+    if state is not None:
+        epoch = min(state["step"] // plan.steps_per_epoch + 1, recipe.epochs)
+        tell(f"goes on after step {state['step']} of {plan.steps}, in epoch {epoch} of {recipe.epochs}")
     fleet = Fleet(model, [plan], tokenizer, folder=folder, **({"watch": watch} if watch else {}))
     fleet.train()
     progress = fleet.progress[0]
@@ -88,6 +98,15 @@ def tune(
     write_outcome(folder, outcome)
     (folder / STATE).unlink(missing_ok=True)
     return outcome
+
+
+def what_was_read(request: Request, task: data.Task) -> str:
+    """Which columns were taken for what, and what is asked of them."""
+    columns, labels = task.columns, ", ".join(task.labels)
+    assert columns is not None, "every task that has a name knows its columns"
+    texts = f"texts {columns.text!r} and {columns.pair!r}" if columns.pair else f"text {columns.text!r}"
+    asked = f"{len(task.labels)} classes: {labels[:200]}{'…' * (len(labels) > 200)}" if labels else "regression"
+    return f"{request.task}: {texts}, label {columns.label!r}; {asked}"
 
 
 def prepare(model: PreTrainedModel, method: str | spec.Mixture, request: Request) -> dict[str, int]:
