@@ -15,6 +15,7 @@ import unipelt
 from cli.conftest import BAD, GOOD, write_reviews
 from unipelt import PRESETS, Change, Gate, LowRank, Mixture
 from unipelt.checkpoint.bases import load_base
+from unipelt.cli.figures import draw_gates
 from unipelt.spec import LAWS, equation
 
 
@@ -118,8 +119,18 @@ def test_gates_are_shown_for_each_text_layer_and_change(run, finished, unlabelle
         assert shown == pytest.approx(means, abs=6e-4)
     pixels = matplotlib.image.imread(figure)
     assert figure.read_bytes().startswith(b"\x89PNG\r\n") and pixels.shape[0] > 100 and pixels.std() > 0.01
-    assert run("inspect", folder, "--data", unlabelled, "--figure", tmp_path / "gates.SVG").code == 0
-    assert (tmp_path / "gates.SVG").read_text().lstrip().startswith("<?xml")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # texts as texts, not as shapes
+        assert run("inspect", folder, "--data", unlabelled, "--figure", tmp_path / "gates.SVG").code == 0
+    drawn = (tmp_path / "gates.SVG").read_text()
+    assert drawn.lstrip().startswith("<?xml") and "mean gates over 9 rows" in drawn and "encoder 1" in drawn
+
+
+def test_gates_that_differ_a_little_have_colours_that_differ(tmp_path: Path):
+    values = {f"encoder.{layer}.adapter": torch.full((3,), 0.5 + 0.05 * layer) for layer in (0, 1)}
+    draw_gates(values, str(tmp_path / "gates.png"), "two layers")
+    pixels = matplotlib.image.imread(tmp_path / "gates.png")[..., :3]
+    first, second = (pixels[int(pixels.shape[0] * height), int(pixels.shape[1] * 0.42)] for height in (0.3, 0.7))
+    assert abs(first - second).max() > 0.5, (first, second)
 
 
 def test_inspect_counts_what_train_counted(run, finished):

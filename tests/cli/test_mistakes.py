@@ -202,7 +202,7 @@ def with_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "missing", "version", "json", "key", "unknown", "shape", "field", "preset"]
+    "damage", ["truncated", "missing", "version", "json", "key", "unknown", "shape", "field", "preset", "nameless"]
 )
 def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_path: Path):
     folder = checkpoint(finished, tmp_path)
@@ -218,6 +218,7 @@ def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_p
         "shape": f"{name!r} is (1, 2), expected {tuple(tensors[name].shape)}",
         "field": "is not as expected",
         "preset": "unipelt.json: ",
+        "nameless": "does not say where its base is; name it with --model",
     }[damage]
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-10])
@@ -229,6 +230,8 @@ def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_p
         (folder / "unipelt.json").write_text("{")
     elif damage == "field":
         rewritten(folder, surprise=1)
+    elif damage == "nameless":
+        rewritten(folder, base=json.loads((folder / "unipelt.json").read_text())["base"] | {"name": ""})
     elif damage == "preset":
         rewritten(folder, mixture={"name": "x", "changes": [{"form": {"name": "nothing known"}}]})
     else:

@@ -55,5 +55,6 @@ def inspect(
     console.print(f"gates on {len(rows)} rows of {data}: mean ± standard deviation over rows", markup=False)
     console.print(gate_table(values))
     if figure:
-        draw_gates(values, figure)
+        title = f"{description.mixture['name']} on {base['name']}: mean gates over {len(rows)} rows of {data}"
+        draw_gates(values, figure, title)
         print(f"{figure}: drawn")
