@@ -101,6 +101,15 @@ def test_pairs_and_numbers(run, train_words, tmp_path: Path):
     assert "no column 'other', which the run was trained on" in run("predict", tmp_path / "run", "--data", single).line
 
 
+def test_predictions_stand_behind_whatever_the_file_holds(run, finished, tmp_path: Path):
+    rows = [{"id": 7, "review": "word1 good", "tags": ["ü", {"n": None}], "seen": True}, {"review": "bad", "id": None}]
+    data = tmp_path / "new.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = table(run("predict", finished("lora"), "--data", data).out)
+    assert [*first] == ["id", "review", "tags", "seen", "prediction"] and first["id"] == "7" and second["id"] == ""
+    assert (json.loads(first["tags"]), json.loads(first["seen"])) == (rows[0]["tags"], True)
+
+
 def test_gates_are_shown_for_each_text_layer_and_change(run, finished, unlabelled: Path, tmp_path: Path):
     folder = finished("unipelt-apl")
     rows = table(run("predict", folder, "--data", unlabelled, "--gates").out)

@@ -31,7 +31,7 @@ from unipelt.fleet.lock import alone_in
         (["train", "--task", "sst2", "--out", "x", "--k", "9" * 5000], ": expected a whole number or all"),
         (["train", "--task", "sst2", "--out", "x", "--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
         (["train", "--task", "sst2", "--out", "x", "--seed", "4294967296"], "--seed 4294967296: expected 0 to 4294967295"),
-        (["train", "--task", "sst2", "--out", "x", "--lr", "0"], "--lr 0.0: expected 0.0 to 10.0"),
+        (["train", "--task", "sst2", "--out", "x", "--lr", "0"], "--lr 0.0: expected above 0, to 10.0"),
         (["train", "--task", "sst2", "--out", "x", "--warmup", "2"], "--warmup 2.0: expected 0.0 to 1.0"),
         (["train", "--task", "sst2", "--out", "x", "--head", "meen"], "--head meen: did you mean 'mean'?"),
         (["train", "--task", "sst2", "--out", "x", "--head-policy", "freeze"], "--head-policy freeze: did you mean 'frozen'?"),
@@ -53,6 +53,7 @@ def test_mistaken_words(words: list[str], expected: str, run):
     [
         (["--method", "lroa"], "preset 'lroa': did you mean 'lora'"),
         (["--method", "LoRA"], "preset 'LoRA': did you mean 'lora'"),
+        (["--method", "lora(r=1000000000000000)"], "not enough memory; take a smaller --batch-size"),
         (["--method", "lora(rank=4)"], "'rank'"),
         (["--method", "lora(r=0)"], "r"),
         (["--method", "lora(r=4"], "lora(r=4"),

@@ -1,5 +1,6 @@
 """The command line: one file a command. Nothing here imports torch before a command runs, so `--help` is quick."""
 
+import re
 import sys
 import traceback
 
@@ -59,6 +60,11 @@ def main(given: list[str] | None = None) -> None:
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         code = _refuse(f"{what}; nothing written before is lost", debug=len(arguments) < len(given))
+    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for the processor's memory
+        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        what = "not enough memory; take a smaller --batch-size or --max-length, or a smaller method or base"
+        code = _refuse(what, debug=len(arguments) < len(given))
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     if code == STOPPED:

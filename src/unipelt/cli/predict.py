@@ -1,5 +1,8 @@
 """`unipelt predict`: a finished run labels new texts."""
 
+import json
+from typing import Any
+
 import typer
 
 
@@ -36,9 +39,14 @@ def predict(
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(zip(*columns.values()))
+    writer.writerows(map(_cell, row) for row in zip(*columns.values()))
     if not out:
         sys.stdout.write(buffer.getvalue())
         return
     write_whole(path.parent, {path.name: buffer.getvalue().encode()})
     print(f"{out}: {len(columns['prediction'])} rows")
+
+
+def _cell(value: Any) -> Any:
+    """What a CSV file cannot hold as it is, such as an object of a JSONL file, as JSON."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, bool | dict | list) else value
