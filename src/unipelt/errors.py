@@ -31,7 +31,8 @@ class StoreError(UserError):
 def nearest(word: str, known: Iterable[str], most: int = 3) -> str:
     """`did you mean 'a' or 'b'?` for a misspelt word, else the whole list of known words."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=most, cutoff=0.6)
+    plain = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), plain, n=most, cutoff=0.6)
     if close:
-        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+        return "did you mean " + " or ".join(repr(plain[name]) for name in close) + "?"
     return "known: " + ", ".join(known)

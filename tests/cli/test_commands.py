@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from pathlib import Path
 
 import matplotlib.image
@@ -14,7 +15,8 @@ import unipelt
 from cli.conftest import BAD, GOOD, write_reviews
 from unipelt import PRESETS, Change, Gate, LowRank, Mixture
 from unipelt.checkpoint.bases import load_base
-from unipelt.spec import LAWS
+from unipelt.cli.figures import draw_gates
+from unipelt.spec import LAWS, equation
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -22,10 +24,11 @@ def table(text: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("method", ["unipelt-apl", "lora", "full"])
-def test_what_train_writes_predict_reads(method: str, run, train_words, unlabelled: Path, tmp_path: Path):
+def test_what_train_writes_predict_reads(method: str, run, train_words, unlabelled: Path, tmp_path: Path, monkeypatch):
     out = tmp_path / "run"
     said = run(*train_words(out, method))
     assert said.code == 0, said.err
+    assert "reviews.csv: text 'review', label 'stars'; 2 classes: no, yes\n" in said.err
     assert "recipe: lr=0.003, epochs=4, batch_size=8" in said.err and "held out as test set" in said.err
     for word in ("dev  accuracy", "test accuracy", "always the largest class", f"predict with `unipelt predict {out}"):
         assert word in said.out
@@ -36,7 +39,7 @@ def test_what_train_writes_predict_reads(method: str, run, train_words, unlabell
     answered = run("predict", out, "--data", unlabelled, "--proba")
     rows = table(answered.out)
     assert len(rows) == 9 and {row["prediction"] for row in rows} <= {"yes", "no"}
-    assert [row["text"] for row in rows] == [row["review"] for row in table(unlabelled.read_text())]
+    assert [row["review"] for row in rows] == [row["review"] for row in table(unlabelled.read_text())]
     for row in rows:
         yes, no = float(row["p(yes)"]), float(row["p(no)"])
         assert math.isclose(yes + no, 1, abs_tol=1e-5) and row["prediction"] == ("yes" if yes > no else "no")
@@ -44,20 +47,26 @@ def test_what_train_writes_predict_reads(method: str, run, train_words, unlabell
     into = run("predict", out, "--data", unlabelled, "--out", tmp_path / "deep" / "answers.csv")
     assert into.out == f"{tmp_path}/deep/answers.csv: 9 rows\n"
     written = table((tmp_path / "deep" / "answers.csv").read_text())
-    assert written == [{"text": row["text"], "prediction": row["prediction"]} for row in rows]
+    assert written == [{"review": row["review"], "prediction": row["prediction"]} for row in rows]
 
     again = run(*train_words(out, method))
-    assert (again.code, again.out, again.err) == (0, said.out, ""), "a finished run only prints its result"
+    assert (again.code, again.out) == (0, said.out), "a finished run only prints its result"
+    monkeypatch.chdir(tmp_path)  # other words for the same places are the same run
+    assert (
+        run(*(os.path.relpath(word) if Path(word).is_absolute() else word for word in train_words(out, method))).code
+        == 0
+    )
+    assert again.err == f"{out}: already finished, nothing trained\n"
 
 
 def test_a_run_learns_what_the_texts_say(run, train_words, tmp_path: Path):
-    """One word of each text decides; 200 rows suffice for it."""
-    data = write_reviews(tmp_path / "many.csv", 240, seed=3)
+    """One word of each text decides; 400 rows suffice for it."""
+    data = write_reviews(tmp_path / "many.csv", 480, seed=3)
     said = run(*train_words(tmp_path / "run", "full", "--task", data, "--epochs", "12"))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["test"]["accuracy"] > 0.85, said.out
     texts = tmp_path / "texts.csv"
-    texts.write_text("text\n" + "\n".join(GOOD + BAD) + "\n")
+    texts.write_text("review\n" + "\n".join(GOOD + BAD) + "\n")
     predicted = [row["prediction"] for row in table(run("predict", tmp_path / "run", "--data", texts).out)]
     assert predicted.count("yes") >= 4 and predicted[:5].count("yes") >= 4, predicted
 
@@ -75,19 +84,30 @@ def test_a_base_that_has_a_head_of_another_task_gets_a_new_one(
     assert described["head"]["modules"] == ["classifier"] and len(described["task"]["labels"]) == classes
     record = json.loads((out / "run.json").read_text())
     assert record["parameters"]["head"] == classes * 33
-    rows = table(run("predict", out, "--data", data, "--text", "text", "--proba").out)
-    assert len(rows) == 60 and len(rows[0]) == 2 + classes
+    rows = table(run("predict", out, "--data", data, "--proba").out)
+    assert len(rows) == 60 and len(rows[0]) == 3 + classes
 
 
 def test_pairs_and_numbers(run, train_words, tmp_path: Path):
     data = write_reviews(tmp_path / "pairs.csv", pairs=True, numbers=True)
     said = run(*train_words(tmp_path / "run", "lora", "--task", data, "--text", "review", "--pair", "other"))
     assert said.code == 0 and "test spearman" in said.out and "largest class" not in said.out, said.err
-    answered = run("predict", tmp_path / "run", "--data", data, "--text", "review", "--pair", "other")
-    assert all(math.isfinite(float(row["prediction"])) and row["pair"] for row in table(answered.out))
+    assert "texts 'review' and 'other', label 'stars'; regression" in said.err
+    given, answered = table(data.read_text()), table(run("predict", tmp_path / "run", "--data", data).out)
+    assert all(math.isfinite(float(row.pop("prediction"))) for row in answered)
+    assert answered == given, "every column of the user's stays as it was"
     assert "a regression has no classes" in run("predict", tmp_path / "run", "--data", data, "--proba").line
-    single = run("predict", tmp_path / "run", "--data", data, "--text", "review").line
-    assert "has single texts, the run was trained on pairs of texts" in single and "--pair" in single
+    single = write_reviews(tmp_path / "single.csv", labels=False)
+    assert "no column 'other', which the run was trained on" in run("predict", tmp_path / "run", "--data", single).line
+
+
+def test_predictions_stand_behind_whatever_the_file_holds(run, finished, tmp_path: Path):
+    rows = [{"id": 7, "review": "word1 good", "tags": ["ü", {"n": None}], "seen": True}, {"review": "bad", "id": None}]
+    data = tmp_path / "new.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = table(run("predict", finished("lora"), "--data", data).out)
+    assert [*first] == ["id", "review", "tags", "seen", "prediction"] and first["id"] == "7" and second["id"] == ""
+    assert (json.loads(first["tags"]), json.loads(first["seen"])) == (rows[0]["tags"], True)
 
 
 def test_gates_are_shown_for_each_text_layer_and_change(run, finished, unlabelled: Path, tmp_path: Path):
@@ -108,8 +128,18 @@ def test_gates_are_shown_for_each_text_layer_and_change(run, finished, unlabelle
         assert shown == pytest.approx(means, abs=6e-4)
     pixels = matplotlib.image.imread(figure)
     assert figure.read_bytes().startswith(b"\x89PNG\r\n") and pixels.shape[0] > 100 and pixels.std() > 0.01
-    assert run("inspect", folder, "--data", unlabelled, "--figure", tmp_path / "gates.SVG").code == 0
-    assert (tmp_path / "gates.SVG").read_text().lstrip().startswith("<?xml")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # texts as texts, not as shapes
+        assert run("inspect", folder, "--data", unlabelled, "--figure", tmp_path / "gates.SVG").code == 0
+    drawn = (tmp_path / "gates.SVG").read_text()
+    assert drawn.lstrip().startswith("<?xml") and "mean gates over 9 rows" in drawn and "encoder 1" in drawn
+
+
+def test_gates_that_differ_a_little_have_colours_that_differ(tmp_path: Path):
+    values = {f"encoder.{layer}.adapter": torch.full((3,), 0.5 + 0.05 * layer) for layer in (0, 1)}
+    draw_gates(values, str(tmp_path / "gates.png"), "two layers")
+    pixels = matplotlib.image.imread(tmp_path / "gates.png")[..., :3]
+    first, second = (pixels[int(pixels.shape[0] * height), int(pixels.shape[1] * 0.42)] for height in (0.3, 0.7))
+    assert abs(first - second).max() > 0.5, (first, second)
 
 
 def test_inspect_counts_what_train_counted(run, finished):
@@ -125,6 +155,9 @@ def test_inspect_counts_what_train_counted(run, finished):
     assert {name: count for name, count in shown.items() if "prefix" not in name} == {
         name: count for name, count in counts.items() if "prefix" not in name
     }
+    named = Mixture.from_dict(described["mixture"]).named()
+    equations = [equation(change.form, change.sites[0], change.reads, change.weight) for _, change in named]
+    assert all(f"  {formula}" in said.out for formula in equations), "no terminal, no wrapped lines"
     whole = run("inspect", finished("full")).out
     assert "full on" in whole and "test accuracy" in whole
 
@@ -136,8 +169,11 @@ def test_methods_are_listed_with_their_counts(run, tiny_base: str, base_of):
     line = next(line for line in counted.splitlines() if line.startswith("lora "))
     assert line.split()[1] == f"{2 * 2 * 2 * 8 * 32:,}"  # layers, linears, matrices, rank, width
     assert "bitfit" in counted and "not possible" in run("methods", "--model", base_of("llama")).out
-    lawful = run("methods", "--lawful").out
-    assert all(law.forms[0] in lawful for law in LAWS)
+    lawful = [line.rstrip() for line in run("methods", "--lawful").out.splitlines()]
+    for law in LAWS:
+        assert any(law.equation in line and line.endswith(law.source) for line in lawful), (
+            "no terminal, no wrapped lines"
+        )
 
 
 def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Path, tmp_path: Path):

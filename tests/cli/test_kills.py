@@ -78,7 +78,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(method: str, child
         assert code == (130 if how == signal.SIGINT else -9) and "Traceback" not in said, said
         if how == signal.SIGINT:
             assert said.endswith("unipelt: stopped; the same command goes on from here\n")
-        stood.append(safetensors_facts(disturbed / STATE)["step"] if (disturbed / STATE).exists() else 0)
+        stood.append(safetensors_facts(disturbed / STATE)["progress"][0]["step"] if (disturbed / STATE).exists() else 0)
     assert stood == sorted(stood) and len(set(stood)) >= 5, f"the kills did not come at different steps: {stood}"
     assert child(train_words(disturbed, method, *long), tmp_path / "last log") == 0
     same_result(disturbed, undisturbed)
@@ -92,7 +92,14 @@ def safetensors_facts(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "moment", ["before the first state", "before the checkpoint", "before the record", "before the tidying"]
+    "moment",
+    [
+        "before the record is there",
+        "before the first state",
+        "before the checkpoint",
+        "before the record",
+        "before the tidying",
+    ],
 )
 @pytest.mark.parametrize("method", ["unipelt-apl", "full"])
 def test_killed_between_two_writes(
@@ -101,6 +108,7 @@ def test_killed_between_two_writes(
     """The moments that a random kill seldom meets."""
     words = train_words(tmp_path / "run", method)
     where = {
+        "before the record is there": ("os.replace", 0),
         "before the first state": ("unipelt.fleet.loop.save_state", 0),
         "before the checkpoint": ("unipelt.fleet.tune.keep", 0),
         "before the record": ("unipelt.fleet.tune.write_outcome", 1),
@@ -119,7 +127,13 @@ def test_killed_between_two_writes(
     with monkeypatch.context() as patch:
         patch.setattr(target, name, killed)
         assert run(*words).code == 130
-    assert run(*words).code == 0
+    state = tmp_path / "run" / STATE
+    if moment == "before the checkpoint":
+        facts, shown = safetensors_facts(state), run("inspect", tmp_path / "run").out
+        assert "not finished" in shown and f" {facts['seconds']:.1f} s\n" in shown and "(after epoch 4 of 4)" in shown
+    there, said = state.exists(), run(*words)
+    assert said.code == 0, said.err
+    assert ("goes on after step 20 of 20, in epoch 4 of 4" in said.err) == (there and moment != "before the tidying")
     same_result(tmp_path / "run", finished(method))
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli.conftest import same_result, write_reviews
+from unipelt.fleet.lock import alone_in
 
 
 @pytest.mark.parametrize(
@@ -22,12 +23,15 @@ from cli.conftest import same_result, write_reviews
         (["train", "--modle", "x"], "No such option: --modle (Possible options: --method, --model); see `unipelt train --help`"),
         (["predict"], "Missing argument 'run'; see `unipelt predict --help`"),
         (["train", "--lr", "much"], "'--lr'"),
-        (["train", "--seed", "-1"], "'--seed'"),
+        (["train", "--seed", "one"], "'--seed'"),
         (["train"], "--task is missing: expected a GLUE task, docstrings, or a file"),
         (["train", "--task", "sst2"], "--out is missing: expected a folder for the run"),
         (["train", "--task", "sst2", "--out", "x", "--k", "many"], "--k many: expected a whole number or all"),
         (["train", "--task", "sst2", "--out", "x", "--k", "²"], "--k ²: expected a whole number or all"),
-        (["train", "--task", "sst2", "--out", "x", "--lr", "0"], "--lr 0.0: expected 0.0 to 10.0"),
+        (["train", "--task", "sst2", "--out", "x", "--k", "9" * 5000], ": expected a whole number or all"),
+        (["train", "--task", "sst2", "--out", "x", "--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
+        (["train", "--task", "sst2", "--out", "x", "--seed", "4294967296"], "--seed 4294967296: expected 0 to 4294967295"),
+        (["train", "--task", "sst2", "--out", "x", "--lr", "0"], "--lr 0.0: expected above 0, to 10.0"),
         (["train", "--task", "sst2", "--out", "x", "--warmup", "2"], "--warmup 2.0: expected 0.0 to 1.0"),
         (["train", "--task", "sst2", "--out", "x", "--head", "meen"], "--head meen: did you mean 'mean'?"),
         (["train", "--task", "sst2", "--out", "x", "--head-policy", "freeze"], "--head-policy freeze: did you mean 'frozen'?"),
@@ -48,6 +52,8 @@ def test_mistaken_words(words: list[str], expected: str, run):
     ("more", "expected"),
     [
         (["--method", "lroa"], "preset 'lroa': did you mean 'lora'"),
+        (["--method", "LoRA"], "preset 'LoRA': did you mean 'lora'"),
+        (["--method", "lora(r=1000000000000000)"], "not enough memory; take a smaller --batch-size"),
         (["--method", "lora(rank=4)"], "'rank'"),
         (["--method", "lora(r=0)"], "r"),
         (["--method", "lora(r=4"], "lora(r=4"),
@@ -59,9 +65,10 @@ def test_mistaken_words(words: list[str], expected: str, run):
         (["--model", "./nowhere"], "--model ./nowhere: no such base, neither a folder nor on the hub"),
         (["--device", "tpu9"], "--device tpu9: not on this machine; expected auto, cpu"),
         (["--device", "meta"], "--device meta: not on this machine; expected auto, cpu"),
-        (["--k", "5000"], "k=5000: reviews has"),
-        (["--k", "1"], "k=1 for the 2 classes of reviews; choose k of at least 2"),
-        (["--k", "0"], "k=0 for reviews, expected a whole number from 1"),
+        (["--k", "5000"], "--k 5000: reviews has 48 training rows, and 10 of them are kept to choose the checkpoint; expected up to 38"),
+        (["--k", "1"], "--k 1: reviews has 2 classes; expected 2 or more, a row of each"),
+        (["--k", "0"], "--k 0: expected a whole number from 1, or all"),
+        (["--data-dir", "glue"], "is a file, and --data-dir is where GLUE's files are; leave out --data-dir"),
         (["--kind", "regression"], "expected a number (regression)"),
         (["--method", "head", "--head-policy", "frozen"], "--head-policy frozen: 'head' then has nothing to train"),
         (["--data-dir", "x", "--task", "sst2"], "--data-dir must hold sst2/train.parquet"),
@@ -92,7 +99,6 @@ def test_a_device_that_is_not_there(run, train_words, tmp_path: Path):
         ("gap.csv", b"text,label\nfine,1\n,0\n", "row 2 (line 3): no text in column 'text'; fill it in or remove the row"),
         ("unlabelled.csv", b"text,label\nfine,1\nbad,\n", "row 2 (line 3): no label in column 'label'; fill it in or remove the row"),
         ("one.csv", b"text,label\n" + b"fine day,yes\n" * 40, "every label in column 'label' is 'yes'; training needs at least two classes"),
-        ("numbers.csv", b"text,label\n1.5,a\n2.5,b\n", "column 'text' holds numbers, expected text; choose another with --text"),
         ("few.csv", b"text,label\nfine day,a\nbad day,b\n", "few has 2 rows and no test set; give a test file, or at least 30 rows"),
         ("broken.parquet", b"PAR1 but no more", "is no readable Parquet file"),
         ("broken.jsonl", b'{"text": "fine", "label": 1\n', "line 1"),
@@ -153,21 +159,32 @@ def test_folders_that_are_not_this_runs(run, finished, train_words, tmp_path: Pa
     assert "holds another run, with seed=0 and not 5; take another folder, or remove it" in line
     (tmp_path / "thesis.doc").write_text("of great worth")
     assert "not empty, and holds no run; expected a new folder" in run(*train_words(tmp_path, "lora")).line
-    assert "not empty, and holds no run" in run(*train_words(tmp_path / "thesis.doc", "lora")).line
+    assert "is a file; expected a folder" in run(*train_words(tmp_path / "thesis.doc", "lora")).line
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "run.json").write_text('{"request": ')
     assert "run.json: damaged" in run(*train_words(tmp_path / "damaged", "lora")).line
 
 
+def test_one_training_at_a_time_in_a_folder(run, train_words, tmp_path: Path):
+    out = tmp_path / "deep" / "run"
+    with alone_in(out):
+        line = run(*train_words(out, "lora")).line
+    assert f"--out {out}: another training is at work in it; wait for its end, or take another folder" in line
+    assert not out.parent.exists(), "what a training made and left empty goes again"
+    assert run(*train_words(out, "lora")).code == 0
+
+
 def test_other_rows_under_the_same_name_are_another_run(run, train_words, tmp_path: Path):
     data = write_reviews(tmp_path / "data.csv")
     words = train_words(tmp_path / "run", "lora", "--task", data)
     assert run(*words).code == 0
-    record = tmp_path / "run" / "run.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "running"}))
-    write_reviews(data, seed=9)
-    assert "was started on other rows of" in run(*words).line
+    record, before = tmp_path / "run" / "run.json", data.read_text()
+    for status in ("finished", "running"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"status": status}))
+        for changed in (before.replace("yes", "ja"), before.replace("good", "fine", 1), before + before):
+            data.write_text(changed)
+            assert "was started on other rows of" in run(*words).line
 
 
 def checkpoint(finished, tmp_path: Path) -> Path:
@@ -186,7 +203,7 @@ def with_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "missing", "version", "json", "key", "unknown", "shape", "field", "preset"]
+    "damage", ["truncated", "missing", "version", "json", "key", "unknown", "shape", "field", "preset", "nameless"]
 )
 def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_path: Path):
     folder = checkpoint(finished, tmp_path)
@@ -202,6 +219,7 @@ def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_p
         "shape": f"{name!r} is (1, 2), expected {tuple(tensors[name].shape)}",
         "field": "is not as expected",
         "preset": "unipelt.json: ",
+        "nameless": "does not say where its base is; name it with --model",
     }[damage]
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-10])
@@ -213,6 +231,8 @@ def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_p
         (folder / "unipelt.json").write_text("{")
     elif damage == "field":
         rewritten(folder, surprise=1)
+    elif damage == "nameless":
+        rewritten(folder, base=json.loads((folder / "unipelt.json").read_text())["base"] | {"name": ""})
     elif damage == "preset":
         rewritten(folder, mixture={"name": "x", "changes": [{"form": {"name": "nothing known"}}]})
     else:
@@ -243,14 +263,61 @@ def test_a_run_that_is_not_finished_predicts_nothing(run, finished, unlabelled: 
         (tmp_path / method / "run.json").write_text(json.dumps(record))
         line = run("predict", tmp_path / method, "--data", unlabelled).line
         assert "its run is not finished; the `unipelt train` command that began it goes on with it" in line
-        assert "running" in run("inspect", tmp_path / method).out
+        assert "not finished" in run("inspect", tmp_path / method).out
     (tmp_path / "nothing").mkdir()
     assert "no unipelt.json in it; expected a folder that `unipelt train`" in run("inspect", tmp_path / "nothing").line
 
 
-def test_a_file_without_the_texts_column_to_predict(run, finished, unlabelled: Path):
-    line = run("predict", finished("lora"), "--data", unlabelled, "--text", "revew").line
-    assert "has no column 'revew' (--text); did you mean 'review'?" in line
+@pytest.mark.parametrize(
+    ("header", "more", "expected"),
+    [
+        ("review", ["--text", "revew"], "has no column 'revew' (--text); did you mean 'review'?"),
+        (
+            "a good day",
+            [],
+            "has no column 'review', which the run was trained on, but 'a good day'; give it that header",
+        ),
+        ("review", ["--pair", "review"], "one column is named twice"),
+        ("review,other", ["--pair", "other"], "has pairs of texts, the run was trained on single texts"),
+        ("review,prediction", [], "has a column 'prediction' already, which predict writes; rename it"),
+        ("review,p(no)", ["--proba"], "has a column 'p(no)' already"),
+        ("gate(encoder.0.adapter),review", ["--gates"], "has a column 'gate(encoder.0.adapter)' already"),
+    ],
+)
+def test_columns_that_cannot_be_predicted(header: str, more: list[str], expected: str, run, finished, tmp_path: Path):
+    data = tmp_path / "new.csv"
+    data.write_text(f"{header}\n" + ",".join(["word1"] * (header.count(",") + 1)) + "\n")
+    assert expected in run("predict", finished("unipelt-apl"), "--data", data, *more).line
+    if "--gates" not in more and "p(" not in header and "prediction" not in header:
+        for command in ("inspect", "export"):
+            asked = ["--merged", tmp_path / "no", "--fix-gates"] if command == "export" else []
+            assert expected in run(command, finished("unipelt-apl"), "--data", data, *more, *asked).line
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("folder", "is a folder; expected a file, such as"),
+        ("data", "is --data itself; take another file"),
+        ("link", "not a regular file; expected a new file, or an old table to replace"),
+        ("pipe", "not a regular file"),
+    ],
+)
+def test_predictions_replace_nothing_but_a_table(
+    place: str, expected: str, run, finished, unlabelled: Path, tmp_path: Path
+):
+    out = unlabelled if place == "data" else tmp_path / "out"
+    (tmp_path / "target.csv").write_text("kept")
+    make = {
+        "folder": out.mkdir,
+        "link": lambda: out.symlink_to(tmp_path / "target.csv"),
+        "pipe": lambda: os.mkfifo(out),
+    }
+    make.get(place, lambda: None)()
+    before, texts = out.lstat(), unlabelled.read_text()
+    line = run("predict", finished("lora"), "--data", unlabelled, "--out", out).line
+    assert f"--out {out}: {expected}" in line and out.lstat() == before
+    assert unlabelled.read_text() == texts and (tmp_path / "target.csv").read_text() == "kept"
 
 
 def test_debug_shows_the_traceback_and_the_line(run, finished, unlabelled: Path):

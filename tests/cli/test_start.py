@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import unipelt
+
 HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pyarrow", "datasets")
 COMMAND = str(Path(sys.executable).with_name("unipelt"))
 
@@ -42,6 +44,10 @@ for line in {lines!r}:
 def test_help_is_there_in_half_a_second():
     assert seconds(COMMAND, "--help") < 0.5
     assert seconds(COMMAND, "train", "--help") < 0.5
+
+
+def test_the_version_is_told(run):
+    assert run("--version").out == f"unipelt {unipelt.__version__}\n"
 
 
 def test_help_loads_nothing_heavy():

@@ -7,7 +7,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from unipelt.data import load_file
+from unipelt.data import Columns, load_file
+from unipelt.data.columns import choose_columns
+from unipelt.data.files import read_table
 from unipelt.errors import DataError
 
 TEXTS = ["good, even great", 'a "quoted" word', "two\nlines", "naïve ☂", "plain"]
@@ -82,6 +84,43 @@ def test_a_tsv_with_bare_quotes_is_read_as_glue_writes_it(tmp_path):
     path = tmp_path / "bare.tsv"
     path.write_text('sentence\tlabel\n"Open he said\t0\nno "harm done\t1\n')
     assert load_file(path)[1].first == ['"Open he said', 'no "harm done']
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\n \r\n\n"])
+def test_blank_lines_at_the_end_are_no_rows(tmp_path, end):
+    (tmp_path / "new.csv").write_text("\ntext\na b\nc d" + end)
+    assert load_file(tmp_path / "new.csv", for_prediction=True)[1].first == ["a b", "c d"]
+
+
+@pytest.mark.parametrize("gap", ["\n", '""\n', " \n\n", "\r\n"])
+def test_an_empty_row_of_the_only_column_is_not_lost(tmp_path, gap):
+    path = tmp_path / "new.csv"
+    path.write_bytes(b"text\na b\n" + gap.encode() + b"c d\n")
+    assert "row 2 (line 3): no text in column 'text'; fill it in or remove the row" in said(path, for_prediction=True)
+    path.write_bytes(b'text\na b\n""\n')
+    assert "row 2 (line 3): no text" in said(path, for_prediction=True)
+
+
+@SUFFIXES
+def test_numbers_are_texts_among_texts_and_where_they_are_said_to_be(tmp_path, suffix):
+    mixed = write(
+        tmp_path / f"mixed{suffix}", {"text": ["a", "b", "5" if suffix == ".parquet" else 5], "label": [1, 0, 1]}
+    )
+    assert load_file(mixed)[1].first == ["a", "b", "5"]
+    path = write(tmp_path / f"codes{suffix}", {"text": [12, 7], "label": [1, 0]})
+    assert "column 'text' holds numbers, expected text; choose with --text" in said(path)
+    assert load_file(path, text="text")[1].first == ["12", "7"]
+
+
+def test_new_rows_are_read_from_the_columns_of_training(tmp_path):
+    trained = Columns(text="body", pair=None, label="area")
+    one = read_table(write(tmp_path / "one.csv", {"text": TEXTS, "body": TEXTS[::-1], "area": LABELS}))
+    ask = {"text": None, "pair": None, "label": None, "for_prediction": True, "trained": trained}
+    assert choose_columns(one, **ask) == Columns(text="body", pair=None, label=None)
+    assert choose_columns(one, **ask | {"text": "text"}).text == "text"
+    headless = read_table(write(tmp_path / "headless.csv", {"a film that I liked": TEXTS}))
+    with pytest.raises(DataError, match=r"no column 'body', which the run was trained on, but 'a film that I liked'"):
+        choose_columns(headless, **ask)
 
 
 def test_a_long_document_is_one_text(tmp_path):
@@ -178,7 +217,7 @@ BAD_BYTES = {
     "array.jsonl": (b'[{"text": "a", "label": 1}]\n', "line 1 is a JSON list, expected an object"),
     "nothing.jsonl": (b"{}\n{}\n", "objects without any field"),
     "gap.jsonl": (b'{"text": "a b", "label": 1}\n\n{"label": 0}\n', r"row 2 \(line 3\): no text"),
-    "number.jsonl": (b'{"text": "a b", "label": 1}\n{"text": 5, "label": 0}\n', "row 2 .* int '5', expected a text"),
+    "object.jsonl": (b'{"text": "a b", "label": 1}\n{"text": {}, "label": 0}\n', "row 2 .* dict '{}', expected a text"),
     "list.jsonl": (b'{"text": "a b", "label": ["x"]}\n', "row 1 .*label list"),
     "half.jsonl": (b'{"text": "\\ud800", "label": 1}\n{"text": "a", "label": 0}\n', "row 1 .*no valid Unicode"),
     "deep.jsonl": (b"[" * 100_000 + b"\n", "line 1 is no JSON"),

@@ -78,8 +78,25 @@ def test_columns_are_refused_where_they_count_for_nothing(hub):
         load("sst2", text="sentence", label="label")
     with pytest.raises(DataError, match="docstrings knows its own"):
         load("docstrings", test="test.csv")
-    with pytest.raises(DataError, match=r"owner/name is a data set of the hub.*leave out --test"):
-        load("owner/name", test="test.csv")
+    with pytest.raises(DataError, match=r"owner/name is a data set of the hub.*leave out --test, --data-dir"):
+        load("owner/name", test="test.csv", data_dir="glue")
+    with pytest.raises(DataError, match="docstrings knows its own columns and test set; leave out --data-dir"):
+        load("docstrings", data_dir="glue")
+    with pytest.raises(DataError, match=r"new.csv is a file, and --data-dir is .*; leave out --data-dir"):
+        load("new.csv", data_dir="glue")
+
+
+@pytest.mark.parametrize("way", ["itself", "a link", "a copy"])
+def test_training_rows_are_no_test_rows(tmp_path, way):
+    path = tmp_path / "train.csv"
+    path.write_text(HEADER + "a b,3\nc d,1\n")
+    test = path if way == "itself" else tmp_path / "test.csv"
+    if way == "a link":
+        test.symlink_to(path)
+    elif way == "a copy":
+        test.write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match=r"--test .*: has the very rows that .*train.csv trains on; leave it out"):
+        load(path, test=test)
 
 
 def test_a_hub_out_of_reach_is_one_line(hub):

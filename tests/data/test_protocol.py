@@ -120,21 +120,29 @@ def test_a_rare_class_keeps_a_row_for_training():
         try:
             assert 1 in split(dataset, 60, seed=seed).train.labels
         except DataError as error:
-            assert "draws no row of class 'class 1' of made (1 of 100 rows)" in str(error)
+            assert "of made, none of class 'class 1' (1 of 100 rows)" in str(error)
 
 
 @pytest.mark.parametrize(
     ("dataset", "k", "expected"),
     [
-        (made(200), 191, "made has 200 training rows, of which 10 choose the checkpoint; choose k up to 190"),
-        (made(200, shares=(1, 1, 1)), 2, "k=2 for the 3 classes of made; choose k of at least 3"),
-        (made(200, shares=(99, 1)), 5, "draws no row of class 'class 1'"),
+        (
+            made(200),
+            191,
+            "--k 191: made has 200 training rows, and 10 of them are kept to choose the checkpoint; expected up to 190",
+        ),
+        (made(200, shares=(1, 1, 1)), 2, "--k 2: made has 3 classes; expected 3 or more, a row of each"),
+        (
+            made(200, shares=(99, 1)),
+            5,
+            "--seed 0 draws 5 training rows of made, none of class 'class 1' (2 of 200 rows); take a larger --k",
+        ),
         (made(200, shares=(1,)), 50, "every training row of made is 'class 0'"),
         (made(10), "all", "made has 10 training rows, expected more than 10"),
         (made(29, test=0), "all", "made has 29 rows and no test set"),
-        (made(200), 0, "k=0 for made, expected a whole number from 1, or 'all'"),
-        (made(200), 2.5, "k=2.5 for made"),
-        (made(200), "most", "k='most' for made"),
+        (made(200), 0, "--k 0: expected a whole number from 1, or all"),
+        (made(200), 2.5, "--k 2.5: expected"),
+        (made(200), "most", "--k most: expected"),
         (replace(made(200), train=replace(made(200).train, labels=None)), 50, "the train rows of made have no labels"),
         (replace(made(200), test=made(0).train), 50, "made has no test rows"),
     ],

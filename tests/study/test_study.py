@@ -136,9 +136,9 @@ def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path)
     at = given.index("--k")
     given[at + 2] = "5000"
     said = run(*given)
-    assert said.code == 0 and "8 of 16 runs done, 8 failed: k=5000" in said.out
+    assert said.code == 0 and "8 of 16 runs done, 8 failed: --k 5000" in said.out
     rows = Store.read(tmp_path / "out").runs(["k", "status"])
-    assert {row["k"] for row in rows if row["status"].startswith("failed: k=5000")} == {5000}
+    assert {row["k"] for row in rows if row["status"].startswith("failed: --k 5000")} == {5000}
 
 
 def test_too_little_memory_halves_the_fleet(words, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

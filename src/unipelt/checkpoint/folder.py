@@ -134,17 +134,20 @@ def check_base(model: PreTrainedModel, description: Description, folder: Path) -
         fingerprint(model, [path for path in description.head["modules"] if path in modules]),
         description.base,
     )
+    made, given = (
+        f"base {name!r}" if name else "a base without a name" for name in (expected["name"], model.config._name_or_path)
+    )
     for key in ("model_type", "fingerprint"):
         if got[key] != expected[key]:
             raise CheckpointError(
-                f"{folder}: made for base {expected['name']!r} ({expected['model_type']}); got {model.config._name_or_path!r} "
+                f"{folder}: made for {made} ({expected['model_type']}); got {given} "
                 f"({got['model_type']}), whose {'type' if key == 'model_type' else 'parameters'} differ; load that base instead"
             )
     for name, size in expected.get("mean_sizes", {}).items():
         mine = got["mean_sizes"].get(name)
         if mine is not None and abs(mine - size) > 0.02 * abs(size):  # bf16 moves a mean far less
             raise CheckpointError(
-                f"{folder}: made for base {expected['name']!r}; the weights of {model.config._name_or_path!r} are others "
+                f"{folder}: made for {made}; the weights of {given} are others "
                 f"(mean size of {name}: {mine:.5f}, expected {size:.5f}); load that base instead"
             )
 

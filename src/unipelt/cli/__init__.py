@@ -1,16 +1,24 @@
 """The command line: one file a command. Nothing here imports torch before a command runs, so `--help` is quick."""
 
+import re
 import sys
 import traceback
 
 import typer
 
+import unipelt
 from unipelt.errors import UserError
 
 # what typer raises for a mistake in the words of a command: its own copy of click's, or click's, as its version has it
 WordsError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 SEVERAL = ("--tasks", "--k", "--methods", "--lr", "--values")  # flags of studies that take several values
 STOPPED = 130  # the exit code of what Ctrl-C ended, as shells have it
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"unipelt {unipelt.__version__}")
+        raise typer.Exit
 
 
 def build() -> typer.Typer:
@@ -24,7 +32,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    app.callback(epilog="--debug behind any command shows the traceback of an error.")(lambda: None)
+    app.callback(epilog="--debug behind any command shows the traceback of an error.")(_before)
     for module in (methods, train, predict, inspect, export):
         app.command()(getattr(module, module.__name__.rsplit(".", 1)[-1]))
     app.add_typer(study.app, name="study")
@@ -47,6 +55,12 @@ def one_each(arguments: list[str]) -> list[str]:
     return spread
 
 
+def _before(
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="print it and stop"),
+) -> None:
+    """What stands between `unipelt` and a command."""
+
+
 def main(given: list[str] | None = None) -> None:
     """Run the command line. A user's mistake is one line and exit code 2; `--debug` shows its traceback too."""
     given = sys.argv[1:] if given is None else given
@@ -64,6 +78,11 @@ def main(given: list[str] | None = None) -> None:
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         code = _refuse(f"{what}; nothing written before is lost", debug=len(arguments) < len(given))
+    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for the processor's memory
+        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        what = "not enough memory; take a smaller --batch-size or --max-length, or a smaller method or base"
+        code = _refuse(what, debug=len(arguments) < len(given))
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     if code == STOPPED:

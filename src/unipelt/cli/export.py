@@ -22,13 +22,12 @@ def export(
         raise UserError("expected one of --merged FOLDER and --peft FOLDER")
     if fix_gates and not data:
         raise UserError("--fix-gates needs --data: the mean of a gate is taken over texts")
-    from unipelt import data as rooms
     from unipelt.checkpoint.export import export_merged, export_peft
     from unipelt.fleet.apply import Applied, fixed_at_means
 
     applied = Applied.load(run, model or None, "cpu")
     if fix_gates:
-        _, rows = rooms.load_file(data, text=text or None, pair=pair or None, for_prediction=True)
+        _, rows = applied.read(data, text=text or None, pair=pair or None)
         fixed_at_means(applied, rows)
     if merged:
         labels = applied.task["labels"]

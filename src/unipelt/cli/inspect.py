@@ -14,19 +14,17 @@ def inspect(
     model: str = typer.Option("", help="another place of the run's base"),
 ) -> None:
     """Show a run's parameters by change, its size, results, and its gates by layer on given data."""
-    from rich.console import Console
-
     from unipelt.checkpoint.description import CONFIG, TENSORS, describe
     from unipelt.checkpoint.disk import resolve
     from unipelt.cli.figures import draw_gates, kind_of
-    from unipelt.cli.tables import gate_table, parameter_table, result_lines
+    from unipelt.cli.tables import gate_table, parameter_table, result_lines, terminal
     from unipelt.fleet.outcome import RECORD, read_outcome
 
     if figure:
         kind_of(figure)
     if figure and not data:
         raise UserError("--figure needs --data: gates are drawn on texts")
-    folder, console = resolve(run), Console(soft_wrap=True)
+    folder, console = resolve(run), terminal()
     if (folder / RECORD).exists() and not (folder / CONFIG).exists():
         outcome = read_outcome(folder)
         assert outcome is not None
@@ -47,16 +45,16 @@ def inspect(
     if not data:
         return
 
-    from unipelt import data as rooms
     from unipelt.fleet.apply import Applied, gate_paths
 
     applied = Applied.load(run, model or None, "cpu")
     if not any(True for _ in gate_paths(applied.model)):
         raise UserError("--data: this run has no gates to show; train one with --method unipelt-apl")
-    _, rows = rooms.load_file(data, text=text or None, pair=pair or None, for_prediction=True)
+    _, rows = applied.read(data, text=text or None, pair=pair or None)
     values = applied.gates(rows)
     console.print(f"gates on {len(rows)} rows of {data}: mean ± standard deviation over rows", markup=False)
     console.print(gate_table(values))
     if figure:
-        draw_gates(values, figure)
+        title = f"{description.mixture['name']} on {base['name']}: mean gates over {len(rows)} rows of {data}"
+        draw_gates(values, figure, title)
         print(f"{figure}: drawn")

@@ -14,10 +14,11 @@ def methods(
     ),
 ) -> None:
     """List the presets: formula, parameters on a base, paper."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from unipelt.cli.tables import terminal
+
+    console = terminal()
     if lawful:
         table = Table(box=None, pad_edge=False)
         for column in ("form", "site", "reads", "weight", "equation", "source"):

@@ -1,5 +1,8 @@
 """`unipelt predict`: a finished run labels new texts."""
 
+import json
+from typing import Any
+
 import typer
 
 
@@ -25,18 +28,25 @@ def predict(
     from unipelt.fleet.apply import Applied
 
     path = Path(out)
+    if out and path.is_dir():
+        raise UserError(f"--out {out}: is a folder; expected a file, such as {path / 'predictions.csv'}")
     if out and (path.is_symlink() or (path.exists() and not path.is_file())):
         raise UserError(f"--out {out}: not a regular file; expected a new file, or an old table to replace")
-    if out and path.exists() and path.samefile(data):
+    if out and path.exists() and path.resolve() == Path(data).resolve():
         raise UserError(f"--out {out}: is --data itself; take another file")
     applied = Applied.load(run, model or None, device)
     columns = applied.columns(data, text=text or None, pair=pair or None, proba=proba, gates=gates)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(zip(*columns.values()))
+    writer.writerows(map(_cell, row) for row in zip(*columns.values()))
     if not out:
         sys.stdout.write(buffer.getvalue())
         return
     write_whole(path.parent, {path.name: buffer.getvalue().encode()})
     print(f"{out}: {len(columns['prediction'])} rows")
+
+
+def _cell(value: Any) -> Any:
+    """What a CSV file cannot hold as it is, such as an object of a JSONL file, as JSON."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, bool | dict | list) else value

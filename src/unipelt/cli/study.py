@@ -85,7 +85,7 @@ def _run(grid: Grid, setting: Setting, out: str, device: str) -> None:
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
-    from unipelt.fleet.tune import device_of
+    from unipelt.fleet.ready import device_of
     from unipelt.study.engine import hidden_size, planned_width, run_study
     from unipelt.study.plan import in_fleets
     from unipelt.study.store import Store

@@ -1,20 +1,35 @@
 """What a run came to, and its tables: parameters by change, gates by layer."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from unipelt.fleet.outcome import Outcome
+from unipelt.fleet.outcome import Outcome, tensors_header
+
+PIPED = 1000  # columns where no terminal sets a width: a table's row stays one line
+
+
+def terminal() -> Console:
+    """Where tables are printed."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPED)
 
 
 def result_lines(outcome: Outcome) -> list[str]:
     """Method, task, status and numbers of a run, a few short lines."""
     asked, metric = outcome.request, outcome.task["metric"]
     counted = sum(outcome.parameters.values())
+    status = "not finished" if outcome.status == "running" else outcome.status
     lines = [
-        f"{asked['method']} on {asked['task']}: {outcome.status}, {counted:,} trainable parameters, {outcome.seconds:.0f} s"
+        f"{asked['method']} on {asked['task']}: {status}, {counted:,} trainable parameters, {outcome.seconds:.1f} s"
     ]
+    if outcome.status == "running" and outcome.curve:
+        last = outcome.curve[-1]
+        lines.append(
+            f"  dev  {metric} {last[metric]:.4f}  (after epoch {last['epoch']:.0f} of {outcome.recipe['epochs']})"
+        )
     if outcome.done:
         majority = "" if outcome.majority is None else f"  (always the largest class: accuracy {outcome.majority:.4f})"
         dev = outcome.dev
@@ -27,23 +42,13 @@ def result_lines(outcome: Outcome) -> list[str]:
 
 def parameter_table(folder: Path, description: Any) -> Table:
     """Parameters and bytes of each change, and of the head; reads the header of the file alone, and no torch."""
-    import json
-    import struct
-
     from unipelt.checkpoint.description import TENSORS
-    from unipelt.errors import CheckpointError
     from unipelt.spec import Mixture, equation
 
-    try:
-        with open(folder / TENSORS, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
-    except (OSError, ValueError, struct.error) as error:
-        raise CheckpointError(f"{folder / TENSORS}: not readable ({error})") from None
     mixture = Mixture.from_dict(description.mixture)
     named = dict(mixture.named())
     numbers: dict[str, list[int]] = {name: [0, 0] for name in [*named, "gates", "head"]}
-    for path, entry in header.items():
+    for path, entry in tensors_header(folder / TENSORS).items():
         if path == "__metadata__":
             continue
         owner = next(

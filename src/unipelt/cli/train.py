@@ -23,7 +23,7 @@ def train(
         "unipelt-apl", help="a preset with its options, such as 'lora(r=16)', or full; see `unipelt methods`"
     ),
     k: str = typer.Option("all", "--k", help="training rows, drawn by the seed; all: every row"),
-    seed: int = typer.Option(0, min=0, help="draws the rows, their order, the initial values and dropout"),
+    seed: int = typer.Option(0, help="draws the rows, their order, the initial values and dropout"),
     out: str = typer.Option("", help="folder of the run; the same command again goes on where it stopped"),
     data_dir: str = typer.Option("", help="folder with GLUE as parquet files; not given: the hub"),
     text: str = typer.Option("", help="column of the text, or of the first text of a pair"),
@@ -50,7 +50,7 @@ def train(
         raise UserError("--task is missing: expected a GLUE task, docstrings, or a file such as reviews.csv")
     if not out:
         raise UserError("--out is missing: expected a folder for the run, such as runs/first")
-    if k != "all" and not k.isdecimal():
+    if k != "all" and not (k.isdecimal() and len(k) < 10):
         raise UserError(f"--k {k}: expected a whole number or all")
     Recipe(**given)
     request = Request(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from unipelt.data.task import Dataset, Rows, Task
+from unipelt.data.task import Columns, Dataset, Rows, Task
 from unipelt.errors import DataError
 
 AREAS: dict[str, str] = {  # modules that a version lacks are passed over
@@ -42,7 +42,10 @@ SHORTEST = 4  # words of letters: below that, nothing tells the area
 ALIKE = 0.5  # Jaccard similarity from which two rows count as one
 TEST_SHARE = 5  # every fifth row, by hash
 
-TASK = Task(name="docstrings", kind="classification", labels=tuple(AREAS), metric="accuracy", pair=False)
+COLUMNS = Columns(text="text", pair=None, label="area")
+TASK = Task(
+    name="docstrings", kind="classification", labels=tuple(AREAS), metric="accuracy", pair=False, columns=COLUMNS
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unipelt.data.task import Kind, Rows, Task
+from unipelt.data.task import Columns, Kind, Rows, Task
 from unipelt.errors import DataError, nearest
 
 TEXTS = ("text", "sentence", "review", "content", "comment", "message", "document", "body", "tweet", "utterance")
@@ -40,22 +40,27 @@ class Table:
         return f"{self.place}, row {index + 1}" + (f" (line {self.lines[index]})" if self.lines else "")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Which column is what."""
-
-    text: str
-    pair: str | None
-    label: str | None
-
-
 def choose_columns(
-    table: Table, *, text: str | None, pair: str | None, label: str | None, for_prediction: bool
+    table: Table,
+    *,
+    text: str | None,
+    pair: str | None,
+    label: str | None,
+    for_prediction: bool,
+    trained: Columns | None = None,
 ) -> Columns:
-    """The columns given, and for the others the only column that can be meant."""
+    """The columns given, then those that a run was trained on, and for the others the only column that can be meant."""
     for flag, column in {"--text": text, "--pair": pair, "--label": label}.items():
         if column is not None and column not in table.columns:
             raise DataError(f"{table.place} has no column {column!r} ({flag}); {nearest(column, table.columns)}")
+    if trained is not None:
+        text, pair = text or trained.text, pair or trained.pair
+        for flag, column in {"--text": text, "--pair": pair}.items():
+            if column is not None and column not in table.columns:
+                raise DataError(
+                    f"{table.place} has no column {column!r}, which the run was trained on, but "
+                    f"{_listed(name[:40] for name in table.columns)}; give it that header, or name its column with {flag}"
+                )
     named = [column for column in (text, pair, label) if column is not None]
     if len(set(named)) < len(named):
         raise DataError(f"{table.place}: one column is named twice among {_listed(named)}; give a column to each flag")
@@ -71,6 +76,11 @@ def choose_columns(
         label = found[0] if found and not for_prediction else None
     if text is None:
         text, pair = _text_columns(table, free)
+        for column in (text, pair):
+            if column is not None and all(number(value) is not None for value in table.columns[column]):
+                raise DataError(
+                    f"{table.place}: column {column!r} holds numbers, expected text; choose with --text which one is meant"
+                )
     if label is None and not for_prediction:
         label = _only_other(table, [column for column in free if column not in (text, pair)], text)
     return Columns(text=text, pair=pair, label=label)
@@ -94,22 +104,20 @@ def task_and_rows(
             names, numbers = label_indices(table, columns.label, values, labels)
     kind = kind or "classification"
     metric = "spearman" if kind == "regression" else "accuracy"
-    task = Task(name=name, kind=kind, labels=names, metric=metric, pair=second is not None)
+    task = Task(name=name, kind=kind, labels=names, metric=metric, pair=second is not None, columns=columns)
     return task, Rows(first=first, second=second, labels=numbers)
 
 
 def texts(table: Table, column: str) -> list[str]:
-    values = table.columns[column]
-    if values and all(value is not None and number(value) is not None for value in values):
-        raise DataError(f"{table.place}: column {column!r} holds numbers, expected text; choose another with --text")
-    for index, value in enumerate(values):
+    """The texts as they stand, none of them missing; a number is its digits, as it is in a CSV file."""
+    for index, value in enumerate(table.columns[column]):
         if _missing(value):
             raise DataError(f"{table.row(index)}: no text in column {column!r}; fill it in or remove the row")
-        if not isinstance(value, str):
+        if not isinstance(value, str) and number(value) is None:
             raise DataError(f"{table.row(index)}: column {column!r} holds {_shown(value)}, expected a text")
-        if not _encodable(value):
+        if not _encodable(str(value)):
             raise DataError(f"{table.row(index)}: the text in column {column!r} is no valid Unicode; save it as UTF-8")
-    return list(values)
+    return [str(value) for value in table.columns[column]]
 
 
 def label_values(table: Table, column: str) -> list[Any]:

@@ -122,10 +122,17 @@ def _delimited(place: str, text: str, delimiter: str, quoting: Any) -> Table:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
+    blank: list[int] = []  # lines since the last row: with one column each is an empty row, unless the file ends there
     start = 1
     try:
         for row in reader:
-            if len(row) > 1 or (row and row[0].strip()):  # not a blank line
+            if not row or (len(row) == 1 and row[0].isspace()):
+                blank.append(start)
+            else:
+                if rows and len(rows[0]) == 1:
+                    rows += [[""] for _ in blank]
+                    lines += blank
+                blank = []
                 rows.append(row)
                 lines.append(start)
                 if len(row) != len(rows[0]):

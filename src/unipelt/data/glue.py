@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from unipelt.data.columns import Columns, Table, texts
+from unipelt.data.columns import Table, texts
 from unipelt.data.files import read_table
-from unipelt.data.task import Dataset, Kind, Rows, Task
+from unipelt.data.task import Columns, Dataset, Kind, Rows, Task
 from unipelt.errors import DataError, nearest
 
 HUB = "nyu-mll/glue"
@@ -22,6 +22,10 @@ class GlueTask:
     """of the published train set; fewer are a subset"""
     test: str = "validation"
     """split that stands for the withheld test set"""
+
+    @property
+    def named(self) -> Columns:
+        return Columns(text=self.columns[0], pair=self.columns[1] if len(self.columns) == 2 else None, label="label")
 
 
 GLUE: dict[str, GlueTask] = {
@@ -53,10 +57,11 @@ GLUE: dict[str, GlueTask] = {
 def load_glue(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Train set, and the validation set as test set: `data_dir/<task>/<split>.parquet`, else the hub's."""
     if name not in GLUE:
-        raise DataError(f"{name!r} is no GLUE task; {nearest(name.casefold(), GLUE)}")
+        raise DataError(f"{name!r} is no GLUE task; {nearest(name, GLUE)}")
     row = GLUE[name]
     kind: Kind = "classification" if row.labels else "regression"
-    task = Task(name=name, kind=kind, labels=row.labels, metric=row.metric, pair=len(row.columns) == 2)
+    pair = len(row.columns) == 2
+    task = Task(name=name, kind=kind, labels=row.labels, metric=row.metric, pair=pair, columns=row.named)
     if data_dir is None:
         from unipelt.data.hub import hub_tables
 
@@ -82,7 +87,6 @@ def _rows(table: Table, row: GlueTask) -> Rows:
     missing = [column for column in (*row.columns, "label") if column not in table.columns]
     if missing:
         raise DataError(f"{table.place} has no column {missing[0]!r}; found: {', '.join(table.columns)}")
-    columns = Columns(text=row.columns[0], pair=row.columns[1] if len(row.columns) == 2 else None, label="label")
     labels = table.columns["label"]
     for index, label in enumerate(labels):
         lawful = isinstance(label, int) and 0 <= label < len(row.labels) if row.labels else _finite(label)
@@ -90,8 +94,8 @@ def _rows(table: Table, row: GlueTask) -> Rows:
             expected = f"0 to {len(row.labels) - 1}" if row.labels else "a finite number"
             raise DataError(f"{table.row(index)}: label {label!r}, expected {expected}; is this a labelled split?")
     return Rows(
-        first=texts(table, columns.text),
-        second=None if columns.pair is None else texts(table, columns.pair),
+        first=texts(table, row.named.text),
+        second=None if row.named.pair is None else texts(table, row.named.pair),
         labels=list(labels),
     )
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from unipelt.data.builtin import TASK, load_docstrings
 from unipelt.data.columns import choose_columns, task_and_rows
@@ -25,23 +26,26 @@ def load(
 ) -> Dataset:
     """The data set of that name. data_dir: GLUE's Parquet files; text … test: only for files, test not for the hub."""
     name = str(name_or_path)
-    given = {"--text": text, "--pair": pair, "--label": label, "--kind": kind, "--test": test}
-    flags = [flag for flag, value in given.items() if value is not None]
-    if name in GLUE or name == TASK.name:
+    columns = {"--text": text, "--pair": pair, "--label": label, "--kind": kind}
+
+    def leave_out(given: dict[str, Any], because: str) -> None:
+        flags = [flag for flag, value in given.items() if value is not None]
         if flags:
-            raise DataError(f"{name} knows its own columns and test set; leave out {', '.join(flags)}")
+            raise DataError(f"{name} {because}; leave out {', '.join(flags)}")
+
+    if name in GLUE or name == TASK.name:
+        own = {} if name in GLUE else {"--data-dir": data_dir}
+        leave_out(columns | {"--test": test} | own, "knows its own columns and test set")
         return load_docstrings() if name == TASK.name else load_glue(name, data_dir)
     path = Path(name_or_path)
     in_a_folder = path.parent != Path() and path.parent.is_dir()
     if path.exists() or path.suffix.lower() in READERS or in_a_folder or isinstance(name_or_path, Path):
+        leave_out({"--data-dir": data_dir}, "is a file, and --data-dir is where GLUE's files are")
         return _load_files(path, text=text, pair=pair, label=label, kind=kind, test=test)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        if test is not None:
-            raise DataError(f"{name} is a data set of the hub and brings its own test set; leave out --test")
+        leave_out({"--test": test, "--data-dir": data_dir}, "is a data set of the hub and brings its own test set")
         return load_hub(name, text=text, pair=pair, label=label, kind=kind)
-    raise DataError(
-        f"{name!r} is no task, file or hub data set (owner/name); {nearest(name.casefold(), [*GLUE, TASK.name])}"
-    )
+    raise DataError(f"{name!r} is no task, file or hub data set (owner/name); {nearest(name, [*GLUE, TASK.name])}")
 
 
 def _load_files(
@@ -63,4 +67,8 @@ def _load_files(
     held_out = read_table(test)
     columns = choose_columns(held_out, text=columns.text, pair=columns.pair, label=columns.label, for_prediction=False)
     rows = task_and_rows(held_out, columns, name=task.name, labels=task.labels, kind=task.kind)[1]
+    if rows.fingerprint() == train.fingerprint():
+        raise DataError(
+            f"--test {test}: has the very rows that {path} trains on; leave it out, and a fifth is held out"
+        )
     return replace(dataset, test=rows, source=f"{path}, test {test}")

@@ -35,7 +35,7 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"data seed {seed!r}, expected a whole number from 0")
     if k != "all" and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-        raise DataError(f"k={k!r} for {name}, expected a whole number from 1, or 'all'")
+        raise DataError(f"--k {k}: expected a whole number from 1, or all")
     notes = [] if dataset.complete or k != "all" else [_subset_note(dataset)]
     _check_classes(dataset)
     pool, test = dataset.train, dataset.test
@@ -50,8 +50,8 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000)
     if k == "all":
         k = len(pool) - max(spare, min(dev, len(pool) // 10) if spare else 0)
     if k > len(pool) - spare:
-        reserved = f", of which {spare} choose the checkpoint" if spare else ""
-        raise DataError(f"k={k}: {name} has {len(pool)} training rows{reserved}; choose k up to {len(pool) - spare}")
+        reserved = f", and {spare} of them are kept to choose the checkpoint" if spare else ""
+        raise DataError(f"--k {k}: {name} has {len(pool)} training rows{reserved}; expected up to {len(pool) - spare}")
     order = shuffled(len(pool), seed)
     train = pool.take(order[:k])
     _check_sample(dataset, train, seed)
@@ -124,12 +124,14 @@ def _check_sample(dataset: Dataset, train: Rows, seed: int) -> None:
     counts = class_counts(task, dataset.train)
     present = sum(count > 0 for count in counts.values())
     if len(train) < present:
-        raise DataError(f"k={len(train)} for the {present} classes of {task.name}; choose k of at least {present}")
+        raise DataError(
+            f"--k {len(train)}: {task.name} has {present} classes; expected {present} or more, a row of each"
+        )
     missed = [name for name, count in class_counts(task, train).items() if not count and counts[name]]
     if missed:
         raise DataError(
-            f"k={len(train)} with data seed {seed} draws no row of class {missed[0]!r} of {task.name} "
-            f"({counts[missed[0]]} of {len(dataset.train)} rows); choose a larger k or another seed, or add rows of it"
+            f"--seed {seed} draws {len(train)} training rows of {task.name}, none of class {missed[0]!r} "
+            f"({counts[missed[0]]} of {len(dataset.train)} rows); take a larger --k or another --seed, or add rows of it"
         )
 
 

@@ -13,6 +13,16 @@ Kind = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which column is what."""
+
+    text: str
+    pair: str | None
+    """column of the second text"""
+    label: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What is asked of a text, and how an answer is judged."""
 
@@ -24,6 +34,8 @@ class Task:
     """a name in METRICS: the number that chooses checkpoints and is reported"""
     pair: bool
     """whether a row is two texts"""
+    columns: Columns | None = None
+    """the columns that its rows were read from, and new rows are"""
 
 
 @dataclass(frozen=True, kw_only=True)

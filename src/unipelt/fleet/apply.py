@@ -13,12 +13,14 @@ from unipelt.checkpoint.bases import load_base, load_tokenizer
 from unipelt.checkpoint.description import CONFIG, describe
 from unipelt.checkpoint.disk import resolve
 from unipelt.checkpoint.folder import load
+from unipelt.data.columns import choose_columns, task_and_rows
+from unipelt.data.files import read_table
 from unipelt.errors import CheckpointError, UserError
 from unipelt.fleet.encode import encode, most_tokens
 from unipelt.fleet.evaluate import predict
 from unipelt.fleet.outcome import RECORD, read_outcome
+from unipelt.fleet.ready import device_of
 from unipelt.fleet.recipe import Recipe
-from unipelt.fleet.tune import device_of
 from unipelt.forms.gate import Gate, GroupGate
 from unipelt.inject.swap import fix_gates
 from unipelt.inject.tuned import tuned_of
@@ -45,6 +47,8 @@ class Applied:
         if not task:
             raise CheckpointError(f"{run}: does not say which task it was trained for; load it with unipelt.load")
         name = base or description.base["name"]
+        if not name:
+            raise CheckpointError(f"{run}: does not say where its base is; name it with --model")
         model = load_base(name, classes=len(task["labels"]) or 1)
         tokenizer = load_tokenizer(name)
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -70,23 +74,19 @@ class Applied:
     def columns(
         self, path: str, *, text: str | None, pair: str | None, proba: bool, gates: bool
     ) -> dict[str, list[Any]]:
-        """Columns by name for each row of a file: prediction, probabilities `p(label)`, gates `gate(path)`."""
+        """The columns of a file, and behind them `prediction`, probabilities `p(label)` and gates `gate(path)`."""
         if gates and not (self.tuned and any(True for _ in gate_paths(self.model))):
             raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
         if proba and not self.task["labels"]:
             raise UserError("--proba: a regression has no classes")
-        found, rows = data.load_file(path, text=text, pair=pair, for_prediction=True)
-        if found.pair != self.task["pair"]:
-            counts = {True: "pairs of texts", False: "single texts"}
-            raise UserError(
-                f"{path}: has {counts[found.pair]}, the run was trained on {counts[self.task['pair']]}; name the columns with --text and --pair"
-            )
+        columns, rows = self.read(path, text=text, pair=pair)
+        labels = self.task["labels"]
+        ours = ["prediction", *(f"p({label})" for label in labels if proba)]
+        for name in columns:
+            if name in ours or (gates and name.startswith("gate(")):
+                raise UserError(f"{path}: has a column {name!r} already, which predict writes; rename it")
         encoded = encode(self.tokenizer, rows, self.max_length)
         logits = predict(self.model, self.tokenizer, [encoded])[0]
-        columns: dict[str, list[Any]] = {"text": rows.first}
-        if rows.second is not None:
-            columns["pair"] = rows.second
-        labels = self.task["labels"]
         if labels:
             columns["prediction"] = [labels[i] for i in logits.argmax(dim=-1).tolist()]
         else:
@@ -98,6 +98,20 @@ class Applied:
             for name, values in self.gates(rows).items():
                 columns[f"gate({name})"] = [round(value, 6) for value in values.tolist()]
         return columns
+
+    def read(self, path: str, *, text: str | None, pair: str | None) -> tuple[dict[str, list[Any]], data.Rows]:
+        """A file's columns, and its texts: from the columns given, else from those of the training."""
+        table, trained = read_table(path), self.task.get("columns")
+        columns = choose_columns(
+            table, text=text, pair=pair, label=None, for_prediction=True, trained=data.Columns(**trained) if trained else None
+        )  # fmt: skip
+        found, rows = task_and_rows(table, columns, name=path)
+        if found.pair != self.task["pair"]:
+            counts = {True: "pairs of texts", False: "single texts"}
+            raise UserError(
+                f"{path}: has {counts[found.pair]}, the run was trained on {counts[self.task['pair']]}; name the columns with --text and --pair"
+            )
+        return dict(table.columns), rows
 
     def gates(self, rows: data.Rows) -> dict[str, Tensor]:
         """Each gate's value for each row `[rows]`; a gate of each token's own is averaged over the row's tokens."""

@@ -123,11 +123,9 @@ class Fleet:
             now = time.monotonic()
             self._count(now - last)
             last = now
-            if (
-                self.folder is not None
-                and (due or now - saved > SAVE_EVERY)
-                and (now - saved) * SAVE_SHARE >= self.saving
-            ):
+            over = all(self.progress[plan].ended for plan in self.runs)
+            wanted = (due or now - saved > SAVE_EVERY) and (now - saved) * SAVE_SHARE >= self.saving
+            if self.folder is not None and (wanted or over):
                 self._save()
                 saved = time.monotonic()
                 self.saving = saved - now

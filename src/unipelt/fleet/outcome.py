@@ -1,6 +1,8 @@
 """What a user asks of a run, and what came out, as run.json keeps it. Knows no torch: results are read in no time."""
 
 import json
+import os
+import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from unipelt import spec
 from unipelt.checkpoint.disk import write_whole
 from unipelt.errors import CheckpointError, UserError, nearest
 
-RECORD, FORMAT = "run.json", 1
+RECORD, STATE, FORMAT = "run.json", "training.safetensors", 1
 FULL = "full"
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "head": ("auto", "model", "cls", "mean"),
@@ -17,6 +19,8 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "kind": (None, "classification", "regression"),
 }
 FLAGS = {"policy": "--head-policy"}
+PLACES = ("model", "task", "data_dir", "test")  # fields that may name a file or folder
+SEEDS = 2**32  # fewer than the generators take: an epoch's seed is a million times the run's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,8 @@ class Request:
             if value not in known:
                 flag = FLAGS.get(name, f"--{name}")
                 raise UserError(f"{flag} {value}: {nearest(str(value), [one for one in known if one])}")
+        if not 0 <= self.seed < SEEDS:
+            raise UserError(f"--seed {self.seed}: expected 0 to {SEEDS - 1}")
 
 
 @dataclass
@@ -70,7 +76,7 @@ class Outcome:
     """number and fingerprint of the rows of train, dev and test"""
     parameters: dict[str, int]
     task: dict[str, Any]
-    """name, kind, metric, labels, pair"""
+    """name, kind, metric, labels, pair, columns"""
     status: str = "running"
     """running, finished, stopped early, or `failed: ` and the reason"""
     dev: dict[str, float] = field(default_factory=dict)
@@ -97,10 +103,13 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 
 
 def read_outcome(folder: Path, request: Request | None = None) -> Outcome | None:
-    """The record of a folder; None where there is nothing yet. Raises CheckpointError where it holds something else."""
+    """The record of a folder, of an unfinished run as its last state has it; None where there is nothing yet.
+
+    Raises CheckpointError where it holds something else. Hidden files are nothing: a kill may have left them.
+    """
     path = folder / RECORD
     if not path.exists():
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / f".{RECORD}.new").exists()):
+        if folder.is_dir() and any(not one.name.startswith(".") for one in folder.iterdir()):
             raise CheckpointError(
                 f"--out {folder}: not empty, and holds no run; expected a new folder, or one that this command began"
             )
@@ -111,10 +120,38 @@ def read_outcome(folder: Path, request: Request | None = None) -> Outcome | None
         raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start anew") from None
     if outcome.format != FORMAT:
         raise CheckpointError(f"{path}: format {outcome.format!r}, this version reads format {FORMAT}")
-    if request is not None and outcome.request != json.loads(json.dumps(asdict(request))):
-        theirs, ours = outcome.request, asdict(request)
-        name = next((key for key in ours if theirs.get(key) != ours[key]), "format")
-        raise CheckpointError(
-            f"--out {folder}: holds another run, with {name}={theirs.get(name)!r} and not {ours.get(name)!r}; take another folder, or remove it"
-        )
+    if request is not None:
+        theirs, ours = outcome.request, json.loads(json.dumps(asdict(request)))
+        name = next((key for key in ours | theirs if _settled(key, theirs) != _settled(key, ours)), None)
+        if name is not None:
+            raise CheckpointError(
+                f"--out {folder}: holds another run, with {name}={theirs.get(name)!r} and not {ours.get(name)!r}; take another folder, or remove it"
+            )
+    if not outcome.done and (state := last_state(folder)) is not None:
+        outcome.seconds, outcome.curve = state["seconds"], state["progress"][0]["curve"]
     return outcome
+
+
+def _settled(name: str, request: dict[str, Any]) -> Any:
+    """A field of a request; one way to write each place: reviews.csv is ./reviews.csv."""
+    value = request.get(name)
+    return os.path.realpath(value) if name in PLACES and value and os.path.exists(value) else value
+
+
+def last_state(folder: Path) -> dict[str, Any] | None:
+    """Step, seconds and progress of a training that is not finished; None before its first state."""
+    path = folder / STATE
+    try:
+        return json.loads(tensors_header(path)["__metadata__"]["facts"]) if path.exists() else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start anew") from None
+
+
+def tensors_header(path: Path) -> dict[str, Any]:
+    """What a safetensors file holds, by its first bytes: no torch for that."""
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            return json.loads(file.read(min(length, 100_000_000)))
+    except (OSError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{path}: damaged or not readable ({error})") from None

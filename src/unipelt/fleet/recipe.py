@@ -39,7 +39,8 @@ class Recipe:
         ):  # fmt: skip
             value = getattr(self, name)
             if not least <= value <= most or (name == "lr" and value == 0):
-                raise UserError(f"--{name.replace('_', '-')} {value}: expected {least} to {most}")
+                bounds = f"above 0, to {most}" if name == "lr" else f"{least} to {most}"
+                raise UserError(f"--{name.replace('_', '-')} {value}: expected {bounds}")
 
 
 # Peak learning rates: for a base of 512 hidden units or more those of a third party's script that cites U (REFERENCE.md,

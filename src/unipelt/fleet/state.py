@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unipelt.errors import CheckpointError
-
-STATE = "training.safetensors"
+from unipelt.fleet.outcome import STATE
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

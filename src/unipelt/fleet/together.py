@@ -17,8 +17,8 @@ from unipelt.fleet.encode import Encoded, encode, most_tokens
 from unipelt.fleet.evaluate import decisions
 from unipelt.fleet.loop import Fleet, Plan, Progress
 from unipelt.fleet.outcome import FULL, Request
+from unipelt.fleet.ready import prepare, unit_of
 from unipelt.fleet.recipe import Recipe, default_recipe
-from unipelt.fleet.tune import prepare, unit_of
 from unipelt.inject.heads import output_of
 
 
@@ -97,10 +97,12 @@ class Member:
 
 def train_together(
     requests: Sequence[Request], *, width: int, ended: Callable[[PreTrainedModel, list[int], list[Finished]], None],
+    began: Callable[["Member", dict[str, int]], None] = lambda member, parameters: None,
     corpus: Corpus | None = None, device: torch.device, folder: Path | None = None, watch: Any = None,
 ) -> None:  # fmt: skip
     """Train requests that differ in task, rows, seed and recipe, at most `width` at once; of `full`, one.
 
+    began(member, parameters) is called for each before anything is trained: its trainable numbers by change.
     ended(model, requests, results) is called when some have ended, by their places; the model then holds their best
     parameters, one run each in that order. A request whose rows cannot be had ends first, with the reason. folder: where
     the state is kept and found again.
@@ -136,6 +138,8 @@ def train_together(
     model.to(device)
     plans = [_plan(members[place], model) for place in places]
     counted = _counts(model, parameters, classes)
+    for member in members.values():
+        began(member, counted(len(member.splits.task.labels) or 1))
 
     def hand_over(fleet: Fleet, numbers: list[int]) -> None:
         chosen, started = [members[places[number]] for number in numbers], time.monotonic()

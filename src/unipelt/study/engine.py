@@ -1,10 +1,9 @@
 """Fleets become rows of a store, in this process: claimed one by one, so that two processes share a study's work."""
 
-import fcntl
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import transformers
 import unipelt
 from unipelt.checkpoint.bases import from_hub
 from unipelt.errors import UserError
-from unipelt.fleet.outcome import FULL
-from unipelt.fleet.state import STATE
+from unipelt.fleet.lock import Busy, alone_in
+from unipelt.fleet.outcome import FULL, STATE
+from unipelt.fleet.ready import device_of
 from unipelt.fleet.together import Corpus, Finished, train_together
-from unipelt.fleet.tune import device_of
 from unipelt.study.plan import Setting
 from unipelt.study.store import Cell, Result, Store
 
@@ -49,11 +48,11 @@ def run_study(
         for fleet, cells in store.fleets().items():
             if pending.isdisjoint(cells) or (until is not None and time.monotonic() > until):
                 continue
-            with claimed(store.path.parent / "fleets" / fleet) as folder:
-                if folder is None or not set(store.pending()) & set(cells):
-                    continue
-                train_fleet(store, cells, setting, target, corpus, folder, watch, keep, until)
-                worked = True
+            folder = store.path.parent / "fleets" / fleet
+            with suppress(Busy), alone_in(folder):
+                if set(store.pending()) & set(cells):
+                    train_fleet(store, cells, setting, target, corpus, folder, watch, keep, until)
+                    worked = True
         if until is not None and time.monotonic() > until:
             return
         if not worked and store.pending():
@@ -122,19 +121,6 @@ class _Watch:
             self.watch(fleet, event)
         if self.until is not None and time.monotonic() > self.until:
             raise OutOfTime
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[Path | None]:
-    """The folder, for this process alone while the block lasts; None where another has it. A kill gives it back."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield folder
 
 
 def versions() -> dict[str, str]:

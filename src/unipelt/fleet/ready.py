@@ -1,0 +1,68 @@
+"""A base, ready to be trained: what is attached to it, what its head is, and where it stands."""
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import fmean
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from unipelt import data, spec
+from unipelt.checkpoint.bases import declared_pooling
+from unipelt.errors import UserError
+from unipelt.fleet.outcome import FULL, Request
+from unipelt.inject.attach import attach
+from unipelt.inject.heads import find_head, output_of
+from unipelt.inject.record import trainable_parameters
+
+
+def prepare(
+    model: PreTrainedModel, method: str | spec.Mixture, request: Request, seeds: Sequence[int]
+) -> dict[str, int]:
+    """Attach the mixture, one run a seed, or make the whole model trainable; returns one run's trainable numbers by change."""
+    if isinstance(method, str):
+        return {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
+    pooling = declared_pooling(request.model) if request.head == "auto" else request.head
+    attach(
+        model, method, runs=len(seeds), seeds=seeds, head=request.policy, pooling=pooling, fresh_head=True, head_modules=head_of(model)
+    )  # fmt: skip
+    parameters = trainable_parameters(model)
+    if not sum(parameters.values()):
+        raise UserError(f"--head-policy {request.policy}: {method.name!r} then has nothing to train; expected train")
+    return parameters
+
+
+def unit_of(model: PreTrainedModel, task: data.Task, train: data.Rows) -> tuple[float, float]:
+    """(mean, standard deviation) of a regression's training targets: what the head can be put back into after training."""
+    output = output_of(model)
+    if task.kind != "regression" or output is None:
+        return 0.0, 1.0
+    targets: list[Any] = train.labels or []
+    mean = fmean(targets) if output.bias is not None else 0.0
+    return mean, sqrt(fmean((target - mean) ** 2 for target in targets)) or 1.0
+
+
+def head_of(model: PreTrainedModel) -> list[str]:
+    """What was not in the base's checkpoint, and what stands outside the base: a head that another task has left there."""
+    new, inside = find_head(model), {id(p) for p in model.base_model.parameters()}
+    return [
+        path
+        for path, module in model.named_modules()
+        if path in new or any(id(p) not in inside for p in module.parameters(recurse=False))
+    ]
+
+
+def device_of(name: str) -> torch.device:
+    """auto: the GPU when there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(
+            f"--device {name}: not on this machine; expected auto, cpu"
+            + (" or cuda" if torch.cuda.is_available() else "")
+        ) from None
+    return device
