@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -156,28 +157,48 @@ def test_a_full_disk_leaves_the_old_checkpoint(saved: Path, monkeypatch: pytest.
 
 
 OTHERS = {
-    "type": ("roberta", {}, r"made for base .* \(bert\); got .* \(roberta\), whose type differ"),
+    "type": ("roberta", {}, r"made for base .* \(bert\); got .* \(roberta\), whose type differs"),
     "depth": ("bert", {"num_hidden_layers": 3}, "whose parameters differ"),
     "width": ("bert", {"hidden_size": 16}, "whose parameters differ"),
     "labels": ("bert", {"num_labels": 5}, r"'head.classifier.linear.weight' is \(3, 32\), expected \(5, 32\)"),
-    "weights": ("bert", {}, r"the weights of .* are others \(mean size of"),
-}
+    "scaled": ("bert", lambda name, value: value * 1.1, "the weights of .* are others"),
+    "negated": ("bert", lambda name, value: -value if value.dim() == 2 else value, "the weights of .* are others"),
+    "noise": ("bert", lambda name, value: value + 0.005 * value.std() * torch.randn(value.shape), "are others"),
+    "a merged sibling": (
+        "bert",
+        lambda name, value: value + 0.02 * torch.randn(32, 1) @ torch.randn(1, 32) if "1.attention.self.value.w" in name else value,
+        r"\(encoder.layer.1.attention.self.value.weight holds .* where .* was\)",
+    ),
+    "one bias": (
+        "bert",
+        lambda name, value: value + 0.01 if "0.output.dense.bias" in name else value,
+        "encoder.layer.0.output.dense.bias holds",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_another_base_is_refused(saved: Path, what: str):
-    name, options, message = OTHERS[what]
-    model = tiny.build(name, **options)
-    if what == "weights":
-        model.load_state_dict({key: value * 1.1 for key, value in model.state_dict().items()})
+    name, other, message = OTHERS[what]
+    model = tiny.build(name, **({} if callable(other) else other))
+    if callable(other):
+        torch.manual_seed(1)
+        model.load_state_dict({key: other(key, value) for key, value in model.state_dict().items()})
     before = state_of(model)
     with pytest.raises(CheckpointError, match=message):
         unipelt.load(model, saved)
     assert_plain(model, before)
 
 
-def test_the_base_in_half_precision_is_no_other_base(saved: Path):
-    model = unipelt.load(tiny.build("bert", dtype=torch.bfloat16), saved)
+@pytest.mark.parametrize("dtypes", list(permutations((torch.float32, torch.bfloat16, torch.float16), 2)))
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_a_cast_of_the_base_is_no_other_base(dtypes: tuple[torch.dtype, torch.dtype], size: float, tmp_path: Path):
+    """Weights below float16's smallest normal number too."""
+    plain = {key: value * size for key, value in tiny.build("bert").state_dict().items()}
+    models = [tiny.build("bert", dtype=dtype) for dtype in dtypes]
+    for model in models:
+        model.load_state_dict(plain)
+    model = unipelt.load(models[1], unipelt.save(unipelt.attach(models[0], "lora"), tmp_path))
     assert {p.dtype for p in tuned_of(model).parameters()} == {torch.float32}
 
 
@@ -237,7 +258,7 @@ DAMAGED = {
     "half of it": lambda facts: json.dumps(facts)[:200],
     "no text": lambda facts: "\0\xff",
     "a list": lambda facts: [facts],
-    "a later version": lambda facts: facts | {"format": 2},
+    "a later version": lambda facts: facts | {"format": 3},
     "no version": lambda facts: {key: value for key, value in facts.items() if key != "format"},
     "an unknown key": lambda facts: facts | {"surplus": 1},
     "no mixture": lambda facts: {key: value for key, value in facts.items() if key != "mixture"},
@@ -249,6 +270,7 @@ DAMAGED = {
     "no head modules": lambda facts: facts | {"head": {"policy": "train", "pooling": "model"}},
     "a head that is a text": lambda facts: facts | {"head": "train"},
     "no base name": lambda facts: facts | {"base": {"model_type": "bert"}},
+    "an earlier version": lambda facts: facts | {"format": 1},
     "a base that is a text": lambda facts: facts | {"base": "bert"},
 }
 

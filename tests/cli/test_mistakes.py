@@ -195,7 +195,7 @@ def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_p
     expected = {
         "truncated": "are not those that unipelt.json names: truncated, or of another checkpoint",
         "missing": "unipelt.safetensors: No such file or directory",
-        "version": "format 7, this version reads format 1; install the unipelt that wrote it",
+        "version": "format 7, this version reads format 2; install the unipelt that wrote it",
         "json": "unipelt.json: damaged or not readable",
         "key": f"has no {name!r}",
         "unknown": "holds 'more', which its mixture does not have",

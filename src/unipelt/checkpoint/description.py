@@ -10,11 +10,11 @@ import unipelt
 from unipelt import spec
 from unipelt.errors import CheckpointError, SpecError
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, TENSORS, CARD = "unipelt.json", "unipelt.safetensors", "README.md"
 FOREIGN = "adapter_config.json"  # peft's and AdapterHub's: only to say who reads it
 
-HEAD, BASE = ("policy", "pooling", "modules"), ("name", "model_type", "fingerprint")
+HEAD, BASE = ("policy", "pooling", "modules"), ("name", "model_type", "fingerprint", "values")
 
 
 @dataclass

@@ -22,11 +22,12 @@ from unipelt import spec
 from unipelt.checkpoint.card import card
 from unipelt.checkpoint.description import CARD, CONFIG, TENSORS, Description, describe
 from unipelt.checkpoint.disk import resolve, settle, write_whole
+from unipelt.checkpoint.fingerprint import check_base, fingerprint
 from unipelt.errors import CheckpointError
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach, detach
 from unipelt.inject.swap import folded
-from unipelt.inject.tuned import NAME, tuned_of
+from unipelt.inject.tuned import tuned_of
 
 
 def save(
@@ -108,45 +109,6 @@ def read_tensors(folder: Path, description: Description) -> dict[str, Tensor]:
         return load_tensors(data)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
-
-
-def fingerprint(model: PreTrainedModel, head: list[str]) -> dict[str, Any]:
-    """What tells one base from another: its type, names and shapes, and the mean size of a few weights; its head apart."""
-    outside = {id(p) for path in head for p in model.get_submodule(path).parameters()}
-    named = [
-        (n, p) for n, p in model.base_model.named_parameters() if not n.startswith(NAME + ".") and id(p) not in outside
-    ]
-    shapes = ";".join(f"{name}:{tuple(p.shape)}" for name, p in named)
-    weights = [
-        (n, p) for n, p in named if p.dim() == 2 and p.is_floating_point() and not p.is_meta and p.dtype.itemsize > 1
-    ]
-    config: Any = model.base_model.config
-    return {
-        "model_type": config.model_type,
-        "fingerprint": hashlib.sha256(shapes.encode()).hexdigest()[:16],
-        "mean_sizes": {n: float(p.detach().float().abs().mean()) for n, p in weights[1::7][:8]},
-    }
-
-
-def check_base(model: PreTrainedModel, description: Description, folder: Path) -> None:
-    modules = dict(model.named_modules())
-    got, expected = (
-        fingerprint(model, [path for path in description.head["modules"] if path in modules]),
-        description.base,
-    )
-    for key in ("model_type", "fingerprint"):
-        if got[key] != expected[key]:
-            raise CheckpointError(
-                f"{folder}: made for base {expected['name']!r} ({expected['model_type']}); got {model.config._name_or_path!r} "
-                f"({got['model_type']}), whose {'type' if key == 'model_type' else 'parameters'} differ; load that base instead"
-            )
-    for name, size in expected.get("mean_sizes", {}).items():
-        mine = got["mean_sizes"].get(name)
-        if mine is not None and abs(mine - size) > 0.02 * abs(size):  # bf16 moves a mean far less
-            raise CheckpointError(
-                f"{folder}: made for base {expected['name']!r}; the weights of {model.config._name_or_path!r} are others "
-                f"(mean size of {name}: {mine:.5f}, expected {size:.5f}); load that base instead"
-            )
 
 
 def mismatch(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str | None:
