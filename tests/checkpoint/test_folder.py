@@ -16,7 +16,7 @@ from values import assert_plain, logits, randomise, state_of
 
 import unipelt
 from unipelt.checkpoint.description import CARD, CONFIG, TENSORS
-from unipelt.errors import CheckpointError
+from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.swap import folded
 from unipelt.inject.tuned import tuned_of
 from unipelt.spec import PRESETS
@@ -66,8 +66,15 @@ def test_a_run_of_a_fleet_comes_back_alone(tmp_path: Path):
     alone = unipelt.load(tiny.build("bert"), unipelt.save(fleet, tmp_path, run=2))
     with unipelt.route(fleet, [2, 2, 2]):
         torch.testing.assert_close(logits(alone, "bert"), logits(fleet, "bert"))
-    with pytest.raises(CheckpointError, match="run=3: the model has runs 0 to 2"):
-        unipelt.save(fleet, tmp_path, run=3)
+
+
+@pytest.mark.parametrize("run", [None, 3, -1, 1.0, "1", True])
+@pytest.mark.parametrize("take", [unipelt.save, unipelt.export_peft, unipelt.export_merged, unipelt.merge])
+def test_of_several_runs_one_must_be_named(take, run, tmp_path: Path):
+    fleet = unipelt.attach(tiny.build("bert"), "lora", runs=3)
+    with pytest.raises(SpecError, match=r"run=.*: the model has runs 0 to 2; say which one, such as run=0"):
+        take(fleet, *([] if take is unipelt.merge else [tmp_path]), run=run)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_keys_are_these_and_no_others(saved: Path):

@@ -1,6 +1,7 @@
 """What cannot be done is refused, with the reason and what to do; what can be written can be read again."""
 
 import json
+import math
 from itertools import product
 
 import pytest
@@ -143,8 +144,58 @@ def test_chunked_feed_forward_is_refused():
 def test_what_is_no_model_is_refused():
     with pytest.raises(SiteError, match="expected a transformers PreTrainedModel; got Linear"):
         unipelt.attach(torch.nn.Linear(2, 2), "lora")
-    with pytest.raises(ValueError, match="has nothing attached"):
-        unipelt.detach(tiny.build("bert"))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        unipelt.detach,
+        unipelt.merge,
+        unipelt.trainable_parameters,
+        lambda model: unipelt.save(model, "nowhere"),
+        lambda model: unipelt.export_peft(model, "nowhere"),
+        lambda model: unipelt.export_merged(model, "nowhere"),
+        lambda model: unipelt.fix_gates(model, {}),
+        *(lambda model, block=block: block(model).__enter__()
+          for block in (unipelt.record_gates, unipelt.route, unipelt.disabled)),
+    ],
+)  # fmt: skip
+def test_a_plain_model_has_nothing_to_use(use):
+    with pytest.raises(SiteError, match="BertForSequenceClassification has nothing attached; call"):
+        use(tiny.build("bert"))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"low_rank_query": math.nan}, r"low_rank_query: nan, expected a finite number, or 2 of them, one a layer"),
+        ({"low_rank_query": [0.5, math.inf]}, r"low_rank_query: \[0.5, inf\], expected a finite number"),
+        ({"low_rank_query": None}, "low_rank_query: None, expected a finite number"),
+        ({"low_rank_query": "half"}, "low_rank_query: 'half', expected a finite number"),
+        ({"low_rank_query": [[0.5, 0.5]]}, "expected a finite number"),
+        ({"low_rank_query": torch.rand(3)}, "3 values for 2 layers"),
+        ({"low_rank_key": 0.5}, "no gated change 'low_rank_key' is attached: did you mean 'low_rank_query'"),
+        ({3: 0.5}, "no gated change 3 is attached: known: "),
+        (0.5, "values=0.5: expected a dict of changes' names and values; gated: bottleneck_ffn, prefix_heads"),
+    ],
+)
+def test_a_gate_is_fixed_to_finite_numbers(values, words: str):
+    model = attached("bert", "unipelt-apl")
+    before = tuned_of(model)
+    with pytest.raises(SpecError, match=words):
+        unipelt.fix_gates(model, values)
+    assert tuned_of(model) is before and before.handles
+
+
+def test_a_gate_can_be_fixed_to_a_recorded_tensor_and_only_once():
+    model = attached("bert", Mixture((Change(form=LowRank(r=2), site="query", reads="input", weight=Gate()),), "mine"))
+    with unipelt.record_gates(model) as gates:
+        model(**tiny.inputs("bert", model))
+    means = torch.stack([values[0].mean() for values in gates.values()])
+    unipelt.fix_gates(model, {"low_rank_query": means})
+    assert [p.item() for name, p in tuned_of(model).named_parameters() if "scale" in name] == means.tolist()
+    with pytest.raises(SpecError, match="'low_rank_query' is attached: 'mine' has no gates, or none any more"):
+        unipelt.fix_gates(model, {"low_rank_query": 0.5})
 
 
 @pytest.mark.parametrize("arch", ["bert", "modernbert", "bart"])

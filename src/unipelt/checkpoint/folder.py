@@ -34,20 +34,20 @@ def save(
     model: PreTrainedModel,
     folder: str | os.PathLike,
     *,
-    run: int = 0,
+    run: int | None = None,
     base: str | None = None,
     task: dict[str, Any] | None = None,
     results: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
     resumable: bool = False,
 ) -> Path:
-    """Write one run of an attached model. resumable: keep the prefix MLPs, so that training can go on.
+    """Write one run of an attached model; of several, `run` says which. resumable: keep the prefix MLPs, so that training
+    can go on.
 
     base: the name under which the base can be loaded again, its own if none is given.
     """
     tuned = tuned_of(model)
-    if not 0 <= run < tuned.runs:
-        raise CheckpointError(f"run={run}: the model has runs 0 to {tuned.runs - 1}")
+    run = tuned.one_run(run)
     if resumable:
         mixture, state = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}
     else:

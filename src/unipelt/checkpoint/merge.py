@@ -30,7 +30,7 @@ class Joint(NamedTuple):
     delta: Delta
 
 
-def merge(model: PreTrainedModel, *, run: int = 0) -> PreTrainedModel:
+def merge(model: PreTrainedModel, *, run: int | None = None) -> PreTrainedModel:
     """Fold one run of what is attached into the base's weights, its head too, and detach: the same outputs from a plain base.
 
     What folds: LoRA, BitFit, tuned norms and adapters without a non-linearity, each on a linear or norm of the base with a
@@ -38,7 +38,7 @@ def merge(model: PreTrainedModel, *, run: int = 0) -> PreTrainedModel:
     changed then.
     """
     tuned = tuned_of(model)
-    check_run(tuned, run)
+    run = tuned.one_run(run)
     found = list(joints(tuned))
     users: dict[int, list[str]] = {}
     for path, module in model.named_modules():
@@ -94,11 +94,6 @@ def refuse(verb: str, tuned: Tuned, found: list[Joint], reason: Callable[[Joint]
 def weight_of(delta: Delta, run: int) -> float:
     """What multiplies a change that is not gated."""
     return delta.weight.scale[run].item() if isinstance(delta.weight, Learned) else float(delta.weight)  # type: ignore[arg-type]
-
-
-def check_run(tuned: Tuned, run: int) -> None:
-    if not 0 <= run < tuned.runs:
-        raise SpecError(f"run={run}: the model has runs 0 to {tuned.runs - 1}")
 
 
 def quantised(module: nn.Module) -> str | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unipelt import spec
+from unipelt.errors import SiteError, SpecError
 from unipelt.forms.routed import Route
 
 NAME = "unipelt"
@@ -74,6 +75,14 @@ class Tuned(nn.Module):
         """One run's parameters, without the run axis."""
         return {name: parameter.detach()[run] for name, parameter in self.named_parameters()}
 
+    def one_run(self, run: int | None) -> int:
+        """The run that is meant; none named: the only one. Raises SpecError where there are more, or no such run."""
+        if run is None and self.runs == 1:
+            return 0
+        if isinstance(run, bool) or not isinstance(run, int) or not 0 <= run < self.runs:
+            raise SpecError(f"run={run!r}: the model has runs 0 to {self.runs - 1}; say which one, such as run=0")
+        return run
+
     def head_modules(self) -> list[str]:
         """The base's modules that the tuned head stands for."""
         return [
@@ -97,8 +106,8 @@ class Tuned(nn.Module):
 
 
 def tuned_of(model: nn.Module) -> Tuned:
-    """The tuned part of an attached model."""
+    """The tuned part of an attached model. Raises SiteError where nothing is attached."""
     tuned = getattr(model, NAME, None)
     if not isinstance(tuned, Tuned):
-        raise ValueError(f"{type(model).__name__} has nothing attached; call unipelt.attach(model, …) first")
+        raise SiteError(f"{type(model).__name__} has nothing attached; call unipelt.attach(model, …) first")
     return tuned
