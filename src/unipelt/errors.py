@@ -24,10 +24,10 @@ class CheckpointError(UserError):
     """A folder that is not the checkpoint it should be."""
 
 
-def nearest(word: str, known: Iterable[str], most: int = 3) -> str:
+def nearest(word: object, known: Iterable[str], most: int = 3) -> str:
     """`did you mean 'a' or 'b'?` for a misspelt word, else the whole list of known words."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=most, cutoff=0.6)
+    close = difflib.get_close_matches(str(word), known, n=most, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
     return "known: " + ", ".join(known)

@@ -225,6 +225,7 @@ def test_tensors_that_do_not_fit_are_refused(saved: Path):
         rf"has no '{name}'": missing,
         r"holds 'surplus', which its mixture does not have": tensors | {"surplus": torch.zeros(2)},
         rf"'{name}' is \(32, 3\), expected \(32, 2\)": tensors | {name: torch.zeros(32, 3)},
+        rf"'{name}' holds values that are not finite": tensors | {name: torch.full((32, 2), torch.nan)},
     }
     for message, other in changed.items():
         model = tiny.build("bert")
@@ -232,6 +233,29 @@ def test_tensors_that_do_not_fit_are_refused(saved: Path):
         with pytest.raises(CheckpointError, match=message):
             unipelt.load(model, rewritten(saved, other))
         assert_plain(model, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"task": {"labels": [1, 2]}}, r"task\.labels\[\] is of type int, expected str"),
+        ({"results": {"accuracy": torch.ones(1)}}, "task, results and recipe must be JSON .*Tensor"),
+        ({"base": 3}, r"base\.name is of type int, expected str"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(options: dict, words: str, tmp_path: Path):
+    with pytest.raises(CheckpointError, match=words):
+        unipelt.save(unipelt.attach(tiny.build("bert"), "lora"), tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_parameters_that_are_not_finite_are_not_written(saved: Path):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    model = unipelt.attach(tiny.build("bert"), "lora")
+    next(tuned_of(model).parameters()).data.fill_(torch.inf)
+    with pytest.raises(CheckpointError, match=r"nothing was written: .* holds values that are not finite"):
+        unipelt.save(model, saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
@@ -279,7 +303,22 @@ DAMAGED = {
     "no base name": lambda facts: facts | {"base": {"model_type": "bert"}},
     "an earlier version": lambda facts: facts | {"format": 1},
     "a base that is a text": lambda facts: facts | {"base": "bert"},
-}
+    "a name that is a number": lambda facts: facts | {"base": facts["base"] | {"name": 3}},
+    "values that are a list": lambda facts: facts | {"base": facts["base"] | {"values": [0.5]}},
+    "values that are no numbers": lambda facts: facts | {"base": facts["base"] | {"values": "a b"}},
+    "head modules that are numbers": lambda facts: facts | {"head": facts["head"] | {"modules": [3]}},
+    "a task that is a text": lambda facts: facts | {"task": "sst2"},
+    "labels that are a text": lambda facts: facts | {"task": {"labels": "ab"}},
+    "labels that are numbers": lambda facts: facts | {"task": {"labels": [0, 1]}},
+    "results that are a list": lambda facts: facts | {"results": [0.5]},
+    "a recipe that is a number": lambda facts: facts | {"recipe": 3},
+    "a max_length that is a text": lambda facts: facts | {"recipe": {"max_length": "long"}},
+    "a max_length below 1": lambda facts: facts | {"recipe": {"max_length": 0}},
+    "deep nesting": lambda facts: "[" * 100_000,
+    "a huge rank": lambda facts: facts | {"mixture": json.loads(json.dumps(facts["mixture"]).replace('"r": 2', '"r": 500000'))},
+    "a rank beyond all": lambda facts: facts | {"mixture": json.loads(json.dumps(facts["mixture"]).replace('"r": 2', f'"r": {10**400}'))},
+    "an alpha beyond all": lambda facts: facts | {"mixture": json.loads(json.dumps(facts["mixture"]).replace('"alpha": 2.0', f'"alpha": {10**400}'))},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGED)

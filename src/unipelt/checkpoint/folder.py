@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -22,10 +21,11 @@ from unipelt import spec
 from unipelt.checkpoint.card import card
 from unipelt.checkpoint.description import CARD, CONFIG, TENSORS, Description, describe
 from unipelt.checkpoint.disk import resolve, settle, write_whole
+from unipelt.checkpoint.fill import fill, not_finite
 from unipelt.checkpoint.fingerprint import check_base, fingerprint
 from unipelt.errors import CheckpointError
 from unipelt.inject.architectures import Stack
-from unipelt.inject.attach import attach, detach
+from unipelt.inject.attach import attach
 from unipelt.inject.swap import folded
 from unipelt.inject.tuned import tuned_of
 
@@ -53,6 +53,8 @@ def save(
     else:
         mixture, state = folded(tuned)
     tensors = {name: value[run].contiguous().cpu() for name, value in state.items()}
+    if problem := not_finite(tensors):
+        raise CheckpointError(f"{folder}: nothing was written: {problem}")
     data = save_tensors(tensors, metadata={"format": "pt"})
     description = Description(
         mixture=mixture.to_dict(),
@@ -64,7 +66,12 @@ def save(
         recipe=recipe or {},
     )
     folder = Path(folder)
-    text = json.dumps(asdict(description), indent=1)
+    try:
+        text = json.dumps(asdict(description), indent=1)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{folder}: nothing was written: task, results and recipe must be JSON ({error})"
+        ) from None
     write_whole(folder, {TENSORS: data, CONFIG: text.encode(), CARD: card(asdict(description), tensors).encode()})
     return folder
 
@@ -82,17 +89,14 @@ def load(
     tensors = read_tensors(folder, description)
     check_base(model, description, folder)
     mixture = spec.Mixture.from_dict(description.mixture)
+    most = max((value.numel() for value in tensors.values()), default=0)
+    for name, change in mixture.named():
+        for setting, size in asdict(change.form).items():
+            if type(size) is int and size > most:  # before room is made for it
+                raise CheckpointError(f"{folder / CONFIG}: {name} has {setting}={size}, more than {TENSORS} holds")
     head = description.head
     attach(model, mixture, head=head["policy"], pooling=head["pooling"], head_modules=head["modules"], sites=sites)
-    own = dict(tuned_of(model).named_parameters())
-    problem = mismatch({name: p[0] for name, p in own.items()}, tensors)
-    if problem:
-        detach(model)
-        raise CheckpointError(f"{folder / TENSORS}: {problem}")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter[0].copy_(tensors[name])
-    return model
+    return fill(model, tensors, folder / TENSORS)
 
 
 def read_tensors(folder: Path, description: Description) -> dict[str, Tensor]:
@@ -109,16 +113,3 @@ def read_tensors(folder: Path, description: Description) -> dict[str, Tensor]:
         return load_tensors(data)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
-
-
-def mismatch(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str | None:
-    """What is wrong with a checkpoint's tensors for these parameters, in a few words."""
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing:
-        return f"has no {missing[0]!r}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-    if unknown:
-        return f"holds {unknown[0]!r}, which its mixture does not have"
-    for name, parameter in own.items():
-        if parameter.shape != tensors[name].shape:
-            return f"{name!r} is {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
-    return None
