@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unipelt import spec
+from unipelt.checkpoint.bases import hub_name, quiet
 from unipelt.checkpoint.disk import write_whole
 from unipelt.checkpoint.merge import Joint, joints, merge, refuse, weight_of
 from unipelt.checkpoint.peft_format import CONFIG, PREFIX, TENSORS, Lora, targeted, wrapped_modules
@@ -44,7 +45,7 @@ def export_merged(
     plain: Any = merge(deepcopy(model), run=run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new, quiet():
             for part in (plain, tokenizer):
                 if part is not None:
                     part.save_pretrained(new)
@@ -104,7 +105,7 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
     config = {
         "peft_type": "LORA",
         "task_type": task,
-        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or None,
+        "base_model_name_or_path": hub_name(getattr(model.config, "_name_or_path", "")) or None,
         "inference_mode": True,
         "r": ranks,
         "lora_alpha": _plain(alphas),

@@ -75,19 +75,24 @@ def joints(tuned: Tuned) -> Iterator[Joint]:
 def refuse(verb: str, tuned: Tuned, found: list[Joint], reason: Callable[[Joint], str | None], head: str | None = None):
     """Raise SpecError that names each change for which there is a reason, or that is gated; head: what is against the head."""
     if tuned.options["pooling"] != "model":
-        head = f"it reads pooling={tuned.options['pooling']!r}, which the plain model does not"
+        head = (
+            f"it reads pooling={tuned.options['pooling']!r}, which the plain model does not: "
+            "train with pooling='model' (`unipelt train --head model`)"
+        )
     reasons = {} if head is None else {"the head": head}
+    gated = {
+        joint.name: "its gate depends on the input" for joint in found if isinstance(joint.change.weight, spec.Gate)
+    }
     for joint in found:
-        why = reason(joint)
-        if why is None and isinstance(joint.change.weight, spec.Gate):
-            why = (
-                "its gate depends on the input; fix it first, such as "
-                f"unipelt.fix_gates(model, {{{joint.name!r}: 0.5}}) with the mean that unipelt.record_gates gives"
-            )
-        if why is not None:
+        if (why := reason(joint)) is not None:
             reasons.setdefault(joint.name, why)
-    if reasons:
-        listed = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+    if reasons or gated:
+        listed = "; ".join(f"{name}: {why}" for name, why in (gated | reasons).items())
+        if not reasons:  # where something else is in the way too, fixing the gates would not help
+            listed += (
+                f"; fix its gates first: unipelt.fix_gates(model, {dict.fromkeys(gated, 0.5)}) with the means that "
+                "unipelt.record_gates gives, or `unipelt export --fix-gates --data FILE`"
+            )
         raise SpecError(f"{verb} refused, nothing was changed: {listed}")
 
 
