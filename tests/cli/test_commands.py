@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import matplotlib.image
@@ -14,7 +15,7 @@ import unipelt
 from cli.conftest import BAD, GOOD, write_reviews
 from unipelt import PRESETS, Change, Gate, LowRank, Mixture
 from unipelt.checkpoint.bases import load_base
-from unipelt.spec import LAWS
+from unipelt.spec import LAWS, mixture
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -132,6 +133,10 @@ def test_inspect_counts_what_train_counted(run, finished):
 def test_methods_are_listed_with_their_counts(run, tiny_base: str, base_of):
     said = run("methods")
     assert said.code == 0 and all(f"\n{name} " in "\n" + said.out for name in PRESETS)
+    assert all(
+        mixture(line.strip()) for line in said.out.splitlines() if "(" in line and line.strip().endswith("None)")
+    )
+    assert "    lora(r=8, alpha=16.0, dropout=0.0, target_modules=('query', 'value'), layers=None)\n" in said.out
     counted = run("methods", "--model", tiny_base).out
     line = next(line for line in counted.splitlines() if line.startswith("lora "))
     assert line.split()[1] == f"{2 * 2 * 2 * 8 * 32:,}"  # layers, linears, matrices, rank, width
@@ -143,7 +148,8 @@ def test_methods_are_listed_with_their_counts(run, tiny_base: str, base_of):
 def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Path, tmp_path: Path):
     folder, merged = finished("lora"), tmp_path / "merged"
     expected = [float(row["p(yes)"]) for row in table(run("predict", folder, "--data", unlabelled, "--proba").out)]
-    assert run("export", folder, "--merged", merged).out == f"{merged}: written\n"
+    said = run("export", folder, "--merged", merged)
+    assert (said.out, said.err) == (f"{merged}: written\n", ""), "no bar of another library"
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
     texts = [row["review"] for row in table(unlabelled.read_text())]
     with torch.no_grad():
@@ -155,7 +161,14 @@ def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Pat
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert "expected one of --merged FOLDER and --peft FOLDER" in run("export", folder).line
     gated = finished("unipelt-apl")
-    assert "gate depends on the input" in run("export", gated, "--merged", tmp_path / "no").line
+    line = run("export", gated, "--merged", tmp_path / "no").line
+    assert "gate depends on the input" in line and "--fix-gates" not in line, "its adapter and prefix never fold"
+    whole = run("export", finished("full"), "--merged", tmp_path / "no").line
+    assert f"{finished('full')}: a full run is a plain transformers model as it stands" in whole
+    for place, kind in product((folder, merged, merged / "config.json"), ("--merged", "--peft")):
+        before = sorted(path.name for path in folder.iterdir())
+        assert f"{kind} {place}: not empty; expected a new folder" in run("export", folder, kind, place).line
+        assert sorted(path.name for path in folder.iterdir()) == before
     assert "--fix-gates needs --data" in run("export", gated, "--merged", tmp_path / "no", "--fix-gates").line
     fixed = run("export", gated, "--merged", tmp_path / "no", "--fix-gates", "--data", unlabelled).line
     assert "merge refused" in fixed and "prefix" in fixed and not (tmp_path / "no").exists()
@@ -168,7 +181,8 @@ def test_a_gated_lora_merges_once_its_gates_are_fixed(run, tiny_base: str, finis
     unipelt.save(
         model, folder, base=tiny_base, task=json.loads((finished("lora") / "unipelt.json").read_text())["task"]
     )
-    assert "gate depends on the input" in run("export", folder, "--peft", tmp_path / "peft").line
+    line = run("export", folder, "--peft", tmp_path / "peft").line
+    assert "gate depends on the input" in line and "`unipelt export --fix-gates --data FILE`" in line
     for kind in ("--merged", "--peft"):
         said = run("export", folder, kind, tmp_path / kind, "--fix-gates", "--data", unlabelled)
         assert (said.code, said.out) == (0, f"{tmp_path / kind}: written\n"), said.err

@@ -10,6 +10,7 @@ from typing import Any
 import unipelt
 from unipelt import spec
 from unipelt.errors import CheckpointError, SpecError
+from unipelt.inject.architectures import ARCHITECTURES
 
 FORMAT = 2
 CONFIG, TENSORS, CARD = "unipelt.json", "unipelt.safetensors", "README.md"
@@ -78,6 +79,16 @@ def describe(folder: str | os.PathLike) -> Description:
     except (SpecError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     return description
+
+
+def equations(mixture: spec.Mixture, model_type: str) -> dict[str, str]:
+    """The equation of each change, by its name, as a base of this type computes it."""
+    stacks = ARCHITECTURES.get(model_type)
+    pre_norm = None if stacks is None else stacks[0].ffn_norm is None
+    return {
+        name: spec.equation(change.form, change.sites[0], change.reads, change.weight, pre_norm)
+        for name, change in mixture.named()
+    }
 
 
 def _problems(place: str, value: Any, kind: Any) -> Iterator[str]:

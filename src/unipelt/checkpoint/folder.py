@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import spec
+from unipelt.checkpoint.bases import portable_name
 from unipelt.checkpoint.card import card
 from unipelt.checkpoint.description import CARD, CONFIG, TENSORS, Description, describe
 from unipelt.checkpoint.disk import resolve, settle, write_whole
@@ -58,7 +59,7 @@ def save(
     data = save_tensors(tensors, metadata={"format": "pt"})
     description = Description(
         mixture=mixture.to_dict(),
-        base={"name": base or model.config._name_or_path, **fingerprint(model, tuned.head_modules())},
+        base={"name": base or portable_name(model.config._name_or_path), **fingerprint(model, tuned.head_modules())},
         head={"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": tuned.head_modules()},
         sha256=hashlib.sha256(data).hexdigest(),
         task=task or {},
@@ -72,7 +73,7 @@ def save(
         raise CheckpointError(
             f"{folder}: nothing was written: task, results and recipe must be JSON ({error})"
         ) from None
-    write_whole(folder, {TENSORS: data, CONFIG: text.encode(), CARD: card(asdict(description), tensors).encode()})
+    write_whole(folder, {TENSORS: data, CONFIG: text.encode(), CARD: card(description, tensors, model).encode()})
     return folder
 
 

@@ -97,12 +97,8 @@ class Tuned(nn.Module):
 
     def changes(self) -> Iterator[tuple[str, str, nn.Parameter]]:
         """Each parameter with the change that owns it: (change or `head`, path, parameter)."""
-        names = [name for name, _ in self.mixture.named()]
-        groups = [c.weight.group for c in self.mixture.changes if isinstance(c.weight, spec.Gate) and c.weight.group]
         for path, parameter in self.named_parameters():
-            parts = path.split(".")
-            owner = next((part for part in parts[:3] if part in names or part in groups), "head")
-            yield owner, path, parameter
+            yield self.mixture.owner(path), path, parameter
 
 
 def tuned_of(model: nn.Module) -> Tuned:

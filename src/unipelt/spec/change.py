@@ -126,6 +126,12 @@ class Mixture:
             pairs.append((change.label if number == 1 else f"{change.label}_{number}", change))
         return pairs
 
+    def owner(self, path: str) -> str:
+        """What a parameter with this path belongs to: a change, a group of gates, or the head."""
+        names = {name for name, _ in self.named()}
+        groups = {c.weight.group for c in self.changes if isinstance(c.weight, Gate) and c.weight.group}
+        return next((part for part in path.split(".")[:3] if part in names | groups), "head")
+
     def with_weights(self, weights: dict[str, Weight]) -> "Mixture":
         """The same mixture with other weights, by change name."""
         changes = [replace(change, weight=weights.get(name, change.weight)) for name, change in self.named()]
