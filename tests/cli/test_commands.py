@@ -51,6 +51,15 @@ def test_what_train_writes_predict_reads(method: str, run, train_words, unlabell
     assert (again.code, again.out, again.err) == (0, said.out, ""), "a finished run only prints its result"
 
 
+def test_a_run_whose_head_is_frozen_predicts_as_it_was_tested(run, train_words, reviews: Path, tmp_path: Path):
+    """Its head is random, and another one at each load: the run keeps its own."""
+    words = ("--head-policy", "frozen", "--seed", 3, "--epochs", 12, "--test", reviews)
+    assert run(*train_words(tmp_path / "run", "lora", *words)).code == 0
+    predicted = [row["prediction"] for row in table(run("predict", tmp_path / "run", "--data", reviews).out)]
+    right = [one == row["stars"] for one, row in zip(predicted, table(reviews.read_text()))]
+    assert sum(right) / len(right) == json.loads((tmp_path / "run" / "run.json").read_text())["test"]["accuracy"]
+
+
 def test_a_run_learns_what_the_texts_say(run, train_words, tmp_path: Path):
     """One word of each text decides; 200 rows suffice for it."""
     data = write_reviews(tmp_path / "many.csv", 240, seed=3)

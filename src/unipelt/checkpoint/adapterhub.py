@@ -88,7 +88,7 @@ def load_adapterhub(model: PreTrainedModel, folder: str | os.PathLike) -> PreTra
     head = _head(model, folder)
 
     modules = sorted({name.rpartition(".")[0] for name in head})
-    attach(model, mixture, head="train" if modules else "frozen", head_modules=modules or None)
+    attach(model, mixture, head="train" if modules else "frozen", head_modules=modules)
     tuned, unused = tuned_of(model), set(tensors)
     names = Names(kind, config["name"], dict(mixture.named()), stacks)
     problem, values = None, {}

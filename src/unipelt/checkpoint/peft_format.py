@@ -61,7 +61,7 @@ def load_peft(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedMo
     except (re.error, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not as expected ({error})") from None
     paths = sorted({path.rsplit(".", 1)[0] for path in heads})
-    attach(model, mixture, head="train" if paths else "frozen", head_modules=paths or None)
+    attach(model, mixture, head="train" if paths else "frozen", head_modules=paths)
     tuned = tuned_of(model)
     values: dict[str, Tensor] = {}
     for joint in joints(tuned):

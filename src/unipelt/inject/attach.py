@@ -41,7 +41,7 @@ def attach(
     runs: how many sets of parameters stand side by side (see `route`). seeds: one a run, from which its initial values are
     drawn; 0, 1, … if none are given. head: `train` for every method, `frozen`, or `paper` (with an adapter it trains, with
     BitFit its bias alone, else it stays as it is: U's code). pooling: what the head reads, `model` (its own), `cls` or
-    `mean`. fresh_head: draw the head from the seeds too, instead of starting from the base's values.
+    `mean`. fresh_head: draw a head that trains from the seeds too, instead of starting from the base's values.
 
     Raises SpecError for a misspelt preset or option, SiteError where the base lacks what a change asks for; the base is
     then as it was.
@@ -57,7 +57,7 @@ def attach(
 
     stacks = find_stacks(model, sites, runs)
     policy = _paper_policy(mixture) if head == "paper" else head
-    heads = {} if policy == "frozen" else build_head(model, head_modules, runs)
+    heads = build_head(model, head_modules, runs)
     build = Build(model, stacks, runs, set(find_head(model)))
     build.mixture(mixture)
 
@@ -68,12 +68,12 @@ def attach(
     for path, module in heads.items():
         tuned.place(f"head.{path}", module)
     _cast(tuned, model)
-    tuned.initialise(seeds, fresh_head)
+    tuned.initialise(seeds, fresh_head and policy != "frozen")
     _device(tuned, build, model)
     tuned.hooks = _hooks(tuned, build, stacks, heads, model, pooling)
-    if policy == "bias":
-        for name, parameter in tuned.named_parameters():
-            parameter.requires_grad_(not name.startswith("head.") or name.endswith("bias"))
+    for name, parameter in tuned.named_parameters():
+        if name.startswith("head."):  # a frozen one belongs to the checkpoint too: no other has its random values
+            parameter.requires_grad_(policy == "train" or (policy == "bias" and name.endswith("bias")))
 
     if build.prefixes:
         modules = [*model.modules()]
