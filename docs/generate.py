@@ -90,7 +90,7 @@ def mam() -> str:
 
 
 def lawful() -> str:
-    rows = [(*map(words, (law.forms, law.sites, law.reads, law.weights)), law.equation, law.source) for law in LAWS]
+    rows = [(*map(words, (law.forms, law.sites, law.reads, law.weights)), law.text, law.source) for law in LAWS]
     return table(("form", "site", "reads", "weight", "equation", "source"), rows) + "\n" + refused()
 
 

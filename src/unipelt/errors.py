@@ -28,11 +28,11 @@ class StoreError(UserError):
     """A study's store that cannot be read or written."""
 
 
-def nearest(word: str, known: Iterable[str], most: int = 3) -> str:
+def nearest(word: object, known: Iterable[str], most: int = 3) -> str:
     """`did you mean 'a' or 'b'?` for a misspelt word, else the whole list of known words."""
     known = sorted(known)
     plain = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(word.casefold(), plain, n=most, cutoff=0.6)
+    close = difflib.get_close_matches(str(word).casefold(), plain, n=most, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(plain[name]) for name in close) + "?"
     return "known: " + ", ".join(known)

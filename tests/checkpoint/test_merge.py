@@ -87,8 +87,6 @@ def test_one_run_of_many_is_merged():
     model = prepared("gpt2", MERGE["projections"], runs=3)
     with unipelt.route(model, [1, 1, 1]):
         expected = logits(model, "gpt2")
-    with pytest.raises(SpecError, match="run=3: the model has runs 0 to 2"):
-        unipelt.merge(model, run=3)
     torch.testing.assert_close(logits(unipelt.merge(model, run=1), "gpt2"), expected, rtol=0, atol=1e-12)
 
 
@@ -105,7 +103,7 @@ def test_a_fixed_gate_merges():
     mixture = Mixture(tuple(change(LowRank(r=2), site, weight=Gate()) for site in ("query", "value")))
     model = prepared("bert", mixture)
     with pytest.raises(
-        SpecError, match=r"low_rank_query: its gate .*unipelt.fix_gates\(model, {'low_rank_query': 0.5}\)"
+        SpecError, match=r"low_rank_query: its gate .*unipelt.fix_gates\(model, {'low_rank_query': 0.5, .*--fix-gates"
     ):
         unipelt.merge(model)
     unipelt.fix_gates(model, {"low_rank_query": 0.3, "low_rank_value": [0.2, 0.9]})
@@ -118,8 +116,8 @@ REFUSED = {
     "adapter": ("bert", "adapter", r"bottleneck_ffn: an adapter is not linear \(its activation is relu\)"),
     "prefix": ("bert", "prefix", "prefix_heads: a prefix adds positions to the attention"),
     "relu prefix": ("bert", Mixture((change(Prefix(function="relu"), "heads", "queries"),)), "adds positions"),
-    "group": ("bert", "unipelt-central", "low_rank_query_value: its gate .*fix_gates"),
-    "every one": ("bert", "unipelt-apl", "bottleneck_ffn: an adapter .*; low_rank_query: its gate .*; low_rank_value: its gate "),
+    "group": ("bert", "unipelt-central", "low_rank_query_value: its gate "),
+    "every one": ("bert", "unipelt-apl", "bottleneck_ffn: an adapter .*; low_rank_query: its gate .*; low_rank_value: its gate [^;]*input$"),
     "norm": ("bert", Mixture((change(NORMED, "query"),)), "its own LayerNorm is not linear"),
     "pfeiffer": ("bert", Mixture((change(LINEAR, "ffn", "normed sum"),)), "it reads 'normed sum', which is neither"),
     "heads": ("bert", Mixture((change(LINEAR, "heads"),)), "it reads 'input', which is neither the input nor"),
@@ -153,7 +151,10 @@ def test_an_adapter_without_biases_merges_where_there_is_no_bias():
 
 def test_a_pooled_head_is_refused():
     model = prepared("bert", "lora", pooling="mean")
-    with pytest.raises(SpecError, match="the head: it reads pooling='mean'"):
+    with pytest.raises(
+        SpecError,
+        match=r"the head: it reads pooling='mean'.*train with pooling='model' \(`unipelt train --head model`\)",
+    ):
         unipelt.merge(model)
 
 

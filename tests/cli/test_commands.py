@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+from itertools import product
 from pathlib import Path
 
 import matplotlib.image
@@ -15,8 +16,9 @@ import unipelt
 from cli.conftest import BAD, GOOD, write_reviews
 from unipelt import PRESETS, Change, Gate, LowRank, Mixture
 from unipelt.checkpoint.bases import load_base
+from unipelt.checkpoint.description import equations
 from unipelt.cli.figures import draw_gates
-from unipelt.spec import LAWS, equation
+from unipelt.spec import LAWS, mixture
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -57,6 +59,16 @@ def test_what_train_writes_predict_reads(method: str, run, train_words, unlabell
         == 0
     )
     assert again.err == f"{out}: already finished, nothing trained\n"
+
+
+def test_a_run_whose_head_is_frozen_predicts_as_it_was_tested(run, train_words, tmp_path: Path):
+    """Its head is random, and another one at each load: the run keeps its own."""
+    reviews = write_reviews(tmp_path / "test.csv", seed=7)
+    words = ("--head-policy", "frozen", "--seed", 3, "--epochs", 12, "--test", reviews)
+    assert run(*train_words(tmp_path / "run", "lora", *words)).code == 0
+    predicted = [row["prediction"] for row in table(run("predict", tmp_path / "run", "--data", reviews).out)]
+    right = [one == row["stars"] for one, row in zip(predicted, table(reviews.read_text()))]
+    assert sum(right) / len(right) == json.loads((tmp_path / "run" / "run.json").read_text())["test"]["accuracy"]
 
 
 def test_a_run_learns_what_the_texts_say(run, train_words, tmp_path: Path):
@@ -155,9 +167,8 @@ def test_inspect_counts_what_train_counted(run, finished):
     assert {name: count for name, count in shown.items() if "prefix" not in name} == {
         name: count for name, count in counts.items() if "prefix" not in name
     }
-    named = Mixture.from_dict(described["mixture"]).named()
-    equations = [equation(change.form, change.sites[0], change.reads, change.weight) for _, change in named]
-    assert all(f"  {formula}" in said.out for formula in equations), "no terminal, no wrapped lines"
+    formulas = equations(Mixture.from_dict(described["mixture"]), "bert")
+    assert all(f"  {formula}" in said.out for formula in formulas.values()), "no terminal, no wrapped lines"
     whole = run("inspect", finished("full")).out
     assert "full on" in whole and "test accuracy" in whole
 
@@ -165,6 +176,10 @@ def test_inspect_counts_what_train_counted(run, finished):
 def test_methods_are_listed_with_their_counts(run, tiny_base: str, base_of):
     said = run("methods")
     assert said.code == 0 and all(f"\n{name} " in "\n" + said.out for name in PRESETS)
+    assert all(
+        mixture(line.strip()) for line in said.out.splitlines() if "(" in line and line.strip().endswith("None)")
+    )
+    assert "    lora(r=8, alpha=16.0, dropout=0.0, target_modules=('query', 'value'), layers=None)\n" in said.out
     counted = run("methods", "--model", tiny_base).out
     line = next(line for line in counted.splitlines() if line.startswith("lora "))
     assert line.split()[1] == f"{2 * 2 * 2 * 8 * 32:,}"  # layers, linears, matrices, rank, width
@@ -179,7 +194,8 @@ def test_methods_are_listed_with_their_counts(run, tiny_base: str, base_of):
 def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Path, tmp_path: Path):
     folder, merged = finished("lora"), tmp_path / "merged"
     expected = [float(row["p(yes)"]) for row in table(run("predict", folder, "--data", unlabelled, "--proba").out)]
-    assert run("export", folder, "--merged", merged).out == f"{merged}: written\n"
+    said = run("export", folder, "--merged", merged)
+    assert (said.out, said.err) == (f"{merged}: written\n", ""), "no bar of another library"
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
     texts = [row["review"] for row in table(unlabelled.read_text())]
     with torch.no_grad():
@@ -191,7 +207,14 @@ def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Pat
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert "expected one of --merged FOLDER and --peft FOLDER" in run("export", folder).line
     gated = finished("unipelt-apl")
-    assert "gate depends on the input" in run("export", gated, "--merged", tmp_path / "no").line
+    line = run("export", gated, "--merged", tmp_path / "no").line
+    assert "gate depends on the input" in line and "--fix-gates" not in line, "its adapter and prefix never fold"
+    whole = run("export", finished("full"), "--merged", tmp_path / "no").line
+    assert f"{finished('full')}: a full run is a plain transformers model as it stands" in whole
+    for place, kind in product((folder, merged, merged / "config.json"), ("--merged", "--peft")):
+        before = sorted(path.name for path in folder.iterdir())
+        assert f"{kind} {place}: not empty; expected a new folder" in run("export", folder, kind, place).line
+        assert sorted(path.name for path in folder.iterdir()) == before
     assert "--fix-gates needs --data" in run("export", gated, "--merged", tmp_path / "no", "--fix-gates").line
     fixed = run("export", gated, "--merged", tmp_path / "no", "--fix-gates", "--data", unlabelled).line
     assert "merge refused" in fixed and "prefix" in fixed and not (tmp_path / "no").exists()
@@ -204,7 +227,8 @@ def test_a_gated_lora_merges_once_its_gates_are_fixed(run, tiny_base: str, finis
     unipelt.save(
         model, folder, base=tiny_base, task=json.loads((finished("lora") / "unipelt.json").read_text())["task"]
     )
-    assert "gate depends on the input" in run("export", folder, "--peft", tmp_path / "peft").line
+    line = run("export", folder, "--peft", tmp_path / "peft").line
+    assert "gate depends on the input" in line and "`unipelt export --fix-gates --data FILE`" in line
     for kind in ("--merged", "--peft"):
         said = run("export", folder, kind, tmp_path / kind, "--fix-gates", "--data", unlabelled)
         assert (said.code, said.out) == (0, f"{tmp_path / kind}: written\n"), said.err

@@ -53,7 +53,7 @@ def test_mistaken_words(words: list[str], expected: str, run):
     [
         (["--method", "lroa"], "preset 'lroa': did you mean 'lora'"),
         (["--method", "LoRA"], "preset 'LoRA': did you mean 'lora'"),
-        (["--method", "lora(r=1000000000000000)"], "not enough memory; take a smaller --batch-size"),
+        (["--method", "lora(r=1000000000000000)"], "lora(r=1000000000000000): low_rank(r=1000000000000000): expected a whole number of at least 1, and at most"),
         (["--method", "lora(rank=4)"], "'rank'"),
         (["--method", "lora(r=0)"], "r"),
         (["--method", "lora(r=4"], "lora(r=4"),
@@ -212,7 +212,7 @@ def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_p
     expected = {
         "truncated": "are not those that unipelt.json names: truncated, or of another checkpoint",
         "missing": "unipelt.safetensors: No such file or directory",
-        "version": "format 7, this version reads format 1; install the unipelt that wrote it",
+        "version": "format 7, this version reads format 2; install the unipelt that wrote it",
         "json": "unipelt.json: damaged or not readable",
         "key": f"has no {name!r}",
         "unknown": "holds 'more', which its mixture does not have",

@@ -122,3 +122,11 @@ def test_the_head_trains_for_every_method_whatever_its_name(arch: str, preset: s
         assert head and unipelt.trainable_parameters(model)["head"] == sum(
             p.numel() for n, p in tuned_of(model).named_parameters() if n in head
         )
+
+
+@pytest.mark.parametrize("arch", [arch for arch, known in tiny.ARCHITECTURES.items() if known.generator])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_models_outputs_are_no_head(arch: str, tied: bool):
+    model = tiny.build(arch, "generator", tie_word_embeddings=tied)
+    assert not tuned_of(unipelt.attach(model, "head")).head_modules()
+    assert not any(p.requires_grad for p in model.parameters())

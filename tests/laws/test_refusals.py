@@ -1,6 +1,7 @@
 """What cannot be done is refused, with the reason and what to do; what can be written can be read again."""
 
 import json
+import math
 from itertools import product
 
 import pytest
@@ -99,6 +100,17 @@ def test_relative_positions_belong_to_no_run(preset: str):
         ("compacter(bottleneck=6)", r"size must be a multiple of terms"),
         ("full", r"'full': refused, because full fine-tuning is not a change"),
         ("adapter(layers=[-1])", r"expected whole numbers from 0"),
+        ("adapter(layers=[])", r"layers=\[\]: expected whole numbers from 0, one at least"),
+        ("adapter(layers=3)", r"layers=3: expected whole numbers from 0"),
+        ("lora(target_modules=[])", r"target_modules=\[\]: expected at least one linear"),
+        ("lora(target_modules=3)", r"lora\(target_modules=3\): an option has another type than its default"),
+        ("lora(r=2, r=3)", r"r is given 2 times; expected once"),
+        ("lora(alpha=0)", r"expected a number above 0, or the change is never there"),
+        ("lora(alpha=1e400)", r"expected a number of at least 0, and at most"),
+        ("lora(r=1000000000)", r"expected a whole number of at least 1, and at most 1048576"),
+        ("scaled-parallel-adapter(s=1e400)", r"weight=inf: expected a finite number"),
+        ("scaled-parallel-adapter(s='x')", r"weight='x': expected a finite number"),
+        ("unipelt-apl(prefix=0)", r"unipelt-apl\(prefix=0\): prefix\(length=0\): expected"),
     ],
 )
 def test_a_misspelt_mixture_names_the_nearest(text: str, words: str):
@@ -110,6 +122,13 @@ def test_a_misspelt_mixture_names_the_nearest(text: str, words: str):
     ("option", "value", "words"),
     [
         ("head", "trian", "did you mean 'train'"),
+        ("head", 3, "head=3: known: frozen, paper, train"),
+        ("mixture", 3, "got int; expected the name of a preset"),
+        (
+            "mixture",
+            Change(form=LowRank(), site="query", reads="input"),
+            r"got Change; expected .* or a Mixture\(\(change, …\)\)",
+        ),
         ("pooling", "men", "did you mean 'mean'"),
         ("head_modules", ["clasifier"], "did you mean 'classifier'"),
         ("mixture", "lora(target_modules='qery')", "did you mean .*'query'"),
@@ -143,8 +162,58 @@ def test_chunked_feed_forward_is_refused():
 def test_what_is_no_model_is_refused():
     with pytest.raises(SiteError, match="expected a transformers PreTrainedModel; got Linear"):
         unipelt.attach(torch.nn.Linear(2, 2), "lora")
-    with pytest.raises(ValueError, match="has nothing attached"):
-        unipelt.detach(tiny.build("bert"))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        unipelt.detach,
+        unipelt.merge,
+        unipelt.trainable_parameters,
+        lambda model: unipelt.save(model, "nowhere"),
+        lambda model: unipelt.export_peft(model, "nowhere"),
+        lambda model: unipelt.export_merged(model, "nowhere"),
+        lambda model: unipelt.fix_gates(model, {}),
+        *(lambda model, block=block: block(model).__enter__()
+          for block in (unipelt.record_gates, unipelt.route, unipelt.disabled)),
+    ],
+)  # fmt: skip
+def test_a_plain_model_has_nothing_to_use(use):
+    with pytest.raises(SiteError, match="BertForSequenceClassification has nothing attached; call"):
+        use(tiny.build("bert"))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"low_rank_query": math.nan}, r"low_rank_query: nan, expected a finite number, or 2 of them, one a layer"),
+        ({"low_rank_query": [0.5, math.inf]}, r"low_rank_query: \[0.5, inf\], expected a finite number"),
+        ({"low_rank_query": None}, "low_rank_query: None, expected a finite number"),
+        ({"low_rank_query": "half"}, "low_rank_query: 'half', expected a finite number"),
+        ({"low_rank_query": [[0.5, 0.5]]}, "expected a finite number"),
+        ({"low_rank_query": torch.rand(3)}, "3 values for 2 layers"),
+        ({"low_rank_key": 0.5}, "no gated change 'low_rank_key' is attached: did you mean 'low_rank_query'"),
+        ({3: 0.5}, "no gated change 3 is attached: known: "),
+        (0.5, "values=0.5: expected a dict of changes' names and values; gated: bottleneck_ffn, prefix_heads"),
+    ],
+)
+def test_a_gate_is_fixed_to_finite_numbers(values, words: str):
+    model = attached("bert", "unipelt-apl")
+    before = tuned_of(model)
+    with pytest.raises(SpecError, match=words):
+        unipelt.fix_gates(model, values)
+    assert tuned_of(model) is before and before.handles
+
+
+def test_a_gate_can_be_fixed_to_a_recorded_tensor_and_only_once():
+    model = attached("bert", Mixture((Change(form=LowRank(r=2), site="query", reads="input", weight=Gate()),), "mine"))
+    with unipelt.record_gates(model) as gates:
+        model(**tiny.inputs("bert", model))
+    means = torch.stack([values[0].mean() for values in gates.values()])
+    unipelt.fix_gates(model, {"low_rank_query": means})
+    assert [p.item() for name, p in tuned_of(model).named_parameters() if "scale" in name] == means.tolist()
+    with pytest.raises(SpecError, match="'low_rank_query' is attached: 'mine' has no gates, or none any more"):
+        unipelt.fix_gates(model, {"low_rank_query": 0.5})
 
 
 @pytest.mark.parametrize("arch", ["bert", "modernbert", "bart"])
@@ -191,6 +260,7 @@ def test_every_lawful_change_survives_json(arch: str):
         (lambda d: d | {"changes": [d["changes"][0] | {"form": {"lowrank": {}}}]}, "did you mean 'low_rank'"),
         (lambda d: d | {"changes": [d["changes"][0] | {"form": {"low_rank": {"rr": 1}}}]}, "has no 'rr'"),
         (lambda d: d | {"changes": [d["changes"][0] | {"weight": {"gait": {}}}]}, "did you mean 'gate'"),
+        (lambda d: d | {"changes": [d["changes"][0] | {"form": {"low_rank": 3}}]}, "its settings are an object; got 3"),
         (lambda d: [], "has format 'list'"),
     ],
 )
@@ -208,6 +278,18 @@ def test_text_that_is_no_json_is_refused():
     "wrong",
     [
         lambda: Mixture(("lora",)),
+        lambda: Mixture(Change(form=LowRank(), site="query", reads="input")),
+        lambda: Mixture(3),
+        lambda: Mixture((), 3),
+        lambda: Change(form=LowRank(), site=3, reads="input"),
+        lambda: Change(form=LowRank(), site=("query", 3), reads="input"),
+        lambda: Change(form=LowRank(), site="query", reads=["input"]),
+        lambda: Change(form=LowRank(), site="query", reads="input", layers=1),
+        lambda: Change(form=LowRank(), site="query", reads="input", weight=math.nan),
+        lambda: Change(form=LowRank(), site="query", reads="input", weight=Learned(start=math.inf)),
+        lambda: Change(form=LowRank(), site="query", reads="input", weight=Gate(group=3)),
+        lambda: Change(form=LowRank(), site="query", reads="input", weight=Gate(pool=3)),
+        lambda: Mixture.from_json("[" * 100_000),
         lambda: Change(form="lora", site="query", reads="input"),
         lambda: Change(form=LowRank(), site=(), reads="input"),
         lambda: Change(form=LowRank(), site="query", reads="input", weight="half"),

@@ -93,7 +93,7 @@ def test_the_route_is_given_back_after_a_block_that_fails():
     assert tuned_of(fleet).route == Route.blocks(RUNS)
 
 
-@pytest.mark.parametrize("rows", [[0, 3], [-1, 0], [], [[0, 1]]])
+@pytest.mark.parametrize("rows", [[0, 3], [-1, 0], [], [[0, 1]], [0.0, 1.9], ["a"], [None], [True, False], 1, "01"])
 def test_a_run_that_is_not_there_is_refused(rows):
     fleet = attached("bert", "lora", runs=RUNS)
     with pytest.raises(UserError, match="expected one run of 0 to 2 for each row"), unipelt.route(fleet, rows):

@@ -45,7 +45,7 @@ def test_the_function_is_that_of_the_reference(folder: Path):
     with nullcontext() if stock is None else Float64():
         model, mixture = case.base(), case.mixture()
         model.load_state_dict(case.take("base."), strict=True)
-        attach(model, mixture, head="train" if mixture.changes and case.has_head else "frozen")
+        attach(model, mixture, head_modules=None if mixture.changes and case.has_head else [])
         tuned = tuned_of(model)
         parameters = by_name(case, tuned)
         if not mixture.changes:  # the plain base, whose own parameters have gradients

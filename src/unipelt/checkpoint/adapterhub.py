@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 from unipelt import spec
 from unipelt.checkpoint.adapterhub_keys import BERTS, Names, plain_keys
 from unipelt.checkpoint.disk import resolve
+from unipelt.checkpoint.fill import fill
 from unipelt.checkpoint.safe import read_json, read_tensors
 from unipelt.errors import CheckpointError, SpecError, nearest
-from unipelt.inject.attach import attach, detach
+from unipelt.inject.attach import attach
 from unipelt.inject.heads import find_head
 from unipelt.inject.places import LiveStack, find_stacks
 from unipelt.inject.tuned import tuned_of
@@ -87,7 +88,7 @@ def load_adapterhub(model: PreTrainedModel, folder: str | os.PathLike) -> PreTra
     head = _head(model, folder)
 
     modules = sorted({name.rpartition(".")[0] for name in head})
-    attach(model, mixture, head="train" if modules else "frozen", head_modules=modules or None)
+    attach(model, mixture, head="train" if modules else "frozen", head_modules=modules)
     tuned, unused = tuned_of(model), set(tensors)
     names = Names(kind, config["name"], dict(mixture.named()), stacks)
     problem, values = None, {}
@@ -105,13 +106,7 @@ def load_adapterhub(model: PreTrainedModel, folder: str | os.PathLike) -> PreTra
                 problem = problem or f"{key!r} is {tuple(tensors[key].shape)}, expected {tuple(parameter[0].shape)}"
     if unused:
         problem = problem or f"holds {min(unused)!r}, which its config does not have"
-    if problem:
-        detach(model)
-        raise CheckpointError(f"{folder}: {problem}; another base, or a damaged folder")
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            parameter[0].copy_(values[name])
-    return model
+    return fill(model, values, folder, problem and f"{problem}; another base, or a damaged folder")
 
 
 def _check_base(model: PreTrainedModel, config: dict[str, Any], path: Path) -> None:

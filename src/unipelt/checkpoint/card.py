@@ -1,31 +1,24 @@
 """The model card of a checkpoint: what it is, on which base, with what results, and how to use it."""
 
-from typing import Any
+import json
+import re
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from unipelt import spec
+from unipelt.checkpoint.bases import MINILM, hub_name
+from unipelt.checkpoint.description import Description, equations
 
 
-def card(description: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+def card(description: Description, tensors: dict[str, Tensor], model: PreTrainedModel) -> str:
     """Markdown with the hub's front matter."""
-    mixture, base, task = (
-        spec.Mixture.from_dict(description["mixture"]),
-        description["base"]["name"],
-        description["task"],
-    )
+    mixture, base, task = spec.Mixture.from_dict(description.mixture), description.base["name"], description.task
     count = sum(tensor.numel() for tensor in tensors.values())
     head = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("head."))
-    lines = [
-        "---",
-        "library_name: unipelt",
-        f"base_model: {base}",
-        "tags:",
-        "- unipelt",
-        "- parameter-efficient",
-        "---",
-        "",
-    ]
+    public = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", hub_name(base))  # a path is no name on the hub
+    lines = ["---", "library_name: unipelt", *([f"base_model: {public[0]}"] if public else [])]
+    lines += ["tags:", "- unipelt", "- parameter-efficient", "---", ""]
     lines += [f"# {mixture.name} on {base}" + (f" for {task['name']}" if task.get("name") else ""), ""]
     lines += [
         f"{count:,} tuned parameters, {head:,} of them in the head. The base is frozen.",
@@ -33,25 +26,31 @@ def card(description: dict[str, Any], tensors: dict[str, Tensor]) -> str:
         "| change | equation |",
         "|---|---|",
     ]
-    for name, change in mixture.named():
-        lines.append(f"| {name} | {spec.equation(change.form, change.sites[0], change.reads, change.weight)} |")
-    if description["results"]:
+    lines += [f"| {name} | {text} |" for name, text in equations(mixture, description.base["model_type"]).items()]
+    if description.results:
         lines += ["", "| result | value |", "|---|---|"]
         lines += [
-            f"| {name} | {value:.4f} |" for name, value in description["results"].items() if isinstance(value, float)
+            f"| {name} | {value:.4f} |" for name, value in description.results.items() if isinstance(value, float)
         ]
     if task.get("labels"):
         lines += ["", "Labels: " + ", ".join(f"`{label}`" for label in task["labels"])]
-    classes = len(task.get("labels") or ()) or 1
-    lines += [
-        "",
-        "```python",
-        "import unipelt",
-        "from transformers import AutoModelForSequenceClassification",
-        "",
-        f'model = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={classes})',
-        'unipelt.load(model, "THIS FOLDER OR REPOSITORY")',
-        "```",
-        "",
-    ]
+    lines += ["", "```python", *_program(base, model), "```", ""]
     return "\n".join(lines)
+
+
+def _program(base: str, model: PreTrainedModel) -> list[str]:
+    """Loads the base, and this checkpoint into it, where it is run in the checkpoint's folder."""
+    name, room, labels = type(model).__name__, type(model).__module__, model.config.num_labels
+    load = [
+        f"from {'transformers' if room.startswith('transformers.') else room} import {name}",
+        "",
+        f"model = {name}.from_pretrained({json.dumps(base)}"
+        + (f", num_labels={labels})" if "Classification" in name else ")"),
+    ]
+    if base == MINILM:
+        load = [
+            "from unipelt.checkpoint.bases import load_base",
+            "",
+            f'model = load_base("{MINILM}", classes={labels})',
+        ]
+    return ["import unipelt", *load, 'unipelt.load(model, ".")  # this folder, or its repository on the hub']

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,22 @@ from typing import Any
 import unipelt
 from unipelt import spec
 from unipelt.errors import CheckpointError, SpecError
+from unipelt.inject.architectures import ARCHITECTURES
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, TENSORS, CARD = "unipelt.json", "unipelt.safetensors", "README.md"
 FOREIGN = "adapter_config.json"  # peft's and AdapterHub's: only to say who reads it
 
-HEAD, BASE = ("policy", "pooling", "modules"), ("name", "model_type", "fingerprint")
+KINDS: dict[str, Any] = {  # of what stands in the JSON; base and head have all of it
+    "mixture": dict,
+    "base": {"name": str, "model_type": str, "fingerprint": str, "values": str},
+    "head": {"policy": str, "pooling": str, "modules": [str]},
+    "sha256": str,
+    "task": {"name": str, "kind": str, "metric": str, "labels": [str], "pair": bool},
+    "results": dict,
+    "recipe": {"max_length": int},
+    "library": str,
+}
 
 
 @dataclass
@@ -33,6 +44,15 @@ class Description:
     format: int = FORMAT
     library: str = unipelt.__version__
 
+    def __post_init__(self):
+        for problem in _problems("", vars(self), KINDS):
+            raise CheckpointError(problem)
+        for name in ("base", "head"):
+            for key in KINDS[name].keys() - vars(self)[name].keys():
+                raise CheckpointError(f"{name} has no {key!r}")
+        if self.recipe.get("max_length", 1) < 1:
+            raise CheckpointError(f"recipe.max_length={self.recipe['max_length']}, expected a whole number from 1")
+
 
 def describe(folder: str | os.PathLike) -> Description:
     """Read a checkpoint's JSON. Raises CheckpointError where it is missing, damaged, or of another version."""
@@ -43,7 +63,7 @@ def describe(folder: str | os.PathLike) -> Description:
         raise CheckpointError(
             f"{folder}: no {CONFIG} in it; expected a folder that `unipelt train` or unipelt.save wrote{_reader(folder)}"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged or not readable ({error})") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         got = data.get("format") if isinstance(data, dict) else type(data).__name__
@@ -53,14 +73,36 @@ def describe(folder: str | os.PathLike) -> Description:
     try:
         description = Description(**data)
         spec.Mixture.from_dict(description.mixture)
-        for facts, names in ((description.head, HEAD), (description.base, BASE)):
-            for name in names:
-                facts[name]
-    except (TypeError, KeyError) as error:
+        [float(value) for value in description.base["values"].split()]
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error} is not as expected") from None
-    except SpecError as error:
+    except (SpecError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     return description
+
+
+def equations(mixture: spec.Mixture, model_type: str) -> dict[str, str]:
+    """The equation of each change, by its name, as a base of this type computes it."""
+    stacks = ARCHITECTURES.get(model_type)
+    pre_norm = None if stacks is None else stacks[0].ffn_norm is None
+    return {
+        name: spec.equation(change.form, change.sites[0], change.reads, change.weight, pre_norm)
+        for name, change in mixture.named()
+    }
+
+
+def _problems(place: str, value: Any, kind: Any) -> Iterator[str]:
+    """Each value that is not of its kind: a type, a list of one, or an object with such values where it has them."""
+    if isinstance(kind, dict) and isinstance(value, dict):
+        for key in kind.keys() & value.keys():
+            yield from _problems(f"{place}.{key}".strip("."), value[key], kind[key])
+    elif isinstance(kind, list) and isinstance(value, list):
+        for one in value:
+            yield from _problems(f"{place}[]", one, kind[0])
+    else:
+        expected = kind if isinstance(kind, type) else type(kind)
+        if type(value) is not expected:
+            yield f"{place} is of type {type(value).__name__}, expected {expected.__name__}"
 
 
 def _reader(folder: str | os.PathLike) -> str:

@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unipelt import spec
+from unipelt.checkpoint.bases import hub_name, quiet
 from unipelt.checkpoint.disk import write_whole
-from unipelt.checkpoint.merge import Joint, check_run, joints, merge, refuse, weight_of
+from unipelt.checkpoint.merge import Joint, joints, merge, refuse, weight_of
 from unipelt.checkpoint.peft_format import CONFIG, PREFIX, TENSORS, Lora, targeted, wrapped_modules
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.tuned import NAME, tuned_of
@@ -32,7 +33,9 @@ TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LM
 }
 
 
-def export_merged(model: PreTrainedModel, folder: str | os.PathLike, *, run: int = 0, tokenizer: Any = None) -> Path:
+def export_merged(
+    model: PreTrainedModel, folder: str | os.PathLike, *, run: int | None = None, tokenizer: Any = None
+) -> Path:
     """Write what `merge` gives as a plain Hugging Face checkpoint; the model itself stays attached.
 
     It works on a copy of the model. Where memory is short, merge the model itself and call its save_pretrained. Raises what
@@ -42,7 +45,7 @@ def export_merged(model: PreTrainedModel, folder: str | os.PathLike, *, run: int
     plain: Any = merge(deepcopy(model), run=run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new, quiet():
             for part in (plain, tokenizer):
                 if part is not None:
                     part.save_pretrained(new)
@@ -53,13 +56,13 @@ def export_merged(model: PreTrainedModel, folder: str | os.PathLike, *, run: int
     return folder
 
 
-def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int = 0) -> Path:
+def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int | None = None) -> Path:
     """Write one run as a LoRA folder that peft's PeftModel.from_pretrained reads, the head among its modules_to_save.
 
     Raises SpecError that names each change that is no LoRA on a whole linear, or that is gated.
     """
     tuned = tuned_of(model)
-    check_run(tuned, run)
+    run = tuned.one_run(run)
     found, seen = list(joints(tuned)), Counter(joint.path for joint in joints(tuned))
 
     def reason(joint: Joint) -> str | None:
@@ -102,7 +105,7 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int =
     config = {
         "peft_type": "LORA",
         "task_type": task,
-        "base_model_name_or_path": getattr(model.config, "_name_or_path", "") or None,
+        "base_model_name_or_path": hub_name(getattr(model.config, "_name_or_path", "")) or None,
         "inference_mode": True,
         "r": ranks,
         "lora_alpha": _plain(alphas),

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -19,43 +18,48 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import spec
+from unipelt.checkpoint.bases import portable_name
 from unipelt.checkpoint.card import card
 from unipelt.checkpoint.description import CARD, CONFIG, TENSORS, Description, describe
 from unipelt.checkpoint.disk import resolve, settle, write_whole
+from unipelt.checkpoint.fill import fill, not_finite
+from unipelt.checkpoint.fingerprint import check_base, fingerprint
 from unipelt.errors import CheckpointError
 from unipelt.inject.architectures import Stack
-from unipelt.inject.attach import attach, detach
+from unipelt.inject.attach import attach
 from unipelt.inject.swap import folded
-from unipelt.inject.tuned import NAME, tuned_of
+from unipelt.inject.tuned import tuned_of
 
 
 def save(
     model: PreTrainedModel,
     folder: str | os.PathLike,
     *,
-    run: int = 0,
+    run: int | None = None,
     base: str | None = None,
     task: dict[str, Any] | None = None,
     results: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
     resumable: bool = False,
 ) -> Path:
-    """Write one run of an attached model. resumable: keep the prefix MLPs, so that training can go on.
+    """Write one run of an attached model; of several, `run` says which. resumable: keep the prefix MLPs, so that training
+    can go on.
 
     base: the name under which the base can be loaded again, its own if none is given.
     """
     tuned = tuned_of(model)
-    if not 0 <= run < tuned.runs:
-        raise CheckpointError(f"run={run}: the model has runs 0 to {tuned.runs - 1}")
+    run = tuned.one_run(run)
     if resumable:
         mixture, state = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}
     else:
         mixture, state = folded(tuned)
     tensors = {name: value[run].contiguous().cpu() for name, value in state.items()}
+    if problem := not_finite(tensors):
+        raise CheckpointError(f"{folder}: nothing was written: {problem}")
     data = save_tensors(tensors, metadata={"format": "pt"})
     description = Description(
         mixture=mixture.to_dict(),
-        base={"name": base or model.config._name_or_path, **fingerprint(model, tuned.head_modules())},
+        base={"name": base or portable_name(model.config._name_or_path), **fingerprint(model, tuned.head_modules())},
         head={"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": tuned.head_modules()},
         sha256=hashlib.sha256(data).hexdigest(),
         task=task or {},
@@ -63,8 +67,13 @@ def save(
         recipe=recipe or {},
     )
     folder = Path(folder)
-    text = json.dumps(asdict(description), indent=1)
-    write_whole(folder, {TENSORS: data, CONFIG: text.encode(), CARD: card(asdict(description), tensors).encode()})
+    try:
+        text = json.dumps(asdict(description), indent=1)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{folder}: nothing was written: task, results and recipe must be JSON ({error})"
+        ) from None
+    write_whole(folder, {TENSORS: data, CONFIG: text.encode(), CARD: card(description, tensors, model).encode()})
     return folder
 
 
@@ -81,17 +90,14 @@ def load(
     tensors = read_tensors(folder, description)
     check_base(model, description, folder)
     mixture = spec.Mixture.from_dict(description.mixture)
+    most = max((value.numel() for value in tensors.values()), default=0)
+    for name, change in mixture.named():
+        for setting, size in asdict(change.form).items():
+            if type(size) is int and size > most:  # before room is made for it
+                raise CheckpointError(f"{folder / CONFIG}: {name} has {setting}={size}, more than {TENSORS} holds")
     head = description.head
     attach(model, mixture, head=head["policy"], pooling=head["pooling"], head_modules=head["modules"], sites=sites)
-    own = dict(tuned_of(model).named_parameters())
-    problem = mismatch({name: p[0] for name, p in own.items()}, tensors)
-    if problem:
-        detach(model)
-        raise CheckpointError(f"{folder / TENSORS}: {problem}")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter[0].copy_(tensors[name])
-    return model
+    return fill(model, tensors, folder / TENSORS)
 
 
 def read_tensors(folder: Path, description: Description) -> dict[str, Tensor]:
@@ -108,58 +114,3 @@ def read_tensors(folder: Path, description: Description) -> dict[str, Tensor]:
         return load_tensors(data)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
-
-
-def fingerprint(model: PreTrainedModel, head: list[str]) -> dict[str, Any]:
-    """What tells one base from another: its type, names and shapes, and the mean size of a few weights; its head apart."""
-    outside = {id(p) for path in head for p in model.get_submodule(path).parameters()}
-    named = [
-        (n, p) for n, p in model.base_model.named_parameters() if not n.startswith(NAME + ".") and id(p) not in outside
-    ]
-    shapes = ";".join(f"{name}:{tuple(p.shape)}" for name, p in named)
-    weights = [
-        (n, p) for n, p in named if p.dim() == 2 and p.is_floating_point() and not p.is_meta and p.dtype.itemsize > 1
-    ]
-    config: Any = model.base_model.config
-    return {
-        "model_type": config.model_type,
-        "fingerprint": hashlib.sha256(shapes.encode()).hexdigest()[:16],
-        "mean_sizes": {n: float(p.detach().float().abs().mean()) for n, p in weights[1::7][:8]},
-    }
-
-
-def check_base(model: PreTrainedModel, description: Description, folder: Path) -> None:
-    modules = dict(model.named_modules())
-    got, expected = (
-        fingerprint(model, [path for path in description.head["modules"] if path in modules]),
-        description.base,
-    )
-    made, given = (
-        f"base {name!r}" if name else "a base without a name" for name in (expected["name"], model.config._name_or_path)
-    )
-    for key in ("model_type", "fingerprint"):
-        if got[key] != expected[key]:
-            raise CheckpointError(
-                f"{folder}: made for {made} ({expected['model_type']}); got {given} "
-                f"({got['model_type']}), whose {'type' if key == 'model_type' else 'parameters'} differ; load that base instead"
-            )
-    for name, size in expected.get("mean_sizes", {}).items():
-        mine = got["mean_sizes"].get(name)
-        if mine is not None and abs(mine - size) > 0.02 * abs(size):  # bf16 moves a mean far less
-            raise CheckpointError(
-                f"{folder}: made for {made}; the weights of {given} are others "
-                f"(mean size of {name}: {mine:.5f}, expected {size:.5f}); load that base instead"
-            )
-
-
-def mismatch(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str | None:
-    """What is wrong with a checkpoint's tensors for these parameters, in a few words."""
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing:
-        return f"has no {missing[0]!r}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-    if unknown:
-        return f"holds {unknown[0]!r}, which its mixture does not have"
-    for name, parameter in own.items():
-        if parameter.shape != tensors[name].shape:
-            return f"{name!r} is {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
-    return None

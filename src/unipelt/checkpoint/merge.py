@@ -30,7 +30,7 @@ class Joint(NamedTuple):
     delta: Delta
 
 
-def merge(model: PreTrainedModel, *, run: int = 0) -> PreTrainedModel:
+def merge(model: PreTrainedModel, *, run: int | None = None) -> PreTrainedModel:
     """Fold one run of what is attached into the base's weights, its head too, and detach: the same outputs from a plain base.
 
     What folds: LoRA, BitFit, tuned norms and adapters without a non-linearity, each on a linear or norm of the base with a
@@ -38,7 +38,7 @@ def merge(model: PreTrainedModel, *, run: int = 0) -> PreTrainedModel:
     changed then.
     """
     tuned = tuned_of(model)
-    check_run(tuned, run)
+    run = tuned.one_run(run)
     found = list(joints(tuned))
     users: dict[int, list[str]] = {}
     for path, module in model.named_modules():
@@ -75,30 +75,30 @@ def joints(tuned: Tuned) -> Iterator[Joint]:
 def refuse(verb: str, tuned: Tuned, found: list[Joint], reason: Callable[[Joint], str | None], head: str | None = None):
     """Raise SpecError that names each change for which there is a reason, or that is gated; head: what is against the head."""
     if tuned.options["pooling"] != "model":
-        head = f"it reads pooling={tuned.options['pooling']!r}, which the plain model does not"
+        head = (
+            f"it reads pooling={tuned.options['pooling']!r}, which the plain model does not: "
+            "train with pooling='model' (`unipelt train --head model`)"
+        )
     reasons = {} if head is None else {"the head": head}
+    gated = {
+        joint.name: "its gate depends on the input" for joint in found if isinstance(joint.change.weight, spec.Gate)
+    }
     for joint in found:
-        why = reason(joint)
-        if why is None and isinstance(joint.change.weight, spec.Gate):
-            why = (
-                "its gate depends on the input; fix it first, such as "
-                f"unipelt.fix_gates(model, {{{joint.name!r}: 0.5}}) with the mean that unipelt.record_gates gives"
-            )
-        if why is not None:
+        if (why := reason(joint)) is not None:
             reasons.setdefault(joint.name, why)
-    if reasons:
-        listed = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+    if reasons or gated:
+        listed = "; ".join(f"{name}: {why}" for name, why in (gated | reasons).items())
+        if not reasons:  # where something else is in the way too, fixing the gates would not help
+            listed += (
+                f"; fix its gates first: unipelt.fix_gates(model, {dict.fromkeys(gated, 0.5)}) with the means that "
+                "unipelt.record_gates gives, or `unipelt export --fix-gates --data FILE`"
+            )
         raise SpecError(f"{verb} refused, nothing was changed: {listed}")
 
 
 def weight_of(delta: Delta, run: int) -> float:
     """What multiplies a change that is not gated."""
     return delta.weight.scale[run].item() if isinstance(delta.weight, Learned) else float(delta.weight)  # type: ignore[arg-type]
-
-
-def check_run(tuned: Tuned, run: int) -> None:
-    if not 0 <= run < tuned.runs:
-        raise SpecError(f"run={run}: the model has runs 0 to {tuned.runs - 1}")
 
 
 def quantised(module: nn.Module) -> str | None:

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.checkpoint.disk import resolve
+from unipelt.checkpoint.fill import fill
 from unipelt.checkpoint.merge import joints
 from unipelt.checkpoint.safe import read_json, read_tensors
 from unipelt.errors import CheckpointError, SpecError, nearest
@@ -61,17 +61,16 @@ def load_peft(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedMo
     except (re.error, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not as expected ({error})") from None
     paths = sorted({path.rsplit(".", 1)[0] for path in heads})
-    attach(model, mixture, head="train" if paths else "frozen", head_modules=paths or None)
+    attach(model, mixture, head="train" if paths else "frozen", head_modules=paths)
     tuned = tuned_of(model)
-    with torch.no_grad():
-        for joint in joints(tuned):
-            form: Any = joint.delta.form
-            form.down.weight[0].copy_(loras[joint.path].down)
-            form.up.weight[0].copy_(loras[joint.path].up)
-        for path in paths:
-            for name, parameter in tuned.get_submodule(f"head.{path}").named_parameters():
-                parameter[0].copy_(heads[f"{path}.{name.rsplit('.', 1)[-1]}"])
-    return model
+    values: dict[str, Tensor] = {}
+    for joint in joints(tuned):
+        lora = loras[joint.path]
+        values |= {f"{joint.delta.name}.down.weight": lora.down, f"{joint.delta.name}.up.weight": lora.up}
+    for path in paths:
+        for name, _ in tuned.get_submodule(f"head.{path}").named_parameters():
+            values[f"head.{path}.{name}"] = heads[f"{path}.{name.rsplit('.', 1)[-1]}"]
+    return fill(model, values, folder / TENSORS)
 
 
 def _check_config(config: dict[str, Any], path: Path) -> None:

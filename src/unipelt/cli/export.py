@@ -1,5 +1,7 @@
 """`unipelt export`: a run in another form."""
 
+from pathlib import Path
+
 import typer
 
 from unipelt.errors import UserError
@@ -20,12 +22,17 @@ def export(
     """Write a run as a plain model, or as peft's LoRA; what cannot be folded exactly is refused by name."""
     if bool(merged) == bool(peft):
         raise UserError("expected one of --merged FOLDER and --peft FOLDER")
+    place = Path(merged or peft)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{'--merged' if merged else '--peft'} {place}: not empty; expected a new folder")
     if fix_gates and not data:
         raise UserError("--fix-gates needs --data: the mean of a gate is taken over texts")
     from unipelt.checkpoint.export import export_merged, export_peft
     from unipelt.fleet.apply import Applied, fixed_at_means
 
     applied = Applied.load(run, model or None, "cpu")
+    if not applied.tuned:
+        raise UserError(f"{run}: a full run is a plain transformers model as it stands; load it from its folder")
     if fix_gates:
         _, rows = applied.read(data, text=text or None, pair=pair or None)
         fixed_at_means(applied, rows)

@@ -4,6 +4,8 @@ import typer
 
 from unipelt.errors import UserError
 
+NO_GATES = "--data: this run has no gates to show; train one with --method unipelt-apl"
+
 
 def inspect(
     run: str = typer.Argument(..., help="folder of a run, or a hub repository of one"),
@@ -30,7 +32,7 @@ def inspect(
         assert outcome is not None
         print("\n".join(result_lines(outcome)))
         if data:
-            raise UserError("--data: this run has no gates to show; train one with --method unipelt-apl")
+            raise UserError(NO_GATES)
         return
     description = describe(folder)
     base, task, head = description.base, description.task, description.head
@@ -38,7 +40,7 @@ def inspect(
     console.print(
         f"{description.mixture['name']} on {base['name']} ({base['model_type']}), task {task.get('name', 'not named')}",
         f"{TENSORS}: {size / 1e6:.2f} MB; head reads {head['pooling']}, policy {head['policy']}",
-        *(f"{name}: {value:.4f}" for name, value in description.results.items()),
+        *(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}" for name, value in description.results.items()),
         sep="\n", markup=False, highlight=False,
     )  # fmt: skip
     console.print(parameter_table(folder, description))
@@ -49,7 +51,7 @@ def inspect(
 
     applied = Applied.load(run, model or None, "cpu")
     if not any(True for _ in gate_paths(applied.model)):
-        raise UserError("--data: this run has no gates to show; train one with --method unipelt-apl")
+        raise UserError(NO_GATES)
     _, rows = applied.read(data, text=text or None, pair=pair or None)
     values = applied.gates(rows)
     console.print(f"gates on {len(rows)} rows of {data}: mean ± standard deviation over rows", markup=False)

@@ -1,5 +1,7 @@
 """`unipelt methods`: what there is to choose from."""
 
+import inspect
+
 import typer
 
 from unipelt.spec import LAWS, PRESETS
@@ -13,7 +15,7 @@ def methods(
         False, "--lawful", help="the table of lawful combinations instead, with their equations"
     ),
 ) -> None:
-    """List the presets: formula, parameters on a base, paper."""
+    """List the presets: parameters on a base, paper, formula, options with their defaults."""
     from rich.table import Table
 
     from unipelt.cli.tables import terminal
@@ -25,7 +27,7 @@ def methods(
             table.add_column(column, overflow="fold")
         for law in LAWS:
             table.add_row(
-                *(", ".join(part) for part in (law.forms, law.sites, law.reads, law.weights)), law.equation, law.source
+                *(", ".join(part) for part in (law.forms, law.sites, law.reads, law.weights)), law.text, law.source
             )
         console.print(table, markup=False)
         return
@@ -34,7 +36,10 @@ def methods(
         formula, _, paper = (preset.__doc__ or "").partition("          ")
         count = f"{counts[name]:>14}" if model else ""
         console.print(
-            f"{name:<28}{count}   {paper.strip()}\n    {formula.strip()}", markup=False, highlight=False, soft_wrap=True
+            f"{name:<28}{count}   {paper.strip()}\n    {formula.strip()}\n    {_typed(name)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
     if model:
         console.print(
@@ -43,6 +48,12 @@ def methods(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _typed(name: str) -> str:
+    """A preset with its options and their defaults, as `--method` takes it."""
+    options = inspect.signature(PRESETS[name]).parameters.values()
+    return f"{name}({', '.join(f'{option.name}={option.default!r}' for option in options)})" if options else name
 
 
 def _counts(model: str) -> dict[str, str]:

@@ -42,32 +42,27 @@ def result_lines(outcome: Outcome) -> list[str]:
 
 def parameter_table(folder: Path, description: Any) -> Table:
     """Parameters and bytes of each change, and of the head; reads the header of the file alone, and no torch."""
-    from unipelt.checkpoint.description import TENSORS
-    from unipelt.spec import Mixture, equation
+    from unipelt.checkpoint.description import TENSORS, equations
+    from unipelt.spec import Mixture
 
     mixture = Mixture.from_dict(description.mixture)
-    named = dict(mixture.named())
-    numbers: dict[str, list[int]] = {name: [0, 0] for name in [*named, "gates", "head"]}
+    formulas = equations(mixture, description.base["model_type"])
+    numbers: dict[str, tuple[int, int]] = dict.fromkeys(formulas, (0, 0))
     for path, entry in tensors_header(folder / TENSORS).items():
         if path == "__metadata__":
             continue
-        owner = next(
-            (part for part in path.split(".")[:3] if part in named), "head" if path.startswith("head.") else "gates"
-        )
+        owner = mixture.owner(path)
         begin, end = entry["data_offsets"]
         count = 1
         for side in entry["shape"]:
             count *= side
-        numbers[owner][0] += count
-        numbers[owner][1] += end - begin
+        before = numbers.get(owner, (0, 0))
+        numbers[owner] = before[0] + count, before[1] + end - begin
     table = Table(box=None, pad_edge=False)
     for column in ("change", "parameters", "kB", "equation"):
         table.add_column(column, justify="right" if column in ("parameters", "kB") else "left")
     for name, (count, size) in numbers.items():
-        if count or name in named:
-            change = named.get(name)
-            formula = equation(change.form, change.sites[0], change.reads, change.weight) if change else ""
-            table.add_row(name, f"{count:,}", f"{size / 1e3:.1f}", formula)
+        table.add_row(name, f"{count:,}", f"{size / 1e3:.1f}", formulas.get(name, ""))
     return table
 
 

@@ -44,7 +44,7 @@ class Applied:
             return cls._whole(folder, target)
         description = describe(folder)
         task = description.task
-        if not task:
+        if not {"labels", "pair"} <= task.keys():
             raise CheckpointError(f"{run}: does not say which task it was trained for; load it with unipelt.load")
         name = base or description.base["name"]
         if not name:

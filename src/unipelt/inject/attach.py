@@ -41,7 +41,7 @@ def attach(
     runs: how many sets of parameters stand side by side (see `route`). seeds: one a run, from which its initial values are
     drawn; 0, 1, … if none are given. head: `train` for every method, `frozen`, or `paper` (with an adapter it trains, with
     BitFit its bias alone, else it stays as it is: U's code). pooling: what the head reads, `model` (its own), `cls` or
-    `mean`. fresh_head: draw the head from the seeds too, instead of starting from the base's values.
+    `mean`. fresh_head: draw a head that trains from the seeds too, instead of starting from the base's values.
 
     Raises SpecError for a misspelt preset or option, SiteError where the base lacks what a change asks for; the base is
     then as it was.
@@ -57,7 +57,7 @@ def attach(
 
     stacks = find_stacks(model, sites, runs)
     policy = _paper_policy(mixture) if head == "paper" else head
-    heads = {} if policy == "frozen" and not (fresh_head or head_modules) else build_head(model, head_modules, runs)
+    heads = build_head(model, head_modules, runs)
     build = Build(model, stacks, runs, set(find_head(model)))
     build.mixture(mixture)
 
@@ -143,15 +143,22 @@ def route(model: PreTrainedModel, rows: Sequence[int] | Tensor | None = None) ->
     if rows is None:
         tuned.route = Route.blocks(tuned.runs)
     else:
-        device = next(tuned.parameters()).device if any(True for _ in tuned.parameters()) else None
-        rows = torch.as_tensor(rows, device=device, dtype=torch.long)
-        if rows.dim() != 1 or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= tuned.runs:
-            raise SpecError(f"rows={rows.tolist()}: expected one run of 0 to {tuned.runs - 1} for each row")
-        tuned.route = Route.of_rows(rows, tuned.runs)
+        tuned.route = Route.of_rows(_whole_numbers(rows, tuned), tuned.runs)
     try:
         yield model
     finally:
         tuned.route = before
+
+
+def _whole_numbers(rows: Sequence[int] | Tensor, tuned: Tuned) -> Tensor:
+    try:
+        given = torch.as_tensor(rows, device=next((p.device for p in tuned.parameters()), None))
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.empty(0)
+    whole = given.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if not whole or given.dim() != 1 or len(given) == 0 or int(given.min()) < 0 or int(given.max()) >= tuned.runs:
+        raise SpecError(f"rows={rows!r}: expected one run of 0 to {tuned.runs - 1} for each row, as whole numbers")
+    return given.long()
 
 
 def _check_model(model: PreTrainedModel) -> None:

@@ -89,15 +89,16 @@ class Pooling:
 
 
 def find_head(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules of the head, by path: what `from_pretrained` had to initialise, or, for a model made from a config, what
-    stands outside the base model, tied outputs apart."""
+    """The modules of the head, by path: what `from_pretrained` had to initialise, tied outputs apart, or, for a model made
+    from a config, what stands outside the base model; a language model's outputs are no head then."""
     outputs = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     tied = set()
     if outputs is not None and model.get_input_embeddings() is not None:
         shared = {id(p) for p in model.get_input_embeddings().parameters()}
         if any(id(p) in shared for p in outputs.parameters()):
             tied = {id(p) for p in outputs.parameters()}
-    inside = {id(p) for p in model.base_model.parameters()} if model.base_model is not model else None
+    headed = model.base_model is not model and outputs is None
+    inside = {id(p) for p in model.base_model.parameters()} if headed else None
     loaded = any(getattr(p, "_is_hf_initialized", False) for p in model.parameters())
     head = {}
     for path, module in model.named_modules():

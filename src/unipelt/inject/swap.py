@@ -1,7 +1,8 @@
 """An attached model takes another mixture in place: gates fixed to constants, prefixes folded, a checkpoint's parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from unipelt.inject.attach import attach, detach
 from unipelt.inject.tuned import Tuned, tuned_of
 
 
-def swap(model: PreTrainedModel, mixture: spec.Mixture, state: dict[str, Tensor]) -> PreTrainedModel:
-    """Detach what is attached, attach `mixture` with the same options, and give it the parameters of `state`, `[run, …]`."""
+def swap(model: PreTrainedModel, mixture: spec.Mixture, state: Callable[[str], Tensor]) -> PreTrainedModel:
+    """Detach what is attached, attach `mixture` with the same options, and give each parameter, by path, what `state` says."""
     tuned = tuned_of(model)
     options, runs, training, head = tuned.options, tuned.runs, model.training, tuned.head_modules()
     trains = {name: p.requires_grad for name, p in tuned.named_parameters()}
@@ -24,48 +25,54 @@ def swap(model: PreTrainedModel, mixture: spec.Mixture, state: dict[str, Tensor]
     new = tuned_of(model)
     with torch.no_grad():
         for name, parameter in new.named_parameters():
-            parameter.copy_(state[name])
+            parameter.copy_(state(name))
             parameter.requires_grad_(trains.get(name, True))
     return model.train(training)
 
 
-def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float]]) -> PreTrainedModel:
+def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float] | Tensor]) -> PreTrainedModel:
     """Replace gates by constants, by change name: one value for all layers, or one a layer that the change is in.
 
     The change's weight becomes a learned scalar that starts at the value, so that what could not merge now can.
-    Raises SpecError for a change that is not there or has no gate.
+    Raises SpecError for a change that is not there or has no gate, and for what is no finite number; all is then as it was.
     """
     tuned = tuned_of(model)
-    gated = {name: c for name, c in tuned.mixture.named() if isinstance(c.weight, spec.Gate)}
+    gated = {name: c.weight for name, c in tuned.mixture.named() if isinstance(c.weight, spec.Gate)}
+    if not isinstance(values, dict):
+        raise SpecError(f"values={values!r}: expected a dict of changes' names and values; gated: {', '.join(gated)}")
     for name in values:
         if name not in gated:
-            raise SpecError(f"no gated change {name!r} is attached: {nearest(name, gated)}")
-    groups = {c.weight.group: n for n, c in gated.items() if c.weight.group}  # type: ignore[union-attr]
-    for group in groups:
-        members = [n for n, c in gated.items() if c.weight.group == group]  # type: ignore[union-attr]
+            known = nearest(str(name), gated) if gated else f"{tuned.mixture.name!r} has no gates, or none any more"
+            raise SpecError(f"no gated change {name!r} is attached: {known}")
+    for group in {gate.group for gate in gated.values()} - {""}:
+        members = [name for name, gate in gated.items() if gate.group == group]
         if any(n in values for n in members) and not all(n in values for n in members):
             raise SpecError(f"the gates of group {group!r} share one softmax: fix all of {', '.join(members)}, or none")
-    mixture = tuned.mixture.with_weights({name: spec.Learned() for name in values})
-    return swap(model, mixture, _FixedState(tuned, values, model))
+    before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
+    constants = {name: _by_layer(tuned, name, given) for name, given in values.items()}
 
-
-class _FixedState(dict):
-    """The parameters as they are, and each new scale at its value."""
-
-    def __init__(self, tuned: Tuned, values: dict[str, float | Sequence[float]], model: PreTrainedModel):
-        super().__init__({name: p.detach().clone() for name, p in tuned.named_parameters()})
-        self.values_of, self.order = values, {}
-        for name, _ in tuned.mixture.named():
-            layers = {path.split(".")[1] for path in tuned.junction_names() if path.split(".")[2] == name}
-            self.order[name] = sorted(layers, key=lambda i: int(i) if i.isdigit() else -1)
-            given = values.get(name)
-            if isinstance(given, Sequence) and len(given) != len(self.order[name]):
-                raise SpecError(f"{name}: {len(given)} values for {len(self.order[name])} layers")
-
-    def __missing__(self, path: str) -> Tensor:
+    def state(path: str) -> Tensor:
+        """The parameters as they are, and each new scale at its value."""
+        if path in before:
+            return before[path]
         _, layer, name, *_ = path.split(".")
-        given = self.values_of[name]
-        return torch.tensor(given[self.order[name].index(layer)] if isinstance(given, Sequence) else given)
+        return constants[name][layer]
+
+    return swap(model, tuned.mixture.with_weights(dict.fromkeys(values, spec.Learned())), state)
+
+
+def _by_layer(tuned: Tuned, name: str, given: Any) -> dict[str, Tensor]:
+    """A change's constant in each of its layers."""
+    layers = sorted({path.split(".")[1] for path in tuned.junction_names() if path.split(".")[2] == name}, key=int)
+    try:
+        value = torch.as_tensor(given, dtype=torch.float64).detach()
+    except (TypeError, ValueError, RuntimeError):
+        value = torch.tensor(torch.nan)
+    if value.dim() > 1 or not value.isfinite().all():
+        raise SpecError(f"{name}: {given!r}, expected a finite number, or {len(layers)} of them, one a layer")
+    if value.dim() and len(value) != len(layers):
+        raise SpecError(f"{name}: {len(value)} values for {len(layers)} layers")
+    return dict(zip(layers, value.expand(len(layers))))
 
 
 def folded(tuned: Tuned) -> tuple[spec.Mixture, dict[str, Tensor]]:

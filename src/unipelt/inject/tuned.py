@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unipelt import spec
+from unipelt.errors import SiteError, SpecError
 from unipelt.forms.routed import Route
 
 NAME = "unipelt"
@@ -82,6 +83,14 @@ class Tuned(nn.Module):
         """One run's parameters, without the run axis."""
         return {name: parameter.detach()[run] for name, parameter in self.named_parameters()}
 
+    def one_run(self, run: int | None) -> int:
+        """The run that is meant; none named: the only one. Raises SpecError where there are more, or no such run."""
+        if run is None and self.runs == 1:
+            return 0
+        if isinstance(run, bool) or not isinstance(run, int) or not 0 <= run < self.runs:
+            raise SpecError(f"run={run!r}: the model has runs 0 to {self.runs - 1}; say which one, such as run=0")
+        return run
+
     def head_modules(self) -> list[str]:
         """The base's modules that the tuned head stands for."""
         return [
@@ -96,12 +105,8 @@ class Tuned(nn.Module):
 
     def changes(self) -> Iterator[tuple[str, str, nn.Parameter]]:
         """Each parameter with the change that owns it: (change or `head`, path, parameter)."""
-        names = [name for name, _ in self.mixture.named()]
-        groups = [c.weight.group for c in self.mixture.changes if isinstance(c.weight, spec.Gate) and c.weight.group]
         for path, parameter in self.named_parameters():
-            parts = path.split(".")
-            owner = next((part for part in parts[:3] if part in names or part in groups), "head")
-            yield owner, path, parameter
+            yield self.mixture.owner(path), path, parameter
 
 
 def _blank(values: Tensor) -> Tensor:
@@ -111,8 +116,8 @@ def _blank(values: Tensor) -> Tensor:
 
 
 def tuned_of(model: nn.Module) -> Tuned:
-    """The tuned part of an attached model."""
+    """The tuned part of an attached model. Raises SiteError where nothing is attached."""
     tuned = getattr(model, NAME, None)
     if not isinstance(tuned, Tuned):
-        raise ValueError(f"{type(model).__name__} has nothing attached; call unipelt.attach(model, …) first")
+        raise SiteError(f"{type(model).__name__} has nothing attached; call unipelt.attach(model, …) first")
     return tuned

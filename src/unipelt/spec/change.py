@@ -1,6 +1,7 @@
 """A change, and a mixture of changes: the algebra of He et al. 2022, arXiv:2110.04366, with the gates of Mao et al. 2022."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
@@ -56,19 +57,24 @@ class Change:
 
     def __post_init__(self):
         object.__setattr__(self, "site", tuple(self.site) if isinstance(self.site, list) else self.site)
-        object.__setattr__(self, "layers", None if self.layers is None else tuple(self.layers))
         if type(self.form) not in FORMS.values():
             raise SpecError(f"form={self.form!r}: expected one of {', '.join(FORMS)}")
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float | Learned | Gate):
-            raise SpecError(f"weight={self.weight!r}: expected a number, Learned() or Gate()")
-        if self.layers is not None and any(not isinstance(layer, int) or layer < 0 for layer in self.layers):
-            raise SpecError(f"layers={self.layers!r}: expected whole numbers from 0")
+        number = self.weight.start if isinstance(self.weight, Learned) else self.weight
+        if not isinstance(number, Gate) and not _finite(number):
+            raise SpecError(f"weight={self.weight!r}: expected a finite number, Learned() or Gate()")
+        if self.layers is not None:
+            layers = tuple(self.layers) if isinstance(self.layers, Iterable) else ()
+            if not layers or any(not isinstance(layer, int) or layer < 0 for layer in layers):
+                raise SpecError(f"layers={self.layers!r}: expected whole numbers from 0, one at least")
+            object.__setattr__(self, "layers", layers)
         if isinstance(self.weight, Gate) and self.weight.pool not in ("auto", "token", "reference"):
             raise SpecError(
                 f"Gate(pool={self.weight.pool!r}): {nearest(self.weight.pool, ('auto', 'token', 'reference'))}"
             )
-        if not self.sites:
-            raise SpecError("site=(): expected at least one site")
+        if isinstance(self.weight, Gate) and not isinstance(self.weight.group, str):
+            raise SpecError(f"Gate(group={self.weight.group!r}): expected a name")
+        if not isinstance(self.sites, tuple) or not self.sites or not all(isinstance(site, str) for site in self.sites):
+            raise SpecError(f"site={self.site!r}: expected a site, or a tuple of at least one")
         check_settings(self.form)
         for site in self.sites:
             equation(self.form, site, self.reads, self.weight)
@@ -91,6 +97,11 @@ class Mixture:
     name: str = "mixture"
 
     def __post_init__(self):
+        if isinstance(self.changes, Change) or not isinstance(self.changes, Iterable):
+            what = f"got {type(self.changes).__name__}"
+            raise SpecError(f"a mixture holds changes, {what}; expected a tuple, such as Mixture((change,))")
+        if not isinstance(self.name, str):
+            raise SpecError(f"name={self.name!r}: expected a text")
         object.__setattr__(self, "changes", tuple(self.changes))
         for change in self.changes:
             if not isinstance(change, Change):
@@ -115,6 +126,12 @@ class Mixture:
             pairs.append((change.label if number == 1 else f"{change.label}_{number}", change))
         return pairs
 
+    def owner(self, path: str) -> str:
+        """What a parameter with this path belongs to: a change, a group of gates, or the head."""
+        names = {name for name, _ in self.named()}
+        groups = {c.weight.group for c in self.changes if isinstance(c.weight, Gate) and c.weight.group}
+        return next((part for part in path.split(".")[:3] if part in names | groups), "head")
+
     def with_weights(self, weights: dict[str, Weight]) -> "Mixture":
         """The same mixture with other weights, by change name."""
         changes = [replace(change, weight=weights.get(name, change.weight)) for name, change in self.named()]
@@ -130,7 +147,7 @@ class Mixture:
     def from_json(cls, text: str) -> "Mixture":
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SpecError(f"the mixture is not JSON: {error}") from None
         return cls.from_dict(data)
 
@@ -168,14 +185,8 @@ def _change_from_dict(data: Any) -> Change:
     weight = data.get("weight", 1.0)
     if isinstance(weight, dict):
         weight = _one_of({"gate": Gate, "learned": Learned}, weight, "weight")
-    site, layers = data["site"], data.get("layers")
-    return Change(
-        form=_one_of(FORMS, data["form"], "form"),
-        site=site if isinstance(site, str) else tuple(site),
-        reads=data["reads"],
-        weight=weight,
-        layers=None if layers is None else tuple(layers),
-    )
+    form = _one_of(FORMS, data["form"], "form")
+    return Change(form=form, site=data["site"], reads=data["reads"], weight=weight, layers=data.get("layers"))
 
 
 def _one_of(known: dict[str, type], data: Any, what: str) -> Any:
@@ -184,8 +195,15 @@ def _one_of(known: dict[str, type], data: Any, what: str) -> Any:
     ((name, settings),) = data.items()
     if name not in known:
         raise SpecError(f"{what} {name!r}: {nearest(name, known)}")
+    if not isinstance(settings, dict):
+        raise SpecError(f"{what} {name}: its settings are an object; got {settings!r}")
     _known_keys(settings, [field.name for field in fields(known[name])], f"{what} {name}")
     return known[name](**settings)
+
+
+def _finite(number: Any) -> bool:
+    known = isinstance(number, int | float) and not isinstance(number, bool)
+    return known and abs(number) <= sys.float_info.max  # NaN is not
 
 
 def _known_keys(data: dict[str, Any], known: Iterable[str], what: str) -> None:

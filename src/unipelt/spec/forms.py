@@ -8,6 +8,9 @@ from typing import ClassVar, Literal, get_args, get_type_hints
 
 from unipelt.errors import SpecError, nearest
 
+MOST = 2**20
+"""of any setting: no base is as wide"""
+
 Activation = Literal["relu", "gelu", "swish", "tanh", "identity"]
 
 
@@ -107,11 +110,13 @@ def check_settings(form: Form) -> None:
                 raise SpecError(f"{what}: expected true or false")
         elif hint is int:
             least = 0 if field.name == "mlp" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise SpecError(f"{what}: expected a whole number of at least {least}")
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise SpecError(f"{what}: expected a number of at least 0")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+                raise SpecError(f"{what}: expected a whole number of at least {least}, and at most {MOST}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST:
+            raise SpecError(f"{what}: expected a number of at least 0, and at most {MOST}")
         if field.name == "dropout" and not value < 1:
             raise SpecError(f"{what}: expected a probability below 1")
+        if field.name == "alpha" and not value:
+            raise SpecError(f"{what}: expected a number above 0, or the change is never there")
     if isinstance(form, Kronecker) and form.size % form.terms:
         raise SpecError(f"kronecker(size={form.size}, terms={form.terms}): size must be a multiple of terms")

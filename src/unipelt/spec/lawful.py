@@ -24,6 +24,14 @@ class Law:
     weights: tuple[str, ...]
     equation: str
     source: str
+    pre_norm: str = ""
+    """the equation on pre-LN models where it is another one"""
+    function: str | None = None
+    """the only value of the form's own `function` for which this is the equation"""
+
+    @property
+    def text(self) -> str:
+        return self.equation + (f"; pre-LN models: {self.pre_norm}" if self.pre_norm else "")
 
 
 MAPS = ("bottleneck", "kronecker")
@@ -44,7 +52,8 @@ LAWS = (
     Law(MAPS, ("attention", "ffn"), ("output",), NO_GROUP,
         "h + w f(h W↓) W↑", "Houlsby et al. 2019"),
     Law(MAPS, ("attention", "ffn"), ("normed sum",), NO_GROUP,
-        "LN(s + w f(LN(s) W↓) W↑), s = h + residual; pre-LN models: s + w f(s W↓) W↑", "Pfeiffer et al. 2021; gated: Mao et al. 2022, §3.2"),
+        "LN(s + w f(LN(s) W↓) W↑), s = h + residual", "Pfeiffer et al. 2021; gated: Mao et al. 2022, §3.2",
+        pre_norm="s + w f(s W↓) W↑, s = h + residual"),
     Law(MAPS, ("ffn",), ("input",), NO_GROUP,
         "h + w f(x W↓) W↑", "He et al. 2022, (scaled) parallel adapter"),
     Law(MAPS, ("ffn",), ("residual",), NO_GROUP,
@@ -54,8 +63,10 @@ LAWS = (
     Law(MAPS, ("layer",), ("output",), NO_GROUP,
         "h + w f(h W↓) W↑, h the layer's output", "unpublished"),
     Law(("prefix",), ("heads",), ("queries",), ANY_WEIGHT,
-        "softmax: (1−λ) h + λ w softmax(w q P_kᵀ/√d) P_v, λ the softmax mass on the prefix; relu: h + w ReLU(q P_kᵀ) P_v",
-        "Li & Liang 2021; He et al. 2022, §3.1; gated: Mao et al. 2022, §3.2"),
+        "(1−λ) h + λ w softmax(w q P_kᵀ/√d) P_v, λ the softmax mass on the prefix",
+        "Li & Liang 2021; He et al. 2022, §3.1; gated: Mao et al. 2022, §3.2", function="softmax"),
+    Law(("prefix",), ("heads",), ("queries",), ANY_WEIGHT,
+        "h + w ReLU(q P_kᵀ) P_v", "He et al. 2022, multi-head parallel adapter", function="relu"),
     Law(("bias",), ("biases",), ("nothing",), ("number",), "h + w b", "Ben Zaken et al. 2021"),
     Law(("norm",), ("norms",), ("input",), ("number",), "h + w (norm(x) ⊙ w' + b')", "Houlsby et al. 2019, §2.1"),
 )
@@ -82,8 +93,9 @@ def kind_of_weight(weight: Any) -> str:
     return "group" if getattr(weight, "group", "") else type(weight).__name__.lower()
 
 
-def equation(form: Any, site: str, reads: str, weight: Any) -> str:
-    """The equation of a combination. Raises SpecError with the reason where there is none."""
+def equation(form: Any, site: str, reads: str, weight: Any, pre_norm: bool | None = None) -> str:
+    """The equation of a combination, on a pre-LN model or not, on both if that is not said. Raises SpecError with the reason
+    where there is none."""
     place = LINEARS if site.startswith(LINEARS) else site
     if place not in SITES:
         raise SpecError(f"site={site!r}: {nearest(site, SITES)}")
@@ -92,10 +104,15 @@ def equation(form: Any, site: str, reads: str, weight: Any) -> str:
     if reads not in READS:
         raise SpecError(f"reads={reads!r}: {nearest(reads, READS)}")
     kind = kind_of_weight(weight)
-    fitting = [law for law in LAWS if form.name in law.forms and place in law.sites and reads in law.reads]
+    function = getattr(form, "function", None)
+    fitting = [
+        law
+        for law in LAWS
+        if form.name in law.forms and place in law.sites and reads in law.reads and law.function in (None, function)
+    ]
     for law in fitting:
         if kind in law.weights:
-            return law.equation
+            return law.text if pre_norm is None else law.pre_norm if pre_norm and law.pre_norm else law.equation
     if fitting:
         group = kind == "group" and "gate" in fitting[0].weights
         reason = REFUSALS["any", "group" if group else "learned" if kind == "learned" else "gate"]

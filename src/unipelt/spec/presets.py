@@ -9,7 +9,7 @@ from unipelt.spec.change import Change, Gate, Learned, Mixture, Weight
 from unipelt.spec.forms import Bias, Bottleneck, Kronecker, LowRank, Norm, Prefix
 from unipelt.spec.lawful import LINEARS
 
-Layers = Sequence[int] | None
+Layers = tuple[int, ...] | None
 PRESETS: dict[str, Callable[..., Mixture]] = {}
 DEFAULT = "unipelt-apl"
 
@@ -26,28 +26,18 @@ def preset(name: str):
 
 def _pfeiffer(size: int, weight: Weight, layers: Layers, init: str = "bert", dropout: float = 0.0) -> Change:
     form = Bottleneck(size=size, init=init, dropout=dropout)  # type: ignore[arg-type]
-    return Change(form=form, site="ffn", reads="normed sum", weight=weight, layers=_layers(layers))
+    return Change(form=form, site="ffn", reads="normed sum", weight=weight, layers=layers)
 
 
 def _prefix(
     length: int, mlp: int, weight: Weight, layers: Layers, init: str = "unipelt", function: str = "softmax"
 ) -> Change:
     form = Prefix(length=length, mlp=mlp, init=init, function=function)  # type: ignore[arg-type]
-    return Change(form=form, site="heads", reads="queries", weight=weight, layers=_layers(layers))
+    return Change(form=form, site="heads", reads="queries", weight=weight, layers=layers)
 
 
-def _lora(form: LowRank, site: str | Sequence[str], weight: Weight, layers: Layers) -> Change:
-    return Change(
-        form=form,
-        site=site if isinstance(site, str) else tuple(site),
-        reads="input",
-        weight=weight,
-        layers=_layers(layers),
-    )
-
-
-def _layers(layers: Layers) -> tuple[int, ...] | None:
-    return None if layers is None else tuple(layers)
+def _lora(form: LowRank, site: str | tuple[str, ...], weight: Weight, layers: Layers) -> Change:
+    return Change(form=form, site=site, reads="input", weight=weight, layers=layers)
 
 
 @preset("adapter")
@@ -60,9 +50,9 @@ def adapter(bottleneck: int = 48, init: str = "bert", dropout: float = 0.0, laye
 def houlsby(bottleneck: int = 48, norms: bool = True, activation: str = "swish", layers: Layers = None) -> Mixture:
     """h + f(h W↓) W↑ after attention and FFN, LayerNorms tuned or not          Houlsby et al. 2019, arXiv:1902.00751"""
     form = Bottleneck(size=bottleneck, activation=activation)  # type: ignore[arg-type]
-    changes = [Change(form=form, site=site, reads="output", layers=_layers(layers)) for site in ("attention", "ffn")]
+    changes = [Change(form=form, site=site, reads="output", layers=layers) for site in ("attention", "ffn")]
     if norms:
-        changes.append(Change(form=Norm(), site="norms", reads="input", layers=_layers(layers)))
+        changes.append(Change(form=Norm(), site="norms", reads="input", layers=layers))
     return Mixture(tuple(changes))
 
 
@@ -76,6 +66,8 @@ def lora(
 ) -> Mixture:
     """W + (α/r) B A on query and value, or on any linear by name          Hu et al. 2021, arXiv:2106.09685"""
     targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    if not targets:
+        raise SpecError("target_modules=[]: expected at least one linear, such as 'query', or 'all-linear'")
     form = LowRank(r=r, alpha=alpha, dropout=dropout)
     sites = [target if target in ("query", "key", "value") else LINEARS + target for target in targets]
     return Mixture(tuple(_lora(form, site, 1.0, layers) for site in sites))
@@ -107,7 +99,7 @@ def head() -> Mixture:
 
 def _parallel(size: int, weight: Weight, layers: Layers, init: str, reads: str = "input") -> Change:
     form = Bottleneck(size=size, init=init)  # type: ignore[arg-type]
-    return Change(form=form, site="ffn", reads=reads, weight=weight, layers=_layers(layers))  # type: ignore[arg-type]
+    return Change(form=form, site="ffn", reads=reads, weight=weight, layers=layers)  # type: ignore[arg-type]
 
 
 @preset("parallel-adapter")
@@ -147,9 +139,7 @@ def mam(
 def compacter(bottleneck: int = 48, terms: int = 4, rank: int = 1, layers: Layers = None) -> Mixture:
     """Houlsby's adapters with W = Σᵢ Aᵢ ⊗ (sᵢ tᵢ), each layer its own Aᵢ          Mahabadi et al. 2021, arXiv:2106.04647"""
     form = Kronecker(size=bottleneck, terms=terms, rank=rank)
-    return Mixture(
-        tuple(Change(form=form, site=site, reads="output", layers=_layers(layers)) for site in ("attention", "ffn"))
-    )
+    return Mixture(tuple(Change(form=form, site=site, reads="output", layers=layers) for site in ("attention", "ffn")))
 
 
 def _unipelt(
@@ -236,6 +226,9 @@ def mixture(text: "str | Mixture") -> Mixture:
     """
     if isinstance(text, Mixture):
         return text
+    if not isinstance(text, str):
+        what = f"got {type(text).__name__}"
+        raise SpecError(f"{what}; expected the name of a preset, such as 'lora(r=16)', or a Mixture((change, …))")
     name, _, options = text.strip().partition("(")
     name = name.strip()
     if name == "full":
@@ -251,7 +244,12 @@ def mixture(text: "str | Mixture") -> Mixture:
             raise SpecError(
                 f"preset {name!r} has no option {option!r}: " + (nearest(option, known) if known else "it has none")
             )
-    built = PRESETS[name](**given)
+    try:
+        built = PRESETS[name](**given)
+    except SpecError as error:
+        raise SpecError(f"{text}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"{text}: an option has another type than its default ({error})") from None
     return Mixture(built.changes, text.replace(" ", ""))
 
 
@@ -260,6 +258,10 @@ def _options(text: str, options: str) -> dict[str, object]:
         call = ast.parse(f"f({options}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError
+        names = [str(keyword.arg) for keyword in call.keywords]
+        for name in names:
+            if names.count(name) > 1:
+                raise SpecError(f"{text!r}: {name} is given {names.count(name)} times; expected once")
         return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError):
         raise SpecError(
