@@ -14,7 +14,7 @@ STOPPED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
 def build() -> typer.Typer:
     """The application with all its commands."""
-    from unipelt.cli import export, inspect, methods, predict, train
+    from unipelt.cli import export, inspect, methods, predict, report, train
 
     app = typer.Typer(
         name="unipelt",
@@ -24,7 +24,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback(epilog="--debug behind any command shows the traceback of an error.")(lambda: None)
-    for module in (methods, train, predict, inspect, export):
+    for module in (methods, train, predict, inspect, export, report):
         app.command()(getattr(module, module.__name__.rsplit(".", 1)[-1]))
     return app
 

@@ -236,6 +236,12 @@ def mixture(text: "str | Mixture") -> Mixture:
     """
     if isinstance(text, Mixture):
         return text
+    name, given = _call(text)
+    return Mixture(PRESETS[name](**given).changes, text.replace(" ", ""))
+
+
+def _call(text: str) -> tuple[str, dict[str, object]]:
+    """The preset that a text names, and the options that it gives. Raises SpecError as `mixture` does."""
     name, _, options = text.strip().partition("(")
     name = name.strip()
     if name == "full":
@@ -251,8 +257,14 @@ def mixture(text: "str | Mixture") -> Mixture:
             raise SpecError(
                 f"preset {name!r} has no option {option!r}: " + (nearest(option, known) if known else "it has none")
             )
-    built = PRESETS[name](**given)
-    return Mixture(built.changes, text.replace(" ", ""))
+    return name, given
+
+
+def settings(text: str) -> dict[str, object]:
+    """The options of the preset that a text names, the defaults of those that it does not give included."""
+    name, given = _call(text)
+    known = inspect.signature(PRESETS[name]).parameters
+    return {option: parameter.default for option, parameter in known.items()} | given
 
 
 def _options(text: str, options: str) -> dict[str, object]:
