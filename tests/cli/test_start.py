@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pyarrow", "datasets")
+HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pyarrow", "datasets", "matplotlib", "jinja2")
 COMMAND = str(Path(sys.executable).with_name("unipelt"))
 
 
@@ -45,7 +45,7 @@ def test_help_is_there_in_half_a_second():
 
 
 def test_help_loads_nothing_heavy():
-    commands = ("train", "predict", "inspect", "methods", "export")
+    commands = ("train", "predict", "inspect", "methods", "export", "report")
     assert loaded_by(calling("--help", *(f"{command} --help" for command in commands))) == set()
 
 

@@ -112,13 +112,14 @@ def curves(study: Study) -> list[Figure]:
             f"curves-k{k}",
             (f"Development metric over epochs, {size_label(k)}", caption),
             sorted(runs[k], key=task_order),
-            partial(_learning, runs[k], looks(study.methods(k))),
+            partial(_learning, runs[k]),
         )
         for k in sorted(runs, key=size_order)
     ]
 
 
-def _learning(runs: dict[str, dict[str, list[Curve]]], style: dict[str, Any], panel: Any, task: str) -> None:
+def _learning(runs: dict[str, dict[str, list[Curve]]], panel: Any, task: str) -> None:
+    style = looks(sorted({method for of in runs.values() for method in of}, key=method_order))
     for method in sorted(runs[task], key=method_order):
         seeds = runs[task][method]
         at = {
