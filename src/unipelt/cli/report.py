@@ -16,15 +16,17 @@ def report(
     from unipelt.errors import UserError
     from unipelt.report.build import PAGE, build
     from unipelt.report.summary import summary
+    from unipelt.study.store import FILE
 
-    folder = Path(out) if out else Path(results) / "report"
+    place = Path(results).parent if Path(results).name == FILE else Path(results)
+    folder = Path(out) if out else place / "report"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: not a folder; expected a new folder, or an old report to replace")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE).is_file():
         raise UserError(
             f"--out {folder}: not empty, and holds no report; expected a new folder, or an old report to replace"
         )
-    made = build(Path(results))
+    made = build(place)
     write_whole(folder, made.files)
     console = Console(soft_wrap=True)
     summary(made, console)

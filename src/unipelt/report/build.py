@@ -14,7 +14,7 @@ from unipelt.report.answer import Answer, answers
 from unipelt.report.claims import Claim
 from unipelt.report.drawing import Figure
 from unipelt.report.figures import figures, gate_means
-from unipelt.report.page import page
+from unipelt.report.page import Section, page
 from unipelt.report.scores import beside, bound, scores, whole
 from unipelt.report.study import Study, read
 from unipelt.report.table import Table, comma_separated, latex, markdown
@@ -81,22 +81,23 @@ def build(folder: Path) -> Report:
     return Report(study, found, judged, missing, files)
 
 
-def _sections(tables: dict[str, Table], drawn: Sequence[Figure]) -> list[tuple[str, list[Table | Figure]]]:
+def _sections(tables: dict[str, Table], drawn: Sequence[Figure]) -> list[Section]:
     def those(*names: str) -> list[Table | Figure]:
         return [tables[name] for name in names if tables[name]]
 
     def pictures(start: str) -> list[Table | Figure]:
         return [figure for figure in drawn if figure.name.startswith(start)]
 
+    real = [*pictures("answer"), *those("claims", "differences", "average ranks")]
     return [
-        ("Which differences are real", [*pictures("answer"), *those("claims", "differences", "average ranks")]),
-        ("Scores", those("Table 1", "Table 2", "Table 3")),
-        ("Cost", those("Table 4")),
-        ("Beside the paper", those("beside the paper")),
-        ("One option varied", [*pictures("sweep"), *those("sweeps")]),
-        ("Gates", pictures("gates")),
-        ("Learning curves", pictures("curves")),
-        ("Details", those("Table 1, development", "rates", "failed")),
+        Section("Which differences are real", real),
+        Section("Scores", those("Table 1", "Table 2", "Table 3")),
+        Section("Cost", those("Table 4")),
+        Section("Beside the paper", those("beside the paper")),
+        Section("One option varied", [*pictures("sweep"), *those("sweeps")]),
+        Section("Gates", pictures("gates")),
+        Section("Learning curves", pictures("curves")),
+        Section("Details", those("Table 1, development", "rates", "failed"), folded=True),
     ]
 
 

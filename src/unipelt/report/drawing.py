@@ -84,6 +84,10 @@ def multiples(name: str, texts: tuple[str, str], places: Sequence[Any], draw: Ca
             panel.set_visible(False)
         entries = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels())}
         drawing.legend(
-            entries.values(), entries.keys(), loc="outside upper left", ncols=min(len(entries), 6), fontsize=8.5
+            entries.values(),
+            entries.keys(),
+            loc="outside upper left",
+            ncols=min(len(entries), 2 * max(columns, 2)),
+            fontsize=8.5,
         )
         return finish(name, *texts, drawing)

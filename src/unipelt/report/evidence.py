@@ -61,14 +61,14 @@ def ranks(study: Study) -> Table:
         notes.append(f"{size_label(k)}: {apart:.2f} for {len(which)} methods on {len(over)} tasks")
         first = min(found.values())
         columns[k] = {
-            m: Cell(rank, mark="best" if rank == first else "real" if rank - first > apart else "")
+            m: Cell(rank, mark="best" if rank == first else "", note="behind" if rank - first > apart else "")
             for m, rank in found.items()
         }
     shown = sorted({method for column in columns.values() for method in column}, key=method_order)
     rows = [[Cell(method), *(column.get(method, Cell()) for column in columns.values())] for method in shown]
     return Table(
         "ranks", "Average rank over tasks, 1 the best", ["method", *map(size_label, columns)], [Block("", rows)],
-        [f"Red: further from the first than Nemenyi's critical difference at 5 %, so really behind it ({'; '.join(notes)}). Demšar 2006, §3.2.2."],
+        [f"Behind: further from the first than Nemenyi's critical difference at 5 % ({'; '.join(notes)}). Demšar 2006, §3.2.2."],
     )  # fmt: skip
 
 

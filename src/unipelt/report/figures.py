@@ -133,6 +133,7 @@ def _learning(runs: dict[str, dict[str, list[Curve]]], panel: Any, task: str) ->
         panel.fill_between([*held], *edges, color=style[method]["color"], alpha=0.12, linewidth=0)
     panel.set_title(task_label(task))
     panel.set_xlabel("epoch")
+    panel.locator_params(axis="x", integer=True, nbins=5)
 
 
 def gates(study: Study) -> list[Figure]:

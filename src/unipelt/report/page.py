@@ -1,6 +1,7 @@
 """One HTML page that needs nothing but itself."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -11,13 +12,18 @@ from unipelt.report.study import Study
 from unipelt.report.table import Table
 
 
-def page(
-    study: Study,
-    found: Sequence[Answer],
-    sections: Sequence[tuple[str, Sequence[Table | Figure]]],
-    missing: Sequence[str],
-) -> str:
-    """sections: a heading and what stands under it; missing: what could not be shown, in words."""
+@dataclass(frozen=True)
+class Section:
+    """A heading, and what stands under it."""
+
+    heading: str
+    parts: Sequence[Table | Figure]
+    folded: bool = False
+    """each part opens with a click"""
+
+
+def page(study: Study, found: Sequence[Answer], sections: Sequence[Section], missing: Sequence[str]) -> str:
+    """missing: what could not be shown, in words."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -31,7 +37,7 @@ def page(
         answers=found,
         headline=headline(found),
         progress=progress(study),
-        sections=sections,
+        sections=[section for section in sections if section.parts],
         missing=missing,
         facts=_facts(study),
         style=Markup(text("page.css")),
@@ -47,7 +53,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     shown = [("base", study.model), ("tasks", ", ".join(dict.fromkeys(task_label(row["task"]) for row in study.runs)))]
     shown += [("sizes", ", ".join(map(str, study.sizes))), ("seeds", str(len({row["seed"] for row in study.runs})))]
     shown += [
-        (name.replace("_", " "), str(value))
+        (name.replace("_", " "), _words(value))
         for name, value in study.facts.items()
         if name != "model" and value not in (None, {}, [])
     ]
@@ -58,3 +64,9 @@ def _facts(study: Study) -> list[tuple[str, str]]:
         else []
     )
     return shown
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
+    return ", ".join(map(_words, value)) if isinstance(value, list) else str(value)
