@@ -67,7 +67,7 @@ def headline(found: Sequence[Answer]) -> str:
     """All sizes in two sentences."""
     judged = [one for one in found if one.lead is not None]
     if not judged:
-        return "Nothing can be compared yet"
+        return "; ".join(one.said for one in found) or "Nothing can be compared yet"
     leaders: dict[str, list[Answer]] = {}
     for one in judged:
         leaders.setdefault(one.best, []).append(one)

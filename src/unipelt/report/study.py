@@ -105,8 +105,9 @@ def read(store: Store) -> Study:
         raise UserError(
             f"{store.path}: none of its {len(runs)} runs is finished ({failed} failed); expected one at least, so let `unipelt study` go on"
         )
-    for row, deep in zip(chosen, store.runs(DEEP, [row["id"] for row in chosen])):
-        row |= deep
+    deep = {row["id"]: row for row in store.runs(DEEP, [row["id"] for row in chosen])}
+    for row in chosen:
+        row |= deep[row["id"]]
     sweeps = find_sweeps(chosen)
     grid = gather(chosen)
     listed = [row for row in chosen if row["method"] not in _swept(sweeps, grid, row)]
