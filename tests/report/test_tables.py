@@ -11,10 +11,12 @@ import pytest
 from report.studies import cells, flat, lively, result, write
 from unipelt.report import evidence
 from unipelt.report.answer import answers, headline
+from unipelt.report.beside import beside, bound
 from unipelt.report.build import build
 from unipelt.report.cells import gather
 from unipelt.report.names import method_order
-from unipelt.report.scores import beside, bound, paper, scores, whole
+from unipelt.report.paper import paper, printed
+from unipelt.report.scores import scores, whole
 from unipelt.report.study import Study, read
 from unipelt.report.sweeps import find_sweeps
 from unipelt.report.table import Block, Cell, Table, comma_separated, escape, latex, markdown
@@ -73,6 +75,10 @@ def test_table_2(plain: Study):
     assert found["best of adapter, prefix, lora"] == ["58.00", "53.00", "58.00", "56.33"]
     assert found["unipelt-apl − best part"] == ["+4.50"] * 4
     (row,) = [row for row in bound(plain).blocks[0].rows if row[0].text.endswith("best part")]
+    assert [block.heading for block in bound(plain).blocks] == [
+        "K = 100 · ours, minilm",
+        "K = 100 · the paper, BERT-base",
+    ]
     assert row[-1].mark == "real" and bound(plain).blocks[0].rows[0][1].note == "adapter"
 
 
@@ -160,6 +166,18 @@ def test_the_papers_numbers_stand_apart_over_the_same_tasks(plain: Study):
 def test_the_papers_averages_are_those_of_its_tasks(k: str, rows: dict[str, list[float]]):
     for method, (*tasks, average, _) in rows.items():
         assert sum(tasks) / 8 == pytest.approx(average, abs=0.02), (k, method)
+
+
+@pytest.mark.parametrize(
+    ("k", "mixture", "best", "own"),
+    [(100, "unipelt-ap", 58.86, 60.80), (500, "unipelt-ap", 69.69, 69.79), (1000, "unipelt-ap", 72.58, 72.61),
+     (100, "unipelt-apl", 60.60, 62.59), (500, "unipelt-apl", 70.02, 69.98), (1000, "unipelt-apl", 73.19, 73.31)],
+)  # fmt: skip
+def test_the_papers_table_2_follows_from_its_table_1(k: int, mixture: str, best: float, own: float, tmp_path: Path):
+    plan = cells(paper()["tasks"], [k], ["adapter", "prefix", "lora", mixture], [0])
+    table = bound(study(tmp_path / "study", flat(plan, lambda cell: printed(k)[cell.method][cell.task] / 100)))
+    for block in table.blocks:  # ours are the paper's here
+        assert [row[-1].value for row in block.rows[:2]] == pytest.approx([best, own], abs=0.02)
 
 
 def test_sweeps():

@@ -11,11 +11,12 @@ from typing import Any
 from unipelt.errors import UserError
 from unipelt.report import evidence
 from unipelt.report.answer import Answer, answers
+from unipelt.report.beside import beside, bound
 from unipelt.report.claims import Claim
 from unipelt.report.drawing import Figure
 from unipelt.report.figures import figures, gate_means
 from unipelt.report.page import Section, page
-from unipelt.report.scores import beside, bound, scores, whole
+from unipelt.report.scores import scores, whole
 from unipelt.report.study import Study, read
 from unipelt.report.table import Table, comma_separated, latex, markdown
 from unipelt.study.store import KEYS, Store

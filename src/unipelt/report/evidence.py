@@ -9,6 +9,7 @@ from typing import Any
 from unipelt.report.cells import Grid, gather, mean, spread
 from unipelt.report.claims import Claim, claims
 from unipelt.report.names import FULL, method_order, size_label, task_label
+from unipelt.report.paper import paper
 from unipelt.report.scores import gap, scaled
 from unipelt.report.significance import against_best, average_ranks, critical_difference
 from unipelt.report.study import Study
@@ -102,12 +103,23 @@ def efficiency(study: Study, measured: Sequence[dict[str, Any]] | None) -> Table
         ]
         heads = {"train": "training time", "inference": "inference time", "train_memory": "training memory"}
         rows = [[Cell(str(row["method"])), *(Cell(row.get(name)) for name in names)] for row in order]
+        theirs = {m: {"train": t / 100, "inference": i / 100} for m, (t, i) in paper()["time"].items()}
+        printed = [
+            [Cell(m), *(Cell(theirs[m].get(name)) for name in names)]
+            for m in (row[0].text for row in rows)
+            if m in theirs
+        ]
         return Table(
             "table4-cost",
             "Cost, full fine-tuning = 1 (the paper's table 4)",
             ["method", *(heads[n] for n in names)],
-            [Block("", rows)],
-            ["Measured side by side by a benchmark (efficiency.json)."],
+            [
+                Block(f"ours, {study.model}", rows),
+                *([Block(f"the paper, {paper()['base']}", printed)] if printed else []),
+            ],
+            [
+                "Ours: measured side by side by a benchmark (efficiency.json). The paper's are of its own code and device."
+            ],
         )
     steps: dict[tuple, list[float]] = defaultdict(list)
     widths: dict[str, set[int]] = defaultdict(set)

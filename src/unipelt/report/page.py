@@ -7,7 +7,8 @@ from typing import Any
 
 from unipelt.report.answer import Answer, headline, interval, progress, signed
 from unipelt.report.drawing import Figure
-from unipelt.report.names import task_label
+from unipelt.report.names import task_label, task_order
+from unipelt.report.scores import ALL
 from unipelt.report.study import Study
 from unipelt.report.table import Table
 
@@ -57,6 +58,13 @@ def _facts(study: Study) -> list[tuple[str, str]]:
         for name, value in study.facts.items()
         if name != "model" and value not in (None, {}, [])
     ]
+    if ALL in study.sizes and study.incomplete:
+        shown.append(
+            (
+                "subsets",
+                f"K = all is not the published training set of {', '.join(map(task_label, sorted(study.incomplete, key=task_order)))}",
+            )
+        )
     shown += [("device", first["device"])] if first["device"] else []
     shown += (
         [("versions", ", ".join(f"{name} {version}" for name, version in first["versions"].items()))]

@@ -1,16 +1,11 @@
-"""Tables 1 to 3 of the paper from our runs, and beside them the paper's own numbers."""
+"""Tables 1 and 3 of the paper, from our runs."""
 
-import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from importlib.resources import files
-from statistics import fmean
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from unipelt.report.cells import Grid, average, mean, spread
-from unipelt.report.claims import best_parts
-from unipelt.report.names import PARTS, size_label, task_label, task_order
-from unipelt.report.significance import Estimate, average_difference
+from unipelt.report.names import size_label, task_label, task_order
+from unipelt.report.significance import Estimate
 from unipelt.report.study import Study
 from unipelt.report.table import Block, Cell, Table
 
@@ -43,7 +38,7 @@ def scores(study: Study, kind: str = "test") -> Table:
     """The paper's table 1; for the development metric, its appendix."""
     grid = study.test if kind == "test" else study.dev
     among = [k for k in study.sizes if k != ALL]
-    over = _union(study, among)
+    over = union(study, among)
     number, what, place = (
         ("1", "Test metric", " (the paper's table 1)") if kind == "test" else ("1d", "Best development metric", "")
     )
@@ -58,7 +53,7 @@ def scores(study: Study, kind: str = "test") -> Table:
 
 def whole(study: Study) -> Table:
     """The paper's table 3: every training row."""
-    over = _union(study, [ALL])
+    over = union(study, [ALL])
     rows = _rows(study, study.test, ALL, over) if ALL in study.sizes else []
     notes = [
         *_notes(study, [ALL]),
@@ -77,7 +72,8 @@ def whole(study: Study) -> Table:
     )
 
 
-def _union(study: Study, among: Iterable[int | str]) -> list[str]:
+def union(study: Study, among: Iterable[int | str]) -> list[str]:
+    """The tasks of some sizes."""
     return sorted({task for k in among if k in study.sizes for task in study.tasks(k)}, key=task_order)
 
 
@@ -144,96 +140,4 @@ def _notes(study: Study, among: Iterable[int | str]) -> list[str]:
         f"{MARKED}. Metrics: {said}.",
         "The learning rate of each task, K and method is the one with the best mean development metric over seeds. "
         "An average stands only where every task of its block is there; its deviation is that of the seeds' averages.",
-    ]
-
-
-def bound(study: Study) -> Table:
-    """The paper's table 2: is a mixture more than its best part?"""
-    blocks, over = [], _union(study, study.sizes)
-    for k in study.sizes:
-        rows: list[list[Cell]] = []
-        here = study.samples_of(k)
-        for mixture in PARTS:
-            if (parts := best_parts(here, mixture)) is None:
-                continue
-            tops = dict(zip(study.tasks(k), parts))
-            ours = average(study.test, k, mixture, study.tasks(k))
-            assert ours is not None
-            best = [
-                Cell(100 * mean(study.test[k, task, tops[task]]), note=tops[task]) if task in tops else Cell()
-                for task in over
-            ]
-            own = [scaled(mean(study.test[k, task, mixture])) if task in tops else Cell() for task in over]
-            found = average_difference(here, [(mixture, part) for part in parts])
-            rows += [
-                [Cell(f"best of {', '.join(PARTS[mixture])}"), *best, scaled(fmean(mean(of.values[part]) for of, part in zip(here, parts)))],
-                [Cell(mixture), *own, scaled(*ours)],
-                [Cell(f"{mixture} − best part"), *(_minus(a, b) for a, b in zip(own, best)), gap(found, found.verdict != "not decided")],
-            ]  # fmt: skip
-        if rows:
-            blocks.append(Block(_heading(study, k), rows))
-    return Table(
-        "table2-bound", "Mixtures beside the best of their parts, test metric ×100 (the paper's table 2)", ["", *map(task_label, over), "average"], blocks,
-        ["The best part is taken for each task by its test mean, as the paper does: it knows more than any method may, so it is an upper bound of choosing one.",
-         "Last column: 95 % interval over test rows and seeds; bold where it leaves out 0."],
-    )  # fmt: skip
-
-
-def _minus(one: Cell, other: Cell) -> Cell:
-    known = isinstance(one.value, float) and isinstance(other.value, float)
-    return Cell(one.value - other.value, signed=True) if known else Cell()  # type: ignore[operator]
-
-
-@cache
-def paper() -> dict[str, Any]:
-    """The paper's numbers; see paper.toml."""
-    return tomllib.loads(files("unipelt.report").joinpath("paper.toml").read_text(encoding="utf-8"))
-
-
-def beside(study: Study) -> Table:
-    """Ours and the paper's, of the same sizes, tasks and methods; K = all only where the training sets are whole."""
-    theirs, blocks = paper(), []
-    known = theirs["tasks"]
-    over = [task for task in _union(study, study.sizes) if task in known]
-    for k in study.sizes:
-        here = [task for task in study.tasks(k) if task in known]
-        rows = theirs["scores"].get(str(k), {})
-        which = [method for method in study.methods(k) if method in rows]
-        if k == ALL or not which or not here:
-            continue
-        means: list[Callable[[str, str], float | None]] = [
-            lambda task, method, k=k: 100 * mean(cell) if (cell := study.test.get((k, task, method))) else None,  # type: ignore[misc]
-            lambda task, method, rows=rows, here=here: rows[method][known.index(task)] if task in here else None,  # type: ignore[misc]
-        ]
-        for base, of in zip((f"ours, {study.model}", f"the paper, {theirs['base']}"), means):
-            blocks.append(Block(f"{size_label(k)} · {base}", _plain_rows(which, over, here, of)))
-    if ALL in study.sizes and not study.incomplete and {*study.tasks(ALL)} == {*known}:
-        which = [method for method in study.methods(ALL) if method in theirs["whole"]]
-        empty = [Cell()] * len(over)
-        ours = [[Cell(m), *empty, scaled(*(average(study.test, ALL, m, known) or (None,)))] for m in which]
-        blocks += [Block(f"K = all · ours, {study.model}", ours), Block(f"K = all · the paper, {theirs['base']}", [[Cell(m), *empty, Cell(theirs["whole"][m])] for m in which])]  # fmt: skip
-    return Table(
-        "beside-the-paper", f"Beside the paper's own numbers ({theirs['base']})", ["method", *map(task_label, over), "average"], blocks,
-        [f"The paper: {theirs['source']}, tables 1 and 3. Its base is {theirs['base']}; ours is {study.model}: another base has other numbers, so compare orders and gaps, not levels.",
-         "Averages are over the tasks that stand in the block."],
-    )  # fmt: skip
-
-
-def _plain_rows(
-    which: Sequence[str], over: Sequence[str], here: Sequence[str], of: Callable[[str, str], float | None]
-) -> list[list[Cell]]:
-    found = {method: {task: of(task, method) for task in over} for method in which}
-    columns = {task: ranked([found[method][task] for method in which]) for task in over}
-    averages = []
-    for method in which:
-        values = [found[method][task] for task in here]
-        averages.append(None if None in values else fmean(value for value in values if value is not None))
-    marks = ranked(averages)
-    return [
-        [
-            Cell(method),
-            *(Cell(found[method][task], mark=columns[task][place]) for task in over),
-            Cell(averages[place], mark=marks[place]),
-        ]
-        for place, method in enumerate(which)
     ]
