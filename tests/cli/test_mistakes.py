@@ -41,6 +41,7 @@ from unipelt.fleet.lock import alone_in
         (["inspect", "x", "--figure", "gates.png"], "--figure needs --data"),
         (["inspect", "no-such-run"], "no-such-run: no such folder"),
         (["predict", "no-such-run", "--data", "x.csv"], "no-such-run: no such folder"),
+        (["report", "no-such-study"], "no-such-study: no such study; expected the folder that"),
         (["methods", "--model", "./no-such-base"], "--model ./no-such-base: no such base"),
     ],
 )  # fmt: skip

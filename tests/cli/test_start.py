@@ -7,7 +7,7 @@ from pathlib import Path
 
 import unipelt
 
-HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pyarrow", "datasets")
+HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pyarrow", "datasets", "matplotlib", "jinja2")
 COMMAND = str(Path(sys.executable).with_name("unipelt"))
 
 
@@ -51,7 +51,7 @@ def test_the_version_is_told(run):
 
 
 def test_help_loads_nothing_heavy():
-    commands = ("train", "predict", "inspect", "methods", "export")
+    commands = ("train", "predict", "inspect", "methods", "export", "report", "study", "study glue", "study sweep")
     assert loaded_by(calling("--help", *(f"{command} --help" for command in commands))) == set()
 
 

@@ -229,6 +229,18 @@ def mixture(text: "str | Mixture") -> Mixture:
     if not isinstance(text, str):
         what = f"got {type(text).__name__}"
         raise SpecError(f"{what}; expected the name of a preset, such as 'lora(r=16)', or a Mixture((change, …))")
+    name, given = _call(text)
+    try:
+        built = PRESETS[name](**given)
+    except SpecError as error:
+        raise SpecError(f"{text}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"{text}: an option has another type than its default ({error})") from None
+    return Mixture(built.changes, text.replace(" ", ""))
+
+
+def _call(text: str) -> tuple[str, dict[str, object]]:
+    """The preset that a text names, and the options that it gives. Raises SpecError as `mixture` does."""
     name, _, options = text.strip().partition("(")
     name = name.strip()
     if name == "full":
@@ -244,13 +256,14 @@ def mixture(text: "str | Mixture") -> Mixture:
             raise SpecError(
                 f"preset {name!r} has no option {option!r}: " + (nearest(option, known) if known else "it has none")
             )
-    try:
-        built = PRESETS[name](**given)
-    except SpecError as error:
-        raise SpecError(f"{text}: {error}") from None
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"{text}: an option has another type than its default ({error})") from None
-    return Mixture(built.changes, text.replace(" ", ""))
+    return name, given
+
+
+def settings(text: str) -> dict[str, object]:
+    """The options of the preset that a text names, the defaults of those that it does not give included."""
+    name, given = _call(text)
+    known = inspect.signature(PRESETS[name]).parameters
+    return {option: parameter.default for option, parameter in known.items()} | given
 
 
 def _options(text: str, options: str) -> dict[str, object]:

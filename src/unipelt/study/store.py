@@ -197,12 +197,20 @@ class Store:
         with _said(self.path):
             return self._cells()
 
-    def runs(self, columns: Iterable[str] = COLUMNS) -> list[dict[str, Any]]:
-        """Every run as a dictionary, in the order of the plan; JSON fields are read, what is not there yet is None."""
+    def runs(self, columns: Iterable[str] = COLUMNS, ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Every run as a dictionary, in the order of the plan; JSON fields are read, what is not there yet is None.
+
+        ids: these runs alone, in this order; `id` is a column too.
+        """
         columns = list(columns)
+        select = f"SELECT {', '.join(columns)} FROM runs"
         with _said(self.path):
-            found = self._connection.execute(f"SELECT {', '.join(columns)} FROM runs ORDER BY place").fetchall()
-        return [{name: _value(name, value) for name, value in zip(columns, row)} for row in found]
+            if ids is None:
+                found = self._connection.execute(f"{select} ORDER BY place").fetchall()
+            else:
+                each = (self._connection.execute(f"{select} WHERE id = ?", (one,)).fetchone() for one in ids)
+                found = [row for row in each if row]
+            return [{name: _value(name, value) for name, value in zip(columns, row)} for row in found]
 
     def close(self) -> None:
         self._connection.close()

@@ -1,0 +1,35 @@
+"""`unipelt report`: what a study came to."""
+
+import typer
+
+
+def report(
+    results: str = typer.Argument(..., help="folder of a study"),
+    out: str = typer.Option("", help="folder for the page, the tables and the figures; not given: RESULTS/report"),
+) -> None:
+    """Make one HTML page of a study, finished or not: tables, figures, and which differences are real."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from unipelt.checkpoint.disk import write_whole
+    from unipelt.errors import UserError
+    from unipelt.report.build import PAGE, build
+    from unipelt.report.summary import summary
+    from unipelt.study.store import FILE
+
+    place = Path(results).parent if Path(results).name == FILE else Path(results)
+    folder = Path(out) if out else place / "report"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: not a folder; expected a new folder, or an old report to replace")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE).is_file():
+        raise UserError(
+            f"--out {folder}: not empty, and holds no report; expected a new folder, or an old report to replace"
+        )
+    made = build(place)
+    write_whole(folder, made.files)
+    console = Console(soft_wrap=True)
+    summary(made, console)
+    console.print(
+        f"{folder / PAGE}: the page; beside it {len(made.files) - 1} tables and figures", markup=False, highlight=False
+    )

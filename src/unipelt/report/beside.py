@@ -1,0 +1,104 @@
+"""Ours beside the paper's: table 2 of both, and the scores of the methods, tasks and sizes that both have."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from unipelt.report.cells import average, mean
+from unipelt.report.claims import best_parts
+from unipelt.report.names import PARTS, size_label, task_label
+from unipelt.report.paper import paper, printed
+from unipelt.report.scores import ALL, gap, ranked, scaled, union
+from unipelt.report.significance import Estimate, average_difference
+from unipelt.report.study import Study
+from unipelt.report.table import Block, Cell, Table
+
+Means = dict[str, dict[str, float]]
+"""method → task → test metric ×100"""
+
+
+def means(study: Study, k: int | str) -> Means:
+    """Our own, as the paper's are printed."""
+    found: Means = {}
+    for (size, task, method), cell in study.test.items():
+        if size == k:
+            found.setdefault(method, {})[task] = 100 * mean(cell)
+    return found
+
+
+def _ours(study: Study, k: int | str) -> str:
+    return f"{size_label(k)} · ours, {study.model}"
+
+
+def _theirs(k: int | str) -> str:
+    return f"{size_label(k)} · the paper, {paper()['base']}"
+
+
+def bound(study: Study) -> Table:
+    """The paper's table 2: is a mixture more than its best part?"""
+    blocks, over = [], union(study, study.sizes)
+    for k in study.sizes:
+        here, rows, others = study.samples_of(k), [], []
+        for mixture in PARTS:
+            if parts := best_parts(here, mixture):
+                found = average_difference(here, [(mixture, part) for part in parts])
+                rows += _against_parts(mixture, means(study, k), study.tasks(k), over, found)
+                if mixture in printed(k) and {*study.tasks(k)} <= {*paper()["tasks"]}:
+                    others += _against_parts(mixture, printed(k), study.tasks(k), over)
+        blocks += [Block(_ours(study, k), rows)] if rows else []
+        blocks += [Block(_theirs(k), others)] if others else []
+    return Table(
+        "table2-bound", "Mixtures beside the best of their parts, test metric ×100 (the paper's table 2)", ["", *map(task_label, over), "average"], blocks,
+        ["The best part is taken for each task by its test mean, as the paper does: it knows more than any method may, so it is an upper bound of choosing one.",
+         "Last column of ours: 95 % interval over test rows and seeds; bold where it leaves out 0."],
+    )  # fmt: skip
+
+
+def _against_parts(
+    mixture: str, of: Means, tasks: Sequence[str], over: Sequence[str], found: Estimate | None = None
+) -> list[list[Cell]]:
+    """The best part of each task, the mixture, and the difference."""
+    tops = {task: max(PARTS[mixture], key=lambda part, task=task: of[part][task]) for task in tasks}  # type: ignore[misc]
+    best = {task: of[top][task] for task, top in tops.items()}
+    gaps = {task: of[mixture][task] - best[task] for task in tasks}
+    last = Cell(fmean(gaps.values()), signed=True) if found is None else gap(found, found.verdict != "not decided")
+    return [
+        [Cell(f"best of {', '.join(PARTS[mixture])}"), *(Cell(best.get(t), note=tops.get(t, "")) for t in over), Cell(fmean(best.values()))],
+        [Cell(mixture), *(Cell(of[mixture].get(t) if t in tasks else None) for t in over), Cell(fmean(of[mixture][t] for t in tasks))],
+        [Cell(f"{mixture} − best part"), *(Cell(gaps.get(t), signed=True) for t in over), last],
+    ]  # fmt: skip
+
+
+def beside(study: Study) -> Table:
+    """Scores of the same sizes, tasks and methods; K = all only where every training set is whole."""
+    known, blocks = paper()["tasks"], []
+    over = [task for task in union(study, study.sizes) if task in known]
+    for k in study.sizes:
+        here = [task for task in study.tasks(k) if task in known]
+        which = [method for method in study.methods(k) if method in printed(k)]
+        if which and here:
+            blocks.append(Block(_ours(study, k), _rows(which, means(study, k), here, over)))
+            blocks.append(Block(_theirs(k), _rows(which, printed(k), here, over)))
+    if ALL in study.sizes and not study.incomplete and {*study.tasks(ALL)} == {*known}:
+        whole, empty = paper()["whole"], [Cell()] * len(over)
+        which = [method for method in study.methods(ALL) if method in whole]
+        ours = [[Cell(m), *empty, scaled(*(average(study.test, ALL, m, known) or (None,)))] for m in which]
+        blocks += [
+            Block(_ours(study, ALL), ours),
+            Block(_theirs(ALL), [[Cell(m), *empty, Cell(whole[m])] for m in which]),
+        ]
+    return Table(
+        "beside-the-paper", f"Beside the paper's own numbers ({paper()['base']})", ["method", *map(task_label, over), "average"], blocks,
+        [f"The paper: {paper()['source']}, tables 1 and 3. Its base is {paper()['base']}; ours is {study.model}: another base has other numbers, so compare orders and gaps, not levels.",
+         "Averages are over the tasks that stand in the block."],
+    )  # fmt: skip
+
+
+def _rows(which: Sequence[str], of: Means, here: Sequence[str], over: Sequence[str]) -> list[list[Cell]]:
+    found = {method: [of[method].get(task) if task in here else None for task in over] for method in which}
+    columns = [list(column) for column in zip(*found.values())]
+    averages = [fmean(of[method][task] for task in here) if {*here} <= of[method].keys() else None for method in which]
+    marks = [*map(ranked, columns), ranked(averages)]
+    return [
+        [Cell(method), *(Cell(value, mark=column[place]) for value, column in zip([*found[method], averages[place]], marks))]
+        for place, method in enumerate(which)
+    ]  # fmt: skip

@@ -1,0 +1,209 @@
+"""The figures of a study: the answer, sweeps, learning curves, gates."""
+
+import re
+from collections import defaultdict
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from unipelt.report.cells import Grid, gather, mean, spread
+from unipelt.report.drawing import INK, Figure, canvas, finish, looks, multiples
+from unipelt.report.names import method_order, size_label, size_order, task_label, task_order
+from unipelt.report.study import Study
+from unipelt.report.sweeps import Sweep, sweep_places
+
+Curve = dict[float, float]
+"""epoch → development metric of one run"""
+
+
+def figures(study: Study) -> list[Figure]:
+    """Every figure that there is data for."""
+    return [*answer(study), *sweeps(study), *curves(study), *gates(study)]
+
+
+def answer(study: Study) -> list[Figure]:
+    """Each method's average difference to the best, with its interval."""
+    if not study.compared:
+        return []
+    most = max(len(compared.to_best) for compared in study.compared.values()) + 1
+    with canvas("answer", 1, len(study.compared), 0.9 + 3.0 * len(study.compared), 0.9 + 0.27 * most) as (
+        drawing,
+        axes,
+    ):
+        for panel, (k, compared) in zip(axes, study.compared.items()):
+            shown = [compared.best, *compared.to_best]
+            style = looks(shown)
+            panel.axvline(0, color=INK, linewidth=0.8)
+            panel.plot([0], [0], "D", color=style[compared.best]["color"], markersize=6)
+            for place, (method, found) in enumerate(compared.to_best.items(), start=1):
+                colour, real = style[method]["color"], compared.real(method)
+                if found.low is not None and found.high is not None:
+                    panel.plot(
+                        [100 * found.low, 100 * found.high],
+                        [place, place],
+                        color=colour,
+                        linewidth=2.2,
+                        solid_capstyle="butt",
+                    )
+                face = colour if real else "none"
+                panel.plot(
+                    [100 * found.value],
+                    [place],
+                    "o",
+                    markersize=6,
+                    markerfacecolor=face,
+                    markeredgecolor=colour,
+                    markeredgewidth=1.5,
+                )
+            panel.set_yticks(range(len(shown)), shown)
+            panel.set_ylim(most - 0.5, -0.5)
+            panel.set_title(size_label(k))
+            panel.set_xlabel("points behind the best average")
+            panel.grid(axis="x")
+            panel.tick_params(axis="y", length=0)
+        caption = "Difference of the average test metric to the best method's (diamond), ×100, with its 95 % interval over test rows and seeds. Filled: real after Holm's correction; hollow: not decided."  # fmt: skip
+        return [finish("answer", "Average test metric, against the best method", caption, drawing)]
+
+
+def sweeps(study: Study) -> list[Figure]:
+    """The paper's figures 2 and 3: the test metric against one option, a panel a task and size, a line a preset."""
+    grid, found = gather(study.chosen), []
+    for option in sorted({sweep.option for sweep in study.sweeps}):
+        lines = [sweep for sweep in study.sweeps if sweep.option == option]
+        texts = (
+            f"Test metric against {option}",
+            "Test metric ×100, mean and standard deviation over seeds, each point at its own chosen learning rate.",
+        )
+        if places := sweep_places(lines, grid):
+            found.append(multiples(f"sweep-{option}", texts, places, partial(_sweep, lines, grid)))
+    return found
+
+
+def _sweep(lines: list[Sweep], grid: Grid, panel: Any, place: tuple[int | str, str]) -> None:
+    style = looks([sweep.label for sweep in lines])
+    for sweep in lines:
+        points = [(value, grid[(*place, method)]) for method, value in sweep.values.items() if (*place, method) in grid]
+        means = [100 * mean(cell) for _, cell in points]
+        wide = [100 * (spread([*cell.values()]) or 0.0) for _, cell in points]
+        marked = {"marker": "o", "markersize": 4, "capsize": 2.5, "elinewidth": 0.9, **style[sweep.label]}
+        panel.errorbar([value for value, _ in points], means, yerr=wide, label=sweep.label, **marked)
+    values = sorted({value for sweep in lines for value in sweep.values.values()})
+    if values[0] > 0 and values[-1] / values[0] >= 8:  # doublings stand at equal distances
+        panel.set_xscale("log")
+        panel.minorticks_off()
+    panel.set_xticks(values, [f"{value:g}" for value in values])
+    panel.set_xlabel(lines[0].option)
+    panel.set_title(f"{task_label(place[1])}, {size_label(place[0])}")
+
+
+def curves(study: Study) -> list[Figure]:
+    """The development metric over epochs, a figure a size."""
+    runs: dict[Any, dict[str, dict[str, list[Curve]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in study.listed:
+        if row["curve"]:
+            points = {point["epoch"]: point[row["metric"]] for point in row["curve"] if row["metric"] in point}
+            runs[row["k"]][row["task"]][row["method"]].append(points)
+    caption = (
+        "The best development metric chooses the epoch. Line: mean over seeds, band: one standard deviation; drawn while at "
+        "least half of the seeds still train."
+    )
+    return [
+        multiples(
+            f"curves-k{k}",
+            (f"Development metric over epochs, {size_label(k)}", caption),
+            sorted(runs[k], key=task_order),
+            partial(_learning, runs[k]),
+        )
+        for k in sorted(runs, key=size_order)
+    ]
+
+
+def _learning(runs: dict[str, dict[str, list[Curve]]], panel: Any, task: str) -> None:
+    style = looks(sorted({method for of in runs.values() for method in of}, key=method_order))
+    for method in sorted(runs[task], key=method_order):
+        seeds = runs[task][method]
+        at = {
+            e: [100 * points[e] for points in seeds if e in points]
+            for e in sorted({e for points in seeds for e in points})
+        }
+        held = {e: values for e, values in at.items() if 2 * len(values) >= len(seeds)}
+        means, wide = [fmean(values) for values in held.values()], [spread(values) or 0.0 for values in held.values()]
+        panel.plot([*held], means, label=method, **style[method])
+        edges = ([m - w for m, w in zip(means, wide)], [m + w for m, w in zip(means, wide)])
+        panel.fill_between([*held], *edges, color=style[method]["color"], alpha=0.12, linewidth=0)
+    panel.set_title(task_label(task))
+    panel.set_xlabel("epoch")
+    panel.locator_params(axis="x", integer=True, nbins=5)
+
+
+def gates(study: Study) -> list[Figure]:
+    """Mean gate by layer and change, a panel a task, a figure a size and method."""
+    values = gate_means(study)
+    found: list[Figure] = []
+    for k, method in dict.fromkeys((k, method) for k, method, _ in values):
+        places = [task for size, one, task in values if (size, one) == (k, method)]
+        columns = min(len(places), 4)
+        rows = -(-len(places) // columns)
+        name = f"gates-k{k}-{re.sub(r'[^a-z0-9]+', '-', method.lower()).strip('-')}"
+        layers = max(len(values[k, method, task][0]) for task in places)
+        with canvas(name, rows, columns, 1.0 + 2.3 * columns, 0.5 + rows * (0.95 + 0.24 * layers)) as (drawing, axes):
+            mesh = None
+            for place, (panel, task) in enumerate(zip(axes, places)):
+                mesh = _heat(panel, *values[k, method, task])
+                panel.set_title(task_label(task))
+                panel.tick_params(labelleft=place % columns == 0)
+            for panel in axes[len(places) :]:
+                panel.set_visible(False)
+            drawing.colorbar(mesh, ax=axes, label="mean gate", aspect=30, pad=0.01).outline.set_visible(False)
+            caption = "How much each layer opens each part: the gate's mean over test rows and seeds, from 0 (closed) to 1 (open)."
+            found.append(finish(name, f"Gates of {method}, {size_label(k)}", caption, drawing))
+    return found
+
+
+def _heat(panel: Any, rows: list[str], columns: list[str], means: dict[tuple[str, str], float]) -> Any:
+    cells = [[means.get((row, column), float("nan")) for column in columns] for row in rows]
+    mesh = panel.pcolormesh(cells, vmin=0, vmax=1, cmap="viridis", edgecolors="none")
+    for y, line in enumerate(cells):
+        for x, value in enumerate(line):
+            if value == value:
+                ink = "#ffffff" if value < 0.6 else "#111111"  # viridis is dark up to there
+                panel.text(
+                    x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=7, in_layout=False
+                )
+    panel.set_xticks(
+        [x + 0.5 for x in range(len(columns))],
+        [c.replace("_", " ") for c in columns],
+        rotation=25,
+        ha="right",
+        fontsize=8,
+    )
+    panel.set_yticks([y + 0.5 for y in range(len(rows))], rows, fontsize=8)
+    panel.set_ylim(len(rows), 0)
+    panel.tick_params(length=0)
+    panel.spines[["left", "bottom"]].set_visible(False)
+    return mesh
+
+
+def gate_means(study: Study) -> dict[tuple, tuple[list[str], list[str], dict[tuple[str, str], float]]]:
+    """By (k, method, task): the layers, the changes, and the mean over seeds by layer and change."""
+    collected: dict[tuple, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in study.listed:
+        for path, of in (row["gates"] or {}).items():
+            collected[row["k"], row["method"], row["task"]][split(path)].append(of["mean"])
+    found = {}
+    for key in sorted(collected, key=lambda key: (size_order(key[0]), method_order(key[1]), task_order(key[2]))):
+        means = {place: fmean(sorted(values)) for place, values in collected[key].items()}
+        layers = sorted({layer for layer, _ in means}, key=_depth)
+        found[key] = layers, list(dict.fromkeys(change for _, change in means)), means
+    return found
+
+
+def split(path: str) -> tuple[str, str]:
+    """Layer and change of a gate's path `stack.layer.change.place`."""
+    parts = path.split(".")
+    cross = " (cross)" if len(parts) > 3 and parts[3].startswith("cross") else ""
+    return " ".join(parts[:2]), (parts[2] if len(parts) > 2 else "gate") + cross
+
+
+def _depth(layer: str) -> list[tuple[int, int, str]]:
+    return [(0, int(word), "") if word.isdecimal() else (1, 0, word) for word in layer.split()]

@@ -1,0 +1,61 @@
+"""How tasks, methods and sizes are called, and in which order they stand."""
+
+from unipelt.errors import SpecError
+from unipelt.spec import PRESETS, settings
+
+TASKS = {
+    "sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "rte": "RTE", "qnli": "QNLI", "stsb": "STS-B", "mnli": "MNLI", "qqp": "QQP",
+}  # fmt: skip
+"""in the order of the paper's tables"""
+FULL = "full"
+METHODS = (FULL, "head", "bitfit", "prompt", "adapter", "prefix", "lora")
+PARTS = {"unipelt-ap": ("adapter", "prefix"), "unipelt-apl": ("adapter", "prefix", "lora")}
+"""submodules of a mixture: the best of them for each task is its upper bound in the paper's table 2"""
+OURS = "unipelt-apl"
+"""the method that the paper makes its claims for"""
+
+
+def task_label(task: str) -> str:
+    return TASKS.get(task, task)
+
+
+def size_label(k: int | str) -> str:
+    return f"K = {k}"
+
+
+def preset_of(method: str) -> str:
+    return method.partition("(")[0].strip()
+
+
+def task_order(task: str) -> tuple:
+    return (list(TASKS).index(task), "") if task in TASKS else (len(TASKS), task)
+
+
+def size_order(k: int | str) -> tuple:
+    return (0, k, "") if isinstance(k, int) else (1, 0, k)
+
+
+def method_order(method: str) -> tuple:
+    """The paper's baselines, the other presets, the mixtures; a preset's variants stand behind it, by their options."""
+    name = preset_of(method)
+    presets = [*METHODS, *(preset for preset in PRESETS if preset not in METHODS and preset not in PARTS), *PARTS]
+    place = presets.index(name) if name in presets else len(presets)
+    return (
+        place,
+        name,
+        "(" in method,
+        [(0, o, "") if isinstance(o, int | float) else (1, 0, repr(o)) for o in _values(method)],
+        method,
+    )
+
+
+def _values(method: str) -> list[object]:
+    return list(options_of(method).values())
+
+
+def options_of(method: str) -> dict[str, object]:
+    """Every option of a preset's text, defaults included; nothing for what is no preset, such as full."""
+    try:
+        return settings(method)
+    except SpecError:
+        return {}

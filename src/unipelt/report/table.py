@@ -1,0 +1,171 @@
+"""A table as a value, and as Markdown, CSV and LaTeX."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number or a text, with what belongs to it."""
+
+    value: float | str | None = None
+    sd: float | None = None
+    low: float | None = None
+    """of a 95 % interval"""
+    high: float | None = None
+    mark: str = ""
+    """best, second, or real: a difference that is"""
+    note: str = ""
+    digits: int = 2
+    """behind the point; −1: as short as it is exact"""
+    signed: bool = False
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.value, str):
+            return self.value
+        return NOTHING if self.value is None else self.number(self.value)
+
+    @property
+    def spread(self) -> str:
+        if self.low is not None and self.high is not None:
+            return f"{self.number(self.low)} to {self.number(self.high)}"
+        return "" if self.sd is None else f"±{self.sd:.{self.digits}f}"
+
+    def number(self, value: float) -> str:
+        if self.digits < 0:
+            return f"{value:g}".replace("-", "−")
+        shown = f"{value:+.{self.digits}f}" if self.signed else f"{value:.{self.digits}f}"
+        if not float(shown):
+            shown = shown.lstrip("+-")  # no −0.00
+        return shown.replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Block:
+    heading: str
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Blocks of rows under the same columns; the first column names the row."""
+
+    name: str
+    """of its files"""
+    title: str
+    columns: Sequence[str]
+    blocks: Sequence[Block]
+    notes: Sequence[str] = field(default=())
+
+    def __bool__(self) -> bool:
+        return any(block.rows for block in self.blocks)
+
+
+def markdown(table: Table) -> str:
+    lines = [f"### {_plain(table.title)}", ""]
+    for block in table.blocks:
+        if block.heading:
+            lines += [f"**{_plain(block.heading)}**", ""]
+        lines += [
+            "| " + " | ".join(map(_plain, table.columns)) + " |",
+            "|" + " --- |" + " ---: |" * (len(table.columns) - 1),
+        ]
+        lines += ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in block.rows] + [""]
+    return "\n".join([*lines, *(f"{_plain(note)}  " for note in table.notes), ""])
+
+
+def _markdown_cell(cell: Cell) -> str:
+    around = {"best": "**", "real": "**", "second": "_"}.get(cell.mark, "")
+    note = f"({cell.note})" if cell.note else ""
+    return " ".join(
+        _plain(part) if part != cell.text else f"{around}{_plain(part)}{around}"
+        for part in (cell.text, note, cell.spread)
+        if part
+    )
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([\\|<>*_`\[\]#])", r"\\\1", " ".join(text.split()))
+
+
+def comma_separated(table: Table) -> str:
+    """One row a row of the table, its block first; a column of its own for each spread and note that is there."""
+    rows = [(block.heading, row) for block in table.blocks for row in block.rows]
+    extras = [
+        [
+            part
+            for part in ("sd", "low", "high", "note")
+            if any(getattr(row[c], part) not in (None, "") for _, row in rows)
+        ]
+        for c in range(len(table.columns))
+    ]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [
+            "block",
+            *(
+                name
+                for c, column in enumerate(table.columns)
+                for name in (column, *(f"{column} {part}" for part in extras[c]))
+            ),
+        ]
+    )
+    for heading, row in rows:
+        writer.writerow(
+            [
+                heading,
+                *(
+                    value
+                    for c, cell in enumerate(row)
+                    for value in (cell.value, *(getattr(cell, part) for part in extras[c]))
+                ),
+            ]
+        )
+    return buffer.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A table for booktabs; every special character is escaped."""
+    width = len(table.columns)
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(table.title)}}}", rf"\label{{tab:{table.name}}}",
+             rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule", " & ".join(map(escape, table.columns)) + r" \\"]  # fmt: skip
+    for block in table.blocks:
+        lines.append(r"\midrule")
+        if block.heading:
+            lines += [rf"\multicolumn{{{width}}}{{l}}{{\textit{{{escape(block.heading)}}}}} \\"]
+        lines += [" & ".join(map(_latex_cell, row)) + r" \\" for row in block.rows]
+    return "\n".join(
+        [
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(f"% {' '.join(note.split())}" for note in table.notes),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex_cell(cell: Cell) -> str:
+    command = {"best": r"\textbf", "real": r"\textbf", "second": r"\underline"}.get(cell.mark)
+    text = f"{command}{{{escape(cell.text)}}}" if command else escape(cell.text)
+    small = " ".join(part for part in (f"({cell.note})" if cell.note else "", cell.spread) if part)
+    return text + (rf" {{\scriptsize {escape(small)}}}" if small else "")
+
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "–": "--", "…": r"\ldots{}", "α": r"$\alpha$",
+    **{mark: "\\" + mark for mark in "&%$#_{}"},
+}  # fmt: skip
+
+
+def escape(text: str) -> str:
+    return "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.split()))

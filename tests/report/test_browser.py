@@ -1,0 +1,89 @@
+"""The page in a real browser: no error, no network, tables that sort, figures that show, no sideways scroll on a phone."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from report.studies import FACTS, cells, lively, write
+from unipelt.report.build import PAGE, build
+
+CHROMIUM = Path("/usr/bin/chromium")
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--hide-scrollbars", "--virtual-time-budget=3000",
+)  # fmt: skip
+METHODS = ("full", "adapter", "prefix", "lora", "unipelt-apl", "prefix(length=50)")
+LISTEN = """<script>
+window.errors = [];
+addEventListener("error", (event) => errors.push(String(event.message || event.target.outerHTML)), true);
+addEventListener("securitypolicyviolation", (event) => errors.push(event.blockedURI));
+</script>"""
+ASK = """<script>
+const column = (table, place) => [...table.tBodies[0].rows].map((row) => row.cells[place].dataset.value ?? row.cells[place].textContent.trim());
+const table = document.querySelector("#table1-test table"), heads = table.tHead.rows[0].cells;
+const sorts = [];
+for (const place of [1, 1, 0]) {
+  heads[place].firstElementChild.click();
+  sorts.push([heads[place].getAttribute("aria-sort"), column(table, place), [...heads].filter((head) => head.ariaSort).length]);
+}
+const shown = [...document.querySelectorAll("figure svg")].map((svg) => svg.getBoundingClientRect());
+parent.document.getElementById("said").textContent = JSON.stringify({
+  errors, sorts, width: innerWidth, scroll: document.documentElement.scrollWidth,
+  figures: shown.map((box) => [box.width, box.height]),
+  loaded: performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => !name.startsWith("data:")),
+});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is not there; apt-get install chromium")
+    folder = tmp_path_factory.mktemp("browser")
+    plan = cells(["sst2", "cola", "a-task-whose-name-has-no-end-and-no-space-either"], [100, 1000], METHODS, range(2))
+    sweep = cells(["cola"], [100], [f"adapter(bottleneck={size})" for size in (8, 24, 96)], range(2))
+    facts = FACTS | {"data_dir": "/a/very/long/path/without/any/space/in/it/" + "x" * 80}
+    made = build(write(folder / "study", lively([*plan, *sweep], rows=40), facts=facts))
+    text = made.files[PAGE].decode()
+    asking = folder / "asking.html"
+    asking.write_text(text.replace("<meta", LISTEN + "<meta", 1).replace("</body>", ASK + "</body>"))
+    return asking
+
+
+def framed(page: Path, width: int, height: int) -> str:
+    """The page in a frame of a phone's size, which no browser window has."""
+    inner = json.dumps(page.read_text()).replace("</", "<\\/")
+    frame = f'<iframe id="frame" style="width: {width}px; height: {height}px; border: 0"></iframe>'
+    return (
+        f'<!doctype html><pre id="said"></pre>{frame}<script>document.getElementById("frame").srcdoc = {inner}</script>'
+    )
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_page_in_a_browser(page: Path, width: int, height: int, tmp_path: Path):
+    outer = tmp_path / "outer.html"
+    outer.write_text(framed(page, width, height))
+    command = [
+        CHROMIUM,
+        *QUIET,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1400,1000",
+        "--dump-dom",
+        outer.as_uri(),
+    ]
+    found = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
+    answer = re.search(r'<pre id="said">(.+?)</pre>', found.stdout, flags=re.DOTALL)
+    assert answer, found.stderr[-2000:]
+    said = json.loads(answer[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert said["errors"] == [] and said["loaded"] == []
+    assert "CONSOLE" not in found.stderr
+    assert (said["width"], said["scroll"]) == (width, width)
+    assert len(said["figures"]) >= 5 and all(w > 200 and h > 100 for w, h in said["figures"])
+    down, up, names = said["sorts"]
+    numbers = [float(value) for value in down[1]]
+    assert down[0] == "descending" and numbers == sorted(numbers, reverse=True) and len(set(numbers)) > 2
+    assert up[0] == "ascending" and [float(value) for value in up[1]] == numbers[::-1]
+    assert names == ["ascending", sorted(METHODS), 1]

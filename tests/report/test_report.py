@@ -1,0 +1,164 @@
+"""The command: what it writes and says, on finished, growing and damaged studies."""
+
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from report.studies import cells, flat, lively, write
+from unipelt.report.build import build
+from unipelt.study.store import FILE, Result, Store
+
+METHODS = ["full", "adapter", "prefix", "lora", "unipelt-apl"]
+
+
+def small(folder: Path) -> Path:
+    plan = cells(["rte", "cola"], [100, "all"], METHODS, range(2))
+    return write(folder, lively(plan, rows=30))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small(tmp_path_factory.mktemp("made") / "study")
+
+
+def test_what_is_written_and_said(made: Path, run, tmp_path: Path):
+    said = run("report", made, "--out", tmp_path / "out")
+    assert said.code == 0 and said.err == ""
+    assert "minilm: 40 of 40 runs finished" in said.out and "K = 100: unipelt-apl" in said.out
+    assert "average test metric ×100" in said.out and "unipelt-apl is never the worst: " in said.out
+    assert f"{tmp_path / 'out' / 'report.html'}: the page; beside it" in said.out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    tables = {
+        "table1-test",
+        "table1d-dev",
+        "table2-bound",
+        "table3-all",
+        "table4-seconds",
+        "beside-the-paper",
+        "differences",
+        "ranks",
+        "claims",
+        "rates",
+    }
+    figures = {"answer", "curves-k100", "curves-kall", "gates-k100-unipelt-apl", "gates-kall-unipelt-apl"}
+    expected = {f"{t}.{kind}" for t in tables for kind in ("md", "csv", "tex")} | {
+        f"{f}.{kind}" for f in figures for kind in ("svg", "pdf")
+    }
+    assert names == expected | {"report.html", "runs.csv", "gates.csv"}
+    again = run("report", made, "--out", tmp_path / "out")
+    assert again.out == said.out
+
+
+def test_the_page_needs_nothing_but_itself(made: Path):
+    files = build(made).files
+    page = files["report.html"].decode()
+    for name, value in re.findall(r'\b(src|href|srcset|xlink:href)="([^"]*)"', page):
+        assert value.startswith(("#", "data:")) or (name == "href" and value in files), (name, value)
+    assert not re.search(r"url\((?!#|['\"]?#)|@import|<link(?! rel=\"icon\" href=\"data:,\")|<script[^>]+src", page)
+    assert build(made).files == files  # the same runs, the same bytes
+
+
+def test_by_default_it_stands_in_the_study(run, tmp_path: Path):
+    folder = small(tmp_path / "study")
+    assert run("report", folder).code == 0 and (folder / "report" / "report.html").is_file()
+    assert run("report", folder / FILE).code == 0
+    Store.create(folder, {"model": "minilm", "epochs": None}).close()  # which goes on as before
+
+
+def test_a_study_that_is_still_being_written(run, tmp_path: Path):
+    plan = cells(["rte", "cola"], [100, 500], METHODS, range(2))
+    folder = write(tmp_path / "study", flat(plan[:7], lambda cell: 0.5 + len(cell.method) / 100), plan)
+    writer = Store.create(folder, {"model": "minilm", "epochs": None})
+    writer.finish({plan[7]: Result(status="failed: loss is not finite", metric="accuracy")})
+    said = run("report", folder)
+    writer.close()
+    assert said.code == 0 and "7 of 40 runs finished, 1 failed, 32 still to come" in said.out
+    assert "table 3 (no runs with K = all)" in said.out and "gates (no run has recorded any)" in said.out
+    page = (folder / "report" / "report.html").read_text()
+    assert "this page shows what is there" in page and "loss is not finite" in page
+    assert "table 2 (needs" in page and "Not measured here" in page
+
+
+def test_one_method_is_compared_with_nothing(run, tmp_path: Path):
+    folder = write(tmp_path / "study", flat(cells(["rte"], [100], ["lora"], [0]), lambda cell: 0.5))
+    said = run("report", folder)
+    assert said.code == 0 and "lora, 50.0 on one task; nothing to compare it with" in said.out
+
+
+def test_measured_cost_takes_the_place_of_the_runs_own(run, tmp_path: Path):
+    folder = small(tmp_path / "study")
+    (folder / "efficiency.json").write_text(json.dumps([{"method": "lora", "train": 0.5, "inference": 1.04}]))
+    assert run("report", folder).code == 0
+    assert "| lora | 0.50 | 1.04 |" in (folder / "report" / "table4-cost.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("nothing", "study: no such study; expected the folder that `unipelt study … --out` wrote"),
+        ("no database", "no study, or a damaged one"),
+        ("another database", "a database, but no study; it is left untouched"),
+        ("json", "no study, or a damaged one"),
+        ("unfinished", "none of its 20 runs is finished (0 failed); expected one at least, so let `unipelt study` go on"),
+        ("failed", "none of its 20 runs is finished (20 failed)"),
+        ("efficiency", "efficiency.json: {'method': 'lora', 'train': 'fast'}; expected a list such as"),
+        ("efficiency text", "efficiency.json: cannot be read"),
+        ("efficiency number", "efficiency.json: None; expected a list such as"),
+        ("out is a file", "not a folder; expected a new folder, or an old report to replace"),
+        ("out is full", "not empty, and holds no report; expected a new folder, or an old report to replace"),
+        ("out under a file", "cannot write"),
+    ],
+)  # fmt: skip
+def test_one_line_says_what_is_wrong(damage: str, expected: str, run, tmp_path: Path):
+    folder, out, plan = tmp_path / "study", tmp_path / "out", cells(["rte", "cola"], [100], METHODS, range(2))
+    if damage == "unfinished":
+        write(folder, {}, plan)
+    elif damage == "failed":
+        write(folder, {cell: Result(status="failed: no", metric="accuracy") for cell in plan})
+    elif damage != "nothing":
+        small(folder)
+    if damage == "no database":
+        (folder / FILE).write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    elif damage == "another database":
+        (folder / FILE).unlink()
+        sqlite3.connect(folder / FILE).execute("CREATE TABLE other (x)").connection.close()
+    elif damage == "json":
+        with sqlite3.connect(folder / FILE) as connection:
+            connection.execute("UPDATE runs SET curve = '[{'")
+        connection.close()
+    elif damage.startswith("efficiency"):
+        said = {"efficiency": '[{"method": "lora", "train": "fast"}]', "efficiency text": "[", "efficiency number": "3"}
+        (folder / "efficiency.json").write_text(said[damage])
+    elif damage == "out is a file":
+        out.write_text("kept")
+    elif damage == "out is full":
+        out.mkdir()
+        (out / "thesis.tex").write_text("kept")
+    elif damage == "out under a file":
+        (tmp_path / "file").write_text("kept")
+        out = tmp_path / "file" / "out"
+    assert expected in run("report", folder, "--out", out).line
+    assert not (out / "report.html").exists()
+
+
+def test_no_torch_is_loaded(made: Path, tmp_path: Path):
+    """Nor anything heavy before the command runs."""
+    code = f"""
+import sys
+import unipelt.cli.report
+heavy = {{"torch", "transformers", "numpy", "scipy", "matplotlib", "jinja2"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+from unipelt.cli import main
+try:
+    main(["report", {str(made)!r}, "--out", {str(tmp_path / "out")!r}])
+except SystemExit as ended:
+    assert ended.code == 0
+assert not {{"torch", "transformers", "sklearn", "matplotlib.pyplot"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,284 @@
+"""Tables whose numbers are known, in every form that they are written in."""
+
+import csv
+import io
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from report.studies import cells, flat, lively, result, write
+from unipelt.report import evidence
+from unipelt.report.answer import answers, headline
+from unipelt.report.beside import beside, bound
+from unipelt.report.build import build
+from unipelt.report.cells import gather
+from unipelt.report.names import method_order
+from unipelt.report.paper import paper, printed
+from unipelt.report.scores import scores, whole
+from unipelt.report.study import Study, read
+from unipelt.report.sweeps import find_sweeps
+from unipelt.report.table import Block, Cell, Table, comma_separated, escape, latex, markdown
+from unipelt.study.store import Cell as Run
+from unipelt.study.store import Result, Store
+
+MEANS = {"full": 0.60, "adapter": 0.58, "prefix": 0.40, "lora": 0.50, "unipelt-apl": 0.625}
+
+
+def study(folder: Path, results: dict[Run, Result], planned=()) -> Study:
+    return read(Store.read(write(folder, results, planned)))
+
+
+def known(cell: Run) -> float:
+    """Every method at its mean on every task, ±1 by seed, five less on CoLA."""
+    return MEANS[cell.method] + 0.01 * (cell.seed - 1) - 0.05 * (cell.task == "cola")
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Study:
+    return study(tmp_path / "study", flat(cells(["rte", "cola", "sst2"], [100], MEANS, range(3)), known))
+
+
+def texts(table: Table, block: int = 0) -> dict[str, list[str]]:
+    return {row[0].text: [cell.text for cell in row[1:]] for row in table.blocks[block].rows}
+
+
+def test_table_1(plain: Study):
+    table = scores(plain)
+    assert table.columns == [
+        "method",
+        "SST-2",
+        "CoLA",
+        "RTE",
+        "average",
+        "without CoLA",
+        "best or second best on",
+        "never the worst",
+    ]
+    assert table.blocks[0].heading == "K = 100 · minilm"
+    assert texts(table) == {
+        "full": ["60.00", "55.00", "60.00", "58.33", "60.00", "3 of 3", "yes"],
+        "adapter": ["58.00", "53.00", "58.00", "56.33", "58.00", "0 of 3", "yes"],
+        "prefix": ["40.00", "35.00", "40.00", "38.33", "40.00", "0 of 3", "no"],
+        "lora": ["50.00", "45.00", "50.00", "48.33", "50.00", "0 of 3", "yes"],
+        "unipelt-apl": ["62.50", "57.50", "62.50", "60.83", "62.50", "3 of 3", "yes"],
+    }
+    assert {cell.spread for row in table.blocks[0].rows for cell in row[1:6]} == {"±1.00"}
+    marks = {row[0].text: {cell.mark for cell in row[1:6]} for row in table.blocks[0].rows}
+    assert (marks["unipelt-apl"], marks["full"], marks["lora"]) == ({"best"}, {"second"}, {""})
+
+
+def test_table_2(plain: Study):
+    """The best part is adapter everywhere."""
+    found = texts(bound(plain))
+    assert found["best of adapter, prefix, lora"] == ["58.00", "53.00", "58.00", "56.33"]
+    assert found["unipelt-apl − best part"] == ["+4.50"] * 4
+    (row,) = [row for row in bound(plain).blocks[0].rows if row[0].text.endswith("best part")]
+    assert [block.heading for block in bound(plain).blocks] == [
+        "K = 100 · ours, minilm",
+        "K = 100 · the paper, BERT-base",
+    ]
+    assert row[-1].mark == "real" and bound(plain).blocks[0].rows[0][1].note == "adapter"
+
+
+def test_the_answer(plain: Study):
+    (found,) = answers(plain)
+    assert (found.best, found.next, found.real, found.behind) == ("unipelt-apl", "full", True, 4)
+    assert found.said == "K = 100: unipelt-apl, 60.8 over 3 tasks; +2.5 over full (+2.5 to +2.5): real"
+    assert (
+        headline([found])
+        == "unipelt-apl has the best average at K\u00a0=\u00a0100, and its lead over the next method is real."
+    )
+
+
+def test_ties_are_no_lead(tmp_path: Path):
+    tied = study(
+        tmp_path / "study",
+        flat(cells(["rte", "sst2"], [100, 500], ["full", "lora"], range(3)), lambda cell: 0.5 + cell.seed / 100),
+    )
+    assert headline(answers(tied)).endswith(
+        "at K\u00a0=\u00a0100 and 500, but its lead over the next method may be chance."
+    )
+    assert not {cell.mark for block in scores(tied).blocks for row in block.rows for cell in row} - {""}
+    assert {row[-1].text for block in scores(tied).blocks for row in block.rows} == {"yes"}
+
+
+def everything(made: Study) -> list[Table]:
+    judged = evidence.judged(made)
+    return [scores(made), scores(made, "dev"), bound(made), whole(made), beside(made), evidence.differences(made), evidence.ranks(made),
+            evidence.claim_table(judged), evidence.rates(made), evidence.swept(made), evidence.efficiency(made, None)]  # fmt: skip
+
+
+def test_the_order_of_the_runs_does_not_matter(tmp_path: Path):
+    methods = ["full", "adapter", "lora", "unipelt-apl", "adapter(bottleneck=8)", "adapter(bottleneck=96)"]
+    results = list(
+        lively(cells(["cola", "stsb", "own"], [100, "all"], methods, range(2), [1e-3, 3e-3]), rows=40).items()
+    )
+    first = study(tmp_path / "one", dict(results))
+    random.Random(0).shuffle(results)
+    second = study(tmp_path / "two", dict(results))
+    for one, other in zip(everything(first), everything(second)):
+        assert comma_separated(one) == comma_separated(other)
+
+
+def test_test_metrics_choose_no_rate(tmp_path: Path):
+    plan = cells(["rte"], [100], ["lora"], range(2), [1e-3, 3e-3])
+    luck = {1e-3: 0.9, 3e-3: 0.1}
+    made = study(tmp_path / "study", {cell: result("rte", luck[cell.lr], dev=1 - luck[cell.lr]) for cell in plan})
+    assert texts(scores(made))["lora"][0] == "10.00" and texts(evidence.rates(made))["lora"] == ["0.003"]
+
+
+def test_a_seed_that_is_missing_is_said_and_no_average_stands_without_a_task(tmp_path: Path):
+    plan = cells(["sst2", "rte"], [100], ["full", "lora"], range(3))
+    done = [cell for cell in plan if not (cell.method == "lora" and (cell.task == "rte" or cell.seed == 2))]
+    made = study(tmp_path / "study", flat(done, lambda cell: 0.5 + cell.seed / 10), plan)
+    lora = next(row for row in scores(made).blocks[0].rows if row[0].text == "lora")
+    assert lora[1].note == "2 of 3 seeds" and [cell.text for cell in lora[2:4]] == ["–", "–"]
+    (found,) = answers(made)
+    assert found.tasks == 1  # what both have
+
+
+def test_all_rows_of_a_subset_are_marked_and_not_set_beside_the_paper(tmp_path: Path):
+    tasks, methods = paper()["tasks"], ["full", "unipelt-apl"]
+    short = {
+        cell: result(cell.task, 0.8, complete=cell.task != "mnli") for cell in cells(tasks, ["all"], methods, range(2))
+    }
+    made = study(tmp_path / "short", short)
+    assert "MNLI*" in whole(made).columns and any("subset" in note for note in whole(made).notes)
+    assert not beside(made)
+    complete = study(tmp_path / "complete", flat(cells(tasks, ["all"], methods, range(2)), lambda cell: 0.8))
+    assert not any("*" in column for column in whole(complete).columns)
+    assert {row[0].text: row[-1].text for row in beside(complete).blocks[1].rows} == {
+        "full": "82.67",
+        "unipelt-apl": "83.50",
+    }
+
+
+def test_the_papers_numbers_stand_apart_over_the_same_tasks(plain: Study):
+    ours, theirs = beside(plain).blocks
+    assert (ours.heading, theirs.heading) == ("K = 100 · ours, minilm", "K = 100 · the paper, BERT-base")
+    assert texts(beside(plain), 1)["unipelt-apl"] == ["82.36", "23.62", "55.45", "53.81"]
+    assert [row[0].text for row in ours.rows] == [row[0].text for row in theirs.rows]
+
+
+@pytest.mark.parametrize(("k", "rows"), paper()["scores"].items())
+def test_the_papers_averages_are_those_of_its_tasks(k: str, rows: dict[str, list[float]]):
+    for method, (*tasks, average, _) in rows.items():
+        assert sum(tasks) / 8 == pytest.approx(average, abs=0.02), (k, method)
+
+
+@pytest.mark.parametrize(
+    ("k", "mixture", "best", "own"),
+    [(100, "unipelt-ap", 58.86, 60.80), (500, "unipelt-ap", 69.69, 69.79), (1000, "unipelt-ap", 72.58, 72.61),
+     (100, "unipelt-apl", 60.60, 62.59), (500, "unipelt-apl", 70.02, 69.98), (1000, "unipelt-apl", 73.19, 73.31)],
+)  # fmt: skip
+def test_the_papers_table_2_follows_from_its_table_1(k: int, mixture: str, best: float, own: float, tmp_path: Path):
+    plan = cells(paper()["tasks"], [k], ["adapter", "prefix", "lora", mixture], [0])
+    table = bound(study(tmp_path / "study", flat(plan, lambda cell: printed(k)[cell.method][cell.task] / 100)))
+    for block in table.blocks:  # ours are the paper's here
+        assert [row[-1].value for row in block.rows[:2]] == pytest.approx([best, own], abs=0.02)
+
+
+def test_sweeps():
+    names = ["adapter", *(f"adapter(bottleneck={size})" for size in (8, 96)), "lora(r=4, alpha=1)", "lora(r=4,alpha=2)", "lora(r=4, alpha=4.0)", "lora", "lora(r=2)", "prefix", "prefix(length=50)", "full"]  # fmt: skip
+    found = find_sweeps({"method": name} for name in reversed(names))
+    assert [(one.option, one.label, list(one.values.values())) for one in found] == [
+        ("alpha", "lora(r=4)", [1, 2, 4]),
+        ("bottleneck", "adapter", [8, 48, 96]),
+    ]
+    assert "adapter" in found[1].methods
+
+
+def test_points_of_a_sweep_stand_in_table_1_only_where_nothing_else_does(tmp_path: Path):
+    sizes = [f"adapter(bottleneck={size})" for size in (8, 24, 96)]
+    results = flat(cells(["rte"], [100], ["full", "adapter", *sizes], range(2)), lambda cell: 0.5) | flat(
+        cells(["rte"], [500], sizes, range(2)), lambda cell: 0.5
+    )
+    made = study(tmp_path / "study", results)
+    assert (made.methods(100), made.methods(500)) == (["full", "adapter"], sizes)
+    assert [row[0].text for row in evidence.swept(made).blocks[0].rows] == ["8", "24", "48", "96"]
+
+
+def test_methods_stand_in_the_papers_order():
+    shuffled = [
+        "unipelt-apl",
+        "own",
+        "prefix(length=50)",
+        "prefix",
+        "mam",
+        "adapter",
+        "full",
+        "unipelt-ap",
+        "prefix(length=9)",
+    ]
+    assert sorted(shuffled, key=method_order) == ["full", "adapter", "prefix", "prefix(length=9)", "prefix(length=50)", "mam", "unipelt-ap", "unipelt-apl", "own"]  # fmt: skip
+
+
+def test_cost_of_the_runs_themselves(tmp_path: Path):
+    plan = cells(["rte"], [100], ["full", "lora"], range(2))
+    made = study(
+        tmp_path / "study",
+        {c: result("rte", 0.5, seconds=10.0 if c.method == "full" else 4.0, steps=100, width=3) for c in plan},
+    )
+    table = evidence.efficiency(made, None)
+    assert texts(table) == {"full": ["1.00", "3"], "lora": ["0.40", "3"]} and "Not a benchmark" in table.notes[0]
+    assert not evidence.efficiency(study(tmp_path / "none", flat(plan, lambda cell: 0.5)), None)
+    assert texts(evidence.efficiency(made, [{"method": "lora", "train": 0.6, "inference": 1.1}])) == {
+        "lora": ["0.60", "1.10"]
+    }
+
+
+NASTY = "a_b & 50 % of #1 {x} $y$ <script>alert(1)</script> ~^\\ | *z* −1 ±2"
+
+
+def nasty() -> Table:
+    row = [
+        Cell(NASTY),
+        Cell(-1.5, sd=0.25, mark="best", note=NASTY),
+        Cell(0.0, low=-1.0, high=1.0, signed=True, mark="second"),
+    ]
+    return Table("x", NASTY, [NASTY, "a", "b"], [Block(NASTY, [row]), Block("", [row])], [NASTY])
+
+
+def test_latex_is_balanced_and_escaped():
+    text = latex(nasty())
+    body = [line for line in text.splitlines() if not line.startswith("%")]
+    bare = re.sub(r"\\(\\|[&%$#_{}])", "", "\n".join(body))
+    assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+    assert not set(re.sub(r"\$[^$]*\$", "", bare)) & set('%#_~^<>|"±−')
+    for name in ("table", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
+    rows = [line for line in body if line.endswith(r"\\") and "multicolumn" not in line]
+    assert len(rows) == 3 and {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {2}
+    assert r"\textbf{$-$1.50}" in text and r"\underline{0.00}" in text
+    assert escape("a_b%&") == r"a\_b\%\&"
+
+
+def test_markdown_and_csv_keep_their_columns():
+    lines = [line for line in markdown(nasty()).splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {4}
+    assert "<script>" not in markdown(nasty()).replace("\\<", "")
+    header, first, second = csv.reader(io.StringIO(comma_separated(nasty())))
+    assert header == ["block", NASTY, "a", "a sd", "a note", "b", "b low", "b high"]
+    assert first == [NASTY, NASTY, "-1.5", "0.25", NASTY, "0.0", "-1.0", "1.0"] and second[0] == ""
+
+
+def test_no_name_breaks_the_page(tmp_path: Path):
+    task = "<script>alert('$1_$2')</script>"
+    plan = cells([task], [100], ["full", "unipelt-apl", "<b>own</b>"], range(2))
+    folder = write(tmp_path / "study", lively(plan, rows=30), facts={"model": "<i>base</i>"})
+    files = build(folder).files
+    text = files["report.html"].decode()
+    assert text.count("<script>") == text.count("</script>") == 1
+    assert "<i>base" not in text and "<b>own" not in text
+    assert "&lt;script&gt;alert(" in text and "&lt;b&gt;own" in text
+    assert all(b"<script>" not in data for name, data in files.items() if name.endswith(".svg"))
+
+
+def test_gather_keeps_what_is_there():
+    rows = [
+        {"k": 100, "task": "rte", "method": m, "seed": s, "test": t}
+        for m, s, t in (("lora", 1, 0.2), ("lora", 0, 0.1), ("full", 0, None))
+    ]
+    assert gather(rows) == {(100, "rte", "lora"): {0: 0.1, 1: 0.2}}
