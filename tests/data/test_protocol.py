@@ -157,3 +157,33 @@ def test_what_cannot_be_drawn_says_why(dataset, k, expected):
 def test_a_seed_is_a_whole_number(seed):
     with pytest.raises(DataError, match="data seed"):
         split(made(200), 50, seed=seed)
+
+
+@pytest.mark.parametrize("k", [40, "all"])
+@pytest.mark.parametrize("test", [0, 50])
+def test_no_group_is_parted(k, test):
+    dataset = made(300, test=test)
+    groups = [f"author {index % 37}" for index in range(300)]
+    grouped = replace(dataset, train=replace(dataset.train, groups=groups))
+    parts = split(grouped, k, seed=3)
+    own = [set(part.groups) for part in (parts.train, parts.dev, parts.test) if part.groups]
+    assert len(own) == (2 if test else 3) and sum(map(len, own)) == len(set().union(*own)), (
+        "a group stands in two parts"
+    )
+    assert len(parts.train) == k or k == "all"
+    assert split(grouped, k, seed=4).train != parts.train
+
+
+def test_a_single_group_cannot_be_split():
+    dataset = made(300, test=50)
+    with pytest.raises(DataError, match="leave no group to choose the checkpoint; leave out --group"):
+        split(replace(dataset, train=replace(dataset.train, groups=["one"] * 300)), 100, seed=0)
+
+
+def test_texts_in_two_parts_are_counted_and_told():
+    dataset = made(300, test=20)
+    first = [*dataset.train.first[:280], *dataset.test.first]
+    parts = split(replace(dataset, train=replace(dataset.train, first=first)), "all", seed=0)
+    held = set(parts.test.first)
+    count = sum(text in held for text in parts.train.first)
+    assert count and any(note.startswith(f"{count} training rows repeat a test text") for note in parts.notes)

@@ -23,7 +23,7 @@ def _version(asked: bool) -> None:
 
 def build() -> typer.Typer:
     """The application with all its commands."""
-    from unipelt.cli import export, inspect, methods, predict, report, study, train
+    from unipelt.cli import compare, export, inspect, methods, predict, report, study, train
 
     app = typer.Typer(
         name="unipelt",
@@ -33,7 +33,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback(epilog="--debug behind any command shows the traceback of an error.")(_before)
-    for module in (methods, train, predict, inspect, export, report):
+    for module in (methods, train, compare, predict, inspect, export, report):
         app.command()(getattr(module, module.__name__.rsplit(".", 1)[-1]))
     app.add_typer(study.app, name="study")
     return app

@@ -91,3 +91,43 @@ def by_layer(values: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[st
         if column not in columns:
             columns.append(column)
     return rows, columns
+
+
+def verdict_table(found: Any) -> Table:
+    """Methods from the best development metric on, and how each stands to the one to take on rows that chose nothing."""
+    table = Table(box=None, pad_edge=False)
+    for name, side in (
+        ("method", "left"), ("lr", "right"), ("seeds", "right"), ("parameters", "right"), (f"dev {found.metric}", "right"),
+        ("test, 95 % interval", "left"), (f"against {found.take}", "left"),
+    ):  # fmt: skip
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for line in found.lines:
+        gap = "→ take this one"
+        if line.gap is not None:
+            gap = f"{line.gap.value:+.4f}{_interval(line.gap, '+')}  {'differs' if line.differs else 'within chance'}"
+        table.add_row(
+            line.method, f"{line.lr:g}", str(line.seeds), f"{line.parameters:,}", f"{line.dev:.4f}",
+            f"{line.test.value:.4f}{_interval(line.test)}", gap,
+        )  # fmt: skip
+    if found.majority is not None:
+        table.add_row("largest class", "", "", "", "", f"{found.majority:.4f} accuracy", "")
+    return table
+
+
+def _interval(of: Any, sign: str = "") -> str:
+    return "" if of.low is None else f" [{of.low:{sign}.4f}, {of.high:{sign}.4f}]"
+
+
+def gate_lines(rows: list[dict[str, Any]], found: Any) -> list[str]:
+    """What the gates of each gated method say: the mean over layers and seeds, by change, from the most to the least."""
+    lines = []
+    for line in found.lines:
+        values: dict[str, list[float]] = {}
+        for row in rows:
+            if row["method"] == line.method and row["lr"] == line.lr:
+                for path, gate in (row["gates"] or {}).items():
+                    values.setdefault(path.split(".")[2], []).append(gate["mean"])
+        means = sorted(((sum(v) / len(v), name) for name, v in values.items()), reverse=True)
+        if means:
+            lines.append(f"gates of {line.method}: " + ", ".join(f"{name} {mean:.2f}" for mean, name in means))
+    return lines

@@ -23,8 +23,12 @@ def load(
     label: str | None = None,
     kind: Kind | None = None,
     test: str | Path | None = None,
+    group: str | None = None,
 ) -> Dataset:
-    """The data set of that name. data_dir: GLUE's Parquet files; text … test: only for files, test not for the hub."""
+    """The data set of that name. data_dir: GLUE's Parquet files; text … group: only for files, test and group not for the hub.
+
+    group: column of what no split may part: rows of one author, say, are all in train, all in dev or all in test.
+    """
     name = str(name_or_path)
     columns = {"--text": text, "--pair": pair, "--label": label, "--kind": kind}
 
@@ -35,15 +39,18 @@ def load(
 
     if name in GLUE or name == TASK.name:
         own = {} if name in GLUE else {"--data-dir": data_dir}
-        leave_out(columns | {"--test": test} | own, "knows its own columns and test set")
+        leave_out(columns | {"--test": test, "--group": group} | own, "knows its own columns and test set")
         return load_docstrings() if name == TASK.name else load_glue(name, data_dir)
     path = Path(name_or_path)
     in_a_folder = path.parent != Path() and path.parent.is_dir()
     if path.exists() or path.suffix.lower() in READERS or in_a_folder or isinstance(name_or_path, Path):
         leave_out({"--data-dir": data_dir}, "is a file, and --data-dir is where GLUE's files are")
-        return _load_files(path, text=text, pair=pair, label=label, kind=kind, test=test)
+        return _load_files(path, text=text, pair=pair, label=label, kind=kind, test=test, group=group)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        leave_out({"--test": test, "--data-dir": data_dir}, "is a data set of the hub and brings its own test set")
+        leave_out(
+            {"--test": test, "--group": group, "--data-dir": data_dir},
+            "is a data set of the hub and brings its own test set",
+        )
         return load_hub(name, text=text, pair=pair, label=label, kind=kind)
     raise DataError(f"{name!r} is no task, file or hub data set (owner/name); {nearest(name, [*GLUE, TASK.name])}")
 
@@ -56,11 +63,16 @@ def _load_files(
     label: str | None,
     kind: Kind | None,
     test: str | Path | None,
+    group: str | None,
 ) -> Dataset:
     """The columns found in the training file are those of the test file."""
     table = read_table(path)
     columns = choose_columns(table, text=text, pair=pair, label=label, for_prediction=False)
     task, train = task_and_rows(table, columns, name=path.stem, kind=kind)
+    if group is not None:
+        if group not in table.columns:
+            raise DataError(f"{path} has no column {group!r} (--group); {nearest(group, table.columns)}")
+        train = replace(train, groups=[str(value) for value in table.columns[group]])
     dataset = Dataset(task=task, train=train, test=None, dev=None, complete=True, source=str(path))
     if test is None:
         return dataset

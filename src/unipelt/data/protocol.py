@@ -52,17 +52,46 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000)
     if k > len(pool) - spare:
         reserved = f", and {spare} of them are kept to choose the checkpoint" if spare else ""
         raise DataError(f"--k {k}: {name} has {len(pool)} training rows{reserved}; expected up to {len(pool) - spare}")
-    order = shuffled(len(pool), seed)
+    order = _together(pool, shuffled(len(pool), seed))
     train = pool.take(order[:k])
     _check_sample(dataset, train, seed)
     chosen_by = dataset.dev
     if chosen_by is None:
-        chosen_by = pool.take(order[k : k + max(dev, FEWEST)])
+        rest = order[k:]
+        if pool.groups is not None:  # the group at the cut is train's
+            rest = [index for index in rest if pool.groups[index] != pool.groups[order[k - 1]]]
+        chosen_by = pool.take(rest[: max(dev, FEWEST)])
+        if not len(chosen_by):
+            raise DataError(
+                f"--group: the {len(pool)} training rows of {name} leave no group to choose the checkpoint; leave out --group, or lower --k"
+            )
         if wants_all:
             notes.append(f"{len(chosen_by)} training rows of {name} are kept back to choose the checkpoint.")
         elif len(chosen_by) < dev:
             notes.append(f"{len(chosen_by)} rows choose the checkpoint instead of {dev}: {name} has no more.")
+    notes += _repeats(name, train, chosen_by, test)
     return Splits(task=dataset.task, train=train, dev=chosen_by, test=test, notes=tuple(notes))
+
+
+def _repeats(name: str, train: Rows, dev: Rows, test: Rows) -> list[str]:
+    """How many rows of one split say what a row of another says."""
+    held = set(test.texts)
+    met = set(train.texts)
+    counts = {
+        "training rows repeat a test text": sum(text in held for text in train.texts),
+        "development rows repeat a training text": sum(text in met for text in dev.texts),
+    }
+    return [f"{count} {what} of {name}; they stay as they are." for what, count in counts.items() if count]
+
+
+def _together(rows: Rows, order: list[int]) -> list[int]:
+    """The order, with each group's rows one after the other from where its first row stands."""
+    if rows.groups is None:
+        return order
+    places: dict[str, int] = {}
+    for place, index in enumerate(order):
+        places.setdefault(rows.groups[index], place)
+    return sorted(order, key=lambda index: places[rows.groups[index]])  # type: ignore[index]
 
 
 def shuffled(length: int, seed: int) -> list[int]:
@@ -79,9 +108,13 @@ def hold_out(task: Task, rows: Rows) -> tuple[Rows, Rows, str]:
         raise DataError(
             f"{task.name} has {len(rows)} rows and no test set; give a test file, or at least {3 * FEWEST} rows"
         )
-    order = shuffled(len(rows), TEST_SEED)
-    chosen = set(_stratified(order, rows.labels or [], wanted) if task.kind == "classification" else order[:wanted])
-    texts = list(zip(rows.first, rows.second or rows.first))
+    order, groups = _together(rows, shuffled(len(rows), TEST_SEED)), rows.groups
+    if groups is not None:  # whole groups
+        held_groups = {groups[index] for index in order[:wanted]}
+        chosen = {index for index in order if groups[index] in held_groups}
+    else:
+        chosen = set(_stratified(order, rows.labels or [], wanted) if task.kind == "classification" else order[:wanted])
+    texts = rows.texts
     held = {texts[index] for index in chosen}
     rest = [index for index in range(len(rows)) if index not in chosen]
     train = [index for index in rest if texts[index] not in held]

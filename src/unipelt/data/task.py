@@ -45,9 +45,12 @@ class Rows:
     first: list[str]
     second: list[str] | None
     labels: list[int] | list[float] | None
+    groups: list[str] | None = None
+    """what rows have in common that no split may part, such as their author"""
 
     def __post_init__(self) -> None:
-        lengths = {len(column) for column in (self.first, self.second, self.labels) if column is not None}
+        columns = (self.first, self.second, self.labels, self.groups)
+        lengths = {len(column) for column in columns if column is not None}
         if len(lengths) > 1:
             raise DataError(
                 f"rows of unequal length {sorted(lengths)}: every row needs each of its texts and its label"
@@ -62,7 +65,13 @@ class Rows:
             first=[self.first[index] for index in indices],
             second=None if self.second is None else [self.second[index] for index in indices],
             labels=None if self.labels is None else [self.labels[index] for index in indices],  # type: ignore[arg-type]
+            groups=None if self.groups is None else [self.groups[index] for index in indices],
         )
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """What a row says, for finding it again."""
+        return list(zip(self.first, self.second or self.first))
 
     def fingerprint(self) -> str:
         """sha256 of the contents in order: equal exactly when texts, labels and order are equal."""

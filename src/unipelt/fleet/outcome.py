@@ -53,6 +53,8 @@ class Request:
     """classification or regression; none given: found"""
     test: str | None = None
     """file with the test rows; none given: a fifth of the rows is held out"""
+    group: str | None = None
+    """column of what no split may part, such as the author of a text"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """what is given of the recipe; the rest is the method's default"""
 

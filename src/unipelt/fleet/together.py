@@ -28,6 +28,8 @@ class Finished:
 
     status: str
     metric: str
+    asked: dict[str, Any] = field(default_factory=dict)
+    """name, kind, metric, labels, pair and columns of the task"""
     dev: float | None = None
     test: float | None = None
     dev_metrics: dict[str, float] | None = None
@@ -60,7 +62,7 @@ class Corpus:
         if key not in self.datasets:
             self.datasets[key] = data.load(
                 request.task, data_dir=request.data_dir, text=request.text, pair=request.pair, label=request.label,
-                kind=request.kind, test=request.test,  # type: ignore[arg-type]
+                kind=request.kind, test=request.test, group=request.group,  # type: ignore[arg-type]
             )  # fmt: skip
         return self.datasets[key]
 
@@ -80,7 +82,9 @@ class Corpus:
         return Encoded(features, rows.labels, min(longest, tokenizer.model_max_length))
 
     def _key(self, request: Request) -> tuple:
-        return tuple(getattr(request, name) for name in ("task", "data_dir", "text", "pair", "label", "kind", "test"))
+        return tuple(
+            getattr(request, name) for name in ("task", "data_dir", "text", "pair", "label", "kind", "test", "group")
+        )
 
 
 @dataclass
@@ -97,12 +101,12 @@ class Member:
 
 def train_together(
     requests: Sequence[Request], *, width: int, ended: Callable[[PreTrainedModel, list[int], list[Finished]], None],
-    began: Callable[["Member", dict[str, int]], None] = lambda member, parameters: None,
+    began: Callable[["Member"], None] = lambda member: None,
     corpus: Corpus | None = None, device: torch.device, folder: Path | None = None, watch: Any = None,
 ) -> None:  # fmt: skip
     """Train requests that differ in task, rows, seed and recipe, at most `width` at once; of `full`, one.
 
-    began(member, parameters) is called for each before anything is trained: its trainable numbers by change.
+    began(member) is called for each before anything is trained.
     ended(model, requests, results) is called when some have ended, by their places; the model then holds their best
     parameters, one run each in that order. A request whose rows cannot be had ends first, with the reason. folder: where
     the state is kept and found again.
@@ -139,14 +143,14 @@ def train_together(
     plans = [_plan(members[place], model) for place in places]
     counted = _counts(model, parameters, classes)
     for member in members.values():
-        began(member, counted(len(member.splits.task.labels) or 1))
+        member.finished.parameters = counted(len(member.splits.task.labels) or 1)
+        began(member)
 
     def hand_over(fleet: Fleet, numbers: list[int]) -> None:
         chosen, started = [members[places[number]] for number in numbers], time.monotonic()
         gates: list[dict[str, Tensor]] = [{} for _ in chosen]
         every = fleet.predict([one.encoded["test"] for one in chosen], gates=None if method == FULL else gates)
         for number, one, logits, values in zip(numbers, chosen, every, gates):
-            one.finished.parameters = counted(len(one.splits.task.labels) or 1)
             one.finished.width, one.finished.device = width, str(device)
             _finish(one, fleet.progress[number], logits, values)
             one.finished.seconds = fleet.progress[number].seconds + (time.monotonic() - started) / len(chosen)
@@ -163,6 +167,7 @@ def _member(request: Request, splits: data.Splits, corpus: Corpus, model: PreTra
     finished = Finished(
         status="running", metric=splits.task.metric, recipe=asdict(recipe), labels=list(splits.task.labels),
         rows={name: {"number": len(part), "fingerprint": part.fingerprint()} for name, part in parts.items()},
+        asked=asdict(splits.task) | {"labels": list(splits.task.labels)},
         complete=request.k != "all" or corpus.dataset(request).complete, targets=list(splits.test.labels or []),
     )  # fmt: skip
     encoded = {name: corpus.encode(tokenizer, part, longest) for name, part in parts.items()}

@@ -49,15 +49,9 @@ def _tune(request: Request, folder: Path, device: str, tell: Callable[[str], Non
         tell(note)
     outcome: Outcome
 
-    def began(member: Member, parameters: dict[str, int]) -> None:
-        nonlocal outcome
-        recipe = asdict(member.recipe)
-        tell("recipe: " + ", ".join(f"{name}={value}" for name, value in recipe.items()))
-        outcome = Outcome(
-            request=asdict(request), recipe=recipe, parameters=parameters,
-            task=asdict(task) | {"labels": list(task.labels)}, rows=prints,
-        )  # fmt: skip
-        write_outcome(folder, outcome)
+    def began(member: Member) -> None:
+        tell("recipe: " + ", ".join(f"{name}={value}" for name, value in asdict(member.recipe).items()))
+        write_outcome(folder, outcome_of(request, member.finished))
         if (state := last_state(folder)) is not None:
             step, each = state["progress"][0]["step"], -(-len(splits.train) // member.recipe.batch_size)
             epoch = min(step // each + 1, member.recipe.epochs)
@@ -66,10 +60,8 @@ def _tune(request: Request, folder: Path, device: str, tell: Callable[[str], Non
             )
 
     def ended(model: PreTrainedModel, places: list[int], results: list[Finished]) -> None:
-        (result,) = results
-        outcome.curve, outcome.seconds, outcome.status = result.curve, result.seconds or 0.0, result.status
-        outcome.dev, outcome.test = result.dev_metrics or {}, result.test_metrics or {}
-        outcome.majority = result.majority
+        nonlocal outcome
+        outcome = outcome_of(request, results[0])
         if outcome.done:
             keep(model, request, outcome, folder)
         write_outcome(folder, outcome)
@@ -83,6 +75,15 @@ def _tune(request: Request, folder: Path, device: str, tell: Callable[[str], Non
     return outcome
 
 
+def outcome_of(request: Request, finished: Finished) -> Outcome:
+    """What a folder's record says of a run."""
+    return Outcome(
+        request=asdict(request), recipe=finished.recipe or {}, rows=finished.rows or {}, parameters=finished.parameters or {},
+        task=finished.asked, status=finished.status, dev=finished.dev_metrics or {}, test=finished.test_metrics or {},
+        majority=finished.majority, curve=finished.curve, seconds=finished.seconds or 0.0,
+    )  # fmt: skip
+
+
 def what_was_read(request: Request, task: data.Task) -> str:
     """Which columns were taken for what, and what is asked of them."""
     columns, labels = task.columns, ", ".join(task.labels)
@@ -92,12 +93,12 @@ def what_was_read(request: Request, task: data.Task) -> str:
     return f"{request.task}: {texts}, label {columns.label!r}; {asked}"
 
 
-def keep(model: PreTrainedModel, request: Request, outcome: Outcome, folder: Path) -> None:
+def keep(model: PreTrainedModel, request: Request, outcome: Outcome, folder: Path, run: int = 0) -> None:
     """Write the best parameters as a checkpoint; a whole model as a plain transformers one."""
     task = outcome.task
     if not outcome.whole:
         results = {f"{part} {task['metric']}": getattr(outcome, part)[task["metric"]] for part in ("dev", "test")}
-        save(model, folder, base=request.model, task=task, results=results, recipe=outcome.recipe)
+        save(model, folder, run=run, base=request.model, task=task, results=results, recipe=outcome.recipe)
         return
     model.config.id2label = dict(enumerate(task["labels"])) or {0: "value"}
     model.config.label2id = {label: index for index, label in model.config.id2label.items()}

@@ -98,6 +98,15 @@ def difference(of: Sample, one: str, other: str) -> Gap:
     return Gap(fmean(gaps), moves, variance, len(seeds) - 1, moved or len(seeds) > 1)
 
 
+def level_of(of: Sample, method: str) -> Gap:
+    """A method's own metric on one task, as its difference to nothing."""
+    values = of.values[method]
+    moved = all((method, seed) in of.moves for seed in values)
+    moves = np.mean([of.moves[method, seed] for seed in values], axis=0) if moved else 0.0
+    variance = (spread(list(values.values())) or 0.0) ** 2 / len(values)
+    return Gap(mean(values), moves, variance, len(values) - 1, moved or len(values) > 1)
+
+
 def estimate(gaps: Sequence[Gap], level: float = LEVEL) -> Estimate:
     """The mean over tasks: interval between quantiles of its draws; p: twice the smaller share of them on one side of 0, with
     0 itself as one more draw."""

@@ -25,8 +25,8 @@ CPU_WIDTH = 16  # 256 rows a step: more are no faster there
 GPU_WIDTH = 64  # beyond, a step's time grows with the rows
 WAIT = 1.0  # seconds between looks at fleets that another process trains
 
-Keep = Callable[[Any, int, Cell, Result], None]
-"""keep(model, run, cell, result): called while the model's run holds the best parameters of a run that has just ended"""
+Keep = Callable[[Any, int, Cell, Finished], None]
+"""keep(model, run, cell, finished): called while the model's run holds the best parameters of a run that has just ended"""
 
 
 def planned_width(setting: Setting, device: torch.device) -> int:
@@ -72,10 +72,9 @@ def train_fleet(
     width = 1 if full else min(len(cells), planned_width(setting, device))
 
     def ended(model: Any, places: list[int], finished: list[Finished]) -> None:
-        results = {cells[place]: Result(**vars(one), versions=versions()) for place, one in zip(places, finished)}
-        for run, (cell, result) in enumerate(results.items()):
-            keep(model, run, cell, result)
-        store.finish(results)
+        for run, (place, one) in enumerate(zip(places, finished)):
+            keep(model, run, cells[place], one)
+        store.finish({cells[place]: _result(one) for place, one in zip(places, finished)})
 
     while True:
         try:
@@ -129,6 +128,11 @@ def versions() -> dict[str, str]:
         "unipelt": unipelt.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
         "safetensors": safetensors.__version__, "python": platform.python_version(),
     }  # fmt: skip
+
+
+def _result(finished: Finished) -> Result:
+    given = {name: value for name, value in vars(finished).items() if name != "asked"}
+    return Result(**given, versions=versions())
 
 
 def _failed(reason: str) -> Result:

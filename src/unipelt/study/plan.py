@@ -95,7 +95,7 @@ class Setting:
     recipe: dict[str, Any] = field(default_factory=dict)
     """what is given of the recipe; the rest is each method's default"""
     columns: dict[str, str | None] = field(default_factory=dict)
-    """text, pair, label, kind, test: as a file's request has them"""
+    """text, pair, label, kind, test, group: as a file's request has them"""
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""`unipelt compare`: the best model for a file of labelled rows, with the evidence."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from unipelt.cli.fields import docs
+from unipelt.errors import UserError
+from unipelt.fleet.outcome import Request
+from unipelt.fleet.recipe import Recipe
+
+_request, _recipe = docs(Request), docs(Recipe)
+_OWN = "; default: each method's own"
+WINNER = "winner"
+SPARE = 0.06  # share of the minutes that is kept for the last test and the report
+
+
+def compare(
+    data: str = typer.Option(
+        "", help="CSV, JSONL or Parquet file with labels; or a GLUE task, or docstrings (built in)"
+    ),
+    text: str = typer.Option("", help=_request["text"]),
+    pair: str = typer.Option("", help=_request["pair"]),
+    label: str = typer.Option("", help=_request["label"]),
+    kind: str = typer.Option("", help=_request["kind"]),
+    test: str = typer.Option("", help=_request["test"]),
+    group: str = typer.Option("", help=_request["group"]),
+    model: str = typer.Option("minilm", help=_request["model"]),
+    methods: list[str] = typer.Option(
+        [], help="presets with their options, or full; default: head lora adapter unipelt-apl"
+    ),
+    seeds: int = typer.Option(
+        3, min=1, help="how often each is trained: other rows for development, other initial values"
+    ),
+    rates: int = typer.Option(2, min=1, max=5, help="learning rates of each method: its own, a third of it, …"),
+    lr: list[float] = typer.Option([], help="learning rates for all methods instead"),
+    k: str = typer.Option("all", "--k", help=_request["k"]),
+    minutes: float = typer.Option(0.0, min=0.0, help="time budget, kept; the same command with more goes on; 0: none"),
+    epochs: int | None = typer.Option(None, help=_recipe["epochs"] + _OWN),
+    evaluate_every: int | None = typer.Option(None, help=_recipe["evaluate_every"] + _OWN),
+    batch_size: int | None = typer.Option(None, help=_recipe["batch_size"] + _OWN),
+    max_length: int | None = typer.Option(None, help=_recipe["max_length"] + _OWN),
+    data_dir: str = typer.Option("", help=_request["data_dir"]),
+    head: str = typer.Option("auto", help=_request["head"]),
+    device: str = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda"),
+    out: str = typer.Option("", help="folder of the comparison; the same command again goes on where it stopped"),
+) -> None:
+    """Try several methods on your rows, say which to take and how sure that is, and save the model."""
+    import time
+
+    began = time.monotonic()
+    given = {"epochs": epochs, "evaluate_every": evaluate_every, "batch_size": batch_size, "max_length": max_length}
+    recipe = {name: value for name, value in given.items() if value is not None}
+    Recipe(**recipe)
+    if not data:
+        raise UserError("--data is missing: expected a file with labels, such as reviews.csv")
+    if not out:
+        raise UserError("--out is missing: expected a folder for the comparison, such as results/reviews")
+    if k != "all" and not k.isdecimal():
+        raise UserError(f"--k {k[:40]}: expected a whole number or all")
+    size: int | str = k if k == "all" else int(k)
+    columns = {"text": text, "pair": pair, "label": label, "kind": kind, "test": test, "group": group}
+
+    from unipelt.cli.progress import StudyWatch
+    from unipelt.fleet.ready import device_of
+    from unipelt.study.compare import METHODS, Keeper, cells, in_rounds
+    from unipelt.study.engine import hidden_size, run_study
+    from unipelt.study.plan import Grid, Setting
+    from unipelt.study.store import Store
+
+    setting = Setting(
+        model=model, head=head, data_dir=data_dir or None, recipe=recipe,
+        columns={name: value or None for name, value in columns.items()},
+    )  # fmt: skip
+    Grid(tasks=[data], k=[size], methods=methods or METHODS, seeds=seeds, lr=lr)
+    device_of(device)
+    plan = cells(data, size, methods or METHODS, seeds, hidden_size(model), lr, rates)
+    notes, fingerprint = _rows(setting, plan)
+    store = Store.create(out, {**setting.facts, "data": fingerprint})
+    store.plan(plan)
+    store.assign(in_rounds)
+    keeper = Keeper(store, setting)
+    with StudyWatch(store) as watch:
+        for note in notes:
+            watch.tell(note)
+        until = began + 60 * minutes * (1 - SPARE) if minutes else None
+        run_study(store, setting, device=device, tell=watch.tell, watch=watch, keep=keeper, until=until)
+    _say(store, keeper, Path(out), minutes)
+
+
+def _rows(setting: Any, plan: list[Any]) -> tuple[list[str], str]:
+    """What there is to say of the rows, before anything is trained, and their fingerprint."""
+    from unipelt.fleet.together import Corpus
+    from unipelt.fleet.tune import what_was_read
+
+    corpus = Corpus()
+    notes: dict[str, None] = {}
+    for cell in plan:
+        request = setting.request(cell)
+        splits = corpus.splits(request)
+        notes |= dict.fromkeys((what_was_read(request, splits.task), *splits.notes))
+    dataset = corpus.dataset(request)
+    return list(notes), dataset.train.fingerprint()[:16]
+
+
+def _say(store: Any, keeper: Any, out: Path, minutes: float) -> None:
+    """The ranked answer; the chosen model and the report put in their places."""
+    from unipelt.checkpoint.disk import write_whole
+    from unipelt.cli.tables import gate_lines, terminal, verdict_table
+    from unipelt.report.build import PAGE, build
+    from unipelt.report.verdict import verdict
+    from unipelt.study.store import DONE
+
+    rows = store.runs()
+    done = [row for row in rows if row["status"] in DONE]
+    failed = [row for row in rows if row["status"].startswith("failed")]
+    if not done and failed:
+        raise UserError(f"{out}: every run failed, the first because {failed[0]['status'].removeprefix('failed: ')}")
+    if not done:
+        raise UserError(f"--minutes {minutes:g}: too short for one run; the same command with more minutes goes on")
+    found, console = verdict(done), terminal()
+    console.print(verdict_table(found))
+    console.print(found.why, markup=False, highlight=False)
+    for line in gate_lines(done, found):
+        console.print(line, markup=False, highlight=False)
+    if len(done) < len(rows):
+        missing = f"{len(done)} of {len(rows)} runs are done" + (f", {len(failed)} failed: {failed[0]['status'][8:]}" if failed else "")  # fmt: skip
+        console.print(f"{missing}{'; the same command with more --minutes does the rest' * bool(len(done) + len(failed) < len(rows))}", markup=False, highlight=False)  # fmt: skip
+    keeper.put(found.take, found.chosen.lr, out / WINNER)
+    made = build(out)
+    write_whole(out / "report", made.files)
+    console.print(f"{out / WINNER}: {found.take}, ready for `unipelt predict {out / WINNER} --data FILE`", markup=False, highlight=False)  # fmt: skip
+    console.print(f"{out / 'report' / PAGE}: the evidence", markup=False, highlight=False)

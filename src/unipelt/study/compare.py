@@ -1,0 +1,72 @@
+"""Several methods on one person's own rows: which runs, in which order, and the checkpoint of each method's best."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from unipelt.fleet.outcome import FULL, write_outcome
+from unipelt.fleet.recipe import default_recipe
+from unipelt.fleet.together import Finished
+from unipelt.fleet.tune import keep, outcome_of
+from unipelt.study.plan import Setting
+from unipelt.study.store import DONE, Cell, Store
+
+METHODS = ("head", "lora", "adapter", "unipelt-apl")
+STEP = 3.0  # between one learning rate of a method and the next lower
+
+
+def cells(
+    task: str, k: int | str, methods: Sequence[str], seeds: int, hidden: int, lr: Sequence[float], rates: int
+) -> list[Cell]:
+    """Seed by seed, so that a comparison that is stopped has looked at every method alike. lr: given rates; none given: each
+    method's own, and `rates` − 1 lower ones."""
+    found = []
+    for seed in range(seeds):
+        for method in dict.fromkeys(methods):
+            own = default_recipe(method, hidden, 1).lr
+            for rate in lr or [float(f"{own / STEP**step:.2g}") for step in range(rates)]:
+                found.append(Cell(task=task, k=k, method=method, seed=seed, lr=rate))
+    return found
+
+
+def in_rounds(free: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """A fleet for each seed and method; a whole model alone."""
+    fleets: dict[str, list[Cell]] = {}
+    for cell in free:
+        alone = cell.lr if cell.method.strip() == FULL else ""
+        fleets.setdefault(_name(cell.seed, cell.method, alone), []).append(cell)
+    return fleets
+
+
+class Keeper:
+    """Keeps, of each method and rate, the checkpoint of the seed with the best development metric."""
+
+    def __init__(self, store: Store, setting: Setting):
+        self.setting, self.folder = setting, store.path.parent / "runs"
+        self.best: dict[str, float] = {}
+        for row in store.runs(["method", "lr", "status", "dev"]):
+            if row["status"] in DONE:
+                name = _name(row["method"], row["lr"])
+                self.best[name] = max(row["dev"], self.best.get(name, row["dev"]))
+
+    def __call__(self, model: Any, run: int, cell: Cell, finished: Finished) -> None:
+        name = _name(cell.method, cell.lr)
+        if finished.dev is None or finished.dev < self.best.get(name, finished.dev):
+            return
+        self.best[name] = finished.dev
+        request = self.setting.request(cell)
+        outcome = outcome_of(request, finished)
+        keep(model, request, outcome, self.folder / name, run)
+        write_outcome(self.folder / name, outcome)
+
+    def put(self, method: str, lr: float, place: Path) -> None:
+        """Copy the checkpoint of a method and rate to a place of its own."""
+        if place.exists():
+            shutil.rmtree(place)
+        shutil.copytree(self.folder / _name(method, lr), place)
+
+
+def _name(*parts: Any) -> str:
+    return sha256(repr(parts).encode()).hexdigest()[:12]
