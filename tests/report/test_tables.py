@@ -258,6 +258,7 @@ def test_latex_is_balanced_and_escaped():
 def test_markdown_and_csv_keep_their_columns():
     lines = [line for line in markdown(nasty()).splitlines() if line.startswith("| ")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {4}
+    assert r"| _0.00_ (−1.00 to +1.00) |" in markdown(nasty())
     assert "<script>" not in markdown(nasty()).replace("\\<", "")
     header, first, second = csv.reader(io.StringIO(comma_separated(nasty())))
     assert header == ["block", NASTY, "a", "a sd", "a note", "b", "b low", "b high"]
