@@ -7,6 +7,7 @@ from unipelt.report.cells import comparable, mean
 from unipelt.report.names import size_label
 from unipelt.report.significance import Estimate
 from unipelt.report.study import Study
+from unipelt.report.table import Cell
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _turned(found: Estimate) -> Estimate:
 
 def signed(value: float) -> str:
     """×100, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return Cell(digits=1, signed=True).number(100 * value)
 
 
 def interval(found: Estimate) -> str:

@@ -90,8 +90,9 @@ def claim_table(judgements: dict[int | str, list[Claim]]) -> Table:
 def _judgement(claim: Claim) -> Cell:
     if claim.number is None:
         return Cell(claim.verdict, note=claim.why)
-    shown = gap(claim.number, claim.verdict != "not decided")
-    return replace(shown, value=claim.verdict, note=f"{shown.text} {claim.why}")
+    shown = gap(claim.number, real=False)
+    mark = "" if claim.verdict == "not decided" else claim.verdict
+    return replace(shown, value=claim.verdict, mark=mark, note=f"{shown.text} {claim.why}")
 
 
 def efficiency(study: Study, measured: Sequence[dict[str, Any]] | None) -> Table:

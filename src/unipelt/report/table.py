@@ -19,7 +19,7 @@ class Cell:
     """of a 95 % interval"""
     high: float | None = None
     mark: str = ""
-    """best, second, or real: a difference that is"""
+    """best, second, real (a difference that is), yes or no"""
     note: str = ""
     digits: int = 2
     """behind the point; −1: as short as it is exact"""
@@ -30,6 +30,12 @@ class Cell:
         if isinstance(self.value, str):
             return self.value
         return NOTHING if self.value is None else self.number(self.value)
+
+    @property
+    def aside(self) -> str:
+        """What stands behind the number on one line."""
+        spread = f"({self.spread})" if self.low is not None else self.spread
+        return " ".join(part for part in (f"({self.note})" if self.note else "", spread) if part)
 
     @property
     def spread(self) -> str:
@@ -81,13 +87,8 @@ def markdown(table: Table) -> str:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    around = {"best": "**", "real": "**", "second": "_"}.get(cell.mark, "")
-    note = f"({cell.note})" if cell.note else ""
-    return " ".join(
-        _plain(part) if part != cell.text else f"{around}{_plain(part)}{around}"
-        for part in (cell.text, note, cell.spread)
-        if part
-    )
+    around = "_" if cell.mark == "second" else "**" if cell.mark else ""
+    return f"{around}{_plain(cell.text)}{around} {_plain(cell.aside)}".rstrip()
 
 
 def _plain(text: str) -> str:
@@ -134,7 +135,7 @@ def comma_separated(table: Table) -> str:
 def latex(table: Table) -> str:
     """A table for booktabs; every special character is escaped."""
     width = len(table.columns)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(table.title)}}}", rf"\label{{tab:{table.name}}}",
+    lines = ["% needs booktabs", r"\begin{table}", r"\centering", rf"\caption{{{escape(table.title)}}}", rf"\label{{tab:{table.name}}}",
              rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule", " & ".join(map(escape, table.columns)) + r" \\"]  # fmt: skip
     for block in table.blocks:
         lines.append(r"\midrule")
@@ -154,10 +155,9 @@ def latex(table: Table) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
-    command = {"best": r"\textbf", "real": r"\textbf", "second": r"\underline"}.get(cell.mark)
-    text = f"{command}{{{escape(cell.text)}}}" if command else escape(cell.text)
-    small = " ".join(part for part in (f"({cell.note})" if cell.note else "", cell.spread) if part)
-    return text + (rf" {{\scriptsize {escape(small)}}}" if small else "")
+    command = r"\underline" if cell.mark == "second" else r"\textbf"
+    text = f"{command}{{{escape(cell.text)}}}" if cell.mark else escape(cell.text)
+    return text + (rf" {{\scriptsize {escape(cell.aside)}}}" if cell.aside else "")
 
 
 _SPECIAL = {
