@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from unipelt.data import Rows
 
-MULTIPLE = 8  # lengths are rounded up to it: fewer shapes, and the matrix units' own granularity
-CHUNK = 4  # batches that are sorted by length together: like lengths meet, and rows still meet at random
+MULTIPLE = 8  # on a GPU lengths are rounded up to it: fewer shapes, and the matrix units' own granularity
+CHUNK = 8  # batches that are sorted by length together: like lengths meet, and rows still meet at random
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def collate(
     filled = [(data, [*rows, *rows[:1] * (block - len(rows))]) for data, rows in parts]
     weights = torch.tensor([[1.0] * len(rows) + [0.0] * (block - len(rows)) for _, rows in parts])
     longest = max(len(data.features["input_ids"][row]) for data, rows in filled for row in rows)
-    width = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, *(data.longest for data, _ in filled)))
+    multiple = 1 if device.type == "cpu" else MULTIPLE
+    width = max(longest, min(-(-longest // multiple) * multiple, *(data.longest for data, _ in filled)))
     pads = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     inputs = {}
     for name in filled[0][0].features:

@@ -1,0 +1,75 @@
+"""A fleet of runs beside the same runs one after another, evaluation included: time of the whole, as a ratio in one process.
+
+    python benchmarks/fleet.py --task sst2 --data-dir GLUE --runs 16 --k 100 --epochs 4 --rounds 2
+
+Both ways load the base once a training, as `unipelt train` does; results are compared too. Prints a Markdown table.
+"""
+
+import argparse
+import time
+from statistics import median
+
+from unipelt.fleet.ready import device_of
+from unipelt.fleet.together import Corpus, Finished, Request, train_together
+
+
+def trained(requests: list[Request], width: int, corpus: Corpus, device: str) -> tuple[float, float, list[float]]:
+    """(seconds, CPU seconds, development metrics)"""
+    results: dict[int, Finished] = {}
+    began, used = time.perf_counter(), time.process_time()
+    together = [requests] if width > 1 else [[one] for one in requests]
+    for number, group in enumerate(together):
+        train_together(
+            group, width=width, corpus=corpus, device=device_of(device),
+            ended=lambda model, places, finished, first=number: results.update(
+                {first + place: one for place, one in zip(places, finished)}
+            ),
+        )  # fmt: skip
+    dev = [results[place].dev or 0.0 for place in range(len(requests))]
+    return time.perf_counter() - began, time.process_time() - used, dev
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="docstrings")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--methods", nargs="+", default=["lora", "unipelt-apl"])
+    parser.add_argument("--runs", type=int, default=16)
+    parser.add_argument("--k", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--evaluate-every", type=int, default=2)
+    parser.add_argument("--dev-rows", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args()
+    recipe = {"epochs": given.epochs, "evaluate_every": given.evaluate_every, "patience": 0}
+    print(
+        "| method | runs | a fleet, s | one after another, s | ratio | ratio of CPU seconds | mean dev, fleet / alone |"
+    )
+    print("|---|---|---|---|---|---|---|", flush=True)
+    corpus = Corpus()
+    for method in given.methods:
+        requests = [
+            Request(
+                model=given.model, task=given.task, k=given.k, method=method, seed=seed, data_dir=given.data_dir,
+                dev_rows=given.dev_rows, recipe=recipe,
+            )
+            for seed in range(given.runs)
+        ]  # fmt: skip
+        rounds = []
+        for _ in range(given.rounds):
+            rounds.append([trained(requests, width, corpus, given.device) for width in (given.runs, 1)])
+        (fleet, alone) = ([one[side] for one in rounds] for side in (0, 1))
+        ratios = [together[0] / apart[0] for together, apart in rounds]
+        used = [together[1] / apart[1] for together, apart in rounds]
+        means = [sum(side[0][2]) / given.runs for side in (fleet, alone)]
+        print(
+            f"| {method} | {given.runs} | {median(f[0] for f in fleet):.1f} | {median(a[0] for a in alone):.1f} | "
+            f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {median(used):.2f} | {means[0]:.4f} / {means[1]:.4f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
