@@ -116,7 +116,7 @@ def test_gates_of_zero_leave_the_base_to_the_last_bit(arch: str):
     given = tiny.inputs(arch, model)
     with torch.no_grad():
         expected = result(model(**given))
-        unipelt.attach(model, value_and_adapter if rows(arch)[0].positions else GATED_MAPS, head="frozen")
+        unipelt.attach(model, value_and_adapter if rows(arch)[0].positions else GATED_MAPS, head_modules=[])
         for parameter in tuned_of(model).parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(0))
         assert (result(model(**given)) - expected).abs().max() > 1e-3
