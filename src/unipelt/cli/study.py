@@ -1,5 +1,8 @@
 """`unipelt study`: the papers' studies, run by run into a store that any kill leaves whole."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ _POLICY = typer.Option("train", help=_setting["policy"])
 _DATA = typer.Option("", help=_setting["data_dir"])
 _WIDTH = typer.Option(0, min=0, help=_setting["width"])
 _DEVICE = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda")
+_ENGINE = typer.Option("here", help="here: this process; ray: a Ray cluster, that of RAY_ADDRESS or else this machine")
+_GPUS = typer.Option(1.0, help="with Ray: the share of a GPU that a fleet has, where there are GPUs")
 _TASKS = typer.Option([], help=_grid["tasks"] + "; default: GLUE's eight")
 _SEEDS = typer.Option(5, min=1, help=_grid["seeds"])
 _LR = typer.Option([], help=_grid["lr"])
@@ -42,7 +47,7 @@ def glue(
     seeds: int = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
     data_dir: str = _DATA, model: str = _MODEL, head: str = _HEAD, head_policy: str = _POLICY, width: int = _WIDTH,
-    device: str = _DEVICE, out: str = _OUT,
+    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
     plan: str = typer.Option("", help="TOML file with these options (underscores for dashes); flags take precedence"),
 ) -> None:  # fmt: skip
     """Tables 1 to 3 of UniPELT (Mao et al. 2022): every task, size, method and seed."""
@@ -56,7 +61,7 @@ def glue(
     defaults = {"model": "minilm", "head": "auto", "policy": "train", "data_dir": "", "width": 0}
     setting |= {name: value for name, value in shared.items() if value != defaults[name]}
     setting["recipe"] = setting.get("recipe", {}) | given
-    _run(Grid(**grid), Setting(**setting), out, device)
+    _run(Grid(**grid), Setting(**setting), out, engine, device, gpus_per_fleet)
 
 
 @app.command()
@@ -69,7 +74,7 @@ def sweep(
     seeds: int = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
     data_dir: str = _DATA, model: str = _MODEL, head: str = _HEAD, head_policy: str = _POLICY, width: int = _WIDTH,
-    device: str = _DEVICE, out: str = _OUT,
+    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
 ) -> None:  # fmt: skip
     """Figures 2 and 3 of UniPELT: one option of one preset, varied."""
     from unipelt.study.plan import sweep as methods_of
@@ -78,26 +83,42 @@ def sweep(
     given = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
     grid = Grid(tasks=tasks, k=[_size(one) for one in k], methods=methods, seeds=seeds, lr=lr)
     shared = {"model": model, "head": head, "policy": head_policy, "data_dir": data_dir or None, "width": width}
-    _run(grid, Setting(**shared, recipe=given), out, device)  # type: ignore[arg-type]
+    _run(grid, Setting(**shared, recipe=given), out, engine, device, gpus_per_fleet)  # type: ignore[arg-type]
 
 
-def _run(grid: Grid, setting: Setting, out: str, device: str) -> None:
+@contextmanager
+def _engine(name: str, device: str, gpus: float) -> Iterator[tuple[Any, Callable]]:
+    """What a study trains on, and how."""
+    if name not in ("here", "ray"):
+        raise UserError(f"--engine {name}: expected here or ray")
+    if name == "ray":
+        from unipelt.study.cluster import Cluster
+
+        with Cluster(device, gpus) as cluster:
+            yield cluster.device, cluster.run_study
+    else:
+        from unipelt.fleet.ready import device_of
+        from unipelt.study.engine import run_study
+
+        yield device_of(device), partial(run_study, device=device)
+
+
+def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus: float) -> None:
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
-    from unipelt.fleet.ready import device_of
-    from unipelt.study.engine import hidden_size, planned_width, run_study
+    from unipelt.study.engine import hidden_size, planned_width
     from unipelt.study.plan import in_fleets
     from unipelt.study.store import Store
 
-    target = device_of(device)
-    width, mixed = planned_width(setting, target), target.type != "cpu"
     cells = grid.cells(hidden_size(setting.model))
-    store = Store.create(out, setting.facts)
-    store.plan(cells)
-    store.assign(lambda free: in_fleets(free, width, mixed))
-    with StudyWatch(store) as watch:
-        run_study(store, setting, device=device, tell=watch.tell, watch=watch)
+    with _engine(engine, device, gpus) as (target, train):
+        store = Store.create(out, setting.facts)
+        store.plan(cells)
+        width, mixed = planned_width(setting, target), target.type != "cpu"
+        store.assign(lambda free: in_fleets(free, width, mixed))
+        with StudyWatch(store) as watch:
+            train(store, setting, tell=watch.tell, watch=watch)
     statuses = [status for _, status in store.statuses()]
     failed = [status for status in statuses if status.startswith("failed")]
     print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0][8:]}" if failed else ""))  # fmt: skip

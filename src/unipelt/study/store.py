@@ -104,7 +104,11 @@ class Store:
         Raises StoreError where the folder holds something else, or a store with other facts.
         """
         path = Path(folder) / FILE
-        if not path.exists() and path.parent.is_dir() and any(p.suffix != ".lock" for p in path.parent.iterdir()):
+        if (
+            not path.exists()
+            and path.parent.is_dir()
+            and any(not p.name.startswith(FILE) and p.suffix != ".lock" for p in path.parent.iterdir())
+        ):
             raise StoreError(f"--out {folder}: not empty, and holds no study; expected a new folder, or a study's own")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
