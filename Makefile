@@ -24,8 +24,7 @@ test: lint
 
 # Real text that every Python has (docstrings of its library, 8 areas), a real pretrained base: no network needed.
 demo: install
-	$(BIN)/unipelt train --task docstrings --model minilm --method head --k 1000 --epochs 4 --evaluate-every 2 --max-length 64 --out $(DEMO)/head
-	$(BIN)/unipelt train --task docstrings --model minilm --method unipelt-apl --k 1000 --epochs 4 --evaluate-every 2 --max-length 64 --out $(DEMO)/unipelt-apl
+	$(BIN)/unipelt compare --data docstrings --model minilm --methods head lora unipelt-apl --seeds 2 --rates 1 --k 300 --dev-rows 300 --epochs 4 --evaluate-every 2 --max-length 48 --minutes 5.5 --out $(DEMO)
 
 clean:
 	rm -rf build

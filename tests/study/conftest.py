@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.conftest import SMALL, base_of, reviews, run, tiny_base  # noqa: F401
+from cli.conftest import SMALL, base_of, reviews, run, tiny_base, unlabelled  # noqa: F401
 from cli.test_kills import child  # noqa: F401
 
 from unipelt.study.store import Store

@@ -36,6 +36,7 @@ def compare(
     rates: int = typer.Option(2, min=1, max=5, help="learning rates of each method: its own, a third of it, …"),
     lr: list[float] = typer.Option([], help="learning rates for all methods instead"),
     k: str = typer.Option("all", "--k", help=_request["k"]),
+    dev_rows: int = typer.Option(1000, min=1, help=_request["dev_rows"]),
     minutes: float = typer.Option(0.0, min=0.0, help="time budget, kept; the same command with more goes on; 0: none"),
     epochs: int | None = typer.Option(None, help=_recipe["epochs"] + _OWN),
     evaluate_every: int | None = typer.Option(None, help=_recipe["evaluate_every"] + _OWN),
@@ -71,7 +72,7 @@ def compare(
 
     setting = Setting(
         model=model, head=head, data_dir=data_dir or None, recipe=recipe,
-        columns={name: value or None for name, value in columns.items()},
+        columns={name: value or None for name, value in columns.items()} | {"dev_rows": dev_rows},  # type: ignore[arg-type]
     )  # fmt: skip
     Grid(tasks=[data], k=[size], methods=methods or METHODS, seeds=seeds, lr=lr)
     device_of(device)

@@ -31,6 +31,7 @@ def train(
     label: str = typer.Option("", help="column of the label"),
     kind: str = typer.Option("", help="classification or regression; not given: found"),
     test: str = typer.Option("", help="file with test rows; not given: a fifth is held out"),
+    dev_rows: int = typer.Option(1000, min=1, help="rows that choose the checkpoint, at most; the papers have 1,000"),
     group: str = typer.Option("", help="column of what no split may part, such as the author of a text"),
     head: str = typer.Option("auto", help="what the head reads: model, cls or mean; auto: what the base declares"),
     head_policy: str = typer.Option("train", help="the head: train, frozen, or paper (the papers' own policy)"),
@@ -57,7 +58,7 @@ def train(
     request = Request(
         model=model, task=task, k=k if k == "all" else int(k), method=method, seed=seed, head=head, policy=head_policy,
         data_dir=data_dir or None, text=text or None, pair=pair or None, label=label or None, kind=kind or None,
-        test=test or None, group=group or None, recipe=given,
+        test=test or None, group=group or None, dev_rows=dev_rows, recipe=given,
     )  # fmt: skip
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import result_lines

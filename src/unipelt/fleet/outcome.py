@@ -55,6 +55,8 @@ class Request:
     """file with the test rows; none given: a fifth of the rows is held out"""
     group: str | None = None
     """column of what no split may part, such as the author of a text"""
+    dev_rows: int = 1000
+    """rows that choose the checkpoint, at most; the papers have 1,000"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """what is given of the recipe; the rest is the method's default"""
 

@@ -67,7 +67,8 @@ class Corpus:
         return self.datasets[key]
 
     def splits(self, request: Request) -> data.Splits:
-        return data.split(self.dataset(request), "all" if request.k == "all" else int(request.k), request.seed)
+        k = "all" if request.k == "all" else int(request.k)
+        return data.split(self.dataset(request), k, request.seed, request.dev_rows)  # type: ignore[arg-type]
 
     def encode(self, tokenizer: Any, rows: data.Rows, longest: int) -> Encoded:
         """As `encode` has it; a text that was met before is not tokenised again."""

@@ -94,8 +94,8 @@ class Setting:
     """runs that are trained at once; 0: planned from the device's memory"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """what is given of the recipe; the rest is each method's default"""
-    columns: dict[str, str | None] = field(default_factory=dict)
-    """text, pair, label, kind, test, group: as a file's request has them"""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """text, pair, label, kind, test, group, dev_rows: as a file's request has them"""
 
     @property
     def facts(self) -> dict[str, Any]:

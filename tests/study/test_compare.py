@@ -1,0 +1,130 @@
+"""compare: an answer chosen by development rows, evidence from rows that chose nothing, and a model that predicts."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cli.conftest import SMALL, write_reviews
+
+from unipelt.report.verdict import verdict
+from unipelt.study import engine
+from unipelt.study.store import Store
+
+
+@pytest.fixture(scope="session")
+def ask(tiny_base: str):
+    def words(data: Path, out: Path, *more) -> list[str]:
+        given = [
+            "compare", "--data", data, "--model", tiny_base, "--methods", "head", SMALL["lora"], "--seeds", 2, "--epochs", 3,
+            "--evaluate-every", 1, "--batch-size", 8, "--device", "cpu", "--out", out,
+        ]  # fmt: skip
+        return [str(word) for word in [*given, *more]]
+
+    return words
+
+
+def test_the_answer_its_evidence_and_a_model_that_predicts(ask, run, reviews: Path, unlabelled: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    said = run(*ask(reviews, out))
+    assert said.code == 0, said.err
+    rows = Store.read(out).runs()
+    assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("head", SMALL["lora"]) for s in (0, 1)}
+    assert len(rows) == 8, "two rates each"
+    found = verdict(rows)
+    assert f"{found.take}, ready for" in said.out and found.why in said.out and "take this one" in said.out
+    record = json.loads((out / "winner" / "run.json").read_text())
+    mine = [row for row in rows if (row["method"], row["lr"]) == (found.take, found.chosen.lr)]
+    assert record["request"]["method"] == found.take and record["recipe"]["lr"] == found.chosen.lr
+    assert record["dev"]["accuracy"] == max(row["dev"] for row in mine), "the seed with the best development metric"
+    assert record["test"]["accuracy"] in {row["test"] for row in mine}
+    predicted = run("predict", out / "winner", "--data", unlabelled)
+    assert predicted.code == 0 and len(predicted.out.splitlines()) == 10
+    assert (out / "report" / "report.html").exists()
+
+
+def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = run(*ask(reviews, tmp_path / "out"))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "train_fleet", lambda *_: pytest.fail("trained again"))
+        assert run(*ask(reviews, tmp_path / "out")).out == first.out
+    moved = tmp_path / "reviews.csv"
+    moved.write_text(reviews.read_text())
+    assert run(*ask(moved, tmp_path / "moved", "--methods", "head")).code == 0
+    moved.write_text(reviews.read_text().replace("word1 ", "word2 "))
+    assert "holds a study with data=" in run(*ask(moved, tmp_path / "moved", "--methods", "head")).line
+
+
+def test_the_minutes_are_kept_and_more_go_on(ask, run, reviews: Path, tmp_path: Path):
+    words = ask(reviews, tmp_path / "out", "--epochs", 40000, "--evaluate-every", 50)
+    line = run(*words, "--minutes", 0.1).line
+    assert line == "unipelt: --minutes 0.1: too short for one run; the same command with more minutes goes on"
+    assert next((tmp_path / "out" / "fleets").glob("*/training.safetensors")), "what was begun is kept"
+
+
+def test_groups_stay_whole(ask, run, tmp_path: Path):
+    path = write_reviews(tmp_path / "grouped.csv", 120)
+    lines = path.read_text().splitlines()
+    path.write_text(
+        "\n".join(f"{line},{'author' if not index else index // 4}" for index, line in enumerate(lines)) + "\n"
+    )
+    assert run(*ask(path, tmp_path / "out", "--methods", "head", "--group", "author")).code == 0
+    assert (
+        "has no column 'autor' (--group); did you mean 'author'?"
+        in run(*ask(path, tmp_path / "x", "--group", "autor")).line
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--methods", "lroa"], "preset 'lroa': did you mean 'lora'"),
+        (["--k", "4000"], "--k 4000: reviews has 48 training rows"),
+        (["--k", "few"], "--k few: expected a whole number or all"),
+        (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
+        (["--lr", "-1"], "--lr -1.0"),
+        (["--minutes", "-1"], "--minutes"),
+        (["--seeds", "0"], "--seeds"),
+        (["--model", "./nowhere"], "--model ./nowhere: no such base"),
+        (["--device", "tpu9"], "--device tpu9: not on this machine"),
+        (["--methods", "prompt(length=0)"], "prompt(length=0)"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_trained(more, expected: str, ask, run, reviews: Path, tmp_path: Path):
+    assert expected in run(*ask(reviews, tmp_path / "out", *more)).line
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def runs(method: str, size: int, dev: list[float], test: list[float], rows: int = 400) -> list[dict]:
+    """Finished runs whose predictions are right in that share, from the first row on."""
+    return [
+        {
+            "task": "t", "k": "all", "method": method, "lr": 1e-3, "seed": seed, "status": "finished", "metric": "accuracy",
+            "dev": a, "test": b, "parameters": {"head": size}, "majority": 0.5, "targets": [1] * (rows - 1) + [0],
+            "predictions": [1 if i < b * rows else 0 for i in range(rows - 1)] + [0],
+        }
+        for seed, (a, b) in enumerate(zip(dev, test))
+    ]  # fmt: skip
+
+
+def test_the_development_rows_choose_and_the_test_rows_have_no_say():
+    low, high = [0.6, 0.61, 0.6], [0.9, 0.91, 0.9]
+    rows = runs("a", 10, high, low) + runs("b", 20, low, high)
+    found = verdict(rows)
+    assert (found.take, found.best, [line.method for line in found.lines]) == ("a", "a", ["a", "b"])
+    assert "b did better, beyond chance" in found.why
+    assert found == verdict(rows[::-1]), "the order of the rows has no say either"
+
+
+def test_where_the_difference_is_noise_the_smallest_is_taken():
+    noisy = runs("big", 1000, [0.8, 0.7, 0.78], [0.75, 0.74, 0.76]) + runs(
+        "small", 10, [0.79, 0.72, 0.76], [0.74, 0.75, 0.75]
+    )
+    found = verdict(noisy)
+    assert (found.best, found.take) == ("big", "small") and "no difference to it is beyond chance" in found.why
+    clear = runs("big", 1000, [0.9, 0.91, 0.9], [0.9, 0.9, 0.91]) + runs(
+        "small", 10, [0.7, 0.71, 0.7], [0.7, 0.71, 0.7]
+    )
+    found = verdict(clear)
+    assert found.take == "big" and "better than small, beyond chance" in found.why
+    one = verdict([row for row in noisy if row["seed"] == 0])
+    assert one.take == "big" and "One seed cannot tell" in one.why
