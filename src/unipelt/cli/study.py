@@ -86,6 +86,20 @@ def sweep(
     _run(grid, Setting(**shared, recipe=given), out, engine, device, gpus_per_fleet)  # type: ignore[arg-type]
 
 
+@app.command()
+def export(
+    out: str = typer.Argument(help="folder of the study"),
+    to: str = typer.Option("", help="file to write, .csv or .parquet: one row a run, every column"),
+) -> None:
+    """A study's rows as one file for other tools; what is not there yet is empty."""
+    if not to:
+        raise UserError("--to is missing: expected a file such as rows.parquet or rows.csv")
+    from unipelt.study.rows import write_rows
+    from unipelt.study.store import Store
+
+    print(f"{to}: {write_rows(Store.read(out), Path(to))} rows")
+
+
 @contextmanager
 def _engine(name: str, device: str, gpus: float) -> Iterator[tuple[Any, Callable]]:
     """What a study trains on, and how."""

@@ -80,14 +80,14 @@ class Result:
 KEYS = tuple(f.name for f in fields(Cell))
 VALUES = tuple(f.name for f in fields(Result))
 COLUMNS = (*KEYS, *VALUES, "fleet")
-_TYPES = {"seed": "INTEGER", "lr": "REAL", "dev": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
+TYPES = {"seed": "INTEGER", "lr": "REAL", "dev": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
           "steps": "INTEGER", "seconds": "REAL", "width": "INTEGER"}  # fmt: skip
 _TEXT = {"status", "metric", "device", "fleet"}
-_JSON = {name for name in VALUES if name not in _TYPES and name not in _TEXT}
+_JSON = {name for name in VALUES if name not in TYPES and name not in _TEXT}
 _TABLES = f"""
 CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE runs (id TEXT PRIMARY KEY, place INTEGER NOT NULL,
- {", ".join(f"{name} {_TYPES.get(name, 'TEXT')}" for name in COLUMNS)}) STRICT;
+ {", ".join(f"{name} {TYPES.get(name, 'TEXT')}" for name in COLUMNS)}) STRICT;
 """
 
 
