@@ -87,6 +87,32 @@ def sweep(
 
 
 @app.command()
+def efficiency(
+    model: str = _MODEL,
+    methods: list[str] = typer.Option([], help=_grid["methods"] + "; default: the paper's"),
+    batch: int = typer.Option(16, help="rows a step"),
+    length: int = typer.Option(128, help="tokens a row"),
+    rounds: int = typer.Option(5, help="steps of each method, in turns"),
+    device: str = _DEVICE,
+    out: str = typer.Option("", help="folder of a study, or a new one: `unipelt report` shows what is found beside it"),
+) -> None:
+    """Table 4 of UniPELT on this machine: what each method costs beside full fine-tuning."""
+    if not out:
+        raise UserError("--out is missing: expected a folder, such as that of a study")
+    from unipelt.cli.progress import Watch
+    from unipelt.cli.tables import cost_table, terminal
+    from unipelt.fleet.ready import device_of
+    from unipelt.study.efficiency import measure, write_efficiency
+    from unipelt.study.plan import METHODS
+
+    found = measure(
+        model, methods or METHODS, batch=batch, length=length, rounds=rounds, device=device_of(device), tell=Watch().tell
+    )  # fmt: skip
+    write_efficiency(Path(out), found)
+    terminal().print(cost_table(found))
+
+
+@app.command()
 def export(
     out: str = typer.Argument(help="folder of the study"),
     to: str = typer.Option("", help="file to write, .csv or .parquet: one row a run, every column"),

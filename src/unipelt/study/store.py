@@ -12,6 +12,7 @@ from typing import Any
 from unipelt.errors import StoreError
 
 FILE, FORMAT = "study.sqlite", 1
+EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 PLANNED, DONE = "planned", ("finished", "stopped early")
 
 
@@ -104,11 +105,8 @@ class Store:
         Raises StoreError where the folder holds something else, or a store with other facts.
         """
         path = Path(folder) / FILE
-        if (
-            not path.exists()
-            and path.parent.is_dir()
-            and any(not p.name.startswith(FILE) and p.suffix != ".lock" for p in path.parent.iterdir())
-        ):
+        there = [p.name.removeprefix(".") for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        if not path.exists() and any(not name.startswith((FILE, EFFICIENCY)) for name in there):
             raise StoreError(f"--out {folder}: not empty, and holds no study; expected a new folder, or a study's own")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
