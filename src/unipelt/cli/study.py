@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,17 @@ app = typer.Typer(
 _grid, _setting, _recipe = docs(Grid), docs(Setting), docs(Recipe)
 _OWN = "; default: the method's own"
 _OUT = typer.Option("", help="folder of the study; the same command again does what is missing")
-_MODEL = typer.Option("minilm", help=_setting["model"])
-_HEAD = typer.Option("auto", help=_setting["head"])
-_POLICY = typer.Option("train", help=_setting["policy"])
-_DATA = typer.Option("", help=_setting["data_dir"])
-_WIDTH = typer.Option(0, min=0, help=_setting["width"])
+# no default here: a flag that is given takes precedence over a plan's, whatever its value
+_MODEL = typer.Option(None, help=_setting["model"] + "; default: minilm")
+_HEAD = typer.Option(None, help=_setting["head"] + "; default: auto")
+_POLICY = typer.Option(None, help=_setting["policy"] + "; default: train")
+_DATA = typer.Option(None, help=_setting["data_dir"])
+_WIDTH = typer.Option(None, min=0, help=_setting["width"] + "; default: 0")
 _DEVICE = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda")
 _ENGINE = typer.Option("here", help="here: this process; ray: a Ray cluster, that of RAY_ADDRESS or else this machine")
 _GPUS = typer.Option(1.0, help="with Ray: the share of a GPU that a fleet has, where there are GPUs")
 _TASKS = typer.Option([], help=_grid["tasks"] + "; default: GLUE's eight")
-_SEEDS = typer.Option(5, min=1, help=_grid["seeds"])
+_SEEDS = typer.Option(None, min=1, help=_grid["seeds"] + "; default: 5")
 _LR = typer.Option([], help=_grid["lr"])
 _EPOCHS = typer.Option(None, help=_recipe["epochs"] + _OWN)
 _EVERY = typer.Option(None, help=_recipe["evaluate_every"] + _OWN)
@@ -44,9 +46,10 @@ def glue(
     tasks: list[str] = _TASKS,
     k: list[str] = typer.Option([], "--k", help=_grid["k"] + "; default: 100 500 1000 all"),
     methods: list[str] = typer.Option([], help=_grid["methods"] + "; default: the paper's"),
-    seeds: int = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
+    seeds: int | None = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
-    data_dir: str = _DATA, model: str = _MODEL, head: str = _HEAD, head_policy: str = _POLICY, width: int = _WIDTH,
+    data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
+    width: int | None = _WIDTH,
     device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
     plan: str = typer.Option("", help="TOML file with these options (underscores for dashes); flags take precedence"),
 ) -> None:  # fmt: skip
@@ -54,13 +57,10 @@ def glue(
     from unipelt.study.plan import read_plan
 
     grid, setting = read_plan(plan) if plan else ({}, {})
-    given = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
-    chosen = {"tasks": tasks, "k": [_size(one) for one in k], "methods": methods, "lr": lr}
-    grid |= {name: value for name, value in chosen.items() if value} | ({"seeds": seeds} if seeds != 5 else {})
-    shared = {"model": model, "head": head, "policy": head_policy, "data_dir": data_dir, "width": width}
-    defaults = {"model": "minilm", "head": "auto", "policy": "train", "data_dir": "", "width": 0}
-    setting |= {name: value for name, value in shared.items() if value != defaults[name]}
-    setting["recipe"] = setting.get("recipe", {}) | given
+    recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
+    grid |= _given(tasks=tasks, k=[_size(one) for one in k], methods=methods, seeds=seeds, lr=lr)
+    setting |= _given(model=model, head=head, policy=head_policy, data_dir=data_dir, width=width)
+    setting["recipe"] = setting.get("recipe", {}) | recipe
     _run(Grid(**grid), Setting(**setting), out, engine, device, gpus_per_fleet)
 
 
@@ -71,24 +71,25 @@ def sweep(
     values: list[str] = typer.Option([], help="values of the option; default: figure 2's"),
     tasks: list[str] = typer.Option(["cola"], help=_grid["tasks"]),
     k: list[str] = typer.Option(["100"], "--k", help=_grid["k"]),
-    seeds: int = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
+    seeds: int | None = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
-    data_dir: str = _DATA, model: str = _MODEL, head: str = _HEAD, head_policy: str = _POLICY, width: int = _WIDTH,
+    data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
+    width: int | None = _WIDTH,
     device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
 ) -> None:  # fmt: skip
     """Figures 2 and 3 of UniPELT: one option of one preset, varied."""
     from unipelt.study.plan import sweep as methods_of
 
     methods = methods_of(method, option, values or ["3", "6", "12", "24", "48", "96", "192"])
-    given = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
-    grid = Grid(tasks=tasks, k=[_size(one) for one in k], methods=methods, seeds=seeds, lr=lr)
-    shared = {"model": model, "head": head, "policy": head_policy, "data_dir": data_dir or None, "width": width}
-    _run(grid, Setting(**shared, recipe=given), out, engine, device, gpus_per_fleet)  # type: ignore[arg-type]
+    recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
+    grid = Grid(tasks=tasks, k=[_size(one) for one in k], methods=methods, **_given(seeds=seeds, lr=lr))
+    setting = _given(model=model, head=head, policy=head_policy, data_dir=data_dir, width=width)
+    _run(grid, Setting(**setting, recipe=recipe), out, engine, device, gpus_per_fleet)
 
 
 @app.command()
 def efficiency(
-    model: str = _MODEL,
+    model: str = typer.Option("minilm", help=_setting["model"]),
     methods: list[str] = typer.Option([], help=_grid["methods"] + "; default: the paper's"),
     batch: int = typer.Option(16, help="rows a step"),
     length: int = typer.Option(128, help="tokens a row"),
@@ -147,13 +148,19 @@ def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus:
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
+    from unipelt.fleet.together import Corpus
     from unipelt.study.engine import hidden_size, planned_width
     from unipelt.study.plan import in_fleets
-    from unipelt.study.store import Store
+    from unipelt.study.store import PLANNED, Store
 
     cells = grid.cells(hidden_size(setting.model))
     with _engine(engine, device, gpus) as (target, train):
         store = Store.create(out, setting.facts)
+        corpus, done = Corpus(), {cell for cell, status in store.statuses() if status != PLANNED}
+        for cell in {cell.task: cell for cell in cells if cell not in done}.values():
+            corpus.splits(
+                replace(setting.request(cell), k="all")
+            )  # data that cannot be had is said before any training
         store.plan(cells)
         width, mixed = planned_width(setting, target), target.type != "cpu"
         store.assign(lambda free: in_fleets(free, width, mixed))
@@ -166,12 +173,11 @@ def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus:
 
 
 def _size(text: str) -> int | str:
-    if text != "all" and not text.isdecimal():
-        raise UserError(f"--k {text}: expected whole numbers or all")
+    if text != "all" and not (text.isdecimal() and len(text) < 10):
+        raise UserError(f"--k {text[:40]}: expected whole numbers from 1, or all")
     return text if text == "all" else int(text)
 
 
-def _given(**recipe: Any) -> dict[str, Any]:
-    given = {name: value for name, value in recipe.items() if value is not None}
-    Recipe(**given)
-    return given
+def _given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in flags.items() if value not in (None, [], "")}

@@ -37,7 +37,7 @@ class Cluster:
         # before Ray is imported: nothing is told to its makers, and a worker without a GPU warns of nothing
         os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
         try:
-            import ray
+            import ray.exceptions  # a folder called ray would be a package too
         except ImportError:
             raise UserError("--engine ray needs Ray: pip install 'unipelt[ray]', or --engine here") from None
         self.ray: Any = ray
@@ -118,6 +118,8 @@ class Cluster:
 def train(cells: list[Cell], todo: set[Cell], setting: Setting, device: str) -> Iterator[dict[Cell, Result]]:
     """A fleet in a worker: results as they come. Begun anew it gives the same ones, for all its runs are trained again."""
     arrived: SimpleQueue[dict[Cell, Result] | BaseException | None] = SimpleQueue()
+    for cell in cells:
+        _corpus().dataset(setting.request(cell))  # data that this machine alone lacks is no run's failure
 
     def work() -> None:
         try:
