@@ -49,6 +49,7 @@ def main() -> None:
 
     import unipelt
     from unipelt.inject.tuned import tuned_of
+    from unipelt.study.efficiency import inference, training
 
     torch.set_num_threads(1)
 
@@ -58,27 +59,7 @@ def main() -> None:
         return made if method is None else unipelt.attach(made, method)
 
     ids = torch.randint(5, 30_000, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    labels = torch.arange(BATCH) % 2
-
-    def training(made):
-        optimiser = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=1e-4)
-
-        def step() -> None:
-            made.train()
-            made(**inputs, labels=labels).loss.backward()
-            optimiser.step()
-            optimiser.zero_grad()
-
-        return step
-
-    def inference(made):
-        @torch.no_grad()
-        def step() -> None:
-            made.eval()
-            made(**inputs)
-
-        return step
+    rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(BATCH) % 2}
 
     def frozen():
         """The floor: a frozen base with no change at all, whose backward still runs to its lowest layer."""
@@ -91,10 +72,10 @@ def main() -> None:
     disabled = model("unipelt-apl")
     tuned_of(disabled).unhang()
     tuned_of(disabled).kernels.restore()
-    variants = {"train full": training(full), "train frozen base": training(frozen())}
-    variants |= {f"train {name}": training(made) for name, made in tuned.items()}
-    variants |= {"infer plain": inference(full), "infer disabled": inference(disabled)}
-    variants |= {f"infer {name}": inference(made) for name, made in tuned.items()}
+    variants = {"train full": training(full, rows), "train frozen base": training(frozen(), rows)}
+    variants |= {f"train {name}": training(made, rows) for name, made in tuned.items()}
+    variants |= {"infer plain": inference(full, rows), "infer disabled": inference(disabled, rows)}
+    variants |= {f"infer {name}": inference(made, rows) for name, made in tuned.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
     peer = None
     if given.peer_python:

@@ -24,7 +24,7 @@ PATIENCE = 60.0  # seconds until something must have come
 Kill = Callable[[int], None]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def child() -> Iterator[Callable[[list[str], Path, Kill], int]]:
     """Runs a command line in a process of its own, which `kill` is told the id of."""
     source = Path(__file__).with_name("forks.py")

@@ -29,6 +29,15 @@ def words(tiny_base: str, reviews: Path) -> Callable[..., list[str]]:  # noqa: F
     return make
 
 
+@pytest.fixture(scope="session")
+def undisturbed(words, tmp_path_factory: pytest.TempPathFactory, child) -> Path:  # noqa: F811
+    out = tmp_path_factory.mktemp("study")
+    log = out.parent / "log"
+    assert child(words(out), log) == 0, log.read_text()
+    assert "16 of 16 runs done" in log.read_text()
+    return out
+
+
 def results(out: Path) -> list[dict[str, Any]]:
     """Every row of a store, but for what a machine does otherwise each time."""
     return [{name: value for name, value in row.items() if name not in NOT_OURS} for row in Store.read(out).runs()]

@@ -24,15 +24,6 @@ from unipelt.study.store import Store
 KILLS = 20
 
 
-@pytest.fixture(scope="module")
-def undisturbed(words, tmp_path_factory: pytest.TempPathFactory, child) -> Path:
-    out = tmp_path_factory.mktemp("study")
-    log = out.parent / "log"
-    assert child(words(out), log) == 0, log.read_text()
-    assert "16 of 16 runs done" in log.read_text()
-    return out
-
-
 def test_every_run_of_the_grid_is_there(undisturbed: Path):
     rows = Store.read(undisturbed).runs()
     assert len({(row["k"], row["method"], row["seed"], row["lr"]) for row in rows}) == 16

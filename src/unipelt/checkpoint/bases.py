@@ -77,13 +77,13 @@ def load_tokenizer(name: str) -> Any:
 
 
 def from_hub(name: str, load: Any) -> Any:
-    """What a `from_pretrained` gives for a base, without its reports. Raises UserError where there is no such base."""
+    """What a `from_pretrained` gives for a base, without its reports. Raises CheckpointError where there is no such base."""
     try:
         with quiet():
             return load(base_path(name))
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
+        raise CheckpointError(
             f"--model {name}: no such base, neither a folder nor on the hub ({first}); try --model minilm"
         ) from None
     except Exception as error:

@@ -72,15 +72,15 @@ class StudyWatch:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __call__(self, fleet: Any, event: str) -> None:
-        now = time.monotonic()
-        if now - self.last < (0.5 if sys.stderr.isatty() else 15):
-            return
         running = [fleet.plans[plan] for plan in fleet.runs]
         names = sorted({plan.task.name for plan in running})
-        steps = sum(progress.step for progress in fleet.progress)
-        self._show(
-            f"{len(running)} at once: {' '.join(names)}, {steps} of at most {sum(p.steps for p in fleet.plans)} steps"
-        )
+        steps, most = sum(progress.step for progress in fleet.progress), sum(plan.steps for plan in fleet.plans)
+        self.show(f"{len(running)} at once: {' '.join(names)}, {steps} of at most {most} steps")
+
+    def show(self, text: str) -> None:
+        """Say what is at work, now and then."""
+        if time.monotonic() - self.last > (0.5 if sys.stderr.isatty() else 15):
+            self._show(text)
 
     def _done(self) -> tuple[int, int]:
         statuses = [status for _, status in self.store.statuses()]

@@ -1,5 +1,9 @@
 """`unipelt study`: the papers' studies, run by run into a store that any kill leaves whole."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +22,17 @@ app = typer.Typer(
 _grid, _setting, _recipe = docs(Grid), docs(Setting), docs(Recipe)
 _OWN = "; default: the method's own"
 _OUT = typer.Option("", help="folder of the study; the same command again does what is missing")
-_MODEL = typer.Option("minilm", help=_setting["model"])
-_HEAD = typer.Option("auto", help=_setting["head"])
-_POLICY = typer.Option("train", help=_setting["policy"])
-_DATA = typer.Option("", help=_setting["data_dir"])
-_WIDTH = typer.Option(0, min=0, help=_setting["width"])
+# no default here: a flag that is given takes precedence over a plan's, whatever its value
+_MODEL = typer.Option(None, help=_setting["model"] + "; default: minilm")
+_HEAD = typer.Option(None, help=_setting["head"] + "; default: auto")
+_POLICY = typer.Option(None, help=_setting["policy"] + "; default: train")
+_DATA = typer.Option(None, help=_setting["data_dir"])
+_WIDTH = typer.Option(None, min=0, help=_setting["width"] + "; default: 0")
 _DEVICE = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda")
+_ENGINE = typer.Option("here", help="here: this process; ray: a Ray cluster, that of RAY_ADDRESS or else this machine")
+_GPUS = typer.Option(1.0, help="with Ray: the share of a GPU that a fleet has, where there are GPUs")
 _TASKS = typer.Option([], help=_grid["tasks"] + "; default: GLUE's eight")
-_SEEDS = typer.Option(5, min=1, help=_grid["seeds"])
+_SEEDS = typer.Option(None, min=1, help=_grid["seeds"] + "; default: 5")
 _LR = typer.Option([], help=_grid["lr"])
 _EPOCHS = typer.Option(None, help=_recipe["epochs"] + _OWN)
 _EVERY = typer.Option(None, help=_recipe["evaluate_every"] + _OWN)
@@ -39,24 +46,22 @@ def glue(
     tasks: list[str] = _TASKS,
     k: list[str] = typer.Option([], "--k", help=_grid["k"] + "; default: 100 500 1000 all"),
     methods: list[str] = typer.Option([], help=_grid["methods"] + "; default: the paper's"),
-    seeds: int = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
+    seeds: int | None = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
-    data_dir: str = _DATA, model: str = _MODEL, head: str = _HEAD, head_policy: str = _POLICY, width: int = _WIDTH,
-    device: str = _DEVICE, out: str = _OUT,
+    data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
+    width: int | None = _WIDTH,
+    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
     plan: str = typer.Option("", help="TOML file with these options (underscores for dashes); flags take precedence"),
 ) -> None:  # fmt: skip
     """Tables 1 to 3 of UniPELT (Mao et al. 2022): every task, size, method and seed."""
     from unipelt.study.plan import read_plan
 
     grid, setting = read_plan(plan) if plan else ({}, {})
-    given = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
-    chosen = {"tasks": tasks, "k": [_size(one) for one in k], "methods": methods, "lr": lr}
-    grid |= {name: value for name, value in chosen.items() if value} | ({"seeds": seeds} if seeds != 5 else {})
-    shared = {"model": model, "head": head, "policy": head_policy, "data_dir": data_dir, "width": width}
-    defaults = {"model": "minilm", "head": "auto", "policy": "train", "data_dir": "", "width": 0}
-    setting |= {name: value for name, value in shared.items() if value != defaults[name]}
-    setting["recipe"] = setting.get("recipe", {}) | given
-    _run(Grid(**grid), Setting(**setting), out, device)
+    recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
+    grid |= _given(tasks=tasks, k=[_size(one) for one in k], methods=methods, seeds=seeds, lr=lr)
+    setting |= _given(model=model, head=head, policy=head_policy, data_dir=data_dir, width=width)
+    setting["recipe"] = setting.get("recipe", {}) | recipe
+    _run(Grid(**grid), Setting(**setting), out, engine, device, gpus_per_fleet)
 
 
 @app.command()
@@ -66,38 +71,101 @@ def sweep(
     values: list[str] = typer.Option([], help="values of the option; default: figure 2's"),
     tasks: list[str] = typer.Option(["cola"], help=_grid["tasks"]),
     k: list[str] = typer.Option(["100"], "--k", help=_grid["k"]),
-    seeds: int = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
+    seeds: int | None = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
-    data_dir: str = _DATA, model: str = _MODEL, head: str = _HEAD, head_policy: str = _POLICY, width: int = _WIDTH,
-    device: str = _DEVICE, out: str = _OUT,
+    data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
+    width: int | None = _WIDTH,
+    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
 ) -> None:  # fmt: skip
     """Figures 2 and 3 of UniPELT: one option of one preset, varied."""
     from unipelt.study.plan import sweep as methods_of
 
     methods = methods_of(method, option, values or ["3", "6", "12", "24", "48", "96", "192"])
-    given = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
-    grid = Grid(tasks=tasks, k=[_size(one) for one in k], methods=methods, seeds=seeds, lr=lr)
-    shared = {"model": model, "head": head, "policy": head_policy, "data_dir": data_dir or None, "width": width}
-    _run(grid, Setting(**shared, recipe=given), out, device)  # type: ignore[arg-type]
+    recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
+    grid = Grid(tasks=tasks, k=[_size(one) for one in k], methods=methods, **_given(seeds=seeds, lr=lr))
+    setting = _given(model=model, head=head, policy=head_policy, data_dir=data_dir, width=width)
+    _run(grid, Setting(**setting, recipe=recipe), out, engine, device, gpus_per_fleet)
 
 
-def _run(grid: Grid, setting: Setting, out: str, device: str) -> None:
+@app.command()
+def efficiency(
+    model: str = typer.Option("minilm", help=_setting["model"]),
+    methods: list[str] = typer.Option([], help=_grid["methods"] + "; default: the paper's"),
+    batch: int = typer.Option(16, help="rows a step"),
+    length: int = typer.Option(128, help="tokens a row"),
+    rounds: int = typer.Option(5, help="steps of each method, in turns"),
+    device: str = _DEVICE,
+    out: str = typer.Option("", help="folder of a study, or a new one: `unipelt report` shows what is found beside it"),
+) -> None:
+    """Table 4 of UniPELT on this machine: what each method costs beside full fine-tuning."""
+    if not out:
+        raise UserError("--out is missing: expected a folder, such as that of a study")
+    from unipelt.cli.progress import Watch
+    from unipelt.cli.tables import cost_table, terminal
+    from unipelt.fleet.ready import device_of
+    from unipelt.study.efficiency import measure, write_efficiency
+    from unipelt.study.plan import METHODS
+
+    found = measure(
+        model, methods or METHODS, batch=batch, length=length, rounds=rounds, device=device_of(device), tell=Watch().tell
+    )  # fmt: skip
+    write_efficiency(Path(out), found)
+    terminal().print(cost_table(found))
+
+
+@app.command()
+def export(
+    out: str = typer.Argument(help="folder of the study"),
+    to: str = typer.Option("", help="file to write, .csv or .parquet: one row a run, every column"),
+) -> None:
+    """A study's rows as one file for other tools; what is not there yet is empty."""
+    if not to:
+        raise UserError("--to is missing: expected a file such as rows.parquet or rows.csv")
+    from unipelt.study.rows import write_rows
+    from unipelt.study.store import Store
+
+    print(f"{to}: {write_rows(Store.read(out), Path(to))} rows")
+
+
+@contextmanager
+def _engine(name: str, device: str, gpus: float) -> Iterator[tuple[Any, Callable]]:
+    """What a study trains on, and how."""
+    if name not in ("here", "ray"):
+        raise UserError(f"--engine {name}: expected here or ray")
+    if name == "ray":
+        from unipelt.study.cluster import Cluster
+
+        with Cluster(device, gpus) as cluster:
+            yield cluster.device, cluster.run_study
+    else:
+        from unipelt.fleet.ready import device_of
+        from unipelt.study.engine import run_study
+
+        yield device_of(device), partial(run_study, device=device)
+
+
+def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus: float) -> None:
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
-    from unipelt.fleet.ready import device_of
-    from unipelt.study.engine import hidden_size, planned_width, run_study
+    from unipelt.fleet.together import Corpus
+    from unipelt.study.engine import hidden_size, planned_width
     from unipelt.study.plan import in_fleets
-    from unipelt.study.store import Store
+    from unipelt.study.store import PLANNED, Store
 
-    target = device_of(device)
-    width, mixed = planned_width(setting, target), target.type != "cpu"
     cells = grid.cells(hidden_size(setting.model))
-    store = Store.create(out, setting.facts)
-    store.plan(cells)
-    store.assign(lambda free: in_fleets(free, width, mixed))
-    with StudyWatch(store) as watch:
-        run_study(store, setting, device=device, tell=watch.tell, watch=watch)
+    with _engine(engine, device, gpus) as (target, train):
+        store = Store.create(out, setting.facts)
+        corpus, done = Corpus(), {cell for cell, status in store.statuses() if status != PLANNED}
+        for cell in {cell.task: cell for cell in cells if cell not in done}.values():
+            corpus.splits(
+                replace(setting.request(cell), k="all")
+            )  # data that cannot be had is said before any training
+        store.plan(cells)
+        width, mixed = planned_width(setting, target), target.type != "cpu"
+        store.assign(lambda free: in_fleets(free, width, mixed))
+        with StudyWatch(store) as watch:
+            train(store, setting, tell=watch.tell, watch=watch)
     statuses = [status for _, status in store.statuses()]
     failed = [status for status in statuses if status.startswith("failed")]
     print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0][8:]}" if failed else ""))  # fmt: skip
@@ -105,12 +173,11 @@ def _run(grid: Grid, setting: Setting, out: str, device: str) -> None:
 
 
 def _size(text: str) -> int | str:
-    if text != "all" and not text.isdecimal():
-        raise UserError(f"--k {text}: expected whole numbers or all")
+    if text != "all" and not (text.isdecimal() and len(text) < 10):
+        raise UserError(f"--k {text[:40]}: expected whole numbers from 1, or all")
     return text if text == "all" else int(text)
 
 
-def _given(**recipe: Any) -> dict[str, Any]:
-    given = {name: value for name, value in recipe.items() if value is not None}
-    Recipe(**given)
-    return given
+def _given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in flags.items() if value not in (None, [], "")}

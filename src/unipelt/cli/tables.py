@@ -66,6 +66,19 @@ def parameter_table(folder: Path, description: Any) -> Table:
     return table
 
 
+def cost_table(found: list[dict[str, Any]]) -> Table:
+    """What each method costs beside full fine-tuning: medians, lowest and highest."""
+    heads = {"train": "training time", "inference": "inference time", "train_memory": "training memory"}
+    heads = {name: head for name, head in heads.items() if name in found[0]}
+    table = Table(box=None, pad_edge=False)
+    for column in ("method", *heads.values()):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in found:
+        spread = {name: "  {:.2f} to {:.2f}".format(*row[f"{name}_range"]) for name in heads if f"{name}_range" in row}
+        table.add_row(row["method"], *(f"{row[name]:.2f}{spread.get(name, '')}" for name in heads))
+    return table
+
+
 def gate_table(values: dict[str, Any]) -> Table:
     """One row a layer, one column a gated change."""
     rows, columns = by_layer(values)

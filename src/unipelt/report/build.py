@@ -19,9 +19,9 @@ from unipelt.report.page import Section, page
 from unipelt.report.scores import scores, whole
 from unipelt.report.study import Study, read
 from unipelt.report.table import Table, comma_separated, latex, markdown
-from unipelt.study.store import KEYS, Store
+from unipelt.study.store import EFFICIENCY, KEYS, Store
 
-PAGE, EFFICIENCY = "report.html", "efficiency.json"
+PAGE = "report.html"
 RUNS = (*KEYS, "metric", "dev", "test", "status", "steps", "seconds")
 
 

@@ -13,7 +13,7 @@ import transformers
 
 import unipelt
 from unipelt.checkpoint.bases import from_hub
-from unipelt.errors import UserError
+from unipelt.errors import CheckpointError, StoreError, UserError
 from unipelt.fleet.lock import Busy, alone_in
 from unipelt.fleet.outcome import FULL, STATE
 from unipelt.fleet.ready import device_of
@@ -50,8 +50,8 @@ def run_study(
                 continue
             folder = store.path.parent / "fleets" / fleet
             with suppress(Busy), alone_in(folder):
-                if set(store.pending()) & set(cells):
-                    train_fleet(store, cells, setting, target, corpus, folder, watch, keep, until)
+                if todo := set(store.pending()) & set(cells):
+                    train_fleet(store.finish, cells, todo, setting, target, corpus, folder, watch, keep, until)
                     worked = True
         if until is not None and time.monotonic() > until:
             return
@@ -63,18 +63,28 @@ def run_study(
 
 
 def train_fleet(
-    store: Store, cells: list[Cell], setting: Setting, device: torch.device, corpus: Corpus, folder: Path,
-    watch: Any = None, keep: Keep = lambda *_: None, until: float | None = None,
+    finish: Callable[[dict[Cell, Result]], None], cells: list[Cell], todo: set[Cell], setting: Setting, device: torch.device,
+    corpus: Corpus, folder: Path | None = None, watch: Any = None, keep: Keep = lambda *_: None, until: float | None = None,
 ) -> None:  # fmt: skip
-    """Train one fleet into the store; where the device's memory is too small, again with half as many runs at once."""
-    requests = [setting.request(cell) for cell in cells]
+    """Train one fleet, of which `todo` is not done yet; where the device's memory is too small, again with half as many runs.
+
+    finish(results) is called when some runs have ended. folder: where the state is kept, and found again. Raises what says
+    nothing of the runs, such as a full disk.
+    """
+    requests, todo = [setting.request(cell) for cell in cells], set(todo)
     full = cells[0].method.strip() == FULL
     width = 1 if full else min(len(cells), planned_width(setting, device))
 
     def ended(model: Any, places: list[int], finished: list[Finished]) -> None:
         for run, (place, one) in enumerate(zip(places, finished)):
             keep(model, run, cells[place], one)
-        store.finish({cells[place]: _result(one) for place, one in zip(places, finished)})
+        results = {cells[place]: _result(one) for place, one in zip(places, finished)}
+        finish(results)
+        todo.difference_update(results)
+
+    def forget() -> None:
+        if folder is not None:
+            (folder / STATE).unlink(missing_ok=True)
 
     while True:
         try:
@@ -85,24 +95,21 @@ def train_fleet(
         except OutOfTime:
             return
         except torch.OutOfMemoryError:
-            # what was begun is redone: dropout is drawn for all runs of a step together
-            (folder / STATE).unlink(missing_ok=True)
-            todo = set(store.pending())
+            forget()  # what was begun is redone: dropout is drawn for all runs of a step together
             kept = [place for place, cell in enumerate(cells) if cell in todo]
             cells, requests = [cells[place] for place in kept], [requests[place] for place in kept]
             if width == 1 or not cells:
-                store.finish(
-                    {cell: _failed("no memory for one run; lower --batch-size or --max-length") for cell in cells}
-                )
+                finish({cell: failed("no memory for one run; lower --batch-size or --max-length") for cell in cells})
                 break
             width = max(1, min(width, len(cells)) // 2)
             torch.cuda.empty_cache()
             continue
+        except (StoreError, CheckpointError):  # a disk is full: the same command goes on from here
+            raise
         except UserError as error:  # the base cannot take this method: said in each row, and the study goes on
-            todo = set(store.pending())
-            store.finish({cell: _failed(str(error)) for cell in cells if cell in todo})
+            finish({cell: failed(str(error)) for cell in cells if cell in todo})
         break
-    (folder / STATE).unlink(missing_ok=True)
+    forget()
 
 
 class OutOfTime(Exception):
@@ -135,7 +142,8 @@ def _result(finished: Finished) -> Result:
     return Result(**given, versions=versions())
 
 
-def _failed(reason: str) -> Result:
+def failed(reason: str) -> Result:
+    """A run that cannot be."""
     return Result(status=f"failed: {reason}", metric="")
 
 

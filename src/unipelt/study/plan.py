@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from unipelt import spec
 from unipelt.data import GLUE
@@ -30,6 +30,7 @@ LENGTHS = {
     "mrpc": 53,
     "rte": 70,
 }  # tokens, about
+MOST_SEEDS = 10_000
 QUEUE = 4  # runs in a fleet, in widths: those that end early give their place to the rest
 
 
@@ -52,8 +53,8 @@ class Grid:
         for name in ("tasks", "k", "methods"):
             if not getattr(self, name):
                 raise UserError(f"--{name}: nothing given; expected at least one")
-        if self.seeds < 1:
-            raise UserError(f"--seeds {self.seeds}: expected at least 1")
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            raise UserError(f"--seeds {self.seeds}: expected 1 to {MOST_SEEDS}")
         for method in self.methods:
             if method.strip() != FULL:
                 spec.mixture(method)
@@ -97,6 +98,12 @@ class Setting:
     columns: dict[str, Any] = field(default_factory=dict)
     """text, pair, label, kind, test, group, dev_rows: as a file's request has them"""
 
+    def __post_init__(self):
+        if self.width < 0:
+            raise UserError(f"--width {self.width}: expected at least 0")
+        Recipe(**self.recipe)
+        Request(model=self.model, task=TASK.name, head=self.head, policy=self.policy)
+
     @property
     def facts(self) -> dict[str, Any]:
         """What a study's results depend on: its store belongs to these."""
@@ -138,14 +145,37 @@ def read_plan(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"--plan {path}: {error.strerror}; expected a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--plan {path}: not TOML ({error})") from None
-    known = {kind: {one.name for one in fields(kind)} for kind in (Grid, Setting, Recipe)}
-    for name in given:
-        if name not in set().union(*known.values()) - {"recipe", "columns"}:
-            raise UserError(f"--plan {path}: {name!r}: {nearest(name, set().union(*known.values()))}")
-    grid = {name: value for name, value in given.items() if name in known[Grid]}
-    setting = {name: value for name, value in given.items() if name in known[Setting]}
-    setting["recipe"] = {n: v for n, v in given.items() if n in known[Recipe] - {"lr"}}
-    return grid, setting
+    grids, settings, recipes = (get_type_hints(kind) for kind in (Grid, Setting, Recipe))
+    settings["head_policy"] = settings.pop("policy")  # as its flag is called
+    known = recipes | settings | grids
+    del known["recipe"], known["columns"]
+    for name, value in given.items():
+        if name not in known:
+            raise UserError(f"--plan {path}: {name!r}: {nearest(name, known)}")
+        if not _fits(value, known[name]):
+            raise UserError(f"--plan {path}: {name} = {repr(value)[:80]}: expected {_words(known[name])}")
+    grid, setting, recipe = (
+        {name: value for name, value in given.items() if name in names} for names in (grids, settings, recipes.keys() - {"lr"})
+    )  # fmt: skip
+    if "head_policy" in setting:
+        setting["policy"] = setting.pop("head_policy")
+    return grid, setting | {"recipe": recipe}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of TOML is of a field's type."""
+    if get_origin(kind) is Sequence:
+        return isinstance(value, list) and all(_fits(one, *get_args(kind)) for one in value)
+    if get_args(kind):
+        return any(_fits(value, one) for one in get_args(kind))
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _words(kind: Any) -> str:
+    if get_origin(kind) is Sequence:
+        return "a list, each " + " or ".join(_words(one) for one in get_args(kind))
+    names = {int: "a whole number", float: "a number", str: "a text"}
+    return " or ".join(names[one] for one in get_args(kind) or (kind,) if one in names)
 
 
 def sweep(preset: str, option: str, values: Sequence[Any]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from unipelt.errors import StoreError
 
 FILE, FORMAT = "study.sqlite", 1
+EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 PLANNED, DONE = "planned", ("finished", "stopped early")
 
 
@@ -80,14 +81,14 @@ class Result:
 KEYS = tuple(f.name for f in fields(Cell))
 VALUES = tuple(f.name for f in fields(Result))
 COLUMNS = (*KEYS, *VALUES, "fleet")
-_TYPES = {"seed": "INTEGER", "lr": "REAL", "dev": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
+TYPES = {"seed": "INTEGER", "lr": "REAL", "dev": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
           "steps": "INTEGER", "seconds": "REAL", "width": "INTEGER"}  # fmt: skip
 _TEXT = {"status", "metric", "device", "fleet"}
-_JSON = {name for name in VALUES if name not in _TYPES and name not in _TEXT}
+_JSON = {name for name in VALUES if name not in TYPES and name not in _TEXT}
 _TABLES = f"""
 CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE runs (id TEXT PRIMARY KEY, place INTEGER NOT NULL,
- {", ".join(f"{name} {_TYPES.get(name, 'TEXT')}" for name in COLUMNS)}) STRICT;
+ {", ".join(f"{name} {TYPES.get(name, 'TEXT')}" for name in COLUMNS)}) STRICT;
 """
 
 
@@ -104,7 +105,8 @@ class Store:
         Raises StoreError where the folder holds something else, or a store with other facts.
         """
         path = Path(folder) / FILE
-        if not path.exists() and path.parent.is_dir() and any(p.suffix != ".lock" for p in path.parent.iterdir()):
+        there = [p.name.removeprefix(".") for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        if not path.exists() and any(not name.startswith((FILE, EFFICIENCY)) for name in there):
             raise StoreError(f"--out {folder}: not empty, and holds no study; expected a new folder, or a study's own")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +227,8 @@ class Store:
         try:
             yield self._connection
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a full disk has ended it
+                self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
 

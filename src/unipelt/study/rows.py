@@ -1,0 +1,67 @@
+"""A study's rows as one file for other tools: every column, CSV or Parquet. Knows no torch."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from unipelt.checkpoint.disk import write_whole
+from unipelt.errors import UserError
+from unipelt.study.store import COLUMNS, TYPES, Store
+
+LISTS = {"labels": "string", "predictions": "float64", "targets": "float64"}
+"""columns that are lists in Parquet; what else is JSON in the store is JSON as text"""
+PIECE = 100  # rows that are in memory at once: each may hold the predictions of 40,000 rows
+
+
+def write_rows(store: Store, path: Path) -> int:
+    """Write every row to a file, whole or not at all; returns their number."""
+    writers = {".csv": as_csv, ".parquet": as_parquet}
+    if path.suffix not in writers:
+        raise UserError(f"--to {path}: ends in {path.suffix or 'no suffix'!r}; expected {' or '.join(writers)}")
+    write_whole(path.parent, {path.name: writers[path.suffix](_pieces(store))})
+    return len(store.statuses())
+
+
+def as_csv(pieces: Iterator[list[dict[str, Any]]]) -> bytes:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for rows in pieces:
+        writer.writerows([_text(row[name]) for name in COLUMNS] for row in rows)
+    return file.getvalue().encode()
+
+
+def as_parquet(pieces: Iterator[list[dict[str, Any]]]) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    scalars = {"TEXT": pyarrow.string(), "INTEGER": pyarrow.int64(), "REAL": pyarrow.float64()}
+    types = {name: scalars[TYPES.get(name, "TEXT")] for name in COLUMNS}
+    types |= {name: pyarrow.list_(pyarrow.type_for_alias(kind)) for name, kind in LISTS.items()}
+    types["complete"] = pyarrow.bool_()
+    file = io.BytesIO()
+    with parquet.ParquetWriter(file, pyarrow.schema(types)) as writer:
+        for rows in pieces:
+            columns = {name: [_fit(name, row[name]) for row in rows] for name in COLUMNS}
+            writer.write_table(pyarrow.table(columns, pyarrow.schema(types)))
+    return file.getvalue()
+
+
+def _pieces(store: Store) -> Iterator[list[dict[str, Any]]]:
+    ids = [row["id"] for row in store.runs(["id"])]
+    for start in range(0, len(ids), PIECE):
+        yield store.runs(ids=ids[start : start + PIECE])
+
+
+def _text(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict | list) else value
+
+
+def _fit(name: str, value: Any) -> Any:
+    """A value as its column in Parquet has it: k is a number or `all`, so text."""
+    if name in LISTS:
+        return value
+    return str(value) if name == "k" else _text(value)

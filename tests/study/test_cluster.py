@@ -1,0 +1,59 @@
+"""Fleets on Ray: the store is that of this process alone, whoever dies."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from study.conftest import results
+from unipelt.study.store import Store
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'unipelt[ray]'")
+PATIENCE = 60.0
+
+
+def waited_for(found: Callable[[], list]) -> Iterator:
+    """What is found as long as it is looked for."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        yield from found()
+        time.sleep(0.005)
+
+
+def at_work(driver: int) -> list[psutil.Process]:
+    """Ray's workers that train a fleet."""
+    return [one for one in psutil.Process(driver).children(recursive=True) if one.name().startswith("ray::train")]
+
+
+def test_a_worker_that_is_killed_changes_nothing(undisturbed: Path, words, child, tmp_path: Path):
+    out, log, stood = tmp_path / "ray", tmp_path / "log", []
+
+    def kill(driver: int) -> None:
+        for worker in waited_for(lambda: at_work(driver)):
+            stood.append(16 - len(Store.read(out).pending()))
+            if stood[-1]:
+                return worker.kill()
+
+    assert child([*words(out), "--engine", "ray"], log, kill) == 0, log.read_text()
+    assert "16 of 16 runs done" in log.read_text() and "a worker died with 4 runs of" in log.read_text()
+    assert 0 < stood[-1] < 16
+    assert results(out) == results(undisturbed)
+
+
+def test_ctrl_c_leaves_no_worker(words, child, tmp_path: Path):
+    log, workers = tmp_path / "log", []
+
+    def stop(driver: int) -> None:
+        next(waited_for(lambda: at_work(driver)))
+        workers.extend(psutil.Process(driver).children(recursive=True))
+        os.kill(driver, signal.SIGINT)
+
+    assert child([*words(tmp_path / "ray"), "--engine", "ray"], log, stop) == 130, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert log.read_text().splitlines()[-1] == "unipelt: stopped; the same command goes on from here"
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert len(gone) > 2 and not alive

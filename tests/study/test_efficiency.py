@@ -1,0 +1,35 @@
+"""What methods cost: ratios of one machine's steps, in the file that the report reads."""
+
+from pathlib import Path
+
+import torch
+from cli.conftest import SMALL
+
+from unipelt.report.build import efficiency_of
+from unipelt.study.efficiency import measure
+from unipelt.study.store import EFFICIENCY, Store
+
+
+def test_what_is_measured_is_what_the_report_reads(run, tiny_base: str, tmp_path: Path):
+    given = ["--methods", SMALL["lora"], "full", SMALL["unipelt-apl"], "--batch", 2, "--length", 8, "--rounds", 2]
+    said = run("study", "efficiency", "--model", tiny_base, *given, "--device", "cpu", "--out", tmp_path / "study")
+    assert said.code == 0, said.err
+    found = efficiency_of(tmp_path / "study" / EFFICIENCY)
+    assert found is not None
+    assert [row["method"] for row in found] == ["full", SMALL["lora"], SMALL["unipelt-apl"]], "each once"
+    for row in found:
+        assert row["method"] in said.out and (row["batch"], row["length"], row["rounds"]) == (2, 8, 2)
+        assert "train_memory" not in row, "a CPU's is not known"
+        for kind in ("train", "inference"):
+            low, high = row[f"{kind}_range"]
+            assert 0 < low <= row[kind] <= high and row[f"{kind}_seconds"] > 0
+    assert found[0]["train"] == found[0]["inference"] == 1.0
+    Store.create(tmp_path / "study", {})  # the study may come later
+
+
+def test_every_base_that_classifies_can_be_measured(base_of):
+    for arch in ("roberta", "gpt2", "bart"):
+        found = measure(
+            base_of(arch), ["head"], batch=2, length=8, rounds=1, device=torch.device("cpu"), tell=lambda text: None
+        )
+        assert all(row["train"] > 0 for row in found)

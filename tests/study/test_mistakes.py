@@ -1,0 +1,130 @@
+"""Mistakes in a study's words or plan: one line, before anything is trained; a full disk loses nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from cli.conftest import SMALL
+
+from study.conftest import results
+from unipelt.errors import CheckpointError
+from unipelt.fleet import loop
+from unipelt.study import engine
+from unipelt.study.store import Store
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "train_fleet", lambda *_: pytest.fail("trained"))
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--k", "0"], "--k 0: expected whole numbers from 1, or all"),
+        (["--k", "9" * 5000], ": expected whole numbers from 1, or all"),
+        (["--k", "16.5"], "--k 16.5: expected whole numbers from 1, or all"),
+        (["--tasks", "sts2"], "--tasks sts2: no such task or file; did you mean 'stsb' or 'sst2'?"),
+        (["--tasks", "UNLABELLED"], "no label beside the text 'review'"),
+        (["--tasks", "SHORT"], "has 12 rows and no test set"),
+        (["--methods", "lroa"], "preset 'lroa': did you mean 'lora'?"),
+        (["--methods", "lora(r=)"], "'lora(r=)': expected NAME(option=value, …)"),
+        (["--seeds", "0"], "'--seeds'"),
+        (["--seeds", "10001"], "--seeds 10001: expected 1 to 10000"),
+        (["--lr", "nan"], "--lr nan: expected above 0"),
+        (["--epochs", "0"], "--epochs 0: expected 1 to"),
+        (["--width", "-1"], "'--width'"),
+        (["--head", "meen"], "--head meen: did you mean 'mean'?"),
+        (["--head-policy", "freeze"], "--head-policy freeze: did you mean 'frozen'?"),
+        (["--out", "UNLABELLED"], "cannot be made (File exists); take another folder"),
+        (["--out", ""], "--out is missing"),
+        (["--engine", "moon"], "--engine moon: expected here or ray"),
+        (["--engine", "ray", "--gpus-per-fleet", "2"], "--gpus-per-fleet 2.0: expected above 0, to 1"),
+        (["--engine", "ray", "--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
+        (["--plan", "no.toml"], "--plan no.toml: No such file or directory; expected a TOML file"),
+    ],
+)  # fmt: skip
+def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: Path, reviews: Path, tmp_path: Path):
+    short = tmp_path / "short.csv"
+    short.write_text("".join(reviews.read_text().splitlines(keepends=True)[:13]))
+    files = {"UNLABELLED": str(unlabelled), "SHORT": str(short)}
+    given = words(tmp_path / "out")
+    for flag in {"--k", "--tasks", "--methods", "--lr"} & {*more}:  # those that take several: given anew
+        start = given.index(flag)
+        end = next(place for place in range(start + 1, len(given)) if given[place].startswith("--"))
+        del given[start:end]
+    assert expected in run(*given, *(files.get(word, word) for word in more)).line
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("k = 100", "k = 100: expected a list, each a whole number or a text"),
+        ('k = ["x"]', "--k x: expected whole numbers from 1, or all"),
+        ("k = [true]", "k = [True]: expected a list, each a whole number or a text"),
+        ("k = []", "--k: nothing given; expected at least one"),
+        ('seeds = "many"', "seeds = 'many': expected a whole number"),
+        ("seeds = 1.5", "seeds = 1.5: expected a whole number"),
+        ('lr = ["a"]', "lr = ['a']: expected a list, each a number"),
+        ("lr = 1e-3", "lr = 0.001: expected a list, each a number"),
+        ('methods = "lora"', "methods = 'lora': expected a list, each a text"),
+        ("tasks = [3]", "tasks = [3]: expected a list, each a text"),
+        ("model = 3", "model = 3: expected a text"),
+        ("data_dir = 3", "data_dir = 3: expected a text"),
+        ("width = -1", "--width -1: expected at least 0"),
+        ("batch_size = 1.5", "batch_size = 1.5: expected a whole number"),
+        ("clip = nan", "--clip nan: expected 0.0 to inf"),
+        ('head_policy = "freeze"', "--head-policy freeze: did you mean 'frozen'?"),
+        ("max_lenght = 64", "'max_lenght': did you mean 'max_length'?"),
+        ("recipe = 3", "'recipe': did you mean 'clip'?"),
+        ("k", "not TOML"),
+    ],
+)  # fmt: skip
+def test_mistaken_plans(text: str, expected: str, run, tmp_path: Path):
+    (tmp_path / "plan.toml").write_text(text)
+    assert expected in run("study", "glue", "--plan", tmp_path / "plan.toml", "--out", tmp_path / "out").line
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_ray_one_line_says_how_to_get_it(words, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "--engine ray needs Ray: pip install 'unipelt[ray]'" in run(*words(tmp_path), "--engine", "ray").line
+
+
+def test_a_plan_is_its_flags_and_flags_take_precedence(words, run, tiny_base: str, reviews: Path, tmp_path: Path):
+    """Whatever their value, the default's too; what is named twice is one run."""
+    plan = {"model": "nowhere", "seeds": 7, "tasks": [str(reviews)] * 2, "k": [16, 16], "methods": [SMALL["lora"]] * 2, "lr": [1e-3, 0.001], "epochs": 1, "head_policy": "train"}  # fmt: skip
+    (tmp_path / "plan.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in plan.items()))
+    flags = ["--model", tiny_base, "--seeds", 5, "--batch-size", 8, "--device", "cpu", "--out", tmp_path / "out"]
+    said = run("study", "glue", "--plan", tmp_path / "plan.toml", *flags)
+    assert said.code == 0 and "5 of 5 runs done" in said.out
+    assert Store.read(tmp_path / "out").facts["recipe"] == {"epochs": 1, "batch_size": 8}
+
+
+@pytest.mark.parametrize("where", ["store", "state"])
+def test_a_full_disk_loses_nothing_and_fails_no_run(
+    where: str, words, run, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    finish = Store.finish
+
+    def full(store: Store, found: dict) -> None:
+        finish(store, found)
+        store._connection.execute("PRAGMA max_page_count = 1")  # no more than there are
+
+    def no_state(*_) -> None:
+        raise CheckpointError("cannot write the training's state (No space left on device)")
+
+    patched = {"store": (Store, "finish", full), "state": (loop, "save_state", no_state)}
+    with monkeypatch.context() as patch:
+        patch.setattr(*patched[where])
+        line = run(*words(tmp_path / "out")).line
+    said = {"store": "database or disk is full; what is stored is untouched", "state": "No space left on device"}
+    assert said[where] in line
+    stored = [row for row in results(tmp_path / "out") if row["status"] != "planned"]
+    assert len(stored) < 16 and bool(stored) == (where == "store")
+    assert all(row in results(undisturbed) for row in stored)
+    assert run(*words(tmp_path / "out")).code == 0
+    assert results(tmp_path / "out") == results(undisturbed)

@@ -1,0 +1,52 @@
+"""A study's rows for other tools: what is in the store is in the file."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+from study.test_store import CELLS, RESULT
+from unipelt.study import rows
+from unipelt.study.store import COLUMNS, Result, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Of a classification, a regression, a failure, and what is not done yet."""
+    monkeypatch.setattr(rows, "PIECE", 2)
+    made = Store.create(tmp_path / "study", {})
+    made.plan(CELLS)
+    made.finish({CELLS[1]: RESULT, CELLS[4]: Result(status="finished", metric="pearson", predictions=[0.5], labels=[])})
+    made.finish({CELLS[2]: Result(status='failed: "quoted", and\nbroken', metric="")})
+    return made
+
+
+def from_csv(path: Path) -> list[dict[str, Any]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(), newline="")))
+
+
+@pytest.mark.parametrize(("name", "read"), [("a.csv", from_csv), ("a.parquet", lambda path: parquet.read_table(path).to_pylist())])  # fmt: skip
+def test_what_is_in_the_store_is_in_the_file(store: Store, name: str, read, run, tmp_path: Path):
+    assert run("study", "export", tmp_path / "study", "--to", tmp_path / name).out == f"{tmp_path / name}: 6 rows\n"
+    found = read(tmp_path / name)
+    assert [list(row) for row in found] == [list(COLUMNS)] * 6
+    for row, expected in zip(found, store.runs()):
+        for column, value in expected.items():
+            if value is None or isinstance(value, str):
+                assert row[column] in (value, "" if value is None else value)
+            elif isinstance(row[column], str) and isinstance(value, dict | list | int | float) and column != "complete":
+                assert json.loads(row[column]) == value
+            else:
+                assert row[column] in (value, str(value))
+
+
+def test_no_torch_is_needed(store: Store, tmp_path: Path):
+    words = ["study", "export", str(tmp_path / "study"), "--to", str(tmp_path / "a.parquet")]
+    code = f"import sys, unipelt.cli\ntry: unipelt.cli.main({words})\nexcept SystemExit as e: sys.exit(e.code or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
