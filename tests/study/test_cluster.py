@@ -57,3 +57,10 @@ def test_ctrl_c_leaves_no_worker(words, child, tmp_path: Path):
     assert log.read_text().splitlines()[-1] == "unipelt: stopped; the same command goes on from here"
     gone, alive = psutil.wait_procs(workers, timeout=10)
     assert len(gone) > 2 and not alive
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:99999", "nowhere", "ray://127.0.0.1:9"])
+def test_a_cluster_that_is_not_there_is_one_line(address: str, words, run, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert f"RAY_ADDRESS={address}: " in run(*words(tmp_path), "--engine", "ray").line
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Fleets as Ray tasks on any cluster; this process alone writes the store, and workers share no disk."""
 
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -44,11 +45,18 @@ class Cluster:
         self.asked, self.gpus = device, gpus
 
     def __enter__(self) -> "Cluster":
-        address = os.environ.get("RAY_ADDRESS")
+        address = os.environ.get("RAY_ADDRESS", "")
+        if address.startswith("ray://"):
+            raise UserError(
+                f"RAY_ADDRESS={address}: Ray's client gets no results as they come; expected HOST:PORT or auto"
+            )
         own = {} if address else {"include_dashboard": False, "object_store_memory": OBJECTS}
         try:
+            host, _, port = address.rpartition(":")
+            if host and port.isdecimal():  # Ray itself would ask for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             self.ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **own)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:
             where = f"RAY_ADDRESS={address}" if address else "--engine ray"
             raise UserError(f"{where}: no cluster ({error}); see `ray status`, or take --engine here") from None
         gpus = self.ray.cluster_resources().get("GPU", 0) if self.asked != "cpu" else 0
