@@ -9,13 +9,14 @@ import argparse
 import time
 from statistics import median
 
+from unipelt.fleet.outcome import Request, Result
 from unipelt.fleet.ready import device_of
-from unipelt.fleet.together import Corpus, Finished, Request, train_together
+from unipelt.fleet.together import Corpus, train_together
 
 
 def trained(requests: list[Request], width: int, corpus: Corpus, device: str) -> tuple[float, float, list[float]]:
     """(seconds, CPU seconds, development metrics)"""
-    results: dict[int, Finished] = {}
+    results: dict[int, Result] = {}
     began, used = time.perf_counter(), time.process_time()
     together = [requests] if width > 1 else [[one] for one in requests]
     for number, group in enumerate(together):

@@ -26,7 +26,8 @@ def test_what_is_written_is_read(tmp_path: Path):
     for opened in (store, Store.read(tmp_path / "new"), Store.read(tmp_path / "new" / FILE)):
         assert opened.pending() == [CELLS[0], *CELLS[2:]]
         row = opened.runs()[1]
-        assert {name: row[name] for name in vars(RESULT)} == vars(RESULT), "what is done stays"
+        stored = {name: value for name, value in vars(RESULT).items() if name != "asked"}
+        assert {name: row[name] for name in stored} == stored, "what is done stays"
         assert (row["k"], opened.runs()[4]["k"], opened.facts["recipe"]) == (100, "all", {"epochs": 3})
 
 

@@ -102,6 +102,50 @@ class Outcome:
         return self.request["method"].strip() == FULL
 
 
+@dataclass(kw_only=True)
+class Result:
+    """What came out of one of several runs."""
+
+    status: str
+    """finished, stopped early, or `failed: ` and the reason"""
+    metric: str
+    """the task's own metric: what `dev` and `test` are"""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """name, kind, metric, labels, pair and columns of the task"""
+    dev: float | None = None
+    """best development metric: it alone chose the epoch, and chooses the learning rate"""
+    test: float | None = None
+    """test metric of the parameters with the best development metric"""
+    dev_metrics: dict[str, float] | None = None
+    test_metrics: dict[str, float] | None = None
+    majority: float | None = None
+    """test accuracy of always naming the largest class of the training rows; None for a regression"""
+    curve: list[dict[str, float]] | None = None
+    """one row an evaluation: epoch, step, loss, metrics"""
+    gates: dict[str, dict[str, float]] | None = None
+    """by path `stack.layer.change.place`: mean and sd of the gate over test rows"""
+    parameters: dict[str, int] | None = None
+    """trainable numbers by change; `head` for the head"""
+    rows: dict[str, Any] | None = None
+    """number and fingerprint of the rows of train, dev and test"""
+    labels: list[str] | None = None
+    """class names; empty for a regression"""
+    predictions: list[Any] | None = None
+    """class index or value for each test row, in order"""
+    targets: list[Any] | None = None
+    """the test rows' own labels, in order"""
+    recipe: dict[str, Any] | None = None
+    complete: bool = True
+    """False where the training set is a subset of the published one, so that k = all is not the paper's"""
+    steps: int | None = None
+    seconds: float | None = None
+    """this run's share of its fleet's time, evaluation included"""
+    width: int | None = None
+    """runs that were trained at once"""
+    device: str | None = None
+    versions: dict[str, str] | None = None
+
+
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     write_whole(folder, {RECORD: json.dumps(asdict(outcome), indent=1).encode()})
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +16,10 @@ from unipelt.errors import DataError, UserError
 from unipelt.fleet.encode import Encoded, encode, most_tokens
 from unipelt.fleet.evaluate import decisions
 from unipelt.fleet.loop import Fleet, Plan, Progress
-from unipelt.fleet.outcome import FULL, Request
+from unipelt.fleet.outcome import FULL, Request, Result
 from unipelt.fleet.ready import prepare, unit_of
 from unipelt.fleet.recipe import Recipe, default_recipe
 from unipelt.inject.heads import output_of
-
-
-@dataclass
-class Finished:
-    """What came out of one request."""
-
-    status: str
-    metric: str
-    asked: dict[str, Any] = field(default_factory=dict)
-    """name, kind, metric, labels, pair and columns of the task"""
-    dev: float | None = None
-    test: float | None = None
-    dev_metrics: dict[str, float] | None = None
-    test_metrics: dict[str, float] | None = None
-    majority: float | None = None
-    curve: list[dict[str, float]] = field(default_factory=list)
-    gates: dict[str, dict[str, float]] | None = None
-    parameters: dict[str, int] | None = None
-    rows: dict[str, Any] | None = None
-    labels: list[str] | None = None
-    predictions: list[Any] | None = None
-    targets: list[Any] | None = None
-    recipe: dict[str, Any] | None = None
-    complete: bool = True
-    steps: int | None = None
-    seconds: float | None = None
-    width: int | None = None
-    device: str | None = None
 
 
 class Corpus:
@@ -97,11 +69,11 @@ class Member:
     recipe: Recipe
     encoded: dict[str, Encoded]
     """rows of train, dev and test"""
-    finished: Finished
+    finished: Result
 
 
 def train_together(
-    requests: Sequence[Request], *, width: int, ended: Callable[[PreTrainedModel, list[int], list[Finished]], None],
+    requests: Sequence[Request], *, width: int, ended: Callable[[PreTrainedModel, list[int], list[Result]], None],
     began: Callable[["Member"], None] = lambda member: None,
     corpus: Corpus | None = None, device: torch.device, folder: Path | None = None, watch: Any = None,
 ) -> None:  # fmt: skip
@@ -116,12 +88,12 @@ def train_together(
     """
     corpus, first = corpus or Corpus(), requests[0]
     splits: dict[int, data.Splits] = {}
-    refused: dict[int, Finished] = {}
+    refused: dict[int, Result] = {}
     for place, request in enumerate(requests):
         try:
             splits[place] = corpus.splits(request)
         except DataError as error:
-            refused[place] = Finished(status=f"failed: {error}", metric="")
+            refused[place] = Result(status=f"failed: {error}", metric="")
     classes = max((len(one.task.labels) or 1 for one in splits.values()), default=1)
     model, tokenizer = load_base(first.model, classes=classes, seed=first.seed), load_tokenizer(first.model)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -165,7 +137,7 @@ def _member(request: Request, splits: data.Splits, corpus: Corpus, model: PreTra
     recipe = default_recipe(request.method, model.config.hidden_size, len(splits.train), **request.recipe)
     longest = most_tokens(model, recipe.max_length)
     parts = {"train": splits.train, "dev": splits.dev, "test": splits.test}
-    finished = Finished(
+    finished = Result(
         status="running", metric=splits.task.metric, recipe=asdict(recipe), labels=list(splits.task.labels),
         rows={name: {"number": len(part), "fingerprint": part.fingerprint()} for name, part in parts.items()},
         asked=asdict(splits.task) | {"labels": list(splits.task.labels)},

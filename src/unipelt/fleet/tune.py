@@ -13,9 +13,9 @@ from unipelt.checkpoint.bases import load_tokenizer, quiet
 from unipelt.checkpoint.folder import save
 from unipelt.errors import CheckpointError, UserError
 from unipelt.fleet.lock import alone_in
-from unipelt.fleet.outcome import FULL, STATE, Outcome, Request, last_state, read_outcome, write_outcome
+from unipelt.fleet.outcome import FULL, STATE, Outcome, Request, Result, last_state, read_outcome, write_outcome
 from unipelt.fleet.ready import device_of
-from unipelt.fleet.together import Corpus, Finished, Member, train_together
+from unipelt.fleet.together import Corpus, Member, train_together
 
 
 def tune(
@@ -59,7 +59,7 @@ def _tune(request: Request, folder: Path, device: str, tell: Callable[[str], Non
                 f"goes on after step {step} of {each * member.recipe.epochs}, in epoch {epoch} of {member.recipe.epochs}"
             )
 
-    def ended(model: PreTrainedModel, places: list[int], results: list[Finished]) -> None:
+    def ended(model: PreTrainedModel, places: list[int], results: list[Result]) -> None:
         nonlocal outcome
         outcome = outcome_of(request, results[0])
         if outcome.done:
@@ -75,12 +75,12 @@ def _tune(request: Request, folder: Path, device: str, tell: Callable[[str], Non
     return outcome
 
 
-def outcome_of(request: Request, finished: Finished) -> Outcome:
+def outcome_of(request: Request, finished: Result) -> Outcome:
     """What a folder's record says of a run."""
     return Outcome(
         request=asdict(request), recipe=finished.recipe or {}, rows=finished.rows or {}, parameters=finished.parameters or {},
         task=finished.asked, status=finished.status, dev=finished.dev_metrics or {}, test=finished.test_metrics or {},
-        majority=finished.majority, curve=finished.curve, seconds=finished.seconds or 0.0,
+        majority=finished.majority, curve=finished.curve or [], seconds=finished.seconds or 0.0,
     )  # fmt: skip
 
 

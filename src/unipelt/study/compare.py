@@ -6,9 +6,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from unipelt.fleet.outcome import FULL, write_outcome
+from unipelt.fleet.outcome import FULL, Result, write_outcome
 from unipelt.fleet.recipe import default_recipe
-from unipelt.fleet.together import Finished
 from unipelt.fleet.tune import keep, outcome_of
 from unipelt.study.plan import Setting
 from unipelt.study.store import DONE, Cell, Store
@@ -51,7 +50,7 @@ class Keeper:
                 name = _name(row["method"], row["lr"])
                 self.best[name] = max(row["dev"], self.best.get(name, row["dev"]))
 
-    def __call__(self, model: Any, run: int, cell: Cell, finished: Finished) -> None:
+    def __call__(self, model: Any, run: int, cell: Cell, finished: Result) -> None:
         name = _name(cell.method, cell.lr)
         if finished.dev is None or finished.dev < self.best.get(name, finished.dev):
             return

@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from unipelt.errors import CheckpointError, StoreError, UserError
 from unipelt.fleet.lock import Busy, alone_in
 from unipelt.fleet.outcome import FULL, STATE
 from unipelt.fleet.ready import device_of
-from unipelt.fleet.together import Corpus, Finished, train_together
+from unipelt.fleet.together import Corpus, train_together
 from unipelt.study.plan import Setting
 from unipelt.study.store import Cell, Result, Store
 
@@ -25,7 +26,7 @@ CPU_WIDTH = 16  # 256 rows a step: more are no faster there
 GPU_WIDTH = 64  # beyond, a step's time grows with the rows
 WAIT = 1.0  # seconds between looks at fleets that another process trains
 
-Keep = Callable[[Any, int, Cell, Finished], None]
+Keep = Callable[[Any, int, Cell, Result], None]
 """keep(model, run, cell, finished): called while the model's run holds the best parameters of a run that has just ended"""
 
 
@@ -75,10 +76,10 @@ def train_fleet(
     full = cells[0].method.strip() == FULL
     width = 1 if full else min(len(cells), planned_width(setting, device))
 
-    def ended(model: Any, places: list[int], finished: list[Finished]) -> None:
+    def ended(model: Any, places: list[int], finished: list[Result]) -> None:
         for run, (place, one) in enumerate(zip(places, finished)):
             keep(model, run, cells[place], one)
-        results = {cells[place]: _result(one) for place, one in zip(places, finished)}
+        results = {cells[place]: replace(one, versions=versions()) for place, one in zip(places, finished)}
         finish(results)
         todo.difference_update(results)
 
@@ -135,11 +136,6 @@ def versions() -> dict[str, str]:
         "unipelt": unipelt.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
         "safetensors": safetensors.__version__, "python": platform.python_version(),
     }  # fmt: skip
-
-
-def _result(finished: Finished) -> Result:
-    given = {name: value for name, value in vars(finished).items() if name != "asked"}
-    return Result(**given, versions=versions())
 
 
 def failed(reason: str) -> Result:
