@@ -12,6 +12,8 @@ from statistics import median
 from unipelt.fleet.outcome import Request, Result
 from unipelt.fleet.ready import device_of
 from unipelt.fleet.together import Corpus, train_together
+from unipelt.study.engine import planned_width
+from unipelt.study.plan import Setting
 
 
 def trained(requests: list[Request], width: int, corpus: Corpus, device: str) -> tuple[float, float, list[float]]:
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--methods", nargs="+", default=["lora", "unipelt-apl"])
     parser.add_argument("--runs", type=int, default=16)
+    parser.add_argument("--width", type=int, help="runs at once; not given: as a study plans it")
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--evaluate-every", type=int, default=2)
@@ -46,10 +49,11 @@ def main() -> None:
     given = parser.parse_args()
     recipe = {"epochs": given.epochs, "evaluate_every": given.evaluate_every, "patience": 0}
     print(
-        "| method | runs | a fleet, s | one after another, s | ratio | ratio of CPU seconds | mean dev, fleet / alone |"
+        "| method | runs, at once | a fleet, s | one after another, s | ratio | ratio of CPU seconds | mean dev, fleet / alone |"
     )
     print("|---|---|---|---|---|---|---|", flush=True)
     corpus = Corpus()
+    width = given.width or planned_width(Setting(), device_of(given.device))
     for method in given.methods:
         requests = [
             Request(
@@ -60,13 +64,13 @@ def main() -> None:
         ]  # fmt: skip
         rounds = []
         for _ in range(given.rounds):
-            rounds.append([trained(requests, width, corpus, given.device) for width in (given.runs, 1)])
+            rounds.append([trained(requests, width, corpus, given.device) for width in (width, 1)])
         (fleet, alone) = ([one[side] for one in rounds] for side in (0, 1))
         ratios = [together[0] / apart[0] for together, apart in rounds]
         used = [together[1] / apart[1] for together, apart in rounds]
         means = [sum(side[0][2]) / given.runs for side in (fleet, alone)]
         print(
-            f"| {method} | {given.runs} | {median(f[0] for f in fleet):.1f} | {median(a[0] for a in alone):.1f} | "
+            f"| {method} | {given.runs}, {width} | {median(f[0] for f in fleet):.1f} | {median(a[0] for a in alone):.1f} | "
             f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {median(used):.2f} | {means[0]:.4f} / {means[1]:.4f} |",
             flush=True,
         )

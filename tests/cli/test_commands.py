@@ -232,3 +232,14 @@ def test_a_gated_lora_merges_once_its_gates_are_fixed(run, tiny_base: str, finis
     for kind in ("--merged", "--peft"):
         said = run("export", folder, kind, tmp_path / kind, "--fix-gates", "--data", unlabelled)
         assert (said.code, said.out) == (0, f"{tmp_path / kind}: written\n"), said.err
+
+
+def test_values_far_from_nought_are_learnt_and_predicted_as_they_are(run, train_words, tmp_path: Path):
+    """House prices, say: the base's own numbers are near 1."""
+    data = write_reviews(tmp_path / "prices.csv", 80, numbers=True)
+    rows = table(data.read_text())
+    prices = [250_000 + 10_000 * float(row["stars"]) for row in rows]
+    data.write_text("review,stars\n" + "".join(f"{row['review']},{price}\n" for row, price in zip(rows, prices)))
+    assert run(*train_words(tmp_path / "run", "lora", "--task", data)).code == 0
+    said = table(run("predict", tmp_path / "run", "--data", data).out)
+    assert all(min(prices) - 1e5 < float(row["prediction"]) < max(prices) + 1e5 for row in said)

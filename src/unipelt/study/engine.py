@@ -22,7 +22,7 @@ from unipelt.fleet.together import Corpus, train_together
 from unipelt.study.plan import Setting
 from unipelt.study.store import Cell, Result, Store
 
-CPU_WIDTH = 16  # 256 rows a step: more are no faster there
+CPU_WIDTH = 4  # 64 rows a step: more are no faster there, and the longest of more batches is longer
 GPU_WIDTH = 64  # beyond, a step's time grows with the rows
 WAIT = 1.0  # seconds between looks at fleets that another process trains
 
