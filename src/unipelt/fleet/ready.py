@@ -38,7 +38,7 @@ def prepare(
 def unit_of(model: PreTrainedModel, task: data.Task, train: data.Rows) -> tuple[float, float]:
     """(mean, standard deviation) of a regression's training targets: what the head can be put back into after training.
 
-    Targets of ordinary size stay as they are, as the papers have them: on STS-B's 0 to 5 that learns far better.
+    Targets of ordinary size, such as STS-B's 0 to 5, stay as they are: so the papers train.
     """
     output, targets = output_of(model), list[Any](train.labels or [])
     if (
