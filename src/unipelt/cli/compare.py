@@ -65,6 +65,7 @@ def compare(
 
     from unipelt.cli.progress import StudyWatch
     from unipelt.fleet.ready import device_of
+    from unipelt.fleet.together import Corpus
     from unipelt.study.compare import METHODS, Keeper, cells, in_rounds
     from unipelt.study.engine import hidden_size, run_study
     from unipelt.study.plan import Grid, Setting
@@ -77,7 +78,8 @@ def compare(
     Grid(tasks=[data], k=[size], methods=methods or METHODS, seeds=seeds, lr=lr)
     device_of(device)
     plan = cells(data, size, methods or METHODS, seeds, hidden_size(model), lr, rates)
-    notes, fingerprint = _rows(setting, plan)
+    corpus = Corpus()
+    notes, fingerprint = _rows(setting, plan, corpus)
     store = Store.create(out, {**setting.facts, "data": fingerprint})
     store.plan(plan)
     store.assign(in_rounds)
@@ -86,16 +88,14 @@ def compare(
         for note in notes:
             watch.tell(note)
         until = began + 60 * minutes * (1 - SPARE) if minutes else None
-        run_study(store, setting, device=device, tell=watch.tell, watch=watch, keep=keeper, until=until)
+        run_study(store, setting, device=device, tell=watch.tell, watch=watch, keep=keeper, until=until, corpus=corpus)
     _say(store, keeper, Path(out), minutes)
 
 
-def _rows(setting: Any, plan: list[Any]) -> tuple[list[str], str]:
+def _rows(setting: Any, plan: list[Any], corpus: Any) -> tuple[list[str], str]:
     """What there is to say of the rows, before anything is trained, and their fingerprint."""
-    from unipelt.fleet.together import Corpus
     from unipelt.fleet.tune import what_was_read
 
-    corpus = Corpus()
     notes: dict[str, None] = {}
     for cell in plan:
         request = setting.request(cell)

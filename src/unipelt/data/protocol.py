@@ -6,6 +6,7 @@ development set is the test set. A data set without a test set gives up a fifth 
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 from typing import Literal
 
@@ -27,6 +28,15 @@ class Splits:
     test: Rows
     notes: tuple[str, ...]
     """what departs from the protocol, one sentence each"""
+
+    @property
+    def parts(self) -> dict[str, Rows]:
+        return {"train": self.train, "dev": self.dev, "test": self.test}
+
+    @cached_property
+    def prints(self) -> dict[str, dict[str, int | str]]:
+        """Number and fingerprint of the rows of each part."""
+        return {name: {"number": len(rows), "fingerprint": rows.fingerprint()} for name, rows in self.parts.items()}
 
 
 def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000) -> Splits:

@@ -86,7 +86,8 @@ class Applied:
             if name in ours or (gates and name.startswith("gate(")):
                 raise UserError(f"{path}: has a column {name!r} already, which predict writes; rename it")
         encoded = encode(self.tokenizer, rows, self.max_length)
-        logits = predict(self.model, self.tokenizer, [encoded])[0]
+        gated: dict[str, Tensor] = {}
+        logits = predict(self.model, self.tokenizer, [encoded], gates=[gated] if gates else None)[0]
         if labels:
             columns["prediction"] = [labels[i] for i in logits.argmax(dim=-1).tolist()]
         else:
@@ -94,9 +95,8 @@ class Applied:
         if proba:
             for label, values in zip(labels, logits.softmax(dim=-1).T.tolist()):
                 columns[f"p({label})"] = [round(value, 6) for value in values]
-        if gates:
-            for name, values in self.gates(rows).items():
-                columns[f"gate({name})"] = [round(value, 6) for value in values.tolist()]
+        for name, values in gated.items():
+            columns[f"gate({name})"] = [round(value, 6) for value in values.tolist()]
         return columns
 
     def read(self, path: str, *, text: str | None, pair: str | None) -> tuple[dict[str, list[Any]], data.Rows]:
@@ -115,19 +115,14 @@ class Applied:
 
     def gates(self, rows: data.Rows) -> dict[str, Tensor]:
         """Each gate's value for each row `[rows]`; a gate of each token's own is averaged over the row's tokens."""
-        return gate_values(self.model, self.tokenizer, rows, self.max_length)
+        values: dict[str, Tensor] = {}
+        predict(self.model, self.tokenizer, [encode(self.tokenizer, rows, self.max_length)], gates=[values])
+        return values
 
 
 def gate_paths(model: PreTrainedModel):
     """The paths of a model's gates."""
     return (path for path, module in tuned_of(model).named_modules() if isinstance(module, Gate | GroupGate))
-
-
-def gate_values(model: PreTrainedModel, tokenizer: Any, rows: data.Rows, max_length: int) -> dict[str, Tensor]:
-    """Each gate's value for each row, `[rows]`, by path; the members of a central gate as `path[i]`."""
-    values: dict[str, Tensor] = {}
-    predict(model, tokenizer, [encode(tokenizer, rows, max_length)], gates=[values])
-    return values
 
 
 def fixed_at_means(applied: Applied, rows: data.Rows) -> None:

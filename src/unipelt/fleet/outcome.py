@@ -13,6 +13,7 @@ from unipelt.errors import CheckpointError, UserError, nearest
 
 RECORD, STATE, FORMAT = "run.json", "training.safetensors", 1
 FULL = "full"
+DONE = ("finished", "stopped early")  # how a run ends that has a result
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "head": ("auto", "model", "cls", "mean"),
     "policy": ("train", "frozen", "paper"),
@@ -94,7 +95,7 @@ class Outcome:
     @property
     def done(self) -> bool:
         """Whether there is a result."""
-        return self.status in ("finished", "stopped early")
+        return self.status in DONE
 
     @property
     def whole(self) -> bool:

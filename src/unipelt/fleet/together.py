@@ -16,35 +16,48 @@ from unipelt.errors import DataError, UserError
 from unipelt.fleet.encode import Encoded, encode, most_tokens
 from unipelt.fleet.evaluate import decisions
 from unipelt.fleet.loop import Fleet, Plan, Progress
-from unipelt.fleet.outcome import FULL, Request, Result
+from unipelt.fleet.outcome import DONE, FULL, Request, Result
 from unipelt.fleet.ready import prepare, unit_of
 from unipelt.fleet.recipe import Recipe, default_recipe
 from unipelt.inject.heads import output_of
 
+SOURCE = (
+    "task",
+    "data_dir",
+    "text",
+    "pair",
+    "label",
+    "kind",
+    "test",
+    "group",
+)  # of a request: where its rows come from
+
 
 class Corpus:
-    """Data sets, loaded once, and the tokens of their texts, which many runs share."""
+    """Data sets and their splits, made once, and the tokens of their texts, which many runs share."""
 
     def __init__(self):
         self.datasets: dict[tuple, data.Dataset] = {}
+        self.parts: dict[tuple, data.Splits] = {}
         self.tokens: dict[tuple, dict[str, list[int]]] = {}
 
     def dataset(self, request: Request) -> data.Dataset:
-        key = self._key(request)
+        key = tuple(getattr(request, name) for name in SOURCE)
         if key not in self.datasets:
-            self.datasets[key] = data.load(
-                request.task, data_dir=request.data_dir, text=request.text, pair=request.pair, label=request.label,
-                kind=request.kind, test=request.test, group=request.group,  # type: ignore[arg-type]
-            )  # fmt: skip
+            task, *rest = key
+            self.datasets[key] = data.load(task, **dict(zip(SOURCE[1:], rest)))
         return self.datasets[key]
 
     def splits(self, request: Request) -> data.Splits:
-        k = "all" if request.k == "all" else int(request.k)
-        return data.split(self.dataset(request), k, request.seed, request.dev_rows)  # type: ignore[arg-type]
+        drawn = request.k if request.k == "all" else int(request.k), request.seed, request.dev_rows
+        key = (*(getattr(request, name) for name in SOURCE), *drawn)
+        if key not in self.parts:
+            self.parts[key] = data.split(self.dataset(request), *drawn)  # type: ignore[arg-type]
+        return self.parts[key]
 
     def encode(self, tokenizer: Any, rows: data.Rows, longest: int) -> Encoded:
         """As `encode` has it; a text that was met before is not tokenised again."""
-        keys = [(tokenizer.name_or_path, longest, *texts) for texts in zip(rows.first, rows.second or rows.first)]
+        keys = [(tokenizer.name_or_path, longest, rows.second is None, *texts) for texts in rows.texts]
         new = [place for place, key in enumerate(keys) if key not in self.tokens]
         if new:
             coded = encode(tokenizer, rows.take(new), longest)
@@ -53,11 +66,6 @@ class Corpus:
         found = [self.tokens[key] for key in keys]
         features = {name: [one[name] for one in found] for name in found[0]}
         return Encoded(features, rows.labels, min(longest, tokenizer.model_max_length))
-
-    def _key(self, request: Request) -> tuple:
-        return tuple(
-            getattr(request, name) for name in ("task", "data_dir", "text", "pair", "label", "kind", "test", "group")
-        )
 
 
 @dataclass
@@ -136,14 +144,12 @@ def train_together(
 def _member(request: Request, splits: data.Splits, corpus: Corpus, model: PreTrainedModel, tokenizer: Any) -> Member:
     recipe = default_recipe(request.method, model.config.hidden_size, len(splits.train), **request.recipe)
     longest = most_tokens(model, recipe.max_length)
-    parts = {"train": splits.train, "dev": splits.dev, "test": splits.test}
     finished = Result(
         status="running", metric=splits.task.metric, recipe=asdict(recipe), labels=list(splits.task.labels),
-        rows={name: {"number": len(part), "fingerprint": part.fingerprint()} for name, part in parts.items()},
-        asked=asdict(splits.task) | {"labels": list(splits.task.labels)},
+        rows=splits.prints, asked=asdict(splits.task) | {"labels": list(splits.task.labels)},
         complete=request.k != "all" or corpus.dataset(request).complete, targets=list(splits.test.labels or []),
     )  # fmt: skip
-    encoded = {name: corpus.encode(tokenizer, part, longest) for name, part in parts.items()}
+    encoded = {name: corpus.encode(tokenizer, part, longest) for name, part in splits.parts.items()}
     return Member(request, splits, recipe, encoded, finished)
 
 
@@ -166,7 +172,7 @@ def _finish(member: Member, progress: Progress, logits: Tensor, gates: dict[str,
     """Fill in what came out."""
     finished, task = member.finished, member.splits.task
     finished.curve, finished.steps = progress.curve, progress.step
-    if progress.ended not in ("finished", "stopped early"):
+    if progress.ended not in DONE:
         finished.status = "failed: " + progress.ended
         return
     said = decisions(task, logits)

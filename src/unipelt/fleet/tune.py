@@ -35,9 +35,8 @@ def _tune(request: Request, folder: Path, device: str, tell: Callable[[str], Non
         (folder / STATE).unlink(missing_ok=True)
         raise UserError(f"{folder}: {before.status}; its command goes with another --out")
     splits = corpus.splits(request)
-    task, rows = splits.task, {"train": splits.train, "dev": splits.dev, "test": splits.test}
-    prints = {name: {"number": len(part), "fingerprint": part.fingerprint()} for name, part in rows.items()}
-    if before is not None and (before.rows, before.task["labels"]) != (prints, list(task.labels)):
+    task = splits.task
+    if before is not None and (before.rows, before.task["labels"]) != (splits.prints, list(task.labels)):
         raise CheckpointError(
             f"--out {folder}: its run was started on other rows of {request.task!r}; take another folder, or remove it"
         )

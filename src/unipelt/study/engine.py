@@ -37,13 +37,13 @@ def planned_width(setting: Setting, device: torch.device) -> int:
 
 def run_study(
     store: Store, setting: Setting, *, device: str = "auto", tell: Callable[[str], None] = print, watch: Any = None,
-    keep: Keep = lambda *_: None, until: float | None = None,
+    keep: Keep = lambda *_: None, until: float | None = None, corpus: Corpus | None = None,
 ) -> None:  # fmt: skip
     """Train every fleet of a store that is not done, until none is left; fleets of other processes are waited for.
 
     until: the moment (time.monotonic) after which no fleet is begun and the one at work is given up.
     """
-    target, corpus, waited = device_of(device), Corpus(), False
+    target, corpus, waited = device_of(device), corpus or Corpus(), False
     while pending := set(store.pending()):
         worked = False
         for fleet, cells in store.fleets().items():

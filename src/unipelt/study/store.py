@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from unipelt.errors import StoreError
+from unipelt.fleet.outcome import DONE as DONE
 from unipelt.fleet.outcome import Result
 
 FILE, FORMAT = "study.sqlite", 1
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
-PLANNED, DONE = "planned", ("finished", "stopped early")
+PLANNED = "planned"
 
 
 @dataclass(frozen=True, kw_only=True)
