@@ -1,6 +1,7 @@
 """Tiny fleets over tiny bases: rows of random words, and a tokenizer of which the loop needs four facts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import tiny
@@ -48,19 +49,25 @@ def plan(seed: int = 0, train: int = 20, dev: int = 17, classes: int = CLASSES, 
 
 def fleet(
     plans: list[Plan],
-    preset: str = "unipelt-apl",
+    preset: str | list[str] = "unipelt-apl",
     arch: str = "bert",
     dropout: bool = False,
     width: int = 0,
     **how: Any,
 ) -> Fleet:
-    """A fleet over the same base every time, in float64; `full`: the base itself is tuned. width: runs at once, all by default."""
+    """A fleet over the same base every time, in float64; `full`: the base itself is tuned; a list: the preset of each plan.
+    width: runs of each preset at once, all by default."""
     model = tiny.build(arch, dtype=torch.float64, **({} if dropout else NO_DROPOUT[arch]))
     if preset == "full":
         model.requires_grad_(True)
     else:
-        seeds = [one.seed for one in plans][: width or None]
-        unipelt.attach(model, small(preset), runs=len(seeds), seeds=seeds, fresh_head=True)
+        every = preset if isinstance(preset, list) else [preset] * len(plans)
+        presets = list(dict.fromkeys(every))
+        plans = [replace(one, mixture=presets.index(its)) for one, its in zip(plans, every)]
+        seeds = [[one.seed for one, its in zip(plans, every) if its == name][: width or None] for name in presets]
+        unipelt.attach(
+            model, [small(name) for name in presets], runs=[*map(len, seeds)], seeds=[*chain(*seeds)], fresh_head=True
+        )
     return Fleet(model, plans, Words(padding_side="left" if arch == "gpt2" else "right"), **how)
 
 
@@ -68,7 +75,8 @@ def parameters(trained: Fleet, run: int = 0) -> dict[str, torch.Tensor]:
     """What one of the model's runs has now."""
     if trained.tuned is None:
         return {name: value.detach().clone() for name, value in trained.model.named_parameters()}
-    return {name: value.detach()[run].clone() for name, value in trained.tuned.named_parameters()}
+    part, own = trained.tuned.one_run(run)
+    return {name: value.detach()[own].clone() for name, value in part.named_parameters()}
 
 
 class Kept(dict[int, dict[str, torch.Tensor]]):

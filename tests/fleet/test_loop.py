@@ -63,6 +63,25 @@ def test_a_run_in_a_fleet_is_the_run_alone(width: int, arch: str, preset: str):
     assert sum(widths) == steps, "a run that has ended costs nothing"
 
 
+@pytest.mark.parametrize("arch", ["bert", "gpt2"])
+@pytest.mark.parametrize("width", [2, 1])
+def test_a_run_beside_other_mixtures_is_the_run_alone(width: int, arch: str):
+    """Each mixture has a queue of its own: its places go to its next plan, and close when it has none."""
+    presets = ["unipelt-apl", "mam", "unipelt-apl", "bitfit", "mam"]
+    plans, shares = [make() for make in UNLIKE.values()], []
+    together = fleet(
+        plans, presets, arch, width=width, ended=Kept(),
+        watch=lambda trained, event: shares.append([part.runs for part in trained.tuned.parts]),
+    )  # fmt: skip
+    together.train()
+    for run, (one, preset) in enumerate(zip(plans, presets)):
+        alone = fleet([one], preset, arch, ended=Kept())
+        alone.train()
+        same_run(together, run, alone)
+    assert shares[0] == ([2, 2, 1] if width == 2 else [1, 1, 1])
+    assert sum(map(sum, shares)) == sum(progress.step for progress in together.progress)
+
+
 def test_a_run_stops_early_and_keeps_its_best():
     plans, predicted = [UNLIKE["stops early"](), UNLIKE["slow"]()], {}
 
@@ -148,7 +167,7 @@ def test_the_optimiser_is_torchs(clip: float, weight_decay: float):
     ours = [nn.Parameter(torch.randn(runs, *shape, dtype=torch.float64)) for shape in shapes]
     theirs = [[nn.Parameter(p[run].detach().clone()) for p in ours] for run in range(runs)]
     optimisers = [torch.optim.AdamW(p, lr=1, weight_decay=weight_decay) for p in theirs]
-    flat = Flat(ours, runs)
+    flat = Flat([ours], [runs])
     adamw = AdamW(flat)
     for step in range(12):
         factor = 1 / (step + 1)

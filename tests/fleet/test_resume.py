@@ -38,7 +38,7 @@ def plans(runs: int) -> list:
     return [plan(seed=seed, train=9 + 8 * seed, epochs=3, evaluate_every=2, patience=2) for seed in range(1, runs + 1)]
 
 
-def finish(folder: Path | None, preset: str, runs: int, seed: int = 0, **how) -> Fleet:
+def finish(folder: Path | None, preset: str | list[str], runs: int, seed: int = 0, **how) -> Fleet:
     torch.manual_seed(seed)
     trained = fleet(plans(runs), preset, dropout=True, folder=folder, width=min(runs, 2), ended=Kept(), **how)
     trained.train()
@@ -55,9 +55,11 @@ def assert_same(one: Fleet, other: Fleet) -> None:
 
 
 @pytest.mark.parametrize("every_step", [True, False], ids=["saved at every step", "saved at evaluations"])
-@pytest.mark.parametrize(("preset", "runs"), [("unipelt-apl", 1), ("lora", 3), ("full", 1)])
+@pytest.mark.parametrize(
+    ("preset", "runs"), [("unipelt-apl", 1), ("lora", 3), ("full", 1), (["mam", "lora", "mam"], 3)], ids=str
+)
 def test_stopped_at_any_step_it_goes_on_to_the_same_bits(
-    preset: str, runs: int, every_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    preset: str | list[str], runs: int, every_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("unipelt.fleet.loop.SAVE_EVERY", -1.0 if every_step else 1e9)
     monkeypatch.setattr("unipelt.fleet.loop.SAVE_SHARE", 1e9)

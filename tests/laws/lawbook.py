@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import unipelt
 from unipelt.inject.architectures import ARCHITECTURES, Stack
 from unipelt.inject.places import LiveStack, find_stacks
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.tuned import joined_to, tuned_of
 from unipelt.spec import (
     FORMS,
     LAWS,
@@ -31,7 +31,6 @@ from unipelt.spec import (
     LowRank,
     Mixture,
     Prefix,
-    mixture,
 )
 from unipelt.spec.lawful import LINEARS
 
@@ -138,9 +137,9 @@ def precision(arch: str, attn: str | None = None) -> torch.dtype:
 
 def attached(
     arch: str,
-    what: str | Mixture,
+    what: str | Mixture | list[Mixture],
     *,
-    runs: int = 1,
+    runs: int | list[int] = 1,
     top: Any = "classifier",
     attn: str | None = None,
     dtype: torch.dtype | None = None,
@@ -151,9 +150,7 @@ def attached(
 ) -> nn.Module:
     """A tiny base with a mixture, every tuned parameter randomised unless `drawn` is False."""
     model = tiny.build(arch, top, seed, dtype or precision(arch, attn), attn or kernel(arch), **(build or {}))
-    unipelt.attach(
-        model, small(what) if isinstance(what, str) and what in PRESETS else mixture(what), runs=runs, **options
-    )
+    unipelt.attach(model, small(what) if isinstance(what, str) and what in PRESETS else what, runs=runs, **options)
     if drawn:
         randomise(model, seed)
     return model
@@ -163,7 +160,7 @@ def attached(
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """No tuned parameter is zero, and no two runs are alike."""
     generator = torch.Generator().manual_seed(seed + 1)
-    for parameter in tuned_of(model).parameters():
+    for parameter in joined_to(model).parameters():
         parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return model
 

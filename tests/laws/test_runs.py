@@ -1,14 +1,29 @@
 """Law 15: run i of many equals run i alone, in outputs and gradients, however the rows of a batch are routed."""
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 from torch import nn
 
 import unipelt
-from laws.lawbook import GENERATORS, attached, cases, equal, gradients, on_each, result, scalar, small
+from laws.lawbook import (
+    GENERATORS,
+    THOROUGH,
+    VARIED,
+    attached,
+    cases,
+    equal,
+    gradients,
+    on_each,
+    result,
+    scalar,
+    small,
+    why_refused,
+)
 from unipelt import PRESETS, Mixture, Route, UserError
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.tuned import joined_to, tuned_of
 
 RUNS = 3
 ROUTES = {"blocks": [0, 0, 1, 1, 2, 2], "rows": [2, 0, 1, 1, 1, 2]}
@@ -45,6 +60,48 @@ def test_a_run_of_many_is_the_run_alone(arch: str, mixture: Mixture):
             scalar(output).backward()
             for name, gradient in gradients(alone).items():
                 equal(shared[name][run], gradient[0], arch, what=f"{how}: gradient of {name} of run {run}")
+
+
+SIDES = {"blocks": [0, 0, 1, 1, 2, 2, 3, 3], "rows": [3, 1, 0, 2, 1, 3, 3, 2]}
+"""rows of runs: one of a gated mixture, two of the mixture at hand, one of another"""
+
+
+BESIDE = [*cases(VARIED, THOROUGH[:1], runs=4), *((arch, small("lora")) for arch in on_each("lora", runs=4))]
+
+
+def beside(arch: str, mixture: Mixture) -> list[Mixture]:
+    first = "unipelt-apl" if why_refused(arch, small("unipelt-apl"), 4) is None else "adapter"
+    return [small(first), mixture, small("parallel-adapter")]
+
+
+@pytest.mark.parametrize(
+    ("arch", "mixture"),
+    BESIDE,
+)
+def test_a_mixture_beside_others_is_the_mixture_alone(arch: str, mixture: Mixture):
+    """A fleet of unlike structures, each changing its own rows."""
+    mixtures, shares = beside(arch, mixture), [1, 2, 1]
+    fleet = attached(arch, mixtures, runs=shares)
+    given = tiny.inputs(arch, fleet, batch=8)
+    parts = joined_to(fleet).parts
+    for how, rows in SIDES.items():
+        fleet.zero_grad()
+        with unipelt.route(fleet, None if how == "blocks" else rows):
+            together = result(fleet(**given))
+            scalar(together).backward()
+        for run, (part, own) in enumerate((part, own) for part, share in zip(parts, shares) for own in range(share)):
+            mine = torch.tensor(rows) == run
+            alone = attached(arch, part.mixture)
+            with torch.no_grad():
+                for name, parameter in tuned_of(alone).named_parameters():
+                    parameter.copy_(part.get_parameter(name)[own][None])
+            output = result(alone(**{name: value[mine] for name, value in given.items()}))
+            equal(together[mine], output, arch, what=f"{how}: output of run {run}")
+            scalar(output).backward()
+            for name, gradient in gradients(alone).items():
+                its = part.get_parameter(name).grad
+                assert its is not None
+                equal(its[own], gradient[0], arch, what=f"{how}: gradient of {name} of run {run}")
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -107,7 +164,28 @@ def test_a_batch_that_does_not_fall_into_equal_blocks_is_refused(arch: str):
         fleet(**tiny.inputs(arch, fleet, batch=4))
 
 
-@pytest.mark.parametrize("runs", [0, 2])
-def test_seeds_are_one_a_run(runs: int):
+@pytest.mark.parametrize("runs", [2, [1, 1]])
+def test_seeds_are_one_a_run(runs):
     with pytest.raises(UserError, match="one seed each"):
-        unipelt.attach(tiny.build("bert"), "lora", runs=runs, seeds=[0])
+        unipelt.attach(tiny.build("bert"), "lora" if runs == 2 else ["lora", "mam"], runs=runs, seeds=[0])
+
+
+@pytest.mark.parametrize("runs", [0, [1], [1, 0], [1, 1, 1], "11", 1.5, None])
+def test_every_mixture_has_a_run(runs):
+    with pytest.raises(UserError, match="of 2 mixtures: expected at least one run of each"):
+        unipelt.attach(tiny.build("bert"), ["lora", "mam"], runs=runs)
+
+
+def test_what_asks_for_one_mixture_says_so(tmp_path: Path):
+    fleet = attached("bert", [small("unipelt-apl"), small("lora")], runs=[1, 2])
+    given = tiny.inputs("bert", fleet)
+    for asked in (unipelt.merge, unipelt.trainable_parameters, lambda model: unipelt.fix_gates(model, {"x": 1.0})):
+        with pytest.raises(UserError, match=r"2 mixtures are attached side by side \(unipelt-apl, lora\)"):
+            asked(fleet)
+    before = result(fleet(**given))
+    alone = unipelt.load(tiny.build("bert", dtype=torch.float64), unipelt.save(fleet, tmp_path, run=2))
+    assert tuned_of(alone).mixture.name == "lora"
+    equal(before[2], result(alone(**given))[2], "bert")
+    fleet.gradient_checkpointing_enable()
+    with pytest.raises(UserError, match="several mixtures with gradient checkpointing"):
+        fleet.train()(**given)

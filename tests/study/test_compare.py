@@ -23,13 +23,17 @@ def ask(tiny_base: str):
     return words
 
 
-def test_the_answer_its_evidence_and_a_model_that_predicts(ask, run, reviews: Path, unlabelled: Path, tmp_path: Path):
+@pytest.mark.parametrize("mixed", [(), ("--mix-methods",)], ids=["apart", "side by side"])
+def test_the_answer_its_evidence_and_a_model_that_predicts(
+    mixed: tuple, ask, run, reviews: Path, unlabelled: Path, tmp_path: Path
+):
     out = tmp_path / "out"
-    said = run(*ask(reviews, out))
+    said = run(*ask(reviews, out, *mixed))
     assert said.code == 0, said.err
     rows = Store.read(out).runs()
     assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("head", SMALL["lora"]) for s in (0, 1)}
     assert len(rows) == 8, "two rates each"
+    assert len(Store.read(out).fleets()) == (2 if mixed else 4)
     found = verdict(rows)
     assert f"{found.take}, ready for" in said.out and found.why in said.out and "take this one" in said.out
     record = json.loads((out / "winner" / "run.json").read_text())

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli.conftest import SMALL
+from fleet.fleets import NO_DROPOUT
 
 from study.conftest import results
 from unipelt.fleet.loop import Fleet
@@ -144,3 +145,26 @@ def test_too_little_memory_halves_the_fleet(words, run, tmp_path: Path, monkeypa
     said = run(*words(tmp_path / "out", "--width", 4))
     assert said.code == 0 and "16 of 16 runs done" in said.out
     assert {row["width"] for row in Store.read(tmp_path / "out").runs(["width"])} == {1}
+
+
+def test_methods_side_by_side_are_the_methods_apart(words, run, tiny_base: str, tmp_path: Path):
+    """One fleet of two structures: the same results as of two fleets, but for float32's rounding. No dropout: its masks are
+    drawn for all rows of a step together."""
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text()) | NO_DROPOUT["bert"]
+    (base / "config.json").write_text(json.dumps(config))
+    rows = {}
+    for name, more in {"apart": (), "beside": ("--mix-methods",)}.items():
+        out = tmp_path / name
+        assert run(*words(out, "--model", base, *more)).code == 0
+        assert len(Store.read(out).fleets()) == (2 if more else 4)
+        rows[name] = {(row["k"], row["method"], row["seed"], row["lr"]): row for row in results(out)}
+    assert rows["apart"].keys() == rows["beside"].keys()
+    for key, one in rows["apart"].items():
+        other = rows["beside"][key]
+        assert (one["status"], one["parameters"], one["gates"].keys()) == (
+            other["status"], other["parameters"], other["gates"].keys(),
+        )  # fmt: skip
+        assert [row["loss"] for row in one["curve"]] == pytest.approx([row["loss"] for row in other["curve"]], rel=1e-3)
+        for path, gate in one["gates"].items():
+            assert other["gates"][path]["mean"] == pytest.approx(gate["mean"], abs=1e-4)

@@ -28,7 +28,7 @@ from unipelt.errors import CheckpointError
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach
 from unipelt.inject.swap import folded
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.tuned import joined_to
 
 
 def save(
@@ -47,8 +47,7 @@ def save(
 
     base: the name under which the base can be loaded again, its own if none is given.
     """
-    tuned = tuned_of(model)
-    run = tuned.one_run(run)
+    tuned, run = joined_to(model).one_run(run)
     if resumable:
         mixture, state = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}
     else:

@@ -38,7 +38,7 @@ def merge(model: PreTrainedModel, *, run: int | None = None) -> PreTrainedModel:
     changed then.
     """
     tuned = tuned_of(model)
-    run = tuned.one_run(run)
+    _, run = tuned.one_run(run)
     found = list(joints(tuned))
     users: dict[int, list[str]] = {}
     for path, module in model.named_modules():

@@ -9,8 +9,9 @@ from unipelt.cli.fields import docs
 from unipelt.errors import UserError
 from unipelt.fleet.outcome import Request
 from unipelt.fleet.recipe import Recipe
+from unipelt.study.plan import Setting
 
-_request, _recipe = docs(Request), docs(Recipe)
+_request, _recipe, _setting = docs(Request), docs(Recipe), docs(Setting)
 _OWN = "; default: each method's own"
 WINNER = "winner"
 SPARE = 0.06  # share of the minutes that is kept for the last test and the report
@@ -44,6 +45,7 @@ def compare(
     max_length: int | None = typer.Option(None, help=_recipe["max_length"] + _OWN),
     data_dir: str = typer.Option("", help=_request["data_dir"]),
     head: str = typer.Option("auto", help=_request["head"]),
+    mix_methods: bool = typer.Option(False, help=_setting["mix_methods"]),
     device: str = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda"),
     out: str = typer.Option("", help="folder of the comparison; the same command again goes on where it stopped"),
 ) -> None:
@@ -68,11 +70,11 @@ def compare(
     from unipelt.fleet.together import Corpus
     from unipelt.study.compare import METHODS, Keeper, cells, in_rounds
     from unipelt.study.engine import hidden_size, run_study
-    from unipelt.study.plan import Grid, Setting
+    from unipelt.study.plan import Grid
     from unipelt.study.store import Store
 
     setting = Setting(
-        model=model, head=head, data_dir=data_dir or None, recipe=recipe,
+        model=model, head=head, data_dir=data_dir or None, recipe=recipe, mix_methods=mix_methods,
         columns={name: value or None for name, value in columns.items()} | {"dev_rows": dev_rows},  # type: ignore[arg-type]
     )  # fmt: skip
     Grid(tasks=[data], k=[size], methods=methods or METHODS, seeds=seeds, lr=lr)
@@ -82,7 +84,7 @@ def compare(
     notes, fingerprint = _rows(setting, plan, corpus)
     store = Store.create(out, {**setting.facts, "data": fingerprint})
     store.plan(plan)
-    store.assign(in_rounds)
+    store.assign(lambda free: in_rounds(free, mix_methods))
     keeper = Keeper(store, setting)
     with StudyWatch(store) as watch:
         for note in notes:

@@ -28,6 +28,7 @@ _HEAD = typer.Option(None, help=_setting["head"] + "; default: auto")
 _POLICY = typer.Option(None, help=_setting["policy"] + "; default: train")
 _DATA = typer.Option(None, help=_setting["data_dir"])
 _WIDTH = typer.Option(None, min=0, help=_setting["width"] + "; default: 0")
+_MIX = typer.Option(None, help=_setting["mix_methods"] + "; default: no-mix-methods")
 _DEVICE = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda")
 _ENGINE = typer.Option("here", help="here: this process; ray: a Ray cluster, that of RAY_ADDRESS or else this machine")
 _GPUS = typer.Option(1.0, help="with Ray: the share of a GPU that a fleet has, where there are GPUs")
@@ -49,7 +50,7 @@ def glue(
     seeds: int | None = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
     data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
-    width: int | None = _WIDTH,
+    width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
     device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
     plan: str = typer.Option("", help="TOML file with these options (underscores for dashes); flags take precedence"),
 ) -> None:  # fmt: skip
@@ -59,7 +60,9 @@ def glue(
     grid, setting = read_plan(plan) if plan else ({}, {})
     recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
     grid |= _given(tasks=tasks, k=[_size(one) for one in k], methods=methods, seeds=seeds, lr=lr)
-    setting |= _given(model=model, head=head, policy=head_policy, data_dir=data_dir, width=width)
+    setting |= _given(
+        model=model, head=head, policy=head_policy, data_dir=data_dir, width=width, mix_methods=mix_methods
+    )
     setting["recipe"] = setting.get("recipe", {}) | recipe
     _run(Grid(**grid), Setting(**setting), out, engine, device, gpus_per_fleet)
 
@@ -74,7 +77,7 @@ def sweep(
     seeds: int | None = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
     data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
-    width: int | None = _WIDTH,
+    width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
     device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
 ) -> None:  # fmt: skip
     """Figures 2 and 3 of UniPELT: one option of one preset, varied."""
@@ -83,7 +86,9 @@ def sweep(
     methods = methods_of(method, option, values or ["3", "6", "12", "24", "48", "96", "192"])
     recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
     grid = Grid(tasks=tasks, k=[_size(one) for one in k], methods=methods, **_given(seeds=seeds, lr=lr))
-    setting = _given(model=model, head=head, policy=head_policy, data_dir=data_dir, width=width)
+    setting = _given(
+        model=model, head=head, policy=head_policy, data_dir=data_dir, width=width, mix_methods=mix_methods
+    )
     _run(grid, Setting(**setting, recipe=recipe), out, engine, device, gpus_per_fleet)
 
 
@@ -163,7 +168,7 @@ def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus:
             )  # data that cannot be had is said before any training
         store.plan(cells)
         width, mixed = planned_width(setting, target), target.type != "cpu"
-        store.assign(lambda free: in_fleets(free, width, mixed))
+        store.assign(lambda free: in_fleets(free, width, mixed, setting.mix_methods))
         with StudyWatch(store) as watch:
             train(store, setting, tell=watch.tell, watch=watch)
     statuses = [status for _, status in store.statuses()]

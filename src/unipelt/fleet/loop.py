@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ from unipelt.fleet.evaluate import decisions, precision, predict
 from unipelt.fleet.flat import AdamW, Flat
 from unipelt.fleet.recipe import Recipe
 from unipelt.fleet.state import load_state, save_state
-from unipelt.forms.routed import Route
 from unipelt.inject.heads import to_units
-from unipelt.inject.tuned import NAME, Tuned
+from unipelt.inject.tuned import NAME, Joined
 
 SAVE_EVERY = 30.0  # seconds between states, evaluations apart
 SAVE_SHARE = 0.05  # of the time, at most, that keeping states may take
@@ -43,6 +43,8 @@ class Plan:
     seed: int
     unit: tuple[float, float] = (0.0, 1.0)
     """(mean, standard deviation) of a regression's targets: training counts in them, and the best head is put back"""
+    mixture: int = 0
+    """which of the mixtures that are attached side by side it trains"""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -84,9 +86,9 @@ class Progress:
 class Fleet:
     """Trains plans in the runs of an attached model, or one plan in a whole model.
 
-    The first plans have the model's runs, as attach drew them; the others wait. ended(fleet, plans) is called when some have
-    ended, while the model holds their best parameters, one run each in that order; after a kill it may be called again for
-    the same. watch(fleet, event) is called after each step and evaluation. folder: where the state is kept, and found again.
+    The first plans of each mixture have its runs, as attach drew them; the others wait. ended(fleet, plans) is called when
+    some of one mixture have ended, while the model holds their best parameters, one run each in that order; after a kill it
+    may be called again for the same. watch(fleet, event) is called after each step and evaluation. folder: where the state is kept, and found again.
     """
 
     def __init__(
@@ -99,13 +101,18 @@ class Fleet:
         self.progress = [Progress() for _ in plans]
         self.seconds, self.saving = 0.0, 0.0
         self.device = next(model.parameters()).device
-        self.tuned: Tuned | None = getattr(model, NAME, None)
-        self.runs = list(range(self.tuned.runs if self.tuned else 1))
+        self.tuned: Joined | None = getattr(model, NAME, None)
+        parts = [[p for p in model.parameters() if p.requires_grad]]
+        shares, queues = [1], [list(range(len(plans)))]
+        if self.tuned is not None:
+            parts = [list(part.parameters()) for part in self.tuned.parts]
+            shares = [part.runs for part in self.tuned.parts]
+            queues = [[i for i, plan in enumerate(plans) if plan.mixture == mixture] for mixture in range(len(parts))]
+        self.runs = [plan for queue, share in zip(queues, shares) for plan in queue[:share]]
         """the plan that each run of the model trains"""
-        self.waiting = len(self.runs)
-        """the next plan of the queue"""
-        parameters = [p for p in (self.tuned or model).parameters() if self.tuned or p.requires_grad]
-        self.flat = Flat(parameters, len(self.runs), run_axis=self.tuned is not None)
+        self.waiting = sorted(set(range(len(plans))) - set(self.runs))
+        """plans that have no run yet"""
+        self.flat = Flat(parts, shares, run_axis=self.tuned is not None)
         self.best = self.flat.values.clone()
         self.optimiser = AdamW(self.flat)
         self.orders: dict[tuple[int, int], list[list[int]]] = {}
@@ -189,8 +196,9 @@ class Fleet:
         return self.orders[index, epoch][place]
 
     def _evaluate(self, due: list[int]) -> None:
-        plans = [self.plans[self.runs[run]] for run in due]
-        with self.showing(self.flat.values if len(due) == len(self.runs) else self.flat.values[due]):
+        numbers = [self.runs[run] for run in due]
+        plans = [self.plans[number] for number in numbers]
+        with self.showing(_rows_of(self.flat.values, due), numbers):
             every = self.predict([plan.dev for plan in plans])
         for run, plan, logits in zip(due, plans, every):
             progress = self.progress[self.runs[run]]
@@ -216,47 +224,64 @@ class Fleet:
         ended = [run for run, plan in enumerate(self.runs) if self.progress[plan].ended]
         if not ended:
             return
-        plans, started = [self.runs[run] for run in ended], time.monotonic()
-        best = self.best if len(ended) == len(self.runs) else self.best[ended]
-        with self.showing(best):
-            to_units(self.model, [self.plans[plan].unit for plan in plans])
-            self.ended(self, plans)
+        before, started = [self.runs[run] for run in ended], time.monotonic()
+        for _, mixture in groupby(ended, key=self._mixture):
+            mine = list(mixture)
+            plans, best = [self.runs[run] for run in mine], _rows_of(self.best, mine)
+            with self.showing(best, plans):
+                to_units(self.model, [self.plans[plan].unit for plan in plans])
+                self.ended(self, plans)
         for run in ended:
-            if self.waiting == len(self.plans):
+            following = next((i for i in self.waiting if self.plans[i].mixture == self._mixture(run)), None)
+            if following is None:
                 continue
             assert self.tuned is not None
-            self.tuned.begin(run, self.plans[self.waiting].seed)
+            self.tuned.begin(run, self.plans[following].seed)
             self.best[run].copy_(self.flat.values[run])
             self.optimiser.begin(run)
-            self.runs[run] = self.waiting
-            self.waiting += 1
+            self.runs[run] = following
+            self.waiting.remove(following)
         keep = [run for run, plan in enumerate(self.runs) if not self.progress[plan].ended]
-        self.runs = [self.runs[run] for run in keep]
         if not keep:
-            self._show(best)
-        elif len(keep) < len(self.flat.values):
+            self.runs = []
+            self._show(best, plans)
+        elif len(keep) < len(self.runs):
             self.best = self.best[keep]
             self.optimiser.keep(keep)
-            self.flat.train(self.flat.values[keep])
-            self._show(self.flat.values)
+            self._train(self.flat.values[keep], [self.runs[run] for run in keep])
         seconds = time.monotonic() - started
         self.seconds += seconds
-        for plan in plans:
-            self.progress[plan].seconds += seconds / len(plans)
+        for plan in before:
+            self.progress[plan].seconds += seconds / len(before)
 
     @contextmanager
-    def showing(self, values: Tensor) -> Iterator[None]:
-        """Inside the block the model's runs are those of this matrix."""
-        self._show(values)
+    def showing(self, values: Tensor, plans: list[int]) -> Iterator[None]:
+        """Inside the block the model has the runs of these plans alone: the rows of this matrix."""
+        self._show(values, plans)
         try:
             yield
         finally:
-            self._show(self.flat.values)
+            self._show(self.flat.values, self.runs)
 
-    def _show(self, values: Tensor) -> None:
-        self.flat.show(values)
+    def _show(self, values: Tensor, plans: list[int]) -> None:
+        shares = self._shares(plans)
+        self.flat.show(values, shares)
         if self.tuned is not None:
-            self.tuned.runs, self.tuned.route = len(values), Route.blocks(len(values))
+            self.tuned.show(shares)
+
+    def _train(self, values: Tensor, plans: list[int]) -> None:
+        """From now on the model has the runs of these plans: the rows of this matrix."""
+        self.runs = plans
+        self.flat.train(values, self._shares(plans))
+        self._show(values, plans)
+
+    def _mixture(self, run: int) -> int:
+        return self.plans[self.runs[run]].mixture
+
+    def _shares(self, plans: list[int]) -> list[int]:
+        """How many of these plans train each mixture: its runs lie behind those of the mixture before."""
+        every = [self.plans[plan].mixture for plan in plans]
+        return [every.count(mixture) for mixture in range(len(self.flat.parts))]
 
     def _save(self) -> None:
         facts = {
@@ -281,13 +306,17 @@ class Fleet:
         values, self.best, self.optimiser.first, self.optimiser.second = (
             tensors[name].to(self.flat.values, copy=True) for name in self._tensors()
         )  # a copy is aligned as torch aligns: sums over a file's own memory end in other last bits
-        self.flat.train(values)
-        self._show(values)
-        self.runs, self.waiting, self.seconds = facts["runs"], facts["waiting"], facts["seconds"]
+        self._train(values, facts["runs"])
+        self.waiting, self.seconds = facts["waiting"], facts["seconds"]
         self.progress = [Progress(**progress) for progress in facts["progress"]]
 
     def _vector(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=self.flat.values.dtype, device=self.device)
+
+
+def _rows_of(matrix: Tensor, rows: list[int]) -> Tensor:
+    """The matrix itself where that is all of it."""
+    return matrix if len(rows) == len(matrix) else matrix[rows]
 
 
 def loss(plans: list[Plan], logits: Tensor, rows: list[list[int]], weights: Tensor) -> Tensor:

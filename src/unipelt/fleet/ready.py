@@ -1,6 +1,7 @@
 """A base, ready to be trained: what is attached to it, what its head is, and where it stands."""
 
 from collections.abc import Sequence
+from itertools import chain
 from math import sqrt
 from statistics import fmean, pstdev
 from typing import Any
@@ -15,24 +16,33 @@ from unipelt.fleet.outcome import FULL, Request
 from unipelt.inject.attach import attach
 from unipelt.inject.heads import find_head, output_of
 from unipelt.inject.record import trainable_parameters
+from unipelt.inject.tuned import joined_to
 
 ORDINARY = 10.0  # largest size of a target, and the inverse of the least spread, that is trained as it stands
 
 
 def prepare(
-    model: PreTrainedModel, method: str | spec.Mixture, request: Request, seeds: Sequence[int]
-) -> dict[str, int]:
-    """Attach the mixture, one run a seed, or make the whole model trainable; returns one run's trainable numbers by change."""
-    if isinstance(method, str):
-        return {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
+    model: PreTrainedModel, methods: Sequence[str], request: Request, seeds: Sequence[Sequence[int]]
+) -> list[dict[str, int]]:
+    """Attach the methods side by side, one run a seed of each, or make the whole model trainable.
+
+    Returns the trainable numbers of one run by change, for each method.
+    """
+    if methods[0].strip() == FULL:
+        return [{FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}]
     pooling = declared_pooling(request.model) if request.head == "auto" else request.head
+    mixtures = [spec.mixture(method) for method in methods]
     attach(
-        model, method, runs=len(seeds), seeds=seeds, head=request.policy, pooling=pooling, fresh_head=True, head_modules=head_of(model)
+        model, mixtures, runs=[*map(len, seeds)], seeds=[*chain(*seeds)], head=request.policy, pooling=pooling,
+        fresh_head=True, head_modules=head_of(model),
     )  # fmt: skip
-    parameters = trainable_parameters(model)
-    if not sum(parameters.values()):
-        raise UserError(f"--head-policy {request.policy}: {method.name!r} then has nothing to train; expected train")
-    return parameters
+    counts = [trainable_parameters(part) for part in joined_to(model).parts]
+    for mixture, count in zip(mixtures, counts):
+        if not sum(count.values()):
+            raise UserError(
+                f"--head-policy {request.policy}: {mixture.name!r} then has nothing to train; expected train"
+            )
+    return counts
 
 
 def unit_of(model: PreTrainedModel, task: data.Task, train: data.Rows) -> tuple[float, float]:

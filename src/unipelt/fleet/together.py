@@ -1,4 +1,4 @@
-"""Several requests of one method over one base, trained together from their data to their results."""
+"""Several requests over one base, trained together from their data to their results."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unipelt import data, spec
+from unipelt import data
 from unipelt.checkpoint.bases import load_base, load_tokenizer
 from unipelt.errors import DataError, UserError
 from unipelt.fleet.encode import Encoded, encode, most_tokens
@@ -85,9 +85,9 @@ def train_together(
     began: Callable[["Member"], None] = lambda member: None,
     corpus: Corpus | None = None, device: torch.device, folder: Path | None = None, watch: Any = None,
 ) -> None:  # fmt: skip
-    """Train requests that differ in task, rows, seed and recipe, at most `width` at once; of `full`, one.
+    """Train requests that differ in task, rows, method, seed and recipe, at most `width` at once; of `full`, one.
 
-    began(member) is called for each before anything is trained.
+    Runs of one method lie side by side; of several methods each has its share of the width, one run at least. began(member) is called for each before anything is trained.
     ended(model, requests, results) is called when some have ended, by their places; the model then holds their best
     parameters, one run each in that order. A request whose rows cannot be had ends first, with the reason. folder: where
     the state is kept and found again.
@@ -116,21 +116,25 @@ def train_together(
         if place in splits
     }
     places, width = list(members), min(width, len(members))
-    method = first.method if first.method.strip() == FULL else spec.mixture(first.method)
-    if method == FULL and len(members) > 1:
-        raise UserError(f"{FULL} tunes the base itself: one run at a time")
-    parameters = prepare(model, method, first, seeds=[members[place].request.seed for place in places[:width]])
-    model.to(device)
-    plans = [_plan(members[place], model) for place in places]
-    counted = _counts(model, parameters, classes)
+    queues: dict[str, list[int]] = {}
     for member in members.values():
-        member.finished.parameters = counted(len(member.splits.task.labels) or 1)
+        queues.setdefault(member.request.method.strip(), []).append(member.request.seed)
+    methods = list(queues)
+    if FULL in methods and len(members) > 1:
+        raise UserError(f"{FULL} tunes the base itself: one run at a time")
+    shares = shared(width, [len(seeds) for seeds in queues.values()])
+    counts = prepare(model, methods, first, [seeds[:share] for seeds, share in zip(queues.values(), shares)])
+    model.to(device)
+    plans = [_plan(members[place], model, methods) for place in places]
+    counted = [_counts(model, parameters, classes) for parameters in counts]
+    for plan, member in zip(plans, members.values()):
+        member.finished.parameters = counted[plan.mixture](len(member.splits.task.labels) or 1)
         began(member)
 
     def hand_over(fleet: Fleet, numbers: list[int]) -> None:
         chosen, started = [members[places[number]] for number in numbers], time.monotonic()
         gates: list[dict[str, Tensor]] = [{} for _ in chosen]
-        every = fleet.predict([one.encoded["test"] for one in chosen], gates=None if method == FULL else gates)
+        every = fleet.predict([one.encoded["test"] for one in chosen], gates=None if methods == [FULL] else gates)
         for number, one, logits, values in zip(numbers, chosen, every, gates):
             one.finished.width, one.finished.device = width, str(device)
             _finish(one, fleet.progress[number], logits, values)
@@ -153,11 +157,27 @@ def _member(request: Request, splits: data.Splits, corpus: Corpus, model: PreTra
     return Member(request, splits, recipe, encoded, finished)
 
 
-def _plan(member: Member, model: PreTrainedModel) -> Plan:
+def shared(width: int, waiting: Sequence[int]) -> list[int]:
+    """The runs of each method that are trained at once: the next place is always that of the method with most waiting a place.
+
+    Raises UserError where the width is smaller than the methods are many.
+    """
+    if width < len(waiting):
+        raise UserError(
+            f"{width} runs at once for {len(waiting)} methods side by side: expected one each; train them apart"
+        )
+    shares = [1] * len(waiting)
+    while sum(shares) < min(width, sum(waiting)):
+        open_ = [i for i, count in enumerate(waiting) if shares[i] < count]
+        shares[max(open_, key=lambda i: waiting[i] / shares[i])] += 1
+    return shares
+
+
+def _plan(member: Member, model: PreTrainedModel, methods: list[str]) -> Plan:
     task, rows = member.splits.task, member.encoded
     return Plan(
         task=task, recipe=member.recipe, seed=member.request.seed, train=rows["train"], dev=rows["dev"],
-        unit=unit_of(model, task, member.splits.train),
+        unit=unit_of(model, task, member.splits.train), mixture=methods.index(member.request.method.strip()),
     )  # fmt: skip
 
 

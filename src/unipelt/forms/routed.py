@@ -1,7 +1,8 @@
 """The run axis: every tuned parameter is `[run, ...]`, and the route says which run each row of a batch belongs to."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ class Route(NamedTuple):
 
     runs: int = 1
     rows: Int[Tensor, " batch"] | None = None
+    shares: tuple[int, ...] = ()
+    """the runs of each mixture, one mixture's after another's, where several are attached side by side"""
 
     @classmethod
     def blocks(cls, runs: int) -> "Route":
@@ -30,7 +33,21 @@ class Route(NamedTuple):
             return self
         if batch % len(self.rows):
             raise ValueError(f"the route has {len(self.rows)} rows, the batch {batch}: expected a multiple")
-        return Route(self.runs, self.rows.repeat_interleave(batch // len(self.rows)))
+        return self._replace(rows=self.rows.repeat_interleave(batch // len(self.rows)))
+
+    def split(self, batch: int) -> Iterator[tuple[int, slice | Int[Tensor, " own"], "Route"]]:
+        """(mixture, its rows, the route of these alone) for each mixture that has rows in a batch; nothing where there is one."""
+        first, each = 0, batch // max(1, self.runs)
+        for mixture, runs in enumerate(self.shares):
+            if self.rows is None:
+                mine: Any = slice(first * each, (first + runs) * each)
+                own = Route(runs)
+            else:
+                mine = ((self.rows >= first) & (self.rows < first + runs)).nonzero()[:, 0]
+                own = Route(runs, self.rows[mine] - first)
+            if runs and (self.rows is None or len(mine)):
+                yield mixture, mine, own
+            first += runs
 
     def pick(self, parameter: Float[Tensor, "run ..."], batch: int) -> Float[Tensor, "..."]:
         """The parameter of each row's run, `[batch, ...]`; `[1, ...]` where there is one run."""

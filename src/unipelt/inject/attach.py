@@ -11,14 +11,13 @@ from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SiteError, SpecError, nearest
-from unipelt.forms.routed import Route
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attention import Kernels
 from unipelt.inject.build import Build
 from unipelt.inject.flow import AttentionEntry, Hold, StackHooks, checkpoints
 from unipelt.inject.heads import POLICIES, POOLINGS, HeadJunction, Pooling, build_head, find_head
 from unipelt.inject.places import LiveStack, find_stacks
-from unipelt.inject.tuned import NAME, Tuned, tuned_of
+from unipelt.inject.tuned import NAME, Joined, Several, Tuned, joined_to
 
 SAVING = ("_keys_to_ignore_on_save", "_weight_conversions")
 """attributes by which a PreTrainedModel says what it saves, and under which names"""
@@ -26,9 +25,9 @@ SAVING = ("_keys_to_ignore_on_save", "_weight_conversions")
 
 def attach(
     model: PreTrainedModel,
-    mixture: str | spec.Mixture = spec.DEFAULT,
+    mixture: str | spec.Mixture | Sequence[str | spec.Mixture] = spec.DEFAULT,
     *,
-    runs: int = 1,
+    runs: int | Sequence[int] = 1,
     seeds: Sequence[int] | None = None,
     head: str = "train",
     pooling: str = "model",
@@ -38,43 +37,44 @@ def attach(
 ) -> PreTrainedModel:
     """Join the changes of a mixture to a model, which stays the PreTrainedModel it is, and freeze its own parameters.
 
-    runs: how many sets of parameters stand side by side (see `route`). seeds: one a run, from which its initial values are
-    drawn; 0, 1, … if none are given. head: `train` for every method, `frozen`, or `paper` (with an adapter it trains, with
+    mixture: one, or a list of mixtures that stand side by side, each changing the rows of its own runs alone. runs: how many
+    sets of parameters stand side by side (see `route`); of several mixtures, how many of each, in their order. seeds: one a
+    run, from which its initial values are drawn; 0, 1, … if none are given. head: `train` for every method, `frozen`, or `paper` (with an adapter it trains, with
     BitFit its bias alone, else it stays as it is: U's code). pooling: what the head reads, `model` (its own), `cls` or
     `mean`. fresh_head: draw a head that trains from the seeds too, instead of starting from the base's values.
 
     Raises SpecError for a misspelt preset or option, SiteError where the base lacks what a change asks for; the base is
     then as it was.
     """
-    mixture = spec.mixture(mixture)
-    seeds = list(range(runs)) if seeds is None else list(seeds)
+    mixtures = [spec.mixture(one) for one in (mixture if isinstance(mixture, list | tuple) else [mixture])]
+    shares: list = list(runs) if isinstance(runs, list | tuple) else [runs] * len(mixtures)
+    if not mixtures or len(shares) != len(mixtures) or any(type(share) is not int or share < 1 for share in shares):
+        raise SpecError(f"runs={runs!r} of {len(mixtures)} mixtures: expected at least one run of each")
+    seeds = list(range(sum(shares))) if seeds is None else list(seeds)
     for name, value, known in (("head", head, POLICIES), ("pooling", pooling, POOLINGS)):
         if value not in known:
             raise SpecError(f"{name}={value!r}: {nearest(value, known)}")
-    if runs < 1 or len(seeds) != runs:
-        raise SpecError(f"runs={runs} with {len(seeds)} seeds: expected at least one run, and one seed each")
+    if len(seeds) != sum(shares):
+        raise SpecError(f"runs={runs!r} with {len(seeds)} seeds: expected one seed each")
     _check_model(model)
 
-    stacks = find_stacks(model, sites, runs)
-    policy = _paper_policy(mixture) if head == "paper" else head
-    heads = build_head(model, head_modules, runs)
-    build = Build(model, stacks, runs, set(find_head(model)))
-    build.mixture(mixture)
-
+    stacks = find_stacks(model, sites, sum(shares))
+    build = Build(model, stacks, set(find_head(model)), several=sum(shares) > 1)
     options = {"head": head, "pooling": pooling, "sites": sites}
-    tuned = Tuned(mixture, runs, options, fresh_head)
-    for path, module in build.modules.items():
-        tuned.place(path, module)
-    for path, module in heads.items():
-        tuned.place(f"head.{path}", module)
+    parts, heads = [], []
+    for one, share in zip(mixtures, shares):
+        part = Tuned(one, share, options, fresh_head)
+        heads.append(build_head(model, head_modules, share))
+        for path, module in {**build.mixture(one, share), **{f"head.{p}": m for p, m in heads[-1].items()}}.items():
+            part.place(path, module)
+        _head_policy(part, head)
+        parts.append(part)
+    tuned = parts[0] if len(parts) == 1 else Several(parts)
     _cast(tuned, model)
     for run, seed in enumerate(seeds):
         tuned.begin(run, seed)
     _device(tuned, build, model)
     tuned.hooks = _hooks(tuned, build, stacks, heads, model, pooling)
-    for name, parameter in tuned.named_parameters():
-        if name.startswith("head."):
-            parameter.requires_grad_(policy == "train" or (policy == "bias" and name.endswith("bias")))
 
     if build.prefixes:
         modules = [*model.modules()]
@@ -100,7 +100,7 @@ def attach(
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Give the base back: weights, hooks, requires_grad, attention implementation and attributes are as they were."""
-    tuned = tuned_of(model)
+    tuned = joined_to(model)
     _check_compiled(model)
     tuned.unhang()
     if tuned.kernels is not None:
@@ -119,7 +119,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 @contextmanager
 def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Inside the block the model is its plain base, its own head included."""
-    tuned = tuned_of(model)
+    tuned = joined_to(model)
     tuned.unhang()
     if tuned.kernels is not None:
         tuned.kernels.restore()
@@ -138,19 +138,16 @@ def route(model: PreTrainedModel, rows: Sequence[int] | Tensor | None = None) ->
     A model with several runs takes equal blocks, the first block run 0, unless told otherwise. Generation with beams
     repeats the route as it repeats the rows. Raises SpecError for a run that is not there.
     """
-    tuned = tuned_of(model)
+    tuned = joined_to(model)
     before = tuned.route
-    if rows is None:
-        tuned.route = Route.blocks(tuned.runs)
-    else:
-        tuned.route = Route.of_rows(_whole_numbers(rows, tuned), tuned.runs)
+    tuned.route = before._replace(rows=None if rows is None else _whole_numbers(rows, tuned))
     try:
         yield model
     finally:
         tuned.route = before
 
 
-def _whole_numbers(rows: Sequence[int] | Tensor, tuned: Tuned) -> Tensor:
+def _whole_numbers(rows: Sequence[int] | Tensor, tuned: Joined) -> Tensor:
     try:
         given = torch.as_tensor(rows, device=next((p.device for p in tuned.parameters()), None))
     except (TypeError, ValueError, RuntimeError):
@@ -168,10 +165,8 @@ def _check_model(model: PreTrainedModel) -> None:
         )
     if not hasattr(model, "base_model") or not hasattr(model, "config"):
         raise SiteError(f"expected a transformers PreTrainedModel; got {type(model).__name__}")
-    if isinstance(getattr(model, NAME, None), Tuned):
-        raise SiteError(
-            f"the model has {tuned_of(model).mixture.name!r} attached already; call unipelt.detach(model) first"
-        )
+    if isinstance(joined := getattr(model, NAME, None), Joined):
+        raise SiteError(f"the model has {joined.name!r} attached already; call unipelt.detach(model) first")
     if hasattr(model, NAME):
         raise SiteError(f"the model has an attribute {NAME!r} of its own: nothing can be attached under that name")
     _check_compiled(model)
@@ -192,22 +187,25 @@ def _forget_compiled() -> None:
         torch._dynamo.reset()
 
 
-def _paper_policy(mixture: spec.Mixture) -> str:
-    """U's code: the classifier trains with the adapter flag; BitFit keeps its bias; else it stays frozen at random init."""
-    forms = {change.form.name for change in mixture.changes}
-    if forms & {"bottleneck", "kronecker"} or not forms:
-        return "train"
-    return "bias" if forms == {"bias"} else "frozen"
+def _head_policy(tuned: Tuned, policy: str) -> None:
+    """What of the head is trained; `paper`, as U's code: all with an adapter, its bias alone with BitFit, else nothing."""
+    forms = {change.form.name for change in tuned.mixture.changes}
+    if policy == "paper":
+        adapted = forms & {"bottleneck", "kronecker"} or not forms
+        policy = "train" if adapted else "bias" if forms == {"bias"} else "frozen"
+    for name, parameter in tuned.named_parameters():
+        if name.startswith("head."):
+            parameter.requires_grad_(policy == "train" or (policy == "bias" and name.endswith("bias")))
 
 
-def _cast(tuned: Tuned, model: PreTrainedModel) -> None:
+def _cast(tuned: Joined, model: PreTrainedModel) -> None:
     """Tuned parameters are float32 beside a half-precision base, float64 beside a float64 one."""
     floating = [p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1]
     dtype = torch.promote_types(floating[0], torch.float32) if floating else torch.float32
     tuned.to(dtype)
 
 
-def _device(tuned: Tuned, build: Build, model: PreTrainedModel) -> None:
+def _device(tuned: Joined, build: Build, model: PreTrainedModel) -> None:
     """A change lives where its target lives: joined modules may be on several devices."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     tuned.to(device) if device.type != "meta" else tuned.to_empty(device=device)
@@ -228,7 +226,12 @@ def _device(tuned: Tuned, build: Build, model: PreTrainedModel) -> None:
 
 
 def _hooks(
-    tuned: Tuned, build: Build, stacks: list[LiveStack], heads: dict[str, Any], model: PreTrainedModel, pooling: str
+    tuned: Joined,
+    build: Build,
+    stacks: list[LiveStack],
+    heads: list[dict[str, Any]],
+    model: PreTrainedModel,
+    pooling: str,
 ) -> list[tuple[str, str, Any]]:
     """Every hook of an attached model, in the order in which they are to hang."""
     hooks: list[tuple[str, str, Any]] = []
@@ -252,7 +255,8 @@ def _hooks(
     hooks += [(path, "pre with keywords", entry.enter) for path, entry in build.prefixes.items()]
     hooks += [(path, "pre", junction.before) for path, junction in build.before.items()]
     hooks += [(path, "post", junction.after) for path, junction in build.after.items()]
-    hooks += [(path, "post", HeadJunction(module, tuned.current_route).after) for path, module in heads.items()]
+    for path in heads[0]:
+        hooks.append((path, "post", HeadJunction([head[path] for head in heads], tuned.current_route).after))
     if pooling != "model":
         if len(stacks) != 1 or stacks[0].row.causal or model.base_model is model:
             raise SiteError(
@@ -270,7 +274,7 @@ def _hooks(
 class KernelDoor:
     """Looks at each forward whether the user has set another attention implementation."""
 
-    def __init__(self, tuned: Tuned):
+    def __init__(self, tuned: Joined):
         self.tuned = tuned
 
     def enter(self, *_: Any) -> None:

@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unipelt.errors import SiteError
 from unipelt.forms.prefix import concatenated, mixed, multi_head_parallel
-from unipelt.inject.flow import Flow
+from unipelt.inject.flow import Context, Flow, together
 from unipelt.inject.junction import Delta
 
 KEYWORD = "unipelt_prefixes"
@@ -36,15 +36,13 @@ class PrefixCall(NamedTuple):
 class PrefixDelta(Delta):
     """A prefix's weight multiplies P_k and P_v (softmax) or Δ (relu); `form` gives the prefixes of one layer of its stack."""
 
-    def __init__(self, name: str, form: nn.Module, weight: Any, *, layer: int, function: str, member: int = 0):
-        super().__init__(name, form, weight, "queries", member=member)
+    def __init__(self, name: str, form: nn.Module, weight: Any, *, layer: int, function: str, **rest: Any):
+        super().__init__(name, form, weight, "queries", **rest)
         self.layer, self.function = layer, function
 
-    def call(self, x: Tensor, flow: Flow) -> PrefixCall:
-        key, value = (
-            p.to(device=x.device, dtype=x.dtype) for p in self.form(self.layer, flow.context.route, x.shape[0])
-        )
-        weight = self.gate(x, flow.context).to(x) if callable(self.weight) else None
+    def call(self, x: Tensor, context: Context) -> PrefixCall:
+        key, value = (p.to(device=x.device, dtype=x.dtype) for p in self.form(self.layer, context.route, x.shape[0]))
+        weight = self.gate(x, context).to(x) if callable(self.weight) else None
         if weight is not None and (weight.shape[1] > 1 or self.function == "relu"):
             return PrefixCall(self.function, key, value, weight)
         scale: Any = self.weight if weight is None else weight[:, None]  # rows head prefix d
@@ -60,7 +58,12 @@ class PrefixEntry:
 
     def enter(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
         x = args[0] if args else kwargs["hidden_states"]
-        return args, {**kwargs, KEYWORD: tuple(delta.call(x, self.flow) for delta in self.deltas)}
+        calls = []
+        for context in self.flow.context.parts or (self.flow.context,):
+            own = x if context.mine is None else x[context.mine]
+            deltas = [delta for delta in self.deltas if delta.mixture == context.mixture]
+            calls.append((context.mine, tuple(delta.call(own, context) for delta in deltas)))
+        return args, {**kwargs, KEYWORD: tuple(calls)}
 
 
 def attend_with_prefixes(
@@ -72,8 +75,11 @@ def attend_with_prefixes(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention function `name`, each prefix of the call around it in tuple order."""
-    prefixes: tuple[PrefixCall, ...] = kwargs.pop(KEYWORD, ())
+    """transformers' attention function `name`, each prefix of the call around it in tuple order.
+
+    Of mixtures side by side, each attends in its own rows; as these have unlike numbers of keys, no weights are returned.
+    """
+    calls: tuple[tuple[Any, tuple[PrefixCall, ...]], ...] = kwargs.pop(KEYWORD, ((None, ()),))
     bias, dropout = kwargs.pop("position_bias", None), kwargs.pop("dropout", 0.0)
     kernel = eager_of(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
     scaling = kwargs.get("scaling")
@@ -85,7 +91,7 @@ def attend_with_prefixes(
 
     if (
         attention_mask is None
-        and prefixes
+        and any(prefixes for _, prefixes in calls)
         and query.shape[-2] > 1
         and kwargs.get("is_causal", getattr(module, "is_causal", False))
     ):
@@ -98,18 +104,29 @@ def attend_with_prefixes(
                 ~attention_mask, torch.finfo(query.dtype).min
             )
 
-    attend: Callable = plain
-    for prefix in prefixes:
-        if prefix.function == "softmax" and prefix.weight is None:
-            attend = partial(_concatenated, attend, prefix)
-        elif prefix.function == "softmax":
-            attend = partial(_mixed, attend, prefix, scaling, kwargs.get("softcap"), dropout)
-    output, weights = attend(query, key, value, attention_mask, bias)
-    for prefix in prefixes:
-        if prefix.function == "relu":
-            delta = multi_head_parallel(query, prefix.key, prefix.value)
-            output = output + (delta if prefix.weight is None else delta * prefix.weight[:, :, None])
-    return output, weights
+    def changed(prefixes, q, k, v, mask, bias):
+        attend: Callable = plain
+        for prefix in prefixes:
+            if prefix.function == "softmax" and prefix.weight is None:
+                attend = partial(_concatenated, attend, prefix)
+            elif prefix.function == "softmax":
+                attend = partial(_mixed, attend, prefix, scaling, kwargs.get("softcap"), dropout)
+        output, weights = attend(q, k, v, mask, bias)
+        for prefix in prefixes:
+            if prefix.function == "relu":
+                delta = multi_head_parallel(q, prefix.key, prefix.value)
+                output = output + (delta if prefix.weight is None else delta * prefix.weight[:, :, None])
+        return output, weights
+
+    given = query, key, value, attention_mask, bias
+    if calls[0][0] is None:
+        return changed(calls[0][1], *given)
+    rows = [mine for mine, _ in calls]
+    parts = [
+        changed(prefixes, *(t if t is None or t.shape[0] == 1 else t[mine] for t in given))[0]
+        for mine, prefixes in calls
+    ]
+    return together(rows, parts), None
 
 
 def _concatenated(attend: Callable, prefix: PrefixCall, q, k, v, mask, bias, **kwargs):

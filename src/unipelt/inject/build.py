@@ -47,12 +47,17 @@ class Place:
 
 @dataclass
 class Build:
-    """What attach puts into a model: modules by parameter path, and the owners of hooks by module path."""
+    """What attach puts into a model: modules of the mixture at work by parameter path, the owners of hooks by module path."""
 
     model: PreTrainedModel
     stacks: list[LiveStack]
-    runs: int
     head: set[str]
+    several: bool
+    """whether a batch has rows of several runs"""
+    number: int = -1
+    """of the mixture at work"""
+    runs: int = 0
+    """its runs"""
     modules: dict[str, nn.Module] = field(default_factory=dict)
     before: dict[str, Junction] = field(default_factory=dict)
     after: dict[str, Junction] = field(default_factory=dict)
@@ -65,7 +70,9 @@ class Build:
     def __post_init__(self):
         self.config: Any = self.model.base_model.config
 
-    def mixture(self, mixture: spec.Mixture) -> None:
+    def mixture(self, mixture: spec.Mixture, runs: int) -> dict[str, nn.Module]:
+        """Join one more mixture, of so many runs: its modules by path."""
+        self.number, self.runs, self.modules, self.members = self.number + 1, runs, {}, {}
         for name, change in mixture.named():
             if isinstance(change.weight, spec.Gate) and change.weight.group:
                 self.members.setdefault(change.weight.group, []).append(name)
@@ -75,6 +82,7 @@ class Build:
                 raise SiteError(f"{name}: layers={beyond} of a base with {depth} layers; they count from 0")
             place = {"prefix": self.prefix, "bias": self.biases, "norm": self.norms}.get(change.form.name, self.map)
             place(name, change)
+        return self.modules
 
     def map(self, name: str, change: spec.Change) -> None:
         """A form that maps x to Δ(x): bottleneck, Kronecker, low rank."""
@@ -87,7 +95,7 @@ class Build:
                 weight, member = self.weight(name, change, stack, layer, place, owner)
                 delta = Delta(
                     f"{owner}.{place.label}", form, weight, place.reads,
-                    held=place.held, source=place.source, member=member, part=place.part,
+                    held=place.held, source=place.source, member=member, part=place.part, mixture=self.number,
                 )  # fmt: skip
                 self.junction(stack, place).deltas.append(delta)
 
@@ -217,8 +225,9 @@ class Build:
                     )
                     weight, member = self.weight(name, change, stack, layer, place, owner)
                     delta = PrefixDelta(
-                        f"{owner}.{place.label}", table, weight, layer=slot, function=form.function, member=member
-                    )
+                        f"{owner}.{place.label}", table, weight, layer=slot, function=form.function, member=member,
+                        mixture=self.number,
+                    )  # fmt: skip
                     self.prefixes.setdefault(place.path, PrefixEntry(stack.flow)).deltas.append(delta)
 
     def biases(self, name: str, change: spec.Change) -> None:
@@ -237,7 +246,7 @@ class Build:
             self.modules[f"{name}.{path}"] = form
             part = Channels() if isinstance(module, nn.modules.conv._ConvNd) else None
             place = Place(full, path, len(bias), len(bias))
-            delta = Delta(f"{name}.{path}", form, change.weight, "output", part=part)  # type: ignore[arg-type]
+            delta = Delta(f"{name}.{path}", form, change.weight, "output", part=part, mixture=self.number)  # type: ignore[arg-type]
             self.junction(stack, place).deltas.append(delta)
             found = True
         if not found:
@@ -255,7 +264,8 @@ class Build:
                     owner = f"{stack.row.name}.{layer.index}.{name}.{path}"
                     self.modules[owner] = form
                     place = Place(f"{layer.path}.{path}", path, len(scale), len(scale))
-                    self.junction(stack, place).deltas.append(Delta(owner, form, change.weight, "input"))  # type: ignore[arg-type]
+                    delta = Delta(owner, form, change.weight, "input", mixture=self.number)  # type: ignore[arg-type]
+                    self.junction(stack, place).deltas.append(delta)
 
     def weight(
         self, name: str, change: spec.Change, stack: LiveStack, layer: Layer | None, place: Place, owner: str
@@ -287,7 +297,7 @@ class Build:
     def refuse_positions(self, name: str, change: spec.Change, stack: LiveStack, path: str) -> None:
         """Raise SiteError where relative positions, which belong to no row of a batch, would have to find a run or a gate."""
         passed = any(path.endswith("." + module) for module in stack.row.positions)
-        if passed and (self.runs > 1 or isinstance(change.weight, spec.Gate)) and self.config.relative_attention:
+        if passed and (self.several or isinstance(change.weight, spec.Gate)) and self.config.relative_attention:
             raise SiteError(
                 f"{name}: relative positions, which belong to no row of a batch, pass through {path!r} too, so it takes "
                 "neither several runs nor a gate; use one run and a number, or change 'value' or the FFN"

@@ -6,7 +6,7 @@ forward, which a variable that outlives the forward would not give.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,12 +19,42 @@ KEYWORD = "unipelt_context"
 
 
 class Context(NamedTuple):
-    """Shapes: real `[batch, seq]` and source `[batch, source]`, True at real tokens; none given: all are real."""
+    """Shapes: real `[batch, seq]` and source `[batch, source]`, True at real tokens; none given: all are real.
+
+    Where several mixtures are side by side, `parts` are the contexts of each one's own rows.
+    """
 
     route: Route
     batch: int | None = None
     real: Tensor | None = None
     source: Tensor | None = None
+    mixture: int = 0
+    """whose it is, where several are side by side"""
+    mine: Any = None
+    """the mixture's rows of the batch; none: all"""
+    parts: tuple["Context", ...] = ()
+
+    @classmethod
+    def of(cls, route: Route, batch: int, real: Tensor | None = None, source: Tensor | None = None) -> "Context":
+        """The context of a batch, cut by mixtures where there are several."""
+        parts = []
+        for mixture, mine, own in route.split(batch):
+            masks = [None if mask is None else mask[mine] for mask in (real, source)]
+            parts.append(cls(own, real=masks[0], source=masks[1], mixture=mixture, mine=mine))
+        return cls(route, batch, real, source, parts=tuple(parts))
+
+    def each(self, change: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+        """change(context, *rows) of each mixture's own rows, put together again; of all rows where there is one mixture."""
+        if not self.parts:
+            return change(self, *tensors)
+        changed = [change(part, *(None if t is None else t[part.mine] for t in tensors)) for part in self.parts]
+        return together([part.mine for part in self.parts], changed)
+
+
+def together(rows: Sequence[slice | Tensor], parts: Sequence[Tensor]) -> Tensor:
+    """Rows of a batch in their order again. rows: where each part's belong."""
+    whole = torch.cat(list(parts))
+    return whole if isinstance(rows[0], slice) else whole[torch.cat(list(rows)).argsort()]  # type: ignore[arg-type]
 
 
 class Flow:
@@ -58,11 +88,12 @@ class StackHooks:
             raise SiteError(
                 f"a batch of {batch} rows for {route.runs} runs in equal blocks: expected a multiple of {route.runs}"
             )
-        if route.rows is not None and checkpoints(stack):
-            raise SiteError("a route by rows with gradient checkpointing: expected equal blocks; sort the batch by run")
+        if (route.rows is not None or route.shares) and checkpoints(stack):
+            what = "a route by rows" if route.rows is not None else "several mixtures"
+            raise SiteError(f"{what} with gradient checkpointing: expected equal blocks of one; sort the batch by run")
         real = self._mask(args, kwargs, "attention_mask")
         source = self._mask(args, kwargs, "encoder_attention_mask")
-        context = Context(route, batch, real, source)
+        context = Context(route) if batch is None else Context.of(route, batch, real, source)
         self.flow.context = context
         return (args, {**kwargs, KEYWORD: context}) if self.hands_on else None
 

@@ -1,5 +1,6 @@
 """The head: what a task needs on top of the base. It trains for every method, by default, on the run axis."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from unipelt.errors import SiteError, nearest
 from unipelt.forms.constants import scale_and_shift
 from unipelt.forms.gate import mean_of_real
 from unipelt.forms.routed import Route, RoutedLinear, draw_normal
+from unipelt.inject.flow import Context
 from unipelt.inject.tuned import NAME
 
 POLICIES = ("train", "frozen", "paper")
@@ -62,13 +64,15 @@ class HeadNorm(nn.Module):
 
 
 class HeadJunction:
-    """Replaces a head module's output by that of each row's run."""
+    """Replaces a head module's output by that of each row's run: one module a mixture."""
 
-    def __init__(self, module: HeadLinear | HeadNorm, route: Any):
-        self.module, self.route = module, route
+    def __init__(self, modules: Sequence[HeadLinear | HeadNorm], route: Any):
+        self.modules, self.route = modules, route
 
     def after(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return self.module(args[0], self.route().repeated(args[0].shape[0]))
+        batch = args[0].shape[0]
+        context = Context.of(self.route().repeated(batch), batch)
+        return context.each(lambda own, x: self.modules[own.mixture](x, own.route), args[0])
 
 
 class Pooling:
@@ -138,8 +142,8 @@ def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> di
 
 def output_of(model: PreTrainedModel) -> RoutedLinear | nn.Linear | None:
     """The last linear of the head, where it is trained: tuned runs' own, or that of a model tuned whole."""
-    tuned = getattr(model, NAME, None)
-    modules = tuned.modules() if tuned is not None else find_head(model).values()
+    joined = getattr(model, NAME, None)
+    modules = joined.shown()[0].modules() if joined is not None else find_head(model).values()
     linears = [m.linear if isinstance(m, HeadLinear) else m for m in modules if isinstance(m, HeadLinear | nn.Linear)]
     return linears[-1] if linears and linears[-1].weight.requires_grad else None
 

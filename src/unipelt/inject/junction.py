@@ -65,10 +65,10 @@ class Delta:
 
     def __init__(
         self, name: str, form: nn.Module, weight: float | Callable[..., Tensor], reads: str,
-        *, held: str | None = None, source: bool = False, member: int = 0, part: Part | None = None,
+        *, held: str | None = None, source: bool = False, member: int = 0, part: Part | None = None, mixture: int = 0,
     ):  # fmt: skip
         self.name, self.form, self.weight, self.reads = name, form, weight, reads
-        self.held, self.source, self.member, self.part = held, source, member, part
+        self.held, self.source, self.member, self.part, self.mixture = held, source, member, part, mixture
 
     def of(self, x: Tensor, context: Context) -> Tensor:
         return self.weigh(self.form(x, context.route), x, context)
@@ -92,7 +92,10 @@ class Delta:
 
 
 class Junction:
-    """The changes of one module: h ← h + w Δ for each, in tuple order; for `normed` changes LN(s) ← LN(s + w Δ(LN(s)))."""
+    """The changes of one module: h ← h + w Δ for each, in tuple order; for `normed` changes LN(s) ← LN(s + w Δ(LN(s))).
+
+    Of mixtures side by side, each changes its own rows.
+    """
 
     def __init__(self, path: str, flow: Flow):
         self.path, self.flow = path, flow
@@ -100,34 +103,50 @@ class Junction:
 
     def before(self, module: nn.Module, args: tuple) -> tuple:
         """A pre-hook: the changed representation is the module's input, as the heads are the output projection's."""
-        h = self._rows(args[0])
-        for delta in self.deltas:
-            x = h if delta.held is None else self._rows(self.flow.held[delta.held])
-            h = delta.add_to(h, x, self.flow.context)
-        return (h.reshape(args[0].shape), *args[1:])
+
+        def changed(context: Context, h: Tensor) -> Tensor:
+            for delta in self._of(context):
+                h = delta.add_to(h, self._held(delta, context, h), context)
+            return h
+
+        return (self.flow.context.each(changed, self._rows(args[0])).reshape(args[0].shape), *args[1:])
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """A forward hook: the changed representation is the module's output."""
         y = output[0] if isinstance(output, tuple) else output
         x = self._rows(args[0]) if args else None
-        changed = self._changed(module, x, self._rows(y), len(self.deltas))
+
+        def change(context: Context, x: Any, y: Tensor) -> Tensor:
+            return self._changed(module, x, y, self._of(context), context)
+
+        changed = self.flow.context.each(change, x, self._rows(y))
         if changed.shape != y.shape:  # else no view: FSDP warns of layers that return one
             changed = changed.reshape(y.shape)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    def _changed(self, module: nn.Module, x: Any, y: Tensor, count: int) -> Tensor:
-        """The module's output for x after its first `count` changes, y being what it is after none."""
-        if count == 0:
+    def _changed(self, module: nn.Module, x: Any, y: Tensor, deltas: list[Delta], context: Context) -> Tensor:
+        """The module's output for x after these changes, y being what it is after none."""
+        if not deltas:
             return y
-        y, delta, context = self._changed(module, x, y, count - 1), self.deltas[count - 1], self.flow.context
+        *earlier, delta = deltas
+        y = self._changed(module, x, y, earlier, context)
         if delta.reads == "normed sum":
             s = delta.add_to(x, y, context)
-            return self._changed(module, s, module.forward(s), count - 1)
-        if delta.held is not None:
-            return delta.add_to(y, self._rows(self.flow.held[delta.held]), context)
+            return self._changed(module, s, module.forward(s), earlier, context)
+        read = self._held(delta, context, x if delta.reads == "input" else y)
         if delta.part is not None:
-            return delta.part.add(y, delta.of(x if delta.reads == "input" else delta.part.take(y), context))
-        return delta.add_to(y, x if delta.reads == "input" else y, context)
+            return delta.part.add(y, delta.of(read if delta.reads == "input" else delta.part.take(y), context))
+        return delta.add_to(y, read, context)
+
+    def _of(self, context: Context) -> list[Delta]:
+        return [delta for delta in self.deltas if delta.mixture == context.mixture]
+
+    def _held(self, delta: Delta, context: Context, other: Tensor) -> Tensor:
+        """What an earlier module of the layer has kept for a change, or, where it asks for nothing kept, the other."""
+        if delta.held is None:
+            return other
+        held = self._rows(self.flow.held[delta.held])
+        return held if context.mine is None else held[context.mine]
 
     def _rows(self, x: Tensor) -> Tensor:
         """OPT flattens its FFN to [batch·seq, d]: back to rows, so that each finds its run and its gate."""

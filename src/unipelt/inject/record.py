@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt.forms.gate import Gate, GroupGate
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.tuned import Tuned, tuned_of
 
 
 @contextmanager
@@ -35,10 +35,11 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
             handle.remove()
 
 
-def trainable_parameters(model: PreTrainedModel) -> dict[str, int]:
+def trainable_parameters(model: PreTrainedModel | Tuned) -> dict[str, int]:
     """Numbers of trainable parameters of one run, by change; `head` for the head."""
-    counts: dict[str, int] = {name: 0 for name, _ in tuned_of(model).mixture.named()}
-    for owner, _, parameter in tuned_of(model).changes():
+    tuned = model if isinstance(model, Tuned) else tuned_of(model)
+    counts: dict[str, int] = {name: 0 for name, _ in tuned.mixture.named()}
+    for owner, _, parameter in tuned.changes():
         if parameter.requires_grad:
             counts[owner] = counts.get(owner, 0) + parameter[0].numel()
     return counts

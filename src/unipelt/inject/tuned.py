@@ -1,6 +1,6 @@
 """The one child module of a base that holds everything tuned, and the hooks that join it to the base."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,15 +13,12 @@ from unipelt.forms.routed import Route
 NAME = "unipelt"
 
 
-class Tuned(nn.Module):
-    """Every tuned parameter of a base, `[run, ...]`, under paths such as `encoder.0.low_rank_query.query.down.weight`."""
+class Joined(nn.Module):
+    """What hangs on a base: one mixture's tuned part, or several side by side."""
 
-    def __init__(self, mixture: spec.Mixture, runs: int, options: dict[str, Any], fresh_head: bool = False):
+    def __init__(self, runs: int):
         super().__init__()
-        self.mixture, self.runs, self.options, self.fresh_head = mixture, runs, options, fresh_head
-        self.blank: dict[str, Tensor] = {}
-        """one run's parameters before anything was drawn"""
-        self.route = Route.blocks(runs)
+        self.runs, self.route = runs, Route.blocks(runs)
         self.hooks: list[tuple[str, str, Any]] = []
         """module path, kind of hook and the bound method that hangs there, in order"""
         self.handles: list[Any] = []
@@ -29,37 +26,44 @@ class Tuned(nn.Module):
         """what detach gives back: requires_grad of each parameter and attributes of the base"""
         self.kernels: Any = None
 
+    @property
+    def parts(self) -> list["Tuned"]:
+        """One a mixture."""
+        raise NotImplementedError
+
+    def shown(self) -> list["Tuned"]:
+        """The parts that have runs now."""
+        return [part for part in self.parts if part.runs]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(part.mixture.name for part in self.parts)
+
     def current_route(self) -> Route:
         return self.route
 
-    def place(self, path: str, module: nn.Module) -> None:
-        """Add a module under a dotted path."""
-        parent: nn.Module = self
-        *parents, name = path.split(".")
-        for part in parents:
-            if part not in parent._modules:
-                parent.add_module(part, nn.Module())
-            parent = parent.get_submodule(part)
-        parent.add_module(name, module)
+    def show(self, shares: Sequence[int]) -> None:
+        """So many runs of each part stand in the parameters now."""
+        for part, runs in zip(self.parts, shares):
+            part.runs, part.route = runs, Route.blocks(runs)
 
-    @torch.no_grad()
     def begin(self, run: int, seed: int) -> None:
-        """Initial values of one run from its own generator, in the order of the mixture: they do not depend on its fleet."""
-        if not self.blank:
-            self.blank = {name: _blank(p[0]) for name, p in self.named_parameters() if not p.is_meta}
-        for name, parameter in self.named_parameters():
-            if name in self.blank:
-                parameter.data[run] = self.blank[name].to(parameter.device)
-        generator = torch.Generator().manual_seed(seed)
-        for path, module in self.named_modules():
-            fresh = self.fresh_head or not path.startswith("head.")
-            if hasattr(module, "draw") and fresh and not self._inside_drawn(path):
-                module.draw(run, generator)
+        """Initial values of one run, drawn from its own seed."""
+        part, own = self.one_run(run)
+        part.start(own, seed)
 
-    def _inside_drawn(self, path: str) -> bool:
-        """Whether an ancestor draws this module's values."""
-        parents = path.split(".")[:-1]
-        return any(hasattr(self.get_submodule(".".join(parents[: i + 1])), "draw") for i in range(len(parents)))
+    def one_run(self, run: int | None) -> tuple["Tuned", int]:
+        """The run that is meant, as its part and its place there; none named: the only one. Raises SpecError where there are
+        more, or no such run."""
+        if run is None and self.runs == 1:
+            run = 0
+        if isinstance(run, bool) or not isinstance(run, int) or not 0 <= run < self.runs:
+            raise SpecError(f"run={run!r}: the model has runs 0 to {self.runs - 1}; say which one, such as run=0")
+        for part in self.parts:
+            if run < part.runs:
+                break
+            run -= part.runs
+        return part, run
 
     def hang(self, base: nn.Module) -> None:
         """Register every hook, in order."""
@@ -79,17 +83,71 @@ class Tuned(nn.Module):
             handle.remove()
         self.handles.clear()
 
+
+class Several(Joined):
+    """Tuned parts of several mixtures side by side, each with runs of its own: one mixture's runs after another's."""
+
+    def __init__(self, parts: Sequence["Tuned"]):
+        super().__init__(0)
+        for number, part in enumerate(parts):
+            self.add_module(str(number), part)
+        self.show([part.runs for part in parts])
+
+    @property
+    def parts(self) -> list["Tuned"]:
+        return list(self.children())  # type: ignore[arg-type]
+
+    def show(self, shares: Sequence[int]) -> None:
+        super().show(shares)
+        self.runs = sum(shares)
+        self.route = Route(self.runs, None, tuple(shares))
+
+
+class Tuned(Joined):
+    """Every tuned parameter of a mixture, `[run, ...]`, under paths such as `encoder.0.low_rank_query.query.down.weight`."""
+
+    def __init__(self, mixture: spec.Mixture, runs: int, options: dict[str, Any], fresh_head: bool = False):
+        super().__init__(runs)
+        self.mixture, self.options, self.fresh_head = mixture, options, fresh_head
+        self.blank: dict[str, Tensor] = {}
+        """one run's parameters before anything was drawn"""
+
+    @property
+    def parts(self) -> list["Tuned"]:
+        return [self]
+
+    def place(self, path: str, module: nn.Module) -> None:
+        """Add a module under a dotted path."""
+        parent: nn.Module = self
+        *parents, name = path.split(".")
+        for part in parents:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        parent.add_module(name, module)
+
+    @torch.no_grad()
+    def start(self, run: int, seed: int) -> None:
+        """Initial values of one run from its own generator, in the order of the mixture: they do not depend on its fleet."""
+        if not self.blank:
+            self.blank = {name: _blank(p[0]) for name, p in self.named_parameters() if not p.is_meta}
+        for name, parameter in self.named_parameters():
+            if name in self.blank:
+                parameter.data[run] = self.blank[name].to(parameter.device)
+        generator = torch.Generator().manual_seed(seed)
+        for path, module in self.named_modules():
+            fresh = self.fresh_head or not path.startswith("head.")
+            if hasattr(module, "draw") and fresh and not self._inside_drawn(path):
+                module.draw(run, generator)
+
+    def _inside_drawn(self, path: str) -> bool:
+        """Whether an ancestor draws this module's values."""
+        parents = path.split(".")[:-1]
+        return any(hasattr(self.get_submodule(".".join(parents[: i + 1])), "draw") for i in range(len(parents)))
+
     def state_of(self, run: int) -> dict[str, Tensor]:
         """One run's parameters, without the run axis."""
         return {name: parameter.detach()[run] for name, parameter in self.named_parameters()}
-
-    def one_run(self, run: int | None) -> int:
-        """The run that is meant; none named: the only one. Raises SpecError where there are more, or no such run."""
-        if run is None and self.runs == 1:
-            return 0
-        if isinstance(run, bool) or not isinstance(run, int) or not 0 <= run < self.runs:
-            raise SpecError(f"run={run!r}: the model has runs 0 to {self.runs - 1}; say which one, such as run=0")
-        return run
 
     def head_modules(self) -> list[str]:
         """The base's modules that the tuned head stands for."""
@@ -115,9 +173,20 @@ def _blank(values: Tensor) -> Tensor:
     return first.clone() if bool((values == first).all()) else values.clone()
 
 
-def tuned_of(model: nn.Module) -> Tuned:
-    """The tuned part of an attached model. Raises SiteError where nothing is attached."""
-    tuned = getattr(model, NAME, None)
-    if not isinstance(tuned, Tuned):
+def joined_to(model: nn.Module) -> Joined:
+    """What is attached to a model. Raises SiteError where nothing is."""
+    joined = getattr(model, NAME, None)
+    if not isinstance(joined, Joined):
         raise SiteError(f"{type(model).__name__} has nothing attached; call unipelt.attach(model, …) first")
-    return tuned
+    return joined
+
+
+def tuned_of(model: nn.Module) -> Tuned:
+    """The tuned part of an attached model. Raises SiteError where nothing is attached, or mixtures side by side."""
+    shown = joined_to(model).shown()
+    if len(shown) != 1:
+        raise SiteError(
+            f"{len(shown)} mixtures are attached side by side ({joined_to(model).name}), and one was expected; "
+            "unipelt.save(model, folder, run=…) writes a run of one, to be loaded alone"
+        )
+    return shown[0]

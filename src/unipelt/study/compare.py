@@ -30,12 +30,13 @@ def cells(
     return found
 
 
-def in_rounds(free: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """A fleet for each seed and method; a whole model alone."""
+def in_rounds(free: Iterable[Cell], mix_methods: bool = False) -> dict[str, list[Cell]]:
+    """A fleet for each seed and method, or for each seed; a whole model alone."""
     fleets: dict[str, list[Cell]] = {}
     for cell in free:
-        alone = cell.lr if cell.method.strip() == FULL else ""
-        fleets.setdefault(_name(cell.seed, cell.method, alone), []).append(cell)
+        full = cell.method.strip() == FULL
+        method = "" if mix_methods and not full else cell.method
+        fleets.setdefault(_name(cell.seed, method, cell.lr if full else ""), []).append(cell)
     return fleets
 
 

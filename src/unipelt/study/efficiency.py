@@ -70,16 +70,18 @@ def measure(
         if value < least:
             raise UserError(f"--{name} {value}: expected at least {least}")
     names = list(dict.fromkeys((FULL, *(method.strip() for method in methods))))
-    mixtures = {name: name if name == FULL else spec.mixture(name) for name in names}
+    for name in names:
+        if name != FULL:
+            spec.mixture(name)  # a misspelt one is said before anything is loaded
     steps: dict[tuple[str, str], Step] = {}
     memory: dict[str, int] = {}
-    for name, mixture in mixtures.items():
+    for name in names:
         tell(f"{name} on {model}")
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         made = load_base(model, classes=2)
         if length > (most := most_tokens(made, length)):
             raise UserError(f"--length {length}: {model} has {most} positions; expected at most that")
-        prepare(made, mixture, Request(model=model, task="sst2", method=name), seeds=[0])
+        prepare(made, [name], Request(model=model, task="sst2", method=name), seeds=[[0]])
         rows = _rows(made.to(device), batch, length)
         steps[name, "train"], steps[name, "inference"] = training(made, rows), inference(made, rows)
         if device.type == "cuda":

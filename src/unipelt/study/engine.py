@@ -74,7 +74,8 @@ def train_fleet(
     """
     requests, todo = [setting.request(cell) for cell in cells], set(todo)
     full = cells[0].method.strip() == FULL
-    width = 1 if full else min(len(cells), planned_width(setting, device))
+    methods = {cell.method for cell in cells}
+    width = 1 if full else min(len(cells), max(planned_width(setting, device), len(methods)))
 
     def ended(model: Any, places: list[int], finished: list[Result]) -> None:
         for run, (place, one) in enumerate(zip(places, finished)):

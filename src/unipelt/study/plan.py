@@ -93,6 +93,8 @@ class Setting:
     """folder with GLUE as parquet files; none given: the hub"""
     width: int = 0
     """runs that are trained at once; 0: planned from the device's memory"""
+    mix_methods: bool = False
+    """train runs of several methods side by side in one fleet, where one method alone has few"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """what is given of the recipe; the rest is each method's default"""
     columns: dict[str, Any] = field(default_factory=dict)
@@ -117,17 +119,22 @@ class Setting:
         )  # fmt: skip
 
 
-def in_fleets(cells: Iterable[Cell], width: int, mixed: bool) -> dict[str, list[Cell]]:
-    """Runs by the fleet that trains them: of one method and size, a few widths long; a whole model alone.
+def in_fleets(cells: Iterable[Cell], width: int, mixed: bool, mix_methods: bool = False) -> dict[str, list[Cell]]:
+    """Runs by the fleet that trains them: of one size, a few widths long; a whole model alone.
 
-    mixed: tasks side by side, those of like lengths together. A GPU has room for them; on a CPU the shorter task would only
-    pay for the longer one's padding. A fleet's name is a digest of its runs, so that the same plan has the same fleets.
+    mix_methods: as many methods side by side as there are places; else one. mixed: tasks side by side, those of like lengths
+    together. A GPU has room for them; on a CPU the shorter task would only pay for the longer one's padding. A fleet's name
+    is a digest of its runs, so that the same plan has the same fleets.
     """
     groups: dict[tuple, list[Cell]] = {}
+    cells = list(cells)
+    order = list(dict.fromkeys(cell.method for cell in cells))
     for cell in sorted(cells, key=lambda cell: LENGTHS.get(cell.task, 0)) if mixed else cells:
-        apart = () if mixed else (cell.task,)
-        alone = (cell.task, cell.seed, cell.lr) if cell.method.strip() == FULL else apart
-        groups.setdefault((cell.k, cell.method, *alone), []).append(cell)
+        apart: tuple = () if mixed else (cell.task,)
+        beside: Any = order.index(cell.method) // width if mix_methods else cell.method
+        if cell.method.strip() == FULL:
+            beside, apart = FULL, (cell.task, cell.seed, cell.lr)
+        groups.setdefault((cell.k, beside, *apart), []).append(cell)
     fleets = {}
     for group in groups.values():
         for start in range(0, len(group), width * QUEUE):
@@ -174,7 +181,7 @@ def _fits(value: Any, kind: Any) -> bool:
 def _words(kind: Any) -> str:
     if get_origin(kind) is Sequence:
         return "a list, each " + " or ".join(_words(one) for one in get_args(kind))
-    names = {int: "a whole number", float: "a number", str: "a text"}
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return " or ".join(names[one] for one in get_args(kind) or (kind,) if one in names)
 
 
