@@ -46,7 +46,8 @@ def attach(
     Raises SpecError for a misspelt preset or option, SiteError where the base lacks what a change asks for; the base is
     then as it was.
     """
-    mixtures = [spec.mixture(one) for one in (mixture if isinstance(mixture, list | tuple) else [mixture])]
+    given: list = list(mixture) if isinstance(mixture, list | tuple) else [mixture]
+    mixtures = [spec.mixture(one) for one in given]
     shares: list = list(runs) if isinstance(runs, list | tuple) else [runs] * len(mixtures)
     if not mixtures or len(shares) != len(mixtures) or any(type(share) is not int or share < 1 for share in shares):
         raise SpecError(f"runs={runs!r} of {len(mixtures)} mixtures: expected at least one run of each")
