@@ -21,6 +21,7 @@ _WHERE = {
     "save": "checkpoint.folder",
     "load": "checkpoint.folder",
     "merge": "checkpoint.merge",
+    "fold": "checkpoint.fold",
     "export_merged": "checkpoint.export",
     "export_peft": "checkpoint.export",
     "load_peft": "checkpoint.peft_format",
