@@ -16,6 +16,7 @@ _WHERE = {
     "attach": "inject.attach",
     "detach": "inject.attach",
     "disabled": "inject.attach",
+    "dropped": "inject.drop",
     "route": "inject.attach",
     "fix_gates": "inject.swap",
     "save": "checkpoint.folder",
