@@ -205,7 +205,7 @@ def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Pat
 
     assert run("export", folder, "--peft", tmp_path / "peft").code == 0
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["peft_type"] == "LORA"
-    assert "expected one of --merged FOLDER and --peft FOLDER" in run("export", folder).line
+    assert "expected one of --merged FOLDER, --peft FOLDER and --folded FOLDER" in run("export", folder).line
     gated = finished("unipelt-apl")
     line = run("export", gated, "--merged", tmp_path / "no").line
     assert "gate depends on the input" in line and "--fix-gates" not in line, "its adapter and prefix never fold"
@@ -232,6 +232,34 @@ def test_a_gated_lora_merges_once_its_gates_are_fixed(run, tiny_base: str, finis
     for kind in ("--merged", "--peft"):
         said = run("export", folder, kind, tmp_path / kind, "--fix-gates", "--data", unlabelled)
         assert (said.code, said.out) == (0, f"{tmp_path / kind}: written\n"), said.err
+
+
+def test_a_folded_run_predicts(run, finished, reviews: Path, unlabelled: Path, tmp_path: Path):
+    gated, folder = finished("unipelt-apl"), tmp_path / "folded"
+    asked = ("export", gated, "--folded", folder)
+    said = run(*asked, "--data", reviews, "--deviation", 1, "--least", 0)
+    record = json.loads((folder / "unipelt.json").read_text())
+    before, after = (record["results"][f"accuracy {when}"] for when in ("before folding", "folded"))
+    assert said.out.startswith(
+        "8 gates over 60 rows: 0% kept, 50% fixed, 50% merged, 0% dropped; logits moved by at most "
+    )
+    assert said.out.endswith(f"; accuracy {before:.4f} → {after:.4f}\n{folder}: written\n")
+    rows = table(run("predict", folder, "--data", reviews).out)
+    assert after == sum(row["prediction"] == row["stars"] for row in rows) / 60
+    assert "this run has no gates" in run("predict", folder, "--data", reviews, "--gates").line
+
+    kept = run(*asked[:3], tmp_path / "kept", "--data", unlabelled, "--deviation", 0)
+    assert "8 gates over 9 rows: 100% kept" in kept.out and "accuracy" not in kept.out
+    for data in (gated, tmp_path / "kept"):
+        answered = run("predict", data, "--data", unlabelled, "--proba").out
+        assert answered == run("predict", gated, "--data", unlabelled, "--proba").out
+
+    assert "--folded needs --data" in run(*asked[:3], tmp_path / "no").line
+    assert "not empty; expected a new folder" in run(*asked, "--data", reviews).line
+    wrong = run(*asked[:3], tmp_path / "no", "--data", reviews, "--deviation", -1).line
+    assert "deviation=-1.0: expected a number from 0 to 1" in wrong
+    none = run("export", finished("lora"), "--folded", tmp_path / "no", "--data", reviews).line
+    assert "has no gates, so there is nothing to fold" in none and not (tmp_path / "no").exists()
 
 
 def test_values_far_from_nought_are_learnt_and_predicted_as_they_are(run, train_words, tmp_path: Path):

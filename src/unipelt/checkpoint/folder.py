@@ -24,6 +24,7 @@ from unipelt.checkpoint.description import CARD, CONFIG, TENSORS, Description, d
 from unipelt.checkpoint.disk import resolve, settle, write_whole
 from unipelt.checkpoint.fill import fill, not_finite
 from unipelt.checkpoint.fingerprint import check_base, fingerprint
+from unipelt.checkpoint.merge import own_weights
 from unipelt.errors import CheckpointError
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach
@@ -56,9 +57,11 @@ def save(
     if problem := not_finite(tensors):
         raise CheckpointError(f"{folder}: nothing was written: {problem}")
     data = save_tensors(tensors, metadata={"format": "pt"})
+    with own_weights(model):
+        prints = fingerprint(model, tuned.head_modules())
     description = Description(
         mixture=mixture.to_dict(),
-        base={"name": base or portable_name(model.config._name_or_path), **fingerprint(model, tuned.head_modules())},
+        base={"name": base or portable_name(model.config._name_or_path), **prints},
         head={"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": tuned.head_modules()},
         sha256=hashlib.sha256(data).hexdigest(),
         task=task or {},

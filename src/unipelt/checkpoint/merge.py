@@ -1,7 +1,8 @@
 """Folding changes into the base's own weights, where the merged base computes the same function."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +10,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unipelt import spec
-from unipelt.errors import SpecError
+from unipelt.errors import SpecError, nearest
 from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.gate import Learned
 from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Route
-from unipelt.inject.attach import detach
+from unipelt.inject.attach import _check_compiled, _forget_compiled, detach
 from unipelt.inject.junction import Delta
 from unipelt.inject.places import features, is_linear
 from unipelt.inject.tuned import Tuned, tuned_of
@@ -30,13 +31,21 @@ class Joint(NamedTuple):
     delta: Delta
 
 
-def merge(model: PreTrainedModel, *, run: int | None = None) -> PreTrainedModel:
+def merge(
+    model: PreTrainedModel, *, run: int | None = None, rest: Literal["refuse", "attached"] = "refuse"
+) -> PreTrainedModel:
     """Fold one run of what is attached into the base's weights, its head too, and detach: the same outputs from a plain base.
 
     What folds: LoRA, BitFit, tuned norms and adapters without a non-linearity, each on a linear or norm of the base with a
     number or a learned scalar as its weight. Raises SpecError that names each change that does not, and why; nothing has
     changed then.
+
+    rest="attached", of a model with one run, for inference: what does not fold stays attached, the head too, and what folds
+    trains no longer. `disabled` and `detach` give the base's own weights back bit for bit, for which a copy of those that
+    were written is kept; `save` writes the checkpoint that it would have written before.
     """
+    if rest not in ("refuse", "attached"):
+        raise SpecError(f"rest={rest!r}: {nearest(str(rest), ('refuse', 'attached'))}")
     tuned = tuned_of(model)
     _, run = tuned.one_run(run)
     found = list(joints(tuned))
@@ -49,6 +58,12 @@ def merge(model: PreTrainedModel, *, run: int | None = None) -> PreTrainedModel:
         module = model.get_submodule(joint.path)
         return _reason(joint, module, tuned.runs, run) or _shared(module, joint.path, users)
 
+    if rest == "attached":
+        if tuned.runs > 1:
+            raise SpecError(
+                f"rest='attached' with {tuned.runs} runs: the base's weights hold one; save and load one run"
+            )
+        return _into_weights(model, found, reason)
     shared = [_shared(model.get_submodule(path), path, users) for path in tuned.head_modules()]
     refuse("merge", tuned, found, reason, next((why for why in shared if why), None))
     heads = {path: tuned.get_submodule(f"head.{path}") for path in tuned.head_modules()}
@@ -61,6 +76,64 @@ def merge(model: PreTrainedModel, *, run: int | None = None) -> PreTrainedModel:
                 target = getattr(model.get_submodule(path), name.rsplit(".", 1)[-1])
                 target.copy_(parameter[run])
     return model
+
+
+class InWeights:
+    """Changes that hang in the weight of their module instead of on a hook of it: its own handle, `remove` gives it back."""
+
+    def __init__(self, found: list[Joint]):
+        self.found, self.deltas = found, [joint.delta for joint in found]
+        self.before: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def write(self, module: nn.Module) -> "InWeights":
+        self.module = module
+        self.before = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
+        _fold(module, self.found, 1, 0)
+        return self
+
+    @torch.no_grad()
+    def remove(self) -> None:
+        for name, value in self.before.items():
+            self.module.get_parameter(name).copy_(value)
+        self.before = {}
+
+
+def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[Joint], str | None]) -> PreTrainedModel:
+    """Hang in a module's weight the first of its changes that fold: what comes behind another must wait for it."""
+    tuned = tuned_of(model)
+    _check_compiled(model)
+    tuned.unhang()
+    hooks = []
+    for path, kind, method in tuned.hooks:
+        deltas = [id(delta) for delta in getattr(method.__self__, "deltas", ())] if kind == "post" else []
+        mine = [joint for joint in found if id(joint.delta) in deltas]
+        foldable = [not isinstance(joint.change.weight, spec.Gate) and reason(joint) is None for joint in mine]
+        first = (*foldable, False).index(False)
+        if first:
+            hooks.append((path, "weight", InWeights(mine[:first]).write))
+            for joint in mine[:first]:
+                joint.delta.form.requires_grad_(False)
+            method.__self__.deltas = method.__self__.deltas[first:]
+        if not mine or mine[first:]:
+            hooks.append((path, kind, method))
+    tuned.hooks = hooks
+    tuned.hang(model)
+    _forget_compiled()
+    return model
+
+
+@contextmanager
+def own_weights(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the base has its own weights, whatever hangs in them."""
+    written = [handle for handle in tuned_of(model).handles if isinstance(handle, InWeights) and handle.before]
+    for handle in written:
+        handle.remove()
+    try:
+        yield
+    finally:
+        for handle in written:
+            handle.write(handle.module)
 
 
 def joints(tuned: Tuned) -> Iterator[Joint]:

@@ -13,27 +13,56 @@ def export(
         "", help="folder for a plain transformers model, with everything folded into its weights"
     ),
     peft: str = typer.Option("", help="folder for a peft LoRA adapter"),
+    folded: str = typer.Option(
+        "", help="folder for the run with each gate that hardly varies over --data fixed, for `unipelt predict`"
+    ),
     fix_gates: bool = typer.Option(False, "--fix-gates", help="replace each gate by its mean over --data first"),
-    data: str = typer.Option("", help="file with texts, for --fix-gates"),
+    data: str = typer.Option(
+        "", help="file with texts, for --fix-gates and --folded; its labels tell what folding costs"
+    ),
     text: str = typer.Option("", help="column of the text, or of the first text of a pair"),
     pair: str = typer.Option("", help="column of the second text"),
+    deviation: float | None = typer.Option(
+        None, help="for --folded: gates whose standard deviation over --data is below it are fixed at their mean"
+    ),
+    least: float | None = typer.Option(
+        None, help="for --folded: fixed gates below it are dropped, with their changes; default of both: unipelt.fold's"
+    ),
     model: str = typer.Option("", help="another place of the run's base"),
 ) -> None:
-    """Write a run as a plain model, or as peft's LoRA; what cannot be folded exactly is refused by name."""
-    if bool(merged) == bool(peft):
-        raise UserError("expected one of --merged FOLDER and --peft FOLDER")
-    place = Path(merged or peft)
+    """Write a run as a plain model, as peft's LoRA, or folded; what cannot be merged exactly is refused by name."""
+    given = {flag: folder for flag, folder in (("--merged", merged), ("--peft", peft), ("--folded", folded)) if folder}
+    if len(given) != 1:
+        raise UserError("expected one of --merged FOLDER, --peft FOLDER and --folded FOLDER")
+    ((flag, out),) = given.items()
+    place = Path(out)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{'--merged' if merged else '--peft'} {place}: not empty; expected a new folder")
+        raise UserError(f"{flag} {place}: not empty; expected a new folder")
+    if folded and not data:
+        raise UserError("--folded needs --data: what a gate does is measured over texts")
     if fix_gates and not data:
         raise UserError("--fix-gates needs --data: the mean of a gate is taken over texts")
+    from unipelt.checkpoint.description import describe
+    from unipelt.checkpoint.disk import resolve
     from unipelt.checkpoint.export import export_merged, export_peft
+    from unipelt.checkpoint.folder import save
     from unipelt.fleet.apply import Applied, fixed_at_means
 
     applied = Applied.load(run, model or None, "cpu")
     if not applied.tuned:
         raise UserError(f"{run}: a full run is a plain transformers model as it stands; load it from its folder")
-    if fix_gates:
+    if folded:
+        _, rows = applied.read(data, text=text or None, pair=pair or None, labelled=True)
+        thresholds = {"deviation": deviation, "least": least}
+        said = applied.fold(rows, **{name: value for name, value in thresholds.items() if value is not None})
+        whole = describe(resolve(run))
+        results = {f"{said.metric} before folding": said.before, f"{said.metric} folded": said.after}
+        save(
+            applied.model, folded, base=whole.base["name"], task=whole.task, recipe=whole.recipe,
+            results=results if said.metric else {},
+        )  # fmt: skip
+        print(said)
+    elif fix_gates:
         _, rows = applied.read(data, text=text or None, pair=pair or None)
         fixed_at_means(applied, rows)
     if merged:
@@ -42,6 +71,6 @@ def export(
             applied.model.config.id2label = dict(enumerate(labels))
             applied.model.config.label2id = {label: index for index, label in enumerate(labels)}
         export_merged(applied.model, merged, tokenizer=applied.tokenizer)
-    else:
+    elif peft:
         export_peft(applied.model, peft)
-    print(f"{merged or peft}: written")
+    print(f"{out}: written")

@@ -12,12 +12,14 @@ from unipelt import data
 from unipelt.checkpoint.bases import load_base, load_tokenizer
 from unipelt.checkpoint.description import CONFIG, describe
 from unipelt.checkpoint.disk import resolve
+from unipelt.checkpoint.fold import Folded, fold
 from unipelt.checkpoint.folder import load
+from unipelt.checkpoint.merge import merge
 from unipelt.data.columns import choose_columns, task_and_rows
 from unipelt.data.files import read_table
 from unipelt.errors import CheckpointError, UserError
-from unipelt.fleet.encode import encode, most_tokens
-from unipelt.fleet.evaluate import predict
+from unipelt.fleet.encode import collate, encode, most_tokens, sorted_batches
+from unipelt.fleet.evaluate import CPU_ROWS, decisions, predict
 from unipelt.fleet.outcome import RECORD, read_outcome
 from unipelt.fleet.ready import device_of
 from unipelt.fleet.recipe import Recipe
@@ -53,7 +55,7 @@ class Applied:
         tokenizer = load_tokenizer(name)
         model.config.pad_token_id = tokenizer.pad_token_id
         longest = most_tokens(model, description.recipe.get("max_length", Recipe.max_length))
-        load(model, folder)
+        merge(load(model, folder), rest="attached")
         return cls(model.to(target).eval(), tokenizer, task, longest, True)
 
     @classmethod
@@ -99,13 +101,18 @@ class Applied:
             columns[f"gate({name})"] = [round(value, 6) for value in values.tolist()]
         return columns
 
-    def read(self, path: str, *, text: str | None, pair: str | None) -> tuple[dict[str, list[Any]], data.Rows]:
-        """A file's columns, and its texts: from the columns given, else from those of the training."""
+    def read(
+        self, path: str, *, text: str | None, pair: str | None, labelled: bool = False
+    ) -> tuple[dict[str, list[Any]], data.Rows]:
+        """A file's columns, and its texts: from the columns given, else from those of the training; its labels too, where
+        they are asked for and the file has them."""
         table, trained = read_table(path), self.task.get("columns")
+        label = (trained or {}).get("label") if labelled else None
         columns = choose_columns(
-            table, text=text, pair=pair, label=None, for_prediction=True, trained=data.Columns(**trained) if trained else None
+            table, text=text, pair=pair, label=label if label in table.columns else None, for_prediction=True,
+            trained=data.Columns(**trained) if trained else None,
         )  # fmt: skip
-        found, rows = task_and_rows(table, columns, name=path)
+        found, rows = task_and_rows(table, columns, name=path, labels=self.task["labels"], kind=self.task.get("kind"))
         if found.pair != self.task["pair"]:
             counts = {True: "pairs of texts", False: "single texts"}
             raise UserError(
@@ -118,6 +125,22 @@ class Applied:
         values: dict[str, Tensor] = {}
         predict(self.model, self.tokenizer, [encode(self.tokenizer, rows, self.max_length)], gates=[values])
         return values
+
+    def fold(self, rows: data.Rows, **thresholds: Any) -> Folded:
+        """What `unipelt.fold` does over these rows; with labels, by the task's own metric."""
+        encoded, batches = encode(self.tokenizer, rows, self.max_length), []
+        for mine in sorted_batches(encoded.lengths(), CPU_ROWS):
+            inputs, _ = collate([(encoded, mine)], self.tokenizer, self.model.device)
+            if rows.labels is not None:
+                inputs["labels"] = torch.tensor([rows.labels[row] for row in mine], device=self.model.device)
+            batches.append(inputs)
+        known = {name: self.task[name] for name in ("name", "kind", "metric", "pair")}
+        task = data.Task(labels=tuple(self.task["labels"]), **known)
+
+        def score(logits: Tensor, labels: Tensor) -> float:
+            return data.score(task, decisions(task, logits), labels.tolist())[task.metric]
+
+        return fold(self.model, batches, score=(task.metric, score), **thresholds)
 
 
 def gate_paths(model: PreTrainedModel):

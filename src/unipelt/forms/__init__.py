@@ -30,4 +30,19 @@ def _low_rank(form: spec.LowRank, runs: int, inputs: int, outputs: int) -> nn.Mo
 MAPS: dict[str, Callable[..., nn.Module]] = {"bottleneck": _bottleneck, "kronecker": _kronecker, "low_rank": _low_rank}
 """The forms that are maps from `inputs` to `outputs` features, each with the function that builds it from its settings."""
 
-__all__ = ["MAPS", "Route", "RoutedLinear"]
+LAST: dict[str, tuple[str, ...]] = {
+    "bottleneck": ("up.weight", "up.bias"),
+    "kronecker": ("up.right", "up.bias"),
+    "low_rank": ("up.weight",),
+    "prefix": ("key", "value"),
+}
+"""The parameters, of each form that may be gated, that a constant weight can be multiplied into."""
+
+
+def takes_weight(form: spec.Form, path: str) -> bool:
+    """Whether this parameter of a form is among those that a constant weight multiplies."""
+    last = ("value",) if isinstance(form, spec.Prefix) and form.function == "relu" else LAST[form.name]
+    return path.endswith(tuple("." + name for name in last))
+
+
+__all__ = ["MAPS", "Route", "RoutedLinear", "takes_weight"]

@@ -289,5 +289,5 @@ class Checkpointed:
         self.model = model
 
     def after(self, embeddings: nn.Module, args: tuple, output: Any) -> None:
-        if isinstance(output, Tensor) and not output.requires_grad and checkpoints(self.model):
+        if isinstance(output, Tensor) and not output.requires_grad and checkpoints(self.model, "reentrant"):
             output.requires_grad_(True)

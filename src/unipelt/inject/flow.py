@@ -155,8 +155,14 @@ def argument(names: list[str], args: tuple, kwargs: dict[str, Any], name: str) -
     return args[place] if place < len(args) else None
 
 
-def checkpoints(model: nn.Module) -> bool:
-    """Whether this forward will be recomputed layer by layer for its gradients."""
+def checkpoints(model: nn.Module, kind: str = "any") -> bool:
+    """Whether this forward will be recomputed layer by layer for its gradients, in any way or by reentrant checkpointing."""
     return torch.is_grad_enabled() and any(
-        getattr(m, "gradient_checkpointing", False) and m.training for m in model.modules()
+        getattr(m, "gradient_checkpointing", False) and m.training and (kind == "any" or _reentrant(m))
+        for m in model.modules()
     )
+
+
+def _reentrant(module: nn.Module) -> bool:
+    keywords = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
+    return keywords.get("use_reentrant", True)

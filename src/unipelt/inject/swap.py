@@ -15,10 +15,12 @@ from unipelt.inject.attach import attach, detach
 from unipelt.inject.tuned import Tuned, tuned_of
 
 
-def swap(model: PreTrainedModel, mixture: spec.Mixture, state: Callable[[str], Tensor]) -> PreTrainedModel:
+def swap(
+    model: PreTrainedModel, mixture: spec.Mixture, state: Callable[[str], Tensor], runs: int | None = None
+) -> PreTrainedModel:
     """Detach what is attached, attach `mixture` with the same options, and give each parameter, by path, what `state` says."""
     tuned = tuned_of(model)
-    options, runs, training, head = tuned.options, tuned.runs, model.training, tuned.head_modules()
+    options, runs, training, head = tuned.options, runs or tuned.runs, model.training, tuned.head_modules()
     trains = {name: p.requires_grad for name, p in tuned.named_parameters()}
     detach(model)
     attach(model, mixture, runs=runs, head_modules=head, **options)

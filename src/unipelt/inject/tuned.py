@@ -73,6 +73,8 @@ class Joined(nn.Module):
                 self.handles.append(module.register_forward_pre_hook(method))
             elif kind == "pre with keywords":
                 self.handles.append(module.register_forward_pre_hook(method, with_kwargs=True))
+            elif kind == "weight":  # its own handle
+                self.handles.append(method(module))
             elif kind == "post with keywords":
                 self.handles.append(module.register_forward_hook(method, with_kwargs=True))
             else:

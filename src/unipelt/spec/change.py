@@ -1,6 +1,7 @@
 """A change, and a mixture of changes: the algebra of He et al. 2022, arXiv:2110.04366, with the gates of Mao et al. 2022."""
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -53,7 +54,7 @@ class Change:
     weight: Weight = 1.0
     """1, a scale s, Learned() or Gate()"""
     layers: tuple[int, ...] | None = None
-    """layers that are changed, counted from 0 in each stack; none given: all"""
+    """layers that are changed, counted from 0 in each stack, as numbers or as a range such as '6-11'; none given: all"""
 
     def __post_init__(self):
         object.__setattr__(self, "site", tuple(self.site) if isinstance(self.site, list) else self.site)
@@ -63,9 +64,13 @@ class Change:
         if not isinstance(number, Gate) and not _finite(number):
             raise SpecError(f"weight={self.weight!r}: expected a finite number, Learned() or Gate()")
         if self.layers is not None:
-            layers = tuple(self.layers) if isinstance(self.layers, Iterable) else ()
+            ends = re.fullmatch(r"(\d{1,3})-(\d{1,3})", self.layers) if isinstance(self.layers, str) else None
+            given = range(int(ends[1]), int(ends[2]) + 1) if ends else self.layers
+            layers = tuple(given) if isinstance(given, Iterable) else ()
             if not layers or any(not isinstance(layer, int) or layer < 0 for layer in layers):
-                raise SpecError(f"layers={self.layers!r}: expected whole numbers from 0, one at least")
+                raise SpecError(
+                    f"layers={self.layers!r}: expected whole numbers from 0, one at least, or a range such as 6-11"
+                )
             object.__setattr__(self, "layers", layers)
         if isinstance(self.weight, Gate) and self.weight.pool not in ("auto", "token", "reference"):
             raise SpecError(

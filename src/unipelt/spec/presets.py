@@ -275,8 +275,15 @@ def _options(text: str, options: str) -> dict[str, object]:
         for name in names:
             if names.count(name) > 1:
                 raise SpecError(f"{text!r}: {name} is given {names.count(name)} times; expected once")
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError):
         raise SpecError(
             f"{text!r}: expected NAME(option=value, …), such as lora(r=16); quote texts: reads='residual'"
         ) from None
+
+
+def _value(node: ast.expr) -> object:
+    """A literal, or a range of layers as its text: layers=6-11."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub):
+        return ast.unparse(node).replace(" ", "")
+    return ast.literal_eval(node)

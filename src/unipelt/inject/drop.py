@@ -1,0 +1,45 @@
+"""AdapterDrop: Rücklé et al. 2021, arXiv:2010.11918, §3: a trained model without the changes of its lowest layers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import PreTrainedModel
+
+from unipelt.errors import SpecError
+from unipelt.inject.attach import _check_compiled, _forget_compiled
+from unipelt.inject.places import find_stacks
+from unipelt.inject.tuned import tuned_of
+
+
+@contextmanager
+def dropped(model: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
+    """Inside the block no change joins in the lowest `layers` layers of each stack; they cost nothing, forward or backward.
+
+    For inference, or around each step of a training with a number drawn anew: AdapterDrop's robust variant. Backward belongs
+    inside the block. What torch.compile made of the model is compiled anew at both ends of it.
+
+    Raises SpecError for a number of layers that the base has not.
+    """
+    tuned = tuned_of(model)
+    stacks = find_stacks(model, tuned.options["sites"], tuned.runs)
+    depth = max(len(stack.layers) for stack in stacks)
+    if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= depth:
+        raise SpecError(f"layers={layers!r}: expected a whole number from 0 to {depth}, the layers of the base")
+    _check_compiled(model)
+    low = tuple(layer.path + "." for stack in stacks for layer in stack.layers[:layers])
+    every = tuned.hooks
+    try:
+        tuned.unhang()
+        tuned.hooks = [
+            (path, kind, method)
+            for path, kind, method in every
+            if not (f"{path}.".startswith(low) and hasattr(method.__self__, "deltas"))
+        ]
+        tuned.hang(model)
+        _forget_compiled()
+        yield model
+    finally:
+        tuned.unhang()
+        tuned.hooks = every
+        tuned.hang(model)
+        _forget_compiled()
