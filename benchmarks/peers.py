@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,7 +47,7 @@ GLUE = [
 SHAPES = {
     "tiny-bert": {"family": "bert", "sizes": TINY, "batches": [[8] * 2]},
     "tiny-bert-lengths": {"family": "bert", "sizes": TINY, "batches": [[3, 5], [16, 9]]},
-    "tiny-llama": {"family": "llama", "sizes": TINY, "batches": [[8] * 2]},
+    "tiny-llama": {"family": "llama", "sizes": TINY | {"num_key_value_heads": 2}, "batches": [[8] * 2]},
     "bert-base-8x128": {"family": "bert", "sizes": {}, "batches": [[128] * 8]},
     "bert-base-16x128": {"family": "bert", "sizes": {}, "batches": [[128] * 16]},
     "bert-base-128x128": {"family": "bert", "sizes": {}, "batches": [[128] * 128]},
@@ -136,7 +137,7 @@ class Model:
         for kind, seconds in self.taken.items():
             if kind in self.said["failed"] or not seconds:
                 continue
-            found[f"{kind}_seconds"] = median(seconds)
+            found |= {f"{kind}_seconds": median(seconds), f"{kind}_turns": seconds}
             if reference is not None and kind not in reference.said["failed"]:
                 ratios = [mine / theirs for mine, theirs in zip(seconds, reference.taken[kind])]
                 found |= {f"{kind}_ratio": median(ratios), f"{kind}_range": [min(ratios), max(ratios)]}
@@ -294,7 +295,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, help="not given: those of the device")
     parser.add_argument("--methods", nargs="+", default=["main"], help=f"main ({', '.join(MAIN)}), all, or names")
     parser.add_argument("--libraries", nargs="+", choices=METHODS, default=[*METHODS])
-    parser.add_argument("--fleet", type=int, default=0, help="beside them a fleet of so many runs of unipelt-apl")
+    parser.add_argument("--fleet", type=int, default=0, help="beside each of ours a fleet of so many runs")
+    parser.add_argument("--apart", action="store_true", help="one method after another, each beside a full fine-tuning of its own: less memory")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="models made ready at once; they are timed one by one")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="not given: the GPU if torch sees one")
@@ -335,31 +337,35 @@ def main() -> None:
     device = given.device or seen_by(next(iter(pythons.values())))
     given.precision = given.precision or {"cpu": "float32", "cuda": "autocast"}[device]
     usual_shapes, usual_modes = USUAL[device]
-    wanted = {*given.methods} | ({*MAIN, "frozen"} if "main" in given.methods else set())
-    chosen = [
-        (library, method, 1) for library in pythons for method in METHODS[library]
-        if method in wanted or "all" in wanted or (library, method) == REFERENCE
-    ]  # fmt: skip
-    if given.fleet and "unipelt" in pythons:
-        chosen.append(("unipelt", "unipelt-apl", given.fleet))
+    for mode in given.modes or usual_modes:
+        if "graph" in mode and device == "cpu":
+            raise SystemExit(f"--modes {mode}: a CUDA graph needs a GPU; expected {' or '.join(usual_modes)}")
+    every = dict.fromkeys(method for library in pythons for method in METHODS[library])
+    groups = {"main": [*MAIN, "frozen"], "all": [*every]}
+    methods = [*dict.fromkeys(name for given_name in given.methods for name in groups.get(given_name, [given_name]))]
+    together = [[method] for method in methods if method != REFERENCE[1]] if given.apart else [methods]
 
     rows: list[dict[str, Any]] = []
-    for shape in given.shapes or usual_shapes:
-        for mode in given.modes or usual_modes:
-            tell(f"{shape}, {mode}")
+    for shape, mode, group in product(given.shapes or usual_shapes, given.modes or usual_modes, together):
+        tell(f"{shape}, {mode}" + (f", {group[0]}" if given.apart else ""))
+        chosen = [
+            (library, method, 1) for library in pythons for method in METHODS[library] if method in group or (library, method) == REFERENCE
+        ]  # fmt: skip
+        if given.fleet:
+            chosen += [("unipelt", method, given.fleet) for library, method, _ in chosen if library == "unipelt"]
 
-            def model(library: str, method: str, runs: int, shape: str = shape, mode: str = mode) -> Model:
-                asked = {"library": library, "method": method, "runs": runs, "shape": SHAPES[shape], "mode": mode}
-                asked |= {"device": device, "precision": given.precision}
-                log = given.work / f"{library}-{method}-{runs}-{shape}-{mode.replace(' ', '-')}.log"
-                return Model(asked, pythons[library], environments.variables(library), log, given.patience)
+        def model(library: str, method: str, runs: int, shape: str = shape, mode: str = mode) -> Model:
+            asked = {"library": library, "method": method, "runs": runs, "shape": SHAPES[shape], "mode": mode}
+            asked |= {"device": device, "precision": given.precision}
+            log = given.work / f"{library}-{method}-{runs}-{shape}-{mode.replace(' ', '-')}.log"
+            return Model(asked, pythons[library], environments.variables(library), log, given.patience)
 
-            measured = measure([partial(model, *one) for one in chosen], given.rounds, given.jobs)
-            rows += [{"shape": shape, "mode": mode} | row for row in measured]
-            found = {"facts": facts_of(given, rows), "missing": missing, "rows": rows}
-            given.out.mkdir(parents=True, exist_ok=True)  # after each block: what is known so far
-            (given.out / "peers.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-            (given.out / "peers.md").write_text(page(found), encoding="utf-8")
+        measured = measure([partial(model, *one) for one in chosen], given.rounds, given.jobs)
+        rows += [{"shape": shape, "mode": mode} | row for row in measured]
+        found = {"facts": facts_of(given, rows), "missing": missing, "rows": rows}
+        given.out.mkdir(parents=True, exist_ok=True)  # after each part: what is known so far
+        (given.out / "peers.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        (given.out / "peers.md").write_text(page(found), encoding="utf-8")
     print(page(found))
 
 

@@ -104,10 +104,8 @@ class Turns:
     def __init__(self, given: dict[str, Any]):
         import torch
 
-        self.torch, self.device = torch, "cuda" if given["device"] == "cuda" else "cpu"
+        self.torch, self.device = torch, given["device"]
         self.compiled, self.captured = "compiled" in given["mode"], "graph" in given["mode"]
-        if self.captured and not torch.cuda.is_available():
-            raise RuntimeError("a CUDA graph needs a GPU")
         torch.set_num_threads(1)
         torch.manual_seed(0)
         half = given["precision"] == "bfloat16"
@@ -134,12 +132,12 @@ class Turns:
         try:
             return self._prepare(kind, self.torch.compile(self.model, fullgraph=True))
         except self.torch._dynamo.exc.TorchDynamoException as error:
-            self.note = f"{kind} not whole ({in_few_words(error)})"
-            self.torch._dynamo.reset()
-            return self._prepare(kind, self.torch.compile(self.model))
+            self.note += f"{kind} is not compiled whole: {in_few_words(error)}. "
+        self.torch._dynamo.reset()
+        return self._prepare(kind, self.torch.compile(self.model))
 
     def _prepare(self, kind: str, model: Any) -> int:
-        """Warm up, capture."""
+        """Warm up; capture, or a step more; the most memory of that."""
         step = partial({"train": self.train, "infer": self.infer}[kind], model)
         self.model.train(kind == "train")
         cuda = self.torch.cuda
@@ -167,8 +165,11 @@ class Turns:
         """A whole step as one CUDA graph. On the stream of the warm-up, where autograd's nodes of the parameters were made; graphs
         of several lengths share their memory, since they run one after another and nothing is kept of what they give."""
         graph = self.torch.cuda.CUDAGraph()
-        with self.torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            step(rows)
+        try:
+            with self.torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                step(rows)
+        except Exception as error:
+            raise error.__context__ or error  # noqa: B904  # what stopped the capture, not that it was stopped
         return graph
 
     def train(self, model: Any, rows: Any) -> None:
@@ -236,7 +237,7 @@ def made(given: dict[str, Any]) -> tuple[Turns | None, dict[str, Any]]:
                 answer["memory"] = most
         except Exception as error:
             answer["failed"][kind] = in_few_words(error)
-    return turns, answer | {"note": turns.note}
+    return turns, answer | {"note": turns.note.strip()}
 
 
 def main() -> None:
