@@ -1,0 +1,84 @@
+"""benchmarks/peers.py: one table in which nothing is passed over in silence."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unipelt import PRESETS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import peers
+
+ROOT = Path(__file__).parents[1]
+
+
+def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), "--shapes", "tiny-bert", "--modes", "eager", "--device", "cpu"]  # fmt: skip
+    where = ["--offline", "--work", str(folder), "--out", str(folder)]
+    return subprocess.run([*command, *where, *arguments], capture_output=True, text=True)
+
+
+def test_libraries_stand_in_one_table_and_a_missing_one_is_named(tmp_path: Path):
+    given = ["--methods", "lora", "--rounds", "2", "--jobs", "2", "--fleet", "3", "--python", "adapters=/nowhere/python"]  # fmt: skip
+    said = compare(tmp_path, *given)
+    assert said.returncode == 0, said.stderr
+    found = json.loads((tmp_path / "peers.json").read_text())
+    rows = {(row["library"], row["method"], row["runs"]): row for row in found["rows"]}
+    ours = [("unipelt", "lora", 1), ("unipelt", "lora", 3)]
+    assert list(rows) == [("transformers", "full", 1), ("peft", "lora", 1), *ours]
+    for row in rows.values():
+        assert row["failed"] == {} and row["memory"] > 0
+        for kind in ("train", "infer"):
+            low, high = row[f"{kind}_range"]
+            assert 0 < low <= row[f"{kind}_ratio"] <= high and row[f"{kind}_seconds"] > 0
+    full = rows["transformers", "full", 1]
+    assert full["train_range"] == full["infer_range"] == [1, 1] and full["memory_ratio"] == 1
+    assert rows["peft", "lora", 1]["parameters"] == rows["unipelt", "lora", 1]["parameters"], "the same method"
+
+    page = (tmp_path / "peers.md").read_text()
+    assert page.strip() == said.stdout.strip()
+    assert "Missing: `adapters`: /nowhere/python does not have it" in page and "adapters is missing" in said.stderr
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(rows) and {line.count("|") for line in lines} == {lines[0].count("|")}
+
+
+def test_a_row_that_fails_says_what_failed(tmp_path: Path):
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "__init__.py").write_text("raise ImportError('not with | this torch')")
+    said = compare(tmp_path, "--methods", "lora", "--libraries", "peft", "--path", f"peft={tmp_path}", "--rounds", "1")
+    assert said.returncode == 0, said.stderr
+    (row,) = [line for line in said.stdout.splitlines() if line.startswith("| peft lora")]
+    assert "train and infer failed: ImportError: not with / this torch" in row
+
+
+def test_a_process_that_ends_or_says_nothing_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    given = {"library": "peft", "method": "lora", "runs": 1}
+    for code, patience, why in (("raise SystemExit('out of memory')", 60, "ended with 1: out of memory"), ("import time; time.sleep(60)", 0.5, "no answer in 0.5 s")):  # fmt: skip
+        (tmp_path / "steps.py").write_text(code)
+        monkeypatch.setattr(peers, "__file__", str(tmp_path / "peers.py"))
+        model = peers.Model(given, sys.executable, {}, tmp_path / "log", patience).ready()
+        model.turn("train")
+        assert peers.said_of(model.row(None)["failed"]) == f"train and infer failed: {why}"
+        model.end()
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (["--libraries", "adapters", "--python", "adapters=/nowhere"], "nothing to measure: none of adapters is here"),
+        (["--methods", "lroa"], "--methods lroa: expected one of "),
+        (["--path", "peft"], "--path peft: expected LIBRARY="),
+        (["--modes", "graph", "--libraries", "unipelt"], "--modes graph: a CUDA graph needs a GPU; expected eager or compiled"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(given: list[str], expected: str, tmp_path: Path):
+    said = compare(tmp_path, *given)
+    assert said.returncode != 0 and expected in said.stderr.splitlines()[-1]
+
+
+def test_every_preset_has_a_row():
+    assert {*PRESETS} <= {*peers.METHODS["unipelt"]}
+    assert {*peers.MAIN} <= {*peers.METHODS["unipelt"]} | {"full"}
