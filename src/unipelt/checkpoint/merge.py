@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from unipelt import spec
 from unipelt.errors import SpecError, nearest
+from unipelt.forms import reader
 from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.gate import Learned
 from unipelt.forms.low_rank import LowRank
@@ -114,6 +115,9 @@ def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[
             hooks.append((path, "weight", InWeights(mine[:first]).write))
             for joint in mine[:first]:
                 joint.delta.form.requires_grad_(False)
+                linear = reader(joint.delta.form)
+                if linear is not None and linear.product is not None:
+                    linear.product.leave(linear)
             method.__self__.deltas = method.__self__.deltas[first:]
         if not mine or mine[first:]:
             hooks.append((path, kind, method))

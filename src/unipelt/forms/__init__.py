@@ -7,9 +7,10 @@ from torch import nn
 from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.bottleneck import Bottleneck, NormedInput
+from unipelt.forms.gate import Gate, GroupGate
 from unipelt.forms.kronecker import Kronecker
 from unipelt.forms.low_rank import LowRank
-from unipelt.forms.routed import Route, RoutedLinear
+from unipelt.forms.routed import Product, Route, RoutedLinear
 
 
 def _bottleneck(form: spec.Bottleneck, runs: int, inputs: int, outputs: int) -> nn.Module:
@@ -45,4 +46,13 @@ def takes_weight(form: spec.Form, path: str) -> bool:
     return path.endswith(tuple("." + name for name in last))
 
 
-__all__ = ["MAPS", "Route", "RoutedLinear", "takes_weight"]
+def reader(module: nn.Module) -> RoutedLinear | None:
+    """The linear by which a form or a gate reads its tensor, where it reads that very tensor."""
+    if isinstance(module, Gate | GroupGate):
+        return module.score
+    if isinstance(module, Bottleneck) or (isinstance(module, LowRank) and not module.dropout.p):
+        return module.down
+    return None
+
+
+__all__ = ["MAPS", "Product", "Route", "RoutedLinear", "reader", "takes_weight"]

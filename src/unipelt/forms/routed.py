@@ -1,7 +1,7 @@
 """The run axis: every tuned parameter is `[run, ...]`, and the route says which run each row of a batch belongs to."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,16 +80,68 @@ class RoutedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(runs, outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(runs, outputs)) if bias else None
+        self.product: Product | None = None
 
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
-        weight = self.weight.to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if route.rows is None and route.runs == 1:
-            return F.linear(x, weight[0], None if bias is None else bias[0])
-        if route.rows is None:  # equal blocks of rows
-            rows = x.reshape(route.runs, -1, x.shape[-1])
-        else:  # any row to any run
-            weight, bias = weight[route.rows], None if bias is None else bias[route.rows]
-            rows = x.reshape(x.shape[0], -1, x.shape[-1])
-        y = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
-        return y.reshape(*x.shape[:-1], -1)
+        if self.product is not None:
+            return self.product.of(self, x, route)
+        return _routed(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype), route)
+
+
+class Product:
+    """Linears that read one tensor, such as gates and LoRA's down-projections, as one matrix product.
+
+    The first that is called computes for all, and each takes its columns; another tensor is another product. So no formula
+    knows of it, and what does not read the tensor after all is still right.
+    """
+
+    def __init__(self, linears: Sequence[RoutedLinear]):
+        """linears: in any order, each as often as it is called with the tensor."""
+        self.calls = len(linears)
+        self.linears = list(dict.fromkeys(linears))
+        self.x: Tensor | None = None
+        self.columns: dict[int, Tensor] = {}
+        self.left = 0
+        for linear in self.linears:
+            linear.product = self
+
+    def leave(self, linear: RoutedLinear) -> None:
+        """It is not called with the tensor any more."""
+        linear.product = None
+        self.linears.remove(linear)
+        self.calls -= 1
+
+    def of(self, linear: RoutedLinear, x: Tensor, route: Route) -> Tensor:
+        if self.x is not x:
+            self.x, self.columns, self.left = x, self._all(x, route), self.calls
+        columns, self.left = self.columns[self.linears.index(linear)], self.left - 1
+        if not self.left:  # nothing outlives the layer
+            self.x, self.columns = None, {}
+        return columns
+
+    def _all(self, x: Tensor, route: Route) -> dict[int, Tensor]:
+        weights: list[Tensor] = [linear.weight for linear in self.linears]
+        sizes = [weight.shape[1] for weight in weights]
+        biases = [
+            linear.weight.new_zeros(len(linear.weight), size) if linear.bias is None else linear.bias
+            for linear, size in zip(self.linears, sizes)
+        ]
+        bias = torch.cat(biases, dim=1).to(x.dtype) if any(linear.bias is not None for linear in self.linears) else None
+        y = _routed(x, torch.cat(weights, dim=1).to(x.dtype), bias, route)
+        return dict(enumerate(y.split(sizes, dim=-1)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy begins with no tensor of a forward."""
+        return vars(self) | {"x": None, "columns": {}, "left": 0}
+
+
+def _routed(x: Tensor, weight: Tensor, bias: Tensor | None, route: Route) -> Tensor:
+    if route.rows is None and route.runs == 1:
+        return F.linear(x, weight[0], None if bias is None else bias[0])
+    if route.rows is None:  # equal blocks of rows
+        rows = x.reshape(route.runs, -1, x.shape[-1])
+    else:  # any row to any run
+        weight, bias = weight[route.rows], None if bias is None else bias[route.rows]
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+    y = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
+    return y.reshape(*x.shape[:-1], -1)

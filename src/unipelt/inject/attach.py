@@ -70,6 +70,8 @@ def attach(
             part.place(path, module)
         _head_policy(part, head)
         parts.append(part)
+    if len(parts) == 1:
+        build.products()
     tuned = parts[0] if len(parts) == 1 else Several(parts)
     _cast(tuned, model)
     for run, seed in enumerate(seeds):

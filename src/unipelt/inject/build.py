@@ -1,6 +1,7 @@
 """A mixture becomes modules and the hooks that join them to a base: one small function a form."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SiteError
-from unipelt.forms import MAPS
+from unipelt.forms import MAPS, Product, RoutedLinear, reader
 from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.gate import Gate, GroupGate, Learned, each_token, mean_of_all, mean_of_real
 from unipelt.forms.prefix import PrefixMLP, PrefixTable
@@ -43,6 +44,8 @@ class Place:
     held: str | None = None
     source: bool = False
     part: Any = None
+    tensor: str = ""
+    """which tensor of the layer Δ reads, where others may read it too: `self` or `cross`, an attention block's input"""
 
 
 @dataclass
@@ -66,6 +69,8 @@ class Build:
     # (stack, mask): the masks over which some gate averages
     pooled: set[tuple[str, str]] = field(default_factory=set)
     members: dict[str, list[str]] = field(default_factory=dict)
+    readers: dict[tuple[str, str], list[RoutedLinear]] = field(default_factory=dict)
+    """linears that read one tensor, by layer and tensor, each as often as it is called"""
 
     def __post_init__(self):
         self.config: Any = self.model.base_model.config
@@ -84,6 +89,21 @@ class Build:
             place(name, change)
         return self.modules
 
+    def products(self) -> None:
+        """What reads one tensor becomes one matrix product. Not with mixtures side by side, which read rows of their own."""
+        tensors = Counter(linear for linears in self.readers.values() for linear in set(linears))
+        for linears in self.readers.values():
+            alike = [linear for linear in linears if tensors[linear] == 1]  # a central gate may read several
+            if len(set(alike)) > 1:
+                Product(alike)
+
+    def reads(self, stack: LiveStack, layer: Layer | None, place: Place, *modules: Any) -> None:
+        """A form and its weight read the tensor of this place: the attention block's own input, or one that is theirs alone."""
+        if stack.row.positions:  # the same linears read relative positions too
+            return
+        key = (layer.path, place.tensor) if layer and place.tensor else (place.path, f"{id(modules[0])}")
+        self.readers.setdefault(key, []).extend(linear for one in modules if (linear := reader(one)) is not None)
+
     def map(self, name: str, change: spec.Change) -> None:
         """A form that maps x to Δ(x): bottleneck, Kronecker, low rank."""
         for site in change.sites:
@@ -98,6 +118,7 @@ class Build:
                     held=place.held, source=place.source, member=member, part=place.part, mixture=self.number,
                 )  # fmt: skip
                 self.junction(stack, place).deltas.append(delta)
+                self.reads(stack, layer, place, form, weight)
 
     def changed(self, stack: LiveStack, change: spec.Change) -> list[Layer]:
         """The layers of a stack that a change is in."""
@@ -156,14 +177,14 @@ class Build:
             source = kind == "cross" and site != "query"
             reads = "output" if change.reads == "output" else "input"
             reads_size = outputs if reads == "output" else inputs
-            place = f"{layer.path}.{path}"
-            return Place(place, cross + site, reads_size, outputs, reads=reads, source=source, part=part)
+            place, tensor = f"{layer.path}.{path}", kind if reads == "input" and not source else ""
+            return Place(place, cross + site, reads_size, outputs, reads=reads, source=source, part=part, tensor=tensor)
         inner, d_model = features(layer.get(attention.out))
         out, block = f"{layer.path}.{attention.out}", f"{layer.path}.{attention.module}"
         if change.reads == "input":
             self.holds[block] = stack.flow, kind
         if site == "heads":
-            return Place(out, cross + "heads", d_model, inner, before=True, held=kind)
+            return Place(out, cross + "heads", d_model, inner, before=True, held=kind, tensor=kind)
         if change.reads == "normed sum":
             if attention.norm is None:
                 raise SiteError(
@@ -172,7 +193,7 @@ class Build:
                 )
             return Place(f"{layer.path}.{attention.norm}", cross + "attention", d_model, d_model, reads="normed sum")
         held = kind if change.reads == "input" else None
-        return Place(out, cross + "attention", d_model, d_model, reads="output", held=held)
+        return Place(out, cross + "attention", d_model, d_model, reads="output", held=held, tensor=held or "")
 
     def ffn(self, stack: LiveStack, layer: Layer, site: str, reads: str) -> Place:
         row, d_model = stack.row, features(layer.get(stack.row.attention.out))[1]
@@ -220,15 +241,15 @@ class Build:
                 self.modules[f"{stack.row.name}.{name}.{kind}"] = table
                 for slot, layer in enumerate(layers):
                     owner = f"{stack.row.name}.{layer.index}.{name}"
-                    place = Place(
-                        f"{layer.path}.{attention.module}", "heads" if kind == "self" else "cross_heads", d_model, 0
-                    )
+                    label = "heads" if kind == "self" else "cross_heads"
+                    place = Place(f"{layer.path}.{attention.module}", label, d_model, 0, tensor=kind)
                     weight, member = self.weight(name, change, stack, layer, place, owner)
                     delta = PrefixDelta(
                         f"{owner}.{place.label}", table, weight, layer=slot, function=form.function, member=member,
                         mixture=self.number,
                     )  # fmt: skip
                     self.prefixes.setdefault(place.path, PrefixEntry(stack.flow)).deltas.append(delta)
+                    self.reads(stack, layer, place, weight)
 
     def biases(self, name: str, change: spec.Change) -> None:
         found = False

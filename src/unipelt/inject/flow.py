@@ -89,8 +89,9 @@ class StackHooks:
                 f"a batch of {batch} rows for {route.runs} runs in equal blocks: expected a multiple of {route.runs}"
             )
         if (route.rows is not None or route.shares) and checkpoints(stack):
-            what = "a route by rows" if route.rows is not None else "several mixtures"
-            raise SiteError(f"{what} with gradient checkpointing: expected equal blocks of one; sort the batch by run")
+            what = "several mixtures" if route.shares else "a route by rows"
+            expected = "one mixture" if route.shares else "equal blocks; sort the batch by run"
+            raise SiteError(f"{what} with gradient checkpointing: expected {expected}")
         real = self._mask(args, kwargs, "attention_mask")
         source = self._mask(args, kwargs, "encoder_attention_mask")
         context = Context(route) if batch is None else Context.of(route, batch, real, source)

@@ -1,0 +1,85 @@
+"""What reads one tensor is one matrix product: the same function, computed once."""
+
+import copy
+import pickle
+
+import pytest
+import tiny
+import torch
+
+import unipelt
+from laws.lawbook import (
+    THOROUGH,
+    VARIED,
+    attached,
+    cases,
+    equal,
+    gradients,
+    on_each,
+    result,
+    scalar,
+    small,
+    without_dropout,
+)
+from unipelt import Mixture
+from unipelt.forms.routed import Product
+from unipelt.inject.tuned import tuned_of
+
+
+def products(model: torch.nn.Module) -> set[Product]:
+    return {m.product for m in tuned_of(model).modules() if getattr(m, "product", None) is not None}
+
+
+@pytest.mark.parametrize(
+    ("arch", "mixture", "runs"),
+    [(*case.values, 1) for case in cases(varied=THOROUGH[:1])] + [(*case.values, 3) for case in cases(VARIED, (), 3)],
+)
+def test_a_product_is_the_linears_apart(arch: str, mixture: Mixture, runs: int, monkeypatch: pytest.MonkeyPatch):
+    model = without_dropout(attached(arch, mixture, runs=runs)).train()
+    given, computed = tiny.inputs(arch, model, batch=3), []
+    made, original = products(model), Product._all
+    with monkeypatch.context() as patch:
+        patch.setattr(Product, "_all", lambda own, *how: (computed.append(own), original(own, *how))[1])
+        together = result(model(**given))
+    times = model.config.num_hidden_layers if arch == "albert" else 1  # its layers are one
+    assert len(computed) == times * len(made) and {*computed} == made, "each is computed once a layer"
+    assert all(product.x is None and not product.columns for product in made), "no tensor outlives its layer"
+    scalar(together).backward()
+    expected = gradients(model)
+    for linear in [linear for product in made for linear in product.linears]:
+        product = linear.product
+        assert product is not None
+        product.leave(linear)
+    model.zero_grad()
+    apart = result(model(**given))
+    equal(together, apart, arch)
+    scalar(apart).backward()
+    for name, gradient in gradients(model).items():
+        equal(expected[name], gradient, arch, what=name)
+
+
+@pytest.mark.parametrize("arch", on_each("unipelt-apl"))
+def test_a_gated_mixture_has_two_products_a_layer(arch: str):
+    """Of the attention block's input (gates of query, value and prefix, LoRA's two), and of the adapter's; more where a
+    cross-attention's query and value read unlike streams."""
+    model = attached(arch, "unipelt-apl")
+    sizes = sorted({len(product.linears) for product in products(model)})
+    assert sizes[0] == 2 and sizes[-1] == 5
+
+
+def test_dropout_before_a_linear_keeps_it_apart():
+    model = attached("bert", small("lora", dropout=0.5))
+    assert not products(model)
+
+
+def test_a_copy_has_its_own_and_takes_no_tensor_along():
+    model = attached("bert", "unipelt-apl")
+    given = tiny.inputs("bert", model)
+    broken = next(iter(products(model)))
+    broken.of(
+        broken.linears[0], torch.ones(1, 1, broken.linears[0].weight.shape[-1], dtype=torch.float64), unipelt.Route()
+    )
+    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert products(made).isdisjoint(products(model)) and len(products(made)) == len(products(model))
+        assert all(product.x is None for product in products(made))
+        equal(result(made(**given)), result(model(**given)), "bert")
