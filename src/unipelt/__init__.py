@@ -17,6 +17,7 @@ _WHERE = {
     "detach": "inject.attach",
     "disabled": "inject.attach",
     "route": "inject.attach",
+    "compile": "inject.compiled",
     "fix_gates": "inject.swap",
     "save": "checkpoint.folder",
     "load": "checkpoint.folder",

@@ -16,12 +16,13 @@ from unipelt.checkpoint.folder import load
 from unipelt.data.columns import choose_columns, task_and_rows
 from unipelt.data.files import read_table
 from unipelt.errors import CheckpointError, UserError
-from unipelt.fleet.encode import encode, most_tokens
+from unipelt.fleet.encode import encode
 from unipelt.fleet.evaluate import predict
 from unipelt.fleet.outcome import RECORD, read_outcome
 from unipelt.fleet.ready import device_of
 from unipelt.fleet.recipe import Recipe
 from unipelt.forms.gate import Gate, GroupGate
+from unipelt.inject.shapes import most_tokens
 from unipelt.inject.swap import fix_gates
 from unipelt.inject.tuned import tuned_of
 

@@ -13,13 +13,14 @@ from transformers import PreTrainedModel
 from unipelt import data, spec
 from unipelt.checkpoint.bases import load_base, load_tokenizer
 from unipelt.errors import DataError, UserError
-from unipelt.fleet.encode import Encoded, encode, most_tokens
+from unipelt.fleet.encode import Encoded, encode
 from unipelt.fleet.evaluate import decisions
 from unipelt.fleet.loop import Fleet, Plan, Progress
 from unipelt.fleet.outcome import DONE, FULL, Request, Result
 from unipelt.fleet.ready import prepare, unit_of
 from unipelt.fleet.recipe import Recipe, default_recipe
 from unipelt.inject.heads import output_of
+from unipelt.inject.shapes import most_tokens
 
 SOURCE = (
     "task",
