@@ -51,11 +51,16 @@ def captured(plans: list, works: bool = True, **how: Any) -> tuple[Fleet, Record
     return trained, recorder
 
 
+def of_this_width(trained: Fleet, event: str) -> None:
+    graphs = trained.advance.graphs.values()  # type: ignore[attr-defined]
+    assert {len(buffers["step"]) for buffers, *_ in graphs} <= {len(trained.runs)}, "what is of no use any more is kept"
+
+
 @pytest.mark.parametrize("width", [5, 2])
 def test_a_fleet_of_replayed_steps_is_every_run_alone(width: int):
     """Queues, ends at unlike times, other widths, short batches: whatever is recorded and dropped on the way."""
     plans = [make() for make in UNLIKE.values()]
-    together, recorder = captured(plans, width=width)
+    together, recorder = captured(plans, width=width, watch=of_this_width)
     together.train()
     for run, one in enumerate(plans):
         alone = fleet([one], ended=Kept())

@@ -25,7 +25,9 @@ def test_the_width_is_the_most_that_fits():
 
 def test_the_trial_is_a_step_at_the_longest_rows(tiny_base: str, reviews: Path):
     requests = [
-        Request(model=tiny_base, task=str(reviews), method=SMALL["lora"], recipe={"batch_size": size, "max_length": most})
+        Request(
+            model=tiny_base, task=str(reviews), method=SMALL["lora"], recipe={"batch_size": size, "max_length": most}
+        )
         for size, most in ((4, 64), (8, 5), (8, 64))
     ]
     corpus, cpu = Corpus(), torch.device("cpu")

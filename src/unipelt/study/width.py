@@ -33,8 +33,13 @@ def fitting(free: int, one: int, two: int, most: int) -> int:
 def measured(requests: Sequence[Request], corpus: Corpus, device: torch.device, most: int) -> int:
     """The width of a GPU's fleet that trains these requests, by a step at their longest rows; 1 where two have no room."""
     try:
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return fitting(free, *(_peak(requests, corpus, device, runs) for runs in (1, 2)), most)
+        free = (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+        one, two = (_peak(requests, corpus, device, runs) for runs in (1, 2))
+        return fitting(free, one, two, most)
     except torch.OutOfMemoryError:
         return 1
     finally:
