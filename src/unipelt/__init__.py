@@ -18,6 +18,7 @@ _WHERE = {
     "disabled": "inject.attach",
     "dropped": "inject.drop",
     "route": "inject.attach",
+    "compile": "inject.compiled",
     "fix_gates": "inject.swap",
     "save": "checkpoint.folder",
     "load": "checkpoint.folder",

@@ -6,7 +6,8 @@ import torch
 
 from fleet.fleets import Words, rows
 from unipelt.data import Rows
-from unipelt.fleet.encode import Encoded, collate, encode, epoch_order, most_tokens, sorted_batches
+from unipelt.fleet.encode import Encoded, collate, encode, epoch_order, sorted_batches
+from unipelt.inject.shapes import bucket, most_tokens
 
 CPU = torch.device("cpu")
 
@@ -60,6 +61,12 @@ def test_no_batch_is_wider_than_the_base_has_positions():
     assert collate([(data, [0, 1])], Words(), CPU)[0]["input_ids"].shape == (2, 13)
     assert collate([(data, [1])], Words(), CPU)[0]["input_ids"].shape == (1, 2), "a CPU pads no further than it must"
     assert collate([(data, [1])], Words(), torch.device("meta"))[0]["input_ids"].shape == (1, 8)
+
+
+def test_the_lengths_that_cost_a_graph_are_few_and_near():
+    lengths = [bucket(length) for length in range(1, 513)]
+    assert sorted(set(lengths)) == [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+    assert all(length <= padded <= max(16, 1.5 * length) for length, padded in enumerate(lengths, start=1))
 
 
 @pytest.mark.parametrize("arch", ["bert", "roberta", "gpt2", "opt", "bart", "t5", "distilbert", "deberta-v2", "mpnet"])

@@ -133,18 +133,51 @@ def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path)
     assert {row["k"] for row in rows if row["status"].startswith("failed: --k 5000")} == {5000}
 
 
-def test_too_little_memory_halves_the_fleet(words, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    step = Fleet._step
+@pytest.mark.parametrize("after", [0, 3, 10])
+def test_too_little_memory_halves_the_fleet(words, run, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whenever it is too little, what comes out of a run is what a study of the width that the run names gives."""
+    more = ("--k", 16, "--methods", SMALL["lora"], "--seeds", 4)  # a queue of eight runs, of eight steps each at most
+    undisturbed = {}
+    for width in (4, 2):
+        said = run(*_with(words(tmp_path / f"of {width}"), *more, "--width", width))
+        assert said.code == 0 and "8 of 8 runs done" in said.out
+        undisturbed[width] = {row["id"]: row for row in _results(tmp_path / f"of {width}")}
+    step, taken = Fleet._step, []
 
     def small(self: Fleet) -> None:
-        if len(self.runs) > 1:
+        taken.append(len(self.runs))
+        if len(self.flat.values) > 2 and len(taken) > after:
             raise torch.OutOfMemoryError("out of memory")
         step(self)
 
     monkeypatch.setattr(Fleet, "_step", small)
-    said = run(*words(tmp_path / "out", "--width", 4))
-    assert said.code == 0 and "16 of 16 runs done" in said.out
-    assert {row["width"] for row in Store.read(tmp_path / "out").runs(["width"])} == {1}
+    said = run(*_with(words(tmp_path / "out"), *more, "--width", 4))
+    assert said.code == 0 and "8 of 8 runs done" in said.out
+    rows = _results(tmp_path / "out")
+    for row in rows:
+        assert row == undisturbed[row["width"]][row["id"]]
+    assert {row["width"] for row in rows} == ({2, 4} if after == 10 else {2}), "what was done stays"
+
+
+def _with(given: list[str], *more: object) -> list[str]:
+    """The same words with other options: a list of values replaces the list that was there."""
+    at = {word: place for place, word in enumerate(given)}
+    for place, word in enumerate(map(str, more)):
+        if word.startswith("--"):
+            end = next((i for i in range(at[word] + 1, len(given)) if given[i].startswith("--")), len(given))
+            values = []
+            for value in map(str, more[place + 1 :]):
+                if value.startswith("--"):
+                    break
+                values.append(value)
+            given = [*given[: at[word] + 1], *values, *given[end:]]
+            at = {name: index for index, name in enumerate(given)}
+    return given
+
+
+def _results(out: Path) -> list[dict]:
+    columns = ("id", "seed", "lr", "width", "status", "dev", "test", "curve", "predictions", "gates")
+    return Store.read(out).runs(columns)
 
 
 def test_methods_side_by_side_are_the_methods_apart(words, run, tiny_base: str, tmp_path: Path):

@@ -18,12 +18,13 @@ from unipelt.checkpoint.merge import merge
 from unipelt.data.columns import choose_columns, task_and_rows
 from unipelt.data.files import read_table
 from unipelt.errors import CheckpointError, UserError
-from unipelt.fleet.encode import collate, encode, most_tokens, sorted_batches
+from unipelt.fleet.encode import collate, encode, sorted_batches
 from unipelt.fleet.evaluate import CPU_ROWS, decisions, predict
 from unipelt.fleet.outcome import RECORD, read_outcome
 from unipelt.fleet.ready import device_of
 from unipelt.fleet.recipe import Recipe
 from unipelt.forms.gate import Gate, GroupGate
+from unipelt.inject.shapes import most_tokens
 from unipelt.inject.swap import fix_gates
 from unipelt.inject.tuned import tuned_of
 

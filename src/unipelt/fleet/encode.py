@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unipelt.data import Rows
 
@@ -34,15 +34,6 @@ def encode(tokenizer: Any, rows: Rows, max_length: int) -> Encoded:
     limit = min(max_length, tokenizer.model_max_length)
     coded = tokenizer(rows.first, rows.second, truncation=True, max_length=limit, padding=False)
     return Encoded({name: [list(row) for row in coded[name]] for name in coded}, rows.labels, limit)
-
-
-def most_tokens(model: nn.Module, wanted: int) -> int:
-    """`wanted`, or the number of positions that the base has, where that is less."""
-    positions = getattr(model.config, "max_position_embeddings", None) or wanted
-    for path, module in model.named_modules():
-        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from there
-    return min(wanted, positions)
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from unipelt.data import Task, score
 from unipelt.errors import CheckpointError
+from unipelt.fleet.capture import Captured, CudaGraphs
 from unipelt.fleet.encode import Encoded, collate, epoch_order
 from unipelt.fleet.evaluate import decisions, precision, predict
 from unipelt.fleet.flat import AdamW, Flat
@@ -28,6 +29,7 @@ from unipelt.fleet.state import load_state, save_state
 from unipelt.inject.heads import to_units
 from unipelt.inject.tuned import NAME, Joined
 
+INPUT = "input "  # before the names of what the model itself reads
 SAVE_EVERY = 30.0  # seconds between states, evaluations apart
 SAVE_SHARE = 0.05  # of the time, at most, that keeping states may take
 
@@ -116,6 +118,9 @@ class Fleet:
         self.best = self.flat.values.clone()
         self.optimiser = AdamW(self.flat)
         self.orders: dict[tuple[int, int], list[list[int]]] = {}
+        changed = lambda: [self.flat.values, self.flat.written, self.optimiser.first, self.optimiser.second]  # noqa: E731
+        on_gpu = self.device.type == "cuda"
+        self.advance = Captured(self._advance, changed, CudaGraphs(self.device)) if on_gpu else self._advance
 
     def train(self) -> None:
         """Train every plan to its end, from the last state where there is one."""
@@ -155,26 +160,8 @@ class Fleet:
             self.progress[plan].seconds += seconds / len(self.runs)
 
     def _step(self) -> None:
-        self.model.train()
-        plans, steps = [self.plans[i] for i in self.runs], [self.progress[i].step for i in self.runs]
-        parts = [(plan.train, self._rows(i)) for i, plan in zip(self.runs, plans)]
-        inputs, weights = collate(parts, self.tokenizer, self.device)
-        with precision(self.device):
-            logits = self.model(**inputs).logits
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).unflatten(0, (len(plans), -1))
-        losses = loss(plans, logits, [rows for _, rows in parts], weights)
-        losses.sum().backward()  # one that is not finite reaches its own run's gradients alone
-        gradients = self.flat.gather()
-        finite = losses.detach().isfinite() & gradients.isfinite().all(dim=1)
-        gradients.masked_fill_(~finite[:, None], 0.0)
-        decays = [plan.recipe.weight_decay for plan in plans]
-        self.optimiser.step(
-            self._vector([step + 1.0 for step in steps]),
-            self._vector([plan.rate(step) for plan, step in zip(plans, steps)]) * finite,
-            self._vector([plan.recipe.clip for plan in plans]),
-            self._vector(decays) if any(decays) else None,
-        )
-        for index, value, fine in zip(self.runs, losses.tolist(), finite.tolist()):
+        losses, finite = self.advance(self._batch()).tolist()
+        for index, value, fine in zip(self.runs, losses, finite):
             progress = self.progress[index]
             progress.step += 1
             if not fine:
@@ -185,6 +172,39 @@ class Fleet:
                 continue
             progress.losses += value
             progress.steps += 1
+
+    def _batch(self) -> dict[str, Tensor]:
+        """All that the next step depends on, beside the parameters: the model's inputs, and what is each run's own."""
+        plans, steps = [self.plans[i] for i in self.runs], [self.progress[i].step for i in self.runs]
+        parts = [(plan.train, self._rows(i)) for i, plan in zip(self.runs, plans)]
+        inputs, weights = collate(parts, self.tokenizer, self.device)
+        each: dict[str, list[Any]] = {
+            "step": [step + 1.0 for step in steps], "rate": [plan.rate(step) for plan, step in zip(plans, steps)],
+            "clip": [plan.recipe.clip for plan in plans], "decay": [plan.recipe.weight_decay for plan in plans],
+            "targets": [_targets(plan, rows, weights.shape[1]) for plan, (_, rows) in zip(plans, parts)],
+            "regression": [plan.task.kind == "regression" for plan in plans],
+            "classes": [len(plan.task.labels) or 1 for plan in plans],
+        }  # fmt: skip
+        if not any(each["decay"]):
+            del each["decay"]
+        return {
+            **{INPUT + name: value for name, value in inputs.items()}, "weights": weights,
+            **{name: self._vector(values) for name, values in each.items()},
+        }  # fmt: skip
+
+    def _advance(self, batch: dict[str, Tensor]) -> Tensor:
+        """Forward, backward and update, without a look at any number: `[2, run]`, the losses and whether all was finite."""
+        self.model.train()
+        with precision(self.device):
+            logits = self.model(**{n.removeprefix(INPUT): v for n, v in batch.items() if n.startswith(INPUT)}).logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).unflatten(0, (len(batch["step"]), -1))
+        losses = loss(logits, batch["targets"], batch["weights"], batch["classes"], batch["regression"])
+        losses.sum().backward()  # one that is not finite reaches its own run's gradients alone
+        losses, gradients = losses.detach(), self.flat.gather()
+        finite = losses.isfinite() & gradients.isfinite().all(dim=1)
+        gradients.masked_fill_(~finite[:, None], 0.0)
+        self.optimiser.step(batch["step"], batch["rate"] * finite, batch["clip"], batch.get("decay"))
+        return torch.stack([losses, finite.to(losses.dtype)])
 
     def _rows(self, index: int) -> list[int]:
         """The training rows of a plan at its step."""
@@ -310,7 +330,7 @@ class Fleet:
         self.waiting, self.seconds = facts["waiting"], facts["seconds"]
         self.progress = [Progress(**progress) for progress in facts["progress"]]
 
-    def _vector(self, values: list[float]) -> Tensor:
+    def _vector(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=self.flat.values.dtype, device=self.device)
 
 
@@ -319,19 +339,17 @@ def _rows_of(matrix: Tensor, rows: list[int]) -> Tensor:
     return matrix if len(rows) == len(matrix) else matrix[rows]
 
 
-def loss(plans: list[Plan], logits: Tensor, rows: list[list[int]], weights: Tensor) -> Tensor:
+def loss(logits: Tensor, targets: Tensor, weights: Tensor, classes: Tensor, regression: Tensor) -> Tensor:
     """`[run]`: mean over the rows that count, of cross-entropy over the task's own classes, or of the squared error.
 
-    logits `[run, block, classes]`, of which a task with fewer classes has the first; weights `[run, block]`.
+    logits `[run, block, classes]`, of which a task with fewer classes has the first; targets and weights `[run, block]`;
+    classes and regression `[run]`: how many the run's task has, and 1 where it has none but a number to say.
     """
-    block = weights.shape[1]
-    targets = logits.new_tensor([_targets(plan, mine, block) for plan, mine in zip(plans, rows)])
-    regression = torch.tensor([plan.task.kind == "regression" for plan in plans], device=logits.device)
-    classes = torch.tensor([len(plan.task.labels) or 1 for plan in plans], device=logits.device)
+    numbers, targets = regression[:, None] > 0, targets.to(logits.dtype)
     beyond = torch.arange(logits.shape[-1], device=logits.device) >= classes[:, None, None]
-    named = torch.where(regression[:, None], 0.0, targets).long()
+    named = targets.masked_fill(numbers, 0.0).long()
     entropy = F.cross_entropy(logits.masked_fill(beyond, -torch.inf).mT, named, reduction="none")
-    each = torch.where(regression[:, None], (logits[..., 0] - targets).square(), entropy)
+    each = torch.where(numbers, (logits[..., 0] - targets).square(), entropy)
     return (each * weights).sum(dim=1) / weights.sum(dim=1)
 
 

@@ -13,13 +13,14 @@ from transformers import PreTrainedModel
 from unipelt import data
 from unipelt.checkpoint.bases import load_base, load_tokenizer
 from unipelt.errors import DataError, UserError
-from unipelt.fleet.encode import Encoded, encode, most_tokens
+from unipelt.fleet.encode import Encoded, encode
 from unipelt.fleet.evaluate import decisions
 from unipelt.fleet.loop import Fleet, Plan, Progress
 from unipelt.fleet.outcome import DONE, FULL, Request, Result
 from unipelt.fleet.ready import prepare, unit_of
 from unipelt.fleet.recipe import Recipe, default_recipe
 from unipelt.inject.heads import output_of
+from unipelt.inject.shapes import most_tokens
 
 SOURCE = (
     "task",
@@ -116,14 +117,14 @@ def train_together(
         if place in splits
     }
     places, width = list(members), min(width, len(members))
-    queues: dict[str, list[int]] = {}
+    methods = methods_of([member.request for member in members.values()])
+    queues: list[list[int]] = [[] for _ in methods]
     for member in members.values():
-        queues.setdefault(member.request.method.strip(), []).append(member.request.seed)
-    methods = list(queues)
+        queues[methods.index(member.request.method.strip())].append(member.request.seed)
     if FULL in methods and len(members) > 1:
         raise UserError(f"{FULL} tunes the base itself: one run at a time")
-    shares = shared(width, [len(seeds) for seeds in queues.values()])
-    counts = prepare(model, methods, first, [seeds[:share] for seeds, share in zip(queues.values(), shares)])
+    shares = shared(width, [len(seeds) for seeds in queues])
+    counts = prepare(model, methods, first, [seeds[:share] for seeds, share in zip(queues, shares)])
     model.to(device)
     plans = [_plan(members[place], model, methods) for place in places]
     counted = [_counts(model, parameters, classes) for parameters in counts]
@@ -155,6 +156,11 @@ def _member(request: Request, splits: data.Splits, corpus: Corpus, model: PreTra
     )  # fmt: skip
     encoded = {name: corpus.encode(tokenizer, part, longest) for name, part in splits.parts.items()}
     return Member(request, splits, recipe, encoded, finished)
+
+
+def methods_of(requests: Sequence[Request]) -> list[str]:
+    """The methods of a fleet, each once, in the order of their runs."""
+    return list(dict.fromkeys(request.method.strip() for request in requests))
 
 
 def shared(width: int, waiting: Sequence[int]) -> list[int]:

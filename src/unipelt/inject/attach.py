@@ -14,6 +14,7 @@ from unipelt.errors import SiteError, SpecError, nearest
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attention import Kernels
 from unipelt.inject.build import Build
+from unipelt.inject.compiled import forget
 from unipelt.inject.flow import AttentionEntry, Hold, StackHooks, checkpoints
 from unipelt.inject.heads import POLICIES, POOLINGS, HeadJunction, Pooling, build_head, find_head
 from unipelt.inject.places import LiveStack, find_stacks
@@ -104,6 +105,7 @@ def attach(
 def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Give the base back: weights, hooks, requires_grad, attention implementation and attributes are as they were."""
     tuned = joined_to(model)
+    forget(model)
     _check_compiled(model)
     tuned.unhang()
     if tuned.kernels is not None:

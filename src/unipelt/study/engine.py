@@ -18,12 +18,13 @@ from unipelt.errors import CheckpointError, StoreError, UserError
 from unipelt.fleet.lock import Busy, alone_in
 from unipelt.fleet.outcome import FULL, STATE
 from unipelt.fleet.ready import device_of
-from unipelt.fleet.together import Corpus, train_together
+from unipelt.fleet.together import Corpus, methods_of, train_together
 from unipelt.study.plan import Setting
 from unipelt.study.store import Cell, Result, Store
+from unipelt.study.width import measured
 
 CPU_WIDTH = 4  # 64 rows a step: more are no faster there, and the longest of more batches is longer
-GPU_WIDTH = 64  # beyond, a step's time grows with the rows
+GPU_WIDTH = 64  # at most: beyond, a step's time grows with the rows
 WAIT = 1.0  # seconds between looks at fleets that another process trains
 
 Keep = Callable[[Any, int, Cell, Result], None]
@@ -31,7 +32,7 @@ Keep = Callable[[Any, int, Cell, Result], None]
 
 
 def planned_width(setting: Setting, device: torch.device) -> int:
-    """Runs to be trained at once: as given, else by the device."""
+    """Runs to be trained at once: as given, else by the device; a GPU's fleet has fewer where no more fit."""
     return setting.width or (CPU_WIDTH if device.type == "cpu" else GPU_WIDTH)
 
 
@@ -69,17 +70,23 @@ def train_fleet(
 ) -> None:  # fmt: skip
     """Train one fleet, of which `todo` is not done yet; where the device's memory is too small, again with half as many runs.
 
+    Whatever disturbs it, the fleet as planned is redone whole, since dropout is drawn for all runs of a step together: what
+    comes out of a run is what an undisturbed fleet of the width that it names gives. What is done stays as it is.
     finish(results) is called when some runs have ended. folder: where the state is kept, and found again. Raises what says
     nothing of the runs, such as a full disk.
     """
     requests, todo = [setting.request(cell) for cell in cells], set(todo)
     full = cells[0].method.strip() == FULL
-    methods = {cell.method for cell in cells}
+    methods = methods_of(requests)
     width = 1 if full else min(len(cells), max(planned_width(setting, device), len(methods)))
+    if device.type == "cuda" and width > 1 and not setting.width:
+        with suppress(UserError):  # said below
+            width = measured(requests, corpus, device, width)
 
     def ended(model: Any, places: list[int], finished: list[Result]) -> None:
         for run, (place, one) in enumerate(zip(places, finished)):
-            keep(model, run, cells[place], one)
+            if cells[place] in todo:
+                keep(model, run, cells[place], one)
         results = {cells[place]: replace(one, versions=versions()) for place, one in zip(places, finished)}
         finish(results)
         todo.difference_update(results)
@@ -97,13 +104,11 @@ def train_fleet(
         except OutOfTime:
             return
         except torch.OutOfMemoryError:
-            forget()  # what was begun is redone: dropout is drawn for all runs of a step together
-            kept = [place for place, cell in enumerate(cells) if cell in todo]
-            cells, requests = [cells[place] for place in kept], [requests[place] for place in kept]
-            if width == 1 or not cells:
-                finish({cell: failed("no memory for one run; lower --batch-size or --max-length") for cell in cells})
+            forget()
+            if width == 1:
+                finish({cell: failed("no memory for one run; lower --batch-size or --max-length") for cell in todo})
                 break
-            width = max(1, min(width, len(cells)) // 2)
+            width //= 2
             torch.cuda.empty_cache()
             continue
         except (StoreError, CheckpointError):  # a disk is full: the same command goes on from here

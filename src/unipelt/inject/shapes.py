@@ -1,0 +1,21 @@
+"""The few lengths that batches are padded to where every shape costs a compilation or a capture."""
+
+from torch import nn
+
+LEAST = 16  # tokens: below, a step takes as long
+
+
+def bucket(length: int) -> int:
+    """The next of 16, 24, 32, 48, 64, 96, …: never more than half as much again."""
+    power = 1 << (max(length, LEAST) - 1).bit_length()
+    between = power // 4 * 3
+    return between if max(length, LEAST) <= between else power
+
+
+def most_tokens(model: nn.Module, wanted: int) -> int:
+    """`wanted`, or the number of positions that the base has, where that is less."""
+    positions = getattr(model.config, "max_position_embeddings", None) or wanted
+    for path, module in model.named_modules():
+        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from there
+    return min(wanted, positions)

@@ -1,0 +1,45 @@
+"""The width of a fleet follows from the memory that a run needs."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from cli.conftest import SMALL
+
+from unipelt.fleet.outcome import Request
+from unipelt.fleet.together import Corpus
+from unipelt.study.width import SHARE, fitting, measured, trial
+
+GB = 2**30
+
+
+def test_the_width_is_the_most_that_fits():
+    for free, fixed, each, most in product((4 * GB, 80 * GB), (GB, 30 * GB), (GB // 100, GB, 9 * GB), (3, 64)):
+        width = fitting(free, fixed + each, fixed + 2 * each, most)
+        assert width.bit_count() == 1 and 1 <= width <= most
+        assert width == 1 or fixed + width * each <= SHARE * free
+        assert 2 * width > most or fixed + 2 * width * each > SHARE * free, "twice as many would fit"
+    assert fitting(GB, 5, 5, 64) == 64, "runs that need nothing"
+
+
+def test_the_trial_is_a_step_at_the_longest_rows(tiny_base: str, reviews: Path):
+    requests = [
+        Request(
+            model=tiny_base, task=str(reviews), method=SMALL["lora"], recipe={"batch_size": size, "max_length": most}
+        )
+        for size, most in ((4, 64), (8, 5), (8, 64))
+    ]
+    corpus, cpu = Corpus(), torch.device("cpu")
+    rows, tokens = trial(requests, corpus, cpu, runs=2)
+    coded = [len(row["input_ids"]) for (_, longest, *_), row in corpus.tokens.items() if longest == 64]
+    assert rows == 8 and tokens == max(coded) > 5
+
+
+def test_where_a_trial_has_no_room_one_run_is_tried(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", full)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    assert measured([], Corpus(), torch.device("cuda"), 64) == 1
