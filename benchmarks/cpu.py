@@ -1,6 +1,6 @@
 """Training step and inference on the CPU as ratios, in one run: full fine-tuning, a frozen base, ours; `adapters` beside it.
 
-    python benchmarks/cpu.py [--rounds 7] [--peer-python ENV/bin/python]
+    python benchmarks/cpu.py [--rounds 7] [--methods lora 'unipelt-apl(layers=6-11)'] [--fold] [--peer-python ENV/bin/python]
 
 BERT-base shape, random weights, float32, 8 rows of 128 tokens, one thread. The variants take turns, a round each; a ratio is
 the median over rounds of the ratio within the round, so that the machine's drift cancels. Seconds are the process's own CPU
@@ -41,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer-python")
+    parser.add_argument("--fold", action="store_true", help="inference of gated methods with every gate fixed too")
     parser.add_argument("--methods", nargs="*", default=["unipelt-apl", "lora", "adapter", "prefix"])
     given = parser.parse_args()
 
@@ -76,6 +77,11 @@ def main() -> None:
     variants |= {f"train {name}": training(made, rows) for name, made in tuned.items()}
     variants |= {"infer plain": inference(full, rows), "infer disabled": inference(disabled, rows)}
     variants |= {f"infer {name}": inference(made, rows) for name, made in tuned.items()}
+    for name in given.methods if given.fold else ():
+        folded = model(name)
+        if any(isinstance(change.weight, unipelt.Gate) for change in tuned_of(folded).mixture.changes):
+            unipelt.fold(folded, [rows], deviation=1, least=0)
+            variants[f"infer {name} folded"] = inference(folded, rows)
     times: dict[str, list[float]] = {name: [] for name in variants}
     peer = None
     if given.peer_python:

@@ -72,10 +72,10 @@ def test_gradients_of_a_fleet_are_those_without_checkpointing(arch: str, preset:
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
 @pytest.mark.parametrize("arch", CHECKPOINTED)
 def test_the_layers_are_indeed_recomputed(arch: str, reentrant: bool):
-    """What the laws above stand on."""
+    """What the laws above stand on; but for the lowest layer, whose inside may have nothing that needs a gradient."""
     model = attached(arch, "adapter").train()
     calls: list[int] = []
-    for layer in stacks(model)[0].layers:
+    for layer in stacks(model)[0].layers[1:]:
         layer.get(rows(arch)[0].attention.module).register_forward_pre_hook(lambda *_: calls.append(1))
     trained(model, arch)
     once = len(calls)
