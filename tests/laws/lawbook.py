@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import unipelt
 from unipelt.inject.architectures import ARCHITECTURES, Stack
 from unipelt.inject.places import LiveStack, find_stacks
-from unipelt.inject.tuned import joined_to, tuned_of
+from unipelt.inject.tuned import joined_to
 from unipelt.spec import (
     FORMS,
     LAWS,
@@ -188,7 +188,7 @@ def scalar(output: Tensor) -> Tensor:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in tuned_of(model).named_parameters() if p.grad is not None}
+    return {name: p.grad for name, p in joined_to(model).named_parameters() if p.grad is not None}
 
 
 def is_exact(arch: str, attn: str | None = None) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import unipelt
-from laws.lawbook import SEQ2SEQ, attached, equal, gradients, without_dropout
+from laws.lawbook import SEQ2SEQ, attached, equal, gradients, small, without_dropout
 from laws.test_kernels import one_layer
 from unipelt import UserError
 from unipelt.inject.shapes import bucket
@@ -29,7 +29,7 @@ def anew() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def pair(arch: str, preset: str = "unipelt-apl", **how: Any) -> tuple[nn.Module, nn.Module]:
+def pair(arch: str, preset: Any = "unipelt-apl", **how: Any) -> tuple[nn.Module, nn.Module]:
     """The same model twice: the first is to be compiled."""
     model = without_dropout(attached(arch, preset, build=one_layer(arch), **how))
     return model, copy.deepcopy(model)
@@ -81,6 +81,15 @@ def test_a_compiled_classifier_agrees_with_itself(arch: str):
         same(model, plain, arch, given(arch, model, length, labels=labels))
     if arch not in BREAK:
         assert counter.frame_count == len({bucket(length) for length in LENGTHS})
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama"])
+def test_mixtures_side_by_side_agree_with_themselves(arch: str):
+    model, plain = pair(arch, [small("unipelt-apl"), small("lora")], runs=[3, 1])
+    unipelt.compile(model, backend=(counter := count()))
+    for length in LENGTHS:
+        same(model, plain, arch, given(arch, model, length))
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("arch", ["bert", "llama", "bart"])

@@ -183,6 +183,9 @@ def test_what_asks_for_one_mixture_says_so(tmp_path: Path):
         with pytest.raises(UserError, match=r"2 mixtures are attached side by side \(unipelt-apl, lora\)"):
             asked(fleet)
     before = result(fleet(**given))
+    with unipelt.record_gates(fleet) as gates:
+        fleet(**given)
+    assert all(path.startswith("0.encoder.") and values[0].shape == (1,) for path, values in gates.items()) and gates
     alone = unipelt.load(tiny.build("bert", dtype=torch.float64), unipelt.save(fleet, tmp_path, run=2))
     assert tuned_of(alone).mixture.name == "lora"
     equal(before[2], result(alone(**given))[2], "bert")

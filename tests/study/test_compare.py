@@ -83,7 +83,8 @@ def test_groups_stay_whole(ask, run, tmp_path: Path):
     [
         (["--methods", "lroa"], "preset 'lroa': did you mean 'lora'"),
         (["--k", "4000"], "--k 4000: reviews has 48 training rows"),
-        (["--k", "few"], "--k few: expected a whole number or all"),
+        (["--k", "9" * 5000], ": expected a whole number from 1, or all"),
+        (["--k", "few"], "--k few: expected a whole number from 1, or all"),
         (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
         (["--lr", "-1"], "--lr -1.0"),
         (["--minutes", "-1"], "--minutes"),

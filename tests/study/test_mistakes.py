@@ -23,9 +23,10 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--k", "0"], "--k 0: expected whole numbers from 1, or all"),
-        (["--k", "9" * 5000], ": expected whole numbers from 1, or all"),
-        (["--k", "16.5"], "--k 16.5: expected whole numbers from 1, or all"),
+        (["--k", "²"], "--k ²: expected a whole number from 1, or all"),
+        (["--k", "0"], "--k 0: expected a whole number from 1, or all"),
+        (["--k", "9" * 5000], ": expected a whole number from 1, or all"),
+        (["--k", "16.5"], "--k 16.5: expected a whole number from 1, or all"),
         (["--tasks", "sts2"], "--tasks sts2: no such task or file; did you mean 'stsb' or 'sst2'?"),
         (["--tasks", "UNLABELLED"], "no label beside the text 'review'"),
         (["--tasks", "SHORT"], "has 12 rows and no test set"),
@@ -63,7 +64,7 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
     ("text", "expected"),
     [
         ("k = 100", "k = 100: expected a list, each a whole number or a text"),
-        ('k = ["x"]', "--k x: expected whole numbers from 1, or all"),
+        ('k = ["x"]', "--k x: expected a whole number from 1, or all"),
         ("k = [true]", "k = [True]: expected a list, each a whole number or a text"),
         ("k = []", "--k: nothing given; expected at least one"),
         ('seeds = "many"', "seeds = 'many': expected a whole number"),

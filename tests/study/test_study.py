@@ -133,6 +133,11 @@ def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path)
     assert {row["k"] for row in rows if row["status"].startswith("failed: --k 5000")} == {5000}
 
 
+def test_a_study_of_which_no_run_can_be_fails(words, run, tmp_path: Path):
+    said = run(*_with(words(tmp_path / "out"), "--k", 5000))
+    assert said.code == 2 and "every run failed, the first because --k 5000" in said.line
+
+
 @pytest.mark.parametrize("after", [0, 3, 10])
 def test_too_little_memory_halves_the_fleet(words, run, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Whenever it is too little, what comes out of a run is what a study of the width that the run names gives."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from unipelt.cli.fields import docs
+from unipelt.cli.fields import docs, size
 from unipelt.errors import UserError
 from unipelt.fleet.outcome import Request
 from unipelt.fleet.recipe import Recipe
@@ -60,9 +60,6 @@ def compare(
         raise UserError("--data is missing: expected a file with labels, such as reviews.csv")
     if not out:
         raise UserError("--out is missing: expected a folder for the comparison, such as results/reviews")
-    if k != "all" and not k.isdecimal():
-        raise UserError(f"--k {k[:40]}: expected a whole number or all")
-    size: int | str = k if k == "all" else int(k)
     columns = {"text": text, "pair": pair, "label": label, "kind": kind, "test": test, "group": group}
 
     from unipelt.cli.progress import StudyWatch
@@ -77,9 +74,9 @@ def compare(
         model=model, head=head, data_dir=data_dir or None, recipe=recipe, mix_methods=mix_methods,
         columns={name: value or None for name, value in columns.items()} | {"dev_rows": dev_rows},  # type: ignore[arg-type]
     )  # fmt: skip
-    Grid(tasks=[data], k=[size], methods=methods or METHODS, seeds=seeds, lr=lr)
+    Grid(tasks=[data], k=[size(k)], methods=methods or METHODS, seeds=seeds, lr=lr)
     device_of(device)
-    plan = cells(data, size, methods or METHODS, seeds, hidden_size(model), lr, rates)
+    plan = cells(data, size(k), methods or METHODS, seeds, hidden_size(model), lr, rates)
     corpus = Corpus()
     notes, fingerprint = _rows(setting, plan, corpus)
     store = Store.create(out, {**setting.facts, "data": fingerprint})

@@ -1,8 +1,10 @@
-"""The help of a flag is the doc of the field that it sets."""
+"""What several commands do alike with their flags: the help of a flag is the doc of the field that it sets."""
 
 import ast
 import inspect
 from functools import cache
+
+from unipelt.errors import UserError
 
 
 @cache
@@ -15,3 +17,10 @@ def docs(settings: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
             found[ast.unparse(field.target)] = " ".join(str(doc.value.value).split())
     return found
+
+
+def size(text: str) -> int | str:
+    """What --k names. Raises UserError for what is neither a whole number nor all."""
+    if text != "all" and not (text.isdecimal() and len(text) < 10 and int(text)):
+        raise UserError(f"--k {text[:40]}: expected a whole number from 1, or all")
+    return text if text == "all" else int(text)

@@ -50,7 +50,7 @@ def inspect(
     from unipelt.fleet.apply import Applied, gate_paths
 
     applied = Applied.load(run, model or None, "cpu")
-    if not any(True for _ in gate_paths(applied.model)):
+    if not gate_paths(applied.model):
         raise UserError(NO_GATES)
     _, rows = applied.read(data, text=text or None, pair=pair or None)
     values = applied.gates(rows)

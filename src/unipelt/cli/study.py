@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from unipelt.cli.fields import docs
+from unipelt.cli.fields import docs, size
 from unipelt.errors import UserError
 from unipelt.fleet.recipe import Recipe
 from unipelt.study.plan import Grid, Setting
@@ -59,7 +59,7 @@ def glue(
 
     grid, setting = read_plan(plan) if plan else ({}, {})
     recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
-    grid |= _given(tasks=tasks, k=[_size(one) for one in k], methods=methods, seeds=seeds, lr=lr)
+    grid |= _given(tasks=tasks, k=[size(one) for one in k], methods=methods, seeds=seeds, lr=lr)
     setting |= _given(
         model=model, head=head, policy=head_policy, data_dir=data_dir, width=width, mix_methods=mix_methods
     )
@@ -85,7 +85,7 @@ def sweep(
 
     methods = methods_of(method, option, values or ["3", "6", "12", "24", "48", "96", "192"])
     recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
-    grid = Grid(tasks=tasks, k=[_size(one) for one in k], methods=methods, **_given(seeds=seeds, lr=lr))
+    grid = Grid(tasks=tasks, k=[size(one) for one in k], methods=methods, **_given(seeds=seeds, lr=lr))
     setting = _given(
         model=model, head=head, policy=head_policy, data_dir=data_dir, width=width, mix_methods=mix_methods
     )
@@ -173,14 +173,10 @@ def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus:
             train(store, setting, tell=watch.tell, watch=watch)
     statuses = [status for _, status in store.statuses()]
     failed = [status for status in statuses if status.startswith("failed")]
+    if failed and len(failed) == len(statuses):
+        raise UserError(f"{out}: every run failed, the first because {failed[0].removeprefix('failed: ')}")
     print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0][8:]}" if failed else ""))  # fmt: skip
     print(f"  tables and figures: `unipelt report {out}`; rows: {Path(out) / 'study.sqlite'}, table runs")
-
-
-def _size(text: str) -> int | str:
-    if text != "all" and not (text.isdecimal() and len(text) < 10):
-        raise UserError(f"--k {text[:40]}: expected whole numbers from 1, or all")
-    return text if text == "all" else int(text)
 
 
 def _given(**flags: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from unipelt.cli.fields import docs
+from unipelt.cli.fields import docs, size
 from unipelt.errors import UserError
 from unipelt.fleet.outcome import Request
 from unipelt.fleet.recipe import Recipe
@@ -52,11 +52,9 @@ def train(
         raise UserError("--task is missing: expected a GLUE task, docstrings, or a file such as reviews.csv")
     if not out:
         raise UserError("--out is missing: expected a folder for the run, such as runs/first")
-    if k != "all" and not (k.isdecimal() and len(k) < 10):
-        raise UserError(f"--k {k}: expected a whole number or all")
     Recipe(**given)
     request = Request(
-        model=model, task=task, k=k if k == "all" else int(k), method=method, seed=seed, head=head, policy=head_policy,
+        model=model, task=task, k=size(k), method=method, seed=seed, head=head, policy=head_policy,
         data_dir=data_dir or None, text=text or None, pair=pair or None, label=label or None, kind=kind or None,
         test=test or None, group=group or None, dev_rows=dev_rows, recipe=given,
     )  # fmt: skip

@@ -78,7 +78,7 @@ class Applied:
         self, path: str, *, text: str | None, pair: str | None, proba: bool, gates: bool
     ) -> dict[str, list[Any]]:
         """The columns of a file, and behind them `prediction`, probabilities `p(label)` and gates `gate(path)`."""
-        if gates and not (self.tuned and any(True for _ in gate_paths(self.model))):
+        if gates and not (self.tuned and gate_paths(self.model)):
             raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
         if proba and not self.task["labels"]:
             raise UserError("--proba: a regression has no classes")
@@ -144,9 +144,9 @@ class Applied:
         return fold(self.model, batches, score=(task.metric, score), **thresholds)
 
 
-def gate_paths(model: PreTrainedModel):
+def gate_paths(model: PreTrainedModel) -> list[str]:
     """The paths of a model's gates."""
-    return (path for path, module in tuned_of(model).named_modules() if isinstance(module, Gate | GroupGate))
+    return [path for path, module in tuned_of(model).named_modules() if isinstance(module, Gate | GroupGate)]
 
 
 def fixed_at_means(applied: Applied, rows: data.Rows) -> None:

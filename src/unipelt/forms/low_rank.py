@@ -14,7 +14,8 @@ class LowRank(nn.Module):
         super().__init__()
         self.down = RoutedLinear(runs, inputs, r, bias=False)
         self.up = RoutedLinear(runs, r, outputs, bias=False)
-        self.scale, self.dropout = alpha / r, nn.Dropout(dropout)
+        self.scale = alpha / r
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()  # then it reads the very tensor, compiled too
 
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
         delta = self.up(self.down(self.dropout(x), route), route)

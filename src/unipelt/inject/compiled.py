@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from unipelt.errors import SiteError, SpecError
 from unipelt.inject.flow import checkpoints
 from unipelt.inject.shapes import bucket, most_tokens
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.tuned import joined_to
 from unipelt.spec import Gate
 
 PADDING = {"attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "labels": -100, "decoder_attention_mask": 0}
@@ -45,12 +45,12 @@ def compile(model: PreTrainedModel, *, lengths: Sequence[int] = (), backend: str
     Raises SiteError where nothing is attached or the model is compiled already, SpecError for lengths that are none, and
     for a gate that averages over padding.
     """
-    tuned = tuned_of(model)
+    changes = [change for part in joined_to(model).parts for change in part.mixture.changes]
     if model._compiled_call_impl is not None:
         raise SiteError("the model is compiled already; expected one that is not")
     if not all(isinstance(length, int) and length > 0 for length in lengths):
         raise SpecError(f"lengths={lengths!r}: expected whole numbers from 1, such as (32, 64, 128)")
-    if any(isinstance(c.weight, Gate) and c.weight.pool == "reference" for c in tuned.mixture.changes):
+    if any(isinstance(change.weight, Gate) and change.weight.pool == "reference" for change in changes):
         raise SpecError(
             "Gate(pool='reference') averages over padding, which compile adds: call model.compile() instead"
         )

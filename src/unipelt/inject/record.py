@@ -8,17 +8,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt.forms.gate import Gate, GroupGate
-from unipelt.inject.tuned import Tuned, tuned_of
+from unipelt.inject.tuned import Tuned, joined_to, tuned_of
 
 
 @contextmanager
 def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
     """Collect every gate's value for the forwards inside the block, by path: `[batch]`, `[batch, seq]` or `[…, changes]`.
 
-    Values are part of the graph: a loss may use them.
+    Values are part of the graph: a loss may use them. Where mixtures are side by side, a path begins with the mixture's
+    number, and the values are those of its own rows.
     """
     values: dict[str, list[Tensor]] = defaultdict(list)
-    gates = {path: m for path, m in tuned_of(model).named_modules() if isinstance(m, Gate | GroupGate)}
+    joined = joined_to(model)
+    shown = joined.shown()
+    modules = (shown[0] if len(shown) == 1 else joined).named_modules()
+    gates = {path: m for path, m in modules if isinstance(m, Gate | GroupGate)}
 
     def keep(path: str):
         def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:

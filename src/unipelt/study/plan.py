@@ -63,7 +63,7 @@ class Grid:
                 raise UserError(f"--tasks {task}: no such task or file; {nearest(task, [*GLUE, TASK.name])}")
         for k in self.k:
             if k != "all" and (isinstance(k, str) or k < 1):
-                raise UserError(f"--k {k}: expected whole numbers from 1, or all")
+                raise UserError(f"--k {k}: expected a whole number from 1, or all")
         for rate in self.lr:
             Recipe(lr=rate)
 
