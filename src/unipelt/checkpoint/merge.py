@@ -19,7 +19,7 @@ from unipelt.forms.routed import Route
 from unipelt.inject.attach import _check_compiled, _forget_compiled, detach
 from unipelt.inject.junction import Delta
 from unipelt.inject.places import features, is_linear
-from unipelt.inject.tuned import Tuned, tuned_of
+from unipelt.inject.tuned import Tuned, joined_to, tuned_of
 
 
 class Joint(NamedTuple):
@@ -130,7 +130,7 @@ def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[
 @contextmanager
 def own_weights(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block the base has its own weights, whatever hangs in them."""
-    written = [handle for handle in tuned_of(model).handles if isinstance(handle, InWeights) and handle.before]
+    written = [handle for handle in joined_to(model).handles if isinstance(handle, InWeights) and handle.before]
     for handle in written:
         handle.remove()
     try:
