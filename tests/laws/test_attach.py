@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import tiny
@@ -86,6 +87,28 @@ def test_inside_disabled_it_is_the_base(arch: str):
     with unipelt.disabled(model):
         torch.testing.assert_close(result(model(**given)), before, rtol=0, atol=0)
     torch.testing.assert_close(result(model(**given)), changed, rtol=0, atol=0)
+
+
+INSIDE = {
+    "disabled": unipelt.disabled,
+    "dropped": lambda model: unipelt.dropped(model, 1),
+    "everything dropped": lambda model: unipelt.dropped(model, 2),
+    "merged": lambda model: nullcontext(unipelt.merge(model, rest="attached")),
+}
+
+
+@pytest.mark.parametrize("inner", INSIDE)
+@torch.no_grad()
+def test_what_hangs_other_hooks_inside_disabled_leaves_it_the_base(inner: str):
+    model = plain("bert")
+    given = tiny.inputs("bert", model)
+    base = result(model(**given))
+    changed = result(randomise(unipelt.attach(model, "lora", head="frozen"))(**given))
+    with unipelt.disabled(model):
+        with INSIDE[inner](model):
+            assert torch.equal(result(model(**given)), base)
+        assert torch.equal(result(model(**given)), base)
+    equal(result(model(**given)), changed, "bert")
 
 
 @pytest.mark.parametrize("arch", SOME)

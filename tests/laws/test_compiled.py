@@ -197,6 +197,20 @@ def test_what_watches_is_called():
     assert counter.frame_count == 1
 
 
+def test_what_hangs_other_hooks_is_seen():
+    model, plain = pair("bert", "lora")
+    unipelt.compile(model, backend=(counter := count()))
+    inputs = given("bert", model, 9)
+    same(model, plain, "bert", inputs, learns=False)
+    with unipelt.dropped(model, 1), unipelt.dropped(plain, 1):
+        same(model, plain, "bert", inputs, learns=False)
+    assert counter.frame_count == 1
+    same(model, plain, "bert", inputs, learns=False)
+    unipelt.merge(model, rest="attached")
+    assert model._compiled_call_impl is None
+    same(model, plain, "bert", inputs, learns=False)
+
+
 def test_checkpointing_takes_the_plain_path():
     model, plain = pair("bert")
     unipelt.compile(model, backend=(counter := count()))

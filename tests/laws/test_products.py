@@ -43,7 +43,7 @@ def test_a_product_is_the_linears_apart(arch: str, mixture: Mixture, runs: int, 
         together = result(model(**given))
     times = model.config.num_hidden_layers if arch == "albert" else 1  # its layers are one
     assert len(computed) == times * len(made) and {*computed} == made, "each is computed once a layer"
-    assert all(product.x is None and not product.columns for product in made), "no tensor outlives its layer"
+    assert all(product.turn == (None, []) for product in made), "no tensor outlives its layer"
     scalar(together).backward()
     expected = gradients(model)
     for linear in [linear for product in made for linear in product.linears]:
@@ -81,5 +81,25 @@ def test_a_copy_has_its_own_and_takes_no_tensor_along():
     )
     for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert products(made).isdisjoint(products(model)) and len(products(made)) == len(products(model))
-        assert all(product.x is None for product in products(made))
+        assert all(product.turn == (None, []) for product in products(made))
         equal(result(made(**given)), result(model(**given)), "bert")
+
+
+def test_a_forward_that_was_broken_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
+    """Whose tensor comes again, as an encoder's output does for each decoding: with other numbers in it."""
+    model, fresh = (attached("bart", "unipelt-apl", top="base") for _ in range(2))
+    given = tiny.inputs("bart", model)
+    states = model.get_encoder()(given.pop("input_ids"), given["attention_mask"]).last_hidden_state.detach()
+    call = given | {"encoder_outputs": (states,), "use_cache": False}
+    up = tuned_of(model).get_submodule("decoder.0.low_rank_value.cross_value.up")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError), torch.no_grad():
+        patch.setattr(up, "forward", lambda *_: 1 / 0)
+        model(**call)
+    states.mul_(2)
+    outputs = [result(one(**call)) for one in (model, fresh)]
+    equal(*outputs, "bart")
+    assert all(product.turn == (None, []) for product in products(model))
+    for output in outputs:
+        scalar(output).backward()
+    for name, gradient in gradients(fresh).items():
+        equal(gradients(model)[name], gradient, "bart", what=name)

@@ -17,6 +17,7 @@ from unipelt.forms.gate import Learned
 from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Route
 from unipelt.inject.attach import _check_compiled, _forget_compiled, detach
+from unipelt.inject.compiled import forget
 from unipelt.inject.junction import Delta
 from unipelt.inject.places import features, is_linear
 from unipelt.inject.tuned import Tuned, joined_to, tuned_of
@@ -103,8 +104,8 @@ class InWeights:
 def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[Joint], str | None]) -> PreTrainedModel:
     """Hang in a module's weight the first of its changes that fold: what comes behind another must wait for it."""
     tuned = tuned_of(model)
+    forget(model)
     _check_compiled(model)
-    tuned.unhang()
     hooks = []
     for path, kind, method in tuned.hooks:
         deltas = [id(delta) for delta in getattr(method.__self__, "deltas", ())] if kind == "post" else []
@@ -121,8 +122,7 @@ def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[
             method.__self__.deltas = method.__self__.deltas[first:]
         if not mine or mine[first:]:
             hooks.append((path, kind, method))
-    tuned.hooks = hooks
-    tuned.hang(model)
+    tuned.rehang(model, hooks)
     _forget_compiled()
     return model
 

@@ -97,29 +97,30 @@ class Product:
 
     def __init__(self, linears: Sequence[RoutedLinear]):
         """linears: in any order, each as often as it is called with the tensor."""
-        self.calls = len(linears)
         self.linears = list(dict.fromkeys(linears))
-        self.x: Tensor | None = None
-        self.columns: dict[int, Tensor] = {}
-        self.left = 0
+        self.times = [list(linears).count(linear) for linear in self.linears]
+        self.turn: tuple[Tensor | None, list[list[Tensor]]] = None, []
+        """the tensor, and the columns that each linear has not taken yet; nothing outlives the layer"""
         for linear in self.linears:
             linear.product = self
 
     def leave(self, linear: RoutedLinear) -> None:
         """It is not called with the tensor any more."""
         linear.product = None
-        self.linears.remove(linear)
-        self.calls -= 1
+        place = self.linears.index(linear)
+        del self.linears[place], self.times[place]
 
     def of(self, linear: RoutedLinear, x: Tensor, route: Route) -> Tensor:
-        if self.x is not x:
-            self.x, self.columns, self.left = x, self._all(x, route), self.calls
-        columns, self.left = self.columns[self.linears.index(linear)], self.left - 1
-        if not self.left:  # nothing outlives the layer
-            self.x, self.columns = None, {}
-        return columns
+        place = self.linears.index(linear)
+        read, columns = self.turn
+        if read is not x or not columns[place]:  # taken: by a forward of the same tensor that was broken off
+            self.turn = _, columns = x, self._all(x, route)
+        taken = columns[place].pop()
+        if not any(columns):
+            self.turn = None, []
+        return taken
 
-    def _all(self, x: Tensor, route: Route) -> dict[int, Tensor]:
+    def _all(self, x: Tensor, route: Route) -> list[list[Tensor]]:
         weights: list[Tensor] = [linear.weight for linear in self.linears]
         sizes = [weight.shape[1] for weight in weights]
         biases = [
@@ -128,11 +129,11 @@ class Product:
         ]
         bias = torch.cat(biases, dim=1).to(x.dtype) if any(linear.bias is not None for linear in self.linears) else None
         y = _routed(x, torch.cat(weights, dim=1).to(x.dtype), bias, route)
-        return dict(enumerate(y.split(sizes, dim=-1)))
+        return [[column] * times for column, times in zip(y.split(sizes, dim=-1), self.times)]
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins with no tensor of a forward."""
-        return vars(self) | {"x": None, "columns": {}, "left": 0}
+        return vars(self) | {"turn": (None, [])}
 
 
 def _routed(x: Tensor, weight: Tensor, bias: Tensor | None, route: Route) -> Tensor:

@@ -14,7 +14,7 @@ from unipelt.errors import SiteError, SpecError, nearest
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attention import Kernels
 from unipelt.inject.build import Build
-from unipelt.inject.compiled import forget
+from unipelt.inject.compiled import Compiled, forget
 from unipelt.inject.flow import AttentionEntry, Hold, StackHooks, checkpoints
 from unipelt.inject.heads import POLICIES, POOLINGS, HeadJunction, Pooling, build_head, find_head
 from unipelt.inject.places import LiveStack, find_stacks
@@ -125,6 +125,9 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Inside the block the model is its plain base, its own head included."""
     tuned = joined_to(model)
+    if not tuned.hung:  # inside another such block
+        yield model
+        return
     tuned.unhang()
     if tuned.kernels is not None:
         tuned.kernels.restore()
@@ -179,7 +182,8 @@ def _check_model(model: PreTrainedModel) -> None:
 
 def _check_compiled(model: PreTrainedModel) -> None:
     for path, module in model.named_modules():
-        if getattr(module, "_compiled_call_impl", None) is not None:
+        # ours looks at each call whether hooks came or went
+        if not isinstance(getattr(module, "_compiled_call_impl", None), Compiled | None):
             what = f"its {path!r} is" if path else "the model is"
             raise SiteError(
                 f"{what} compiled in place, and compiled code ignores new hooks: attach or detach before model.compile()"

@@ -16,7 +16,8 @@ def dropped(model: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
     """Inside the block no change joins in the lowest `layers` layers of each stack; they cost nothing, forward or backward.
 
     For inference, or around each step of a training with a number drawn anew: AdapterDrop's robust variant. Backward belongs
-    inside the block. What torch.compile made of the model is compiled anew at both ends of it.
+    inside the block. What torch.compile made of the model is compiled anew at both ends of it; a model that `compile` has
+    compiled runs as it is inside.
 
     Raises SpecError for a number of layers that the base has not.
     """
@@ -28,18 +29,15 @@ def dropped(model: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
     _check_compiled(model)
     low = tuple(layer.path + "." for stack in stacks for layer in stack.layers[:layers])
     every = tuned.hooks
+    above = [
+        (path, kind, method)
+        for path, kind, method in every
+        if not (f"{path}.".startswith(low) and hasattr(method.__self__, "deltas"))
+    ]
     try:
-        tuned.unhang()
-        tuned.hooks = [
-            (path, kind, method)
-            for path, kind, method in every
-            if not (f"{path}.".startswith(low) and hasattr(method.__self__, "deltas"))
-        ]
-        tuned.hang(model)
+        tuned.rehang(model, above)
         _forget_compiled()
         yield model
     finally:
-        tuned.unhang()
-        tuned.hooks = every
-        tuned.hang(model)
+        tuned.rehang(model, every)
         _forget_compiled()

@@ -22,6 +22,7 @@ class Joined(nn.Module):
         self.hooks: list[tuple[str, str, Any]] = []
         """module path, kind of hook and the bound method that hangs there, in order"""
         self.handles: list[Any] = []
+        self.hung = False
         self.before: dict[str, Any] = {}
         """what detach gives back: requires_grad of each parameter and attributes of the base"""
         self.kernels: Any = None
@@ -67,6 +68,7 @@ class Joined(nn.Module):
 
     def hang(self, base: nn.Module) -> None:
         """Register every hook, in order."""
+        self.hung = True
         for path, kind, method in self.hooks:
             module = base.get_submodule(path)
             if kind == "pre":
@@ -84,6 +86,15 @@ class Joined(nn.Module):
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        self.hung = False
+
+    def rehang(self, base: nn.Module, hooks: list[tuple[str, str, Any]]) -> None:
+        """These hooks instead of the others, hanging only where those do: not inside `disabled`."""
+        hung = self.hung
+        self.unhang()
+        self.hooks = hooks
+        if hung:
+            self.hang(base)
 
 
 class Several(Joined):
