@@ -62,9 +62,14 @@ def main() -> None:
             )
             for seed in range(given.runs)
         ]  # fmt: skip
+        trained(requests[:1], 1, corpus, given.device)  # reads and tokenises what both ways share
+        for request in requests:
+            corpus.splits(request)
         rounds = []
-        for _ in range(given.rounds):
-            rounds.append([trained(requests, width, corpus, given.device) for width in (width, 1)])
+        for number in range(given.rounds):  # each way begins every other round
+            order = (width, 1) if number % 2 == 0 else (1, width)
+            taken = {width: trained(requests, width, corpus, given.device) for width in order}
+            rounds.append([taken[width], taken[1]])
         (fleet, alone) = ([one[side] for one in rounds] for side in (0, 1))
         ratios = [together[0] / apart[0] for together, apart in rounds]
         used = [together[1] / apart[1] for together, apart in rounds]
