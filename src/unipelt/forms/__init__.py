@@ -50,7 +50,7 @@ def reader(module: nn.Module) -> RoutedLinear | None:
     """The linear by which a form or a gate reads its tensor, where it reads that very tensor."""
     if isinstance(module, Gate | GroupGate):
         return module.score
-    if isinstance(module, Bottleneck) or (isinstance(module, LowRank) and not module.dropout.p):
+    if isinstance(module, Bottleneck) or (isinstance(module, LowRank) and isinstance(module.dropout, nn.Identity)):
         return module.down
     return None
 
