@@ -139,7 +139,7 @@ def train_together(
         gates: list[dict[str, Tensor]] = [{} for _ in chosen]
         every = fleet.predict([one.encoded["test"] for one in chosen], gates=None if methods == [FULL] else gates)
         for number, one, logits, values in zip(numbers, chosen, every, gates):
-            one.finished.width, one.finished.device = width, str(device)
+            one.finished.width, one.finished.device = fleet.width, str(device)
             _finish(one, fleet.progress[number], logits, values)
             one.finished.seconds = fleet.progress[number].seconds + (time.monotonic() - started) / len(chosen)
         ended(model, [places[number] for number in numbers], [one.finished for one in chosen])
