@@ -73,6 +73,18 @@ def test_stopped_at_any_step_it_goes_on_to_the_same_bits(
         assert_same(finish(folder, preset, runs, seed=99 if begun else 0), whole)
 
 
+def test_a_fleet_that_was_begun_narrower_goes_on_so_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As after too little memory: the command that goes on attaches as many runs as the plan has."""
+    monkeypatch.setattr("unipelt.fleet.loop.SAVE_SHARE", 1e9)
+    whole = finish(None, "lora", 3)
+    with pytest.raises(Stopped):
+        finish(tmp_path, "lora", 3, watch=stop_at(EVALUATED * 2))
+    wide = fleet(plans(3), "lora", dropout=True, folder=tmp_path, ended=Kept())
+    wide.train()
+    assert_same(wide, whole)
+    assert wide.width == whole.width == 2
+
+
 def test_stopped_at_every_step_of_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("unipelt.fleet.loop.SAVE_EVERY", -1.0)
     monkeypatch.setattr("unipelt.fleet.loop.SAVE_SHARE", 1e9)

@@ -16,7 +16,7 @@ import torch
 from cli.conftest import SMALL
 from fleet.fleets import NO_DROPOUT
 
-from study.conftest import results
+from study.conftest import METHODS, results
 from unipelt.fleet.loop import Fleet
 from unipelt.fleet.state import STATE
 from unipelt.study import engine
@@ -185,7 +185,8 @@ def _results(out: Path) -> list[dict]:
     return Store.read(out).runs(columns)
 
 
-def test_methods_side_by_side_are_the_methods_apart(words, run, tiny_base: str, tmp_path: Path):
+@pytest.mark.parametrize("policy", ["train", "paper"])
+def test_methods_side_by_side_are_the_methods_apart(policy: str, words, run, tiny_base: str, tmp_path: Path):
     """One fleet of two structures: the same results as of two fleets, but for float32's rounding. No dropout: its masks are
     drawn for all rows of a step together."""
     base = shutil.copytree(tiny_base, tmp_path / "base")
@@ -194,7 +195,8 @@ def test_methods_side_by_side_are_the_methods_apart(words, run, tiny_base: str, 
     rows = {}
     for name, more in {"apart": (), "beside": ("--mix-methods",)}.items():
         out = tmp_path / name
-        assert run(*words(out, "--model", base, *more)).code == 0
+        asked = _with(words(out, "--model", base, *more, "--head-policy", policy), "--methods", *METHODS[::-1])
+        assert run(*asked).code == 0
         assert len(Store.read(out).fleets()) == (2 if more else 4)
         rows[name] = {(row["k"], row["method"], row["seed"], row["lr"]): row for row in results(out)}
     assert rows["apart"].keys() == rows["beside"].keys()
@@ -206,3 +208,25 @@ def test_methods_side_by_side_are_the_methods_apart(words, run, tiny_base: str, 
         assert [row["loss"] for row in one["curve"]] == pytest.approx([row["loss"] for row in other["curve"]], rel=1e-3)
         for path, gate in one["gates"].items():
             assert other["gates"][path]["mean"] == pytest.approx(gate["mean"], abs=1e-4)
+
+
+def test_methods_that_cannot_be_side_by_side_are_trained_apart(
+    words, run, base_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One that the base cannot take spoils no other; nor does too little memory for a run of each."""
+    step, apl = Fleet._step, SMALL["unipelt-apl"]
+
+    def small(self: Fleet) -> None:
+        if len(self.flat.values) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        step(self)
+
+    monkeypatch.setattr(Fleet, "_step", small)
+    given = _with([*words(tmp_path / "out", "--mix-methods")], "--k", 16, "--model", base_of("deberta-v2"))
+    said = run(*_with(given, "--methods", "adapter(bottleneck=4)", apl, "head"))
+    assert "8 of 12 runs done, 4 failed" in said.out and len(Store.read(tmp_path / "out").fleets()) == 1
+    for row in Store.read(tmp_path / "out").runs(["method", "status", "width"]):
+        if row["method"] == apl:
+            assert "no prefix can enter it" in row["status"]
+        else:
+            assert (row["width"], row["status"].startswith("failed")) == (1, False)

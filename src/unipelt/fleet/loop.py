@@ -112,6 +112,8 @@ class Fleet:
             queues = [[i for i, plan in enumerate(plans) if plan.mixture == mixture] for mixture in range(len(parts))]
         self.runs = [plan for queue, share in zip(queues, shares) for plan in queue[:share]]
         """the plan that each run of the model trains"""
+        self.width = len(self.runs)
+        """runs at once, as the training began; after too little memory a state may have fewer than are attached"""
         self.waiting = sorted(set(range(len(plans))) - set(self.runs))
         """plans that have no run yet"""
         self.flat = Flat(parts, shares, run_axis=self.tuned is not None)
@@ -305,7 +307,7 @@ class Fleet:
 
     def _save(self) -> None:
         facts = {
-            "runs": self.runs, "waiting": self.waiting, "seconds": self.seconds, "progress": [vars(one) for one in self.progress],
+            "runs": self.runs, "width": self.width, "waiting": self.waiting, "seconds": self.seconds, "progress": [vars(one) for one in self.progress],
         }  # fmt: skip
         save_state(self.folder, self._tensors(), facts)  # type: ignore[arg-type]
 
@@ -327,6 +329,7 @@ class Fleet:
             tensors[name].to(self.flat.values, copy=True) for name in self._tensors()
         )  # a copy is aligned as torch aligns: sums over a file's own memory end in other last bits
         self._train(values, facts["runs"])
+        self.width = facts.get("width", self.width)
         self.waiting, self.seconds = facts["waiting"], facts["seconds"]
         self.progress = [Progress(**progress) for progress in facts["progress"]]
 

@@ -16,7 +16,7 @@ from unipelt.fleet.outcome import FULL, Request
 from unipelt.inject.attach import attach
 from unipelt.inject.heads import find_head, output_of
 from unipelt.inject.record import trainable_parameters
-from unipelt.inject.tuned import joined_to
+from unipelt.inject.tuned import Joined, joined_to
 
 ORDINARY = 10.0  # largest size of a target, and the inverse of the least spread, that is trained as it stands
 
@@ -45,7 +45,7 @@ def prepare(
     return counts
 
 
-def unit_of(model: PreTrainedModel, task: data.Task, train: data.Rows) -> tuple[float, float]:
+def unit_of(model: PreTrainedModel | Joined, task: data.Task, train: data.Rows) -> tuple[float, float]:
     """(mean, standard deviation) of a regression's training targets: what the head can be put back into after training.
 
     Targets of ordinary size, such as STS-B's 0 to 5, stay as they are: so the papers train.

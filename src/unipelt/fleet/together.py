@@ -21,6 +21,7 @@ from unipelt.fleet.ready import prepare, unit_of
 from unipelt.fleet.recipe import Recipe, default_recipe
 from unipelt.inject.heads import output_of
 from unipelt.inject.shapes import most_tokens
+from unipelt.inject.tuned import Joined, joined_to
 
 SOURCE = (
     "task",
@@ -126,8 +127,9 @@ def train_together(
     shares = shared(width, [len(seeds) for seeds in queues])
     counts = prepare(model, methods, first, [seeds[:share] for seeds, share in zip(queues, shares)])
     model.to(device)
-    plans = [_plan(members[place], model, methods) for place in places]
-    counted = [_counts(model, parameters, classes) for parameters in counts]
+    parts = [model] if methods == [FULL] else joined_to(model).parts
+    plans = [_plan(members[place], parts, methods) for place in places]
+    counted = [_counts(part, parameters, classes) for part, parameters in zip(parts, counts)]
     for plan, member in zip(plans, members.values()):
         member.finished.parameters = counted[plan.mixture](len(member.splits.task.labels) or 1)
         began(member)
@@ -137,7 +139,7 @@ def train_together(
         gates: list[dict[str, Tensor]] = [{} for _ in chosen]
         every = fleet.predict([one.encoded["test"] for one in chosen], gates=None if methods == [FULL] else gates)
         for number, one, logits, values in zip(numbers, chosen, every, gates):
-            one.finished.width, one.finished.device = width, str(device)
+            one.finished.width, one.finished.device = fleet.width, str(device)
             _finish(one, fleet.progress[number], logits, values)
             one.finished.seconds = fleet.progress[number].seconds + (time.monotonic() - started) / len(chosen)
         ended(model, [places[number] for number in numbers], [one.finished for one in chosen])
@@ -179,15 +181,17 @@ def shared(width: int, waiting: Sequence[int]) -> list[int]:
     return shares
 
 
-def _plan(member: Member, model: PreTrainedModel, methods: list[str]) -> Plan:
-    task, rows = member.splits.task, member.encoded
+def _plan(member: Member, parts: Sequence[PreTrainedModel | Joined], methods: list[str]) -> Plan:
+    task, rows, mixture = member.splits.task, member.encoded, methods.index(member.request.method.strip())
     return Plan(
         task=task, recipe=member.recipe, seed=member.request.seed, train=rows["train"], dev=rows["dev"],
-        unit=unit_of(model, task, member.splits.train), mixture=methods.index(member.request.method.strip()),
+        unit=unit_of(parts[mixture], task, member.splits.train), mixture=mixture,
     )  # fmt: skip
 
 
-def _counts(model: PreTrainedModel, parameters: dict[str, int], widest: int) -> Callable[[int], dict[str, int]]:
+def _counts(
+    model: PreTrainedModel | Joined, parameters: dict[str, int], widest: int
+) -> Callable[[int], dict[str, int]]:
     """Trainable numbers by change for a task of so many classes; the head of a fleet is as wide as its widest task."""
     output, owner = output_of(model), FULL if FULL in parameters else "head"
     each = 0 if output is None else output.weight.shape[-1] + (output.bias is not None)

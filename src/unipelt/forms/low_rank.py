@@ -15,7 +15,8 @@ class LowRank(nn.Module):
         self.down = RoutedLinear(runs, inputs, r, bias=False)
         self.up = RoutedLinear(runs, r, outputs, bias=False)
         self.scale = alpha / r
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()  # then it reads the very tensor, compiled too
+        # compiled code takes what an nn.Dropout(0) gives for another tensor, and would read it in another product
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
         delta = self.up(self.down(self.dropout(x), route), route)

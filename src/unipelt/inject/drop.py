@@ -19,7 +19,7 @@ def dropped(model: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
     inside the block. What torch.compile made of the model is compiled anew at both ends of it; a model that `compile` has
     compiled runs as it is inside.
 
-    Raises SpecError for a number of layers that the base has not.
+    Raises SiteError where several mixtures are attached, SpecError for a number of layers that the base has not.
     """
     tuned = tuned_of(model)
     stacks = find_stacks(model, tuned.options["sites"], tuned.runs)

@@ -13,7 +13,7 @@ from unipelt.forms.constants import scale_and_shift
 from unipelt.forms.gate import mean_of_real
 from unipelt.forms.routed import Route, RoutedLinear, draw_normal
 from unipelt.inject.flow import Context
-from unipelt.inject.tuned import NAME
+from unipelt.inject.tuned import NAME, Joined
 
 POLICIES = ("train", "frozen", "paper")
 POOLINGS = ("model", "cls", "mean")
@@ -140,10 +140,11 @@ def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> di
     return head
 
 
-def output_of(model: PreTrainedModel) -> RoutedLinear | nn.Linear | None:
-    """The last linear of the head, where it is trained: tuned runs' own, or that of a model tuned whole."""
-    joined = getattr(model, NAME, None)
-    modules = joined.shown()[0].modules() if joined is not None else find_head(model).values()
+def output_of(model: PreTrainedModel | Joined) -> RoutedLinear | nn.Linear | None:
+    """The last linear of the head, where it is trained: tuned runs' own, or that of a model tuned whole. Of mixtures side by
+    side that of the first that has runs now."""
+    joined = model if isinstance(model, Joined) else getattr(model, NAME, None)
+    modules = joined.shown()[0].modules() if joined is not None else find_head(model).values()  # type: ignore[arg-type]
     linears = [m.linear if isinstance(m, HeadLinear) else m for m in modules if isinstance(m, HeadLinear | nn.Linear)]
     return linears[-1] if linears and linears[-1].weight.requires_grad else None
 

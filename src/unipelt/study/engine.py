@@ -68,7 +68,8 @@ def train_fleet(
     finish: Callable[[dict[Cell, Result]], None], cells: list[Cell], todo: set[Cell], setting: Setting, device: torch.device,
     corpus: Corpus, folder: Path | None = None, watch: Any = None, keep: Keep = lambda *_: None, until: float | None = None,
 ) -> None:  # fmt: skip
-    """Train one fleet, of which `todo` is not done yet; where the device's memory is too small, again with half as many runs.
+    """Train one fleet, of which `todo` is not done yet; where the device's memory is too small, again with half as many runs,
+    and methods that cannot be trained side by side, each apart.
 
     Whatever disturbs it, the fleet as planned is redone whole, since dropout is drawn for all runs of a step together: what
     comes out of a run is what an undisturbed fleet of the width that it names gives. What is done stays as it is.
@@ -114,7 +115,14 @@ def train_fleet(
         except (StoreError, CheckpointError):  # a disk is full: the same command goes on from here
             raise
         except UserError as error:  # the base cannot take this method: said in each row, and the study goes on
-            finish({cell: failed(str(error)) for cell in cells if cell in todo})
+            if len(methods) == 1:
+                finish({cell: failed(str(error)) for cell in cells if cell in todo})
+            else:  # or one of these, or there is no room for a run of each
+                for number, method in enumerate(methods):
+                    mine = [cell for cell, request in zip(cells, requests) if request.method.strip() == method]
+                    if left := todo.intersection(mine):
+                        alone = folder / str(number) if folder is not None else None
+                        train_fleet(finish, mine, left, setting, device, corpus, alone, watch, keep, until)
         break
     forget()
 
