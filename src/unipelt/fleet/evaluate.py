@@ -12,7 +12,7 @@ from unipelt.data import Task
 from unipelt.fleet.encode import Encoded, collate, sorted_batches
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.record import record_gates
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.tuned import joined_to
 
 CPU_ROWS, GPU_ROWS = 32, 512  # rows a forward, without gradients: on a CPU more only mean more padding
 LEAST_ROWS = 8  # of each run
@@ -54,7 +54,7 @@ def predict(
 
 def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], mask: Tensor) -> dict[str, Tensor]:
     """One value a gate and row, `[batch]`."""
-    gates, said = dict(tuned_of(model).named_modules()), {}
+    gates, said = dict(joined_to(model).shown().named_modules()), {}
     for path, (value, *_) in recorded.items():
         central = isinstance(gates[path], GroupGate)
         value = value.float() if central else value.float()[..., None]

@@ -141,10 +141,9 @@ def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> di
 
 
 def output_of(model: PreTrainedModel | Joined) -> RoutedLinear | nn.Linear | None:
-    """The last linear of the head, where it is trained: tuned runs' own, or that of a model tuned whole. Of mixtures side by
-    side that of the first that has runs now."""
+    """The last linear of the head, where it is trained: tuned runs' own, or that of a model tuned whole."""
     joined = model if isinstance(model, Joined) else getattr(model, NAME, None)
-    modules = joined.shown()[0].modules() if joined is not None else find_head(model).values()  # type: ignore[arg-type]
+    modules = joined.shown().modules() if joined is not None else find_head(model).values()  # type: ignore[arg-type]
     linears = [m.linear if isinstance(m, HeadLinear) else m for m in modules if isinstance(m, HeadLinear | nn.Linear)]
     return linears[-1] if linears and linears[-1].weight.requires_grad else None
 

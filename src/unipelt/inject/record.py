@@ -19,10 +19,7 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
     number, and the values are those of its own rows.
     """
     values: dict[str, list[Tensor]] = defaultdict(list)
-    joined = joined_to(model)
-    shown = joined.shown()
-    modules = (shown[0] if len(shown) == 1 else joined).named_modules()
-    gates = {path: m for path, m in modules if isinstance(m, Gate | GroupGate)}
+    gates = {path: m for path, m in joined_to(model).shown().named_modules() if isinstance(m, Gate | GroupGate)}
 
     def keep(path: str):
         def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:

@@ -32,9 +32,10 @@ class Joined(nn.Module):
         """One a mixture."""
         raise NotImplementedError
 
-    def shown(self) -> list["Tuned"]:
-        """The parts that have runs now."""
-        return [part for part in self.parts if part.runs]
+    def shown(self) -> "Joined":
+        """The part that alone has runs now; all of it where several have."""
+        having = [part for part in self.parts if part.runs]
+        return having[0] if len(having) == 1 else self
 
     @property
     def name(self) -> str:
@@ -196,10 +197,10 @@ def joined_to(model: nn.Module) -> Joined:
 
 def tuned_of(model: nn.Module) -> Tuned:
     """The tuned part of an attached model. Raises SiteError where nothing is attached, or mixtures side by side."""
-    shown = joined_to(model).shown()
-    if len(shown) != 1:
+    joined = joined_to(model)
+    if not isinstance(joined, Tuned):
         raise SiteError(
-            f"{len(shown)} mixtures are attached side by side ({joined_to(model).name}), and one was expected; "
+            f"{len(joined.parts)} mixtures are attached side by side ({joined.name}), and one was expected; "
             "unipelt.save(model, folder, run=…) writes a run of one, to be loaded alone"
         )
-    return shown[0]
+    return joined
