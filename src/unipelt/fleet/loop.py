@@ -90,7 +90,8 @@ class Fleet:
 
     The first plans of each mixture have its runs, as attach drew them; the others wait. ended(fleet, plans) is called when
     some of one mixture have ended, while the model holds their best parameters, one run each in that order; after a kill it
-    may be called again for the same. watch(fleet, event) is called after each step and evaluation. folder: where the state is kept, and found again.
+    may be called again for the same. watch(fleet, event) is called after each step and evaluation. folder: where the state
+    is kept, and found again.
     """
 
     def __init__(
