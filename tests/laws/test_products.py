@@ -18,10 +18,9 @@ from laws.lawbook import (
     on_each,
     result,
     scalar,
-    small,
     without_dropout,
 )
-from unipelt import Mixture
+from unipelt import Change, Gate, LowRank, Mixture
 from unipelt.forms.routed import Product
 from unipelt.inject.tuned import tuned_of
 
@@ -68,8 +67,14 @@ def test_a_gated_mixture_has_two_products_a_layer(arch: str):
 
 
 def test_dropout_before_a_linear_keeps_it_apart():
-    model = attached("bert", small("lora", dropout=0.5))
-    assert not products(model)
+    for dropout, made in ((0.5, 0), (0.0, 2)):
+        change = Change(form=LowRank(r=2, dropout=dropout), site="query", reads="input", weight=Gate())
+        assert len(products(attached("bert", Mixture((change,))))) == made
+
+
+def test_without_a_gate_nothing_is_put_together():
+    """So that LoRA is bit for bit what peft's is."""
+    assert not products(attached("bert", "lora"))
 
 
 def test_a_copy_has_its_own_and_takes_no_tensor_along():

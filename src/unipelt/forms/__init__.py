@@ -46,7 +46,7 @@ def takes_weight(form: spec.Form, path: str) -> bool:
     return path.endswith(tuple("." + name for name in last))
 
 
-def reader(module: nn.Module) -> RoutedLinear | None:
+def reader(module: nn.Module | float) -> RoutedLinear | None:
     """The linear by which a form or a gate reads its tensor, where it reads that very tensor."""
     if isinstance(module, Gate | GroupGate):
         return module.score

@@ -90,11 +90,12 @@ class Build:
         return self.modules
 
     def products(self) -> None:
-        """What reads one tensor becomes one matrix product. Not with mixtures side by side, which read rows of their own."""
+        """What reads one tensor beside a gate becomes one matrix product: without one, LoRA stays bit for bit what peft's is.
+        Not with mixtures side by side, which read rows of their own."""
         tensors = Counter(linear for linears in self.readers.values() for linear in set(linears))
         for linears in self.readers.values():
             alike = [linear for linear in linears if tensors[linear] == 1]  # a central gate may read several
-            if len(set(alike)) > 1:
+            if len(set(alike)) > 1 and any(linear.bias is not None for linear in alike):
                 Product(alike)
 
     def reads(self, stack: LiveStack, layer: Layer | None, place: Place, *modules: Any) -> None:
