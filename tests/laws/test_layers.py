@@ -11,7 +11,7 @@ import unipelt
 from laws.lawbook import attached, equal, first, gradients, on_each, result, scalar, small, stacks, without_dropout
 from unipelt import Mixture
 from unipelt.errors import SpecError
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.tuned import joined_to, tuned_of
 
 DEEP = dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers", "num_layers"), 4)
 ARCHS = [arch for arch in on_each("unipelt-apl") if arch != "albert"]  # ALBERT's layers share one change
@@ -101,14 +101,14 @@ def test_what_is_dropped_is_as_if_it_had_never_been(arch: str):
     equal(actual, result(model(**given)), arch)
 
 
-@pytest.mark.parametrize("runs", [1, 2])
-def test_all_layers_dropped_leave_the_head_alone(runs: int):
-    model = attached("bert", "unipelt-apl", runs=runs)
+@pytest.mark.parametrize(("mixtures", "runs"), [(1, [1]), (1, [2]), (2, [1, 1])])
+def test_all_layers_dropped_leave_the_head_alone(mixtures: int, runs: list[int]):
+    model = attached("bert", [small("unipelt-apl"), small("lora")][:mixtures], runs=runs)
     given = tiny.inputs("bert", model, batch=4)
-    plain = attached("bert", "head", runs=runs)
+    plain = attached("bert", ["head"] * mixtures, runs=runs)
     with torch.no_grad():
-        for name, parameter in tuned_of(plain).named_parameters():
-            parameter.copy_(tuned_of(model).get_parameter(name))
+        for name, parameter in joined_to(plain).named_parameters():
+            parameter.copy_(joined_to(model).get_parameter(name))
         with unipelt.dropped(model, 2):
             assert torch.equal(result(model(**given)), result(plain(**given)))
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from unipelt.errors import SpecError
 from unipelt.inject.attach import _check_compiled, _forget_compiled
 from unipelt.inject.places import find_stacks
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.tuned import joined_to
 
 
 @contextmanager
@@ -19,10 +19,10 @@ def dropped(model: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
     inside the block. What torch.compile made of the model is compiled anew at both ends of it; a model that `compile` has
     compiled runs as it is inside.
 
-    Raises SiteError where several mixtures are attached, SpecError for a number of layers that the base has not.
+    Raises SpecError for a number of layers that the base has not.
     """
-    tuned = tuned_of(model)
-    stacks = find_stacks(model, tuned.options["sites"], tuned.runs)
+    tuned = joined_to(model)
+    stacks = find_stacks(model, tuned.parts[0].options["sites"], tuned.runs)
     depth = max(len(stack.layers) for stack in stacks)
     if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= depth:
         raise SpecError(f"layers={layers!r}: expected a whole number from 0 to {depth}, the layers of the base")
