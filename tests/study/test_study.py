@@ -64,11 +64,10 @@ def soon(how: signal.Signals, out: Path, chance: random.Random) -> Callable[[int
     def kill(process: int) -> None:
         left, seen, end = chance.randint(1, 12), None, time.monotonic() + 10
         while left and time.monotonic() < end:
-            now = [
-                path.stat().st_mtime_ns
-                for path in (out / "study.sqlite-wal", *out.glob(f"fleets/*/{STATE}"))
-                if path.exists()
-            ]
+            now = []
+            for path in (out / "study.sqlite-wal", *out.glob(f"fleets/*/{STATE}")):
+                with suppress(FileNotFoundError):  # a fleet that is done removes its state
+                    now.append(path.stat().st_mtime_ns)
             if now != seen:
                 seen, left = now, left - 1
             time.sleep(0.001)
