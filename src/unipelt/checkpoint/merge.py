@@ -16,8 +16,8 @@ from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.gate import Learned
 from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Route
-from unipelt.inject.attach import _check_compiled, _forget_compiled, detach
-from unipelt.inject.compiled import forget
+from unipelt.inject.attach import detach
+from unipelt.inject.compiled import forget, look_again, refuse_compiled
 from unipelt.inject.junction import Delta
 from unipelt.inject.places import features, is_linear
 from unipelt.inject.tuned import Tuned, joined_to, tuned_of
@@ -105,7 +105,7 @@ def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[
     """Hang in a module's weight the first of its changes that fold: what comes behind another must wait for it."""
     tuned = tuned_of(model)
     forget(model)
-    _check_compiled(model)
+    refuse_compiled(model)
     hooks = []
     for path, kind, method in tuned.hooks:
         deltas = [id(delta) for delta in getattr(method.__self__, "deltas", ())] if kind == "post" else []
@@ -123,7 +123,7 @@ def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[
         if not mine or mine[first:]:
             hooks.append((path, kind, method))
     tuned.rehang(model, hooks)
-    _forget_compiled()
+    look_again()
     return model
 
 

@@ -1,6 +1,5 @@
 """Attach a mixture to a base, and give the base back as it was."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,7 @@ from unipelt.errors import SiteError, SpecError, nearest
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attention import Kernels
 from unipelt.inject.build import Build
-from unipelt.inject.compiled import Compiled, forget
+from unipelt.inject.compiled import forget, look_again, refuse_compiled
 from unipelt.inject.flow import AttentionEntry, Hold, StackHooks, checkpoints
 from unipelt.inject.heads import POLICIES, POOLINGS, HeadJunction, Pooling, build_head, find_head
 from unipelt.inject.places import LiveStack, find_stacks
@@ -40,9 +39,10 @@ def attach(
 
     mixture: one, or a list of mixtures that stand side by side, each changing the rows of its own runs alone. runs: how many
     sets of parameters stand side by side (see `route`); of several mixtures, how many of each, in their order. seeds: one a
-    run, from which its initial values are drawn; 0, 1, … if none are given. head: `train` for every method, `frozen`, or `paper` (with an adapter it trains, with
-    BitFit its bias alone, else it stays as it is: U's code). pooling: what the head reads, `model` (its own), `cls` or
-    `mean`. fresh_head: draw a head that trains from the seeds too, instead of starting from the base's values.
+    run, from which its initial values are drawn; 0, 1, … if none are given. head: `train` for every method, `frozen`, or
+    `paper` (with an adapter it trains, with BitFit its bias alone, else it stays as it is: U's code). pooling: what the head
+    reads, `model` (its own), `cls` or `mean`. fresh_head: draw a head that trains from the seeds too, instead of starting
+    from the base's values.
 
     Raises SpecError for a misspelt preset or option, SiteError where the base lacks what a change asks for; the base is
     then as it was.
@@ -98,7 +98,7 @@ def attach(
     model.add_module(NAME, tuned)
     tuned.train(model.training)
     tuned.hang(model)
-    _forget_compiled()
+    look_again()
     return model
 
 
@@ -106,7 +106,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Give the base back: weights, hooks, requires_grad, attention implementation and attributes are as they were."""
     tuned = joined_to(model)
     forget(model)
-    _check_compiled(model)
+    refuse_compiled(model)
     tuned.unhang()
     if tuned.kernels is not None:
         tuned.kernels.restore()
@@ -117,7 +117,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         delattr(model, name)
     for name, value in tuned.before["saving"].items():
         setattr(model, name, value)
-    _forget_compiled()
+    look_again()
     return model
 
 
@@ -177,23 +177,7 @@ def _check_model(model: PreTrainedModel) -> None:
         raise SiteError(f"the model has {joined.name!r} attached already; call unipelt.detach(model) first")
     if hasattr(model, NAME):
         raise SiteError(f"the model has an attribute {NAME!r} of its own: nothing can be attached under that name")
-    _check_compiled(model)
-
-
-def _check_compiled(model: PreTrainedModel) -> None:
-    for path, module in model.named_modules():
-        # ours looks at each call whether hooks came or went
-        if not isinstance(getattr(module, "_compiled_call_impl", None), Compiled | None):
-            what = f"its {path!r} is" if path else "the model is"
-            raise SiteError(
-                f"{what} compiled in place, and compiled code ignores new hooks: attach or detach before model.compile()"
-            )
-
-
-def _forget_compiled() -> None:
-    """Code that torch.compile made of this model knows none of its new hooks: make it look again."""
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
+    refuse_compiled(model)
 
 
 def _head_policy(tuned: Tuned, policy: str) -> None:

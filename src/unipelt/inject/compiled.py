@@ -64,6 +64,22 @@ def forget(model: nn.Module) -> None:
         model._compiled_call_impl = None
 
 
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise SiteError for a model that torch.compile has compiled in place. Ours looks at each call whether hooks came or went."""
+    for path, module in model.named_modules():
+        if not isinstance(getattr(module, "_compiled_call_impl", None), Compiled | None):
+            what = f"its {path!r} is" if path else "the model is"
+            raise SiteError(
+                f"{what} compiled in place, and compiled code ignores new hooks: attach or detach before model.compile()"
+            )
+
+
+def look_again() -> None:
+    """Code that torch.compile has made knows nothing of hooks that came or went: make it look again."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
 class Compiled:
     """What a compiled model's call is: nn.Module keeps it in the place that its own `compile` has, and copies without it."""
 

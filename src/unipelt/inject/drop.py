@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from transformers import PreTrainedModel
 
 from unipelt.errors import SpecError
-from unipelt.inject.attach import _check_compiled, _forget_compiled
+from unipelt.inject.compiled import look_again, refuse_compiled
 from unipelt.inject.places import find_stacks
 from unipelt.inject.tuned import joined_to
 
@@ -26,7 +26,7 @@ def dropped(model: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
     depth = max(len(stack.layers) for stack in stacks)
     if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= depth:
         raise SpecError(f"layers={layers!r}: expected a whole number from 0 to {depth}, the layers of the base")
-    _check_compiled(model)
+    refuse_compiled(model)
     low = tuple(layer.path + "." for stack in stacks for layer in stack.layers[:layers])
     every = tuned.hooks
     above = [
@@ -36,8 +36,8 @@ def dropped(model: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
     ]
     try:
         tuned.rehang(model, above)
-        _forget_compiled()
+        look_again()
         yield model
     finally:
         tuned.rehang(model, every)
-        _forget_compiled()
+        look_again()
