@@ -29,8 +29,8 @@ class Joined(nn.Module):
 
     @property
     def parts(self) -> list["Tuned"]:
-        """One a mixture."""
-        raise NotImplementedError
+        """One a mixture: this alone, or those inside."""
+        return [self] if isinstance(self, Tuned) else [part for part in self.children() if isinstance(part, Tuned)]
 
     def shown(self) -> "Joined":
         """The part that alone has runs now; all of it where several have."""
@@ -107,10 +107,6 @@ class Several(Joined):
             self.add_module(str(number), part)
         self.show([part.runs for part in parts])
 
-    @property
-    def parts(self) -> list["Tuned"]:
-        return list(self.children())  # type: ignore[arg-type]
-
     def show(self, shares: Sequence[int]) -> None:
         super().show(shares)
         self.runs = sum(shares)
@@ -125,10 +121,6 @@ class Tuned(Joined):
         self.mixture, self.options, self.fresh_head = mixture, options, fresh_head
         self.blank: dict[str, Tensor] = {}
         """one run's parameters before anything was drawn"""
-
-    @property
-    def parts(self) -> list["Tuned"]:
-        return [self]
 
     def place(self, path: str, module: nn.Module) -> None:
         """Add a module under a dotted path."""
