@@ -89,10 +89,10 @@ def train_together(
 ) -> None:  # fmt: skip
     """Train requests that differ in task, rows, method, seed and recipe, at most `width` at once; of `full`, one.
 
-    Runs of one method lie side by side; of several methods each has its share of the width, one run at least. began(member) is called for each before anything is trained.
-    ended(model, requests, results) is called when some have ended, by their places; the model then holds their best
-    parameters, one run each in that order. A request whose rows cannot be had ends first, with the reason. folder: where
-    the state is kept and found again.
+    Runs of one method lie side by side; of several methods each has its share of the width, one run at least. began(member)
+    is called for each before anything is trained. ended(model, requests, results) is called when some have ended, by their
+    places; the model then holds their best parameters, one run each in that order. A request whose rows cannot be had ends
+    first, with the reason. folder: where the state is kept and found again.
 
     Raises UserError where the base cannot be loaded or cannot take the method.
     """
@@ -113,22 +113,21 @@ def train_together(
         return
 
     members = {
-        place: _member(request, splits[place], corpus, model, tokenizer)
+        place: member_of(request, splits[place], corpus, model, tokenizer)
         for place, request in enumerate(requests)
         if place in splits
     }
     places, width = list(members), min(width, len(members))
     methods = methods_of([member.request for member in members.values()])
-    queues: list[list[int]] = [[] for _ in methods]
-    for member in members.values():
-        queues[methods.index(member.request.method.strip())].append(member.request.seed)
+    mixture = {place: methods.index(member.request.method.strip()) for place, member in members.items()}
+    queues = [[members[place].request.seed for place in places if mixture[place] == one] for one in range(len(methods))]
     if FULL in methods and len(members) > 1:
         raise UserError(f"{FULL} tunes the base itself: one run at a time")
     shares = shared(width, [len(seeds) for seeds in queues])
     counts = prepare(model, methods, first, [seeds[:share] for seeds, share in zip(queues, shares)])
     model.to(device)
     parts = [model] if methods == [FULL] else joined_to(model).parts
-    plans = [_plan(members[place], parts, methods) for place in places]
+    plans = [_plan(members[place], mixture[place], parts[mixture[place]]) for place in places]
     counted = [_counts(part, parameters, classes) for part, parameters in zip(parts, counts)]
     for plan, member in zip(plans, members.values()):
         member.finished.parameters = counted[plan.mixture](len(member.splits.task.labels) or 1)
@@ -148,7 +147,8 @@ def train_together(
     Fleet(model, plans, tokenizer, folder=folder, ended=hand_over, **({"watch": watch} if watch else {})).train()
 
 
-def _member(request: Request, splits: data.Splits, corpus: Corpus, model: PreTrainedModel, tokenizer: Any) -> Member:
+def member_of(request: Request, splits: data.Splits, corpus: Corpus, model: PreTrainedModel, tokenizer: Any) -> Member:
+    """A request with its rows as tokens and its recipe, the defaults filled in."""
     recipe = default_recipe(request.method, model.config.hidden_size, len(splits.train), **request.recipe)
     longest = most_tokens(model, recipe.max_length)
     finished = Result(
@@ -181,11 +181,11 @@ def shared(width: int, waiting: Sequence[int]) -> list[int]:
     return shares
 
 
-def _plan(member: Member, parts: Sequence[PreTrainedModel | Joined], methods: list[str]) -> Plan:
-    task, rows, mixture = member.splits.task, member.encoded, methods.index(member.request.method.strip())
+def _plan(member: Member, mixture: int, part: PreTrainedModel | Joined) -> Plan:
+    task, rows = member.splits.task, member.encoded
     return Plan(
         task=task, recipe=member.recipe, seed=member.request.seed, train=rows["train"], dev=rows["dev"],
-        unit=unit_of(parts[mixture], task, member.splits.train), mixture=mixture,
+        unit=unit_of(part, task, member.splits.train), mixture=mixture,
     )  # fmt: skip
 
 

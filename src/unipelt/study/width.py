@@ -12,9 +12,7 @@ from unipelt.fleet.encode import Encoded
 from unipelt.fleet.loop import Fleet, Plan
 from unipelt.fleet.outcome import Request
 from unipelt.fleet.ready import prepare
-from unipelt.fleet.recipe import default_recipe
-from unipelt.fleet.together import Corpus, methods_of
-from unipelt.inject.shapes import most_tokens
+from unipelt.fleet.together import Corpus, member_of, methods_of
 
 SHARE = 0.8  # of the free memory: evaluations, captured steps and what an allocator cannot fill have the rest
 
@@ -66,18 +64,17 @@ def trial(requests: Sequence[Request], corpus: Corpus, device: torch.device, run
     longest: tuple[int, Plan] | None = None
     for request in requests:
         try:
-            splits = corpus.splits(request)
+            member = member_of(request, corpus.splits(request), corpus, model, tokenizer)
         except DataError:  # said when the fleet is trained
             continue
-        recipe = default_recipe(request.method, model.config.hidden_size, len(splits.train), **request.recipe)
-        coded = corpus.encode(tokenizer, splits.train, most_tokens(model, recipe.max_length))
+        recipe, coded = member.recipe, member.encoded["train"]
         place = max(range(len(coded)), key=coded.lengths().__getitem__)
         rows = min(recipe.batch_size, len(coded))
         size = rows * len(coded.features["input_ids"][place])
         if longest is None or size > longest[0]:
             features = {name: [part[place]] * rows for name, part in coded.features.items()}
             taken = Encoded(features, [0] * rows, coded.longest)
-            task = replace(splits.task, kind="classification", labels=("no", "yes"))
+            task = replace(member.splits.task, kind="classification", labels=("no", "yes"))
             longest = size, Plan(task=task, train=taken, dev=taken, recipe=recipe, seed=first.seed)
     if longest is None:
         return 0, 0
