@@ -121,9 +121,8 @@ class Fleet:
         self.best = self.flat.values.clone()
         self.optimiser = AdamW(self.flat)
         self.orders: dict[tuple[int, int], list[list[int]]] = {}
-        changed = lambda: [self.flat.values, self.flat.written, self.optimiser.first, self.optimiser.second]  # noqa: E731
         on_gpu = self.device.type == "cuda"
-        self.advance = Captured(self._advance, changed, CudaGraphs(self.device)) if on_gpu else self._advance
+        self.advance = Captured(self._advance, self._changed, CudaGraphs(self.device)) if on_gpu else self._advance
 
     def train(self) -> None:
         """Train every plan to its end, from the last state where there is one."""
@@ -208,6 +207,10 @@ class Fleet:
         gradients.masked_fill_(~finite[:, None], 0.0)
         self.optimiser.step(batch["step"], batch["rate"] * finite, batch["clip"], batch.get("decay"))
         return torch.stack([losses, finite.to(losses.dtype)])
+
+    def _changed(self) -> list[Tensor]:
+        """What a step writes."""
+        return [self.flat.values, self.flat.written, self.optimiser.first, self.optimiser.second]
 
     def _rows(self, index: int) -> list[int]:
         """The training rows of a plan at its step."""
