@@ -133,7 +133,7 @@ def export(
 
 
 @contextmanager
-def _engine(name: str, device: str, gpus: float) -> Iterator[tuple[Any, Callable]]:
+def _engine(name: str, device: str, gpus: float, corpus: Any) -> Iterator[tuple[Any, Callable]]:
     """What a study trains on, and how."""
     if name not in ("here", "ray"):
         raise UserError(f"--engine {name}: expected here or ray")
@@ -146,7 +146,7 @@ def _engine(name: str, device: str, gpus: float) -> Iterator[tuple[Any, Callable
         from unipelt.fleet.ready import device_of
         from unipelt.study.engine import run_study
 
-        yield device_of(device), partial(run_study, device=device)
+        yield device_of(device), partial(run_study, device=device, corpus=corpus)
 
 
 def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus: float) -> None:
@@ -159,9 +159,10 @@ def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus:
     from unipelt.study.store import PLANNED, Store
 
     cells = grid.cells(hidden_size(setting.model))
-    with _engine(engine, device, gpus) as (target, train):
+    corpus = Corpus()
+    with _engine(engine, device, gpus, corpus) as (target, train):
         store = Store.create(out, setting.facts)
-        corpus, done = Corpus(), {cell for cell, status in store.statuses() if status != PLANNED}
+        done = {cell for cell, status in store.statuses() if status != PLANNED}
         for cell in {cell.task: cell for cell in cells if cell not in done}.values():
             corpus.splits(
                 replace(setting.request(cell), k="all")
