@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import unipelt
 from laws.lawbook import (
     attached,
+    cases,
     equal,
     first,
     is_exact,
@@ -22,6 +23,7 @@ from laws.lawbook import (
 )
 from unipelt import Change, Gate, LowRank, Mixture
 from unipelt.forms.gate import Gate as GateModule
+from unipelt.forms.gate import GroupGate
 from unipelt.inject.tuned import tuned_of
 from unipelt.spec import PRESETS
 
@@ -64,6 +66,20 @@ def test_a_gate_is_the_mean_of_sigmas_over_real_tokens(arch: str):
             expected, of_the_mean = gate_of(h, gate, real, stack.row.causal)
             equal(values[path][0], expected, arch, what=path)
             assert (values[path][0] - of_the_mean).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arch", "mixture"), [case for case in cases() if any(isinstance(c.weight, Gate) for c in case.values[1].changes)]
+)
+def test_a_fresh_gate_is_drawn_with_the_run_s_own_values(arch: str, mixture: Mixture):
+    """w ~ N(0, 0.02²), b = 0 (Mao et al. 2022, code), wherever the gate stands."""
+    model = unipelt.attach(tiny.build(arch, attn=kernel(arch)), mixture, runs=2)
+    for path, gate in tuned_of(model).named_modules():
+        if isinstance(gate, GateModule | GroupGate):
+            weight = gate.score.weight.detach()
+            assert 0.2 < weight.square().mean().sqrt() / 0.02 < 2, path
+            assert not torch.equal(weight[0], weight[1]), path
+            assert not gate.score.bias.any(), path
 
 
 @pytest.mark.parametrize("arch", GATED)

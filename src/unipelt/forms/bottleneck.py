@@ -55,9 +55,6 @@ class NormedInput(nn.Module):
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
         return self.form(scale_and_shift(F.layer_norm(x, x.shape[-1:]), self.weight, self.bias, route), route)
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
-        self.form.draw(run, generator)
-
 
 def scale_and_shift(
     x: Float[Tensor, "batch *seq d"], weight: Float[Tensor, "run d"], bias: Float[Tensor, "run d"] | None, route: Route

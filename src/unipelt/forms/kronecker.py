@@ -43,7 +43,3 @@ class Kronecker(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
         return self.up(self.activation(self.down(x, route)), route)
-
-    def draw(self, run: int, generator: torch.Generator) -> None:
-        self.down.draw(run, generator)
-        self.up.draw(run, generator)

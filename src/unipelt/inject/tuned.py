@@ -143,13 +143,8 @@ class Tuned(Joined):
         generator = torch.Generator().manual_seed(seed)
         for path, module in self.named_modules():
             fresh = self.fresh_head or not path.startswith("head.")
-            if hasattr(module, "draw") and fresh and not self._inside_drawn(path):
+            if hasattr(module, "draw") and fresh:  # what is inside it and draws too comes on its own
                 module.draw(run, generator)
-
-    def _inside_drawn(self, path: str) -> bool:
-        """Whether an ancestor draws this module's values."""
-        parents = path.split(".")[:-1]
-        return any(hasattr(self.get_submodule(".".join(parents[: i + 1])), "draw") for i in range(len(parents)))
 
     def state_of(self, run: int) -> dict[str, Tensor]:
         """One run's parameters, without the run axis."""
