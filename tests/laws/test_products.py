@@ -98,7 +98,7 @@ def test_a_forward_that_was_broken_off_leaves_nothing_behind(monkeypatch: pytest
     call = given | {"encoder_outputs": (states,), "use_cache": False}
     up = tuned_of(model).get_submodule("decoder.0.low_rank_value.cross_value.up")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError), torch.no_grad():
-        patch.setattr(up, "forward", lambda *_: 1 / 0)
+        patch.setattr(up, "forward", lambda *_, **__: 1 / 0)
         model(**call)
     states.mul_(2)
     outputs = [result(one(**call)) for one in (model, fresh)]

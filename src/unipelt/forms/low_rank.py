@@ -22,5 +22,11 @@ class LowRank(nn.Module):
         delta = self.up(self.down(self.dropout(x), route), route)
         return delta if self.scale == 1 else delta * self.scale  # a pass over the output less
 
+    def onto(self, h: Tensor, x: Tensor, weight: Float[Tensor, "batch _ 1"], route: Route) -> Tensor:
+        """h + w Δ(x), the weight multiplied into r hidden numbers, where it would else be d"""
+        hidden = self.down(self.dropout(x), route)
+        weight = weight if self.scale == 1 else weight * self.scale
+        return self.up(hidden * weight.to(hidden.dtype), route, onto=h)
+
     def draw(self, run: int, generator: torch.Generator) -> None:
         draw_kaiming(self.down.weight, run, generator, self.down.weight.shape[-1])  # up stays 0: Δ = 0 at step 0

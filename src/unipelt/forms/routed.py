@@ -82,10 +82,14 @@ class RoutedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(runs, outputs)) if bias else None
         self.product: Product | None = None
 
-    def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
+    def forward(
+        self, x: Float[Tensor, "batch *seq inputs"], route: Route, onto: Float[Tensor, "batch *seq outputs"] | None = None
+    ) -> Float[Tensor, "batch *seq outputs"]:  # fmt: skip
+        """onto: what y is added to, in one pass, where there is no bias."""
         if self.product is not None:
             return self.product.of(self, x, route)
-        return _routed(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype), route)
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        return _routed(x, weight, bias, route) if onto is None else _added(onto, x, weight, route)
 
 
 class Product:
@@ -138,11 +142,24 @@ class Product:
 
 def _routed(x: Tensor, weight: Tensor, bias: Tensor | None, route: Route) -> Tensor:
     if route.rows is None and route.runs == 1:
-        return F.linear(x, weight[0], None if bias is None else bias[0])
-    if route.rows is None:  # equal blocks of rows
-        rows = x.reshape(route.runs, -1, x.shape[-1])
-    else:  # any row to any run
-        weight, bias = weight[route.rows], None if bias is None else bias[route.rows]
-        rows = x.reshape(x.shape[0], -1, x.shape[-1])
-    y = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
+        return F.linear(x, weight.squeeze(0), None if bias is None else bias.squeeze(0))
+    rows, weight = _by_run(x, weight, route)
+    if bias is None:
+        y = torch.bmm(rows, weight.mT)
+    else:
+        y = torch.baddbmm((bias if route.rows is None else bias[route.rows])[:, None], rows, weight.mT)
     return y.reshape(*x.shape[:-1], -1)
+
+
+def _added(h: Tensor, x: Tensor, weight: Tensor, route: Route) -> Tensor:
+    rows, weight = _by_run(x.to(h.dtype), weight.to(h.dtype), route)
+    summed = h.reshape(*rows.shape[:-1], -1)
+    if len(weight) == 1:
+        return torch.addmm(summed.squeeze(0), rows.squeeze(0), weight.squeeze(0).T).view(h.shape)
+    return torch.baddbmm(summed, rows, weight.mT).view(h.shape)
+
+
+def _by_run(x: Tensor, weight: Tensor, route: Route) -> tuple[Tensor, Tensor]:
+    """x as `[block, rows, inputs]` and the weight of each: a run's rows, or a row where any may be of any run."""
+    blocks = route.runs if route.rows is None else len(x)
+    return x.reshape(blocks, -1, x.shape[-1]), weight if route.rows is None else weight[route.rows]

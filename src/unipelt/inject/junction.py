@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unipelt.forms.gate import Gate, GroupGate
+from unipelt.forms.low_rank import LowRank
 from unipelt.inject.flow import Context, Flow
 
 
@@ -61,7 +62,7 @@ Part = Blocks | Interleaved | Channels
 
 
 class Delta:
-    """w · Δ(reads) of one change at one module. `weight` is a number, or a callable on (h, real tokens, route)."""
+    """w · Δ(reads) of one change at one module. `weight` is a number, or a callable on (h, shares, route)."""
 
     def __init__(
         self, name: str, form: nn.Module, weight: float | Callable[..., Tensor], reads: str,
@@ -77,6 +78,8 @@ class Delta:
         """h + w Δ(x), in one pass over h where w is a gate; a number or a learned scalar rounds as peft's α/r does"""
         if not isinstance(self.weight, Gate | GroupGate):
             return h + self.of(x, context)
+        if isinstance(self.form, LowRank):
+            return self.form.onto(h, x, self.gate(x, context), context.route)
         delta = self.form(x, context.route)
         return torch.addcmul(h, delta, self.gate(x, context).to(delta.dtype))
 
