@@ -31,7 +31,7 @@ except Exception as error:
     print("refused" if "jaxtyping" in str(type(error)).lower() or "IndexError" in str(type(error)) else error)
 from unipelt.forms.gate import mean_of_real
 try:
-    mean_of_real(torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool))
+    mean_of_real(torch.ones(2, 3), torch.ones(2, 3))
 except Exception as error:
     print(type(error).__name__)
 print(checked)

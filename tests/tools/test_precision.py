@@ -1,11 +1,14 @@
 """A base in bfloat16, or in 8 or 4 bits, takes float32 tuned parameters without casts by hand."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from laws.lawbook import attached, first, gradients, listen, small, stacks
+from laws.lawbook import attached, first, gradients, listen, result, scalar, small, stacks
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import classifier, keys, train, tuned_keys
 
 import unipelt
@@ -37,6 +40,37 @@ def test_bfloat16_agrees_with_float32_up_to_its_rounding(preset: str):
     expected = wide(**given).logits
     error = (narrow(**given).logits.float() - expected).abs().max() / expected.abs().max()
     assert error < 0.1  # bfloat16 has 8 bits: 0.4 % an operation
+
+
+class Casts(TorchDispatchMode):
+    """How often each weight is cast, and in which precision prefixes and keys are put together."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.names = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()}
+        self.casts: Counter[str] = Counter()
+        self.together: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        output = operation(*args, **(kwargs or {}))
+        if operation is torch.ops.aten._to_copy.default and args[0].dtype != output.dtype:
+            self.casts[self.names.get(args[0].untyped_storage().data_ptr(), "")] += 1
+        if operation is torch.ops.aten.cat.default and output.dim() == 4:
+            self.together.add(output.dtype)
+        return output
+
+
+@pytest.mark.parametrize("preset", ["unipelt-apl", "unipelt-central", "mam", "prefix", "houlsby"])
+@pytest.mark.parametrize("arch", ["bert", "llama", "bart", "t5"])
+def test_under_autocast_no_weight_is_cast_twice_in_a_step(arch: str, preset: str):
+    model = attached(arch, preset, dtype=torch.float32, attn="sdpa").train()
+    with Casts(model) as seen, torch.autocast("cpu", dtype=torch.bfloat16):
+        scalar(result(model(**tiny.inputs(arch, model)))).backward()
+    seen.casts.pop("")
+    assert seen.casts.most_common(1)[0][1] == 1, seen.casts.most_common(3)
+    if "prefix" in preset or preset in ("unipelt-apl", "mam"):
+        assert torch.bfloat16 in seen.together, seen.together
+        assert arch != "bert" or seen.together == {torch.bfloat16}
 
 
 def test_trainer_in_bfloat16(tmp_path: Path):

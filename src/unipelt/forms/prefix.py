@@ -1,6 +1,6 @@
 """Prefix tuning: Li & Liang 2021, arXiv:2101.00190; as a gated add: He et al. 2022, §3.1; gated by UniPELT: Mao et al. 2022, §3.2.
 
-Shapes: a prefix is `[run, head, prefix, d]` a layer, head being the key/value heads and d the width of one.
+Shapes: a prefix is `[two, run, head, prefix, d]` a layer, P_k and P_v, head being the key/value heads and d the width of one.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal
 
-Heads = Float[Tensor, "rows head prefix d"]
+Heads = Float[Tensor, "two rows head prefix d"]
 
 
 class PrefixTable(nn.Module):
@@ -25,10 +25,12 @@ class PrefixTable(nn.Module):
         self.value = nn.Parameter(torch.zeros(runs, layers, length, heads * width))
         self.heads, self.function = heads, function
 
-    def forward(self, layer: int, route: Route, batch: int) -> tuple[Heads, Heads]:
-        pair = route.pick(self.key[:, layer], batch), route.pick(self.value[:, layer], batch)
-        key, value = (rearrange(p, "rows prefix (head d) -> rows head prefix d", head=self.heads) for p in pair)
-        return key, value
+    def share(self) -> None:
+        """Its layers have nothing in common."""
+
+    def forward(self, layer: int, route: Route, batch: int, shared: None = None) -> Heads:
+        pair = torch.stack([route.pick(p[:, layer], batch) for p in (self.key, self.value)])
+        return rearrange(pair, "two rows prefix (head d) -> two rows head prefix d", head=self.heads)
 
     def draw(self, run: int, generator: torch.Generator) -> None:
         draw_normal(self.key, run, generator, 0.02)
@@ -49,11 +51,14 @@ class PrefixMLP(nn.Module):
         self.outputs = nn.ModuleList(RoutedLinear(runs, mlp, 2 * heads * width) for _ in range(layers))
         self.heads, self.width, self.init = heads, width, init
 
-    def forward(self, layer: int, route: Route, batch: int) -> tuple[Heads, Heads]:
-        runs = Route.blocks(len(self.embedding))
-        pair = self.outputs[layer](torch.tanh(self.hidden(self.embedding, runs)), runs)
-        pair = rearrange(pair, "run prefix (two head d) -> two run head prefix d", two=2, head=self.heads)
-        return route.pick(pair[0], batch), route.pick(pair[1], batch)
+    def share(self) -> Float[Tensor, "run prefix mlp"]:
+        """tanh(E W + b), which all layers read"""
+        return torch.tanh(self.hidden(self.embedding, Route.blocks(len(self.embedding))))
+
+    def forward(self, layer: int, route: Route, batch: int, shared: Tensor | None = None) -> Heads:
+        shared = self.share() if shared is None else shared
+        pair = route.pick(self.outputs[layer](shared, Route.blocks(len(shared))), batch)
+        return rearrange(pair, "rows prefix (two head d) -> two rows head prefix d", two=2, head=self.heads)
 
     def draw(self, run: int, generator: torch.Generator) -> None:
         linears = [self.hidden, *self.outputs]
@@ -82,6 +87,17 @@ def fold(prefix: PrefixMLP) -> PrefixTable:
 Attend = Callable[..., tuple[Float[Tensor, "batch query head d"], Tensor | None]]
 
 
+def widened(mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """A mask with columns in front that all attend: 0 and −∞, to be added, where True and False came.
+
+    Rows start at multiples of 8 numbers: a GPU's kernels copy what does not.
+    """
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
+    width = columns + mask.shape[-1]
+    return F.pad(mask, (columns, -width % 8))[..., :width]
+
+
 def concatenated(
     attend: Attend,
     q: Tensor,
@@ -91,16 +107,14 @@ def concatenated(
     prefix_k: Tensor,
     prefix_v: Tensor,
     bias: Tensor | None,
+    widen: Callable[[Tensor, int, torch.dtype], Tensor] = widened,
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(q [P_k; k]ᵀ / √d) [P_v; v]; P_k and P_v come weighed, the mask is widened by columns that all attend"""
-    batch = k.shape[0]
+    batch, columns = k.shape[0], prefix_k.shape[-2]
     keys = torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=-2)
     values = torch.cat([prefix_v.expand(batch, -1, -1, -1), v], dim=-2)
-    columns = (prefix_k.shape[-2], 0)
-    if mask is not None:
-        mask = F.pad(mask, columns, value=True if mask.dtype == torch.bool else 0.0)
-    if bias is not None:
-        bias = F.pad(bias, columns)
+    mask = None if mask is None else widen(mask, columns, q.dtype)
+    bias = None if bias is None else F.pad(bias, (columns, 0))
     return attend(q, keys, values, mask, bias)
 
 

@@ -232,8 +232,10 @@ def _hooks(
         pooled = {mask for name, mask in build.pooled if name == stack.row.name}
         hands_on = stack.row.attention.prefix  # what dispatches its attention also hands keywords on
         by_mask = not hands_on and getattr(model, "supports_gradient_checkpointing", False)
-        flows = bool(pooled) or tuned.runs > 1
-        door = StackHooks(stack.module, stack.flow, tuned.current_route, pooled, hands_on)
+        every = [delta for entry in build.prefixes.values() if entry.flow is stack.flow for delta in entry.deltas]
+        prefixes = list({delta.table: delta for delta in every}.values())
+        door = StackHooks(stack.module, stack.flow, tuned.current_route, pooled, hands_on, prefixes)
+        flows = pooled or prefixes or tuned.runs > 1
         if build.prefixes:
             hooks.append((stack.path, "pre with keywords", KernelDoor(tuned).enter))
         if flows or any(flow is stack.flow for flow, _ in build.holds.values()):

@@ -15,7 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unipelt.errors import SiteError
-from unipelt.forms.prefix import concatenated, mixed, multi_head_parallel
+from unipelt.forms.prefix import concatenated, mixed, multi_head_parallel, widened
 from unipelt.inject.flow import Context, Flow, together
 from unipelt.inject.junction import Delta
 
@@ -32,21 +32,38 @@ class PrefixCall(NamedTuple):
     value: Tensor
     weight: Tensor | None
 
+    def to(self, dtype: torch.dtype) -> "PrefixCall":
+        """In the kernel's own precision: keys of two would be put together in the wider one."""
+        weight = None if self.weight is None else self.weight.to(dtype)
+        return self._replace(key=self.key.to(dtype), value=self.value.to(dtype), weight=weight)
+
 
 class PrefixDelta(Delta):
     """A prefix's weight multiplies P_k and P_v (softmax) or Δ (relu); `form` gives the prefixes of one layer of its stack."""
 
-    def __init__(self, name: str, form: nn.Module, weight: Any, *, layer: int, function: str, **rest: Any):
+    def __init__(self, name: str, form: nn.Module, weight: Any, *, table: str, layer: int, function: str, **rest: Any):
+        """table: which one the form is, of those whose layers share something."""
         super().__init__(name, form, weight, "queries", **rest)
-        self.layer, self.function = layer, function
+        self.table, self.layer, self.function = table, layer, function
 
     def call(self, x: Tensor, context: Context) -> PrefixCall:
-        key, value = (p.to(device=x.device, dtype=x.dtype) for p in self.form(self.layer, context.route, x.shape[0]))
-        weight = self.gate(x, context).to(x) if callable(self.weight) else None
+        pair = self.form(self.layer, context.route, x.shape[0], self._shared(context)).to(x.device)
+        weight = self.gate(x, context).to(pair) if callable(self.weight) else None
         if weight is not None and (weight.shape[1] > 1 or self.function == "relu"):
-            return PrefixCall(self.function, key, value, weight)
+            return PrefixCall(self.function, pair[0], pair[1], weight)
         scale: Any = self.weight if weight is None else weight[:, None]  # rows head prefix d
-        return PrefixCall(self.function, key if self.function == "relu" else key * scale, value * scale, None)
+        key, value = (pair[0], pair[1] * scale) if self.function == "relu" else (pair * scale).unbind()
+        return PrefixCall(self.function, key, value, None)
+
+    def _shared(self, context: Context) -> Tensor | None:
+        """What all layers read of the table, computed at the stack's door."""
+        shared = (context.shared or {}).get(self.table)
+        if context.shared and shared is not None and shared.requires_grad and not torch.is_grad_enabled():
+            del context.shared[
+                self.table
+            ]  # reentrant checkpointing: the layer comes again, and has gradients of its own
+            return None
+        return shared
 
 
 class PrefixEntry:
@@ -63,7 +80,7 @@ class PrefixEntry:
             own = x if context.mine is None else x[context.mine]
             deltas = [delta for delta in self.deltas if delta.mixture == context.mixture]
             calls.append((context.mine, tuple(delta.call(own, context) for delta in deltas)))
-        return args, {**kwargs, KEYWORD: tuple(calls)}
+        return args, {**kwargs, KEYWORD: (calls, self.flow.widened)}
 
 
 def attend_with_prefixes(
@@ -79,7 +96,8 @@ def attend_with_prefixes(
 
     Of mixtures side by side, each attends in its own rows; as these have unlike numbers of keys, no weights are returned.
     """
-    calls: tuple[tuple[Any, tuple[PrefixCall, ...]], ...] = kwargs.pop(KEYWORD, ((None, ()),))
+    calls: list[tuple[Any, tuple[PrefixCall, ...]]]
+    calls, widen = kwargs.pop(KEYWORD, ([(None, ())], widened))
     bias, dropout = kwargs.pop("position_bias", None), kwargs.pop("dropout", 0.0)
     kernel = eager_of(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
     scaling = kwargs.get("scaling")
@@ -107,8 +125,9 @@ def attend_with_prefixes(
     def changed(prefixes, q, k, v, mask, bias):
         attend: Callable = plain
         for prefix in prefixes:
+            prefix = prefix.to(q.dtype)
             if prefix.function == "softmax" and prefix.weight is None:
-                attend = partial(_concatenated, attend, prefix)
+                attend = partial(_concatenated, attend, prefix, widen)
             elif prefix.function == "softmax":
                 attend = partial(_mixed, attend, prefix, scaling, kwargs.get("softcap"), dropout)
         output, weights = attend(q, k, v, mask, bias)
@@ -129,8 +148,8 @@ def attend_with_prefixes(
     return together(rows, parts), None
 
 
-def _concatenated(attend: Callable, prefix: PrefixCall, q, k, v, mask, bias, **kwargs):
-    return concatenated(partial(attend, **kwargs), q, k, v, mask, prefix.key, prefix.value, bias)
+def _concatenated(attend: Callable, prefix: PrefixCall, widen: Callable, q, k, v, mask, bias, **kwargs):
+    return concatenated(partial(attend, **kwargs), q, k, v, mask, prefix.key, prefix.value, bias, widen)
 
 
 def _mixed(

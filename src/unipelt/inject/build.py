@@ -239,15 +239,16 @@ class Build:
                     )
                 else:
                     table = PrefixTable(self.runs, len(layers), form.length, heads, width, form.function)
-                self.modules[f"{stack.row.name}.{name}.{kind}"] = table
+                path = f"{stack.row.name}.{name}.{kind}"
+                self.modules[path] = table
                 for slot, layer in enumerate(layers):
                     owner = f"{stack.row.name}.{layer.index}.{name}"
                     label = "heads" if kind == "self" else "cross_heads"
                     place = Place(f"{layer.path}.{attention.module}", label, d_model, 0, tensor=kind)
                     weight, member = self.weight(name, change, stack, layer, place, owner)
                     delta = PrefixDelta(
-                        f"{owner}.{place.label}", table, weight, layer=slot, function=form.function, member=member,
-                        mixture=self.number,
+                        f"{owner}.{place.label}", table, weight, table=f"{self.number}.{path}", layer=slot,
+                        function=form.function, member=member, mixture=self.number,
                     )  # fmt: skip
                     self.prefixes.setdefault(place.path, PrefixEntry(stack.flow)).deltas.append(delta)
                     self.reads(stack, layer, place, weight)

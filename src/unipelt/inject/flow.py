@@ -1,4 +1,4 @@
-"""What one forward of a stack carries beside the hidden states: which tokens are real, and which run each row belongs to.
+"""What one forward of a stack carries beside the hidden states: what each token counts, and which run each row belongs to.
 
 A pre-hook on the stack makes a `Context` and adds it as one keyword; the layers hand the keyword on, and the pre-hook of
 each attention block takes it out again. So a layer that is recomputed for its gradients finds the context of its own
@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from unipelt.errors import SiteError
+from unipelt.forms.gate import shares_of
+from unipelt.forms.prefix import widened
 from unipelt.forms.routed import Route
 
 KEYWORD = "unipelt_context"
 
 
 class Context(NamedTuple):
-    """Shapes: real `[batch, seq]` and source `[batch, source]`, True at real tokens; none given: all are real.
+    """Shapes: real `[batch, seq, 1]` and source `[batch, source, 1]`, each token's share in the mean over its row's real ones;
+    none given: all are real, or no gate averages.
 
     Where several mixtures are side by side, `parts` are the contexts of each one's own rows.
     """
@@ -33,15 +36,24 @@ class Context(NamedTuple):
     mine: Any = None
     """the mixture's rows of the batch; none: all"""
     parts: tuple["Context", ...] = ()
+    shared: dict[str, Tensor] | None = None
+    """what all layers read of a prefix's table, by its name"""
 
     @classmethod
-    def of(cls, route: Route, batch: int, real: Tensor | None = None, source: Tensor | None = None) -> "Context":
+    def of(
+        cls,
+        route: Route,
+        batch: int,
+        real: Tensor | None = None,
+        source: Tensor | None = None,
+        shared: dict[str, Tensor] | None = None,
+    ) -> "Context":
         """The context of a batch, cut by mixtures where there are several."""
         parts = []
         for mixture, mine, own in route.split(batch):
-            masks = [None if mask is None else mask[mine] for mask in (real, source)]
-            parts.append(cls(own, real=masks[0], source=masks[1], mixture=mixture, mine=mine))
-        return cls(route, batch, real, source, parts=tuple(parts))
+            shares = [None if every is None else every[mine] for every in (real, source)]
+            parts.append(cls(own, real=shares[0], source=shares[1], mixture=mixture, mine=mine, shared=shared))
+        return cls(route, batch, real, source, parts=tuple(parts), shared=shared)
 
     def each(self, change: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
         """change(context, *rows) of each mixture's own rows, put together again; of all rows where there is one mixture."""
@@ -67,14 +79,34 @@ class Flow:
     def __init__(self, runs: int):
         self.between = self.context = Context(Route.blocks(runs))
         self.held: dict[str, Tensor] = {}
+        self.widened = Widened()
+
+
+class Widened:
+    """Masks that have been widened for prefixes in this forward: a stack's layers have theirs in common."""
+
+    def __init__(self):
+        self.made: list[tuple[Tensor, int, Tensor]] = []
+
+    def __call__(self, mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+        for given, front, wide in self.made:
+            if given is mask and front == columns:
+                return wide
+        wide = widened(mask, columns, dtype)
+        self.made.append((mask, columns, wide))
+        return wide
 
 
 class StackHooks:
     """Makes the context at a stack's door, clears it at the end."""
 
-    def __init__(self, stack: nn.Module, flow: Flow, route: Callable[[], Route], pooled: set[str], hands_on: bool):
-        """pooled: the masks over which a gate averages; hands_on: its layers hand keywords on to their attention blocks."""
-        self.flow, self.route, self.pooled, self.hands_on = flow, route, pooled, hands_on
+    def __init__(
+        self, stack: nn.Module, flow: Flow, route: Callable[[], Route], pooled: set[str], hands_on: bool,
+        prefixes: Sequence[Any] = (),
+    ):  # fmt: skip
+        """pooled: the masks over which a gate averages; hands_on: its layers hand keywords on to their attention blocks;
+        prefixes: a delta of each prefix's table."""
+        self.flow, self.route, self.pooled, self.hands_on, self.prefixes = flow, route, pooled, hands_on, prefixes
         self.names = [name for name in inspect.signature(type(stack).forward).parameters if name != "self"]
 
     def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]):
@@ -92,26 +124,39 @@ class StackHooks:
             what = "several mixtures" if route.shares else "a route by rows"
             expected = "one mixture" if route.shares else "equal blocks; sort the batch by run"
             raise SiteError(f"{what} with gradient checkpointing: expected {expected}")
-        real = self._mask(args, kwargs, "attention_mask")
-        source = self._mask(args, kwargs, "encoder_attention_mask")
-        context = Context(route) if batch is None else Context.of(route, batch, real, source)
+        dtype = next(stack.parameters()).dtype
+        real, source = (
+            self._shares(args, kwargs, name, dtype) for name in ("attention_mask", "encoder_attention_mask")
+        )
+        context = (
+            Context(route) if batch is None else Context.of(route, batch, real, source, self._shared(stack, route))
+        )
         self.flow.context = context
         return (args, {**kwargs, KEYWORD: context}) if self.hands_on else None
 
     def leave(self, stack: nn.Module, args: tuple, output: Any) -> None:
         self.flow.context = self.flow.between
         self.flow.held.clear()
+        self.flow.widened.made.clear()
 
-    def _mask(self, args: tuple, kwargs: dict[str, Any], name: str) -> Tensor | None:
-        mask = argument(self.names, args, kwargs, name)
-        if mask is None or not isinstance(mask, Tensor) or mask.dim() != 2:
-            if mask is not None and name in self.pooled:
-                raise SiteError(
-                    f"{name} is not [batch, seq]: a gate that averages over a sequence cannot tell packed sequences apart; "
-                    "unpack them, or use Gate(pool='token')"
-                )
+    def _shared(self, stack: nn.Module, route: Route) -> dict[str, Tensor]:
+        """What all layers read of each prefix's table; not for layers that will be recomputed one by one."""
+        if checkpoints(stack):
+            return {}
+        with_runs = [delta for delta in self.prefixes if not route.shares or route.shares[delta.mixture]]
+        found = {delta.table: delta.form.share() for delta in with_runs}
+        return {table: shared for table, shared in found.items() if shared is not None}
+
+    def _shares(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
+        mask = argument(self.names, args, kwargs, name) if name in self.pooled else None
+        if mask is None:
             return None
-        return mask.bool()
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            raise SiteError(
+                f"{name} is not [batch, seq]: a gate that averages over a sequence cannot tell packed sequences apart; "
+                "unpack them, or use Gate(pool='token')"
+            )
+        return shares_of(mask, dtype)
 
 
 class AttentionEntry:
@@ -129,7 +174,7 @@ class AttentionEntry:
         if self.mask_argument:  # a layer without keywords: its own mask, real ⊗ real, is what a recomputation has
             mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
             if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] == mask.shape[-2]:
-                real = mask[:, 0].diagonal(dim1=-2, dim2=-1).bool()
+                real = shares_of(mask[:, 0].diagonal(dim1=-2, dim2=-1), next(attention.parameters()).dtype)
                 self.flow.context = self.flow.context._replace(real=real)
         return None
 

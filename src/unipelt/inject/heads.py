@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from unipelt.errors import SiteError, nearest
 from unipelt.forms.constants import scale_and_shift
-from unipelt.forms.gate import mean_of_real
+from unipelt.forms.gate import mean_of_real, shares_of
 from unipelt.forms.routed import Route, RoutedLinear, draw_normal
 from unipelt.inject.flow import Context
 from unipelt.inject.tuned import NAME, Joined
@@ -84,7 +84,8 @@ class Pooling:
     def after(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         states, mask = output.last_hidden_state, kwargs.get("attention_mask")
         if self.mean:
-            pooled = mean_of_real(states, None if mask is None else mask.bool())[:, 0]
+            shares = None if mask is None else shares_of(mask, states.dtype)
+            pooled = mean_of_real(states, shares)[:, 0].to(states.dtype)
         else:
             pooled = states[:, 0]
         if getattr(output, "pooler_output", None) is not None:
