@@ -43,7 +43,8 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(
     assert record["test"]["accuracy"] in {row["test"] for row in mine}
     predicted = run("predict", out / "winner", "--data", unlabelled)
     assert predicted.code == 0 and len(predicted.out.splitlines()) == 10
-    assert (out / "report" / "report.html").exists()
+    heading = f"<h1>Take {found.take}: {found.why}</h1>"
+    assert heading in (out / "report" / "report.html").read_text(), "the page says to take what the terminal says"
 
 
 def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -68,7 +68,7 @@ def compare(
     from unipelt.study.compare import METHODS, Keeper, cells, in_rounds
     from unipelt.study.engine import hidden_size, run_study
     from unipelt.study.plan import Grid
-    from unipelt.study.store import Store
+    from unipelt.study.store import COMPARISON, Store
 
     setting = Setting(
         model=model, head=head, data_dir=data_dir or None, recipe=recipe, mix_methods=mix_methods,
@@ -79,7 +79,7 @@ def compare(
     plan = cells(data, size(k), methods or METHODS, seeds, hidden_size(model), lr, rates)
     corpus = Corpus()
     notes, fingerprint = _rows(setting, plan, corpus)
-    store = Store.create(out, {**setting.facts, "data": fingerprint})
+    store = Store.create(out, {**setting.facts, COMPARISON: fingerprint})
     store.plan(plan)
     store.assign(lambda free: in_rounds(free, mix_methods))
     keeper = Keeper(store, setting)
