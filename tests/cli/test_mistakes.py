@@ -271,6 +271,9 @@ def test_a_run_that_is_not_finished_predicts_nothing(run, finished, unlabelled: 
         assert "not finished" in run("inspect", tmp_path / method).out
     (tmp_path / "nothing").mkdir()
     assert "no unipelt.json in it; expected a folder that `unipelt train`" in run("inspect", tmp_path / "nothing").line
+    (tmp_path / "nothing" / "winner").mkdir()
+    (tmp_path / "nothing" / "winner" / "unipelt.json").touch()
+    assert run("inspect", tmp_path / "nothing").line.endswith(f"{tmp_path / 'nothing' / 'winner'} is one")
 
 
 @pytest.mark.parametrize(
