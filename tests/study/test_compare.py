@@ -30,6 +30,7 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(
     out = tmp_path / "out"
     said = run(*ask(reviews, out, *mixed))
     assert said.code == 0, said.err
+    assert f"{'head, ' + SMALL['lora'] if mixed else 'head'} on reviews, " in said.err, "what is at work is named"
     rows = Store.read(out).runs()
     assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("head", SMALL["lora"]) for s in (0, 1)}
     assert len(rows) == 8, "two rates each"
