@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 _grid, _setting, _recipe = docs(Grid), docs(Setting), docs(Recipe)
 _OWN = "; default: the method's own"
-_OUT = typer.Option("", help="folder of the study; the same command again does what is missing")
+_OUT = typer.Option("", help="needed: folder of the study; the same command again does what is missing")
 FIGURE_2 = ("3", "6", "12", "24", "48", "96", "192")  # sizes of adapters
 # no default here: a flag that is given takes precedence over a plan's, whatever its value
 _MODEL = typer.Option(None, help=_setting["model"] + "; default: minilm")
@@ -103,7 +103,9 @@ def efficiency(
     length: int = typer.Option(128, help="tokens a row"),
     rounds: int = typer.Option(5, help="timed steps of each method, in turns, of training and of inference"),
     device: str = _DEVICE,
-    out: str = typer.Option("", help="folder of a study, or a new one: `unipelt report` shows what is found beside it"),
+    out: str = typer.Option(
+        "", help="needed: folder of a study, or a new one: `unipelt report` shows what is found beside it"
+    ),
 ) -> None:
     """Table 4 of UniPELT on this machine: what each method costs beside full fine-tuning."""
     if not out:
@@ -124,7 +126,7 @@ def efficiency(
 @app.command()
 def export(
     out: str = typer.Argument(help="folder of the study"),
-    to: str = typer.Option("", help="file to write, .csv or .parquet: one row a run, every column"),
+    to: str = typer.Option("", help="needed: file to write, .csv or .parquet: one row a run, every column"),
 ) -> None:
     """A study's rows as one file for other tools; what is not there yet is empty."""
     if not to:
