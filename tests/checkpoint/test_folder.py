@@ -402,3 +402,5 @@ def test_the_program_of_the_card_runs_as_it_stands(base: str, tmp_path: Path, mo
 def test_the_card_has_the_equations_of_its_base(base: str, words: str, tmp_path: Path):
     text = (unipelt.save(unipelt.attach(tiny.build(base), "unipelt-ap"), tmp_path) / CARD).read_text()
     assert words in text and "λ w softmax(" in text and "ReLU" not in text and "pre-LN" not in text
+    alone = unipelt.save(unipelt.attach(tiny.build(base), "head"), tmp_path / "head")
+    assert "equation" not in (alone / CARD).read_text(), "no table without a row"

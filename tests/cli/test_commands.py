@@ -159,6 +159,7 @@ def test_inspect_counts_what_train_counted(run, finished):
     said = run("inspect", folder)
     record, described = json.loads((folder / "run.json").read_text()), json.loads((folder / "unipelt.json").read_text())
     assert f"test accuracy: {record['test']['accuracy']:.4f}" in said.out and described["base"]["name"] in said.out
+    assert f": {(folder / 'unipelt.safetensors').stat().st_size / 1e3:,.1f} kB; head reads" in said.out
     counts = dict(record["parameters"], prefix_heads=2 * 2 * 2 * 32)  # two layers of two keys and values, folded
     lines = [line.split() for line in said.out.splitlines()]
     shown = {line[0]: int(line[1].replace(",", "")) for line in lines if line and line[0] in counts}

@@ -36,6 +36,8 @@ from unipelt.fleet.lock import alone_in
         (["train", "--task", "sst2", "--out", "x", "--head", "meen"], "--head meen: did you mean 'mean'?"),
         (["train", "--task", "sst2", "--out", "x", "--head-policy", "freeze"], "--head-policy freeze: did you mean 'frozen'?"),
         (["train", "--task", "sst2", "--out", "x", "--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
+        (["compare", "--data", "nosuch.csv", "--out", "x"], "'nosuch.csv' is no task or file; known: "),
+        (["study", "sweep", "--method", "lora", "--option", "alpha", "--out", "x"], "--values is missing: expected values of alpha"),
         (["inspect", "x", "--figure", "gates.pgn"], "--figure gates.pgn: ends in '.pgn'; expected .pdf, .png, .svg"),
         (["inspect", "x", "--figure", "gates"], "--figure gates: ends in 'no suffix'; expected .pdf, .png, .svg"),
         (["inspect", "x", "--figure", "gates.png"], "--figure needs --data"),
@@ -98,6 +100,8 @@ def test_a_device_that_is_not_there(run, train_words, tmp_path: Path):
         ("latin.csv", "text,label\ncafé,1\n".encode("latin-1"), "is not UTF-8: byte 0xe9 at position 14 (line 2); save it as UTF-8"),
         ("notes.docx", b"text", "ends in '.docx'; expected .csv, .tsv, .jsonl, .parquet: convert or rename it"),
         ("gap.csv", b"text,label\nfine,1\n,0\n", "row 2 (line 3): no text in column 'text'; fill it in or remove the row"),
+        ("gaps.csv", b"text,label\nfine,1\n,0\n  ,1\n", "row 2 (line 3): no text in column 'text', nor in 1 more (row 3); fill them in or remove these rows"),
+        ("empties.csv", b"text,label\n" + b"fine,\n" * 12, "row 1 (line 2): no label in column 'label', nor in 11 more (row 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, …);"),
         ("unlabelled.csv", b"text,label\nfine,1\nbad,\n", "row 2 (line 3): no label in column 'label'; fill it in or remove the row"),
         ("one.csv", b"text,label\n" + b"fine day,yes\n" * 40, "every label in column 'label' is 'yes'; training needs at least two classes"),
         ("few.csv", b"text,label\nfine day,a\nbad day,b\n", "few has 2 rows and no test set; give a test file, or at least 30 rows"),
@@ -267,6 +271,9 @@ def test_a_run_that_is_not_finished_predicts_nothing(run, finished, unlabelled: 
         assert "not finished" in run("inspect", tmp_path / method).out
     (tmp_path / "nothing").mkdir()
     assert "no unipelt.json in it; expected a folder that `unipelt train`" in run("inspect", tmp_path / "nothing").line
+    (tmp_path / "nothing" / "winner").mkdir()
+    (tmp_path / "nothing" / "winner" / "unipelt.json").touch()
+    assert run("inspect", tmp_path / "nothing").line.endswith(f"{tmp_path / 'nothing' / 'winner'} is one")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import unipelt
@@ -48,6 +49,14 @@ def test_help_is_there_in_half_a_second():
 
 def test_the_version_is_told(run):
     assert run("--version").out == f"unipelt {unipelt.__version__}\n"
+
+
+def test_the_help_of_export_has_the_defaults_of_fold(run):
+    said = " ".join(run("export", "--help").out.split())
+    defaults = [parameter.default for parameter in signature(unipelt.fold).parameters.values()]
+    assert (
+        f"fixed at their mean; default: {defaults[2]}" in said and f"with their changes; default: {defaults[3]}" in said
+    )
 
 
 def test_help_loads_nothing_heavy():

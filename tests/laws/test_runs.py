@@ -170,6 +170,15 @@ def test_seeds_are_one_a_run(runs):
         unipelt.attach(tiny.build("bert"), "lora" if runs == 2 else ["lora", "mam"], runs=runs, seeds=[0])
 
 
+@pytest.mark.parametrize(
+    ("what", "seeds", "said"),
+    [("lora", 3, r"seeds=3: expected a list"), ([], None, "got an empty list; expected a mixture")],
+)
+def test_what_is_no_list_of_seeds_or_mixtures(what, seeds, said: str):
+    with pytest.raises(UserError, match=said):
+        unipelt.attach(tiny.build("bert"), what, seeds=seeds)
+
+
 @pytest.mark.parametrize("runs", [0, [1], [1, 0], [1, 1, 1], "11", 1.5, None])
 def test_every_mixture_has_a_run(runs):
     with pytest.raises(UserError, match="of 2 mixtures: expected at least one run of each"):

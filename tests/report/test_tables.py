@@ -92,6 +92,11 @@ def test_the_answer(plain: Study):
     )
 
 
+def test_one_task_has_no_average(tmp_path: Path):
+    alone = study(tmp_path / "study", lively(cells(["sst2"], ["all"], ["full", "lora"], range(2))))
+    assert headline(answers(alone)).startswith("full has the best test result at K\u00a0=\u00a0all, ")
+
+
 def test_ties_are_no_lead(tmp_path: Path):
     tied = study(
         tmp_path / "study",

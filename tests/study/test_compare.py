@@ -30,6 +30,7 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(
     out = tmp_path / "out"
     said = run(*ask(reviews, out, *mixed))
     assert said.code == 0, said.err
+    assert f"{'head, ' + SMALL['lora'] if mixed else 'head'} on reviews, " in said.err, "what is at work is named"
     rows = Store.read(out).runs()
     assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("head", SMALL["lora"]) for s in (0, 1)}
     assert len(rows) == 8, "two rates each"
@@ -43,7 +44,8 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(
     assert record["test"]["accuracy"] in {row["test"] for row in mine}
     predicted = run("predict", out / "winner", "--data", unlabelled)
     assert predicted.code == 0 and len(predicted.out.splitlines()) == 10
-    assert (out / "report" / "report.html").exists()
+    heading = f"<h1>Take {found.take}: {found.why}</h1>"
+    assert heading in (out / "report" / "report.html").read_text(), "the page says to take what the terminal says"
 
 
 def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

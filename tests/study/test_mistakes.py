@@ -27,7 +27,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--k", "0"], "--k 0: expected a whole number from 1, or all"),
         (["--k", "9" * 5000], ": expected a whole number from 1, or all"),
         (["--k", "16.5"], "--k 16.5: expected a whole number from 1, or all"),
-        (["--tasks", "sts2"], "--tasks sts2: no such task or file; did you mean 'stsb' or 'sst2'?"),
+        (["--tasks", "sts2"], "'sts2' is no task or file; did you mean 'stsb' or 'sst2'?"),
         (["--tasks", "UNLABELLED"], "no label beside the text 'review'"),
         (["--tasks", "SHORT"], "has 12 rows and no test set"),
         (["--methods", "lroa"], "preset 'lroa': did you mean 'lora'?"),

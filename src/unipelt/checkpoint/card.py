@@ -22,11 +22,11 @@ def card(description: Description, tensors: dict[str, Tensor], model: PreTrained
     lines += [f"# {mixture.name} on {base}" + (f" for {task['name']}" if task.get("name") else ""), ""]
     lines += [
         f"{count:,} tuned parameters, {head:,} of them in the head. The base is frozen.",
-        "",
-        "| change | equation |",
-        "|---|---|",
     ]
-    lines += [f"| {name} | {text} |" for name, text in equations(mixture, description.base["model_type"]).items()]
+    formulas = equations(mixture, description.base["model_type"])
+    if formulas:  # a tuned head alone has none
+        lines += ["", "| change | equation |", "|---|---|"]
+    lines += [f"| {name} | {text} |" for name, text in formulas.items()]
     if description.results:
         lines += ["", "| result | value |", "|---|---|"]
         lines += [

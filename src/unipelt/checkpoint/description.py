@@ -106,10 +106,11 @@ def _problems(place: str, value: Any, kind: Any) -> Iterator[str]:
 
 
 def _reader(folder: str | os.PathLike) -> str:
-    """Which function reads another library's folder."""
+    """Which function reads another library's folder, or which folder inside this one is a run."""
     path = Path(folder) / FOREIGN
     if not path.is_file():
-        return ""
+        inside = sorted(Path(folder).glob(f"*/{CONFIG}"))
+        return f"; {inside[0].parent} is one" if inside else ""
     peft = '"peft_type"' in path.read_text(encoding="utf-8", errors="replace")
     return (
         f"; this one is {'peft' if peft else 'AdapterHub'}'s: unipelt.load_{'peft' if peft else 'adapterhub'} reads it"

@@ -32,7 +32,9 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    app.callback(epilog="--debug behind any command shows the traceback of an error.")(_before)
+    app.callback(
+        epilog="A <list[…]> takes several values: --methods lora adapter. --debug behind any command shows the traceback of an error."
+    )(_before)
     for module in (methods, train, compare, predict, inspect, export, report):
         app.command()(getattr(module, module.__name__.rsplit(".", 1)[-1]))
     app.add_typer(study.app, name="study")

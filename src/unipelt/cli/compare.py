@@ -19,7 +19,7 @@ SPARE = 0.06  # share of the minutes that is kept for the last test and the repo
 
 def compare(
     data: str = typer.Option(
-        "", help="CSV, JSONL or Parquet file with labels; or a GLUE task, or docstrings (built in)"
+        "", help="needed: CSV, JSONL or Parquet file with labels; or a GLUE task, or docstrings (built in)"
     ),
     text: str = typer.Option("", help=_request["text"]),
     pair: str = typer.Option("", help=_request["pair"]),
@@ -47,7 +47,9 @@ def compare(
     head: str = typer.Option("auto", help=_request["head"]),
     mix_methods: bool = typer.Option(False, help=_setting["mix_methods"]),
     device: str = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda"),
-    out: str = typer.Option("", help="folder of the comparison; the same command again goes on where it stopped"),
+    out: str = typer.Option(
+        "", help="needed: folder of the comparison; the same command again goes on where it stopped"
+    ),
 ) -> None:
     """Try several methods on your rows, say which to take and how sure that is, and save the model."""
     import time
@@ -68,7 +70,7 @@ def compare(
     from unipelt.study.compare import METHODS, Keeper, cells, in_rounds
     from unipelt.study.engine import hidden_size, run_study
     from unipelt.study.plan import Grid
-    from unipelt.study.store import Store
+    from unipelt.study.store import COMPARISON, Store
 
     setting = Setting(
         model=model, head=head, data_dir=data_dir or None, recipe=recipe, mix_methods=mix_methods,
@@ -79,7 +81,7 @@ def compare(
     plan = cells(data, size(k), methods or METHODS, seeds, hidden_size(model), lr, rates)
     corpus = Corpus()
     notes, fingerprint = _rows(setting, plan, corpus)
-    store = Store.create(out, {**setting.facts, "data": fingerprint})
+    store = Store.create(out, {**setting.facts, COMPARISON: fingerprint})
     store.plan(plan)
     store.assign(lambda free: in_rounds(free, mix_methods))
     keeper = Keeper(store, setting)

@@ -10,7 +10,8 @@ from unipelt.errors import UserError
 def export(
     run: str = typer.Argument(..., help="folder of a run, or a hub repository of one"),
     merged: str = typer.Option(
-        "", help="folder for a plain transformers model, with everything folded into its weights"
+        "",
+        help="folder for a plain transformers model, everything in its weights; of minilm, only runs with --head model",
     ),
     peft: str = typer.Option("", help="folder for a peft LoRA adapter"),
     folded: str = typer.Option(
@@ -23,10 +24,11 @@ def export(
     text: str = typer.Option("", help="column of the text, or of the first text of a pair"),
     pair: str = typer.Option("", help="column of the second text"),
     deviation: float | None = typer.Option(
-        None, help="for --folded: gates whose standard deviation over --data is below it are fixed at their mean"
+        None,
+        help="for --folded: gates whose standard deviation over --data is below it are fixed at their mean; default: 0.05",
     ),
     least: float | None = typer.Option(
-        None, help="for --folded: fixed gates below it are dropped, with their changes; default of both: unipelt.fold's"
+        None, help="for --folded: fixed gates below it are dropped, with their changes; default: 0.02"
     ),
     model: str = typer.Option("", help="another place of the run's base"),
 ) -> None:

@@ -39,7 +39,7 @@ def inspect(
     size = (folder / TENSORS).stat().st_size if (folder / TENSORS).exists() else 0
     console.print(
         f"{description.mixture['name']} on {base['name']} ({base['model_type']}), task {task.get('name', 'not named')}",
-        f"{TENSORS}: {size / 1e6:.2f} MB; head reads {head['pooling']}, policy {head['policy']}",
+        f"{TENSORS}: {size / 1e3:,.1f} kB; head reads {head['pooling']}, policy {head['policy']}",
         *(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}" for name, value in description.results.items()),
         sep="\n", markup=False, highlight=False,
     )  # fmt: skip

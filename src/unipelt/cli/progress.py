@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from unipelt.fleet.outcome import FULL
+
 
 class Watch:
     """Shows steps, loss, the development metric and the time left."""
@@ -73,9 +75,10 @@ class StudyWatch:
 
     def __call__(self, fleet: Any, event: str) -> None:
         running = [fleet.plans[plan] for plan in fleet.runs]
-        names = sorted({plan.task.name for plan in running})
+        tasks, parts = sorted({plan.task.name for plan in running}), fleet.tuned.parts if fleet.tuned else None
+        methods = dict.fromkeys(parts[plan.mixture].mixture.name if parts else FULL for plan in running)
         steps, most = sum(progress.step for progress in fleet.progress), sum(plan.steps for plan in fleet.plans)
-        self.show(f"{len(running)} at once: {' '.join(names)}, {steps} of at most {most} steps")
+        self.show(f"{len(running)} at once: {', '.join(methods)} on {' '.join(tasks)}, {steps} of at most {most} steps")
 
     def show(self, text: str) -> None:
         """Say what is at work, now and then."""

@@ -21,7 +21,8 @@ app = typer.Typer(
 )
 _grid, _setting, _recipe = docs(Grid), docs(Setting), docs(Recipe)
 _OWN = "; default: the method's own"
-_OUT = typer.Option("", help="folder of the study; the same command again does what is missing")
+_OUT = typer.Option("", help="needed: folder of the study; the same command again does what is missing")
+FIGURE_2 = ("3", "6", "12", "24", "48", "96", "192")  # sizes of adapters
 # no default here: a flag that is given takes precedence over a plan's, whatever its value
 _MODEL = typer.Option(None, help=_setting["model"] + "; default: minilm")
 _HEAD = typer.Option(None, help=_setting["head"] + "; default: auto")
@@ -54,7 +55,7 @@ def glue(
     device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
     plan: str = typer.Option("", help="TOML file with these options (underscores for dashes); flags take precedence"),
 ) -> None:  # fmt: skip
-    """Tables 1 to 3 of UniPELT (Mao et al. 2022): every task, size, method and seed."""
+    """Tables 1 to 3 of UniPELT: every task, size, method and seed."""
     from unipelt.study.plan import read_plan
 
     grid, setting = read_plan(plan) if plan else ({}, {})
@@ -71,7 +72,7 @@ def glue(
 def sweep(
     method: str = typer.Option("adapter", help="preset whose option is varied"),
     option: str = typer.Option("bottleneck", help="option of the preset: bottleneck (figure 2), alpha (figure 3), prefix or length"),
-    values: list[str] = typer.Option([], help="values of the option; default: figure 2's"),
+    values: list[str] = typer.Option([], help=f"values of the option; default, of bottleneck alone: figure 2's {' '.join(FIGURE_2)}"),
     tasks: list[str] = typer.Option(["cola"], help=_grid["tasks"]),
     k: list[str] = typer.Option(["100"], "--k", help=_grid["k"]),
     seeds: int | None = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
@@ -83,7 +84,9 @@ def sweep(
     """Figures 2 and 3 of UniPELT: one option of one preset, varied."""
     from unipelt.study.plan import sweep as methods_of
 
-    methods = methods_of(method, option, values or ["3", "6", "12", "24", "48", "96", "192"])
+    if not values and option != "bottleneck":
+        raise UserError(f"--values is missing: expected values of {option}, such as --values 2 4 8")
+    methods = methods_of(method, option, values or FIGURE_2)
     recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
     grid = Grid(tasks=tasks, k=[size(one) for one in k], methods=methods, **_given(seeds=seeds, lr=lr))
     setting = _given(
@@ -98,9 +101,11 @@ def efficiency(
     methods: list[str] = typer.Option([], help=_grid["methods"] + "; default: the paper's"),
     batch: int = typer.Option(16, help="rows a step"),
     length: int = typer.Option(128, help="tokens a row"),
-    rounds: int = typer.Option(5, help="steps of each method, in turns"),
+    rounds: int = typer.Option(5, help="timed steps of each method, in turns, of training and of inference"),
     device: str = _DEVICE,
-    out: str = typer.Option("", help="folder of a study, or a new one: `unipelt report` shows what is found beside it"),
+    out: str = typer.Option(
+        "", help="needed: folder of a study, or a new one: `unipelt report` shows what is found beside it"
+    ),
 ) -> None:
     """Table 4 of UniPELT on this machine: what each method costs beside full fine-tuning."""
     if not out:
@@ -121,7 +126,7 @@ def efficiency(
 @app.command()
 def export(
     out: str = typer.Argument(help="folder of the study"),
-    to: str = typer.Option("", help="file to write, .csv or .parquet: one row a run, every column"),
+    to: str = typer.Option("", help="needed: file to write, .csv or .parquet: one row a run, every column"),
 ) -> None:
     """A study's rows as one file for other tools; what is not there yet is empty."""
     if not to:

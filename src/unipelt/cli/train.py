@@ -16,7 +16,7 @@ _DEFAULT = "; default: the method's own"
 
 def train(
     task: str = typer.Option(
-        "", help="a GLUE task, docstrings (built in), a CSV, JSONL or Parquet file, or a hub data set"
+        "", help="needed: a GLUE task, docstrings (built in), a CSV, JSONL or Parquet file, or a hub data set"
     ),
     model: str = typer.Option("minilm", help="base model: minilm, a folder, or a name on the hub"),
     method: str = typer.Option(
@@ -24,7 +24,7 @@ def train(
     ),
     k: str = typer.Option("all", "--k", help="training rows, drawn by the seed; all: every row"),
     seed: int = typer.Option(0, help="draws the rows, their order, the initial values and dropout"),
-    out: str = typer.Option("", help="folder of the run; the same command again goes on where it stopped"),
+    out: str = typer.Option("", help="needed: folder of the run; the same command again goes on where it stopped"),
     data_dir: str = typer.Option("", help="folder with GLUE as parquet files; not given: the hub"),
     text: str = typer.Option("", help="column of the text, or of the first text of a pair"),
     pair: str = typer.Option("", help="column of the second text"),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ PAIRS = (
 )
 LABELS = ("label", "labels", "stars", "rating", "category", "target", "class", "score", "sentiment", "topic", "intent")
 INDICES = ("", "id", "idx", "index", "unnamed: 0")  # row numbers, as GLUE and pandas write them
+
+NAMED = 10  # rows, of those that lack a value, that a message names
 
 WHOLE = re.compile(r"[+-]?\d+\.0+")
 
@@ -110,9 +112,8 @@ def task_and_rows(
 
 def texts(table: Table, column: str) -> list[str]:
     """The texts as they stand, none of them missing; a number is its digits, as it is in a CSV file."""
+    _refuse_gaps(table, column, "text", map(_missing, table.columns[column]))
     for index, value in enumerate(table.columns[column]):
-        if _missing(value):
-            raise DataError(f"{table.row(index)}: no text in column {column!r}; fill it in or remove the row")
         if not isinstance(value, str) and number(value) is None:
             raise DataError(f"{table.row(index)}: column {column!r} holds {_shown(value)}, expected a text")
         if not _encodable(str(value)):
@@ -124,10 +125,10 @@ def label_values(table: Table, column: str) -> list[Any]:
     """The labels as they stand, none of them missing; class indices become the names that the file declares."""
     values = table.columns[column]
     classes = table.classes.get(column, ())
+    # -1: how the hub marks rows whose label is withheld
+    _refuse_gaps(table, column, "label", (_missing(value) or (bool(classes) and value == -1) for value in values))
     named: list[Any] = []
     for index, value in enumerate(values):
-        if _missing(value) or (classes and value == -1):  # -1: how the hub marks rows whose label is withheld
-            raise DataError(f"{table.row(index)}: no label in column {column!r}; fill it in or remove the row")
         if not isinstance(value, str | int | float):
             raise DataError(
                 f"{table.row(index)}: label {_shown(value)} in column {column!r}, expected a name or number"
@@ -243,6 +244,19 @@ def _holds_text(values: list[Any]) -> bool:
 
 def _missing(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())  # value != value: NaN
+
+
+def _refuse_gaps(table: Table, column: str, what: str, gaps: Iterable[bool]) -> None:
+    """Raise DataError that names every row where a value is missing, many by their number."""
+    rows = [index for index, gap in enumerate(gaps) if gap]
+    if not rows:
+        return
+    first, *more = rows
+    said, remedy = f"{table.row(first)}: no {what} in column {column!r}", "fill it in or remove the row"
+    if more:
+        shown = ", ".join(str(index + 1) for index in more[:NAMED]) + ", …" * (len(more) > NAMED)
+        said, remedy = f"{said}, nor in {len(more)} more (row {shown})", "fill them in or remove these rows"
+    raise DataError(f"{said}; {remedy}")
 
 
 def _encodable(text: str) -> bool:

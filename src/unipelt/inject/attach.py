@@ -50,9 +50,14 @@ def attach(
     given: list = list(mixture) if isinstance(mixture, list | tuple) else [mixture]
     mixtures = [spec.mixture(one) for one in given]
     shares: list = list(runs) if isinstance(runs, list | tuple) else [runs] * len(mixtures)
-    if not mixtures or len(shares) != len(mixtures) or any(type(share) is not int or share < 1 for share in shares):
+    if not mixtures:
+        raise SpecError("got an empty list; expected a mixture, or a list of at least one, such as ['lora', 'adapter']")
+    if len(shares) != len(mixtures) or any(type(share) is not int or share < 1 for share in shares):
         raise SpecError(f"runs={runs!r} of {len(mixtures)} mixtures: expected at least one run of each")
-    seeds = list(range(sum(shares))) if seeds is None else list(seeds)
+    try:
+        seeds = list(range(sum(shares))) if seeds is None else list(seeds)
+    except TypeError:
+        raise SpecError(f"seeds={seeds!r}: expected a list, one seed a run, such as [{seeds!r}]") from None
     for name, value, known in (("head", head, POLICIES), ("pooling", pooling, POOLINGS)):
         if value not in known:
             raise SpecError(f"{name}={value!r}: {nearest(value, known)}")

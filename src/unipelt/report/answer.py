@@ -72,7 +72,8 @@ def headline(found: Sequence[Answer]) -> str:
     leaders: dict[str, list[Answer]] = {}
     for one in judged:
         leaders.setdefault(one.best, []).append(one)
-    led = "; ".join(f"{best} has the best average at {_listed(each)}" for best, each in leaders.items())
+    what = "average" if any(one.tasks > 1 for one in judged) else "test result"
+    led = "; ".join(f"{best} has the best {what} at {_listed(each)}" for best, each in leaders.items())
     real, chance = [one for one in judged if one.real], [one for one in judged if not one.real]
     if not chance:
         return f"{led}, and {'its lead' if len(leaders) == 1 else 'each lead'} over the next method is real."

@@ -10,7 +10,7 @@ from typing import Any
 
 from unipelt.errors import UserError
 from unipelt.report import evidence
-from unipelt.report.answer import Answer, answers
+from unipelt.report.answer import Answer, answers, headline
 from unipelt.report.beside import beside, bound
 from unipelt.report.claims import Claim
 from unipelt.report.drawing import Figure
@@ -19,7 +19,8 @@ from unipelt.report.page import Section, page
 from unipelt.report.scores import scores, whole
 from unipelt.report.study import Study, read
 from unipelt.report.table import Table, comma_separated, latex, markdown
-from unipelt.study.store import EFFICIENCY, KEYS, Store
+from unipelt.report.verdict import verdict
+from unipelt.study.store import COMPARISON, DONE, EFFICIENCY, KEYS, Store
 
 PAGE = "report.html"
 RUNS = (*KEYS, "metric", "dev", "test", "status", "steps", "seconds")
@@ -40,6 +41,8 @@ def build(folder: Path) -> Report:
     store = Store.read(folder)
     try:
         study = read(store)
+        compared = COMPARISON in study.facts  # of one file: the page begins with what `unipelt compare` says to take
+        chosen = verdict([row for row in store.runs() if row["status"] in DONE]) if compared else None
     finally:
         store.close()
     measured = efficiency_of(folder / EFFICIENCY)
@@ -67,8 +70,9 @@ def build(folder: Path) -> Report:
         else ["sweeps (no preset with three values of one option)"]
     )
     found = answers(study)
+    said = f"Take {chosen.take}: {chosen.why}" if chosen else headline(found)
     files = {
-        PAGE: page(study, found, _sections(tables, drawn), missing).encode(),
+        PAGE: page(study, said, found, _sections(tables, drawn), missing).encode(),
         "runs.csv": _runs(study),
         **_gates(study),
     }

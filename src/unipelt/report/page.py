@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from unipelt.report.answer import Answer, headline, interval, progress, signed
+from unipelt.report.answer import Answer, interval, progress, signed
 from unipelt.report.drawing import Figure
 from unipelt.report.names import task_label, task_order
 from unipelt.report.scores import ALL
@@ -23,8 +23,10 @@ class Section:
     """each part opens with a click"""
 
 
-def page(study: Study, found: Sequence[Answer], sections: Sequence[Section], missing: Sequence[str]) -> str:
-    """missing: what could not be shown, in words."""
+def page(
+    study: Study, headline: str, found: Sequence[Answer], sections: Sequence[Section], missing: Sequence[str]
+) -> str:
+    """headline: the answer in words. missing: what could not be shown, in words."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -36,7 +38,7 @@ def page(study: Study, found: Sequence[Answer], sections: Sequence[Section], mis
     return environment.from_string(text("page.html")).render(
         study=study,
         answers=found,
-        headline=headline(found),
+        headline=headline,
         progress=progress(study),
         sections=[section for section in sections if section.parts],
         missing=missing,

@@ -60,7 +60,7 @@ class Grid:
                 spec.mixture(method)
         for task in self.tasks:
             if task not in (*GLUE, TASK.name) and not Path(task).exists() and "/" not in task:
-                raise UserError(f"--tasks {task}: no such task or file; {nearest(task, [*GLUE, TASK.name])}")
+                raise UserError(f"{task!r} is no task or file; {nearest(task, [*GLUE, TASK.name])}")
         for k in self.k:
             if k != "all" and (isinstance(k, str) or k < 1):
                 raise UserError(f"--k {k}: expected a whole number from 1, or all")

@@ -15,6 +15,7 @@ from unipelt.fleet.outcome import Result
 
 FILE, FORMAT = "study.sqlite", 1
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
+COMPARISON = "data"  # the fact that a comparison on one file has and no other study: a fingerprint of its rows
 PLANNED = "planned"
 
 
