@@ -124,8 +124,8 @@ def attend_with_prefixes(
 
     def changed(prefixes, q, k, v, mask, bias):
         attend: Callable = plain
+        prefixes = [prefix.to(q.dtype) for prefix in prefixes]
         for prefix in prefixes:
-            prefix = prefix.to(q.dtype)
             if prefix.function == "softmax" and prefix.weight is None:
                 attend = partial(_concatenated, attend, prefix, widen)
             elif prefix.function == "softmax":
