@@ -21,6 +21,7 @@ LABELS = ("label", "labels", "stars", "rating", "category", "target", "class", "
 INDICES = ("", "id", "idx", "index", "unnamed: 0")  # row numbers, as GLUE and pandas write them
 
 WHOLE = re.compile(r"[+-]?\d+\.0+")
+LARGEST = 1e30  # beyond, what a head is put back into after training leaves float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,7 @@ def texts(table: Table, column: str) -> list[str]:
             raise DataError(f"{table.row(index)}: no text in column {column!r}; fill it in or remove the row")
         if not isinstance(value, str) and number(value) is None:
             raise DataError(f"{table.row(index)}: column {column!r} holds {_shown(value)}, expected a text")
-        if not _encodable(str(value)):
-            raise DataError(f"{table.row(index)}: the text in column {column!r} is no valid Unicode; save it as UTF-8")
+        _refuse_half_a_character(table, index, column, value)
     return [str(value) for value in table.columns[column]]
 
 
@@ -132,6 +132,7 @@ def label_values(table: Table, column: str) -> list[Any]:
             raise DataError(
                 f"{table.row(index)}: label {_shown(value)} in column {column!r}, expected a name or number"
             )
+        _refuse_half_a_character(table, index, column, value)
         if classes and isinstance(value, int):
             if not 0 <= value < len(classes):
                 raise DataError(
@@ -166,6 +167,11 @@ def label_numbers(table: Table, column: str, values: list[Any]) -> list[float]:
         if found is None:
             raise DataError(f"{table.row(index)}: label {value!r} in column {column!r}, expected a number (regression)")
         _refuse_not_finite(table, index, column, found)
+        if abs(found) > LARGEST:
+            raise DataError(
+                f"{table.row(index)}: label {found:g} in column {column!r}, expected at most {LARGEST:g} in size; "
+                "give the labels in a larger unit"
+            )
         numbers.append(found)
     return numbers
 
@@ -245,12 +251,11 @@ def _missing(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())  # value != value: NaN
 
 
-def _encodable(text: str) -> bool:
+def _refuse_half_a_character(table: Table, index: int, column: str, value: Any) -> None:
     try:
-        text.encode()
+        str(value).encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise DataError(f"{table.row(index)}: column {column!r} holds no valid Unicode; save it as UTF-8") from None
 
 
 def _refuse_not_finite(table: Table, index: int, column: str, value: float | None) -> None:
