@@ -111,6 +111,27 @@ def test_what_hangs_other_hooks_inside_disabled_leaves_it_the_base(inner: str):
     equal(result(model(**given)), changed, "bert")
 
 
+TAKEN = {"detached": unipelt.detach, "merged": unipelt.merge, "gates fixed": lambda m: unipelt.fix_gates(m, {"bottleneck_ffn": 0.5}),
+         "merged in part": lambda model: unipelt.merge(model, rest="attached")}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "block", [unipelt.disabled, lambda model: unipelt.dropped(model, 1)], ids=["disabled", "dropped"]
+)
+@pytest.mark.parametrize("what", TAKEN)
+@torch.no_grad()
+def test_what_takes_a_mixture_away_inside_a_block_does_so_for_good(what: str, block):
+    """No hook of what was attached before the block comes back with its end, and none is lost."""
+    mixture = small("lora" if what == "merged" else "unipelt-apl-nogate" if what == "merged in part" else "unipelt-apl")
+    given = tiny.inputs("bert", plain("bert"))
+    model, other = (randomise(unipelt.attach(plain("bert"), mixture, head="frozen")) for _ in range(2))
+    with block(model):
+        TAKEN[what](model)
+    TAKEN[what](other)
+    equal(result(model(**given)), result(other(**given)), "bert")
+    assert model.config._attn_implementation == other.config._attn_implementation
+
+
 @pytest.mark.parametrize("arch", SOME)
 def test_the_base_is_not_renamed_and_keeps_its_class(arch: str):
     model = plain(arch)
