@@ -248,6 +248,10 @@ def test_a_group_keeps_its_gate_where_one_member_varies_and_a_gate_of_two_sites_
         ("unipelt-apl", {"least": "low"}, SpecError, r"least='low': expected a number from 0 to 1"),
         ("unipelt-apl", {"data": []}, DataError, r"data: expected batches of rows .* one at least; got none"),
         ("unipelt-apl", {"data": {"input_ids": torch.ones(1, 3)}}, DataError, r"got a str"),
+        ("unipelt-apl", {"data": None}, DataError, r"got a NoneType"),
+        ("unipelt-apl", {"data": [{}]}, DataError, r"got one of no rows"),
+        ("unipelt-apl", {"data": [{"input_ids": torch.ones(0, 3)}]}, DataError, r"got one of no rows"),
+        ("unipelt-apl", {"score": len}, SpecError, r"score=.*len.* expected a metric's name and its function"),
         ("unipelt-apl", {"run": 2}, SpecError, r"run=2: the model has runs 0 to 0"),
     ],
 )

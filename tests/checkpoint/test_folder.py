@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from values import assert_plain, logits, randomise, state_of
 
 import unipelt
@@ -230,7 +230,7 @@ def rewritten(saved: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 
 def test_tensors_that_do_not_fit_are_refused(saved: Path):
-    tensors = load_file(saved / TENSORS)
+    tensors = load((saved / TENSORS).read_bytes())  # the file is written anew
     name = "encoder.1.low_rank_query.query.up.weight"
     missing = {key: value for key, value in tensors.items() if key != name}
     changed = {
@@ -238,6 +238,11 @@ def test_tensors_that_do_not_fit_are_refused(saved: Path):
         r"holds 'surplus', which its mixture does not have": tensors | {"surplus": torch.zeros(2)},
         rf"'{name}' is \(32, 3\), expected \(32, 2\)": tensors | {name: torch.zeros(32, 3)},
         rf"'{name}' holds values that are not finite": tensors | {name: torch.full((32, 2), torch.nan)},
+        rf"'{name}' holds values that .* finite": tensors | {name: torch.full((32, 2), 1e300, dtype=torch.float64)},
+        **{
+            rf"'{name}' is of {dtype}, expected one of torch.float64": tensors | {name: tensors[name].to(dtype)}
+            for dtype in (torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn)
+        },
     }
     for message, other in changed.items():
         model = tiny.build("bert")

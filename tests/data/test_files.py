@@ -220,6 +220,11 @@ BAD_BYTES = {
     "object.jsonl": (b'{"text": "a b", "label": 1}\n{"text": {}, "label": 0}\n', "row 2 .* dict '{}', expected a text"),
     "list.jsonl": (b'{"text": "a b", "label": ["x"]}\n', "row 1 .*label list"),
     "half.jsonl": (b'{"text": "\\ud800", "label": 1}\n{"text": "a", "label": 0}\n', "row 1 .*no valid Unicode"),
+    "halflabel.jsonl": (
+        b'{"text": "a", "label": "b"}\n{"text": "a", "label": "\\ud800"}\n',
+        "row 2 .*'label' .*Unicode",
+    ),
+    "vast.csv": (b"text,label\na b,1.5\nc d,-1e31\n", r"row 2 .*label -1e\+31 .*at most 1e\+30"),
     "deep.jsonl": (b"[" * 100_000 + b"\n", "line 1 is no JSON"),
     "false.parquet": (b"text,label\na,1\n", "no readable Parquet"),
     "page.txt": (b"text\n", "'.txt'; expected .csv, .tsv, .jsonl, .parquet"),

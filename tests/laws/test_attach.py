@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from threading import Barrier
 
 import pytest
 import tiny
@@ -10,7 +12,19 @@ import torch
 from torch import Tensor, nn
 
 import unipelt
-from laws.lawbook import attached, cases, equal, kernel, on_each, precision, randomise, result, small
+from laws.lawbook import (
+    attached,
+    cases,
+    equal,
+    kernel,
+    on_each,
+    precision,
+    randomise,
+    result,
+    rows,
+    small,
+    stacks,
+)
 from unipelt import Mixture, UserError
 from unipelt.inject.tuned import tuned_of
 
@@ -109,6 +123,27 @@ def test_what_hangs_other_hooks_inside_disabled_leaves_it_the_base(inner: str):
             assert torch.equal(result(model(**given)), base)
         assert torch.equal(result(model(**given)), base)
     equal(result(model(**given)), changed, "bert")
+
+
+TAKEN = {"detached": unipelt.detach, "merged": unipelt.merge, "gates fixed": lambda m: unipelt.fix_gates(m, {"bottleneck_ffn": 0.5}),
+         "merged in part": lambda model: unipelt.merge(model, rest="attached")}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "block", [unipelt.disabled, lambda model: unipelt.dropped(model, 1)], ids=["disabled", "dropped"]
+)
+@pytest.mark.parametrize("what", TAKEN)
+@torch.no_grad()
+def test_what_takes_a_mixture_away_inside_a_block_does_so_for_good(what: str, block):
+    """No hook of what was attached before the block comes back with its end, and none is lost."""
+    mixture = small("lora" if what == "merged" else "unipelt-apl-nogate" if what == "merged in part" else "unipelt-apl")
+    given = tiny.inputs("bert", plain("bert"))
+    model, other = (randomise(unipelt.attach(plain("bert"), mixture, head="frozen")) for _ in range(2))
+    with block(model):
+        TAKEN[what](model)
+    TAKEN[what](other)
+    equal(result(model(**given)), result(other(**given)), "bert")
+    assert model.config._attn_implementation == other.config._attn_implementation
 
 
 @pytest.mark.parametrize("arch", SOME)
@@ -223,6 +258,26 @@ def test_attach_and_detach_take_effect_after_another_model_was_compiled():
     unipelt.detach(model)
     equal(result(same(**given)), before, "bert")
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama", "bart"])
+@torch.no_grad()
+def test_forwards_in_several_threads_know_nothing_of_each_other(arch: str):
+    """As in a server: two are inside the first layer at once, with batches of other sizes and paddings."""
+    model = attached(arch, Mixture(small("unipelt-apl").changes + small("parallel-adapter").changes))
+    batches = [tiny.inputs(arch, model, batch=3), tiny.inputs(arch, model, batch=5, length=12, pads=(0, 7, 2, 1, 9))]
+    expected = [result(model(**given)) for given in batches]
+    together = Barrier(2, timeout=60)
+    attention = model.get_submodule(f"{stacks(model)[0].layers[0].path}.{rows(arch)[0].attention.out}")
+
+    def wait(module: nn.Module, args: tuple) -> None:
+        together.wait()
+
+    attention.register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda given: result(model(**given)), batches))
+    for mine, alone in zip(found, expected):
+        equal(mine, alone, arch)
 
 
 def test_the_tuned_part_follows_the_model():

@@ -101,6 +101,7 @@ def test_relative_positions_belong_to_no_run(preset: str):
         ("full", r"'full': refused, because full fine-tuning is not a change"),
         ("adapter(layers=[-1])", r"expected whole numbers from 0"),
         ("adapter(layers=[])", r"layers=\[\]: expected whole numbers from 0, one at least"),
+        ("adapter(layers=[True])", r"layers=\[True\]: expected whole numbers from 0"),
         ("adapter(layers=3)", r"layers=3: expected whole numbers from 0, one at least, or a range such as 6-11"),
         ("adapter(layers=11-6)", r"layers='11-6': expected whole numbers from 0, one at least, or a range"),
         ("adapter(layers='6-')", r"layers='6-': expected whole numbers from 0, one at least, or a range"),

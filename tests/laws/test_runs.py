@@ -164,6 +164,13 @@ def test_a_batch_that_does_not_fall_into_equal_blocks_is_refused(arch: str):
         fleet(**tiny.inputs(arch, fleet, batch=4))
 
 
+@pytest.mark.parametrize("mixtures", ["lora", ["lora", "adapter"]])
+def test_a_route_of_other_rows_than_the_batch_is_refused(mixtures):
+    fleet = attached("bert", mixtures, runs=[1, 1] if isinstance(mixtures, list) else 2)
+    with pytest.raises(UserError, match="the route has 2 rows, the batch 3"), unipelt.route(fleet, [0, 1]):
+        fleet(**tiny.inputs("bert", fleet))
+
+
 @pytest.mark.parametrize("runs", [2, [1, 1]])
 def test_seeds_are_one_a_run(runs):
     with pytest.raises(UserError, match="one seed each"):

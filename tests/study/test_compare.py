@@ -1,14 +1,17 @@
 """compare: an answer chosen by development rows, evidence from rows that chose nothing, and a model that predicts."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 from cli.conftest import SMALL, write_reviews
 
 from unipelt.report.verdict import verdict
-from unipelt.study import engine
-from unipelt.study.store import Store
+from unipelt.study import compare, engine
+from unipelt.study.plan import Setting
+from unipelt.study.store import Cell, Result, Store
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +68,41 @@ def test_the_minutes_are_kept_and_more_go_on(ask, run, reviews: Path, tmp_path: 
     line = run(*words, "--minutes", 0.1).line
     assert line == "unipelt: --minutes 0.1: too short for one run; the same command with more minutes goes on"
     assert next((tmp_path / "out" / "fleets").glob("*/training.safetensors")), "what was begun is kept"
+
+
+def test_two_processes_keep_the_best_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What ends here is not kept where the other process has ended a better one since this one began."""
+    kept: list[float] = []
+    monkeypatch.setattr(compare, "outcome_of", lambda request, finished: finished)
+    monkeypatch.setattr(compare, "keep", lambda model, request, outcome, *where: kept.append(outcome.dev))
+    monkeypatch.setattr(compare, "write_outcome", lambda folder, outcome: None)
+    cells = [Cell(task="docstrings", k="all", method="head", seed=seed, lr=1e-3) for seed in range(5)]
+    results = [Result(status="finished", metric="accuracy", dev=dev) for dev in (0.5, 0.4, 0.9, 0.8, 0.95)]
+    stores = [Store.create(tmp_path, {}) for _ in range(2)]
+    stores[0].plan(cells)
+    one, other = (compare.Keeper(store, Setting(model="m")) for store in stores)
+    for keeper, store, place in ((one, stores[0], 0), (one, stores[0], 1), (other, stores[1], 2), (one, stores[0], 3)):
+        keeper(None, 0, cells[place], results[place])
+        store.finish({cells[place]: results[place]})
+    one(None, 0, cells[4], results[4])
+    assert kept == [0.5, 0.9, 0.95]
+
+
+def test_a_winner_that_cannot_be_copied_leaves_the_one_before(ask, run, reviews: Path, tmp_path: Path, monkeypatch):
+    words = ask(reviews, tmp_path / "out", "--methods", "head", "--rates", 1)
+    assert run(*words).code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "winner").iterdir()}
+
+    def full(source, target, **how):
+        Path(target).mkdir()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare.shutil, "copytree", full)
+        assert "winner: cannot copy the checkpoint (No space left on device)" in run(*words).line
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "winner").iterdir()} == before
+    assert [path.name for path in (tmp_path / "out").glob("*winner*")] == ["winner"]
+    assert run(*words).code == 0
 
 
 def test_groups_stay_whole(ask, run, tmp_path: Path):

@@ -77,6 +77,25 @@ def test_what_is_no_store_is_named_and_left_as_it_was(kind: str, tmp_path: Path)
         assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM study WHERE name = 'facts'",
+        "UPDATE study SET value = '[1]' WHERE name = 'facts'",
+        "UPDATE runs SET k = 'few' WHERE place = 0",
+        "UPDATE runs SET method = 'nonsense' WHERE place = 1",
+    ],
+)
+def test_rows_that_say_what_no_study_says_are_a_damaged_store(damage: str, tmp_path: Path):
+    """Before anything is trained: a result would reach no row, and its run would be trained again and again."""
+    store = Store.create(tmp_path, {})
+    store.plan(CELLS)
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        connection.execute(damage)
+    with pytest.raises(StoreError, match=r"damaged one .*untouched"):
+        Store.create(tmp_path, store.facts).pending()
+
+
 def test_another_study_or_a_full_folder_is_refused(tmp_path: Path):
     Store.create(tmp_path / "a", {"model": "x"})
     with pytest.raises(StoreError, match="model='x' and not 'y'"):

@@ -10,6 +10,9 @@ from unipelt.errors import CheckpointError
 from unipelt.inject.attach import detach
 from unipelt.inject.tuned import tuned_of
 
+READ = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""what a tuned parameter is read from; the rest cannot hold one: whole numbers, complex ones, 8 bits"""
+
 
 def fill(model: PreTrainedModel, values: dict[str, Tensor], place: Path, problem: str | None = None) -> PreTrainedModel:
     """Copy one run's parameters, by path, into an attached model.
@@ -37,7 +40,9 @@ def mismatch(own: dict[str, Tensor], values: dict[str, Tensor]) -> str | None:
     for name, parameter in own.items():
         if parameter.shape != values[name].shape:
             return f"{name!r} is {tuple(values[name].shape)}, expected {tuple(parameter.shape)}"
-    return not_finite(values)
+        if values[name].dtype not in READ:
+            return f"{name!r} is of {values[name].dtype}, expected one of {', '.join(map(str, READ))}"
+    return not_finite({name: value.to(own[name].dtype) for name, value in values.items()})
 
 
 def not_finite(values: dict[str, Tensor]) -> str | None:

@@ -99,10 +99,19 @@ def fold(
         raise SpecError(
             f"{tuned.mixture.name!r} has no gates, so there is nothing to fold; unipelt.merge(model, rest='attached') merges what is linear"
         )
-    batches = list(data)
-    if not batches or not all(isinstance(batch, Mapping) for batch in batches):
-        got = f"a {type(batches[0]).__name__}" if batches else "none"
-        raise DataError(f"data: expected batches of rows as the model takes them, one at least; got {got}")
+    if score is not None and not (isinstance(score, tuple) and len(score) == 2 and callable(score[1])):
+        raise SpecError(f"score={score!r}: expected a metric's name and its function of logits and labels, as a pair")
+    batches: list[Any] = list(data) if isinstance(data, Iterable) else [data]
+    for batch in batches or [None]:
+        if not isinstance(batch, Mapping) or not batch or not len(next(iter(batch.values()))):
+            got = (
+                "none"
+                if not batches
+                else "one of no rows"
+                if isinstance(batch, Mapping)
+                else f"a {type(batch).__name__}"
+            )
+            raise DataError(f"data: expected batches of rows as the model takes them, one at least; got {got}")
 
     before = _look(model, batches, number, score)
     gates = _measured(tuned, before.gates)

@@ -122,7 +122,8 @@ def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[
             method.__self__.deltas = method.__self__.deltas[first:]
         if not mine or mine[first:]:
             hooks.append((path, kind, method))
-    tuned.rehang(model, hooks)
+    with tuned.changing(model):
+        tuned.hooks = hooks
     look_again()
     return model
 

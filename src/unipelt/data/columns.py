@@ -23,6 +23,7 @@ INDICES = ("", "id", "idx", "index", "unnamed: 0")  # row numbers, as GLUE and p
 NAMED = 10  # rows, of those that lack a value, that a message names
 
 WHOLE = re.compile(r"[+-]?\d+\.0+")
+LARGEST = 1e30  # beyond, what a head is put back into after training leaves float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,7 @@ def texts(table: Table, column: str) -> list[str]:
     for index, value in enumerate(table.columns[column]):
         if not isinstance(value, str) and number(value) is None:
             raise DataError(f"{table.row(index)}: column {column!r} holds {_shown(value)}, expected a text")
-        if not _encodable(str(value)):
-            raise DataError(f"{table.row(index)}: the text in column {column!r} is no valid Unicode; save it as UTF-8")
+        _refuse_half_a_character(table, index, column, value)
     return [str(value) for value in table.columns[column]]
 
 
@@ -133,6 +133,7 @@ def label_values(table: Table, column: str) -> list[Any]:
             raise DataError(
                 f"{table.row(index)}: label {_shown(value)} in column {column!r}, expected a name or number"
             )
+        _refuse_half_a_character(table, index, column, value)
         if classes and isinstance(value, int):
             if not 0 <= value < len(classes):
                 raise DataError(
@@ -167,6 +168,11 @@ def label_numbers(table: Table, column: str, values: list[Any]) -> list[float]:
         if found is None:
             raise DataError(f"{table.row(index)}: label {value!r} in column {column!r}, expected a number (regression)")
         _refuse_not_finite(table, index, column, found)
+        if abs(found) > LARGEST:
+            raise DataError(
+                f"{table.row(index)}: label {found:g} in column {column!r}, expected at most {LARGEST:g} in size; "
+                "give the labels in a larger unit"
+            )
         numbers.append(found)
     return numbers
 
@@ -259,12 +265,11 @@ def _refuse_gaps(table: Table, column: str, what: str, gaps: Iterable[bool]) -> 
     raise DataError(f"{said}; {remedy}")
 
 
-def _encodable(text: str) -> bool:
+def _refuse_half_a_character(table: Table, index: int, column: str, value: Any) -> None:
     try:
-        text.encode()
+        str(value).encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise DataError(f"{table.row(index)}: column {column!r} holds no valid Unicode; save it as UTF-8") from None
 
 
 def _refuse_not_finite(table: Table, index: int, column: str, value: float | None) -> None:

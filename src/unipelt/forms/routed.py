@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unipelt.errors import SiteError
+
 
 class Route(NamedTuple):
     """Which run each row of a batch belongs to: one run, equal blocks of rows (fleets), or any row to any run (serving)."""
@@ -32,7 +34,7 @@ class Route(NamedTuple):
         if self.rows is None or batch == len(self.rows):
             return self
         if batch % len(self.rows):
-            raise ValueError(f"the route has {len(self.rows)} rows, the batch {batch}: expected a multiple")
+            raise SiteError(f"the route has {len(self.rows)} rows, the batch {batch}: expected a multiple")
         return self._replace(rows=self.rows.repeat_interleave(batch // len(self.rows)))
 
     def split(self, batch: int) -> Iterator[tuple[int, slice | Int[Tensor, " own"], "Route"]]:

@@ -139,9 +139,10 @@ def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     try:
         yield model
     finally:
-        if tuned.kernels is not None:
-            tuned.kernels.enter()
-        tuned.hang(model)
+        if getattr(model, NAME, None) is tuned:  # else it was detached, or another mixture took its place
+            if tuned.kernels is not None:
+                tuned.kernels.enter()
+            tuned.hang(model)
 
 
 @contextmanager

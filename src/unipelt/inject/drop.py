@@ -28,16 +28,15 @@ def dropped(model: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
         raise SpecError(f"layers={layers!r}: expected a whole number from 0 to {depth}, the layers of the base")
     refuse_compiled(model)
     low = tuple(layer.path + "." for stack in stacks for layer in stack.layers[:layers])
-    every = tuned.hooks
-    above = [
-        (path, kind, method)
-        for path, kind, method in every
-        if not (f"{path}.".startswith(low) and hasattr(method.__self__, "deltas"))
-    ]
-    try:
-        tuned.rehang(model, above)
+    before = tuned.without
+
+    def leave_out(paths: tuple[str, ...]) -> None:
+        with tuned.changing(model):
+            tuned.without = paths
         look_again()
+
+    try:
+        leave_out(before + low)
         yield model
     finally:
-        tuned.rehang(model, every)
-        look_again()
+        leave_out(before)

@@ -6,6 +6,7 @@ forward, which a variable that outlives the forward would not give.
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -69,17 +70,23 @@ def together(rows: Sequence[slice | Tensor], parts: Sequence[Tensor]) -> Tensor:
     return whole if isinstance(rows[0], slice) else whole[torch.cat(list(rows)).argsort()]  # type: ignore[arg-type]
 
 
-class Flow:
-    """The context of the forward under way, and the tensors held between two modules of a layer, by what they are.
+class Flow(threading.local):
+    """The context of the forward under way, and the tensors held between two modules of a layer, by what they are: of each
+    thread's own forward, for a model that serves may run in several.
 
     Between forwards it has the context that needs no forward: equal blocks. A module before the attention block, when a
     layer is recomputed, finds that one.
     """
 
     def __init__(self, runs: int):
+        self.runs = runs
         self.between = self.context = Context(Route.blocks(runs))
         self.held: dict[str, Tensor] = {}
         self.widened = Widened()
+
+    def __reduce__(self):
+        """A copy begins between forwards."""
+        return Flow, (self.runs,)
 
 
 class Widened:

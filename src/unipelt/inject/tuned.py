@@ -1,6 +1,7 @@
 """The one child module of a base that holds everything tuned, and the hooks that join it to the base."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ class Joined(nn.Module):
         self.runs, self.route = runs, Route.blocks(runs)
         self.hooks: list[tuple[str, str, Any]] = []
         """module path, kind of hook and the bound method that hangs there, in order"""
+        self.without: tuple[str, ...] = ()
+        """paths below which no change joins now: see `dropped`"""
         self.handles: list[Any] = []
         self.hung = False
         self.before: dict[str, Any] = {}
@@ -71,6 +74,8 @@ class Joined(nn.Module):
         """Register every hook, in order."""
         self.hung = True
         for path, kind, method in self.hooks:
+            if hasattr(method.__self__, "deltas") and f"{path}.".startswith(self.without):
+                continue
             module = base.get_submodule(path)
             if kind == "pre":
                 self.handles.append(module.register_forward_pre_hook(method))
@@ -89,11 +94,13 @@ class Joined(nn.Module):
         self.handles.clear()
         self.hung = False
 
-    def rehang(self, base: nn.Module, hooks: list[tuple[str, str, Any]]) -> None:
-        """These hooks instead of the others, hanging only where those do: not inside `disabled`."""
+    @contextmanager
+    def changing(self, base: nn.Module) -> Iterator[None]:
+        """Inside the block the hooks, or what they leave out, may become others. They hang again where they did: not inside
+        `disabled`, nor where this was detached meanwhile."""
         hung = self.hung
         self.unhang()
-        self.hooks = hooks
+        yield
         if hung:
             self.hang(base)
 

@@ -67,7 +67,7 @@ class Change:
             ends = re.fullmatch(r"(\d{1,3})-(\d{1,3})", self.layers) if isinstance(self.layers, str) else None
             given = range(int(ends[1]), int(ends[2]) + 1) if ends else self.layers
             layers = tuple(given) if isinstance(given, Iterable) else ()
-            if not layers or any(not isinstance(layer, int) or layer < 0 for layer in layers):
+            if not layers or any(type(layer) is not int or layer < 0 for layer in layers):
                 raise SpecError(
                     f"layers={self.layers!r}: expected whole numbers from 0, one at least, or a range such as 6-11"
                 )

@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from unipelt.errors import CheckpointError
 from unipelt.fleet.outcome import FULL, Result, write_outcome
 from unipelt.fleet.recipe import default_recipe
 from unipelt.fleet.tune import keep, outcome_of
@@ -44,14 +46,14 @@ class Keeper:
     """Keeps, of each method and rate, the checkpoint of the seed with the best development metric."""
 
     def __init__(self, store: Store, setting: Setting):
-        self.setting, self.folder = setting, store.path.parent / "runs"
+        self.store, self.setting, self.folder = store, setting, store.path.parent / "runs"
         self.best: dict[str, float] = {}
-        for row in store.runs(["method", "lr", "status", "dev"]):
-            if row["status"] in DONE:
-                name = _name(row["method"], row["lr"])
-                self.best[name] = max(row["dev"], self.best.get(name, row["dev"]))
 
     def __call__(self, model: Any, run: int, cell: Cell, finished: Result) -> None:
+        for row in self.store.runs(["method", "lr", "status", "dev"]):  # another process may have ended some meanwhile
+            if row["status"] in DONE:
+                other = _name(row["method"], row["lr"])
+                self.best[other] = max(row["dev"], self.best.get(other, row["dev"]))
         name = _name(cell.method, cell.lr)
         if finished.dev is None or finished.dev < self.best.get(name, finished.dev):
             return
@@ -62,10 +64,20 @@ class Keeper:
         write_outcome(self.folder / name, outcome)
 
     def put(self, method: str, lr: float, place: Path) -> None:
-        """Copy the checkpoint of a method and rate to a place of its own."""
-        if place.exists():
-            shutil.rmtree(place)
-        shutil.copytree(self.folder / _name(method, lr), place)
+        """Copy the checkpoint of a method and rate to a place of its own, whole; what is there stays until the copy is.
+
+        Raises CheckpointError where it cannot be copied.
+        """
+        try:
+            with TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as beside:
+                new = shutil.copytree(self.folder / _name(method, lr), Path(beside) / "new")
+                if place.exists():
+                    place.rename(Path(beside) / "old")
+                new.rename(place)
+        except OSError as error:
+            raise CheckpointError(
+                f"{place}: cannot copy the checkpoint ({error.strerror or error}); the same command tries again"
+            ) from None
 
 
 def _name(*parts: Any) -> str:

@@ -110,7 +110,11 @@ class Store:
     def facts(self) -> dict[str, Any]:
         """What all runs share: model, epochs, and so on."""
         with _said(self.path):
-            return json.loads(self._connection.execute("SELECT value FROM study WHERE name = 'facts'").fetchone()[0])
+            found = self._connection.execute("SELECT value FROM study WHERE name = 'facts'").fetchone()
+            facts = json.loads(found[0]) if found else None
+            if not isinstance(facts, dict):
+                raise ValueError("what its runs share is not there")
+            return facts
 
     def plan(self, cells: Iterable[Cell]) -> None:
         """Add the runs that are not there yet, in order."""
@@ -179,8 +183,13 @@ class Store:
         self._connection.close()
 
     def _cells(self, which: str = "") -> list[tuple[Cell, str]]:
-        found = self._connection.execute(f"SELECT status, {', '.join(KEYS)} FROM runs {which} ORDER BY place")
-        return [(_cell(dict(zip(KEYS, values))), status) for status, *values in found.fetchall()]
+        found = self._connection.execute(f"SELECT id, status, {', '.join(KEYS)} FROM runs {which} ORDER BY place")
+        cells = []
+        for one, status, *values in found.fetchall():
+            cells.append((_cell(dict(zip(KEYS, values))), status))
+            if cells[-1][0].id != one:  # what is written for it would reach no row, and it would be trained for ever
+                raise ValueError(f"run {one!r} is not the one that its columns name")
+        return cells
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
