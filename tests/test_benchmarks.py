@@ -1,4 +1,4 @@
-"""benchmarks/peers.py: one table in which nothing is passed over in silence."""
+"""benchmarks/peers.py: one table in which nothing is passed over in silence. benchmarks/operations.py: what a layer launches."""
 
 import json
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 from unipelt import PRESETS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import operations
 import peers
 
 ROOT = Path(__file__).parents[1]
@@ -82,3 +83,15 @@ def test_a_mistake_is_one_line(given: list[str], expected: str, tmp_path: Path):
 def test_every_preset_has_a_row():
     assert {*PRESETS} <= {*peers.METHODS["unipelt"]}
     assert {*peers.MAIN} <= {*peers.METHODS["unipelt"]} | {"full"}
+
+
+@pytest.mark.parametrize("method, most", [("lora", (20, 8)), ("prefix", (8, 1)), ("unipelt-apl", (75, 29))])
+def test_a_layer_launches_few_operations_beyond_the_frozen_base_s(method: str, most: tuple[int, int]):
+    """In training and inference. What a whole forward needs once, such as a mask with a prefix's columns, no layer does again."""
+
+    def a_layer(library: str, name: str) -> list[int]:
+        two, three = (operations.counted(library, name, autocast=False, layers=layers) for layers in (2, 3))
+        return [more - less for less, more in zip(two, three)]
+
+    beyond = [ours - its for ours, its in zip(a_layer("unipelt", method), a_layer("transformers", "frozen"))]
+    assert beyond[0] <= most[0] and beyond[1] <= most[1], beyond

@@ -115,7 +115,9 @@ def test_compiled_whole_it_learns_the_same(arch: str, runs: int):
 
 
 @pytest.mark.inductor
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch hides it itself
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # torch hides it itself
 @pytest.mark.parametrize("arch", INDUCTED)
 def test_compiled_by_inductor_it_agrees_with_itself(arch: str):
     compiled(
