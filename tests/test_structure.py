@@ -26,6 +26,7 @@ MAY_IMPORT = {  # each room, and the rooms below it
     "study": ("fleet", "checkpoint", "inject", "forms", "spec", "data", "errors"),
     "report": ("study", "spec", "data", "errors"),
     "cli": ("report", "study", "fleet", "checkpoint", "inject", "forms", "spec", "data", "errors"),
+    "__main__": ("cli",),
     "unipelt": (),
 }
 

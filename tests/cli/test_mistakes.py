@@ -19,7 +19,7 @@ from unipelt.fleet.lock import alone_in
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["trian"], "No such command 'trian'. Did you mean 'train'?; see `unipelt --help`"),
+        (["trian"], "No such command 'trian'. Did you mean 'train'? see `unipelt --help`"),
         (["train", "--modle", "x"], "No such option: --modle (Possible options: --method, --model); see `unipelt train --help`"),
         (["predict"], "Missing argument 'run'; see `unipelt predict --help`"),
         (["train", "--lr", "much"], "'--lr'"),

@@ -76,3 +76,9 @@ def test_results_are_read_without_torch(finished):
     assert loaded_by(calling("methods", "methods --lawful", *(f"inspect {folder}" for folder in runs))) == set()
     read = "from pathlib import Path\nfrom unipelt.fleet.outcome import read_outcome\n"
     assert loaded_by(read + f"assert read_outcome(Path({str(runs[0])!r})).done") == set()
+
+
+def test_the_package_runs_as_the_command():
+    given = [[COMMAND, "methods"], [sys.executable, "-m", "unipelt", "methods"]]
+    command, module = (subprocess.run(words, capture_output=True, text=True, check=True).stdout for words in given)
+    assert command == module and "unipelt-apl" in command

@@ -73,7 +73,8 @@ def main(given: list[str] | None = None) -> None:
         code = _refuse(str(error), debug=len(arguments) < len(given))
     except WordsError as error:  # type: ignore[misc]
         said, place = error.format_message().rstrip("."), getattr(error, "ctx", None)  # type: ignore[attr-defined]
-        code = _refuse(f"{said}; see `{place.command_path if place else 'unipelt'} --help`")
+        said += "" if said.endswith("?") else ";"
+        code = _refuse(f"{said} see `{place.command_path if place else 'unipelt'} --help`")
     except BrokenPipeError:
         sys.stdout = None  # type: ignore[assignment]  # whoever read it has gone, such as `| head`
         code = 0
