@@ -164,11 +164,14 @@ def test_a_batch_that_does_not_fall_into_equal_blocks_is_refused(arch: str):
         fleet(**tiny.inputs(arch, fleet, batch=4))
 
 
+@pytest.mark.parametrize("batch", [3, 4])
 @pytest.mark.parametrize("mixtures", ["lora", ["lora", "adapter"]])
-def test_a_route_of_other_rows_than_the_batch_is_refused(mixtures):
-    fleet = attached("bert", mixtures, runs=[1, 1] if isinstance(mixtures, list) else 2)
-    with pytest.raises(UserError, match="the route has 2 rows, the batch 3"), unipelt.route(fleet, [0, 1]):
-        fleet(**tiny.inputs("bert", fleet))
+@pytest.mark.parametrize("arch", ["bert", "llama", "bart", "t5"])
+def test_a_route_of_other_rows_than_the_batch_is_refused(arch: str, mixtures, batch: int):
+    """Twice as many, too: only generation repeats rows."""
+    fleet = attached(arch, mixtures, runs=[1, 1] if isinstance(mixtures, list) else 2)
+    with pytest.raises(UserError, match=f"the route has 2 rows, the batch {batch}"), unipelt.route(fleet, [0, 1]):
+        fleet(**tiny.inputs(arch, fleet, batch=batch))
 
 
 @pytest.mark.parametrize("runs", [2, [1, 1]])

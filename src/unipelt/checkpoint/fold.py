@@ -104,13 +104,7 @@ def fold(
     batches: list[Any] = list(data) if isinstance(data, Iterable) else [data]
     for batch in batches or [None]:
         if not isinstance(batch, Mapping) or not batch or not len(next(iter(batch.values()))):
-            got = (
-                "none"
-                if not batches
-                else "one of no rows"
-                if isinstance(batch, Mapping)
-                else f"a {type(batch).__name__}"
-            )
+            got = "one of no rows" if isinstance(batch, Mapping) else f"a {type(batch).__name__}" if batches else "none"
             raise DataError(f"data: expected batches of rows as the model takes them, one at least; got {got}")
 
     before = _look(model, batches, number, score)

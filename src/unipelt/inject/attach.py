@@ -150,7 +150,8 @@ def route(model: PreTrainedModel, rows: Sequence[int] | Tensor | None = None) ->
     """Inside the block each row of a batch belongs to the run that `rows` names; without it, to equal blocks of rows.
 
     A model with several runs takes equal blocks, the first block run 0, unless told otherwise. Generation with beams
-    repeats the route as it repeats the rows. Raises SpecError for a run that is not there.
+    repeats the route as it repeats the rows. Raises SpecError for a run that is not there; a forward of another number of
+    rows raises SiteError.
     """
     tuned = joined_to(model)
     before = tuned.route

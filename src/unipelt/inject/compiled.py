@@ -42,7 +42,8 @@ def compile(model: PreTrainedModel, *, lengths: Sequence[int] = (), backend: str
     length and number of rows when it is first met. Where nothing compiles, a warning says so once and the model runs as
     it is. On a GPU inductor's graphs are CUDA graphs. detach, merge and fix_gates take the compiled code away.
 
-    Raises SiteError where nothing is attached, or the model is compiled already, SpecError for lengths that are none, and for a gate that averages over padding.
+    Raises SiteError where nothing is attached, or the model is compiled already, SpecError for lengths that are none, and
+    for a gate that averages over padding.
     """
     changes = [change for part in joined_to(model).parts for change in part.mixture.changes]
     if model._compiled_call_impl is not None:

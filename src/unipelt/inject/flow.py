@@ -93,14 +93,14 @@ class Widened:
     """Masks that have been widened for prefixes in this forward: a stack's layers have theirs in common."""
 
     def __init__(self):
-        self.made: list[tuple[Tensor, int, Tensor]] = []
+        self.made: list[tuple[Tensor, tuple[int, torch.dtype], Tensor]] = []
 
     def __call__(self, mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-        for given, front, wide in self.made:
-            if given is mask and front == columns:
+        for given, how, wide in self.made:
+            if given is mask and how == (columns, dtype):
                 return wide
         wide = widened(mask, columns, dtype)
-        self.made.append((mask, columns, wide))
+        self.made.append((mask, (columns, dtype), wide))
         return wide
 
 
@@ -122,7 +122,14 @@ class StackHooks:
             given = argument(self.names, args, kwargs, name)
             first = given if isinstance(given, Tensor) else first
         batch = None if first is None else first.shape[0]
-        route = self.route() if batch is None else self.route().repeated(batch)
+        route = self.route()
+        if batch is not None and route.rows is not None and batch != len(route.rows):
+            if argument(self.names, args, kwargs, "past_key_values") is None:  # only generation hands a cache in
+                raise SiteError(
+                    f"the route has {len(route.rows)} rows, the batch {batch}: expected one each; only generation with its cache, "
+                    "which repeats rows for its beams, repeats a route"
+                )
+            route = route.repeated(batch)
         if route.rows is None and batch is not None and batch % route.runs:
             raise SiteError(
                 f"a batch of {batch} rows for {route.runs} runs in equal blocks: expected a multiple of {route.runs}"
