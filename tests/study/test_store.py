@@ -97,9 +97,16 @@ def test_rows_that_say_what_no_study_says_are_a_damaged_store(damage: str, tmp_p
 
 
 def test_another_study_or_a_full_folder_is_refused(tmp_path: Path):
-    Store.create(tmp_path / "a", {"model": "x"})
-    with pytest.raises(StoreError, match="model='x' and not 'y'"):
-        Store.create(tmp_path / "a", {"model": "y"})
+    facts = {"model": "x", "recipe": {"epochs": 3}, "mix_methods": False}
+    Store.create(tmp_path / "a", facts)
+    for other, expected in [
+        ({"model": "y"}, "model=x and not y;"),
+        ({"recipe": {}}, "epochs=3 and not its default;"),
+        ({"recipe": {"epochs": 3, "patience": 2}}, "patience=its default and not 2;"),
+        ({"mix_methods": True}, "mix_methods=off and not on;"),
+    ]:
+        with pytest.raises(StoreError, match=expected):
+            Store.create(tmp_path / "a", facts | other)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").touch()
     with pytest.raises(StoreError, match="not empty, and holds no study"):
