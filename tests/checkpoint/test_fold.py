@@ -156,14 +156,23 @@ def test_what_it_costs_is_measured():
 
     named = unipelt.fold(attached("bert", "unipelt-apl"), batches, score=("rows", lambda logits, labels: len(logits)))
     assert (named.metric, named.before, named.after) == ("rows", 9, 9)
-    model = attached("gpt2", "unipelt-apl", top="generator")
-    batch = tiny.inputs("gpt2", model, pads=())
-    batch["labels"] = batch["input_ids"]
+    unlabelled = unipelt.fold(attached("bert", "unipelt-apl"), [tiny.inputs("bert", model)])
+    assert (unlabelled.metric, unlabelled.before) == ("", None)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "bart"])
+def test_a_language_model_s_loss_is_that_of_a_token(arch: str):
+    """However its rows are put into batches."""
+    model = attached(arch, "unipelt-apl", top="generator")
+    batch = tiny.inputs(arch, model, pads=())
+    batch["labels"] = batch.get("decoder_input_ids", batch["input_ids"]).clone()
+    batch["labels"][0, 2:] = -100
     with torch.no_grad():
         loss = model(**batch).loss.item()
-    assert unipelt.fold(model, [batch]).metric == "loss"
-    unlabelled = unipelt.fold(attached("bert", "unipelt-apl"), [tiny.inputs("bert", model)])
-    assert (unlabelled.metric, unlabelled.before) == ("", None) and loss > 0
+    apart = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 1), slice(1, None))]
+    for batches in ([batch], apart):
+        folded = unipelt.fold(deepcopy(model), batches)
+        assert (folded.metric, folded.before) == ("loss", pytest.approx(loss))
 
 
 def test_one_run_of_many_is_folded():

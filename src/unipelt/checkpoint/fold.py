@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -142,7 +143,8 @@ class Looked:
 @torch.no_grad()
 def _look(model: PreTrainedModel, batches: Sequence[Batch], run: int, score: tuple[str, Score] | None) -> Looked:
     tuned, seen, training = tuned_of(model), defaultdict(list), model.training
-    logits, losses, rows = [], 0.0, 0
+    logits, rows = [], 0
+    losses: list[tuple[float, int]] = []
     for batch in batches:
         size = len(next(iter(batch.values())))
         routed: Any = route(model, [run] * size) if tuned.runs > 1 else nullcontext()
@@ -152,7 +154,9 @@ def _look(model: PreTrainedModel, batches: Sequence[Batch], run: int, score: tup
         finally:
             model.train(training)
         logits.append(output.logits.flatten(0, -2).cpu())
-        losses, rows = losses + size * (output.loss.item() if "labels" in batch else 0.0), rows + size
+        rows += size
+        if "labels" in batch:
+            losses.append((output.loss.item(), _counted(model, batch["labels"])))
         for path, values in recorded.items():
             for value in values:
                 value = value if isinstance(tuned.get_submodule(path), GroupGate) else value[..., None]
@@ -163,8 +167,16 @@ def _look(model: PreTrainedModel, batches: Sequence[Batch], run: int, score: tup
         if score is None and len(labels) == rows == len(looked.logits) and not labels.is_floating_point():
             score = "accuracy", lambda logits, labels: (logits.argmax(dim=-1) == labels).double().mean().item()
         looked.metric = score[0] if score else "loss"
-        looked.value = score[1](looked.logits, labels) if score else losses / rows
+        looked.value = score[1](looked.logits, labels) if score else fmean(*zip(*losses))
     return looked
+
+
+def _counted(model: PreTrainedModel, labels: Tensor) -> int:
+    """How many labels a batch's loss is the mean of: its rows, or the tokens that are asked for."""
+    if labels.dim() != 2 or labels.is_floating_point():
+        return len(labels)
+    ahead = model.can_generate() and not model.config.is_encoder_decoder  # each token is asked for by the one before
+    return int((labels[:, 1:] if ahead else labels).ne(-100).sum())
 
 
 def _real(path: str, value: Tensor, batch: Batch) -> Tensor:
