@@ -92,11 +92,19 @@ def test_blank_lines_at_the_end_are_no_rows(tmp_path, end):
     assert load_file(tmp_path / "new.csv", for_prediction=True)[1].first == ["a b", "c d"]
 
 
-@pytest.mark.parametrize("gap", ["\n", '""\n', " \n\n", "\r\n"])
-def test_an_empty_row_of_the_only_column_is_not_lost(tmp_path, gap):
+@pytest.mark.parametrize(
+    ("gap", "told"),
+    [
+        ("\n", "; fill it in or remove the row"),
+        ('""\n', "; fill it in or remove the row"),
+        (" \n\n", ", nor in 1 more (row 3); fill them in or remove these rows"),
+        ("\r\n", "; fill it in or remove the row"),
+    ],
+)
+def test_an_empty_row_of_the_only_column_is_not_lost(tmp_path, gap, told):
     path = tmp_path / "new.csv"
     path.write_bytes(b"text\na b\n" + gap.encode() + b"c d\n")
-    assert "row 2 (line 3): no text in column 'text'; fill it in or remove the row" in said(path, for_prediction=True)
+    assert f"row 2 (line 3): no text in column 'text'{told}" in said(path, for_prediction=True)
     path.write_bytes(b'text\na b\n""\n')
     assert "row 2 (line 3): no text" in said(path, for_prediction=True)
 
