@@ -1,9 +1,12 @@
 """Law 19: gradient checkpointing, both kinds, with two forwards of different masks before one backward, changes no gradient."""
 
+from functools import partial
+
 import pytest
 import tiny
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import unipelt
 from laws.lawbook import (
@@ -97,3 +100,21 @@ def test_a_route_by_rows_is_refused_under_checkpointing(arch: str):
 
 def test_every_architecture_is_here_but_two_that_have_no_checkpointing():
     assert set(tiny.ARCHITECTURES) - set(CHECKPOINTED) == {"albert", "mpnet"}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_layers_that_a_user_checkpoints_by_hand_have_the_same_gradients(reentrant: bool):
+    """Of which the model says nothing: what the layers share is computed before them, and a recomputed layer finds its own."""
+    found = []
+    for by_hand in (False, True):
+        model = without_dropout(attached("bert", "unipelt-apl")).train()
+        model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+        for layer in model.bert.encoder.layer if by_hand else ():
+            plain = layer.forward
+            layer.forward = lambda *args, plain=plain, **given: checkpoint(
+                partial(plain, **given), *args, use_reentrant=reentrant
+            )
+        scalar(result(model(**tiny.inputs("bert", model)))).backward()
+        found.append(gradients(model))
+    for name, gradient in found[0].items():
+        equal(found[1][name], gradient, "bert", what=name)

@@ -57,13 +57,10 @@ class PrefixDelta(Delta):
 
     def _shared(self, context: Context) -> Tensor | None:
         """What all layers read of the table, computed at the stack's door."""
-        shared = (context.shared or {}).get(self.table)
-        if context.shared and shared is not None and shared.requires_grad and not torch.is_grad_enabled():
-            del context.shared[
-                self.table
-            ]  # reentrant checkpointing: the layer comes again, and has gradients of its own
-            return None
-        return shared
+        every = context.shared or {}
+        if self.table in every and every[self.table].requires_grad and not torch.is_grad_enabled():
+            del every[self.table]  # reentrant checkpointing: the layer comes again, and has gradients of its own
+        return every.get(self.table)
 
 
 class PrefixEntry:

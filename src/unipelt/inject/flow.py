@@ -109,7 +109,7 @@ class StackHooks:
 
     def __init__(
         self, stack: nn.Module, flow: Flow, route: Callable[[], Route], pooled: set[str], hands_on: bool,
-        prefixes: Sequence[Any] = (),
+        prefixes: Sequence[Any],
     ):  # fmt: skip
         """pooled: the masks over which a gate averages; hands_on: its layers hand keywords on to their attention blocks;
         prefixes: a delta of each prefix's table."""
