@@ -122,6 +122,24 @@ class StackHooks:
             given = argument(self.names, args, kwargs, name)
             first = given if isinstance(given, Tensor) else first
         batch = None if first is None else first.shape[0]
+        route = self._route(stack, batch, args, kwargs)
+        dtype = next(stack.parameters()).dtype
+        real, source = (
+            self._shares(args, kwargs, name, dtype) for name in ("attention_mask", "encoder_attention_mask")
+        )
+        context = (
+            Context(route) if batch is None else Context.of(route, batch, real, source, self._shared(stack, route))
+        )
+        self.flow.context = context
+        return (args, {**kwargs, KEYWORD: context}) if self.hands_on else None
+
+    def leave(self, stack: nn.Module, args: tuple, output: Any) -> None:
+        self.flow.context = self.flow.between
+        self.flow.held.clear()
+        self.flow.widened.made.clear()
+
+    def _route(self, stack: nn.Module, batch: int | None, args: tuple, kwargs: dict[str, Any]) -> Route:
+        """The route of this forward. Raises SiteError where it does not fit the batch, or the way that gradients are computed."""
         route = self.route()
         if batch is not None and route.rows is not None and batch != len(route.rows):
             if argument(self.names, args, kwargs, "past_key_values") is None:  # only generation hands a cache in
@@ -138,24 +156,11 @@ class StackHooks:
             what = "several mixtures" if route.shares else "a route by rows"
             expected = "one mixture" if route.shares else "equal blocks; sort the batch by run"
             raise SiteError(f"{what} with gradient checkpointing: expected {expected}")
-        dtype = next(stack.parameters()).dtype
-        real, source = (
-            self._shares(args, kwargs, name, dtype) for name in ("attention_mask", "encoder_attention_mask")
-        )
-        context = (
-            Context(route) if batch is None else Context.of(route, batch, real, source, self._shared(stack, route))
-        )
-        self.flow.context = context
-        return (args, {**kwargs, KEYWORD: context}) if self.hands_on else None
-
-    def leave(self, stack: nn.Module, args: tuple, output: Any) -> None:
-        self.flow.context = self.flow.between
-        self.flow.held.clear()
-        self.flow.widened.made.clear()
+        return route
 
     def _shared(self, stack: nn.Module, route: Route) -> dict[str, Tensor]:
         """What all layers read of each prefix's table; not for layers that will be recomputed one by one."""
-        if checkpoints(stack):
+        if not self.prefixes or checkpoints(stack):  # which looks at every module
             return {}
         with_runs = [delta for delta in self.prefixes if not route.shares or route.shares[delta.mixture]]
         found = {delta.table: delta.form.share() for delta in with_runs}
