@@ -5,11 +5,12 @@ import os
 import random
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,21 +99,30 @@ def test_killed_again_and_again_a_study_ends_with_the_same_store(undisturbed: Pa
 
 
 def test_two_processes_share_the_work(undisturbed: Path, words, tmp_path: Path, child, monkeypatch: pytest.MonkeyPatch):
-    """One here, one beside it: no run is trained twice, and the store is that of one process."""
-    out, trained = tmp_path / "shared", []
-    original = engine.train_fleet
-    monkeypatch.setattr(engine, "train_fleet", lambda *given: (trained.append(given[1]), original(*given)))
-    other = threading.Thread(target=lambda: trained.append(child(words(out), tmp_path / "log")))
-    other.start()
-    while not (out / "study.sqlite").exists():
-        time.sleep(0.01)
+    """One here, one beside it: no run is trained twice, and the store is that of one process.
+
+    The one here holds its first fleet until the other has finished one, whichever of them is the faster.
+    """
     from unipelt.cli import main
 
-    with pytest.raises(SystemExit) as ended:
-        main(words(out))
-    other.join()
-    assert ended.value.code == 0 and trained.pop(-1 if trained[-1] == 0 else trained.index(0)) == 0
-    assert len(trained) < len(Store.read(out).fleets()), "the other process trained some"
+    out, here = tmp_path / "shared", []
+    original = engine.train_fleet
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(child, words(out), tmp_path / "log")
+        while not (out / "study.sqlite").exists() and not other.done():
+            time.sleep(0.01)
+
+        def train_fleet(*given: Any) -> None:
+            while not here and len(Store.read(out).pending()) == 16 and not other.done():
+                time.sleep(0.01)
+            here.append(given[1])
+            original(*given)
+
+        monkeypatch.setattr(engine, "train_fleet", train_fleet)
+        with pytest.raises(SystemExit) as ended:
+            main(words(out))
+    assert ended.value.code == 0 and other.result() == 0
+    assert 0 < len(here) < len(Store.read(out).fleets()), "each trained some"
     assert results(out) == results(undisturbed)
 
 
