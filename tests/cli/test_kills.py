@@ -137,6 +137,23 @@ def test_killed_between_two_writes(
     same_result(tmp_path / "run", finished(method))
 
 
+def test_killed_while_a_state_is_written(run, finished, train_words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """safetensors writes a file of a name of its own beside the one that was asked for."""
+    words = train_words(tmp_path / "run", "full")
+
+    def killed(tensors: Any, path: Path, **_: Any) -> None:
+        path.with_name(".tmpXYZ").write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unipelt.fleet.state.save_file", killed)
+        assert run(*words).code == 130
+    assert [path.name for path in (tmp_path / "run").rglob(".tmp*")] == [".tmpXYZ"]
+    assert run(*words).code == 0
+    same_result(tmp_path / "run", finished("full"))
+    assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith((".", "training"))]
+
+
 def test_the_command_itself_stops_at_ctrl_c_with_one_line(train_words, tmp_path: Path):
     """The installed command in a shell of its own; killed once it trains, and then it goes on."""
     command = Path(sys.executable).with_name("unipelt")

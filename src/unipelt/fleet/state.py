@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ def save_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    new = folder / f".{STATE}.new"
+    new = folder / f".{STATE}.new"  # a folder: safetensors writes files of its own names, which a kill leaves there
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, new, metadata={"facts": json.dumps(facts)})
-        with open(new, "rb+") as file:
+        new.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, new / STATE, metadata={"facts": json.dumps(facts)})
+        with open(new / STATE, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(new, folder / STATE)
+        os.replace(new / STATE, folder / STATE)
+        shutil.rmtree(new)
     except (OSError, SafetensorError) as error:
-        new.unlink(missing_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
             f"{folder}: cannot write the training's state ({reason}); the last one is untouched, the same command goes on from it"
