@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import tiny
@@ -21,12 +22,27 @@ from laws.lawbook import (
     without_dropout,
 )
 from unipelt import Change, Gate, LowRank, Mixture
-from unipelt.forms.routed import Product
+from unipelt.forms.gate import Alike
+from unipelt.forms.routed import Product, RoutedLinear, Turns
 from unipelt.inject.tuned import tuned_of
 
 
 def products(model: torch.nn.Module) -> set[Product]:
-    return {m.product for m in tuned_of(model).modules() if getattr(m, "product", None) is not None}
+    takers = [getattr(m, "alike", None) or m for m in tuned_of(model).modules()]
+    return {taker.product for taker in takers if getattr(taker, "product", None) is not None}
+
+
+def turns(model: torch.nn.Module) -> set[Turns]:
+    """Products, and gates that are alike."""
+    return products(model) | {m.alike for m in tuned_of(model).modules() if getattr(m, "alike", None) is not None}
+
+
+def linears(product: Product) -> list[RoutedLinear]:
+    return [linear for taker in product.takers for linear in taker.linears]
+
+
+def noting(method: Callable, computed: list[Turns]) -> Callable:
+    return lambda own, *how: (computed.append(own), method(own, *how))[1]
 
 
 @pytest.mark.parametrize(
@@ -36,19 +52,19 @@ def products(model: torch.nn.Module) -> set[Product]:
 def test_a_product_is_the_linears_apart(arch: str, mixture: Mixture, runs: int, monkeypatch: pytest.MonkeyPatch):
     model = without_dropout(attached(arch, mixture, runs=runs)).train()
     given, computed = tiny.inputs(arch, model, batch=3), []
-    made, original = products(model), Product._all
+    made = turns(model)
     with monkeypatch.context() as patch:
-        patch.setattr(Product, "_all", lambda own, *how: (computed.append(own), original(own, *how))[1])
+        for kind in (Product, Alike):
+            patch.setattr(kind, "_all", noting(kind._all, computed))
         together = result(model(**given))
     times = model.config.num_hidden_layers if arch == "albert" else 1  # its layers are one
     assert len(computed) == times * len(made) and {*computed} == made, "each is computed once a layer"
-    assert all(product.turn == (None, []) for product in made), "no tensor outlives its layer"
+    assert all(one.turn == (None, []) for one in made), "no tensor outlives its layer"
     scalar(together).backward()
     expected = gradients(model)
-    for linear in [linear for product in made for linear in product.linears]:
-        product = linear.product
-        assert product is not None
-        product.leave(linear)
+    for module in tuned_of(model).modules():
+        for name in {"alike", "product"} & vars(module).keys():
+            setattr(module, name, None)
     model.zero_grad()
     apart = result(model(**given))
     equal(together, apart, arch)
@@ -60,9 +76,10 @@ def test_a_product_is_the_linears_apart(arch: str, mixture: Mixture, runs: int, 
 @pytest.mark.parametrize("arch", on_each("unipelt-apl"))
 def test_a_gated_mixture_has_two_products_a_layer(arch: str):
     """Of the attention block's input (gates of query, value and prefix, LoRA's two), and of the adapter's; more where a
-    cross-attention's query and value read unlike streams."""
+    cross-attention's query and value read unlike streams. σ and the mean of the first three are one."""
     model = attached(arch, "unipelt-apl")
-    sizes = sorted({len(product.linears) for product in products(model)})
+    sizes = sorted({len(linears(product)) for product in products(model)})
+    assert 3 in {len(one.takers) for one in turns(model) - products(model)}
     assert sizes[0] == 2 and sizes[-1] == 5
 
 
@@ -81,12 +98,11 @@ def test_a_copy_has_its_own_and_takes_no_tensor_along():
     model = attached("bert", "unipelt-apl")
     given = tiny.inputs("bert", model)
     broken = next(iter(products(model)))
-    broken.of(
-        broken.linears[0], torch.ones(1, 1, broken.linears[0].weight.shape[-1], dtype=torch.float64), unipelt.Route()
-    )
+    first = broken.takers[0]
+    broken.of(first, torch.ones(1, 1, first.linears[0].weight.shape[-1], dtype=torch.float64), unipelt.Route())
     for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert products(made).isdisjoint(products(model)) and len(products(made)) == len(products(model))
-        assert all(product.turn == (None, []) for product in products(made))
+        assert turns(made).isdisjoint(turns(model)) and all(one.turn == (None, []) for one in turns(made))
         equal(result(made(**given)), result(model(**given)), "bert")
 
 
@@ -103,7 +119,7 @@ def test_a_forward_that_was_broken_off_leaves_nothing_behind(monkeypatch: pytest
     states.mul_(2)
     outputs = [result(one(**call)) for one in (model, fresh)]
     equal(*outputs, "bart")
-    assert all(product.turn == (None, []) for product in products(model))
+    assert all(one.turn == (None, []) for one in turns(model))
     for output in outputs:
         scalar(output).backward()
     for name, gradient in gradients(fresh).items():

@@ -23,7 +23,7 @@ from unipelt.fleet.evaluate import CPU_ROWS, decisions, predict
 from unipelt.fleet.outcome import RECORD, read_outcome
 from unipelt.fleet.ready import device_of
 from unipelt.fleet.recipe import Recipe
-from unipelt.forms.gate import Gate, GroupGate
+from unipelt.forms.gate import Scored
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.swap import fix_gates
 from unipelt.inject.tuned import tuned_of
@@ -146,7 +146,7 @@ class Applied:
 
 def gate_paths(model: PreTrainedModel) -> list[str]:
     """The paths of a model's gates."""
-    return [path for path, module in tuned_of(model).named_modules() if isinstance(module, Gate | GroupGate)]
+    return [path for path, module in tuned_of(model).named_modules() if isinstance(module, Scored)]
 
 
 def fixed_at_means(applied: Applied, rows: data.Rows) -> None:

@@ -1,13 +1,14 @@
 """What a change computes. Every form is written once, on the run axis; this room knows no transformer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
 from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.bottleneck import Bottleneck, NormedInput
-from unipelt.forms.gate import Gate, GroupGate
+from unipelt.forms.gate import Alike, Gate, Scored
 from unipelt.forms.kronecker import Kronecker
 from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Product, Route, RoutedLinear
@@ -48,11 +49,21 @@ def takes_weight(form: spec.Form, path: str) -> bool:
 
 def reader(module: nn.Module | float) -> RoutedLinear | None:
     """The linear by which a form or a gate reads its tensor, where it reads that very tensor."""
-    if isinstance(module, Gate | GroupGate):
+    if isinstance(module, Scored):
         return module.score
     if isinstance(module, Bottleneck) or (isinstance(module, LowRank) and isinstance(module.dropout, nn.Identity)):
         return module.down
     return None
 
 
-__all__ = ["MAPS", "Product", "Route", "RoutedLinear", "reader", "takes_weight"]
+def product(modules: Sequence[Any]) -> Product:
+    """Of forms and gates that read one tensor, each as often as it is asked; of gates that pool alike, σ and the mean too."""
+    alike: dict[Any, list[Scored]] = {}
+    for module in modules:
+        if isinstance(module, Scored):
+            alike.setdefault(module.pool if isinstance(module, Gate) else module, []).append(module)
+    takers = [Alike(gates) if len(gates) > 1 else gates[0].score for gates in alike.values()]
+    return Product([*takers, *(reader(module) for module in modules if not isinstance(module, Scored))])
+
+
+__all__ = ["MAPS", "Route", "RoutedLinear", "product", "reader", "takes_weight"]

@@ -4,13 +4,13 @@ A weight is called with the tensor that it reads, the shares of that tensor's to
 `[batch, 1, 1]` or `[batch, seq, 1]`, in float32 at least, and part of the graph.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from unipelt.forms.routed import Route, RoutedLinear, draw_normal
+from unipelt.forms.routed import Product, Route, RoutedLinear, Turns, draw_normal
 
 Scores = Float[Tensor, "batch seq n"]
 Shares = Float[Tensor, "batch seq 1"] | None
@@ -42,34 +42,59 @@ def each_token(scores: Scores, shares: Shares) -> Scores:
     return scores
 
 
-class Gate(nn.Module):
-    """g = pool of σ(h·w + b): near 0.5 at step 0"""
+class Scored(nn.Module):
+    """A gate by the scores of its tensor, h W + b: `value` makes weights of them."""
 
-    def __init__(self, runs: int, inputs: int, pool: Callable[[Tensor, Shares], Tensor]):
-        super().__init__()
-        self.score = RoutedLinear(runs, inputs, 1)
-        self.pool = pool
-
-    def forward(self, h: Float[Tensor, "batch seq d"], shares: Shares, route: Route) -> Float[Tensor, "batch _ 1"]:
-        return self.pool(wide(self.score(h, route)).sigmoid(), shares)
-
-    def draw(self, run: int, generator: torch.Generator) -> None:
-        draw_normal(self.score.weight, run, generator, 0.02)
-
-
-class GroupGate(nn.Module):
-    """g = softmax over the group's changes of pool of ReLU(h W + b): U's central gate"""
-
-    def __init__(self, runs: int, inputs: int, members: int, pool: Callable[[Tensor, Shares], Tensor]):
+    def __init__(self, runs: int, inputs: int, pool: Callable[[Tensor, Shares], Tensor], members: int = 1):
         super().__init__()
         self.score = RoutedLinear(runs, inputs, members)
         self.pool = pool
+        self.alike: Alike | None = None
 
     def forward(self, h: Float[Tensor, "batch seq d"], shares: Shares, route: Route) -> Float[Tensor, "batch _ n"]:
-        return self.pool(wide(self.score(h, route)).relu(), shares).softmax(dim=-1)
+        if self.alike is not None:
+            return self.alike.of(self, h, shares, route)
+        return self.value(self.score(h, route), shares)
+
+    def value(self, scores: Scores, shares: Shares) -> Float[Tensor, "batch _ n"]:
+        raise NotImplementedError
 
     def draw(self, run: int, generator: torch.Generator) -> None:
         draw_normal(self.score.weight, run, generator, 0.02)
+
+
+class Gate(Scored):
+    """g = pool of σ(h·w + b): near 0.5 at step 0"""
+
+    def value(self, scores: Scores, shares: Shares) -> Float[Tensor, "batch _ n"]:
+        return self.pool(wide(scores).sigmoid(), shares)
+
+
+class GroupGate(Scored):
+    """g = softmax over the group's changes of pool of ReLU(h W + b): U's central gate"""
+
+    def value(self, scores: Scores, shares: Shares) -> Float[Tensor, "batch _ n"]:
+        return self.pool(wide(scores).relu(), shares).softmax(dim=-1)
+
+
+class Alike(Turns):
+    """One tensor's gates that pool alike, or one group's, asked for each of its changes: their value in one pass."""
+
+    def __init__(self, gates: Sequence[Scored]):
+        """gates: each as often as it is asked."""
+        super().__init__(gates)
+        self.linears = tuple(gate.score for gate in self.takers)
+        self.product: Product | None = None
+        for gate in self.takers:
+            gate.alike = self
+
+    def of(self, gate: Scored, h: Tensor, shares: Shares, route: Route) -> Float[Tensor, "batch _ n"]:
+        return self.take(gate, h, lambda: self._all(h, shares, route))
+
+    def _all(self, h: Tensor, shares: Shares, route: Route) -> Sequence[Tensor]:
+        assert self.product is not None
+        values = self.takers[0].value(self.product.of(self, h, route), shares)
+        return values.split([linear.weight.shape[1] for linear in self.linears], dim=-1)
 
 
 class Learned(nn.Module):

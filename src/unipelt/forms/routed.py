@@ -1,7 +1,7 @@
 """The run axis: every tuned parameter is `[run, ...]`, and the route says which run each row of a batch belongs to."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -93,53 +93,73 @@ class RoutedLinear(nn.Module):
         weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         return _routed(x, weight, bias, route) if onto is None else _added(onto, x, weight, route)
 
+    @property
+    def linears(self) -> tuple["RoutedLinear", ...]:
+        """As a taker of a product, alone."""
+        return (self,)
 
-class Product:
-    """Linears that read one tensor, such as gates and LoRA's down-projections, as one matrix product.
 
-    The first that is called computes for all, and each takes its columns; another tensor is another product. So no formula
-    knows of it, and what does not read the tensor after all is still right.
+class Turns:
+    """What several take of one tensor: the first that asks computes for all, and each takes its own.
+
+    Another tensor is another turn. So no formula knows of it, and what does not read the tensor after all is still right.
     """
 
-    def __init__(self, linears: Sequence[RoutedLinear]):
-        """linears: in any order, each as often as it is called with the tensor."""
-        self.linears = list(dict.fromkeys(linears))
-        self.times = [list(linears).count(linear) for linear in self.linears]
+    def __init__(self, takers: Sequence[Any]):
+        """takers: in any order, each as often as it asks of one tensor."""
+        self.takers = list(dict.fromkeys(takers))
+        self.times = [list(takers).count(taker) for taker in self.takers]
         self.turn: tuple[Tensor | None, list[list[Tensor]]] = None, []
-        """the tensor, and the columns that each linear has not taken yet; nothing outlives the layer"""
-        for linear in self.linears:
-            linear.product = self
+        """the tensor, and what each has not taken yet; nothing outlives the layer"""
 
-    def leave(self, linear: RoutedLinear) -> None:
-        """It is not called with the tensor any more."""
-        linear.product = None
-        place = self.linears.index(linear)
-        del self.linears[place], self.times[place]
+    def leave(self, taker: Any) -> None:
+        """It does not ask any more."""
+        place = self.takers.index(taker)
+        del self.takers[place], self.times[place]
 
-    def of(self, linear: RoutedLinear, x: Tensor, route: Route) -> Tensor:
-        place = self.linears.index(linear)
-        read, columns = self.turn
-        if read is not x or not columns[place]:  # taken: by a forward of the same tensor that was broken off
-            self.turn = _, columns = x, self._all(x, route)
-        taken = columns[place].pop()
-        if not any(columns):
+    def take(self, taker: Any, x: Tensor, compute: Callable[[], Sequence[Tensor]]) -> Tensor:
+        """compute: what each gets, in their order."""
+        place = self.takers.index(taker)
+        read, parts = self.turn
+        if read is not x or not parts[place]:  # taken: by a forward of the same tensor that was broken off
+            self.turn = _, parts = x, [[part] * times for part, times in zip(compute(), self.times)]
+        taken = parts[place].pop()
+        if not any(parts):
             self.turn = None, []
         return taken
-
-    def _all(self, x: Tensor, route: Route) -> list[list[Tensor]]:
-        weights: list[Tensor] = [linear.weight for linear in self.linears]
-        sizes = [weight.shape[1] for weight in weights]
-        biases = [
-            linear.weight.new_zeros(len(linear.weight), size) if linear.bias is None else linear.bias
-            for linear, size in zip(self.linears, sizes)
-        ]
-        bias = torch.cat(biases, dim=1).to(x.dtype) if any(linear.bias is not None for linear in self.linears) else None
-        y = _routed(x, torch.cat(weights, dim=1).to(x.dtype), bias, route)
-        return [[column] * times for column, times in zip(y.split(sizes, dim=-1), self.times)]
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins with no tensor of a forward."""
         return vars(self) | {"turn": (None, [])}
+
+
+class Product(Turns):
+    """Linears that read one tensor, such as gates' and LoRA's down-projections, as one matrix product.
+
+    Each takes its columns; a taker of several `linears` takes theirs together.
+    """
+
+    def __init__(self, takers: Sequence[Any]):
+        super().__init__(sorted(takers, key=lambda taker: taker.linears[0].bias is None))
+        for taker in self.takers:
+            taker.product = self
+
+    def leave(self, taker: Any) -> None:
+        taker.product = None
+        super().leave(taker)
+
+    def of(self, taker: Any, x: Tensor, route: Route) -> Tensor:
+        return self.take(taker, x, lambda: self._all(x, route))
+
+    def _all(self, x: Tensor, route: Route) -> Sequence[Tensor]:
+        linears: list[RoutedLinear] = [linear for taker in self.takers for linear in taker.linears]
+        weights: list[Tensor] = [linear.weight for linear in linears]
+        weight = torch.cat(weights, dim=1)
+        biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+        if without := sum(linear.weight.shape[1] for linear in linears if linear.bias is None):  # which come last
+            biases.append(weight.new_zeros(len(weight), without))
+        y = _routed(x, weight.to(x.dtype), torch.cat(biases, dim=1).to(x.dtype), route)
+        return y.split([sum(linear.weight.shape[1] for linear in taker.linears) for taker in self.takers], dim=-1)
 
 
 def _routed(x: Tensor, weight: Tensor, bias: Tensor | None, route: Route) -> Tensor:

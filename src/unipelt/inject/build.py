@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SiteError
-from unipelt.forms import MAPS, Product, RoutedLinear, reader
+from unipelt.forms import MAPS, product, reader
 from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.gate import Gate, GroupGate, Learned, each_token, mean_of_all, mean_of_real
+from unipelt.forms.low_rank import LowRank
 from unipelt.forms.prefix import PrefixMLP, PrefixTable
 from unipelt.inject.architectures import Attention
 from unipelt.inject.attention import PrefixDelta, PrefixEntry
@@ -69,8 +70,8 @@ class Build:
     # (stack, mask): the masks over which some gate averages
     pooled: set[tuple[str, str]] = field(default_factory=set)
     members: dict[str, list[str]] = field(default_factory=dict)
-    readers: dict[tuple[str, str], list[RoutedLinear]] = field(default_factory=dict)
-    """linears that read one tensor, by layer and tensor, each as often as it is called"""
+    readers: dict[tuple[str, str], list[Any]] = field(default_factory=dict)
+    """forms and gates that read one tensor, by layer and tensor, each as often as it is called"""
 
     def __post_init__(self):
         self.config: Any = self.model.base_model.config
@@ -90,20 +91,20 @@ class Build:
         return self.modules
 
     def products(self) -> None:
-        """What reads one tensor beside a gate becomes one matrix product: without one, LoRA stays bit for bit what peft's is.
+        """What reads one tensor becomes one matrix product, but LoRA alone, which stays bit for bit what peft's is.
         Not with mixtures side by side, which read rows of their own."""
-        tensors = Counter(linear for linears in self.readers.values() for linear in set(linears))
-        for linears in self.readers.values():
-            alike = [linear for linear in linears if tensors[linear] == 1]  # a central gate may read several
-            if len(set(alike)) > 1 and any(linear.bias is not None for linear in alike):
-                Product(alike)
+        tensors = Counter(module for modules in self.readers.values() for module in set(modules))
+        for modules in self.readers.values():
+            alone = [module for module in modules if tensors[module] == 1]  # a central gate may read several
+            if len(alone) > 1 and any(not isinstance(module, LowRank) for module in alone):
+                product(alone)
 
     def reads(self, stack: LiveStack, layer: Layer | None, place: Place, *modules: Any) -> None:
         """A form and its weight read the tensor of this place: the attention block's own input, or one that is theirs alone."""
         if stack.row.positions:  # the same linears read relative positions too
             return
         key = (layer.path, place.tensor) if layer and place.tensor else (place.path, f"{id(modules[0])}")
-        self.readers.setdefault(key, []).extend(linear for one in modules if (linear := reader(one)) is not None)
+        self.readers.setdefault(key, []).extend(module for module in modules if reader(module) is not None)
 
     def map(self, name: str, change: spec.Change) -> None:
         """A form that maps x to Δ(x): bottleneck, Kronecker, low rank."""
@@ -309,10 +310,10 @@ class Build:
         if group := change.weight.group:
             members = self.members[group]
             path = f"{stack.row.name}.{layer.index}.{group}.{cross}gate"
-            gate: nn.Module = self.modules.setdefault(path, GroupGate(self.runs, place.inputs, len(members), pool))
+            gate: nn.Module = self.modules.setdefault(path, GroupGate(self.runs, place.inputs, pool, len(members)))
             if pool is not gate.pool:  # a cross-attention value reads the encoder's output, its query the decoder's
                 path = f"{stack.row.name}.{layer.index}.{group}.{cross}source_gate"
-                gate = self.modules.setdefault(path, GroupGate(self.runs, place.inputs, len(members), pool))
+                gate = self.modules.setdefault(path, GroupGate(self.runs, place.inputs, pool, len(members)))
             return gate, members.index(name)
         label = f"{place.label}.gate" if len(change.sites) == 1 else f"{cross}{'source_' if place.source else ''}gate"
         return self.modules.setdefault(f"{owner}.{label}", Gate(self.runs, place.inputs, pool)), 0

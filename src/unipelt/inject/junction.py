@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unipelt.forms.gate import Gate, GroupGate
+from unipelt.forms.gate import Scored
 from unipelt.forms.low_rank import LowRank
 from unipelt.inject.flow import Context, Flow
 
@@ -76,7 +76,7 @@ class Delta:
 
     def add_to(self, h: Tensor, x: Tensor, context: Context) -> Tensor:
         """h + w Δ(x), in one pass over h where w is a gate; a number or a learned scalar rounds as peft's α/r does"""
-        if not isinstance(self.weight, Gate | GroupGate):
+        if not isinstance(self.weight, Scored):
             return h + self.of(x, context)
         if isinstance(self.form, LowRank):
             return self.form.onto(h, x, self.gate(x, context), context.route)

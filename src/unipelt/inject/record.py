@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from unipelt.forms.gate import Gate, GroupGate
+from unipelt.forms.gate import Gate, Scored
 from unipelt.inject.tuned import Tuned, joined_to, tuned_of
 
 
@@ -19,7 +19,7 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
     number, and the values are those of its own rows.
     """
     values: dict[str, list[Tensor]] = defaultdict(list)
-    gates = {path: m for path, m in joined_to(model).shown().named_modules() if isinstance(m, Gate | GroupGate)}
+    gates = {path: m for path, m in joined_to(model).shown().named_modules() if isinstance(m, Scored)}
 
     def keep(path: str):
         def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:
