@@ -90,7 +90,7 @@ def compare(
             watch.tell(note)
         until = began + 60 * minutes * (1 - SPARE) if minutes else None
         run_study(store, setting, device=device, tell=watch.tell, watch=watch, keep=keeper, until=until, corpus=corpus)
-    _say(store, keeper, Path(out), minutes)
+    _say(store, keeper, Path(out), minutes, watch.whole)
 
 
 def _rows(setting: Any, plan: list[Any], corpus: Any) -> tuple[list[str], str]:
@@ -106,8 +106,8 @@ def _rows(setting: Any, plan: list[Any], corpus: Any) -> tuple[list[str], str]:
     return list(notes), dataset.train.fingerprint()[:16]
 
 
-def _say(store: Any, keeper: Any, out: Path, minutes: float) -> None:
-    """The ranked answer; the chosen model and the report put in their places."""
+def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> None:
+    """The ranked answer; the chosen model and the report put in their places. whole: seconds that the fleet at work takes."""
     from unipelt.checkpoint.disk import write_whole
     from unipelt.cli.tables import gate_lines, terminal, verdict_table
     from unipelt.report.build import PAGE, build
@@ -120,7 +120,10 @@ def _say(store: Any, keeper: Any, out: Path, minutes: float) -> None:
     if not done and failed:
         raise UserError(f"{out}: every run failed, the first because {failed[0]['status'].removeprefix('failed: ')}")
     if not done:
-        raise UserError(f"--minutes {minutes:g}: too short for one run; the same command with more minutes goes on")
+        took = f", which takes {whole / 60:.1f} minutes at most by its steps so far" if whole else ""
+        raise UserError(
+            f"--minutes {minutes:g}: too short for one run{took}; the same command with more minutes goes on"
+        )
     found, console = verdict(done), terminal()
     console.print(verdict_table(found))
     console.print(found.why, markup=False, highlight=False)

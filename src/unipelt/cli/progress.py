@@ -60,6 +60,8 @@ class StudyWatch:
             TextColumn("{task.description}"), console=self.console, disable=not sys.stderr.isatty(),
         )  # fmt: skip
         self.row, self.last = self.bar.add_task("", total=None), 0.0
+        self.whole = 0.0
+        """seconds that the fleet at work takes from its first to its last step, at most and by those so far; 0 before them"""
 
     def __enter__(self) -> "StudyWatch":
         self.started, self.first = time.monotonic(), self._done()[0]
@@ -78,6 +80,7 @@ class StudyWatch:
         tasks, parts = sorted({plan.task.name for plan in running}), fleet.tuned.parts if fleet.tuned else None
         methods = dict.fromkeys(parts[plan.mixture].mixture.name if parts else FULL for plan in running)
         steps, most = sum(progress.step for progress in fleet.progress), sum(plan.steps for plan in fleet.plans)
+        self.whole = fleet.seconds * most / max(1, steps)
         self.show(f"{len(running)} at once: {', '.join(methods)} on {' '.join(tasks)}, {steps} of at most {most} steps")
 
     def show(self, text: str) -> None:

@@ -20,15 +20,24 @@ from unipelt.report.scores import scores, whole
 from unipelt.report.study import Study, read
 from unipelt.report.table import Table, comma_separated, latex, markdown
 from unipelt.report.verdict import verdict
-from unipelt.study.store import COMPARISON, DONE, EFFICIENCY, KEYS, Store
+from unipelt.study.store import DONE, EFFICIENCY, KEYS, Store
 
 PAGE = "report.html"
+ASKED_OF_STUDIES = {
+    "Table 2",
+    "beside the paper",
+    "average ranks",
+    "claims",
+    "sweeps",
+}  # and not of a file of one's own
 RUNS = (*KEYS, "metric", "dev", "test", "status", "steps", "seconds")
 
 
 @dataclass(frozen=True)
 class Report:
     study: Study
+    said: str
+    """the answer in words"""
     answers: list[Answer]
     claims: dict[int | str, list[Claim]]
     missing: list[str]
@@ -41,12 +50,12 @@ def build(folder: Path) -> Report:
     store = Store.read(folder)
     try:
         study = read(store)
-        compared = COMPARISON in study.facts  # of one file: the page begins with what `unipelt compare` says to take
-        chosen = verdict([row for row in store.runs() if row["status"] in DONE]) if compared else None
+        # the page of a comparison begins with what `unipelt compare` says to take
+        chosen = verdict([row for row in store.runs() if row["status"] in DONE]) if study.own_rows else None
     finally:
         store.close()
     measured = efficiency_of(folder / EFFICIENCY)
-    judged = evidence.judged(study)
+    judged = {} if study.own_rows else evidence.judged(study)
     drawn = figures(study)
     tables = {
         "Table 1": scores(study), "Table 1, development": scores(study, "dev"), "Table 2": bound(study), "Table 3": whole(study),
@@ -54,14 +63,16 @@ def build(folder: Path) -> Report:
         "average ranks": evidence.ranks(study), "claims": evidence.claim_table(judged), "sweeps": evidence.swept(study),
         "rates": evidence.rates(study), "failed": evidence.failures(study),
     }  # fmt: skip
+    if study.own_rows:
+        tables = {name: table for name, table in tables.items() if name not in ASKED_OF_STUDIES}
     absent = {
         "Table 1": "table 1 (no runs with K other than all)", "Table 2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts)",
         "Table 3": "table 3 (no runs with K = all)", "Table 4": f"table 4 (no {EFFICIENCY}, and no finished runs of full and another method)",
         "beside the paper": "the paper's numbers (no task, size and method in common)", "differences": "differences (needs two methods on the same tasks)",
         "average ranks": "average ranks (needs two methods on two tasks)",
     }  # fmt: skip
-    missing = [said for name, said in absent.items() if not tables[name]]
-    if measured is None and tables["Table 4"]:
+    missing = [said for name, said in absent.items() if not tables.get(name)]
+    if measured is None and tables.get("Table 4"):
         missing.append(f"inference time (no {EFFICIENCY})")
     missing += [] if any(one.name.startswith("gates") for one in drawn) else ["gates (no run has recorded any)"]
     missing += (
@@ -69,6 +80,7 @@ def build(folder: Path) -> Report:
         if any(one.name.startswith("sweep") for one in drawn)
         else ["sweeps (no preset with three values of one option)"]
     )
+    missing = [] if study.own_rows else missing
     found = answers(study)
     said = f"Take {chosen.take}: {chosen.why}" if chosen else headline(found)
     files = {
@@ -83,12 +95,12 @@ def build(folder: Path) -> Report:
         }
     for figure in drawn:
         files |= {f"{figure.name}.{kind}": data for kind, data in figure.files.items()}
-    return Report(study, found, judged, missing, files)
+    return Report(study, said, found, judged, missing, files)
 
 
 def _sections(tables: dict[str, Table], drawn: Sequence[Figure]) -> list[Section]:
     def those(*names: str) -> list[Table | Figure]:
-        return [tables[name] for name in names if tables[name]]
+        return [table for name in names if (table := tables.get(name))]
 
     def pictures(start: str) -> list[Table | Figure]:
         return [figure for figure in drawn if figure.name.startswith(start)]

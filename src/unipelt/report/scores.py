@@ -39,13 +39,12 @@ def scores(study: Study, kind: str = "test") -> Table:
     grid = study.test if kind == "test" else study.dev
     among = [k for k in study.sizes if k != ALL]
     over = union(study, among)
-    number, what, place = (
-        ("1", "Test metric", " (the paper's table 1)") if kind == "test" else ("1d", "Best development metric", "")
-    )
+    number, what = ("1", "Test metric") if kind == "test" else ("1d", "Best development metric")
+    place = " (the paper's table 1)" * (kind == "test" and not study.own_rows)
     return Table(
         f"table{number}-{kind}",
         f"{what} ×100, mean and standard deviation over seeds{place}",
-        _columns(over, ("best or second best on", "never the worst")),
+        _columns(over),
         [Block(_heading(study, k), _rows(study, grid, k, over)) for k in among],
         _notes(study, among),
     )
@@ -65,8 +64,8 @@ def whole(study: Study) -> Table:
     ]
     return Table(
         "table3-all",
-        "Test metric ×100 with all training rows (the paper's table 3)",
-        _columns(over, ("best or second best on", "never the worst"), study.incomplete),
+        "Test metric ×100 with all training rows" + " (the paper's table 3)" * (not study.own_rows),
+        _columns(over, study.incomplete),
         [Block(_heading(study, ALL), rows)],
         notes,
     )
@@ -77,10 +76,12 @@ def union(study: Study, among: Iterable[int | str]) -> list[str]:
     return sorted({task for k in among if k in study.sizes for task in study.tasks(k)}, key=task_order)
 
 
-def _columns(over: Sequence[str], more: Sequence[str] = (), starred: Iterable[str] = ()) -> list[str]:
-    names = [task_label(task) + ("*" if task in starred else "") for task in over]
-    averages = ["average", *(["without CoLA"] if COLA in over and len(over) > 1 else [])]
-    return ["method", *names, *averages, *more]
+def _columns(over: Sequence[str], starred: Iterable[str] = ()) -> list[str]:
+    """Averages and ranks where there are several tasks."""
+    names = ["method", *(task_label(task) + ("*" if task in starred else "") for task in over)]
+    if len(over) < 2:
+        return names
+    return [*names, "average", *(["without CoLA"] if COLA in over else []), "best or second best on", "never the worst"]
 
 
 def _heading(study: Study, k: int | str) -> str:
@@ -93,7 +94,7 @@ def _rows(study: Study, grid: Grid, k: int | str, over: Sequence[str]) -> list[l
     marks = {task: ranked([mean(cell) if cell else None for cell in cells]) for task, cells in columns.items()}
     averages = [
         _averages(grid, k, which, over, here),
-        *([_averages(grid, k, which, [t for t in over if t != COLA], here)] if COLA in over and len(over) > 1 else []),
+        *([_averages(grid, k, which, [t for t in over if t != COLA], here)] if COLA in over else []),
     ]
     rows = []
     for place, method in enumerate(which):
@@ -104,17 +105,15 @@ def _rows(study: Study, grid: Grid, k: int | str, over: Sequence[str]) -> list[l
             row.append(
                 scaled(mean(cell), spread([*cell.values()]), mark=marks[task][place], note=note) if cell else Cell()
             )
+        rows.append(row)
+        if len(over) < 2:
+            continue
         row += [column[place] for column in averages]
         known = [task for task in here if columns[task][place]]
         high = sum(bool(marks[task][place]) for task in known)
         worst = any(_is_worst(columns[task], place) for task in known)
-        rows.append(
-            [
-                *row,
-                Cell(f"{high} of {len(known)}" if len(which) > 1 else None),
-                Cell(("no" if worst else "yes") if len(which) > 1 else None),
-            ]
-        )
+        row.append(Cell(f"{high} of {len(known)}" if len(which) > 1 else None))
+        row.append(Cell(("no" if worst else "yes") if len(which) > 1 else None))
     return rows
 
 
@@ -136,8 +135,9 @@ def _notes(study: Study, among: Iterable[int | str]) -> list[str]:
         if row["k"] in among and task_label(row["task"]) not in metrics.setdefault(row["metric"], []):
             metrics[row["metric"]].append(task_label(row["task"]))
     said = "; ".join(f"{metric}: {', '.join(names)}" for metric, names in sorted(metrics.items()))
+    several = len(union(study, among)) > 1
     return [
         f"{MARKED}. Metrics: {said}.",
-        "The learning rate of each task, K and method is the one with the best mean development metric over seeds. "
-        "An average stands only where every task of its block is there; its deviation is that of the seeds' averages.",
-    ]
+        "The learning rate of each task, K and method is the one with the best mean development metric over seeds."
+        + " An average stands only where every task of its block is there; its deviation is that of the seeds' averages." * several,
+    ]  # fmt: skip

@@ -11,7 +11,7 @@ from unipelt.report.names import method_order, size_order, task_order
 from unipelt.report.significance import Compared, Sample, against_best, sample
 from unipelt.report.sweeps import Sweep, find_sweeps
 from unipelt.study.choose import choose
-from unipelt.study.store import DONE, KEYS, PLANNED, Store
+from unipelt.study.store import COMPARISON, DONE, KEYS, PLANNED, Store
 
 LIGHT = (
     "id",
@@ -72,6 +72,11 @@ class Study:
     @property
     def model(self) -> str:
         return str(self.facts.get("model", "a base that the study does not name"))
+
+    @property
+    def own_rows(self) -> bool:
+        """Whether it is a comparison on one file, of which the paper's questions are not asked."""
+        return COMPARISON in self.facts
 
     @property
     def done(self) -> int:

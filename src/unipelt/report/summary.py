@@ -17,7 +17,7 @@ def summary(made: Report, console: "Console") -> None:
     from rich.text import Text
 
     study = made.study
-    said = [f"{study.model}: {progress(study)}", *(one.said for one in made.answers)]
+    said = [f"{study.model}: {progress(study)}", *[made.said] * study.own_rows, *(one.said for one in made.answers)]
     if not made.answers:
         said.append("nothing can be compared yet: the methods have no task in common")
     console.print("\n".join(said), markup=False, highlight=False)
