@@ -1,6 +1,7 @@
 """The one family of errors that a user's mistake raises: what came, what was expected, what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -36,3 +37,9 @@ def nearest(word: object, known: Iterable[str], most: int = 3) -> str:
     if close:
         return "did you mean " + " or ".join(repr(plain[name]) for name in close) + "?"
     return "known: " + ", ".join(known)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory is too small, a device's or the machine's; for the latter torch has no type of its own."""
+    said = isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error))
+    return isinstance(error, MemoryError) or bool(said)

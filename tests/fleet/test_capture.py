@@ -19,6 +19,7 @@ class Recorder:
     def __init__(self, trained: Fleet, works: bool = True):
         self.trained, self.works = trained, works
         self.ran = self.recorded = self.replayed = 0
+        self.why = RuntimeError("a number was looked at\nmore of it")
 
     def run(self, step: Callable[[], Tensor]) -> Tensor:
         self.ran += 1
@@ -26,7 +27,7 @@ class Recorder:
 
     def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         if not self.works:
-            raise RuntimeError("a number was looked at\nmore of it")
+            raise self.why
         self.recorded += 1
         result, places = torch.zeros(2, len(self.trained.runs), dtype=torch.float64), self.places()
 
@@ -100,6 +101,13 @@ def test_where_nothing_can_be_recorded_it_trains_as_it_is_and_says_so_once():
     alone = fleet([one], ended=Kept())
     alone.train()
     same_run(trained, 0, alone)
+
+
+def test_too_little_memory_to_record_is_for_who_planned_the_fleet():
+    trained, recorder = captured([plan(seed=1)], works=False)
+    recorder.why = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        trained.train()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captures CUDA graphs: there is no GPU here")

@@ -258,6 +258,7 @@ def test_inductors_code_agrees():
     ("how", "said"),
     [
         ({"lengths": (16, 0)}, r"lengths=\(16, 0\): expected whole numbers from 1, such as"),
+        ({"backend": "inductr"}, "backend='inductr': did you mean 'inductor'"),
         ({"preset": "unipelt-apl(pool='reference')"}, "averages over padding, which compile adds"),
     ],
 )

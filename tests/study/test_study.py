@@ -147,8 +147,16 @@ def test_a_study_of_which_no_run_can_be_fails(words, run, tmp_path: Path):
     assert said.code == 2 and "every run failed, the first because --k 5000" in said.line
 
 
-@pytest.mark.parametrize("after", [0, 3, 10])
-def test_too_little_memory_halves_the_fleet(words, run, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+GPU_FULL = torch.OutOfMemoryError("CUDA out of memory")
+CPU_FULL = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+)  # as torch says
+
+
+@pytest.mark.parametrize(("after", "full"), [(0, GPU_FULL), (3, GPU_FULL), (10, GPU_FULL), (3, CPU_FULL)])
+def test_too_little_memory_halves_the_fleet(
+    words, run, after: int, full: RuntimeError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Whenever it is too little, what comes out of a run is what a study of the width that the run names gives."""
     more = ("--k", 16, "--methods", SMALL["lora"], "--seeds", 4)  # a queue of eight runs, of eight steps each at most
     undisturbed = {}
@@ -161,7 +169,7 @@ def test_too_little_memory_halves_the_fleet(words, run, after: int, tmp_path: Pa
     def small(self: Fleet) -> None:
         taken.append(len(self.runs))
         if len(self.flat.values) > 2 and len(taken) > after:
-            raise torch.OutOfMemoryError("out of memory")
+            raise full
         step(self)
 
     monkeypatch.setattr(Fleet, "_step", small)

@@ -1,6 +1,7 @@
 """A base in bfloat16, or in 8 or 4 bits, takes float32 tuned parameters without casts by hand."""
 
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy import classifier, keys, train, tuned_keys
 
 import unipelt
+from unipelt.fleet import evaluate
 from unipelt.inject.tuned import tuned_of
 
 PRESETS = ("unipelt-apl", "lora", "mam", "houlsby")
@@ -81,6 +83,15 @@ def test_trainer_in_bfloat16(tmp_path: Path):
         assert {p.dtype for p in tuned_of(trainer.model).parameters()} == {torch.float32}
         assert trainer.evaluate()["eval_loss"] < 0.5  # chance is log 2
         assert keys(tmp_path / str(len(given)) / "checkpoint-24") == tuned_keys(trainer.model)
+
+
+def test_a_gpu_without_bfloat16_takes_the_plain_path_and_says_so_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    evaluate._has_bf16.cache_clear()
+    with pytest.warns(UserWarning, match="^this GPU has no bfloat16: it computes in float32$") as said:
+        modes = [evaluate.precision(torch.device("cuda")) for _ in range(2)]
+    evaluate._has_bf16.cache_clear()
+    assert len(said) == 1 and all(isinstance(mode, nullcontext) for mode in modes)
 
 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")

@@ -1,13 +1,12 @@
 """The command line: one file a command. Nothing here imports torch before a command runs, so `--help` is quick."""
 
-import re
 import sys
 import traceback
 
 import typer
 
 import unipelt
-from unipelt.errors import UserError
+from unipelt.errors import UserError, out_of_memory
 
 # what typer raises for a mistake in the words of a command: its own copy of click's, or click's, as its version has it
 WordsError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -81,8 +80,8 @@ def main(given: list[str] | None = None) -> None:
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         code = _refuse(f"{what}; nothing written before is lost", debug=len(arguments) < len(given))
-    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for the processor's memory
-        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         what = "not enough memory; take a smaller --batch-size or --max-length, or a smaller method or base"
         code = _refuse(what, debug=len(arguments) < len(given))

@@ -1,5 +1,6 @@
 """`unipelt compare`: the best model for a file of labelled rows, with the evidence."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ def compare(
     lr: list[float] = typer.Option([], help="learning rates for all methods instead"),
     k: str = typer.Option("all", "--k", help=_request["k"]),
     dev_rows: int = typer.Option(1000, min=1, help=_request["dev_rows"]),
-    minutes: float = typer.Option(0.0, min=0.0, help="time budget, kept; the same command with more goes on; 0: none"),
+    minutes: float = typer.Option(
+        0.0,
+        min=0.0,
+        help="time budget, kept: as many epochs as fit, where --epochs gives none; the same command with more goes on; 0: none",
+    ),
     epochs: int | None = typer.Option(None, help=_recipe["epochs"] + _OWN),
     evaluate_every: int | None = typer.Option(None, help=_recipe["evaluate_every"] + _OWN),
     batch_size: int | None = typer.Option(None, help=_recipe["batch_size"] + _OWN),
@@ -77,10 +82,15 @@ def compare(
         columns={name: value or None for name, value in columns.items()} | {"dev_rows": dev_rows},  # type: ignore[arg-type]
     )  # fmt: skip
     Grid(tasks=[data], k=[size(k)], methods=methods or METHODS, seeds=seeds, lr=lr)
-    device_of(device)
+    target = device_of(device)
     plan = cells(data, size(k), methods or METHODS, seeds, hidden_size(model), lr, rates)
     corpus = Corpus()
     notes, fingerprint = _rows(setting, plan, corpus)
+    until = began + 60 * minutes * (1 - SPARE) if minutes else None
+    if epochs is None:
+        chosen, why = _epochs(setting, plan, corpus, target, Path(out), minutes, until)
+        setting = replace(setting, recipe=recipe | ({"epochs": chosen} if chosen else {}))
+        notes += [why] if why else []
     store = Store.create(out, {**setting.facts, COMPARISON: fingerprint})
     store.plan(plan)
     store.assign(lambda free: in_rounds(free, mix_methods))
@@ -88,9 +98,27 @@ def compare(
     with StudyWatch(store) as watch:
         for note in notes:
             watch.tell(note)
-        until = began + 60 * minutes * (1 - SPARE) if minutes else None
         run_study(store, setting, device=device, tell=watch.tell, watch=watch, keep=keeper, until=until, corpus=corpus)
     _say(store, keeper, Path(out), minutes, watch.whole)
+
+
+def _epochs(
+    setting: Setting, plan: list[Any], corpus: Any, device: Any, out: Path, minutes: float, until: float | None
+) -> tuple[int | None, str]:
+    """The epochs where none are given, and what there is to say of them: those that this comparison was begun with, or as many
+    as fit into the minutes; none: the recipe's own."""
+    from unipelt.study.budget import fitted
+    from unipelt.study.store import FILE, Store
+
+    if (out / FILE).exists():
+        store = Store.read(out)
+        held = store.facts.get("recipe", {}).get("epochs")
+        store.close()
+        return held, f"--epochs {held}: as {out} was begun with" if held else ""
+    if until is None:
+        return None, ""
+    first = [cell for cell in plan if cell.seed == plan[0].seed]
+    return fitted(first, setting, corpus, device, minutes, until)
 
 
 def _rows(setting: Any, plan: list[Any], corpus: Any) -> tuple[list[str], str]:
@@ -112,6 +140,7 @@ def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> No
     from unipelt.cli.tables import gate_lines, terminal, verdict_table
     from unipelt.report.build import PAGE, build
     from unipelt.report.verdict import verdict
+    from unipelt.study.budget import minutes_of
     from unipelt.study.store import DONE
 
     rows = store.runs()
@@ -120,7 +149,7 @@ def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> No
     if not done and failed:
         raise UserError(f"{out}: every run failed, the first because {failed[0]['status'].removeprefix('failed: ')}")
     if not done:
-        took = f", which takes {whole / 60:.1f} minutes at most by its steps so far" if whole else ""
+        took = f", which takes {minutes_of(whole)} minutes at most by its steps so far" if whole else ""
         raise UserError(
             f"--minutes {minutes:g}: too short for one run{took}; the same command with more minutes goes on"
         )

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from unipelt.errors import out_of_memory
+
 Batch = dict[str, Tensor]
 
 
@@ -51,6 +53,8 @@ class Captured:
             try:
                 self.graphs[key] = (buffers, *self.recorder.record(lambda: self.step(buffers)))
             except RuntimeError as error:
+                if out_of_memory(error):  # whoever planned the fleet takes a smaller one
+                    raise
                 self.works = False
                 self.graphs.clear()
                 warnings.warn(f"training steps are not captured: {str(error).splitlines()[0]}", stacklevel=2)

@@ -1,7 +1,9 @@
 """What runs say of rows: logits, decisions and gate values, for all runs of a model in one pass over batches of like length."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -75,6 +77,13 @@ def decisions(task: Task, logits: Tensor, unit: tuple[float, float] = (0.0, 1.0)
 
 def precision(device: torch.device) -> Any:
     """bf16 where the device has it; the tuned parameters stay float32."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
+    return torch.autocast("cuda", dtype=torch.bfloat16) if _has_bf16(device.type) else nullcontext()
+
+
+@cache
+def _has_bf16(kind: str) -> bool:
+    """Said once of a GPU that has none."""
+    if kind != "cuda" or torch.cuda.is_bf16_supported():
+        return kind == "cuda"
+    warnings.warn("this GPU has no bfloat16: it computes in float32", stacklevel=2)
+    return False

@@ -90,8 +90,8 @@ class Fleet:
 
     The first plans of each mixture have its runs, as attach drew them; the others wait. ended(fleet, plans) is called when
     some of one mixture have ended, while the model holds their best parameters, one run each in that order; after a kill it
-    may be called again for the same. watch(fleet, event) is called after each step and evaluation. folder: where the state
-    is kept, and found again.
+    may be called again for the same. watch(fleet, event) is called after each step, evaluation and batch of predictions.
+    folder: where the state is kept, and found again.
     """
 
     def __init__(
@@ -146,11 +146,9 @@ class Fleet:
             self.watch(self, "evaluated" if due else "stepped")
             self._turn_over()
 
-    def predict(
-        self, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None, **how: Any
-    ) -> list[Tensor]:
+    def predict(self, data: list[Encoded], **how: Any) -> list[Tensor]:
         """Logits `[rows, classes]` of every run for its own rows, in their order."""
-        return predict(self.model, self.tokenizer, data, watch, **how)
+        return predict(self.model, self.tokenizer, data, lambda rows: self.watch(self, "predicted"), **how)
 
     def _is_due(self, plan: int) -> bool:
         progress = self.progress[plan]

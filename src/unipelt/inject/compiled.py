@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from unipelt.errors import SiteError, SpecError
+from unipelt.errors import SiteError, SpecError, nearest
 from unipelt.inject.flow import checkpoints
 from unipelt.inject.shapes import bucket, most_tokens
 from unipelt.inject.tuned import joined_to
@@ -42,8 +42,8 @@ def compile(model: PreTrainedModel, *, lengths: Sequence[int] = (), backend: str
     length and number of rows when it is first met. Where nothing compiles, a warning says so once and the model runs as
     it is. On a GPU inductor's graphs are CUDA graphs. detach, merge and fix_gates take the compiled code away.
 
-    Raises SiteError where nothing is attached, or the model is compiled already, SpecError for lengths that are none, and
-    for a gate that averages over padding.
+    Raises SiteError where nothing is attached, or the model is compiled already, SpecError for lengths that are none, for a
+    backend that torch does not know, and for a gate that averages over padding.
     """
     changes = [change for part in joined_to(model).parts for change in part.mixture.changes]
     if model._compiled_call_impl is not None:
@@ -54,6 +54,8 @@ def compile(model: PreTrainedModel, *, lengths: Sequence[int] = (), backend: str
         raise SpecError(
             "Gate(pool='reference') averages over padding, which compile adds: call model.compile() instead"
         )
+    if isinstance(backend, str) and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise SpecError(f"backend={backend!r}: {nearest(backend, known)}")
     model._compiled_call_impl = Compiled(model, sorted(lengths), backend)
     return model
 

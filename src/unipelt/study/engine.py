@@ -14,7 +14,7 @@ import transformers
 
 import unipelt
 from unipelt.checkpoint.bases import from_hub
-from unipelt.errors import CheckpointError, StoreError, UserError
+from unipelt.errors import CheckpointError, StoreError, UserError, out_of_memory
 from unipelt.fleet.lock import Busy, alone_in
 from unipelt.fleet.outcome import FULL, STATE
 from unipelt.fleet.ready import device_of
@@ -104,10 +104,17 @@ def train_fleet(
             )  # fmt: skip
         except OutOfTime:
             return
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
             forget()
             if width == 1:
-                finish({cell: failed("no memory for one run; lower --batch-size or --max-length") for cell in todo})
+                finish(
+                    {
+                        cell: failed("no memory for one run; lower --batch-size or --max-length, in another --out")
+                        for cell in todo
+                    }
+                )
                 break
             width //= 2
             torch.cuda.empty_cache()
@@ -132,7 +139,7 @@ class OutOfTime(Exception):
 
 
 class _Watch:
-    """Looks at the clock after each step, and hands on."""
+    """Looks at the clock after each step and each batch of predictions, and hands on."""
 
     def __init__(self, watch: Any, until: float | None):
         self.watch, self.until = watch, until

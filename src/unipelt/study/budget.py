@@ -1,0 +1,127 @@
+"""How many epochs a time budget holds: a trial of each method tells what its steps and its rows take on this machine."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from unipelt.checkpoint.bases import load_base, load_tokenizer
+from unipelt.errors import UserError
+from unipelt.fleet.loop import Fleet, Plan
+from unipelt.fleet.outcome import FULL
+from unipelt.fleet.ready import prepare
+from unipelt.fleet.together import Corpus, member_of
+from unipelt.study.engine import planned_width
+from unipelt.study.plan import Setting
+from unipelt.study.store import Cell
+
+STEPS, ROWS = 3, 64  # of a trial, after a step that is not counted
+FILL = 0.85  # of the time, at most, by these estimates
+
+
+@dataclass(frozen=True)
+class Work:
+    """The runs of one method: what they take."""
+
+    method: str
+    step: float
+    """seconds of a step of all of them"""
+    row: float
+    """seconds of a row that all of them predict"""
+    steps: int
+    """in an epoch"""
+    epochs: int
+    """of the recipe, at most"""
+    every: int
+    """epochs between evaluations"""
+    dev: int
+    test: int
+
+    def seconds(self, epochs: int) -> float:
+        """Training for so many epochs, its evaluations, and the test."""
+        return epochs * self.steps * self.step + (-(-epochs // self.every) * self.dev + self.test) * self.row
+
+
+def work_of(cells: Sequence[Cell], setting: Setting, corpus: Corpus, device: torch.device) -> Work:
+    """By a few steps and predictions of one method's runs; those that do not fit side by side come one after another."""
+    full = cells[0].method.strip() == FULL
+    width = 1 if full else min(len(cells), planned_width(setting, device))
+    requests = [setting.request(cell) for cell in cells[:width]]
+    first, splits = requests[0], corpus.splits(requests[0])
+    model, tokenizer = load_base(first.model, classes=len(splits.task.labels) or 1, seed=0), load_tokenizer(first.model)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    prepare(model, [first.method], first, seeds=[[request.seed for request in requests]])
+    members = [member_of(request, splits, corpus, model, tokenizer) for request in requests]
+    plans = [
+        Plan(task=splits.task, train=one.encoded["train"], dev=one.encoded["dev"], recipe=one.recipe, seed=first.seed)
+        for one in members
+    ]
+    fleet = Fleet(model.to(device), plans, tokenizer)
+    steps = [_seconds(fleet._step) for _ in range(1 + STEPS)]
+    dev = plans[0].dev
+    some = replace(
+        dev, features={name: part[:: -(-len(dev) // ROWS)] for name, part in dev.features.items()}, labels=None
+    )
+    predicted = _seconds(lambda: fleet.predict([some] * width))
+    times, recipe = len(cells) / width, plans[0].recipe
+    return Work(
+        method=first.method, step=times * median(steps[1:]), row=times * predicted / len(some), steps=plans[0].steps_per_epoch,
+        epochs=recipe.epochs, every=recipe.evaluate_every, dev=len(dev), test=len(splits.test),
+    )  # fmt: skip
+
+
+def epochs_within(works: Sequence[Work], seconds: float) -> int:
+    """The most epochs, up to the recipe's, of which all these works together fit; 0 where not one does."""
+    fits = (
+        epochs
+        for epochs in range(works[0].epochs, 0, -1)
+        if sum(one.seconds(epochs) for one in works) <= FILL * seconds
+    )
+    return next(fits, 0)
+
+
+def fitted(
+    cells: Sequence[Cell], setting: Setting, corpus: Corpus, device: torch.device, minutes: float, until: float
+) -> tuple[int | None, str]:
+    """(epochs, what there is to say) so that the first runs of every method end before the moment `until` (time.monotonic);
+    no epochs where the recipe's own fit. cells: of the first seed.
+
+    Raises UserError where not one epoch of one method does.
+    """
+    works: list[Work] = []
+    for method in dict.fromkeys(cell.method for cell in cells):
+        works.append(work_of([cell for cell in cells if cell.method == method], setting, corpus, device))
+        if time.monotonic() > until:
+            break
+    least, left = min(works, key=lambda one: one.seconds(1)), until - time.monotonic()
+    if least.seconds(1) > left:
+        raise UserError(
+            f"--minutes {minutes:g}: one epoch of {least.method}, with {least.dev} development and {least.test} test rows, takes about "
+            f"{minutes_of(least.seconds(1))} minutes here; expected more, or fewer --rates or --dev-rows, or a smaller --model"
+        )
+    epochs, most = epochs_within(works, left), works[0].epochs
+    if epochs == most:
+        return None, ""
+    if epochs:
+        return (
+            epochs,
+            f"--minutes {minutes:g}: {epochs} epochs instead of {most}, so that every method's first runs fit",
+        )
+    return (
+        1,
+        f"--minutes {minutes:g}: one epoch instead of {most}, and too short for the first runs of all methods even so",
+    )
+
+
+def minutes_of(seconds: float) -> str:
+    """In two digits."""
+    return f"{seconds / 60:.2g}" if seconds < 600 else f"{seconds / 60:.0f}"
+
+
+def _seconds(do: Callable[[], Any]) -> float:
+    began = time.monotonic()
+    do()
+    return time.monotonic() - began
