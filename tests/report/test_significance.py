@@ -157,6 +157,26 @@ def test_claims_are_judged_by_their_intervals():
     assert (second.verdict, third.verdict) == ("yes", "yes")
 
 
+def renamed(of: Sample, **options: str) -> Sample:
+    return Sample(of.name, {f"{m}({options[m[:4]]})" if m[:4] in options else m: v for m, v in of.values.items()})
+
+
+def test_the_options_of_a_preset_do_not_matter_where_it_has_one_set_of_them():
+    above = surely(unipelt_apl=0.8, full=0.7, adapter=0.6, prefix=0.5, lora=0.75)
+    found = claims([renamed(above, unip="r=4", lora="r=4, alpha=1")] * 2)
+    assert [claim.verdict for claim in found] == ["yes", "yes", "yes"] and found[0].number.value == pytest.approx(0.05)
+    assert all(claim.why.startswith("unipelt-apl(r=4) over ") for claim in found)
+    both = [renamed(above, lora="r=4"), renamed(above, lora="r=16")]
+    first, *others = claims(both)
+    assert (
+        first.verdict == "not decided"
+        and first.why == "lora occurs with several sets of options: lora(r=4), lora(r=16)"
+    )
+    assert [claim.verdict for claim in others] == ["yes", "yes"]
+    beside_variants = Sample("x", above.values | renamed(above, lora="r=4", unip="r=4").values)
+    assert [claim.number for claim in claims([beside_variants])[:2]] == [claim.number for claim in claims([above])[:2]]
+
+
 def test_one_seed_without_predictions_decides_nothing():
     lone = seeds(**{"unipelt-apl": [0.9], "full": [0.1]})
     found = claims([lone])[1]

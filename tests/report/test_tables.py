@@ -4,6 +4,7 @@ import csv
 import io
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,18 @@ def test_table_2(plain: Study):
         "K = 100 · the paper, BERT-base",
     ]
     assert row[-1].mark == "real" and bound(plain).blocks[0].rows[0][1].note == "adapter"
+
+
+def test_table_2_of_presets_with_options(tmp_path: Path):
+    options = {"lora": "lora(r=4)", "unipelt-apl": "unipelt-apl(r=4)"}
+    results = flat(cells(["rte", "sst2"], [100], MEANS, range(3)), known)
+    made = study(
+        tmp_path / "study", {replace(c, method=options.get(c.method, c.method)): r for c, r in results.items()}
+    )
+    ours, theirs = bound(made).blocks
+    assert [row[0].text for row in ours.rows] == ["best of adapter, prefix, lora(r=4)", "unipelt-apl(r=4)", "unipelt-apl(r=4) − best part"]  # fmt: skip
+    assert texts(bound(made))["unipelt-apl(r=4) − best part"] == ["+4.50"] * 3
+    assert theirs.rows[1][0].text == "unipelt-apl"
 
 
 def test_the_answer(plain: Study):

@@ -66,7 +66,7 @@ def build(folder: Path) -> Report:
     if study.own_rows:
         tables = {name: table for name, table in tables.items() if name not in ASKED_OF_STUDIES}
     absent = {
-        "Table 1": "table 1 (no runs with K other than all)", "Table 2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts)",
+        "Table 1": "table 1 (no runs with K other than all)", "Table 2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts, each with one set of options)",
         "Table 3": "table 3 (no runs with K = all)", "Table 4": f"table 4 (no {EFFICIENCY}, and no finished runs of full and another method)",
         "beside the paper": "the paper's numbers (no task, size and method in common)", "differences": "differences (needs two methods on the same tasks)",
         "average ranks": "average ranks (needs two methods on two tasks)",

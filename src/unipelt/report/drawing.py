@@ -46,7 +46,7 @@ def looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
             found[method] = {
                 "color": colour,
                 "linestyle": DASHES[place % len(DASHES)],
-                "zorder": 3 if method == OURS else 2,
+                "zorder": 3 if preset == OURS else 2,
             }
     return found
 
