@@ -240,6 +240,35 @@ def test_cost_of_the_runs_themselves(tmp_path: Path):
     }
 
 
+def test_measured_costs_name_their_own_base_and_their_spread(plain: Study):
+    rows = [
+        {"method": method, "train": 0.6, "train_range": [0.55, 0.7], "inference": 1.1, "model": base, "batch": 16, "length": 128, "machine": "x86, 2 threads"}
+        for method, base in (("lora", "roberta-large"), ("prefix", "gpt2"), ("adapter", "gpt2"))
+    ]  # fmt: skip
+    table = evidence.efficiency(plain, rows)
+    assert [(block.heading, [row[0].text for row in block.rows]) for block in table.blocks] == [
+        ("ours, gpt2, 16 rows, 128 tokens, x86, 2 threads", ["adapter", "prefix"]),
+        ("ours, roberta-large, 16 rows, 128 tokens, x86, 2 threads", ["lora"]),
+        ("the paper, BERT-base", ["adapter", "prefix", "lora"]),
+    ]
+    assert table.blocks[0].rows[0][1].spread == "0.55 to 0.70" and table.blocks[0].rows[0][2].spread == ""
+    assert evidence.efficiency(plain, [{"method": "own", "train": 0.6}]).blocks[0].heading == "ours"
+
+
+def test_a_comparison_shows_what_was_given_and_asks_none_of_the_papers_questions(tmp_path: Path):
+    facts = {"model": "minilm", "data": "3fa1", "mix_methods": False, "recipe": {}, "columns": {"text": "review", "kind": None, "dev_rows": 9}}  # fmt: skip
+    results = lively(cells(["reviews"], ["all"], ["full", "lora"], range(2)), rows=40)
+    made = build(
+        write(tmp_path / "study", {c: replace(r, parameters={"head": 1}) for c, r in results.items()}, facts=facts)
+    )
+    page = made.files["report.html"].decode()
+    assert "<dd>dev_rows 9, text review</dd>" in page
+    assert not [word for word in ("None", "False", "the paper") if word in page]
+    assert made.files["differences.csv"].decode().splitlines()[0] == "block,method,reviews,reviews low,reviews high"
+    assert evidence.efficiency(made.study, None).title == "Seconds a step of the runs themselves, full fine-tuning = 1"
+    assert "the paper" not in str(evidence.efficiency(made.study, [{"method": "lora", "train": 0.5}]))
+
+
 NASTY = "a_b & 50 % of #1 {x} $y$ <script>alert(1)</script> ~^\\ | *z* −1 ±2"
 
 

@@ -127,18 +127,20 @@ def efficiency_of(path: Path) -> list[dict[str, Any]] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {expected}, or remove it") from None
-    ratios = ("train", "inference", "train_memory")
     for row in found if isinstance(found, list) else [None]:
-        numbers = (
-            [row.get(name) for name in ratios]
-            if isinstance(row, dict) and isinstance(row.get("method"), str)
-            else ["no method"]
-        )
-        if not all(
-            value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in numbers
+        if not (isinstance(row, dict) and isinstance(row.get("method"), str)) or not all(
+            _is_ratio(row.get(name)) and _is_range(row.get(f"{name}_range")) for name in evidence.RATIOS
         ):
             raise UserError(f"{path}: {str(row)[:80]}; {expected}, or remove it")
     return found
+
+
+def _is_ratio(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _is_range(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_ratio, value)))
 
 
 def _table(rows: Iterator[Sequence[Any]]) -> bytes:
