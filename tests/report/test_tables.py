@@ -115,12 +115,19 @@ def test_ties_are_no_lead(tmp_path: Path):
         tmp_path / "study",
         flat(cells(["rte", "sst2"], [100, 500], ["full", "lora"], range(3)), lambda cell: 0.5 + cell.seed / 100),
     )
-    assert answers(tied)[0].said == "K = 100: full, 51.0 over 2 tasks; 0.0 over lora (0.0 to 0.0): not decided"
-    assert headline(answers(tied)).endswith(
-        "at K\u00a0=\u00a0100 and 500, but its lead over the next method may be chance."
-    )
+    assert answers(tied)[0].said == "K = 100: full and lora, 51.0 over 2 tasks: equal"
+    assert headline(answers(tied)) == "full and lora share the best average at K\u00a0=\u00a0100 and 500."
     assert not {cell.mark for block in scores(tied).blocks for row in block.rows for cell in row} - {""}
     assert {row[-1].text for block in scores(tied).blocks for row in block.rows} == {"yes"}
+    several = cells(["rte", "sst2"], [100, 500], ["full", "lora", "adapter"], range(3))
+    mixed = study(tmp_path / "mixed", flat(several, lambda cell: 0.3 + 0.1 * (cell.k == 500 and cell.method == "lora")))
+    assert answers(mixed)[0].first == "all 3 methods" and answers(mixed)[1].first == "lora"
+    assert (
+        headline(answers(mixed))
+        == "all 3 methods share the best average at K\u00a0=\u00a0100; lora has the best average at K\u00a0=\u00a0500, and each lead over the next method is real."
+    )
+    page = build(tmp_path / "study").files["report.html"].decode()
+    assert '<p class="best">full and lora</p>' in page and "0.0</b> over" not in page
 
 
 def test_the_order_of_the_runs_does_not_matter(tmp_path: Path):

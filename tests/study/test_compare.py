@@ -195,7 +195,8 @@ def test_where_the_difference_is_noise_the_smallest_is_taken():
         ({"small": {0: 0.8}, "big": {0: 0.9}, "huge": {1: 0.95}}, ["big", "huge", "small"], "big", "Of huge nothing is known beside it"),
         ({"small": {0: 0.81, 1: 0.6, 2: 0.6}, "big": {0: 0.8, 1: 0.8, 2: 0.79}, "huge": {0: 0.7}}, ["big", "small", "huge"], "big", "Against huge it was judged on seed 0 alone"),
         ({"small": {0: 0.8}}, ["small"], "small", "There is no other method to compare small with."),
-        ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.8, 1: 0.7}}, ["small", "big"], "small", "small is the best on the development rows."),
+        ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.8, 1: 0.7}}, ["small", "big"], "small", "small is the smallest of 2 that are equal, and the best, on the development rows."),
+        ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.1, 1: 0.2}}, ["small", "big"], "small", "small is the best on the development rows."),
     ],
 )  # fmt: skip
 def test_methods_are_judged_on_the_seeds_that_they_share(seeds: dict, ranked: list[str], take: str, said: str):

@@ -111,7 +111,12 @@ def _chosen(dev: dict[str, Seeds], take: str, best: str, near: int) -> list[str]
         return [f"There is no other method to compare {take} with."]
     if not any(shared):
         return [f"It is the smallest, and nothing more is known: no other method has finished a seed that {take} has."]
-    if take == best:
+    equal = [
+        other for seeds, others in shared.items() for other in others if seeds and not _lead(dev[best], dev[other])
+    ]
+    if take == best and equal:
+        said = [f"{take} is the smallest of {len(equal) + 1} that are equal, and the best, on the development rows."]
+    elif take == best:
         said = [f"{take} is the best on the development rows."]
     else:
         said = [f"{best} is ahead on the development rows, by less than one standard error; {take} is the smallest of {near} that near."]  # fmt: skip
