@@ -15,13 +15,14 @@ QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--hide-scrollbars", "--virtual-time-budget=3000",
 )  # fmt: skip
-METHODS = ("full", "adapter", "prefix", "lora", "unipelt-apl", "prefix(length=50)")
+LONG = ("unipelt-apl(bottleneck=4, prefix=2, mlp=8, r=2)", "lora(r=16, target_modules=all-linear)")
+METHODS = ("full", "adapter", "prefix", "lora", "unipelt-apl", "prefix(length=50)", *LONG)
 LISTEN = """<script>
 window.errors = [];
 addEventListener("error", (event) => errors.push(String(event.message || event.target.outerHTML)), true);
 addEventListener("securitypolicyviolation", (event) => errors.push(event.blockedURI));
 </script>"""
-ASK = """<script>
+ASK = r"""<script>
 const column = (table, place) => [...table.tBodies[0].rows].map((row) => row.cells[place].dataset.value ?? row.cells[place].textContent.trim());
 const table = document.querySelector("#table1-test table"), heads = table.tHead.rows[0].cells;
 const sorts = [];
@@ -29,9 +30,23 @@ for (const place of [1, 1, 0]) {
   heads[place].firstElementChild.click();
   sorts.push([heads[place].getAttribute("aria-sort"), column(table, place), [...heads].filter((head) => head.ariaSort).length]);
 }
+// texts of figures that are cut, or that stand on each other; slanted ones have boxes larger than themselves
+const faults = [];
+for (const svg of document.querySelectorAll("figure svg")) {
+  const frame = svg.getBoundingClientRect(), name = svg.closest("figure").id;
+  const texts = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect(), /rotate\(-[1-9]/.test(text.outerHTML)]);
+  texts.forEach(([text, box, slanted], place) => {
+    if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1) faults.push([name, "cut", text]);
+    for (const [other, its, leans] of texts.slice(place + 1)) {
+      const wide = Math.min(box.right, its.right) - Math.max(box.left, its.left), high = Math.min(box.bottom, its.bottom) - Math.max(box.top, its.top);
+      if (wide > 1 && high > 4 && !slanted && !leans) faults.push([name, text, other]);
+    }
+  });
+}
 const shown = [...document.querySelectorAll("figure svg")].map((svg) => svg.getBoundingClientRect());
 parent.document.getElementById("said").textContent = JSON.stringify({
-  errors, sorts, width: innerWidth, scroll: document.documentElement.scrollWidth,
+  errors, sorts, faults, width: innerWidth,
+  names: Math.max(...[...document.querySelectorAll("tbody th")].map((head) => head.getBoundingClientRect().width)), scroll: document.documentElement.scrollWidth,
   figures: shown.map((box) => [box.width, box.height]),
   loaded: performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => !name.startsWith("data:")),
 });
@@ -43,7 +58,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not there; apt-get install chromium")
     folder = tmp_path_factory.mktemp("browser")
-    plan = cells(["sst2", "cola", "a-task-whose-name-has-no-end-and-no-space-either"], [100, 1000], METHODS, range(2))
+    plan = cells(
+        ["sst2", "cola", "a-task-whose-name-has-no-end-and-no-space-either"], [100, 500, 1000], METHODS, range(2)
+    )
     sweep = cells(["cola"], [100], [f"adapter(bottleneck={size})" for size in (8, 24, 96)], range(2))
     facts = FACTS | {"data_dir": "/a/very/long/path/without/any/space/in/it/" + "x" * 80}
     made = build(write(folder / "study", lively([*plan, *sweep], rows=40), facts=facts))
@@ -79,8 +96,10 @@ def test_the_page_in_a_browser(page: Path, width: int, height: int, tmp_path: Pa
     assert answer, found.stderr[-2000:]
     said = json.loads(answer[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     assert said["errors"] == [] and said["loaded"] == []
+    assert said["faults"] == [], "texts of figures that are cut or stand on each other"
     assert "CONSOLE" not in found.stderr
     assert (said["width"], said["scroll"]) == (width, width)
+    assert 0 < said["names"] < width / 2, "names leave room for numbers"
     assert len(said["figures"]) >= 5 and all(w > 200 and h > 100 for w, h in said["figures"])
     down, up, names = said["sorts"]
     numbers = [float(value) for value in down[1]]

@@ -107,6 +107,7 @@ def test_measured_cost_takes_the_place_of_the_runs_own(run, tmp_path: Path):
         ("unfinished", "none of its 20 runs is finished (0 failed); expected one at least, so let `unipelt study` go on"),
         ("failed", "none of its 20 runs is finished (20 failed)"),
         ("efficiency", "efficiency.json: {'method': 'lora', 'train': 'fast'}; expected a list such as"),
+        ("efficiency range", "efficiency.json: {'method': 'lora', 'train': 1, 'train_range': [0.5]}; expected a list such as"),
         ("efficiency text", "efficiency.json: cannot be read"),
         ("efficiency number", "efficiency.json: None; expected a list such as"),
         ("out is a file", "not a folder; expected a new folder, or an old report to replace"),
@@ -133,6 +134,7 @@ def test_one_line_says_what_is_wrong(damage: str, expected: str, run, tmp_path: 
         connection.close()
     elif damage.startswith("efficiency"):
         said = {"efficiency": '[{"method": "lora", "train": "fast"}]', "efficiency text": "[", "efficiency number": "3"}
+        said["efficiency range"] = '[{"method": "lora", "train": 1, "train_range": [0.5]}]'
         (folder / "efficiency.json").write_text(said[damage])
     elif damage == "out is a file":
         out.write_text("kept")

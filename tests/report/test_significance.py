@@ -5,9 +5,10 @@ import pytest
 from scipy import stats
 
 from unipelt.data.metrics import METRICS
-from unipelt.report.bootstrap import counts, resampled
+from unipelt.report.bootstrap import DRAWS, counts, resampled
 from unipelt.report.claims import claims
 from unipelt.report.significance import (
+    Gap,
     Sample,
     against_best,
     average_difference,
@@ -83,13 +84,25 @@ def seeds(**methods: list[float]) -> Sample:
     return Sample("100/task", {method: dict(enumerate(values)) for method, values in methods.items()})
 
 
-def test_without_predictions_the_interval_is_the_paired_t_test():
-    one, other = [0.71, 0.74, 0.69, 0.73, 0.70], [0.66, 0.70, 0.67, 0.66, 0.69]
-    found = average_difference([seeds(one=one, other=other)], [("one", "other")])
-    peer = stats.ttest_rel(one, other)
+@pytest.mark.parametrize("gaps", [[0.05, 0.04, 0.02, 0.07, 0.01], [0.01, 0.03], [0.02, 0.05, -0.01]])
+def test_without_predictions_the_interval_is_the_paired_t_test(gaps: list[float]):
+    one = [0.6 + gap for gap in gaps]
+    found = average_difference([seeds(one=one, other=[0.6] * len(gaps))], [("one", "other")])
+    peer = stats.ttest_1samp(gaps, 0)
     low, high = peer.confidence_interval()
-    assert found.low == pytest.approx(low, abs=0.004) and found.high == pytest.approx(high, abs=0.004)
-    assert found.p == pytest.approx(peer.pvalue, abs=0.01)
+    assert (found.low, found.high) == (pytest.approx(low, rel=1e-3), pytest.approx(high, rel=1e-3))
+    assert found.p == pytest.approx(peer.pvalue, abs=2e-3)
+
+
+@pytest.mark.parametrize("noise", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("freedom", [1, 2, 4])
+def test_rows_and_seeds_are_convolved(noise: float, freedom: int):
+    """Beside the exact mixture of Student's distributions around each resample; and A − B mirrors B − A."""
+    moves = np.random.default_rng(7).normal(0, noise, DRAWS)
+    found, turned = (estimate([Gap(sign * 2.0, sign * moves, 1.0, freedom)]) for sign in (1, -1))
+    below = [stats.t.cdf(edge - 2.0 - moves, freedom).mean() for edge in (found.low, found.high)]
+    assert below == [pytest.approx(0.025, abs=1.5e-3), pytest.approx(0.975, abs=1.5e-3)]
+    assert (turned.low, turned.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
 
 
 @pytest.mark.parametrize("with_rows", [True, False])
@@ -142,6 +155,26 @@ def test_claims_are_judged_by_their_intervals():
         None,
     ) and "needs unipelt-apl, adapter, prefix, lora" in first.why
     assert (second.verdict, third.verdict) == ("yes", "yes")
+
+
+def renamed(of: Sample, **options: str) -> Sample:
+    return Sample(of.name, {f"{m}({options[m[:4]]})" if m[:4] in options else m: v for m, v in of.values.items()})
+
+
+def test_the_options_of_a_preset_do_not_matter_where_it_has_one_set_of_them():
+    above = surely(unipelt_apl=0.8, full=0.7, adapter=0.6, prefix=0.5, lora=0.75)
+    found = claims([renamed(above, unip="r=4", lora="r=4, alpha=1")] * 2)
+    assert [claim.verdict for claim in found] == ["yes", "yes", "yes"] and found[0].number.value == pytest.approx(0.05)
+    assert all(claim.why.startswith("unipelt-apl(r=4) over ") for claim in found)
+    both = [renamed(above, lora="r=4"), renamed(above, lora="r=16")]
+    first, *others = claims(both)
+    assert (
+        first.verdict == "not decided"
+        and first.why == "lora occurs with several sets of options: lora(r=4), lora(r=16)"
+    )
+    assert [claim.verdict for claim in others] == ["yes", "yes"]
+    beside_variants = Sample("x", above.values | renamed(above, lora="r=4", unip="r=4").values)
+    assert [claim.number for claim in claims([beside_variants])[:2]] == [claim.number for claim in claims([above])[:2]]
 
 
 def test_one_seed_without_predictions_decides_nothing():

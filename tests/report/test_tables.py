@@ -4,6 +4,7 @@ import csv
 import io
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,18 @@ def test_table_2(plain: Study):
     assert row[-1].mark == "real" and bound(plain).blocks[0].rows[0][1].note == "adapter"
 
 
+def test_table_2_of_presets_with_options(tmp_path: Path):
+    options = {"lora": "lora(r=4)", "unipelt-apl": "unipelt-apl(r=4)"}
+    results = flat(cells(["rte", "sst2"], [100], MEANS, range(3)), known)
+    made = study(
+        tmp_path / "study", {replace(c, method=options.get(c.method, c.method)): r for c, r in results.items()}
+    )
+    ours, theirs = bound(made).blocks
+    assert [row[0].text for row in ours.rows] == ["best of adapter, prefix, lora(r=4)", "unipelt-apl(r=4)", "unipelt-apl(r=4) − best part"]  # fmt: skip
+    assert texts(bound(made))["unipelt-apl(r=4) − best part"] == ["+4.50"] * 3
+    assert theirs.rows[1][0].text == "unipelt-apl"
+
+
 def test_the_answer(plain: Study):
     (found,) = answers(plain)
     assert (found.best, found.next, found.real, found.behind) == ("unipelt-apl", "full", True, 4)
@@ -102,12 +115,19 @@ def test_ties_are_no_lead(tmp_path: Path):
         tmp_path / "study",
         flat(cells(["rte", "sst2"], [100, 500], ["full", "lora"], range(3)), lambda cell: 0.5 + cell.seed / 100),
     )
-    assert answers(tied)[0].said == "K = 100: full, 51.0 over 2 tasks; 0.0 over lora (0.0 to 0.0): not decided"
-    assert headline(answers(tied)).endswith(
-        "at K\u00a0=\u00a0100 and 500, but its lead over the next method may be chance."
-    )
+    assert answers(tied)[0].said == "K = 100: full and lora, 51.0 over 2 tasks: equal"
+    assert headline(answers(tied)) == "full and lora share the best average at K\u00a0=\u00a0100 and 500."
     assert not {cell.mark for block in scores(tied).blocks for row in block.rows for cell in row} - {""}
     assert {row[-1].text for block in scores(tied).blocks for row in block.rows} == {"yes"}
+    several = cells(["rte", "sst2"], [100, 500], ["full", "lora", "adapter"], range(3))
+    mixed = study(tmp_path / "mixed", flat(several, lambda cell: 0.3 + 0.1 * (cell.k == 500 and cell.method == "lora")))
+    assert answers(mixed)[0].first == "all 3 methods" and answers(mixed)[1].first == "lora"
+    assert (
+        headline(answers(mixed))
+        == "all 3 methods share the best average at K\u00a0=\u00a0100; lora has the best average at K\u00a0=\u00a0500, and each lead over the next method is real."
+    )
+    page = build(tmp_path / "study").files["report.html"].decode()
+    assert '<p class="best">full and lora</p>' in page and "0.0</b> over" not in page
 
 
 def test_the_order_of_the_runs_does_not_matter(tmp_path: Path):
@@ -225,6 +245,35 @@ def test_cost_of_the_runs_themselves(tmp_path: Path):
     assert texts(evidence.efficiency(made, [{"method": "lora", "train": 0.6, "inference": 1.1}])) == {
         "lora": ["0.60", "1.10"]
     }
+
+
+def test_measured_costs_name_their_own_base_and_their_spread(plain: Study):
+    rows = [
+        {"method": method, "train": 0.6, "train_range": [0.55, 0.7], "inference": 1.1, "model": base, "batch": 16, "length": 128, "machine": "x86, 2 threads"}
+        for method, base in (("lora", "roberta-large"), ("prefix", "gpt2"), ("adapter", "gpt2"))
+    ]  # fmt: skip
+    table = evidence.efficiency(plain, rows)
+    assert [(block.heading, [row[0].text for row in block.rows]) for block in table.blocks] == [
+        ("ours, gpt2, 16 rows, 128 tokens, x86, 2 threads", ["adapter", "prefix"]),
+        ("ours, roberta-large, 16 rows, 128 tokens, x86, 2 threads", ["lora"]),
+        ("the paper, BERT-base", ["adapter", "prefix", "lora"]),
+    ]
+    assert table.blocks[0].rows[0][1].spread == "0.55 to 0.70" and table.blocks[0].rows[0][2].spread == ""
+    assert evidence.efficiency(plain, [{"method": "own", "train": 0.6}]).blocks[0].heading == "ours"
+
+
+def test_a_comparison_shows_what_was_given_and_asks_none_of_the_papers_questions(tmp_path: Path):
+    facts = {"model": "minilm", "data": "3fa1", "mix_methods": False, "recipe": {}, "columns": {"text": "review", "kind": None, "dev_rows": 9}}  # fmt: skip
+    results = lively(cells(["reviews"], ["all"], ["full", "lora"], range(2)), rows=40)
+    made = build(
+        write(tmp_path / "study", {c: replace(r, parameters={"head": 1}) for c, r in results.items()}, facts=facts)
+    )
+    page = made.files["report.html"].decode()
+    assert "<dd>dev_rows 9, text review</dd>" in page
+    assert not [word for word in ("None", "False", "the paper") if word in page]
+    assert made.files["differences.csv"].decode().splitlines()[0] == "block,method,reviews,reviews low,reviews high"
+    assert evidence.efficiency(made.study, None).title == "Seconds a step of the runs themselves, full fine-tuning = 1"
+    assert "the paper" not in str(evidence.efficiency(made.study, [{"method": "lora", "train": 0.5}]))
 
 
 NASTY = "a_b & 50 % of #1 {x} $y$ <script>alert(1)</script> ~^\\ | *z* −1 ±2"

@@ -1,6 +1,7 @@
 """compare: an answer chosen by development rows, evidence from rows that chose nothing, and a model that predicts."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import pytest
 from cli.conftest import SMALL, write_reviews
+from rich.console import Console
 
+from unipelt.cli.tables import verdict_table
+from unipelt.report.study import read
 from unipelt.report.verdict import verdict
 from unipelt.study import compare, engine
 from unipelt.study.plan import Setting
@@ -179,3 +183,58 @@ def test_where_the_difference_is_noise_the_smallest_is_taken():
     assert found.take == "big" and "better than small, beyond chance" in found.why
     one = verdict([row for row in noisy if row["seed"] == 0])
     assert one.take == "big" and "One seed cannot tell" in one.why
+
+
+@pytest.mark.parametrize(
+    ("seeds", "ranked", "take", "said"),
+    [
+        ({"small": {0: 0.82, 1: 0.7}, "big": {0: 0.8}}, ["small", "big"], "small", "Against big it was judged on seed 0 alone, which both have. One seed cannot tell"),
+        ({"small": {0: 0.78}, "big": {0: 0.8, 1: 0.7}}, ["big", "small"], "big", "Against small it was judged on seed 0 alone, which both have. One seed cannot tell"),
+        ({"small": {0: 0.8, 1: 0.8}, "big": {0: 0.82, 1: 0.79, 2: 0.1}}, ["big", "small"], "small", "Against small it was judged on seeds 0 and 1 alone, which both have."),
+        ({"small": {0: 0.1}, "big": {1: 0.9}}, ["small", "big"], "small", "nothing more is known: no other method has finished a seed that small has."),
+        ({"small": {0: 0.8}, "big": {0: 0.9}, "huge": {1: 0.95}}, ["big", "huge", "small"], "big", "Of huge nothing is known beside it"),
+        ({"small": {0: 0.81, 1: 0.6, 2: 0.6}, "big": {0: 0.8, 1: 0.8, 2: 0.79}, "huge": {0: 0.7}}, ["big", "small", "huge"], "big", "Against huge it was judged on seed 0 alone"),
+        ({"small": {0: 0.8}}, ["small"], "small", "There is no other method to compare small with."),
+        ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.8, 1: 0.7}}, ["small", "big"], "small", "small is the smallest of 2 that are equal, and the best, on the development rows."),
+        ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.1, 1: 0.2}}, ["small", "big"], "small", "small is the best on the development rows."),
+    ],
+)  # fmt: skip
+def test_methods_are_judged_on_the_seeds_that_they_share(seeds: dict, ranked: list[str], take: str, said: str):
+    """As a budget, a kill or a failure leaves them."""
+    sizes = {"small": 10, "big": 1000, "huge": 100000}
+    rows = [
+        runs(method, sizes[method], [value], [value])[0] | {"seed": seed}
+        for method, values in seeds.items()
+        for seed, value in values.items()
+    ]
+    found = verdict(rows)
+    assert ([line.method for line in found.lines], found.take) == (ranked, take) and said in found.why
+    assert ("alone" in found.why or "nothing" in found.why) == (len({*map(frozenset, seeds.values())}) > 1)
+    assert {line.method for line in found.lines if line.gap is None} == {m for m in seeds if m == take or not seeds[m].keys() & seeds[take].keys()}  # fmt: skip
+    table = terminal_text(found)
+    assert table.count("take this one") == 1 and "largest class" in table
+    assert "largest class" not in terminal_text(verdict([row | {"metric": "f1"} for row in rows])), "it is an accuracy"
+    assert ("no seed in common" in table) == (len(seeds) > 1 and any(not s.keys() & seeds[take].keys() for s in seeds.values()))  # fmt: skip
+
+
+def terminal_text(found) -> str:
+    console = Console(file=io.StringIO(), width=1000)
+    console.print(verdict_table(found))
+    return console.file.getvalue()
+
+
+def test_the_terminal_and_the_page_give_one_interval_for_a_difference(tmp_path: Path):
+    dev = {"a": [0.8, 0.82, 0.79], "b": [0.7, 0.9, 0.6], "c": [0.6, 0.61, 0.59]}
+    found, results = [], {}
+    for size, (method, values) in enumerate(dev.items()):
+        rows = runs(method, size + 1, values, [value - 0.02 for value in values])
+        found += rows
+        for row in rows:
+            cell = Cell(**{name: row[name] for name in ("task", "k", "method", "seed", "lr")})
+            results[cell] = Result(**{name: row[name] for name in ("status", "metric", "dev", "test", "parameters", "majority", "targets", "predictions")})  # fmt: skip
+    store = Store.create(tmp_path, {"model": "m", "data": "a file"})
+    store.plan([*results])
+    store.finish(results)
+    on_the_page = read(store).compared["all"]
+    assert on_the_page.best == verdict(found).take == "a"
+    assert {line.method: line.gap for line in verdict(found).lines if line.gap} == on_the_page.to_best

@@ -115,15 +115,18 @@ def verdict_table(found: Any) -> Table:
     ):  # fmt: skip
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     for line in found.lines:
-        gap = "→ take this one"
+        gap = "→ take this one" if line.method == found.take else "no seed in common"
         if line.gap is not None:
-            gap = f"{line.gap.value:+.4f}{_interval(line.gap, '+')}  {'differs' if line.differs else 'within chance'}"
+            word = (
+                "differs" if line.differs else "one seed, no predictions" if line.gap.low is None else "within chance"
+            )
+            gap = f"{line.gap.value:+.4f}{_interval(line.gap, '+')}  {word}"
         table.add_row(
             line.method, f"{line.lr:g}", str(line.seeds), f"{line.parameters:,}", f"{line.dev:.4f}",
             f"{line.test.value:.4f}{_interval(line.test)}", gap,
         )  # fmt: skip
-    if found.majority is not None:
-        table.add_row("largest class", "", "", "", "", f"{found.majority:.4f} accuracy", "")
+    if found.majority is not None and found.metric == "accuracy":
+        table.add_row("largest class", "", "", "", "", f"{found.majority:.4f}", "")
     return table
 
 

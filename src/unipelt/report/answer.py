@@ -9,6 +9,8 @@ from unipelt.report.significance import Estimate
 from unipelt.report.study import Study
 from unipelt.report.table import Cell
 
+EQUAL = 1e-9  # averages nearer than this differ by the rounding of sums alone
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -19,6 +21,8 @@ class Answer:
     average: float
     tasks: int
     methods: int
+    tied: tuple[str, ...] = ()
+    """methods whose average is as good as the best's"""
     next: str | None = None
     lead: Estimate | None = None
     """over the next method"""
@@ -31,12 +35,25 @@ class Answer:
         return size_label(self.k)
 
     @property
+    def first(self) -> str:
+        """The best, or all that are as good."""
+        if not self.tied:
+            return self.best
+        return (
+            f"all {self.methods} methods"
+            if 2 < self.methods == len(self.tied) + 1
+            else " and ".join([self.best, *self.tied])
+        )
+
+    @property
     def said(self) -> str:
         """One line."""
         over = f"over {self.tasks} tasks" if self.tasks > 1 else "on one task"
-        start = f"{self.size}: {self.best}, {100 * self.average:.1f} {over}"
+        start = f"{self.size}: {self.first}, {100 * self.average:.1f} {over}"
         if self.lead is None:
             return f"{start}; nothing to compare it with"
+        if self.tied:
+            return f"{start}: equal"
         return f"{start}; {signed(self.lead.value)} over {self.next} ({interval(self.lead)}): {self.word}"
 
     @property
@@ -60,7 +77,8 @@ def answers(study: Study) -> list[Answer]:
         rival = next(iter(compared.to_best))
         lead = _turned(compared.to_best[rival])
         behind = sum(compared.real(method) for method in compared.to_best)
-        found.append(Answer(k, best, average, len(over), len(which), rival, lead, compared.real(rival), behind))
+        tied = tuple(method for method, one in compared.to_best.items() if abs(one.value) < EQUAL)
+        found.append(Answer(k, best, average, len(over), len(which), tied, rival, lead, compared.real(rival), behind))
     return found
 
 
@@ -71,10 +89,16 @@ def headline(found: Sequence[Answer]) -> str:
         return "; ".join(one.said for one in found) or "Nothing can be compared yet"
     leaders: dict[str, list[Answer]] = {}
     for one in judged:
-        leaders.setdefault(one.best, []).append(one)
+        leaders.setdefault(one.first, []).append(one)
     what = "average" if any(one.tasks > 1 for one in judged) else "test result"
-    led = "; ".join(f"{best} has the best {what} at {_listed(each)}" for best, each in leaders.items())
-    real, chance = [one for one in judged if one.real], [one for one in judged if not one.real]
+    led = "; ".join(
+        f"{first} {'share' if each[0].tied else 'has'} the best {what} at {_listed(each)}"
+        for first, each in leaders.items()
+    )
+    apart = [one for one in judged if not one.tied]
+    real, chance = [one for one in apart if one.real], [one for one in apart if not one.real]
+    if not apart:
+        return f"{led}."
     if not chance:
         return f"{led}, and {'its lead' if len(leaders) == 1 else 'each lead'} over the next method is real."
     if not real:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from unipelt.report.cells import average, mean
-from unipelt.report.claims import best_parts
+from unipelt.report.claims import best_parts, standing
 from unipelt.report.names import PARTS, size_label, task_label
 from unipelt.report.paper import paper, printed
 from unipelt.report.scores import ALL, gap, ranked, scaled, union
@@ -38,12 +38,13 @@ def bound(study: Study) -> Table:
     blocks, over = [], union(study, study.sizes)
     for k in study.sizes:
         here, rows, others = study.samples_of(k), [], []
-        for mixture in PARTS:
-            if parts := best_parts(here, mixture):
-                found = average_difference(here, [(mixture, part) for part in parts])
-                rows += _against_parts(mixture, means(study, k), study.tasks(k), over, found)
+        for mixture, parts in PARTS.items():
+            methods, _ = standing(here, (mixture, *parts))
+            if methods:
+                found = average_difference(here, best_parts(here, methods))
+                rows += _against_parts(methods, means(study, k), study.tasks(k), over, found)
                 if mixture in printed(k) and {*study.tasks(k)} <= {*paper()["tasks"]}:
-                    others += _against_parts(mixture, printed(k), study.tasks(k), over)
+                    others += _against_parts([mixture, *parts], printed(k), study.tasks(k), over)
         blocks += [Block(_ours(study, k), rows)] if rows else []
         blocks += [Block(_theirs(k), others)] if others else []
     return Table(
@@ -54,15 +55,16 @@ def bound(study: Study) -> Table:
 
 
 def _against_parts(
-    mixture: str, of: Means, tasks: Sequence[str], over: Sequence[str], found: Estimate | None = None
+    methods: Sequence[str], of: Means, tasks: Sequence[str], over: Sequence[str], found: Estimate | None = None
 ) -> list[list[Cell]]:
-    """The best part of each task, the mixture, and the difference."""
-    tops = {task: max(PARTS[mixture], key=lambda part, task=task: of[part][task]) for task in tasks}  # type: ignore[misc]
+    """methods: a mixture and its parts. The best part of each task, the mixture, and the difference."""
+    mixture, *parts = methods
+    tops = {task: max(parts, key=lambda part, task=task: of[part][task]) for task in tasks}  # type: ignore[misc]
     best = {task: of[top][task] for task, top in tops.items()}
     gaps = {task: of[mixture][task] - best[task] for task in tasks}
     last = Cell(fmean(gaps.values()), signed=True) if found is None else gap(found, found.verdict != "not decided")
     return [
-        [Cell(f"best of {', '.join(PARTS[mixture])}"), *(Cell(best.get(t), note=tops.get(t, "")) for t in over), Cell(fmean(best.values()))],
+        [Cell(f"best of {', '.join(parts)}"), *(Cell(best.get(t), note=tops.get(t, "")) for t in over), Cell(fmean(best.values()))],
         [Cell(mixture), *(Cell(of[mixture].get(t) if t in tasks else None) for t in over), Cell(fmean(of[mixture][t] for t in tasks))],
         [Cell(f"{mixture} − best part"), *(Cell(gaps.get(t), signed=True) for t in over), last],
     ]  # fmt: skip

@@ -66,7 +66,7 @@ def build(folder: Path) -> Report:
     if study.own_rows:
         tables = {name: table for name, table in tables.items() if name not in ASKED_OF_STUDIES}
     absent = {
-        "Table 1": "table 1 (no runs with K other than all)", "Table 2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts)",
+        "Table 1": "table 1 (no runs with K other than all)", "Table 2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts, each with one set of options)",
         "Table 3": "table 3 (no runs with K = all)", "Table 4": f"table 4 (no {EFFICIENCY}, and no finished runs of full and another method)",
         "beside the paper": "the paper's numbers (no task, size and method in common)", "differences": "differences (needs two methods on the same tasks)",
         "average ranks": "average ranks (needs two methods on two tasks)",
@@ -127,18 +127,20 @@ def efficiency_of(path: Path) -> list[dict[str, Any]] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {expected}, or remove it") from None
-    ratios = ("train", "inference", "train_memory")
     for row in found if isinstance(found, list) else [None]:
-        numbers = (
-            [row.get(name) for name in ratios]
-            if isinstance(row, dict) and isinstance(row.get("method"), str)
-            else ["no method"]
-        )
-        if not all(
-            value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in numbers
+        if not (isinstance(row, dict) and isinstance(row.get("method"), str)) or not all(
+            _is_ratio(row.get(name)) and _is_range(row.get(f"{name}_range")) for name in evidence.RATIOS
         ):
             raise UserError(f"{path}: {str(row)[:80]}; {expected}, or remove it")
     return found
+
+
+def _is_ratio(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _is_range(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_ratio, value)))
 
 
 def _table(rows: Iterator[Sequence[Any]]) -> bytes:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,12 +46,23 @@ def looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
             found[method] = {
                 "color": colour,
                 "linestyle": DASHES[place % len(DASHES)],
-                "zorder": 3 if method == OURS else 2,
+                "zorder": 3 if preset == OURS else 2,
             }
     return found
 
 
 ENLARGED = 1.6  # at most, on a page
+LETTERS = 28  # of a line of a name
+
+
+def wrapped(name: str, letters: int = LETTERS) -> str:
+    """A name in as many lines as it needs."""
+    return textwrap.fill(name, letters, break_on_hyphens=False)
+
+
+def across(*drawn: Any) -> float:
+    """The width of the widest of some texts or legends, in inches."""
+    return max(one.get_window_extent().width / one.figure.dpi for one in drawn)
 
 
 @contextmanager
@@ -81,18 +93,19 @@ def multiples(name: str, texts: tuple[str, str], places: Sequence[Any], draw: Ca
     """Small multiples: `draw(panel, place)` for each place, at most four in a row, one legend above. texts: title, caption."""
     columns = min(len(places), 4)
     rows = -(-len(places) // columns)
-    with canvas(name, rows, columns, 0.6 + 2.5 * max(columns, 2), 0.7 + 2.1 * rows) as (drawing, axes):
+    with canvas(name, rows, columns, 0.6 + 2.5 * max(columns, 2), 1.0) as (drawing, axes):
         for panel, place in zip(axes, places):
             draw(panel, place)
             panel.grid(axis="y")
         for panel in axes[len(places) :]:
             panel.set_visible(False)
-        entries = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels())}
-        drawing.legend(
-            entries.values(),
-            entries.keys(),
-            loc="outside upper left",
-            ncols=min(len(entries), 2 * max(columns, 2)),
-            fontsize=8.5,
-        )
+        entries = {wrapped(text): handle for panel in axes for handle, text in zip(*panel.get_legend_handles_labels())}
+        for ncols in range(len(entries), 0, -1):
+            legend = drawing.legend(
+                entries.values(), entries.keys(), loc="outside upper left", ncols=ncols, fontsize=8.5
+            )
+            if ncols == 1 or across(legend) < drawing.get_figwidth():
+                break
+            legend.remove()
+        drawing.set_figheight(0.35 + 2.1 * rows + legend.get_window_extent().height / drawing.dpi)
         return finish(name, *texts, drawing)

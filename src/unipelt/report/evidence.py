@@ -20,6 +20,7 @@ INTERVALS = (
     "95 % intervals of paired differences: the same resampled test rows for every method, and Student's t over the seeds that both have. "
     "Bold: real, which is p < 0.05 after Holm's correction over the methods of the column."
 )
+RATIOS = {"train": "training time", "inference": "inference time", "train_memory": "training memory"}
 
 
 def differences(study: Study) -> Table:
@@ -28,7 +29,7 @@ def differences(study: Study) -> Table:
     blocks = []
     for k, compared in study.compared.items():
         which = [method for method in study.methods(k) if method == compared.best or method in compared.to_best]
-        columns = [_column(compared)]
+        columns = [_column(compared)] * (len(over) > 1)
         for task in over:
             of = study.samples.get((k, task))
             there = [method for method in study.methods(k) if of and method in of.values]
@@ -38,7 +39,7 @@ def differences(study: Study) -> Table:
     return Table(
         "differences",
         "Difference to the best method, ×100",
-        ["method", "average", *map(task_label, over)],
+        ["method", *["average"] * (len(over) > 1), *map(task_label, over)],
         blocks,
         [INTERVALS],
     )
@@ -98,30 +99,7 @@ def _judgement(claim: Claim) -> Cell:
 def efficiency(study: Study, measured: Sequence[dict[str, Any]] | None) -> Table:
     """The paper's table 4, from a benchmark's ratios; else from the runs' own seconds, training alone."""
     if measured:
-        order = sorted(measured, key=lambda row: method_order(str(row["method"])))
-        names = [
-            name for name in ("train", "inference", "train_memory") if any(row.get(name) is not None for row in order)
-        ]
-        heads = {"train": "training time", "inference": "inference time", "train_memory": "training memory"}
-        rows = [[Cell(str(row["method"])), *(Cell(row.get(name)) for name in names)] for row in order]
-        theirs = {m: {"train": t / 100, "inference": i / 100} for m, (t, i) in paper()["time"].items()}
-        printed = [
-            [Cell(m), *(Cell(theirs[m].get(name)) for name in names)]
-            for m in (row[0].text for row in rows)
-            if m in theirs
-        ]
-        return Table(
-            "table4-cost",
-            "Cost, full fine-tuning = 1 (the paper's table 4)",
-            ["method", *(heads[n] for n in names)],
-            [
-                Block(f"ours, {study.model}", rows),
-                *([Block(f"the paper, {paper()['base']}", printed)] if printed else []),
-            ],
-            [
-                "Ours: measured side by side by a benchmark (efficiency.json). The paper's are of its own code and device."
-            ],
-        )
+        return _measured(measured, asked=not study.own_rows)
     steps: dict[tuple, list[float]] = defaultdict(list)
     widths: dict[str, set[int]] = defaultdict(set)
     for row in study.chosen:
@@ -137,10 +115,49 @@ def efficiency(study: Study, measured: Sequence[dict[str, Any]] | None) -> Table
         for method in sorted(ratios, key=method_order)
     ]
     return Table(
-        "table4-seconds", "Seconds a step of the runs themselves, full fine-tuning = 1 (in place of the paper's table 4)", ["method", "training, evaluation included", "runs at once"],
+        "table4-seconds", "Seconds a step of the runs themselves, full fine-tuning = 1" + " (in place of the paper's table 4)" * (not study.own_rows), ["method", "training, evaluation included", "runs at once"],
         [Block("", rows)] if len(rows) > 1 else [],
         ["Not a benchmark: each run's share of its fleet's time as the study ran, so methods that ran more at once cost less here. Inference was not measured."],
     )  # fmt: skip
+
+
+def _measured(measured: Sequence[dict[str, Any]], asked: bool) -> Table:
+    """A benchmark's ratios, each with its lowest and highest, a block for each base, batch and machine. asked: whether the
+    paper's numbers stand beside them."""
+    order = sorted(measured, key=lambda row: method_order(str(row["method"])))
+    names = [name for name in RATIOS if any(row.get(name) is not None for row in order)]
+    places: dict[str, list[list[Cell]]] = defaultdict(list)
+    for row in order:
+        spreads = [row.get(f"{name}_range") or (None, None) for name in names]
+        cells = [Cell(row.get(name), low=low, high=high) for name, (low, high) in zip(names, spreads)]
+        places[_where(row)].append([Cell(str(row["method"])), *cells])
+    blocks = [Block(where, rows) for where, rows in places.items()]
+    theirs = {m: {"train": t / 100, "inference": i / 100} for m, (t, i) in paper()["time"].items()}
+    here = dict.fromkeys(str(row["method"]) for row in order)
+    printed = [[Cell(m), *(Cell(theirs[m].get(name)) for name in names)] for m in here if m in theirs]
+    if asked and printed:
+        blocks.append(Block(f"the paper, {paper()['base']}", printed))
+    return Table(
+        "table4-cost",
+        "Cost, full fine-tuning = 1" + " (the paper's table 4)" * asked,
+        ["method", *(RATIOS[name] for name in names)],
+        blocks,
+        [
+            "Ours: measured side by side by a benchmark (efficiency.json), medians over its rounds, with the lowest and the highest."
+            + " The paper's are of its own code and device." * asked
+        ],
+    )
+
+
+def _where(row: dict[str, Any]) -> str:
+    """Base, batch and machine of a benchmark's row, as far as it names them."""
+    said = [
+        "ours",
+        row.get("model"),
+        row.get("batch") and f"{row['batch']} rows",
+        row.get("length") and f"{row['length']} tokens",
+    ]
+    return ", ".join(str(word) for word in [*said, row.get("machine")] if word)
 
 
 def rates(study: Study) -> Table:

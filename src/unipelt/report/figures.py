@@ -7,13 +7,15 @@ from statistics import fmean
 from typing import Any
 
 from unipelt.report.cells import Grid, gather, mean, spread
-from unipelt.report.drawing import INK, Figure, canvas, finish, looks, multiples
+from unipelt.report.drawing import INK, Figure, across, canvas, finish, looks, multiples, wrapped
 from unipelt.report.names import method_order, size_label, size_order, task_label, task_order
 from unipelt.report.study import Study
 from unipelt.report.sweeps import Sweep, sweep_places
 
 Curve = dict[float, float]
 """epoch → development metric of one run"""
+PLOT_WIDE, PAGE_WIDE = 2.3, 12.0
+"""inches: of a panel without its methods' names, and of what a page shows without making it smaller"""
 
 
 def figures(study: Study) -> list[Figure]:
@@ -25,14 +27,17 @@ def answer(study: Study) -> list[Figure]:
     """Each method's average difference to the best, with its interval."""
     if not study.compared:
         return []
-    most = max(len(compared.to_best) for compared in study.compared.values()) + 1
-    with canvas("answer", 1, len(study.compared), 0.9 + 3.0 * len(study.compared), 0.9 + 0.27 * most) as (
-        drawing,
-        axes,
-    ):
+    which = {k: [compared.best, *compared.to_best] for k, compared in study.compared.items()}
+    most, lines = max(map(len, which.values())), max(wrapped(m).count("\n") + 1 for of in which.values() for m in of)
+    with canvas("answer", 1, 1, 1.0, 1.0) as (drawing, (trial,)):
+        named = across(*(trial.text(0, 0, wrapped(method)) for of in which.values() for method in of))
+        drawing.clear()
+        columns = max(1, min(len(which), int(PAGE_WIDE / (named + PLOT_WIDE))))
+        rows = -(-len(which) // columns)
+        drawing.set_size_inches(0.2 + columns * (named + PLOT_WIDE), rows * (0.9 + most * (0.12 + 0.15 * lines)))
+        axes = drawing.subplots(rows, columns, squeeze=False).flatten().tolist()
         for panel, (k, compared) in zip(axes, study.compared.items()):
-            shown = [compared.best, *compared.to_best]
-            style = looks(shown)
+            style = looks(which[k])
             panel.axvline(0, color=INK, linewidth=0.8)
             panel.plot([0], [0], "D", color=style[compared.best]["color"], markersize=6)
             for place, (method, found) in enumerate(compared.to_best.items(), start=1):
@@ -55,12 +60,15 @@ def answer(study: Study) -> list[Figure]:
                     markeredgecolor=colour,
                     markeredgewidth=1.5,
                 )
-            panel.set_yticks(range(len(shown)), shown)
+            panel.set_yticks(range(len(which[k])), map(wrapped, which[k]))
             panel.set_ylim(most - 0.5, -0.5)
             panel.set_title(size_label(k))
             panel.set_xlabel("points behind the best average")
+            panel.locator_params(axis="x", nbins=5)
             panel.grid(axis="x")
             panel.tick_params(axis="y", length=0)
+        for panel in axes[len(which) :]:
+            panel.set_visible(False)
         caption = "Difference of the average test metric to the best method's (diamond), ×100, with its 95 % interval over test rows and seeds. Filled: real after Holm's correction; hollow: not decided."  # fmt: skip
         return [finish("answer", "Average test metric, against the best method", caption, drawing)]
 
@@ -93,7 +101,7 @@ def _sweep(lines: list[Sweep], grid: Grid, panel: Any, place: tuple[int | str, s
         panel.minorticks_off()
     panel.set_xticks(values, [f"{value:g}" for value in values])
     panel.set_xlabel(lines[0].option)
-    panel.set_title(f"{task_label(place[1])}, {size_label(place[0])}")
+    panel.set_title(wrapped(f"{task_label(place[1])}, {size_label(place[0])}"))
 
 
 def curves(study: Study) -> list[Figure]:
@@ -131,7 +139,7 @@ def _learning(runs: dict[str, dict[str, list[Curve]]], panel: Any, task: str) ->
         panel.plot([*held], means, label=method, **style[method])
         edges = ([m - w for m, w in zip(means, wide)], [m + w for m, w in zip(means, wide)])
         panel.fill_between([*held], *edges, color=style[method]["color"], alpha=0.12, linewidth=0)
-    panel.set_title(task_label(task))
+    panel.set_title(wrapped(task_label(task)))
     panel.set_xlabel("epoch")
     panel.locator_params(axis="x", integer=True, nbins=5)
 
@@ -150,7 +158,7 @@ def gates(study: Study) -> list[Figure]:
             mesh = None
             for place, (panel, task) in enumerate(zip(axes, places)):
                 mesh = _heat(panel, *values[k, method, task])
-                panel.set_title(task_label(task))
+                panel.set_title(wrapped(task_label(task), 20))
                 panel.tick_params(labelleft=place % columns == 0)
             for panel in axes[len(places) :]:
                 panel.set_visible(False)

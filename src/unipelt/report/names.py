@@ -1,5 +1,7 @@
 """How tasks, methods and sizes are called, and in which order they stand."""
 
+from collections.abc import Iterable
+
 from unipelt.errors import SpecError
 from unipelt.spec import PRESETS, settings
 
@@ -25,6 +27,12 @@ def size_label(k: int | str) -> str:
 
 def preset_of(method: str) -> str:
     return method.partition("(")[0].strip()
+
+
+def occurrences(preset: str, methods: Iterable[str]) -> list[str]:
+    """What stands for a preset among methods: it itself, else each set of options that it occurs with."""
+    found = {method for method in methods if preset_of(method) == preset}
+    return [preset] if preset in found else sorted(found, key=method_order)
 
 
 def task_order(task: str) -> tuple:

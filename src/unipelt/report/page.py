@@ -58,7 +58,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     shown += [
         (name.replace("_", " "), _words(value))
         for name, value in study.facts.items()
-        if name != "model" and value not in (None, {}, [])
+        if name != "model" and _words(value)
     ]
     if ALL in study.sizes and study.incomplete:
         shown.append(
@@ -77,6 +77,9 @@ def _facts(study: Study) -> list[tuple[str, str]]:
 
 
 def _words(value: Any) -> str:
+    """Empty for what was not given."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
-    return ", ".join(map(_words, value)) if isinstance(value, list) else str(value)
+        return ", ".join(f"{name} {words}" for name, one in value.items() if (words := _words(one)))
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    return "" if value is None or value is False else str(value)

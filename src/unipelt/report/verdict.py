@@ -1,12 +1,12 @@
 """Which method to take: the development rows choose it, rows that chose nothing say how sure that is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from unipelt.report.cells import gather, mean
-from unipelt.report.significance import LEVEL, Estimate, Gap, difference, estimate, holm, level_of, sample
+from unipelt.report.cells import Seeds, gather, mean
+from unipelt.report.significance import LEVEL, Estimate, difference, estimate, holm, level_of, sample
 from unipelt.study.choose import choose
 
 
@@ -19,11 +19,11 @@ class Line:
     seeds: int
     parameters: int
     dev: float
-    """mean over seeds"""
+    """mean over its seeds"""
     test: Estimate
-    """mean over seeds, with its 95 % interval over rows and seeds"""
+    """mean over its seeds, with its 95 % interval over rows and seeds"""
     gap: Estimate | None
-    """test, this method − the one to take; None for that one itself"""
+    """test, this method − the one to take, over the seeds of both; None for that one itself, and where they share no seed"""
     corrected: float | None
     """p of the gap after Holm's correction over the methods"""
 
@@ -52,79 +52,100 @@ class Verdict:
 def verdict(rows: Sequence[dict[str, Any]]) -> Verdict:
     """rows: the finished runs of one task and size, as a store has them. Of each method the best rate by development metric.
 
-    The method to take is the smallest whose mean development metric is within one standard error of the best's, over the seeds
-    that both have (Breiman et al. 1984, §3.4.3, for sizes of trees); with one seed the best itself.
+    Two methods are judged on the seeds that both have: where a budget or a failure left one of them fewer, its seeds may be
+    the lucky ones. The best is ahead of the most others, less those that are ahead of it. The method to take is the smallest
+    whose mean development metric is within one standard error of the best's (Breiman et al. 1984, §3.4.3, for sizes of trees),
+    which takes two seeds: without them, the best itself.
     """
     chosen = choose(rows)
     dev = {method: values for (_, _, method), values in gather(chosen, "dev").items()}
     test = {method: values for (_, _, method), values in gather(chosen).items()}
     sizes = {row["method"]: sum(row["parameters"].values()) for row in chosen}
     rates = {row["method"]: row["lr"] for row in chosen}
-    order = sorted(dev, key=lambda method: (-mean(dev[method]), sizes[method]))
+    ahead = {one: sum(_lead(dev[one], other) for other in dev.values()) for one in dev}
+    order = sorted(dev, key=lambda method: (-ahead[method], sizes[method]))
     best = order[0]
-    near = [method for method in order if _within(dev[best], dev[method])]
+    near = [method for method in order if method == best or _within(dev[best], dev[method])]
     take = min(near, key=lambda method: (sizes[method], order.index(method)))
-    of = sample(chosen[0]["task"], chosen[0]["metric"], test, chosen)
-    levels = dict(zip(order, map(estimate_one, pooled([level_of(of, method) for method in order]))))
-    others = [method for method in order if method != take]
-    gaps = dict(zip(others, map(estimate_one, pooled([difference(of, method, take) for method in others]))))
+    of = sample(f"{chosen[0]['k']}/{chosen[0]['task']}", chosen[0]["metric"], test, chosen)
+    gaps = {
+        method: estimate([difference(of, method, take)])
+        for method in order
+        if method != take and test[method].keys() & test[take].keys()
+    }
     corrected = dict(zip(gaps, holm([gap.p for gap in gaps.values()])))
     lines = [
         Line(
             method=method, lr=rates[method], seeds=len(dev[method]), parameters=sizes[method], dev=mean(dev[method]),
-            test=levels[method], gap=gaps.get(method), corrected=corrected.get(method),
+            test=estimate([level_of(of, method)]), gap=gaps.get(method), corrected=corrected.get(method),
         )
         for method in order
     ]  # fmt: skip
     majorities = [row["majority"] for row in chosen if row["majority"] is not None]
-    return Verdict(
-        chosen[0]["metric"], lines, take, best, _why(lines, take, best, near), fmean(majorities) if majorities else None
-    )
+    why = " ".join([*_chosen(dev, take, best, len(near)), *_held_out(lines)])
+    return Verdict(chosen[0]["metric"], lines, take, best, why, fmean(majorities) if majorities else None)
 
 
-def pooled(gaps: Sequence[Gap]) -> list[Gap]:
-    """Each with the variance over seeds of all of them together: two or three seeds alone tell next to nothing of it."""
-    freedom = sum(gap.freedom for gap in gaps)
-    if not freedom:
-        return list(gaps)
-    # a Gap's variance is that of its mean, of freedom + 1 seeds
-    spread = sum(gap.variance * (gap.freedom + 1) * gap.freedom for gap in gaps) / freedom
-    return [replace(gap, variance=spread / (gap.freedom + 1), freedom=freedom) for gap in gaps]
+def _lead(one: Seeds, other: Seeds) -> int:
+    """1 where one is ahead over the seeds of both, −1 where it is behind, 0 where they are equal or share none."""
+    shared = one.keys() & other.keys()
+    if not shared:
+        return 0
+    ours, theirs = (fmean(of[seed] for seed in shared) for of in (one, other))
+    return (ours > theirs) - (ours < theirs)
 
 
-def estimate_one(gap: Gap) -> Estimate:
-    return estimate([gap])
-
-
-def _within(best: dict[int, float], other: dict[int, float]) -> bool:
-    """Whether the mean gap over the seeds of both is at most its standard error."""
+def _within(best: Seeds, other: Seeds) -> bool:
+    """Whether the mean gap over the seeds of both, two at least, is at most its standard error."""
     gaps = [best[seed] - other[seed] for seed in best if seed in other]
-    if len(gaps) < 2:
-        return best is other
-    return fmean(gaps) <= stdev(gaps) / len(gaps) ** 0.5
+    return len(gaps) > 1 and fmean(gaps) <= stdev(gaps) / len(gaps) ** 0.5
 
 
-def _why(lines: Sequence[Line], take: str, best: str, near: Sequence[str]) -> str:
-    rest = [line for line in lines if line.method != take]
-    if not rest:
-        return f"{take} is the only method that finished."
-    worse = [line.method for line in rest if line.differs and line.gap and line.gap.value < 0]
-    better = [line.method for line in rest if line.differs and line.gap and line.gap.value > 0]
-    said = []
-    if take == best:
-        said.append(f"{take} is the best on the development rows.")
-        if all(line.seeds < 2 for line in lines):
-            said.append("One seed cannot tell how much of that is chance; more --seeds can.")
+def _chosen(dev: dict[str, Seeds], take: str, best: str, near: int) -> list[str]:
+    """What the development rows say, and on which seeds, where those are not the same for all."""
+    shared: dict[tuple[int, ...], list[str]] = {}
+    for method in dev:
+        if method != best:
+            shared.setdefault(tuple(sorted(dev[best].keys() & dev[method].keys())), []).append(method)
+    if not shared:
+        return [f"There is no other method to compare {take} with."]
+    if not any(shared):
+        return [f"It is the smallest, and nothing more is known: no other method has finished a seed that {take} has."]
+    equal = [
+        other for seeds, others in shared.items() for other in others if seeds and not _lead(dev[best], dev[other])
+    ]
+    if take == best and equal:
+        said = [f"{take} is the smallest of {len(equal) + 1} that are equal, and the best, on the development rows."]
+    elif take == best:
+        said = [f"{take} is the best on the development rows."]
     else:
-        said.append(
-            f"{best} is ahead on the development rows, by less than one standard error; {take} is the smallest of {len(near)} that near."
-        )
+        said = [f"{best} is ahead on the development rows, by less than one standard error; {take} is the smallest of {near} that near."]  # fmt: skip
+    unlike = len({*map(frozenset, dev.values())}) > 1
+    for seeds, others in shared.items() if unlike else ():
+        names = " and ".join(others)
+        if not seeds:
+            said.append(f"Of {names} nothing is known beside it: they have no finished seed in common.")
+        elif len(seeds) < len(set().union(*dev.values())):
+            listed = " and ".join(map(str, seeds))
+            said.append(
+                f"Against {names} it was judged on seed{'s' * (len(seeds) > 1)} {listed} alone, which both have."
+            )
+    if any(len(seeds) == 1 for seeds in shared):
+        said.append("One seed cannot tell how much of that is chance; more --seeds can.")
+    return said
+
+
+def _held_out(lines: Sequence[Line]) -> list[str]:
+    """What the rows say that chose nothing."""
+    worse = [line.method for line in lines if line.differs and line.gap and line.gap.value < 0]
+    better = [line.method for line in lines if line.differs and line.gap and line.gap.value > 0]
+    said = []
     if better:
         said.append(
             f"On the held-out rows {' and '.join(better)} did better, beyond chance: look again with more seeds."
         )
     if worse:
         said.append(f"On the held-out rows it is better than {' and '.join(worse)}, beyond chance.")
-    if not worse and not better:
+    if any(line.gap for line in lines) and not worse and not better:
         said.append("On the held-out rows no difference to it is beyond chance.")
-    return " ".join(said)
+    return said
