@@ -11,7 +11,8 @@ from study.conftest import results
 from unipelt.errors import CheckpointError
 from unipelt.fleet import loop
 from unipelt.study import engine
-from unipelt.study.store import Store
+from unipelt.study.plan import Setting
+from unipelt.study.store import Cell, Store
 
 
 @pytest.fixture
@@ -103,6 +104,43 @@ def test_a_plan_is_its_flags_and_flags_take_precedence(words, run, tiny_base: st
     said = run("study", "glue", "--plan", tmp_path / "plan.toml", *flags)
     assert said.code == 0 and "5 of 5 runs done" in said.out
     assert Store.read(tmp_path / "out").facts["recipe"] == {"epochs": 1, "batch_size": 8}
+
+
+def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, monkeypatch):
+    """Another seed of an edited file would be another data set's; another task is lawful, and so is a failed one mended."""
+    mine, other, out = tmp_path / "mine.csv", tmp_path / "other.csv", tmp_path / "out"
+    lines = reviews.read_text().splitlines(keepends=True)
+    mine.write_text("".join(lines[:49]))
+    other.write_text("".join(lines))
+    less = ["study", "glue", *words(out)[2:4], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]
+
+    def ask(*more):
+        return run(*less, *more, "--out", out)
+
+    assert "every run failed" in ask("--tasks", mine, "--k", 45).line
+    mine.write_text("".join(lines))
+    assert ask("--tasks", mine, "--k", 16).code == 0, "of no run that failed anything is kept"
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "train_fleet", lambda *_: pytest.fail("trained"))
+        for kept in (lines[:-1], [lines[0], lines[1].replace("yes", "no"), *lines[2:]], lines[:1] + lines[:0:-1]):
+            mine.write_text("".join(kept))
+            said = ask("--tasks", mine, "--k", 16, "--seeds", 2).line
+            assert f"--out {out}: its runs of {mine} began on other rows: 60 training and no test rows, sha256 " in said
+            assert f"and not {len(kept) - 1} training" in said and "give those rows, or take another folder" in said
+        assert ask("--tasks", other, mine, "--k", 16, "--seeds", 2).line == said
+        assert len(Store.read(out).runs()) == 2, "what is refused plans nothing"
+    assert "3 of 4 runs done" in ask("--tasks", other, "--k", 16, "--seeds", 2).out
+    mine.write_text("".join(lines))
+    assert "4 of 5 runs done" in ask("--tasks", mine, "--k", 16, "--seeds", 2).out
+
+
+def test_what_another_process_planned_is_trained_on_its_rows_alone(words, run, reviews: Path, tmp_path: Path):
+    out, setting = tmp_path / "out", Setting(model=words(tmp_path)[3])
+    store = Store.create(out, setting.facts)
+    store.plan([Cell(task=str(reviews), k=16, method="head", seed=0, lr=1e-3)], {str(reviews): "60 other rows"})
+    store.assign(lambda free: {"one": free})
+    said = run("study", "glue", "--model", setting.model, "--tasks", "docstrings", "--k", 16, "--methods", "head", "--seeds", 1, "--out", out)  # fmt: skip
+    assert f"its runs of {reviews} began on other rows: 60 other rows, and not 60 training" in said.line
 
 
 @pytest.mark.parametrize("where", ["store", "state"])

@@ -159,20 +159,20 @@ def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
     from unipelt.fleet.together import Corpus
-    from unipelt.study.engine import hidden_size, planned_width
+    from unipelt.study.engine import hidden_size, identities, planned_width
     from unipelt.study.plan import in_fleets
-    from unipelt.study.store import PLANNED, Store
+    from unipelt.study.store import DONE, Store
 
     cells = grid.cells(hidden_size(setting.model))
     corpus = Corpus()
     with _engine(engine, device, gpus, corpus) as (target, train):
         store = Store.create(out, setting.facts)
-        done = {cell for cell, status in store.statuses() if status != PLANNED}
-        for cell in {cell.task: cell for cell in cells if cell not in done}.values():
-            corpus.splits(
-                replace(setting.request(cell), k="all")
-            )  # data that cannot be had is said before any training
-        store.plan(cells)
+        done = {cell for cell, status in store.statuses() if status in DONE}
+        missing = [cell for cell in cells if cell not in done]
+        for cell in {cell.task: cell for cell in missing}.values():
+            whole = replace(setting.request(cell), k="all")
+            corpus.splits(whole)  # data that cannot be had is said before any training
+        store.plan(cells, identities(missing, setting, corpus))
         width, mixed = planned_width(setting, target), target.type != "cpu"
         store.assign(lambda free: in_fleets(free, width, mixed, setting.mix_methods))
         with StudyWatch(store) as watch:
