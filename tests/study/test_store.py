@@ -2,6 +2,7 @@
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,24 @@ def test_runs_get_a_fleet_once(tmp_path: Path):
     store.plan(CELLS)
     store.assign(lambda free: {"two": free})
     assert store.fleets() == {"one": CELLS[:3], "two": CELLS[3:]}
+
+
+def test_what_failed_is_planned_anew_by_itself(tmp_path: Path):
+    """Once its fleet has nothing left to do: until then the fleet is trained as it was planned, by whatever process."""
+    store = Store.create(tmp_path / "new", {})
+    store.plan(CELLS)
+    store.assign(lambda free: {"one": free})
+    store.finish({CELLS[0]: replace(RESULT, status="failed: why"), CELLS[1]: RESULT})
+    store.plan(CELLS)
+    assert store.pending() == CELLS[2:]
+    store.finish(dict.fromkeys(CELLS[2:], RESULT))
+    store.plan(CELLS[1:])
+    assert not store.pending(), "that of another command is not tried"
+    store.plan(CELLS)
+    assert store.pending() == CELLS[:1] and store.fleets() == {"one": CELLS[1:]}
+    assert {store.runs()[0][name] for name in ("dev", "curve", "predictions")} == {None}
+    store.assign(lambda free: {"two": free})
+    assert store.fleets()["two"] == CELLS[:1]
 
 
 def test_a_finish_is_whole_or_not_at_all(tmp_path: Path):

@@ -21,7 +21,7 @@ from study.conftest import METHODS, results
 from unipelt.fleet.loop import Fleet
 from unipelt.fleet.state import STATE
 from unipelt.study import engine
-from unipelt.study.store import Store
+from unipelt.study.store import Cell, Store
 
 KILLS = 20
 
@@ -132,7 +132,7 @@ def test_what_is_done_is_not_done_again(undisturbed: Path, words, run, monkeypat
     assert said.code == 0 and "16 of 16 runs done" in said.out
 
 
-def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path):
+def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     given = words(tmp_path / "out")
     at = given.index("--k")
     given[at + 2] = "5000"
@@ -140,6 +140,11 @@ def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path)
     assert said.code == 0 and "8 of 16 runs done, 8 failed: --k 5000" in said.out
     rows = Store.read(tmp_path / "out").runs(["k", "status"])
     assert {row["k"] for row in rows if row["status"].startswith("failed: --k 5000")} == {5000}
+    original, before = engine.train_fleet, results(tmp_path / "out")
+    tried: list[Cell] = []
+    monkeypatch.setattr(engine, "train_fleet", lambda *given: (tried.extend(given[1]), original(*given)))
+    assert "8 of 16 runs done, 8 failed: --k 5000" in run(*given).out, "what failed is tried again, and said again"
+    assert len(tried) == 8 and {cell.k for cell in tried} == {5000} and results(tmp_path / "out") == before
 
 
 def test_a_study_of_which_no_run_can_be_fails(words, run, tmp_path: Path):

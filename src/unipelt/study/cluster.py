@@ -118,7 +118,9 @@ class Cluster:
                         tell(f"a worker died with {len(cells)} runs of {cells[0].method}; they are begun anew")
                         working[begin(cells)] = cells
                     else:
-                        said = failed(f"its worker died {DEATHS} times ({type(error).__name__}); lower --width")
+                        said = failed(
+                            f"its worker died {DEATHS} times ({type(error).__name__}); lower --width, with another --out"
+                        )
                         store.finish(dict.fromkeys(set(store.pending()) & set(cells), said))
                 del working[one]
 

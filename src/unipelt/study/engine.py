@@ -114,7 +114,12 @@ def train_fleet(
         except torch.OutOfMemoryError:
             forget()
             if width == 1:
-                finish({cell: failed("no memory for one run; lower --batch-size or --max-length") for cell in todo})
+                finish(
+                    {
+                        cell: failed("no memory for one run; lower --batch-size or --max-length, with another --out")
+                        for cell in todo
+                    }
+                )
                 break
             width //= 2
             torch.cuda.empty_cache()

@@ -118,7 +118,8 @@ class Store:
             return facts
 
     def plan(self, cells: Iterable[Cell], rows: dict[str, str] | None = None) -> None:
-        """Add the runs that are not there yet, in order. rows: what each task's are (`Dataset.identity`).
+        """Add the runs that are not there yet, in order, and plan those anew that failed, for another fleet; but not while
+        their fleet has runs to do, for it is trained as it was planned. rows: what each task's are (`Dataset.identity`).
 
         Raises StoreError, and adds none, where a task has runs on other rows; one of which every run has failed may change.
         """
@@ -129,7 +130,13 @@ class Store:
             for task, said in (rows or {}).items():
                 connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (ROWS + task, said))
             first = connection.execute("SELECT coalesce(max(place), -1) + 1 FROM runs").fetchone()[0]
+            nothing = ", ".join(f"{name} = NULL" for name in (*VALUES, "fleet") if name != "status")
             for place, cell in enumerate(cells, start=first):
+                connection.execute(
+                    f"UPDATE runs SET status = ?, {nothing} WHERE id = ? AND status LIKE 'failed%'"
+                    " AND fleet NOT IN (SELECT fleet FROM runs WHERE status = ? AND fleet NOT NULL)",
+                    (PLANNED, cell.id, PLANNED),
+                )
                 values = [str(cell.k) if name == "k" else getattr(cell, name) for name in KEYS]
                 connection.execute(
                     f"INSERT OR IGNORE INTO runs (id, place, status, {', '.join(KEYS)}) VALUES (?, ?, ?, {', '.join('?' * len(KEYS))})",
