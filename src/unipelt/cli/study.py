@@ -12,7 +12,7 @@ import typer
 from unipelt.cli.fields import docs, size
 from unipelt.errors import UserError
 from unipelt.fleet.recipe import Recipe
-from unipelt.study.plan import Grid, Setting
+from unipelt.study.plan import MOST_RATES, Grid, Setting
 
 app = typer.Typer(
     help="The papers' studies: tasks × sizes × methods × seeds, trained as fleets, in a store that resumes.",
@@ -36,6 +36,7 @@ _GPUS = typer.Option(1.0, help="with Ray: the share of a GPU that a fleet has, w
 _TASKS = typer.Option([], help=_grid["tasks"] + "; default: GLUE's eight")
 _SEEDS = typer.Option(None, min=1, help=_grid["seeds"] + "; default: 5")
 _LR = typer.Option([], help=_grid["lr"])
+_RATES = typer.Option(None, min=1, max=MOST_RATES, help=_grid["rates"] + "; default: 1")
 _EPOCHS = typer.Option(None, help=_recipe["epochs"] + _OWN)
 _EVERY = typer.Option(None, help=_recipe["evaluate_every"] + _OWN)
 _PATIENCE = typer.Option(None, help=_recipe["patience"] + _OWN)
@@ -48,7 +49,7 @@ def glue(
     tasks: list[str] = _TASKS,
     k: list[str] = typer.Option([], "--k", help=_grid["k"] + "; default: 100 500 1000 all"),
     methods: list[str] = typer.Option([], help=_grid["methods"] + "; default: the paper's"),
-    seeds: int | None = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
+    seeds: int | None = _SEEDS, lr: list[float] = _LR, rates: int | None = _RATES, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
     data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
     width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
@@ -60,7 +61,7 @@ def glue(
 
     grid, setting = read_plan(plan) if plan else ({}, {})
     recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
-    grid |= _given(tasks=tasks, k=[size(one) for one in k], methods=methods, seeds=seeds, lr=lr)
+    grid |= _given(tasks=tasks, k=[size(one) for one in k], methods=methods, seeds=seeds, lr=lr, rates=rates)
     setting |= _given(
         model=model, head=head, policy=head_policy, data_dir=data_dir, width=width, mix_methods=mix_methods
     )
@@ -75,7 +76,7 @@ def sweep(
     values: list[str] = typer.Option([], help=f"values of the option; default, of bottleneck alone: figure 2's {' '.join(FIGURE_2)}"),
     tasks: list[str] = typer.Option(["cola"], help=_grid["tasks"]),
     k: list[str] = typer.Option(["100"], "--k", help=_grid["k"]),
-    seeds: int | None = _SEEDS, lr: list[float] = _LR, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
+    seeds: int | None = _SEEDS, lr: list[float] = _LR, rates: int | None = _RATES, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
     data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
     width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
@@ -88,7 +89,7 @@ def sweep(
         raise UserError(f"--values is missing: expected values of {option}, such as --values 2 4 8")
     methods = methods_of(method, option, values or FIGURE_2)
     recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
-    grid = Grid(tasks=tasks, k=[size(one) for one in k], methods=methods, **_given(seeds=seeds, lr=lr))
+    grid = Grid(tasks=tasks, k=[size(one) for one in k], methods=methods, **_given(seeds=seeds, lr=lr, rates=rates))
     setting = _given(
         model=model, head=head, policy=head_policy, data_dir=data_dir, width=width, mix_methods=mix_methods
     )

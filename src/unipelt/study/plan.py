@@ -31,6 +31,8 @@ LENGTHS = {
     "rte": 70,
 }  # tokens, about
 MOST_SEEDS = 10_000
+MOST_RATES = 5
+STEP = 3.0  # between one learning rate of a method and the next lower
 QUEUE = 4  # runs in a fleet, in widths: those that end early give their place to the rest
 
 
@@ -47,7 +49,9 @@ class Grid:
     seeds: int = 5
     """data seeds: 0, 1, …"""
     lr: Sequence[float] = ()
-    """learning rates, each method at each; none given: the method's own"""
+    """learning rates, each method at each; none given: each method's own"""
+    rates: int = 1
+    """how many of each method's own learning rates, where none is given: its own, a third of it, …"""
 
     def __post_init__(self):
         for name in ("tasks", "k", "methods"):
@@ -55,8 +59,10 @@ class Grid:
                 raise UserError(f"--{name}: nothing given; expected at least one")
         if not 1 <= self.seeds <= MOST_SEEDS:
             raise UserError(f"--seeds {self.seeds}: expected 1 to {MOST_SEEDS}")
-        for method in self.methods:
-            if method.strip() != FULL:
+        if not 1 <= self.rates <= MOST_RATES:
+            raise UserError(f"--rates {self.rates}: expected 1 to {MOST_RATES}")
+        for method in map(spelt, self.methods):
+            if method != FULL:
                 spec.mixture(method)
         for task in self.tasks:
             if task not in (*GLUE, TASK.name) and not Path(task).exists() and "/" not in task:
@@ -72,11 +78,31 @@ class Grid:
         return [
             Cell(task=task, k=k, method=method, seed=seed, lr=rate)
             for k in self.k
-            for method in self.methods
-            for task in self.tasks
+            for method in map(spelt, self.methods)
+            for task in map(placed, self.tasks)
             for seed in range(self.seeds)
-            for rate in (self.lr or (default_recipe(method, hidden, 1).lr,))
+            for rate in rates_of(method, hidden, self.lr, self.rates)
         ]
+
+
+def spelt(method: str) -> str:
+    """The one way to write a method, so that equal runs are equal cells."""
+    return FULL if method.strip() == FULL else spec.spelling(method)
+
+
+def placed(task: str) -> str:
+    """The one way to name a task: a file by its path from here where it lies below, so that ./reviews.csv is reviews.csv."""
+    path, here = Path(task), Path.cwd()
+    if task in (*GLUE, TASK.name) or not path.exists():
+        return task
+    path = path.parent.resolve() / path.name
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def rates_of(method: str, hidden: int, given: Sequence[float], rates: int) -> Sequence[float]:
+    """The learning rates of a method: those given, else its own and `rates` − 1 lower ones. hidden: the base's width."""
+    own = default_recipe(method, hidden, 1).lr
+    return given or [float(f"{own / STEP**step:.2g}") for step in range(rates)]
 
 
 @dataclass(frozen=True, kw_only=True)

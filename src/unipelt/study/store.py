@@ -11,7 +11,7 @@ from typing import Any
 
 from unipelt.errors import StoreError
 from unipelt.fleet.outcome import DONE as DONE
-from unipelt.fleet.outcome import Result
+from unipelt.fleet.outcome import Result, settled
 
 FILE, FORMAT = "study.sqlite", 1
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
@@ -25,7 +25,7 @@ class Cell:
     """One run of a study, as planned. Two cells that are equal are the same run."""
 
     task: str
-    """a GLUE task, docstrings, or the stem of a file"""
+    """a GLUE task, docstrings, a file, or a data set of the hub"""
     k: int | str
     """training rows, or all"""
     method: str
@@ -37,7 +37,8 @@ class Cell:
 
     @property
     def id(self) -> str:
-        return f"{self.task}/{self.k}/{self.method}/{self.seed}/{self.lr:g}"
+        rate = f"{self.lr:g}"
+        return f"{self.task}/{self.k}/{self.method}/{self.seed}/{rate if float(rate) == self.lr else self.lr}"
 
 
 KEYS = tuple(f.name for f in fields(Cell))
@@ -90,7 +91,7 @@ class Store:
         store = cls(path, connection)
         theirs, ours = _options(store.facts), _options(json.loads(json.dumps(facts)))
         for name in ours | theirs:
-            if theirs.get(name) != ours.get(name):
+            if settled(name, theirs) != settled(name, ours):
                 store.close()
                 held, asked = (_words(options.get(name)) for options in (theirs, ours))
                 raise StoreError(
