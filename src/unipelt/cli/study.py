@@ -1,7 +1,7 @@
 """`unipelt study`: the papers' studies, run by run into a store that any kill leaves whole."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,16 +10,19 @@ from typing import Any
 import typer
 
 from unipelt.cli.fields import docs, size
-from unipelt.errors import UserError
+from unipelt.errors import DataError, UserError
+from unipelt.fleet.outcome import Request
 from unipelt.fleet.recipe import Recipe
-from unipelt.study.plan import MOST_RATES, Grid, Setting
+from unipelt.study.plan import MOST_RATES, Grid, Setting, arranged, read_plan
+from unipelt.study.plan import sweep as varied
+from unipelt.study.store import Cell
 
 app = typer.Typer(
     help="The papers' studies: tasks × sizes × methods × seeds, trained as fleets, in a store that resumes.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-_grid, _setting, _recipe = docs(Grid), docs(Setting), docs(Recipe)
+_grid, _setting, _recipe, _request = docs(Grid), docs(Setting), docs(Recipe), docs(Request)
 _OWN = "; default: the method's own"
 _OUT = typer.Option("", help="needed: folder of the study; the same command again does what is missing")
 FIGURE_2 = ("3", "6", "12", "24", "48", "96", "192")  # sizes of adapters
@@ -37,6 +40,10 @@ _TASKS = typer.Option([], help=_grid["tasks"] + "; default: GLUE's eight")
 _SEEDS = typer.Option(None, min=1, help=_grid["seeds"] + "; default: 5")
 _LR = typer.Option([], help=_grid["lr"])
 _RATES = typer.Option(None, min=1, max=MOST_RATES, help=_grid["rates"] + "; default: 1")
+_TEXT, _PAIR, _LABEL, _KIND, _TEST, _GROUP = (
+    typer.Option(None, help=_request[name]) for name in ("text", "pair", "label", "kind", "test", "group")
+)
+_DEV = typer.Option(None, help=_request["dev_rows"] + "; default: 1000")
 _EPOCHS = typer.Option(None, help=_recipe["epochs"] + _OWN)
 _EVERY = typer.Option(None, help=_recipe["evaluate_every"] + _OWN)
 _PATIENCE = typer.Option(None, help=_recipe["patience"] + _OWN)
@@ -51,22 +58,16 @@ def glue(
     methods: list[str] = typer.Option([], help=_grid["methods"] + "; default: the paper's"),
     seeds: int | None = _SEEDS, lr: list[float] = _LR, rates: int | None = _RATES, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
+    text: str | None = _TEXT, pair: str | None = _PAIR, label: str | None = _LABEL, kind: str | None = _KIND,
+    test: str | None = _TEST, group: str | None = _GROUP, dev_rows: int | None = _DEV,
     data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
     width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
     device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
     plan: str = typer.Option("", help="TOML file with these options (underscores for dashes); flags take precedence"),
 ) -> None:  # fmt: skip
     """Tables 1 to 3 of UniPELT: every task, size, method and seed."""
-    from unipelt.study.plan import read_plan
-
-    grid, setting = read_plan(plan) if plan else ({}, {})
-    recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
-    grid |= _given(tasks=tasks, k=[size(one) for one in k], methods=methods, seeds=seeds, lr=lr, rates=rates)
-    setting |= _given(
-        model=model, head=head, policy=head_policy, data_dir=data_dir, width=width, mix_methods=mix_methods
-    )
-    setting["recipe"] = setting.get("recipe", {}) | recipe
-    _run(Grid(**grid), Setting(**setting), out, engine, device, gpus_per_fleet)
+    given = _given(locals())
+    _run((read_plan(plan) if plan else {}) | given, out, engine, device, gpus_per_fleet)
 
 
 @app.command()
@@ -78,22 +79,17 @@ def sweep(
     k: list[str] = typer.Option(["100"], "--k", help=_grid["k"]),
     seeds: int | None = _SEEDS, lr: list[float] = _LR, rates: int | None = _RATES, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
+    text: str | None = _TEXT, pair: str | None = _PAIR, label: str | None = _LABEL, kind: str | None = _KIND,
+    test: str | None = _TEST, group: str | None = _GROUP, dev_rows: int | None = _DEV,
     data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
     width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
     device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
 ) -> None:  # fmt: skip
     """Figures 2 and 3 of UniPELT: one option of one preset, varied."""
-    from unipelt.study.plan import sweep as methods_of
-
+    given = _given(locals())
     if not values and option != "bottleneck":
         raise UserError(f"--values is missing: expected values of {option}, such as --values 2 4 8")
-    methods = methods_of(method, option, values or FIGURE_2)
-    recipe = _given(epochs=epochs, evaluate_every=evaluate_every, patience=patience, batch_size=batch_size, max_length=max_length)  # fmt: skip
-    grid = Grid(tasks=tasks, k=[size(one) for one in k], methods=methods, **_given(seeds=seeds, lr=lr, rates=rates))
-    setting = _given(
-        model=model, head=head, policy=head_policy, data_dir=data_dir, width=width, mix_methods=mix_methods
-    )
-    _run(grid, Setting(**setting, recipe=recipe), out, engine, device, gpus_per_fleet)
+    _run(given | {"methods": varied(method, option, values or FIGURE_2)}, out, engine, device, gpus_per_fleet)
 
 
 @app.command()
@@ -155,7 +151,8 @@ def _engine(name: str, device: str, gpus: float, corpus: Any) -> Iterator[tuple[
         yield device_of(device), partial(run_study, device=device, corpus=corpus)
 
 
-def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus: float) -> None:
+def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float) -> None:
+    grid, setting = arranged(given)
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
@@ -170,13 +167,13 @@ def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus:
         store = Store.create(out, setting.facts)
         done = {cell for cell, status in store.statuses() if status in DONE}
         missing = [cell for cell in cells if cell not in done]
-        for cell in {cell.task: cell for cell in missing}.values():
-            whole = replace(setting.request(cell), k="all")
-            corpus.splits(whole)  # data that cannot be had is said before any training
+        notes = _notes(missing, setting, corpus)
         store.plan(cells, identities(missing, setting, corpus))
         width, mixed = planned_width(setting, target), target.type != "cpu"
         store.assign(lambda free: in_fleets(free, width, mixed, setting.mix_methods))
         with StudyWatch(store) as watch:
+            for note in notes:
+                watch.tell(note)
             train(store, setting, tell=watch.tell, watch=watch)
     statuses = [status for _, status in store.statuses()]
     failed = [status for status in statuses if status.startswith("failed")]
@@ -186,6 +183,25 @@ def _run(grid: Grid, setting: Setting, out: str, engine: str, device: str, gpus:
     print(f"  tables and figures: `unipelt report {out}`; rows: {Path(out) / 'study.sqlite'}, table runs")
 
 
-def _given(**flags: Any) -> dict[str, Any]:
+def _notes(cells: list[Cell], setting: Setting, corpus: Any) -> list[str]:
+    """What there is to say of the rows, once for each task and size, as the first seed draws them.
+
+    Raises DataError where a task's data cannot be had, before anything is trained.
+    """
+    from unipelt.fleet.tune import what_was_read
+
+    notes: dict[str, None] = {}
+    for task in dict.fromkeys(cell.task for cell in cells):
+        firsts = {cell.k: setting.request(cell) for cell in reversed(cells) if cell.task == task}
+        whole = replace(next(iter(firsts.values())), k="all")
+        notes[what_was_read(whole, corpus.splits(whole).task)] = None
+        for request in reversed(firsts.values()):
+            with suppress(DataError):  # a size that these rows do not have: said in each of its runs' rows
+                notes |= dict.fromkeys(corpus.splits(request).notes)
+    return list(notes)
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given."""
-    return {name: value for name, value in flags.items() if value not in (None, [], "")}
+    given = {name: value for name, value in flags.items() if value not in (None, [], "")}
+    return given | ({"k": [size(one) for one in given["k"]]} if "k" in given else {})

@@ -33,7 +33,7 @@ class Request:
     task: str
     """a GLUE task, docstrings (the built-in task), a CSV, JSONL or Parquet file, or a hub data set"""
     k: int | str = "all"
-    """training rows, drawn by the seed; all: every row"""
+    """training rows, drawn by the seed; all: every row but those that choose the checkpoint"""
     method: str = spec.DEFAULT
     """a preset with its options, such as lora(r=16), or full"""
     seed: int = 0
@@ -57,7 +57,7 @@ class Request:
     group: str | None = None
     """column of what no split may part, such as the author of a text"""
     dev_rows: int = 1000
-    """rows that choose the checkpoint, at most; the papers have 1,000"""
+    """rows that choose the checkpoint, at most; 10 or more, the papers have 1,000"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """what is given of the recipe; the rest is the method's default"""
 
