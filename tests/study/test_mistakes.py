@@ -45,6 +45,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--out", "UNLABELLED"], "cannot be made (File exists); take another folder"),
         (["--out", ""], "--out is missing"),
         (["--engine", "moon"], "--engine moon: expected here or ray"),
+        (["--gpus-per-fleet", "7"], "--gpus-per-fleet 7: counts with --engine ray alone; add that, or leave it out"),
         (["--engine", "ray", "--gpus-per-fleet", "2"], "--gpus-per-fleet 2.0: expected above 0, to 1"),
         (["--engine", "ray", "--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
         (["--plan", "no.toml"], "--plan no.toml: No such file or directory; expected a TOML file"),

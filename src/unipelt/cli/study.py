@@ -1,5 +1,6 @@
 """`unipelt study`: the papers' studies, run by run into a store that any kill leaves whole."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,7 +20,6 @@ from unipelt.study.store import Cell
 
 app = typer.Typer(
     help="The papers' studies: tasks × sizes × methods × seeds, trained as fleets, in a store that resumes.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 _grid, _setting, _recipe, _request = docs(Grid), docs(Setting), docs(Recipe), docs(Request)
@@ -35,7 +35,7 @@ _WIDTH = typer.Option(None, min=0, help=_setting["width"] + "; default: 0")
 _MIX = typer.Option(None, help=_setting["mix_methods"] + "; default: no-mix-methods")
 _DEVICE = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda")
 _ENGINE = typer.Option("here", help="here: this process; ray: a Ray cluster, that of RAY_ADDRESS or else this machine")
-_GPUS = typer.Option(1.0, help="with Ray: the share of a GPU that a fleet has, where there are GPUs")
+_GPUS = typer.Option(None, help="with Ray: the share of a GPU that a fleet has, where there are GPUs; default: 1")
 _TASKS = typer.Option([], help=_grid["tasks"] + "; default: GLUE's eight")
 _SEEDS = typer.Option(None, min=1, help=_grid["seeds"] + "; default: 5")
 _LR = typer.Option([], help=_grid["lr"])
@@ -62,7 +62,7 @@ def glue(
     test: str | None = _TEST, group: str | None = _GROUP, dev_rows: int | None = _DEV,
     data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
     width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
-    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
+    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT,
     plan: str = typer.Option("", help="TOML file with these options (underscores for dashes); flags take precedence"),
 ) -> None:  # fmt: skip
     """Tables 1 to 3 of UniPELT: every task, size, method and seed."""
@@ -83,7 +83,7 @@ def sweep(
     test: str | None = _TEST, group: str | None = _GROUP, dev_rows: int | None = _DEV,
     data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
     width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
-    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float = _GPUS, out: str = _OUT,
+    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT,
 ) -> None:  # fmt: skip
     """Figures 2 and 3 of UniPELT: one option of one preset, varied."""
     given = _given(locals())
@@ -101,12 +101,16 @@ def efficiency(
     rounds: int = typer.Option(5, help="timed steps of each method, in turns, of training and of inference"),
     device: str = _DEVICE,
     out: str = typer.Option(
-        "", help="needed: folder of a study, or a new one: `unipelt report` shows what is found beside it"
+        "",
+        help="needed: folder of a study, in whose report it then stands; or a new one, where the study may come later",
     ),
 ) -> None:
     """Table 4 of UniPELT on this machine: what each method costs beside full fine-tuning."""
     if not out:
         raise UserError("--out is missing: expected a folder, such as that of a study")
+    where = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists())
+    if not where.is_dir() or not os.access(where, os.W_OK):
+        raise UserError(f"--out {out}: {where} is {'not writable' if where.is_dir() else 'a file'}; expected a folder")
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import cost_table, terminal
     from unipelt.fleet.ready import device_of
@@ -135,14 +139,16 @@ def export(
 
 
 @contextmanager
-def _engine(name: str, device: str, gpus: float, corpus: Any) -> Iterator[tuple[Any, Callable]]:
+def _engine(name: str, device: str, gpus: float | None, corpus: Any) -> Iterator[tuple[Any, Callable]]:
     """What a study trains on, and how."""
     if name not in ("here", "ray"):
         raise UserError(f"--engine {name}: expected here or ray")
+    if name != "ray" and gpus is not None:
+        raise UserError(f"--gpus-per-fleet {gpus:g}: counts with --engine ray alone; add that, or leave it out")
     if name == "ray":
         from unipelt.study.cluster import Cluster
 
-        with Cluster(device, gpus) as cluster:
+        with Cluster(device, 1.0 if gpus is None else gpus) as cluster:
             yield cluster.device, cluster.run_study
     else:
         from unipelt.fleet.ready import device_of
@@ -151,7 +157,7 @@ def _engine(name: str, device: str, gpus: float, corpus: Any) -> Iterator[tuple[
         yield device_of(device), partial(run_study, device=device, corpus=corpus)
 
 
-def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float) -> None:
+def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float | None) -> None:
     grid, setting = arranged(given)
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
