@@ -6,6 +6,8 @@ import sys
 from inspect import signature
 from pathlib import Path
 
+import pytest
+
 import unipelt
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pyarrow", "datasets", "matplotlib", "jinja2")
@@ -49,6 +51,12 @@ def test_help_is_there_in_half_a_second():
 
 def test_the_version_is_told(run):
     assert run("--version").out == f"unipelt {unipelt.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [(), ("study",)])
+def test_alone_it_says_what_there_is(words: tuple, run):
+    alone, asked = run(*words), run(*words, "--help")
+    assert alone == asked and "Commands:" in alone.out and (alone.code, alone.err) == (0, "")
 
 
 def test_the_help_of_export_has_the_defaults_of_fold(run):

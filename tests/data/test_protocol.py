@@ -1,5 +1,6 @@
 """The low-resource protocol: what is drawn, what is kept apart, and what cannot be drawn."""
 
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
 
@@ -135,7 +136,7 @@ def test_a_rare_class_keeps_a_row_for_training():
         (
             made(200, shares=(99, 1)),
             5,
-            "--seed 0 draws 5 training rows of made, none of class 'class 1' (2 of 200 rows); take a larger --k",
+            "seed 0 draws 5 training rows of made, none of class 'class 1' (2 of 200 rows); add rows of it, or take a larger --k",
         ),
         (made(200, shares=(1,)), 50, "every training row of made is 'class 0'"),
         (made(10), "all", "made has 10 training rows, expected more than 10"),
@@ -151,6 +152,25 @@ def test_what_cannot_be_drawn_says_why(dataset, k, expected):
     with pytest.raises(DataError) as caught:
         split(dataset, k, seed=0)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_all_rows_lack_no_larger_k_gives():
+    dataset, said = made(200, shares=(199, 1)), set()
+    for seed in range(100):
+        with suppress(DataError):
+            split(dataset, "all", seed=seed)
+            continue
+        with pytest.raises(DataError) as caught:
+            split(dataset, "all", seed=seed)
+        said.add(str(caught.value).partition("(")[2])
+    assert said == {"1 of 200 rows); add rows of it"}
+
+
+def test_development_rows_are_at_most_what_was_asked():
+    assert len(split(made(200), 50, seed=0, dev=10).dev) == 10
+    for k in (50, "all"):
+        with pytest.raises(DataError, match="--dev-rows 9: expected 10 or more; with fewer, one row moves a metric"):
+            split(made(200), k, seed=0, dev=9)
 
 
 @pytest.mark.parametrize("seed", [-1, True, 0.5, "0"])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,10 @@ import psutil
 import pytest
 
 from study.conftest import results
-from unipelt.study.store import Store
+from unipelt.errors import DataError
+from unipelt.study.cluster import train
+from unipelt.study.plan import Setting
+from unipelt.study.store import Cell, Store
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'unipelt[ray]'")
 PATIENCE = 300.0  # a busy machine starts Ray slowly
@@ -61,6 +65,15 @@ def test_ctrl_c_leaves_no_worker(words, child, tmp_path: Path):
     assert log.read_text().splitlines()[-1] == "unipelt: stopped; the same command goes on from here"
     gone, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert len(gone) > 2 and not alive
+
+
+def test_a_worker_with_other_rows_is_named(reviews: Path):
+    task, setting = str(reviews), Setting(columns={"label": "stars"})
+    cells = [Cell(task=task, k=16, method="head", seed=0, lr=1e-3)]
+    with pytest.raises(
+        DataError, match=rf"{socket.gethostname()}: its rows of {task} are 60 training .*the study's ours"
+    ):
+        next(train(cells, set(cells), setting, "cpu", {task: "ours"}))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:99999", "nowhere", "ray://127.0.0.1:9"])

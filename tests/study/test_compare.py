@@ -70,6 +70,11 @@ def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path,
     assert run(*ask(moved, tmp_path / "moved", "--methods", "head")).code == 0
     moved.write_text(reviews.read_text().replace("word1 ", "word2 "))
     assert "holds a study with data=" in run(*ask(moved, tmp_path / "moved", "--methods", "head")).line
+    held_out = write_reviews(tmp_path / "test.csv", 20, seed=1)
+    tested = ask(reviews, tmp_path / "tested", "--methods", "head", "--test", held_out)
+    assert run(*tested).code == 0
+    held_out.write_text(held_out.read_text().replace("word1 ", "word2 "))
+    assert f"its runs of {reviews} began on other rows: 60 training and 20 test rows" in run(*tested, "--seeds", 3).line
 
 
 def test_the_minutes_are_kept_and_more_go_on(ask, run, reviews: Path, tmp_path: Path):

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from cli.conftest import SMALL
 
 from unipelt.report.build import efficiency_of
+from unipelt.study import efficiency
 from unipelt.study.efficiency import measure
 from unipelt.study.store import EFFICIENCY, Store
 
@@ -25,6 +27,14 @@ def test_what_is_measured_is_what_the_report_reads(run, tiny_base: str, tmp_path
             assert 0 < low <= row[kind] <= high and row[f"{kind}_seconds"] > 0
     assert found[0]["train"] == found[0]["inference"] == 1.0
     Store.create(tmp_path / "study", {})  # the study may come later
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(efficiency, "measure", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "under"):
+        line = run("study", "efficiency", "--out", out).line
+        assert f"--out {out}: {tmp_path / 'file'} is a file; expected a folder" in line
 
 
 def test_every_base_that_classifies_can_be_measured(base_of):

@@ -2,16 +2,19 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli.conftest import SMALL
 
 from study.conftest import results
-from unipelt.errors import CheckpointError
+from unipelt.errors import CheckpointError, UserError
 from unipelt.fleet import loop
-from unipelt.study import engine
-from unipelt.study.store import Store
+from unipelt.spec import mixture
+from unipelt.study import compare, engine
+from unipelt.study.plan import Grid, Setting, placed, spelt
+from unipelt.study.store import Cell, Store
 
 
 @pytest.fixture
@@ -42,6 +45,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--out", "UNLABELLED"], "cannot be made (File exists); take another folder"),
         (["--out", ""], "--out is missing"),
         (["--engine", "moon"], "--engine moon: expected here or ray"),
+        (["--gpus-per-fleet", "7"], "--gpus-per-fleet 7: counts with --engine ray alone; add that, or leave it out"),
         (["--engine", "ray", "--gpus-per-fleet", "2"], "--gpus-per-fleet 2.0: expected above 0, to 1"),
         (["--engine", "ray", "--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
         (["--plan", "no.toml"], "--plan no.toml: No such file or directory; expected a TOML file"),
@@ -97,12 +101,94 @@ def test_without_ray_one_line_says_how_to_get_it(words, run, tmp_path: Path, mon
 
 def test_a_plan_is_its_flags_and_flags_take_precedence(words, run, tiny_base: str, reviews: Path, tmp_path: Path):
     """Whatever their value, the default's too; what is named twice is one run."""
-    plan = {"model": "nowhere", "seeds": 7, "tasks": [str(reviews)] * 2, "k": [16, 16], "methods": [SMALL["lora"]] * 2, "lr": [1e-3, 0.001], "epochs": 1, "head_policy": "train"}  # fmt: skip
+    tasks, methods = (
+        [str(reviews), f"{reviews.parent}/./{reviews.name}"],
+        ["lora(r=2, alpha=4.0)", " lora( alpha=4e0,r=2)"],
+    )
+    plan = {"model": "nowhere", "seeds": 7, "tasks": tasks, "k": [16, 16], "methods": methods, "lr": [1e-3, 0.001], "epochs": 1, "head_policy": "train"}  # fmt: skip
     (tmp_path / "plan.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in plan.items()))
     flags = ["--model", tiny_base, "--seeds", 5, "--batch-size", 8, "--device", "cpu", "--out", tmp_path / "out"]
     said = run("study", "glue", "--plan", tmp_path / "plan.toml", *flags)
     assert said.code == 0 and "5 of 5 runs done" in said.out
+    assert {row["method"] for row in Store.read(tmp_path / "out").runs()} == {"lora(r=2, alpha=4.0)"}
     assert Store.read(tmp_path / "out").facts["recipe"] == {"epochs": 1, "batch_size": 8}
+
+
+def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, monkeypatch):
+    """Another seed of an edited file would be another data set's; another task is lawful, and so is a file of which no run
+    could be: mended, the same command trains it."""
+    mine, other, out = tmp_path / "mine.csv", tmp_path / "other.csv", tmp_path / "out"
+    lines = reviews.read_text().splitlines(keepends=True)
+    mine.write_text("".join(lines[:31]))
+    other.write_text("".join(lines))
+    less = ["study", "glue", *words(out)[2:4], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]
+
+    def ask(*more):
+        return run(*less, *more, "--out", out)
+
+    assert "every run failed, the first because --k 16" in ask("--tasks", mine, "--k", 16).line
+    mine.write_text("".join(lines))
+    assert "1 of 1 runs done" in ask("--tasks", mine, "--k", 16).out
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "train_fleet", lambda *_: pytest.fail("trained"))
+        for kept in (lines[:-1], [lines[0], lines[1].replace("yes", "no"), *lines[2:]], lines[:1] + lines[:0:-1]):
+            mine.write_text("".join(kept))
+            said = ask("--tasks", mine, "--k", 16, "--seeds", 2).line
+            assert f"--out {out}: its runs of {mine} began on other rows: 60 training and no test rows, sha256 " in said
+            assert f"and not {len(kept) - 1} training" in said and "give those rows, or take another folder" in said
+        assert ask("--tasks", other, mine, "--k", 16, "--seeds", 2).line == said
+        assert len(Store.read(out).runs()) == 1, "what is refused plans nothing"
+    assert "3 of 3 runs done" in ask("--tasks", other, "--k", 16, "--seeds", 2).out
+    mine.write_text("".join(lines))
+    assert "4 of 4 runs done" in ask("--tasks", mine, "--k", 16, "--seeds", 2).out
+
+
+def test_what_another_process_planned_is_trained_on_its_rows_alone(words, run, reviews: Path, tmp_path: Path):
+    out, setting = tmp_path / "out", Setting(model=words(tmp_path)[3])
+    store = Store.create(out, setting.facts)
+    store.plan([Cell(task=str(reviews), k=16, method="head", seed=0, lr=1e-3)], {str(reviews): "60 other rows"})
+    store.assign(lambda free: {"one": free})
+    said = run("study", "glue", "--model", setting.model, "--tasks", "docstrings", "--k", 16, "--methods", "head", "--seeds", 1, "--out", out)  # fmt: skip
+    assert f"its runs of {reviews} began on other rows: 60 other rows, and not 60 training" in said.line
+
+
+def test_each_method_has_rates_of_its_own():
+    """The study's are those of a comparison; given ones are every method's."""
+    grid = Grid(tasks=["rte"], k=["all"], methods=["full ", "head"], seeds=1, rates=3)
+    assert {(cell.method, cell.lr) for cell in grid.cells(384)} == {
+        ("full", 1e-4), ("full", 3.3e-5), ("full", 1.1e-5), ("head", 1e-2), ("head", 3.3e-3), ("head", 1.1e-3),
+    }  # fmt: skip
+    assert set(grid.cells(384)) == set(compare.cells("rte", "all", ["full", "head"], 1, 384, (), 3))
+    assert {cell.lr for cell in replace(grid, lr=[1e-3]).cells(384)} == {1e-3}
+    with pytest.raises(UserError, match="--rates 0: expected 1 to 5"):
+        replace(grid, rates=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" lora ", "lora"), ("lora()", "lora"), (" full", "full"), ("lora( alpha=4,r=2 )", "lora(r=2, alpha=4)"),
+        ('adapter(layers = 3 - 11, init="lora")', "adapter(init='lora', layers=3-11)"), (SMALL["unipelt-apl"], SMALL["unipelt-apl"]),
+        ("lora(target_modules=['query','value'])", "lora(target_modules=['query', 'value'])"),
+        ("mam(prefix=30, mlp=800, bottleneck=512, s=4.0)", "mam(prefix=30, mlp=800, bottleneck=512, s=4.0)"),
+    ],
+)  # fmt: skip
+def test_a_method_has_one_spelling(text: str, expected: str):
+    assert spelt(text) == expected == spelt(expected)
+    assert expected == "full" or mixture(expected).changes == mixture(text).changes
+
+
+def test_a_file_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("rte", "a.csv", "under/b.csv"):
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "link")
+    for task in ("a.csv", "./a.csv", "under/../a.csv", f"{tmp_path}/here/a.csv", f"{tmp_path}/link/a.csv"):
+        assert placed(task) == "a.csv"
+    assert [placed(task) for task in ("rte", "./under//b.csv", "owner/name")] == ["rte", "under/b.csv", "owner/name"]
+    monkeypatch.chdir(tmp_path / "here" / "under")
+    assert placed("../a.csv") == f"{tmp_path}/here/a.csv"
 
 
 @pytest.mark.parametrize("where", ["store", "state"])

@@ -2,6 +2,7 @@
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_what_is_written_is_read(tmp_path: Path):
         assert (row["k"], opened.runs()[4]["k"], opened.facts["recipe"]) == (100, "all", {"epochs": 3})
 
 
+def test_near_rates_are_two_runs(tmp_path: Path):
+    store, near = Store.create(tmp_path / "new", {}), [0.001, 0.0010000001, 1e-4 / 3]
+    store.plan([replace(CELLS[0], lr=rate) for rate in near])
+    assert [cell.lr for cell in store.pending()] == near
+    assert [cell.id.rpartition("/")[2] for cell in store.pending()] == ["0.001", "0.0010000001", str(1e-4 / 3)]
+    assert replace(CELLS[0], lr=5e-05).id.endswith("/5e-05") and replace(CELLS[0], lr=1).id.endswith("/1")
+
+
 def test_runs_get_a_fleet_once(tmp_path: Path):
     store = Store.create(tmp_path / "new", {})
     store.plan(CELLS[:3])
@@ -38,6 +47,24 @@ def test_runs_get_a_fleet_once(tmp_path: Path):
     store.plan(CELLS)
     store.assign(lambda free: {"two": free})
     assert store.fleets() == {"one": CELLS[:3], "two": CELLS[3:]}
+
+
+def test_what_failed_is_planned_anew_by_itself(tmp_path: Path):
+    """Once its fleet has nothing left to do: until then the fleet is trained as it was planned, by whatever process."""
+    store = Store.create(tmp_path / "new", {})
+    store.plan(CELLS)
+    store.assign(lambda free: {"one": free})
+    store.finish({CELLS[0]: replace(RESULT, status="failed: why"), CELLS[1]: RESULT})
+    store.plan(CELLS)
+    assert store.pending() == CELLS[2:]
+    store.finish(dict.fromkeys(CELLS[2:], RESULT))
+    store.plan(CELLS[1:])
+    assert not store.pending(), "that of another command is not tried"
+    store.plan(CELLS)
+    assert store.pending() == CELLS[:1] and store.fleets() == {"one": CELLS[1:]}
+    assert {store.runs()[0][name] for name in ("dev", "curve", "predictions")} == {None}
+    store.assign(lambda free: {"two": free})
+    assert store.fleets()["two"] == CELLS[:1]
 
 
 def test_a_finish_is_whole_or_not_at_all(tmp_path: Path):
@@ -96,7 +123,8 @@ def test_rows_that_say_what_no_study_says_are_a_damaged_store(damage: str, tmp_p
         Store.create(tmp_path, store.facts).pending()
 
 
-def test_another_study_or_a_full_folder_is_refused(tmp_path: Path):
+def test_another_study_or_a_full_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     facts = {"model": "x", "recipe": {"epochs": 3}, "mix_methods": False}
     Store.create(tmp_path / "a", facts)
     for other, expected in [
@@ -108,11 +136,14 @@ def test_another_study_or_a_full_folder_is_refused(tmp_path: Path):
         with pytest.raises(StoreError, match=expected):
             Store.create(tmp_path / "a", facts | other)
     (tmp_path / "b").mkdir()
+    for name in ("b", "./b", tmp_path / "b"):  # one folder
+        Store.create("c", {"model": str(name)})
+    Store.create("c", {"model": "b"})
     (tmp_path / "b" / "thesis.tex").touch()
     with pytest.raises(StoreError, match="not empty, and holds no study"):
         Store.create(tmp_path / "b", {})
     with pytest.raises(StoreError, match="no such study"):
-        Store.read(tmp_path / "c")
+        Store.read(tmp_path / "d")
 
 
 def test_many_writers_do_not_clash(tmp_path: Path):

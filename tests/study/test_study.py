@@ -21,7 +21,7 @@ from study.conftest import METHODS, results
 from unipelt.fleet.loop import Fleet
 from unipelt.fleet.state import STATE
 from unipelt.study import engine
-from unipelt.study.store import Store
+from unipelt.study.store import Cell, Store
 
 KILLS = 20
 
@@ -129,10 +129,28 @@ def test_two_processes_share_the_work(undisturbed: Path, words, tmp_path: Path, 
 def test_what_is_done_is_not_done_again(undisturbed: Path, words, run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engine, "train_fleet", lambda *_: pytest.fail("trained again"))
     said = run(*words(undisturbed))
-    assert said.code == 0 and "16 of 16 runs done" in said.out
+    assert said.code == 0 and "16 of 16 runs done" in said.out and not said.err
 
 
-def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path):
+def test_what_there_is_to_say_of_the_rows_is_said_once(words, run, reviews: Path, tmp_path: Path, monkeypatch):
+    """And not once for each seed, method and rate; columns are the options that they are for one run."""
+    text = reviews.read_text().replace("review,stars", "one,two")
+    (tmp_path / "odd.csv").write_text(text + text.splitlines(keepends=True)[7])  # once more
+    (tmp_path / "plan.toml").write_text('label = "one"\ntext = "one"\ndev_rows = 20')
+    monkeypatch.setattr(engine, "run_study", lambda *_, **__: None)
+    columns = ["--label", "two", "--plan", tmp_path / "plan.toml"]
+    given = _with(words(tmp_path / "out"), "--tasks", tmp_path / "odd.csv", "--k", 16, 30, 5000)
+    assert run(*given, *columns, "--dev-rows", 5).line.endswith("--dev-rows 5: expected 10 or more; with fewer, one row moves a metric by over a tenth")  # fmt: skip
+    assert not (tmp_path / "out" / "study.sqlite").exists() or not Store.read(tmp_path / "out").runs()
+    said = run(*_with(given, "--out", tmp_path / "second"), *columns)
+    assert said.err.splitlines() == [
+        f"{tmp_path / 'odd.csv'}: text 'one', label 'two'; 2 classes: no, yes",
+        "12 of the 61 rows of odd are held out as test set.",
+        "19 rows choose the checkpoint instead of 20: odd has no more.",
+    ]
+
+
+def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     given = words(tmp_path / "out")
     at = given.index("--k")
     given[at + 2] = "5000"
@@ -140,6 +158,11 @@ def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path)
     assert said.code == 0 and "8 of 16 runs done, 8 failed: --k 5000" in said.out
     rows = Store.read(tmp_path / "out").runs(["k", "status"])
     assert {row["k"] for row in rows if row["status"].startswith("failed: --k 5000")} == {5000}
+    original, before = engine.train_fleet, results(tmp_path / "out")
+    tried: list[Cell] = []
+    monkeypatch.setattr(engine, "train_fleet", lambda *given: (tried.extend(given[1]), original(*given)))
+    assert "8 of 16 runs done, 8 failed: --k 5000" in run(*given).out, "what failed is tried again, and said again"
+    assert len(tried) == 8 and {cell.k for cell in tried} == {5000} and results(tmp_path / "out") == before
 
 
 def test_a_study_of_which_no_run_can_be_fails(words, run, tmp_path: Path):

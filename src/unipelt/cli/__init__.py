@@ -67,7 +67,8 @@ def main(given: list[str] | None = None) -> None:
     given = sys.argv[1:] if given is None else given
     arguments = [argument for argument in given if argument != "--debug"]
     try:
-        code = build()(args=one_each(arguments) or ["--help"], prog_name="unipelt", standalone_mode=False)
+        words = [*arguments, "--help"] if arguments in ([], ["study"]) else one_each(arguments)  # alone: what there is
+        code = build()(args=words, prog_name="unipelt", standalone_mode=False)
     except UserError as error:
         code = _refuse(str(error), debug=len(arguments) < len(given))
     except WordsError as error:  # type: ignore[misc]

@@ -73,7 +73,7 @@ def compare(
     from unipelt.fleet.ready import device_of
     from unipelt.fleet.together import Corpus
     from unipelt.study.compare import METHODS, Keeper, cells, in_rounds
-    from unipelt.study.engine import hidden_size, run_study
+    from unipelt.study.engine import hidden_size, identities, run_study
     from unipelt.study.plan import Grid
     from unipelt.study.store import COMPARISON, Store
 
@@ -92,7 +92,7 @@ def compare(
         setting = replace(setting, recipe=recipe | ({"epochs": chosen} if chosen else {}))
         notes += [why] if why else []
     store = Store.create(out, {**setting.facts, COMPARISON: fingerprint})
-    store.plan(plan)
+    store.plan(plan, identities(plan, setting, corpus))
     store.assign(lambda free: in_rounds(free, mix_methods))
     keeper = Keeper(store, setting)
     with StudyWatch(store) as watch:

@@ -22,7 +22,9 @@ def train(
     method: str = typer.Option(
         "unipelt-apl", help="a preset with its options, such as 'lora(r=16)', or full; see `unipelt methods`"
     ),
-    k: str = typer.Option("all", "--k", help="training rows, drawn by the seed; all: every row"),
+    k: str = typer.Option(
+        "all", "--k", help="training rows, drawn by the seed; all: every row but those that choose the checkpoint"
+    ),
     seed: int = typer.Option(0, help="draws the rows, their order, the initial values and dropout"),
     out: str = typer.Option("", help="needed: folder of the run; the same command again goes on where it stopped"),
     data_dir: str = typer.Option("", help="folder with GLUE as parquet files; not given: the hub"),
@@ -31,7 +33,9 @@ def train(
     label: str = typer.Option("", help="column of the label"),
     kind: str = typer.Option("", help="classification or regression; not given: found"),
     test: str = typer.Option("", help="file with test rows; not given: a fifth is held out"),
-    dev_rows: int = typer.Option(1000, min=1, help="rows that choose the checkpoint, at most; the papers have 1,000"),
+    dev_rows: int = typer.Option(
+        1000, min=1, help="rows that choose the checkpoint, at most; 10 or more, the papers have 1,000"
+    ),
     group: str = typer.Option("", help="column of what no split may part, such as the author of a text"),
     head: str = typer.Option("auto", help="what the head reads: model, cls or mean; auto: what the base declares"),
     head_policy: str = typer.Option("train", help="the head: train, frozen, or paper (the papers' own policy)"),

@@ -40,12 +40,16 @@ class Splits:
 
 
 def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000) -> Splits:
-    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev`."""
+    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least."""
     name = dataset.task.name
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"data seed {seed!r}, expected a whole number from 0")
     if k != "all" and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
         raise DataError(f"--k {k}: expected a whole number from 1, or all")
+    if dev < FEWEST:
+        raise DataError(
+            f"--dev-rows {dev}: expected {FEWEST} or more; with fewer, one row moves a metric by over a tenth"
+        )
     notes = [] if dataset.complete or k != "all" else [_subset_note(dataset)]
     _check_classes(dataset)
     pool, test = dataset.train, dataset.test
@@ -64,16 +68,16 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000)
         raise DataError(f"--k {k}: {name} has {len(pool)} training rows{reserved}; expected up to {len(pool) - spare}")
     order = _together(pool, shuffled(len(pool), seed))
     train = pool.take(order[:k])
-    _check_sample(dataset, train, seed)
+    _check_sample(dataset, train, seed, wants_all)
     chosen_by = dataset.dev
     if chosen_by is None:
         rest = order[k:]
         if pool.groups is not None:  # the group at the cut is train's
             rest = [index for index in rest if pool.groups[index] != pool.groups[order[k - 1]]]
-        chosen_by = pool.take(rest[: max(dev, FEWEST)])
+        chosen_by = pool.take(rest[:dev])
         if not len(chosen_by):
             raise DataError(
-                f"--group: the {len(pool)} training rows of {name} leave no group to choose the checkpoint; leave out --group, or lower --k"
+                f"--group: the {len(pool)} training rows of {name} leave no group to choose the checkpoint; leave out --group, or take a smaller --k"
             )
         if wants_all:
             notes.append(f"{len(chosen_by)} training rows of {name} are kept back to choose the checkpoint.")
@@ -159,7 +163,7 @@ def _check_classes(dataset: Dataset) -> None:
         raise DataError(f"every training row of {task.name} is {present[0]!r}; training needs at least two classes")
 
 
-def _check_sample(dataset: Dataset, train: Rows, seed: int) -> None:
+def _check_sample(dataset: Dataset, train: Rows, seed: int, wants_all: bool) -> None:
     """Every class that the data has must be seen in training."""
     task = dataset.task
     if task.kind == "regression":
@@ -173,8 +177,8 @@ def _check_sample(dataset: Dataset, train: Rows, seed: int) -> None:
     missed = [name for name, count in class_counts(task, train).items() if not count and counts[name]]
     if missed:
         raise DataError(
-            f"--seed {seed} draws {len(train)} training rows of {task.name}, none of class {missed[0]!r} "
-            f"({counts[missed[0]]} of {len(dataset.train)} rows); take a larger --k or another --seed, or add rows of it"
+            f"seed {seed} draws {len(train)} training rows of {task.name}, none of class {missed[0]!r} "
+            f"({counts[missed[0]]} of {len(dataset.train)} rows); add rows of it{'' if wants_all else ', or take a larger --k'}"
         )
 
 

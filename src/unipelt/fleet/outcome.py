@@ -33,7 +33,7 @@ class Request:
     task: str
     """a GLUE task, docstrings (the built-in task), a CSV, JSONL or Parquet file, or a hub data set"""
     k: int | str = "all"
-    """training rows, drawn by the seed; all: every row"""
+    """training rows, drawn by the seed; all: every row but those that choose the checkpoint"""
     method: str = spec.DEFAULT
     """a preset with its options, such as lora(r=16), or full"""
     seed: int = 0
@@ -57,7 +57,7 @@ class Request:
     group: str | None = None
     """column of what no split may part, such as the author of a text"""
     dev_rows: int = 1000
-    """rows that choose the checkpoint, at most; the papers have 1,000"""
+    """rows that choose the checkpoint, at most; 10 or more, the papers have 1,000"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """what is given of the recipe; the rest is the method's default"""
 
@@ -171,7 +171,7 @@ def read_outcome(folder: Path, request: Request | None = None) -> Outcome | None
         raise CheckpointError(f"{path}: format {outcome.format!r}, this version reads format {FORMAT}")
     if request is not None:
         theirs, ours = outcome.request, json.loads(json.dumps(asdict(request)))
-        name = next((key for key in ours | theirs if _settled(key, theirs) != _settled(key, ours)), None)
+        name = next((key for key in ours | theirs if settled(key, theirs) != settled(key, ours)), None)
         if name is not None:
             raise CheckpointError(
                 f"--out {folder}: holds another run, with {name}={theirs.get(name)!r} and not {ours.get(name)!r}; take another folder, or remove it"
@@ -181,7 +181,7 @@ def read_outcome(folder: Path, request: Request | None = None) -> Outcome | None
     return outcome
 
 
-def _settled(name: str, request: dict[str, Any]) -> Any:
+def settled(name: str, request: dict[str, Any]) -> Any:
     """A field of a request; one way to write each place: reviews.csv is ./reviews.csv."""
     value = request.get(name)
     return os.path.realpath(value) if name in PLACES and value and os.path.exists(value) else value

@@ -3,7 +3,7 @@
 from unipelt.spec.change import Change, Gate, Learned, Mixture, Weight
 from unipelt.spec.forms import FORMS, Bias, Bottleneck, Form, Kronecker, LowRank, Norm, Prefix
 from unipelt.spec.lawful import LAWS, equation
-from unipelt.spec.presets import DEFAULT, PRESETS, mixture, settings
+from unipelt.spec.presets import DEFAULT, PRESETS, mixture, settings, spelling
 
 __all__ = [
     "DEFAULT",
@@ -25,4 +25,5 @@ __all__ = [
     "equation",
     "mixture",
     "settings",
+    "spelling",
 ]

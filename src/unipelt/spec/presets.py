@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Sequence
 
 from unipelt.errors import SpecError, nearest
@@ -12,6 +13,7 @@ from unipelt.spec.lawful import LINEARS
 Layers = tuple[int, ...] | None
 PRESETS: dict[str, Callable[..., Mixture]] = {}
 DEFAULT = "unipelt-apl"
+RANGE = re.compile(r"\d+-\d+")  # of layers, written without quotes
 
 
 def preset(name: str):
@@ -264,6 +266,15 @@ def settings(text: str) -> dict[str, object]:
     name, given = _call(text)
     known = inspect.signature(PRESETS[name]).parameters
     return {option: parameter.default for option, parameter in known.items()} | given
+
+
+def spelling(text: str) -> str:
+    """The one way to write a preset and its options: `lora( alpha=4,r=2 )` is `lora(r=2, alpha=4)`."""
+    name, given = _call(text)
+    order = [option for option in inspect.signature(PRESETS[name]).parameters if option in given]
+    said = [str(given[o]) if RANGE.fullmatch(str(given[o])) else repr(given[o]) for o in order]
+    options = ", ".join(f"{option}={value}" for option, value in zip(order, said))
+    return f"{name}({options})" if options else name
 
 
 def _options(text: str, options: str) -> dict[str, object]:

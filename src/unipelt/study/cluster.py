@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from unipelt.errors import UserError
+from unipelt.errors import DataError, UserError
 from unipelt.fleet.lock import Busy, alone_in
 from unipelt.fleet.together import Corpus
-from unipelt.study.engine import WAIT, failed, train_fleet
+from unipelt.study.engine import WAIT, failed, identities, train_fleet
 from unipelt.study.plan import Setting
 from unipelt.study.store import Cell, Result, Store
 
@@ -97,7 +97,7 @@ class Cluster:
         task = self.ray.remote(num_returns="streaming", max_retries=0, **share)(train)
 
         def begin(cells: list[Cell]) -> Any:
-            return task.remote(cells, set(store.pending()) & set(cells), setting, self.device.type)
+            return task.remote(cells, set(store.pending()) & set(cells), setting, self.device.type, store.rows())
 
         working, deaths = {begin(cells): cells for cells in fleets}, Counter[Cell]()
         while working:
@@ -118,16 +118,25 @@ class Cluster:
                         tell(f"a worker died with {len(cells)} runs of {cells[0].method}; they are begun anew")
                         working[begin(cells)] = cells
                     else:
-                        said = failed(f"its worker died {DEATHS} times ({type(error).__name__}); lower --width")
+                        said = failed(
+                            f"its worker died {DEATHS} times ({type(error).__name__}); lower --width, with another --out"
+                        )
                         store.finish(dict.fromkeys(set(store.pending()) & set(cells), said))
                 del working[one]
 
 
-def train(cells: list[Cell], todo: set[Cell], setting: Setting, device: str) -> Iterator[dict[Cell, Result]]:
-    """A fleet in a worker: results as they come. Begun anew it gives the same ones, for all its runs are trained again."""
+def train(
+    cells: list[Cell], todo: set[Cell], setting: Setting, device: str, rows: dict[str, str]
+) -> Iterator[dict[Cell, Result]]:
+    """A fleet in a worker: results as they come. Begun anew it gives the same ones, for all its runs are trained again.
+
+    rows: what the study's are, by task. Raises DataError where this machine has others, or none: that is no run's failure.
+    """
     arrived: SimpleQueue[dict[Cell, Result] | BaseException | None] = SimpleQueue()
-    for cell in cells:
-        _corpus().dataset(setting.request(cell))  # data that this machine alone lacks is no run's failure
+    for name, mine in identities(cells, setting, _corpus()).items():
+        if (expected := rows.get(name, mine)) != mine:
+            where = socket.gethostname()
+            raise DataError(f"{where}: its rows of {name} are {mine}, and the study's {expected}; give it the same")
 
     def work() -> None:
         try:

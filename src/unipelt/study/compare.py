@@ -9,13 +9,11 @@ from typing import Any
 
 from unipelt.errors import CheckpointError
 from unipelt.fleet.outcome import FULL, Result, write_outcome
-from unipelt.fleet.recipe import default_recipe
 from unipelt.fleet.tune import keep, outcome_of
-from unipelt.study.plan import Setting
+from unipelt.study.plan import Setting, placed, rates_of, spelt
 from unipelt.study.store import DONE, Cell, Store
 
 METHODS = ("head", "lora", "adapter", "unipelt-apl")
-STEP = 3.0  # between one learning rate of a method and the next lower
 
 
 def cells(
@@ -25,10 +23,9 @@ def cells(
     method's own, and `rates` − 1 lower ones."""
     found = []
     for seed in range(seeds):
-        for method in dict.fromkeys(methods):
-            own = default_recipe(method, hidden, 1).lr
-            for rate in lr or [float(f"{own / STEP**step:.2g}") for step in range(rates)]:
-                found.append(Cell(task=task, k=k, method=method, seed=seed, lr=rate))
+        for method in dict.fromkeys(map(spelt, methods)):
+            for rate in rates_of(method, hidden, lr, rates):
+                found.append(Cell(task=placed(task), k=k, method=method, seed=seed, lr=rate))
     return found
 
 

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +53,7 @@ def run_study(
             folder = store.path.parent / "fleets" / fleet
             with suppress(Busy), alone_in(folder):
                 if todo := set(store.pending()) & set(cells):
+                    store.check(identities(cells, setting, corpus))
                     train_fleet(store.finish, cells, todo, setting, target, corpus, folder, watch, keep, until)
                     worked = True
         if until is not None and time.monotonic() > until:
@@ -62,6 +63,12 @@ def run_study(
                 tell(f"{len(store.pending())} runs are being trained by another process; waiting for it")
             waited = True
             time.sleep(WAIT)
+
+
+def identities(cells: Iterable[Cell], setting: Setting, corpus: Corpus) -> dict[str, str]:
+    """What the rows of each of the cells' tasks are, on this machine."""
+    each = {cell.task: cell for cell in cells}
+    return {task: corpus.dataset(setting.request(cell)).identity for task, cell in each.items()}
 
 
 def train_fleet(
@@ -111,7 +118,7 @@ def train_fleet(
             if width == 1:
                 finish(
                     {
-                        cell: failed("no memory for one run; lower --batch-size or --max-length, in another --out")
+                        cell: failed("no memory for one run; lower --batch-size or --max-length, with another --out")
                         for cell in todo
                     }
                 )

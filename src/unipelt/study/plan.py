@@ -30,7 +30,10 @@ LENGTHS = {
     "mrpc": 53,
     "rte": 70,
 }  # tokens, about
+COLUMNS = ("text", "pair", "label", "kind", "test", "group", "dev_rows")  # of a request: how files are read
 MOST_SEEDS = 10_000
+MOST_RATES = 5
+STEP = 3.0  # between one learning rate of a method and the next lower
 QUEUE = 4  # runs in a fleet, in widths: those that end early give their place to the rest
 
 
@@ -39,15 +42,17 @@ class Grid:
     """Every combination of these is a run. The defaults are the protocol of U (Mao et al. 2022, §4.1)."""
 
     tasks: Sequence[str] = tuple(GLUE)
-    """GLUE tasks, docstrings (built in), or one file"""
+    """GLUE tasks, docstrings (built in), and files"""
     k: Sequence[int | str] = SIZES
-    """training rows; all: every row"""
+    """training rows; all: every row but those that choose the checkpoint, a tenth and at most 1,000"""
     methods: Sequence[str] = METHODS
     """presets with their options, such as lora(r=16), and full"""
     seeds: int = 5
     """data seeds: 0, 1, …"""
     lr: Sequence[float] = ()
-    """learning rates, each method at each; none given: the method's own"""
+    """learning rates, each method at each; none given: each method's own"""
+    rates: int = 1
+    """how many of each method's own learning rates, where none is given: its own, a third of it, …"""
 
     def __post_init__(self):
         for name in ("tasks", "k", "methods"):
@@ -55,8 +60,10 @@ class Grid:
                 raise UserError(f"--{name}: nothing given; expected at least one")
         if not 1 <= self.seeds <= MOST_SEEDS:
             raise UserError(f"--seeds {self.seeds}: expected 1 to {MOST_SEEDS}")
-        for method in self.methods:
-            if method.strip() != FULL:
+        if not 1 <= self.rates <= MOST_RATES:
+            raise UserError(f"--rates {self.rates}: expected 1 to {MOST_RATES}")
+        for method in map(spelt, self.methods):
+            if method != FULL:
                 spec.mixture(method)
         for task in self.tasks:
             if task not in (*GLUE, TASK.name) and not Path(task).exists() and "/" not in task:
@@ -72,11 +79,31 @@ class Grid:
         return [
             Cell(task=task, k=k, method=method, seed=seed, lr=rate)
             for k in self.k
-            for method in self.methods
-            for task in self.tasks
+            for method in map(spelt, self.methods)
+            for task in map(placed, self.tasks)
             for seed in range(self.seeds)
-            for rate in (self.lr or (default_recipe(method, hidden, 1).lr,))
+            for rate in rates_of(method, hidden, self.lr, self.rates)
         ]
+
+
+def spelt(method: str) -> str:
+    """The one way to write a method, so that equal runs are equal cells."""
+    return FULL if method.strip() == FULL else spec.spelling(method)
+
+
+def placed(task: str) -> str:
+    """The one way to name a task: a file by its path from here where it lies below, so that ./reviews.csv is reviews.csv."""
+    path, here = Path(task), Path.cwd()
+    if task in (*GLUE, TASK.name) or not path.exists():
+        return task
+    path = path.parent.resolve() / path.name
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def rates_of(method: str, hidden: int, given: Sequence[float], rates: int) -> Sequence[float]:
+    """The learning rates of a method: those given, else its own and `rates` − 1 lower ones. hidden: the base's width."""
+    own = default_recipe(method, hidden, 1).lr
+    return given or [float(f"{own / STEP**step:.2g}") for step in range(rates)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +125,13 @@ class Setting:
     recipe: dict[str, Any] = field(default_factory=dict)
     """what is given of the recipe; the rest is each method's default"""
     columns: dict[str, Any] = field(default_factory=dict)
-    """text, pair, label, kind, test, group, dev_rows: as a file's request has them"""
+    """what is given of COLUMNS, for every file"""
 
     def __post_init__(self):
         if self.width < 0:
             raise UserError(f"--width {self.width}: expected at least 0")
         Recipe(**self.recipe)
-        Request(model=self.model, task=TASK.name, head=self.head, policy=self.policy)
+        Request(model=self.model, task=TASK.name, head=self.head, policy=self.policy, **self.columns)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -144,8 +171,16 @@ def in_fleets(cells: Iterable[Cell], width: int, mixed: bool, mix_methods: bool 
     return fleets
 
 
-def read_plan(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(grid, setting) as a TOML file gives them: keys of Grid and Setting, and of the recipe, at its top."""
+def arranged(given: dict[str, Any]) -> tuple[Grid, Setting]:
+    """The options of a study, by their names, put where they belong; others are passed over."""
+    given = {"policy" if name == "head_policy" else name: value for name, value in given.items()}
+    kinds = (get_type_hints(Grid), get_type_hints(Setting), get_type_hints(Recipe).keys() - {"lr"}, COLUMNS)
+    grid, setting, recipe, columns = ({name: given[name] for name in names if name in given} for names in kinds)
+    return Grid(**grid), Setting(**setting, recipe=recipe, columns=columns)
+
+
+def read_plan(path: str) -> dict[str, Any]:
+    """The options that a TOML file gives: keys of Grid and Setting, of the recipe and of COLUMNS, at its top."""
     try:
         given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -154,19 +189,16 @@ def read_plan(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"--plan {path}: not TOML ({error})") from None
     grids, settings, recipes = (get_type_hints(kind) for kind in (Grid, Setting, Recipe))
     settings["head_policy"] = settings.pop("policy")  # as its flag is called
-    known = recipes | settings | grids
+    known = (
+        {name: kind for name, kind in get_type_hints(Request).items() if name in COLUMNS} | recipes | settings | grids
+    )
     del known["recipe"], known["columns"]
     for name, value in given.items():
         if name not in known:
             raise UserError(f"--plan {path}: {name!r}: {nearest(name, known)}")
         if not _fits(value, known[name]):
             raise UserError(f"--plan {path}: {name} = {repr(value)[:80]}: expected {_words(known[name])}")
-    grid, setting, recipe = (
-        {name: value for name, value in given.items() if name in names} for names in (grids, settings, recipes.keys() - {"lr"})
-    )  # fmt: skip
-    if "head_policy" in setting:
-        setting["policy"] = setting.pop("head_policy")
-    return grid, setting | {"recipe": recipe}
+    return given
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -11,12 +11,13 @@ from typing import Any
 
 from unipelt.errors import StoreError
 from unipelt.fleet.outcome import DONE as DONE
-from unipelt.fleet.outcome import Result
+from unipelt.fleet.outcome import Result, settled
 
 FILE, FORMAT = "study.sqlite", 1
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 COMPARISON = "data"  # the fact that a comparison on one file has and no other study: a fingerprint of its rows
 PLANNED = "planned"
+ROWS = "rows of "  # before a task's name, among what a study is: the rows that its runs have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Cell:
     """One run of a study, as planned. Two cells that are equal are the same run."""
 
     task: str
-    """a GLUE task, docstrings, or the stem of a file"""
+    """a GLUE task, docstrings, a file, or a data set of the hub"""
     k: int | str
     """training rows, or all"""
     method: str
@@ -36,7 +37,8 @@ class Cell:
 
     @property
     def id(self) -> str:
-        return f"{self.task}/{self.k}/{self.method}/{self.seed}/{self.lr:g}"
+        rate = f"{self.lr:g}"
+        return f"{self.task}/{self.k}/{self.method}/{self.seed}/{rate if float(rate) == self.lr else self.lr}"
 
 
 KEYS = tuple(f.name for f in fields(Cell))
@@ -89,7 +91,7 @@ class Store:
         store = cls(path, connection)
         theirs, ours = _options(store.facts), _options(json.loads(json.dumps(facts)))
         for name in ours | theirs:
-            if theirs.get(name) != ours.get(name):
+            if settled(name, theirs) != settled(name, ours):
                 store.close()
                 held, asked = (_words(options.get(name)) for options in (theirs, ours))
                 raise StoreError(
@@ -116,15 +118,46 @@ class Store:
                 raise ValueError("what its runs share is not there")
             return facts
 
-    def plan(self, cells: Iterable[Cell]) -> None:
-        """Add the runs that are not there yet, in order."""
+    def plan(self, cells: Iterable[Cell], rows: dict[str, str] | None = None) -> None:
+        """Add the runs that are not there yet, in order, and plan those anew that failed, for another fleet; but not while
+        their fleet has runs to do, for it is trained as it was planned. rows: what each task's are (`Dataset.identity`).
+
+        Raises StoreError, and adds none, where a task has runs on other rows; one of which every run has failed may change.
+        """
         with _said(self.path), self._writing() as connection:
+            found = connection.execute("SELECT task FROM runs GROUP BY task HAVING max(status NOT LIKE 'failed%')")
+            begun = {task for (task,) in found}
+            self.check({task: said for task, said in (rows or {}).items() if task in begun})
+            for task, said in (rows or {}).items():
+                connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (ROWS + task, said))
             first = connection.execute("SELECT coalesce(max(place), -1) + 1 FROM runs").fetchone()[0]
+            nothing = ", ".join(f"{name} = NULL" for name in (*VALUES, "fleet") if name != "status")
             for place, cell in enumerate(cells, start=first):
+                connection.execute(
+                    f"UPDATE runs SET status = ?, {nothing} WHERE id = ? AND status LIKE 'failed%'"
+                    " AND fleet NOT IN (SELECT fleet FROM runs WHERE status = ? AND fleet NOT NULL)",
+                    (PLANNED, cell.id, PLANNED),
+                )
                 values = [str(cell.k) if name == "k" else getattr(cell, name) for name in KEYS]
                 connection.execute(
                     f"INSERT OR IGNORE INTO runs (id, place, status, {', '.join(KEYS)}) VALUES (?, ?, ?, {', '.join('?' * len(KEYS))})",
                     (cell.id, place, PLANNED, *values),
+                )
+
+    def rows(self) -> dict[str, str]:
+        """By task, what the rows of its runs are."""
+        with _said(self.path):
+            found = self._connection.execute("SELECT name, value FROM study").fetchall()
+        return {name.removeprefix(ROWS): value for name, value in found if name.startswith(ROWS)}
+
+    def check(self, rows: dict[str, str]) -> None:
+        """Raises StoreError where the store has runs of one of these tasks on other rows."""
+        held = self.rows()
+        for task, said in rows.items():
+            if (expected := held.get(task, said)) != said:
+                raise StoreError(
+                    f"--out {self.path.parent}: its runs of {task} began on other rows: {expected}, and not {said}; "
+                    "give those rows, or take another folder"
                 )
 
     def assign(self, group: Callable[[list[Cell]], dict[str, list[Cell]]]) -> None:
@@ -135,13 +168,15 @@ class Store:
                 connection.executemany("UPDATE runs SET fleet = ? WHERE id = ?", [(fleet, cell.id) for cell in cells])
 
     def fleets(self) -> dict[str, list[Cell]]:
-        """Every fleet with all its runs, in the order of the plan."""
+        """Every fleet with all its runs, in the order of the plan; without runs that a process has just planned."""
         with _said(self.path):
-            names = [name for (name,) in self._connection.execute("SELECT fleet FROM runs ORDER BY place")]
-        fleets: dict[str, list[Cell]] = {}
-        for name, (cell, _) in zip(names, self.statuses()):
-            fleets.setdefault(name, []).append(cell)
-        return fleets
+            fleets: dict[str, list[Cell]] = {}
+            found = self._connection.execute(
+                f"SELECT fleet, {', '.join(KEYS)} FROM runs WHERE fleet NOT NULL ORDER BY place"
+            )
+            for name, *values in found.fetchall():
+                fleets.setdefault(name, []).append(_cell(dict(zip(KEYS, values))))
+            return fleets
 
     def finish(self, results: dict[Cell, Result]) -> None:
         """Write what came out of some runs: all of them, or none. A run that is done already stays as it is."""
