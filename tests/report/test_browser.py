@@ -48,6 +48,7 @@ parent.document.getElementById("said").textContent = JSON.stringify({
   errors, sorts, faults, width: innerWidth,
   names: Math.max(...[...document.querySelectorAll("tbody th")].map((head) => head.getBoundingClientRect().width)), scroll: document.documentElement.scrollWidth,
   figures: shown.map((box) => [box.width, box.height]),
+  enlarged: [...document.querySelectorAll("figure svg")].filter((svg) => svg.getBoundingClientRect().width > Math.max(svg.closest(".scroll").clientWidth, svg.viewBox.baseVal.width * 4 / 3) + 1).length,
   loaded: performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => !name.startsWith("data:")),
 });
 </script>"""
@@ -101,6 +102,7 @@ def test_the_page_in_a_browser(page: Path, width: int, height: int, tmp_path: Pa
     assert (said["width"], said["scroll"]) == (width, width)
     assert 0 < said["names"] < width / 2, "names leave room for numbers"
     assert len(said["figures"]) >= 5 and all(w > 200 and h > 100 for w, h in said["figures"])
+    assert said["enlarged"] == 0, "no figure is made larger than what shows it"
     down, up, names = said["sorts"]
     numbers = [float(value) for value in down[1]]
     assert down[0] == "descending" and numbers == sorted(numbers, reverse=True) and len(set(numbers)) > 2

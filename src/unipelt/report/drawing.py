@@ -84,8 +84,10 @@ def finish(name: str, title: str, caption: str, drawing: Any) -> Figure:
     text = svg.getvalue().decode()
     body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r' id="[A-Za-z0-9]+_\d+"', "", body).replace(INK, "currentColor")
-    most = drawing.get_figwidth() * 96 * ENLARGED  # a small figure does not grow with a wide page
-    body = body.replace("<svg ", f'<svg style="max-width: {most:.0f}px; min-width: min(40rem, {most:.0f}px)" ', 1)
+    wide = drawing.get_figwidth() * 96  # a small figure neither grows with a wide page nor leaves a narrow one
+    body = body.replace(
+        "<svg ", f'<svg style="max-width: {wide * ENLARGED:.0f}px; min-width: min(40rem, {wide:.0f}px)" ', 1
+    )
     return Figure(name, title, caption, body, {"svg": text.replace(INK, "#1b1f24").encode(), "pdf": pdf.getvalue()})
 
 
