@@ -1,5 +1,6 @@
 """Tiny fleets over tiny bases: rows of random words, and a tokenizer of which the loop needs four facts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -53,10 +54,11 @@ def fleet(
     arch: str = "bert",
     dropout: bool = False,
     width: int = 0,
+    watch: Callable[[Fleet, str], None] = lambda trained, event: None,
     **how: Any,
 ) -> Fleet:
     """A fleet over the same base every time, in float64; `full`: the base itself is tuned; a list: the preset of each plan.
-    width: runs of each preset at once, all by default."""
+    width: runs of each preset at once, all by default. watch: of steps and evaluations."""
     model = tiny.build(arch, dtype=torch.float64, **({} if dropout else NO_DROPOUT[arch]))
     if preset == "full":
         model.requires_grad_(True)
@@ -68,7 +70,12 @@ def fleet(
         unipelt.attach(
             model, [small(name) for name in presets], runs=[*map(len, seeds)], seeds=[*chain(*seeds)], fresh_head=True
         )
-    return Fleet(model, plans, Words(padding_side="left" if arch == "gpt2" else "right"), **how)
+
+    def watched(trained: Fleet, event: str) -> None:
+        if event != "predicted":
+            watch(trained, event)
+
+    return Fleet(model, plans, Words(padding_side="left" if arch == "gpt2" else "right"), watch=watched, **how)
 
 
 def parameters(trained: Fleet, run: int = 0) -> dict[str, torch.Tensor]:
