@@ -13,6 +13,7 @@ import unipelt
 from laws.lawbook import WITH_SDPA, attached, equal, kernel, on_each, result, rows, small, stacks
 from unipelt import Change, Gate, Learned, Mixture, Prefix, Route
 from unipelt.forms.prefix import PrefixMLP, fold
+from unipelt.inject.shapes import most_tokens
 from unipelt.inject.tuned import tuned_of
 
 PREFIXED = on_each("prefix")
@@ -212,3 +213,11 @@ def test_a_model_with_folded_prefixes_gives_the_same_logits(arch: str, preset: s
 
 def test_sdpa_is_tried():
     assert len(WITH_SDPA) > len(PREFIXED) - 3 and rows("t5")[1].cross is not None
+
+
+@pytest.mark.parametrize("arch", PREFIXED)
+def test_a_row_as_long_as_the_base_takes_has_room_for_a_prefix(arch: str):
+    """A prefix takes no position; elsewhere such rows are out of range."""
+    model = attached(arch, "unipelt-apl")
+    given = tiny.inputs(arch, model, batch=2, length=most_tokens(model, 128), pads=(0, 3))
+    assert result(model(**given)).isfinite().all()

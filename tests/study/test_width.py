@@ -43,3 +43,14 @@ def test_where_a_trial_has_no_room_one_run_is_tried(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("torch.cuda.mem_get_info", full)
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
     assert measured([], Corpus(), torch.device("cuda"), 64) == 1
+
+
+def test_a_fleet_with_a_share_of_a_gpu_plans_with_that(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (60 * GB, 80 * GB))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda device: 0)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    monkeypatch.setattr("unipelt.study.width._peak", lambda requests, corpus, device, runs: runs * GB)
+    requests = [Request(model="minilm", task="docstrings")]
+    widths = [measured(requests, Corpus(), torch.device("cuda"), 64, share) for share in (1.0, 0.5, 0.25)]
+    assert widths == [32, 32, 16]

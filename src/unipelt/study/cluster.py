@@ -97,7 +97,8 @@ class Cluster:
         task = self.ray.remote(num_returns="streaming", max_retries=0, **share)(train)
 
         def begin(cells: list[Cell]) -> Any:
-            return task.remote(cells, set(store.pending()) & set(cells), setting, self.device.type, store.rows())
+            todo = set(store.pending()) & set(cells)
+            return task.remote(cells, todo, setting, self.device.type, store.rows(), self.gpus)
 
         working, deaths = {begin(cells): cells for cells in fleets}, Counter[Cell]()
         while working:
@@ -126,11 +127,11 @@ class Cluster:
 
 
 def train(
-    cells: list[Cell], todo: set[Cell], setting: Setting, device: str, rows: dict[str, str]
+    cells: list[Cell], todo: set[Cell], setting: Setting, device: str, rows: dict[str, str], share: float
 ) -> Iterator[dict[Cell, Result]]:
     """A fleet in a worker: results as they come. Begun anew it gives the same ones, for all its runs are trained again.
 
-    rows: what the study's are, by task. Raises DataError where this machine has others, or none: that is no run's failure.
+    rows: what the study's are, by task; share: of a GPU that is the fleet's. Raises DataError where this machine has others, or none: that is no run's failure.
     """
     arrived: SimpleQueue[dict[Cell, Result] | BaseException | None] = SimpleQueue()
     for name, mine in identities(cells, setting, _corpus()).items():
@@ -140,7 +141,7 @@ def train(
 
     def work() -> None:
         try:
-            train_fleet(arrived.put, cells, todo, setting, torch.device(device), _corpus())
+            train_fleet(arrived.put, cells, todo, setting, torch.device(device), _corpus(), share=share)
             arrived.put(None)
         except BaseException as error:
             arrived.put(error)

@@ -74,14 +74,15 @@ def identities(cells: Iterable[Cell], setting: Setting, corpus: Corpus) -> dict[
 def train_fleet(
     finish: Callable[[dict[Cell, Result]], None], cells: list[Cell], todo: set[Cell], setting: Setting, device: torch.device,
     corpus: Corpus, folder: Path | None = None, watch: Any = None, keep: Keep = lambda *_: None, until: float | None = None,
+    share: float = 1.0,
 ) -> None:  # fmt: skip
     """Train one fleet, of which `todo` is not done yet; where the device's memory is too small, again with half as many runs,
     and methods that cannot be trained side by side, each apart.
 
     Whatever disturbs it, the fleet as planned is redone whole, since dropout is drawn for all runs of a step together: what
     comes out of a run is what an undisturbed fleet of the width that it names gives. What is done stays as it is.
-    finish(results) is called when some runs have ended. folder: where the state is kept, and found again. Raises what says
-    nothing of the runs, such as a full disk.
+    finish(results) is called when some runs have ended. folder: where the state is kept, and found again. share: of a GPU
+    that is this fleet's. Raises what says nothing of the runs, such as a full disk.
     """
     requests, todo = [setting.request(cell) for cell in cells], set(todo)
     full = cells[0].method.strip() == FULL
@@ -89,7 +90,7 @@ def train_fleet(
     width = 1 if full else min(len(cells), max(planned_width(setting, device), len(methods)))
     if device.type == "cuda" and width > 1 and not setting.width:
         with suppress(UserError):  # said below
-            width = measured(requests, corpus, device, width)
+            width = measured(requests, corpus, device, width, share)
 
     def ended(model: Any, places: list[int], finished: list[Result]) -> None:
         for run, (place, one) in enumerate(zip(places, finished)):
@@ -136,7 +137,7 @@ def train_fleet(
                     mine = [cell for cell, request in zip(cells, requests) if request.method.strip() == method]
                     if left := todo.intersection(mine):
                         alone = folder / str(number) if folder is not None else None
-                        train_fleet(finish, mine, left, setting, device, corpus, alone, watch, keep, until)
+                        train_fleet(finish, mine, left, setting, device, corpus, alone, watch, keep, until, share)
         break
     forget()
 

@@ -27,14 +27,15 @@ def fitting(free: int, one: int, two: int, most: int) -> int:
     return 1 << (max(1, min(runs, most)).bit_length() - 1)
 
 
-def measured(requests: Sequence[Request], corpus: Corpus, device: torch.device, most: int) -> int:
-    """The width of a GPU's fleet that trains these requests, by a step at their longest rows; 1 where two have no room."""
+def measured(requests: Sequence[Request], corpus: Corpus, device: torch.device, most: int, share: float = 1.0) -> int:
+    """The width of a GPU's fleet that trains these requests, by a step at their longest rows; 1 where two have no room.
+
+    share: of the GPU that is this fleet's; others fill the rest at the same time.
+    """
     try:
-        free = (
-            torch.cuda.mem_get_info(device)[0]
-            + torch.cuda.memory_reserved(device)
-            - torch.cuda.memory_allocated(device)
-        )
+        free, whole = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = min(free, int(share * whole))
         one, two = (_peak(requests, corpus, device, runs) for runs in (1, 2))
         methods = len(methods_of(requests))
         return methods * fitting(free, one, two, most // methods)
