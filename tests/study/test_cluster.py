@@ -73,7 +73,7 @@ def test_a_worker_with_other_rows_is_named(reviews: Path):
     with pytest.raises(
         DataError, match=rf"{socket.gethostname()}: its rows of {task} are 60 training .*the study's ours"
     ):
-        next(train(cells, set(cells), setting, "cpu", {task: "ours"}))
+        next(train(cells, set(cells), setting, "cpu", {task: "ours"}, 1.0))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:99999", "nowhere", "ray://127.0.0.1:9"])

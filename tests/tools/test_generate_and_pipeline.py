@@ -151,3 +151,13 @@ def test_seq2seq_trainer_generates_its_predictions(tmp_path: Path):
     assert torch.equal(predictions[:, : alone.shape[1]], alone)
     assert (predictions[:, alone.shape[1] :] == model.config.pad_token_id).all()
     assert keys(tmp_path / "checkpoint-24") == tuned_keys(model)
+
+
+@pytest.mark.parametrize("arch", ["bert", "roberta", *GENERATORS])
+def test_torch_export_takes_an_attached_model(arch: str):
+    """What exporters to other formats, such as ONNX's, begin with."""
+    model = attached(arch, "unipelt-apl", dtype=torch.float32).eval()
+    given = tiny.inputs(arch, model) | ({"use_cache": False} if arch in GENERATORS else {})
+    with torch.no_grad():
+        exported = torch.export.export(model, (), given).module()
+        torch.testing.assert_close(exported(**given).logits, model(**given).logits)
