@@ -38,6 +38,11 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--seeds", "0"], "'--seeds'"),
         (["--seeds", "10001"], "--seeds 10001: expected 1 to 10000"),
         (["--lr", "nan"], "--lr nan: expected above 0"),
+        (["--rates", "2"], "--rates 2: counts where no --lr is given; leave one of them out"),
+        (["--rates", "6"], "'--rates'"),
+        (["--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
+        (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
+        (["--tasks", "docstrings", "--text", "review"], "docstrings knows its own columns and test set; leave out --text"),
         (["--epochs", "0"], "--epochs 0: expected 1 to"),
         (["--width", "-1"], "'--width'"),
         (["--head", "meen"], "--head meen: did you mean 'mean'?"),
@@ -79,6 +84,9 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
         ("tasks = [3]", "tasks = [3]: expected a list, each a text"),
         ("model = 3", "model = 3: expected a text"),
         ("data_dir = 3", "data_dir = 3: expected a text"),
+        ("label = 3", "label = 3: expected a text"),
+        ('dev_rows = "many"', "dev_rows = 'many': expected a whole number"),
+        ("rates = 0", "--rates 0: expected 1 to 5"),
         ("width = -1", "--width -1: expected at least 0"),
         ("batch_size = 1.5", "batch_size = 1.5: expected a whole number"),
         ("clip = nan", "--clip nan: expected 0.0 to inf"),
@@ -159,7 +167,7 @@ def test_each_method_has_rates_of_its_own():
         ("full", 1e-4), ("full", 3.3e-5), ("full", 1.1e-5), ("head", 1e-2), ("head", 3.3e-3), ("head", 1.1e-3),
     }  # fmt: skip
     assert set(grid.cells(384)) == set(compare.cells("rte", "all", ["full", "head"], 1, 384, (), 3))
-    assert {cell.lr for cell in replace(grid, lr=[1e-3]).cells(384)} == {1e-3}
+    assert {cell.lr for cell in replace(grid, lr=[1e-3], rates=1).cells(384)} == {1e-3}
     with pytest.raises(UserError, match="--rates 0: expected 1 to 5"):
         replace(grid, rates=0)
 
