@@ -151,13 +151,19 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
     assert "4 of 4 runs done" in ask("--tasks", mine, "--k", 16, "--seeds", 2).out
 
 
-def test_what_another_process_planned_is_trained_on_its_rows_alone(words, run, reviews: Path, tmp_path: Path):
-    out, setting = tmp_path / "out", Setting(model=words(tmp_path)[3])
-    store = Store.create(out, setting.facts)
-    store.plan([Cell(task=str(reviews), k=16, method="head", seed=0, lr=1e-3)], {str(reviews): "60 other rows"})
-    store.assign(lambda free: {"one": free})
-    said = run("study", "glue", "--model", setting.model, "--tasks", "docstrings", "--k", 16, "--methods", "head", "--seeds", 1, "--out", out)  # fmt: skip
-    assert f"its runs of {reviews} began on other rows: 60 other rows, and not 60 training" in said.line
+def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, reviews: Path, tmp_path: Path):
+    """Where its file has gone, its runs fail and the others go on."""
+    setting = Setting(model=words(tmp_path)[3])
+    asked = ["study", "glue", "--model", setting.model, "--tasks", "docstrings", "--k", 100, "--methods", "head", "--seeds", 1, "--dev-rows", 10]  # fmt: skip
+    setting = replace(setting, columns={"dev_rows": 10})
+    for task in (str(reviews), f"{tmp_path}/gone.csv"):
+        store = Store.create(tmp_path / Path(task).stem, setting.facts)
+        store.plan([Cell(task=task, k=16, method="head", seed=0, lr=1e-3)], {task: "60 other rows"})
+        store.assign(lambda free: {"one": free})
+    line = run(*asked, "--out", tmp_path / "reviews").line
+    assert f"its runs of {reviews} began on other rows: 60 other rows, and not 60 training" in line
+    said = run(*asked, "--out", tmp_path / "gone")
+    assert f"1 of 2 runs done, 1 failed: {tmp_path}/gone.csv does not exist" in said.out, said.err
 
 
 def test_each_method_has_rates_of_its_own():
