@@ -38,6 +38,11 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--seeds", "0"], "'--seeds'"),
         (["--seeds", "10001"], "--seeds 10001: expected 1 to 10000"),
         (["--lr", "nan"], "--lr nan: expected above 0"),
+        (["--rates", "2"], "--rates 2: counts where no --lr is given; leave one of them out"),
+        (["--rates", "6"], "'--rates'"),
+        (["--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
+        (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
+        (["--tasks", "docstrings", "--text", "review"], "docstrings knows its own columns and test set; leave out --text"),
         (["--epochs", "0"], "--epochs 0: expected 1 to"),
         (["--width", "-1"], "'--width'"),
         (["--head", "meen"], "--head meen: did you mean 'mean'?"),
@@ -79,6 +84,9 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
         ("tasks = [3]", "tasks = [3]: expected a list, each a text"),
         ("model = 3", "model = 3: expected a text"),
         ("data_dir = 3", "data_dir = 3: expected a text"),
+        ("label = 3", "label = 3: expected a text"),
+        ('dev_rows = "many"', "dev_rows = 'many': expected a whole number"),
+        ("rates = 0", "--rates 0: expected 1 to 5"),
         ("width = -1", "--width -1: expected at least 0"),
         ("batch_size = 1.5", "batch_size = 1.5: expected a whole number"),
         ("clip = nan", "--clip nan: expected 0.0 to inf"),
@@ -143,13 +151,19 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
     assert "4 of 4 runs done" in ask("--tasks", mine, "--k", 16, "--seeds", 2).out
 
 
-def test_what_another_process_planned_is_trained_on_its_rows_alone(words, run, reviews: Path, tmp_path: Path):
-    out, setting = tmp_path / "out", Setting(model=words(tmp_path)[3])
-    store = Store.create(out, setting.facts)
-    store.plan([Cell(task=str(reviews), k=16, method="head", seed=0, lr=1e-3)], {str(reviews): "60 other rows"})
-    store.assign(lambda free: {"one": free})
-    said = run("study", "glue", "--model", setting.model, "--tasks", "docstrings", "--k", 16, "--methods", "head", "--seeds", 1, "--out", out)  # fmt: skip
-    assert f"its runs of {reviews} began on other rows: 60 other rows, and not 60 training" in said.line
+def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, reviews: Path, tmp_path: Path):
+    """Where its file has gone, its runs fail and the others go on."""
+    setting = Setting(model=words(tmp_path)[3])
+    asked = ["study", "glue", "--model", setting.model, "--tasks", "docstrings", "--k", 100, "--methods", "head", "--seeds", 1, "--dev-rows", 10]  # fmt: skip
+    setting = replace(setting, columns={"dev_rows": 10})
+    for task in (str(reviews), f"{tmp_path}/gone.csv"):
+        store = Store.create(tmp_path / Path(task).stem, setting.facts)
+        store.plan([Cell(task=task, k=16, method="head", seed=0, lr=1e-3)], {task: "60 other rows"})
+        store.assign(lambda free: {"one": free})
+    line = run(*asked, "--out", tmp_path / "reviews").line
+    assert f"its runs of {reviews} began on other rows: 60 other rows, and not 60 training" in line
+    said = run(*asked, "--out", tmp_path / "gone")
+    assert f"1 of 2 runs done, 1 failed: {tmp_path}/gone.csv does not exist" in said.out, said.err
 
 
 def test_each_method_has_rates_of_its_own():
@@ -159,7 +173,7 @@ def test_each_method_has_rates_of_its_own():
         ("full", 1e-4), ("full", 3.3e-5), ("full", 1.1e-5), ("head", 1e-2), ("head", 3.3e-3), ("head", 1.1e-3),
     }  # fmt: skip
     assert set(grid.cells(384)) == set(compare.cells("rte", "all", ["full", "head"], 1, 384, (), 3))
-    assert {cell.lr for cell in replace(grid, lr=[1e-3]).cells(384)} == {1e-3}
+    assert {cell.lr for cell in replace(grid, lr=[1e-3], rates=1).cells(384)} == {1e-3}
     with pytest.raises(UserError, match="--rates 0: expected 1 to 5"):
         replace(grid, rates=0)
 

@@ -161,7 +161,8 @@ def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path,
     original, before = engine.train_fleet, results(tmp_path / "out")
     tried: list[Cell] = []
     monkeypatch.setattr(engine, "train_fleet", lambda *given: (tried.extend(given[1]), original(*given)))
-    assert "8 of 16 runs done, 8 failed: --k 5000" in run(*given).out, "what failed is tried again, and said again"
+    again = run(*given).out
+    assert "8 of 16 runs done, 8 failed: --k 5000" in again and "; the same command tries again\n" in again
     assert len(tried) == 8 and {cell.k for cell in tried} == {5000} and results(tmp_path / "out") == before
 
 

@@ -185,7 +185,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     failed = [status for status in statuses if status.startswith("failed")]
     if failed and len(failed) == len(statuses):
         raise UserError(f"{out}: every run failed, the first because {failed[0].removeprefix('failed: ')}")
-    print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0][8:]}" if failed else ""))  # fmt: skip
+    print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0][8:]}; the same command tries again" if failed else ""))  # fmt: skip
     print(f"  tables and figures: `unipelt report {out}`; rows: {Path(out) / 'study.sqlite'}, table runs")
 
 

@@ -14,7 +14,7 @@ import transformers
 
 import unipelt
 from unipelt.checkpoint.bases import from_hub
-from unipelt.errors import CheckpointError, StoreError, UserError, out_of_memory
+from unipelt.errors import CheckpointError, DataError, StoreError, UserError, out_of_memory
 from unipelt.fleet.lock import Busy, alone_in
 from unipelt.fleet.outcome import FULL, STATE
 from unipelt.fleet.ready import device_of
@@ -53,7 +53,8 @@ def run_study(
             folder = store.path.parent / "fleets" / fleet
             with suppress(Busy), alone_in(folder):
                 if todo := set(store.pending()) & set(cells):
-                    store.check(identities(cells, setting, corpus))
+                    with suppress(DataError):  # another command's file that has gone: said in each of its runs' rows
+                        store.check(identities(cells, setting, corpus))
                     train_fleet(store.finish, cells, todo, setting, target, corpus, folder, watch, keep, until)
                     worked = True
         if until is not None and time.monotonic() > until:

@@ -62,6 +62,8 @@ class Grid:
             raise UserError(f"--seeds {self.seeds}: expected 1 to {MOST_SEEDS}")
         if not 1 <= self.rates <= MOST_RATES:
             raise UserError(f"--rates {self.rates}: expected 1 to {MOST_RATES}")
+        if self.lr and self.rates > 1:
+            raise UserError(f"--rates {self.rates}: counts where no --lr is given; leave one of them out")
         for method in map(spelt, self.methods):
             if method != FULL:
                 spec.mixture(method)
