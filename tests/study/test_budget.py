@@ -2,16 +2,18 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli.conftest import SMALL
 
 from study.conftest import results
+from unipelt.errors import SiteError
 from unipelt.study import budget, engine
 from unipelt.study.budget import FILL, Work, epochs_within
 from unipelt.study.store import Store
 
-WORK = Work(method="lora", step=0.5, row=0.01, steps=10, epochs=50, every=2, dev=100, test=300)
+WORK = Work(method="lora", step=50.0, row=1.0, steps=10, epochs=50, every=2, dev=100, test=300)
 
 
 @pytest.fixture
@@ -33,8 +35,8 @@ def ask(tiny_base: str, reviews: Path):
 
 
 def test_what_epochs_take():
-    assert WORK.seconds(1) == 1 * 5 + (1 * 100 + 300) * 0.01
-    assert WORK.seconds(5) == 5 * 5 + (3 * 100 + 300) * 0.01, "the last epoch is evaluated too"
+    assert WORK.seconds(1) == 1 * 500 + (1 * 100 + 300)
+    assert WORK.seconds(5) == 5 * 500 + (3 * 100 + 300), "the last epoch is evaluated too"
     for epochs in (1, 7, 50):
         assert epochs_within([WORK, WORK], 2 * WORK.seconds(epochs) / FILL + 1e-6) == epochs
     assert epochs_within([WORK], 1e9) == 50 and epochs_within([WORK], 1.0) == 0
@@ -45,11 +47,11 @@ def test_minutes_choose_the_epochs_and_the_same_command_goes_on(ask, run, tmp_pa
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(budget, "work_of", lambda *given: WORK)
-        said = run(*ask(out, "--seeds", 1, "--minutes", 1))
-    epochs = epochs_within([WORK, WORK], 56)
+        said = run(*ask(out, "--seeds", 1, "--minutes", 100))
+    epochs = epochs_within([WORK, WORK], 5600)
     assert said.code == 0 and 1 < epochs < 6, said.err
-    assert f"--minutes 1: {epochs} epochs instead of 50, so that every method's first runs fit" in said.err
-    for more in ((), ("--minutes", 50)):
+    assert f"--minutes 100: --epochs {epochs} instead of 50, so that every method's first runs fit" in said.err
+    for more in ((), ("--minutes", 5000)):
         again = run(*ask(out, "--seeds", 2, *more))
         assert again.code == 0 and f"--epochs {epochs}: as {out} was begun with" in again.err
     rows = Store.read(out).runs()
@@ -61,7 +63,7 @@ def test_a_trial_tells_what_a_method_takes(ask, run, tmp_path: Path, monkeypatch
     found, real = [], budget.work_of
     monkeypatch.setattr(budget, "work_of", lambda *given: found.append(real(*given)) or found[-1])
     said = run(*ask(tmp_path / "out", "--seeds", 1, "--minutes", 20))
-    assert said.code == 0 and " epochs instead of " not in said.err
+    assert said.code == 0 and " instead of " not in said.err
     rows = Store.read(tmp_path / "out").runs()
     assert [one.method for one in found] == ["head", SMALL["lora"]]
     for one, row in zip(found, rows):
@@ -69,11 +71,25 @@ def test_a_trial_tells_what_a_method_takes(ask, run, tmp_path: Path, monkeypatch
         assert one.steps * one.epochs >= row["steps"] and one.test == len(row["targets"])
 
 
+def test_a_method_that_cannot_be_tried_stops_nothing(ask, run, tmp_path: Path, monkeypatch):
+    """Why it cannot be trained is said of its runs."""
+
+    def work_of(cells, *_: object) -> Work:
+        if cells[0].method != "head":
+            raise SiteError("no room for it")
+        return WORK
+
+    monkeypatch.setattr(budget, "work_of", work_of)
+    assert run(*ask(tmp_path / "out", "--seeds", 1, "--minutes", 100)).code == 0
+    held = [row["recipe"]["epochs"] for row in Store.read(tmp_path / "out").runs()]
+    assert held == [epochs_within([WORK], 5600)] * 2
+
+
 def test_minutes_that_hold_no_run_are_told_before_one_is_begun(ask, run, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(budget, "work_of", lambda *given: WORK)
-    line = run(*ask(tmp_path / "out", "--seeds", 1, "--minutes", 0.1)).line
+    line = run(*ask(tmp_path / "out", "--seeds", 1, "--minutes", 10)).line
     assert line.startswith(
-        "unipelt: --minutes 0.1: one epoch of lora, with 100 development and 300 test rows, takes about 0.15 minutes"
+        "unipelt: --minutes 10: one epoch of lora, with 100 development and 300 test rows, takes about 15 minutes"
     )
     assert not (tmp_path / "out").exists()
 
@@ -82,17 +98,18 @@ def test_time_that_ends_in_the_test_rows_loses_nothing(ask, run, tmp_path: Path,
     """The clock is looked at between two batches of predictions; what was trained is not trained again."""
     given = ("--seeds", 1, "--epochs", 3, "--evaluate-every", 1)
     assert run(*ask(tmp_path / "undisturbed", *given)).code == 0
-    looks, real = [], engine._Watch.__call__
+    looks, real, clock = [], engine._Watch.__call__, SimpleNamespace(monotonic=time.monotonic, sleep=time.sleep)
 
     def over(self, fleet, event: str) -> None:
         looks.append(event)
         if event == "predicted" and all(one.ended for one in fleet.progress):
-            time.sleep(max(0.0, self.until - time.monotonic()))
+            clock.monotonic = lambda: self.until + 1
         real(self, fleet, event)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine._Watch, "__call__", over)
-        assert "too short for one run" in run(*ask(tmp_path / "out", *given, "--minutes", 0.25)).line
+        patch.setattr(engine, "time", clock)
+        assert "too short for one run" in run(*ask(tmp_path / "out", *given, "--minutes", 50)).line
     steps = looks.count("stepped") + looks.count("evaluated")
     trained, step = set(), budget.Fleet._step
 

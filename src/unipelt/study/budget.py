@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -93,9 +94,12 @@ def fitted(
     """
     works: list[Work] = []
     for method in dict.fromkeys(cell.method for cell in cells):
-        works.append(work_of([cell for cell in cells if cell.method == method], setting, corpus, device))
+        with suppress(UserError):  # a base that cannot take it: said when it is trained
+            works.append(work_of([cell for cell in cells if cell.method == method], setting, corpus, device))
         if time.monotonic() > until:
             break
+    if not works:
+        return None, ""
     least, left = min(works, key=lambda one: one.seconds(1)), until - time.monotonic()
     if least.seconds(1) > left:
         raise UserError(
@@ -105,15 +109,10 @@ def fitted(
     epochs, most = epochs_within(works, left), works[0].epochs
     if epochs == most:
         return None, ""
-    if epochs:
-        return (
-            epochs,
-            f"--minutes {minutes:g}: {epochs} epochs instead of {most}, so that every method's first runs fit",
-        )
-    return (
-        1,
-        f"--minutes {minutes:g}: one epoch instead of {most}, and too short for the first runs of all methods even so",
+    fits = (
+        "so that every method's first runs fit" if epochs else "and too short for the first runs of all methods even so"
     )
+    return epochs or 1, f"--minutes {minutes:g}: --epochs {epochs or 1} instead of {most}, {fits}"
 
 
 def minutes_of(seconds: float) -> str:
