@@ -41,6 +41,12 @@ def linears(product: Product) -> list[RoutedLinear]:
     return [linear for taker in product.takers for linear in taker.linears]
 
 
+def take_apart(model: torch.nn.Module) -> None:
+    for module in tuned_of(model).modules():
+        for name in {"alike", "product"} & vars(module).keys():
+            setattr(module, name, None)
+
+
 def noting(method: Callable, computed: list[Turns]) -> Callable:
     return lambda own, *how: (computed.append(own), method(own, *how))[1]
 
@@ -62,15 +68,32 @@ def test_a_product_is_the_linears_apart(arch: str, mixture: Mixture, runs: int, 
     assert all(one.turn == (None, []) for one in made), "no tensor outlives its layer"
     scalar(together).backward()
     expected = gradients(model)
-    for module in tuned_of(model).modules():
-        for name in {"alike", "product"} & vars(module).keys():
-            setattr(module, name, None)
+    take_apart(model)
     model.zero_grad()
     apart = result(model(**given))
     equal(together, apart, arch)
     scalar(apart).backward()
     for name, gradient in gradients(model).items():
         equal(expected[name], gradient, arch, what=name)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["a bfloat16 base", "autocast"])
+@pytest.mark.parametrize("preset", ["unipelt-apl", "unipelt-central"])
+@pytest.mark.parametrize("arch", ["bert", "llama", "bart", "t5"])
+def test_in_bfloat16_it_differs_by_its_rounding_alone(arch: str, preset: str, autocast: bool):
+    """Outputs and the gradient as a whole, to 1e-2 relative."""
+    model = attached(arch, preset, dtype=torch.float32 if autocast else torch.bfloat16)
+    given, found = tiny.inputs(arch, model), []
+    for apart in (False, True):
+        if apart:
+            take_apart(model)
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            output = result(model(**given)).float()
+        scalar(output).backward()
+        found.append((output.detach().flatten(), torch.cat([g.flatten().float() for g in gradients(model).values()])))
+    for together, expected in zip(*found):
+        assert (together - expected).norm() <= 1e-2 * expected.norm()
 
 
 @pytest.mark.parametrize("arch", on_each("unipelt-apl"))
