@@ -76,6 +76,13 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
+def load_both(name: str, *, classes: int, seed: int = 0) -> tuple[Any, Any]:
+    """A base for `classes` and its tokenizer, of one padding token."""
+    model, tokenizer = load_base(name, classes=classes, seed=seed), load_tokenizer(name)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
 def from_hub(name: str, load: Any) -> Any:
     """What a `from_pretrained` gives for a base, without its reports. Raises CheckpointError where there is no such base."""
     try:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import data
-from unipelt.checkpoint.bases import load_base, load_tokenizer
+from unipelt.checkpoint.bases import load_base, load_both, load_tokenizer
 from unipelt.checkpoint.description import CONFIG, describe
 from unipelt.checkpoint.disk import resolve
 from unipelt.checkpoint.fold import Folded, fold
@@ -52,9 +52,7 @@ class Applied:
         name = base or description.base["name"]
         if not name:
             raise CheckpointError(f"{run}: does not say where its base is; name it with --model")
-        model = load_base(name, classes=len(task["labels"]) or 1)
-        tokenizer = load_tokenizer(name)
-        model.config.pad_token_id = tokenizer.pad_token_id
+        model, tokenizer = load_both(name, classes=len(task["labels"]) or 1)
         longest = most_tokens(model, description.recipe.get("max_length", Recipe.max_length))
         merge(load(model, folder), rest="attached")
         return cls(model.to(target).eval(), tokenizer, task, longest, True)

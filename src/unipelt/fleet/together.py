@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import data
-from unipelt.checkpoint.bases import load_base, load_tokenizer
+from unipelt.checkpoint.bases import load_both
 from unipelt.errors import DataError, UserError
 from unipelt.fleet.encode import Encoded, encode
 from unipelt.fleet.evaluate import decisions
@@ -105,8 +105,7 @@ def train_together(
         except DataError as error:
             refused[place] = Result(status=f"failed: {error}", metric="")
     classes = max((len(one.task.labels) or 1 for one in splits.values()), default=1)
-    model, tokenizer = load_base(first.model, classes=classes, seed=first.seed), load_tokenizer(first.model)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model, tokenizer = load_both(first.model, classes=classes, seed=first.seed)
     if refused:
         ended(model, list(refused), list(refused.values()))
     if not splits:
@@ -127,7 +126,7 @@ def train_together(
     counts = prepare(model, methods, first, [seeds[:share] for seeds, share in zip(queues, shares)])
     model.to(device)
     parts = [model] if methods == [FULL] else joined_to(model).parts
-    plans = [_plan(members[place], mixture[place], parts[mixture[place]]) for place in places]
+    plans = [plan_of(members[place], mixture[place], parts[mixture[place]]) for place in places]
     counted = [_counts(part, parameters, classes) for part, parameters in zip(parts, counts)]
     for plan, member in zip(plans, members.values()):
         member.finished.parameters = counted[plan.mixture](len(member.splits.task.labels) or 1)
@@ -181,7 +180,8 @@ def shared(width: int, waiting: Sequence[int]) -> list[int]:
     return shares
 
 
-def _plan(member: Member, mixture: int, part: PreTrainedModel | Joined) -> Plan:
+def plan_of(member: Member, mixture: int, part: PreTrainedModel | Joined) -> Plan:
+    """What the loop is told of a member. mixture: the number of its method; part: what of the model trains it."""
     task, rows = member.splits.task, member.encoded
     return Plan(
         task=task, recipe=member.recipe, seed=member.request.seed, train=rows["train"], dev=rows["dev"],

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from unipelt.checkpoint.bases import load_base, load_tokenizer
+from unipelt.checkpoint.bases import load_both
 from unipelt.errors import UserError
-from unipelt.fleet.loop import Fleet, Plan
+from unipelt.fleet.loop import Fleet
 from unipelt.fleet.outcome import FULL
 from unipelt.fleet.ready import prepare
-from unipelt.fleet.together import Corpus, member_of
+from unipelt.fleet.together import Corpus, member_of, plan_of
+from unipelt.inject.tuned import joined_to
 from unipelt.study.engine import planned_width
 from unipelt.study.plan import Setting
 from unipelt.study.store import Cell
@@ -52,14 +53,10 @@ def work_of(cells: Sequence[Cell], setting: Setting, corpus: Corpus, device: tor
     width = 1 if full else min(len(cells), planned_width(setting, device))
     requests = [setting.request(cell) for cell in cells[:width]]
     first, splits = requests[0], corpus.splits(requests[0])
-    model, tokenizer = load_base(first.model, classes=len(splits.task.labels) or 1, seed=0), load_tokenizer(first.model)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model, tokenizer = load_both(first.model, classes=len(splits.task.labels) or 1)
     prepare(model, [first.method], first, seeds=[[request.seed for request in requests]])
-    members = [member_of(request, splits, corpus, model, tokenizer) for request in requests]
-    plans = [
-        Plan(task=splits.task, train=one.encoded["train"], dev=one.encoded["dev"], recipe=one.recipe, seed=first.seed)
-        for one in members
-    ]
+    part = model if full else joined_to(model).parts[0]
+    plans = [plan_of(member_of(request, splits, corpus, model, tokenizer), 0, part) for request in requests]
     fleet = Fleet(model.to(device), plans, tokenizer)
     steps = [_seconds(fleet._step) for _ in range(1 + STEPS)]
     dev = plans[0].dev

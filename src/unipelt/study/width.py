@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from unipelt.checkpoint.bases import load_base, load_tokenizer
+from unipelt.checkpoint.bases import load_both
 from unipelt.errors import DataError
 from unipelt.fleet.encode import Encoded
 from unipelt.fleet.loop import Fleet, Plan
@@ -57,8 +57,7 @@ def _peak(requests: Sequence[Request], corpus: Corpus, device: torch.device, run
 def trial(requests: Sequence[Request], corpus: Corpus, device: torch.device, runs: int) -> tuple[int, int]:
     """Take one step of so many runs of each method, at the longest rows of all requests: (rows, tokens) of each run."""
     first = requests[0]
-    model, tokenizer = load_base(first.model, classes=2, seed=first.seed), load_tokenizer(first.model)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model, tokenizer = load_both(first.model, classes=2, seed=first.seed)
     methods = methods_of(requests)
     prepare(model, methods, first, seeds=[[first.seed] * runs for _ in methods])
     model.to(device)
