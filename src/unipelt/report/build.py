@@ -65,22 +65,7 @@ def build(folder: Path) -> Report:
     }  # fmt: skip
     if study.own_rows:
         tables = {name: table for name, table in tables.items() if name not in ASKED_OF_STUDIES}
-    absent = {
-        "Table 1": "table 1 (no runs with K other than all)", "Table 2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts, each with one set of options)",
-        "Table 3": "table 3 (no runs with K = all)", "Table 4": f"table 4 (no {EFFICIENCY}, and no finished runs of full and another method)",
-        "beside the paper": "the paper's numbers (no task, size and method in common)", "differences": "differences (needs two methods on the same tasks)",
-        "average ranks": "average ranks (needs two methods on two tasks)",
-    }  # fmt: skip
-    missing = [said for name, said in absent.items() if not tables.get(name)]
-    if measured is None and tables.get("Table 4"):
-        missing.append(f"inference time (no {EFFICIENCY})")
-    missing += [] if any(one.name.startswith("gates") for one in drawn) else ["gates (no run has recorded any)"]
-    missing += (
-        []
-        if any(one.name.startswith("sweep") for one in drawn)
-        else ["sweeps (no preset with three values of one option)"]
-    )
-    missing = [] if study.own_rows else missing
+    missing = [] if study.own_rows else _missing(tables, drawn, measured is not None)
     found = answers(study)
     said = f"Take {chosen.take}: {chosen.why}" if chosen else headline(found)
     files = {
@@ -116,6 +101,26 @@ def _sections(tables: dict[str, Table], drawn: Sequence[Figure]) -> list[Section
         Section("Learning curves", pictures("curves")),
         Section("Details", those("Table 1, development", "rates", "failed"), folded=True),
     ]
+
+
+def _missing(tables: dict[str, Table], drawn: Sequence[Figure], timed: bool) -> list[str]:
+    """What a study's runs have no data for, in words. timed: whether inference was."""
+    absent = {
+        "Table 1": "table 1 (no runs with K other than all)", "Table 2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts, each with one set of options)",
+        "Table 3": "table 3 (no runs with K = all)", "Table 4": f"table 4 (no {EFFICIENCY}, and no finished runs of full and another method)",
+        "beside the paper": "the paper's numbers (no task, size and method in common)", "differences": "differences (needs two methods on the same tasks)",
+        "average ranks": "average ranks (needs two methods on two tasks)",
+    }  # fmt: skip
+    missing = [said for name, said in absent.items() if not tables[name]]
+    if not timed and tables["Table 4"]:
+        missing.append(f"inference time (no {EFFICIENCY})")
+    missing += [] if any(one.name.startswith("gates") for one in drawn) else ["gates (no run has recorded any)"]
+    missing += (
+        []
+        if any(one.name.startswith("sweep") for one in drawn)
+        else ["sweeps (no preset with three values of one option)"]
+    )
+    return missing
 
 
 def efficiency_of(path: Path) -> list[dict[str, Any]] | None:
