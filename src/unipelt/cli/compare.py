@@ -10,7 +10,7 @@ from unipelt.cli.fields import docs, size
 from unipelt.errors import UserError
 from unipelt.fleet.outcome import Request
 from unipelt.fleet.recipe import Recipe
-from unipelt.study.plan import Setting
+from unipelt.study.plan import MOST_RATES, Setting
 
 _request, _recipe, _setting = docs(Request), docs(Recipe), docs(Setting)
 _OWN = "; default: each method's own"
@@ -35,7 +35,9 @@ def compare(
     seeds: int = typer.Option(
         3, min=1, help="how often each is trained: other rows for development, other initial values"
     ),
-    rates: int = typer.Option(2, min=1, max=5, help="learning rates of each method: its own, a third of it, …"),
+    rates: int = typer.Option(
+        2, min=1, max=MOST_RATES, help="learning rates of each method: its own, a third of it, …"
+    ),
     lr: list[float] = typer.Option([], help="learning rates for all methods instead"),
     k: str = typer.Option("all", "--k", help=_request["k"]),
     dev_rows: int = typer.Option(1000, min=1, help=_request["dev_rows"]),

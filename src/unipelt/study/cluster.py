@@ -131,7 +131,8 @@ def train(
 ) -> Iterator[dict[Cell, Result]]:
     """A fleet in a worker: results as they come. Begun anew it gives the same ones, for all its runs are trained again.
 
-    rows: what the study's are, by task; share: of a GPU that is the fleet's. Raises DataError where this machine has others, or none: that is no run's failure.
+    rows: what the study's are, by task; share: of a GPU that is the fleet's. Raises DataError where this machine has others, or
+    none: that is no run's failure.
     """
     arrived: SimpleQueue[dict[Cell, Result] | BaseException | None] = SimpleQueue()
     for name, mine in identities(cells, setting, _corpus()).items():

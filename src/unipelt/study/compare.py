@@ -21,11 +21,11 @@ def cells(
 ) -> list[Cell]:
     """Seed by seed, so that a comparison that is stopped has looked at every method alike. lr: given rates; none given: each
     method's own, and `rates` − 1 lower ones."""
-    found = []
+    found, task = [], placed(task)
     for seed in range(seeds):
         for method in dict.fromkeys(map(spelt, methods)):
             for rate in rates_of(method, hidden, lr, rates):
-                found.append(Cell(task=placed(task), k=k, method=method, seed=seed, lr=rate))
+                found.append(Cell(task=task, k=k, method=method, seed=seed, lr=rate))
     return found
 
 

@@ -118,12 +118,8 @@ def train_fleet(
                 raise
             forget()
             if width == 1:
-                finish(
-                    {
-                        cell: failed("no memory for one run; lower --batch-size or --max-length, with another --out")
-                        for cell in todo
-                    }
-                )
+                said = failed("no memory for one run; lower --batch-size or --max-length, with another --out")
+                finish(dict.fromkeys(todo, said))
                 break
             width //= 2
             torch.cuda.empty_cache()

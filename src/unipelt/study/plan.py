@@ -78,11 +78,12 @@ class Grid:
 
     def cells(self, hidden: int) -> list[Cell]:
         """The runs, in an order in which the first results come early: task by task within a size. hidden: the base's width."""
+        tasks, methods = [*map(placed, self.tasks)], [*map(spelt, self.methods)]
         return [
             Cell(task=task, k=k, method=method, seed=seed, lr=rate)
             for k in self.k
-            for method in map(spelt, self.methods)
-            for task in map(placed, self.tasks)
+            for method in methods
+            for task in tasks
             for seed in range(self.seeds)
             for rate in rates_of(method, hidden, self.lr, self.rates)
         ]
