@@ -56,6 +56,20 @@ def test_a_test_file_is_read_with_the_columns_and_labels_of_training(tmp_path):
         load(train, test=test)
 
 
+def test_given_parts_are_used_whole(tmp_path):
+    paths = {name: tmp_path / f"{name}.csv" for name in ("train", "dev", "test")}
+    for name, path in paths.items():
+        path.write_text("text,label,author\n" + "".join(f"{name} {i},{i % 2},{name} {i // 3}\n" for i in range(30)))
+    dataset = load(paths["train"], dev=paths["dev"], test=paths["test"], group="author")
+    assert all(dataset.source.count(str(path)) == 1 for path in paths.values())
+    parts = split(dataset, "all", seed=0)
+    assert {name: (len(part), part.first[0].split()[0]) for name, part in parts.parts.items()} == {
+        name: (30, name) for name in paths
+    }
+    assert parts.dev.groups[:4] == ["dev 0", "dev 0", "dev 0", "dev 1"] and not parts.notes
+    assert len(split(load(paths["train"], dev=paths["dev"]), "all", seed=0).test) == 10
+
+
 @pytest.mark.parametrize("name", ["docstings", "Docstrings", "ssst2", "MRPC"])
 def test_a_misspelt_name_gets_the_nearest(name):
     with pytest.raises(DataError, match=r"did you mean '(docstrings|sst2|mrpc)'"):
@@ -95,8 +109,15 @@ def test_training_rows_are_no_test_rows(tmp_path, way):
         test.symlink_to(path)
     elif way == "a copy":
         test.write_bytes(path.read_bytes())
-    with pytest.raises(DataError, match=r"--test .*: has the very rows that .*train.csv trains on; leave it out"):
-        load(path, test=test)
+    for name in ("dev", "test"):
+        with pytest.raises(
+            DataError, match=rf"--{name} .*: has the very rows that .*train.csv trains on; leave it out"
+        ):
+            load(path, **{name: test})
+    other = tmp_path / "other.csv"
+    other.write_text(HEADER + "e f,3\ng h,1\n")
+    with pytest.raises(DataError, match=r"--test .*: has the very rows that --dev .*other.csv has; leave it out"):
+        load(path, dev=other, test=other)
 
 
 def test_a_hub_out_of_reach_is_one_line(hub):

@@ -207,3 +207,47 @@ def test_texts_in_two_parts_are_counted_and_told():
     held = set(parts.test.first)
     count = sum(text in held for text in parts.train.first)
     assert count and any(note.startswith(f"{count} training rows repeat a test text") for note in parts.notes)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("test", [0, 60])
+def test_stratified_parts_have_each_class_in_its_share(grouped, test):
+    dataset = made(600, shares=(17, 2, 1), test=test)
+    if grouped:  # authors of one to five rows, each of one class
+        groups = [f"author {label} {index % (97 // (label + 1))}" for index, label in enumerate(dataset.train.labels)]
+        dataset = replace(dataset, train=replace(dataset.train, groups=groups))
+    whole = class_counts(dataset.task, dataset.train)
+    for seed, k in ((0, 100), (1, 200 if grouped else 20), (2, "all")):
+        parts = split(dataset, k, seed=seed, dev=80, stratify=True)
+        for part in (parts.train, parts.dev) if test else (parts.train, parts.dev, parts.test):
+            counts = class_counts(dataset.task, part)
+            off = {name: abs(counts[name] - len(part) * whole[name] / len(dataset.train)) for name in whole}
+            assert max(off.values()) <= (6 if grouped else 2), f"seed {seed}, k {k}: {counts} of {len(part)}"
+        if grouped:
+            own = [set(part.groups) for part in (parts.train, parts.dev, parts.test) if part.groups]
+            assert sum(map(len, own)) == len(set().union(*own)), "a group stands in two parts"
+    assert split(dataset, 100, seed=0, stratify=True).train != split(dataset, 100, seed=1, stratify=True).train
+
+
+def test_unstratified_parts_are_the_protocols_own():
+    counts = [class_counts(made(2).task, split(made(600), 100, seed=seed).train)["class 0"] for seed in range(9)]
+    assert len(set(counts)) > 1, "the paper's samples are not stratified"
+    assert {50} == {
+        class_counts(made(2).task, split(made(600), 100, seed=seed, stratify=True).train)["class 0"]
+        for seed in range(9)
+    }
+
+
+def test_numbers_cannot_be_stratified_and_it_is_said():
+    plain, asked = (split(made(100, kind="regression"), 20, seed=0, stratify=wish) for wish in (False, True))
+    assert asked.train == plain.train and any("--stratify" in note for note in asked.notes)
+
+
+def test_groups_that_given_files_part_are_counted_and_told():
+    dataset = made(100, test=20)
+    train = replace(dataset.train, groups=[f"author {index % 10}" for index in range(100)])
+    test = replace(dataset.test, groups=[f"author {index + 5}" for index in range(20)])
+    notes = split(replace(dataset, train=train, test=test), 60, seed=0).notes
+    parts = split(replace(dataset, train=train, test=test), 60, seed=0)
+    count = sum(int(group.split()[1]) >= 5 for group in parts.train.groups)
+    assert f"{count} training rows are of a group that has test rows of made; they stay as they are." in notes

@@ -126,11 +126,22 @@ def test_groups_stay_whole(ask, run, tmp_path: Path):
     path.write_text(
         "\n".join(f"{line},{'author' if not index else index // 4}" for index, line in enumerate(lines)) + "\n"
     )
-    assert run(*ask(path, tmp_path / "out", "--methods", "head", "--group", "author")).code == 0
+    assert run(*ask(path, tmp_path / "out", "--methods", "head", "--group", "author", "--stratify")).code == 0
     assert (
         "has no column 'autor' (--group); did you mean 'author'?"
         in run(*ask(path, tmp_path / "x", "--group", "autor")).line
     )
+
+
+def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: Path):
+    dev, test = (write_reviews(tmp_path / f"{name}.csv", 20, seed=seed) for seed, name in enumerate(("dev", "test"), 1))
+    words = ask(reviews, tmp_path / "out", "--methods", "head", "--dev", dev, "--test", test)
+    assert run(*words).code == 0
+    (row, *_) = Store.read(tmp_path / "out").runs()
+    assert {name: part["number"] for name, part in row["rows"].items()} == {"train": 60, "dev": 20, "test": 20}
+    dev.write_text(dev.read_text().replace("word1 ", "word2 "))
+    assert "its runs of" in run(*words, "--seeds", 3).line, "other development rows are another comparison"
+    assert "does not exist" in run(*ask(reviews, tmp_path / "x", "--dev", tmp_path / "gone.csv")).line
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import typer
 
 from unipelt.cli.fields import docs, size
 from unipelt.errors import UserError
-from unipelt.fleet.outcome import Request
+from unipelt.fleet.outcome import FILES, Request
 from unipelt.fleet.recipe import Recipe
 from unipelt.study.plan import MOST_RATES, Setting
 
@@ -26,6 +26,7 @@ def compare(
     pair: str = typer.Option("", help=_request["pair"]),
     label: str = typer.Option("", help=_request["label"]),
     kind: str = typer.Option("", help=_request["kind"]),
+    dev: str = typer.Option("", help=_request["dev"]),
     test: str = typer.Option("", help=_request["test"]),
     group: str = typer.Option("", help=_request["group"]),
     model: str = typer.Option("minilm", help=_request["model"]),
@@ -41,6 +42,7 @@ def compare(
     lr: list[float] = typer.Option([], help="learning rates for all methods instead"),
     k: str = typer.Option("all", "--k", help=_request["k"]),
     dev_rows: int = typer.Option(1000, min=1, help=_request["dev_rows"]),
+    stratify: bool = typer.Option(False, help=_request["stratify"]),
     minutes: float = typer.Option(
         0.0,
         min=0.0,
@@ -69,7 +71,10 @@ def compare(
         raise UserError("--data is missing: expected a file with labels, such as reviews.csv")
     if not out:
         raise UserError("--out is missing: expected a folder for the comparison, such as results/reviews")
-    columns = {"text": text, "pair": pair, "label": label, "kind": kind, "test": test, "group": group}
+    columns: dict[str, Any] = {
+        name: value or None for name, value in zip(FILES, (text, pair, label, kind, dev, test, group))
+    }
+    columns |= {"dev_rows": dev_rows, "stratify": stratify}
 
     from unipelt.cli.progress import StudyWatch
     from unipelt.fleet.ready import device_of
@@ -80,8 +85,7 @@ def compare(
     from unipelt.study.store import COMPARISON, Store
 
     setting = Setting(
-        model=model, head=head, data_dir=data_dir or None, recipe=recipe, mix_methods=mix_methods,
-        columns={name: value or None for name, value in columns.items()} | {"dev_rows": dev_rows},  # type: ignore[arg-type]
+        model=model, head=head, data_dir=data_dir or None, recipe=recipe, mix_methods=mix_methods, columns=columns
     )  # fmt: skip
     Grid(tasks=[data], k=[size(k)], methods=methods or METHODS, seeds=seeds, lr=lr)
     target = device_of(device)

@@ -12,7 +12,7 @@ import typer
 
 from unipelt.cli.fields import docs, size
 from unipelt.errors import DataError, UserError
-from unipelt.fleet.outcome import Request
+from unipelt.fleet.outcome import FILES, Request
 from unipelt.fleet.recipe import Recipe
 from unipelt.study.plan import MOST_RATES, Grid, Setting, arranged, read_plan
 from unipelt.study.plan import sweep as varied
@@ -40,10 +40,9 @@ _TASKS = typer.Option([], help=_grid["tasks"] + "; default: GLUE's eight")
 _SEEDS = typer.Option(None, min=1, help=_grid["seeds"] + "; default: 5")
 _LR = typer.Option([], help=_grid["lr"])
 _RATES = typer.Option(None, min=1, max=MOST_RATES, help=_grid["rates"] + "; default: 1")
-_TEXT, _PAIR, _LABEL, _KIND, _TEST, _GROUP = (
-    typer.Option(None, help=_request[name]) for name in ("text", "pair", "label", "kind", "test", "group")
-)
-_DEV = typer.Option(None, help=_request["dev_rows"] + "; default: 1000")
+_TEXT, _PAIR, _LABEL, _KIND, _DEV, _TEST, _GROUP = (typer.Option(None, help=_request[name]) for name in FILES)
+_ROWS = typer.Option(None, help=_request["dev_rows"] + "; default: 1000")
+_STRATIFY = typer.Option(None, help=_request["stratify"] + "; default: no-stratify")
 _EPOCHS = typer.Option(None, help=_recipe["epochs"] + _OWN)
 _EVERY = typer.Option(None, help=_recipe["evaluate_every"] + _OWN)
 _PATIENCE = typer.Option(None, help=_recipe["patience"] + _OWN)
@@ -59,7 +58,7 @@ def glue(
     seeds: int | None = _SEEDS, lr: list[float] = _LR, rates: int | None = _RATES, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
     text: str | None = _TEXT, pair: str | None = _PAIR, label: str | None = _LABEL, kind: str | None = _KIND,
-    test: str | None = _TEST, group: str | None = _GROUP, dev_rows: int | None = _DEV,
+    dev: str | None = _DEV, test: str | None = _TEST, group: str | None = _GROUP, dev_rows: int | None = _ROWS, stratify: bool | None = _STRATIFY,
     data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
     width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
     device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT,
@@ -80,7 +79,7 @@ def sweep(
     seeds: int | None = _SEEDS, lr: list[float] = _LR, rates: int | None = _RATES, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
     patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
     text: str | None = _TEXT, pair: str | None = _PAIR, label: str | None = _LABEL, kind: str | None = _KIND,
-    test: str | None = _TEST, group: str | None = _GROUP, dev_rows: int | None = _DEV,
+    dev: str | None = _DEV, test: str | None = _TEST, group: str | None = _GROUP, dev_rows: int | None = _ROWS, stratify: bool | None = _STRATIFY,
     data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
     width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
     device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT,

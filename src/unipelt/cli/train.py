@@ -10,35 +10,29 @@ from unipelt.errors import UserError
 from unipelt.fleet.outcome import Request
 from unipelt.fleet.recipe import Recipe
 
-_recipe = docs(Recipe)
+_recipe, _request = docs(Recipe), docs(Request)
 _DEFAULT = "; default: the method's own"
 
 
 def train(
-    task: str = typer.Option(
-        "", help="needed: a GLUE task, docstrings (built in), a CSV, JSONL or Parquet file, or a hub data set"
-    ),
-    model: str = typer.Option("minilm", help="base model: minilm, a folder, or a name on the hub"),
-    method: str = typer.Option(
-        "unipelt-apl", help="a preset with its options, such as 'lora(r=16)', or full; see `unipelt methods`"
-    ),
-    k: str = typer.Option(
-        "all", "--k", help="training rows, drawn by the seed; all: every row but those that choose the checkpoint"
-    ),
-    seed: int = typer.Option(0, help="draws the rows, their order, the initial values and dropout"),
+    task: str = typer.Option("", help="needed: " + _request["task"]),
+    model: str = typer.Option("minilm", help=_request["model"]),
+    method: str = typer.Option("unipelt-apl", help=_request["method"] + "; see `unipelt methods`"),
+    k: str = typer.Option("all", "--k", help=_request["k"]),
+    seed: int = typer.Option(0, help=_request["seed"]),
     out: str = typer.Option("", help="needed: folder of the run; the same command again goes on where it stopped"),
-    data_dir: str = typer.Option("", help="folder with GLUE as parquet files; not given: the hub"),
-    text: str = typer.Option("", help="column of the text, or of the first text of a pair"),
-    pair: str = typer.Option("", help="column of the second text"),
-    label: str = typer.Option("", help="column of the label"),
-    kind: str = typer.Option("", help="classification or regression; not given: found"),
-    test: str = typer.Option("", help="file with test rows; not given: a fifth is held out"),
-    dev_rows: int = typer.Option(
-        1000, min=1, help="rows that choose the checkpoint, at most; 10 or more, the papers have 1,000"
-    ),
-    group: str = typer.Option("", help="column of what no split may part, such as the author of a text"),
-    head: str = typer.Option("auto", help="what the head reads: model, cls or mean; auto: what the base declares"),
-    head_policy: str = typer.Option("train", help="the head: train, frozen, or paper (the papers' own policy)"),
+    data_dir: str = typer.Option("", help=_request["data_dir"]),
+    text: str = typer.Option("", help=_request["text"]),
+    pair: str = typer.Option("", help=_request["pair"]),
+    label: str = typer.Option("", help=_request["label"]),
+    kind: str = typer.Option("", help=_request["kind"]),
+    dev: str = typer.Option("", help=_request["dev"]),
+    test: str = typer.Option("", help=_request["test"]),
+    group: str = typer.Option("", help=_request["group"]),
+    dev_rows: int = typer.Option(1000, min=1, help=_request["dev_rows"]),
+    stratify: bool = typer.Option(False, help=_request["stratify"]),
+    head: str = typer.Option("auto", help=_request["head"]),
+    head_policy: str = typer.Option("train", help=_request["policy"]),
     lr: float | None = typer.Option(None, help=_recipe["lr"] + _DEFAULT),
     epochs: int | None = typer.Option(None, help=_recipe["epochs"] + _DEFAULT),
     batch_size: int | None = typer.Option(None, help=_recipe["batch_size"] + _DEFAULT),
@@ -60,7 +54,7 @@ def train(
     request = Request(
         model=model, task=task, k=size(k), method=method, seed=seed, head=head, policy=head_policy,
         data_dir=data_dir or None, text=text or None, pair=pair or None, label=label or None, kind=kind or None,
-        test=test or None, group=group or None, dev_rows=dev_rows, recipe=given,
+        dev=dev or None, test=test or None, group=group or None, dev_rows=dev_rows, stratify=stratify, recipe=given,
     )  # fmt: skip
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import result_lines

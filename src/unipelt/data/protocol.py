@@ -4,7 +4,7 @@ Train is shuffled by the data seed; the first k rows train, the next rows choose
 development set is the test set. A data set without a test set gives up a fifth of its rows first.
 """
 
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
@@ -39,8 +39,11 @@ class Splits:
         return {name: {"number": len(rows), "fingerprint": rows.fingerprint()} for name, rows in self.parts.items()}
 
 
-def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000) -> Splits:
-    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least."""
+def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000, stratify: bool = False) -> Splits:
+    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least.
+
+    stratify: each class has its share of every part, up to a row; with groups, which stay whole, as far as that can be.
+    """
     name = dataset.task.name
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"data seed {seed!r}, expected a whole number from 0")
@@ -52,9 +55,12 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000)
         )
     notes = [] if dataset.complete or k != "all" else [_subset_note(dataset)]
     _check_classes(dataset)
+    if stratify and dataset.task.kind == "regression":
+        stratify = False
+        notes.append(f"{name} has numbers for labels: --stratify, which is for classes, changes nothing there.")
     pool, test = dataset.train, dataset.test
     if test is None:
-        pool, test, note = hold_out(dataset.task, pool)
+        pool, test, note = hold_out(dataset.task, pool, stratify)
         notes.append(note)
 
     spare = FEWEST if dataset.dev is None else 0  # rows of the pool that cannot train
@@ -66,7 +72,7 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000)
     if k > len(pool) - spare:
         reserved = f", and {spare} of them are kept to choose the checkpoint" if spare else ""
         raise DataError(f"--k {k}: {name} has {len(pool)} training rows{reserved}; expected up to {len(pool) - spare}")
-    order = _together(pool, shuffled(len(pool), seed))
+    order = _order(pool, seed, stratify)
     train = pool.take(order[:k])
     _check_sample(dataset, train, seed, wants_all)
     chosen_by = dataset.dev
@@ -88,24 +94,43 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000)
 
 
 def _repeats(name: str, train: Rows, dev: Rows, test: Rows) -> list[str]:
-    """How many rows of one split say what a row of another says."""
-    held = set(test.texts)
-    met = set(train.texts)
-    counts = {
-        "training rows repeat a test text": sum(text in held for text in train.texts),
-        "development rows repeat a training text": sum(text in met for text in dev.texts),
-    }
-    return [f"{count} {what} of {name}; they stay as they are." for what, count in counts.items() if count]
+    """How many rows of one split say what a row of another says, or belong to its group."""
+    notes = []
+    for rows, what, others, whose in (
+        (train, "training", test, "test"), (dev, "development", train, "training"), (dev, "development", test, "test"),
+    ):  # fmt: skip
+        held = set(others.texts)
+        repeated = sum(text in held for text in rows.texts)
+        if repeated:
+            notes.append(f"{repeated} {what} rows repeat a {whose} text of {name}; they stay as they are.")
+        groups = set(others.groups or ())
+        parted = sum(group in groups for group in rows.groups or ())
+        if parted:
+            notes.append(f"{parted} {what} rows are of a group that has {whose} rows of {name}; they stay as they are.")
+    return notes
 
 
-def _together(rows: Rows, order: list[int]) -> list[int]:
-    """The order, with each group's rows one after the other from where its first row stands."""
-    if rows.groups is None:
-        return order
-    places: dict[str, int] = {}
-    for place, index in enumerate(order):
-        places.setdefault(rows.groups[index], place)
-    return sorted(order, key=lambda index: places[rows.groups[index]])  # type: ignore[index]
+def _order(rows: Rows, seed: int, stratify: bool) -> list[int]:
+    """Indices as the seed shuffles them, each group's one after the other from where its first stands.
+
+    stratify: each class spread evenly. Of its n rows, the i-th stands i - ½ n-ths of the way, so that every beginning of the
+    order has each class's share of it, to within one row. A group stands at its middle, as rows of its commonest class.
+    """
+    bundles: dict[str | int, list[int]] = {}
+    for index in shuffled(len(rows), seed):
+        bundles.setdefault(index if rows.groups is None else rows.groups[index], []).append(index)
+    order = list(bundles.values())
+    if stratify:
+        labels = rows.labels or []
+        classes = [Counter(labels[index] for index in bundle).most_common(1)[0][0] for bundle in order]
+        sizes: Counter = Counter()
+        middles = []
+        for bundle, label in zip(order, classes):
+            middles.append(sizes[label] + len(bundle) / 2)
+            sizes[label] += len(bundle)
+        places = [middle / sizes[label] for middle, label in zip(middles, classes)]
+        order = [order[one] for one in sorted(range(len(order)), key=places.__getitem__)]
+    return [index for bundle in order for index in bundle]
 
 
 def shuffled(length: int, seed: int) -> list[int]:
@@ -115,19 +140,22 @@ def shuffled(length: int, seed: int) -> list[int]:
     return sorted(range(length), key=keys.__getitem__)
 
 
-def hold_out(task: Task, rows: Rows) -> tuple[Rows, Rows, str]:
-    """(train, test, note): a fifth of each class, at most LARGEST_TEST in all; no text of test stays in train."""
+def hold_out(task: Task, rows: Rows, stratify: bool = False) -> tuple[Rows, Rows, str]:
+    """(train, test, note): a fifth of the rows, at most LARGEST_TEST; no text of test stays in train.
+
+    Each class gives its share, groups, which stay whole, where that is asked.
+    """
     wanted = max(FEWEST, min(LARGEST_TEST, len(rows) // 5))
     if len(rows) < 3 * FEWEST:
         raise DataError(
             f"{task.name} has {len(rows)} rows and no test set; give a test file, or at least {3 * FEWEST} rows"
         )
-    order, groups = _together(rows, shuffled(len(rows), TEST_SEED)), rows.groups
+    groups = rows.groups
+    order = _order(rows, TEST_SEED, task.kind == "classification" and (stratify or groups is None))
+    chosen = set(order[:wanted])
     if groups is not None:  # whole groups
-        held_groups = {groups[index] for index in order[:wanted]}
+        held_groups = {groups[index] for index in chosen}
         chosen = {index for index in order if groups[index] in held_groups}
-    else:
-        chosen = set(_stratified(order, rows.labels or [], wanted) if task.kind == "classification" else order[:wanted])
     texts = rows.texts
     held = {texts[index] for index in chosen}
     rest = [index for index in range(len(rows)) if index not in chosen]
@@ -136,19 +164,6 @@ def hold_out(task: Task, rows: Rows) -> tuple[Rows, Rows, str]:
     if len(train) < len(rest):
         note += f" {len(rest) - len(train)} training rows that repeat a test text are left out."
     return rows.take(train), rows.take(sorted(chosen)), note
-
-
-def _stratified(order: list[int], labels: list[int] | list[float], wanted: int) -> list[int]:
-    """Largest remainders: each class gives ⌊wanted · its share⌋ rows, then those nearest to one more; never its last."""
-    members = defaultdict(list)
-    for index in order:
-        members[labels[index]].append(index)
-    quota = {label: wanted * len(rows) / len(order) for label, rows in members.items()}
-    taken = {label: int(quota[label]) for label in members}
-    for label in sorted(members, key=lambda label: (taken[label] - quota[label], label)):
-        if sum(taken.values()) < wanted and taken[label] < len(members[label]) - 1:
-            taken[label] += 1
-    return [index for label, rows in members.items() for index in rows[: taken[label]]]
 
 
 def _check_classes(dataset: Dataset) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 import struct
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "kind": (None, "classification", "regression"),
 }
 FLAGS = {"policy": "--head-policy"}
-PLACES = ("model", "task", "data_dir", "test")  # fields that may name a file or folder
+PLACES = ("model", "task", "data_dir", "dev", "test")  # fields that may name a file or folder
+FILES = ("text", "pair", "label", "kind", "dev", "test", "group")  # fields that say how files are read
+DRAWN = ("dev_rows", "stratify")  # fields that say how rows are drawn, beside k and the seed
 SEEDS = 2**32  # fewer than the generators take: an epoch's seed is a million times the run's
 
 
@@ -52,12 +54,16 @@ class Request:
     """column of the label"""
     kind: str | None = None
     """classification or regression; none given: found"""
+    dev: str | None = None
+    """file with the rows that choose the checkpoint; none given: taken from the training rows"""
     test: str | None = None
     """file with the test rows; none given: a fifth of the rows is held out"""
     group: str | None = None
     """column of what no split may part, such as the author of a text"""
     dev_rows: int = 1000
-    """rows that choose the checkpoint, at most; 10 or more, the papers have 1,000"""
+    """rows that choose the checkpoint, at most; 10 or more, the papers have 1,000; of a file of their own all do"""
+    stratify: bool = False
+    """draw the rows so that each class has its share of them, groups as far as they can be; the papers do not"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """what is given of the recipe; the rest is the method's default"""
 
@@ -170,7 +176,10 @@ def read_outcome(folder: Path, request: Request | None = None) -> Outcome | None
     if outcome.format != FORMAT:
         raise CheckpointError(f"{path}: format {outcome.format!r}, this version reads format {FORMAT}")
     if request is not None:
-        theirs, ours = outcome.request, json.loads(json.dumps(asdict(request)))
+        theirs = {
+            one.name: one.default for one in fields(Request)
+        } | outcome.request  # older records lack younger fields
+        ours = json.loads(json.dumps(asdict(request)))
         name = next((key for key in ours | theirs if settled(key, theirs) != settled(key, ours)), None)
         if name is not None:
             raise CheckpointError(

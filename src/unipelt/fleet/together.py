@@ -16,23 +16,14 @@ from unipelt.errors import DataError, UserError
 from unipelt.fleet.encode import Encoded, encode
 from unipelt.fleet.evaluate import decisions
 from unipelt.fleet.loop import Fleet, Plan, Progress
-from unipelt.fleet.outcome import DONE, FULL, Request, Result
+from unipelt.fleet.outcome import DONE, DRAWN, FILES, FULL, Request, Result
 from unipelt.fleet.ready import prepare, unit_of
 from unipelt.fleet.recipe import Recipe, default_recipe
 from unipelt.inject.heads import output_of
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.tuned import Joined, joined_to
 
-SOURCE = (
-    "task",
-    "data_dir",
-    "text",
-    "pair",
-    "label",
-    "kind",
-    "test",
-    "group",
-)  # of a request: where its rows come from
+SOURCE = ("task", "data_dir", *FILES)  # of a request: where its rows come from
 
 
 class Corpus:
@@ -51,7 +42,8 @@ class Corpus:
         return self.datasets[key]
 
     def splits(self, request: Request) -> data.Splits:
-        drawn = request.k if request.k == "all" else int(request.k), request.seed, request.dev_rows
+        k = request.k if request.k == "all" else int(request.k)
+        drawn = k, request.seed, *(getattr(request, name) for name in DRAWN)
         key = (*(getattr(request, name) for name in SOURCE), *drawn)
         if key not in self.parts:
             self.parts[key] = data.split(self.dataset(request), *drawn)  # type: ignore[arg-type]

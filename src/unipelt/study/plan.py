@@ -11,7 +11,7 @@ from unipelt import spec
 from unipelt.data import GLUE
 from unipelt.data.builtin import TASK
 from unipelt.errors import UserError, nearest
-from unipelt.fleet.outcome import FULL, Request
+from unipelt.fleet.outcome import DRAWN, FILES, FULL, Request
 from unipelt.fleet.recipe import Recipe, default_recipe
 from unipelt.study.store import Cell
 
@@ -30,7 +30,7 @@ LENGTHS = {
     "mrpc": 53,
     "rte": 70,
 }  # tokens, about
-COLUMNS = ("text", "pair", "label", "kind", "test", "group", "dev_rows")  # of a request: how files are read
+COLUMNS = (*FILES, *DRAWN)  # of a request: how files are read and rows are drawn
 MOST_SEEDS = 10_000
 MOST_RATES = 5
 STEP = 3.0  # between one learning rate of a method and the next lower
