@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import tiny
 import torch
 from laws.lawbook import small
@@ -37,7 +38,8 @@ def rows(count: int, seed: int = 0, classes: int = CLASSES) -> Encoded:
     lengths = torch.randint(3, 14, (count,), generator=generator).tolist()
     ids = [torch.randint(tiny.SPECIAL, tiny.VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
     labels = [row[0] % classes if classes else row[0] / 10 for row in ids]
-    return Encoded({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}, labels, 64)
+    features = {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+    return Encoded({name: [np.array(row) for row in values] for name, values in features.items()}, labels, 64)
 
 
 def plan(seed: int = 0, train: int = 20, dev: int = 17, classes: int = CLASSES, **recipe: Any) -> Plan:

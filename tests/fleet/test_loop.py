@@ -199,7 +199,7 @@ def test_the_loop_is_a_plain_torch_loop(preset: str):
     lengths = one.train.lengths()
     batches = [batch for epoch in range(2) for batch in epoch_order(lengths, one.recipe.batch_size, one.seed, epoch)]
     for step, batch in enumerate(batches):
-        ids = [one.train.features["input_ids"][row] for row in batch]
+        ids = [one.train.features["input_ids"][row].tolist() for row in batch]
         width = max(map(len, ids))
         given = torch.tensor([row + [0] * (width - len(row)) for row in ids])
         labels = torch.tensor([one.train.labels[row] for row in batch])  # type: ignore[index]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,9 +16,10 @@ CHUNK = 8  # batches that are sorted by length together: like lengths meet, and 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenised rows: per row its token lists by name, and its label or target."""
+    """Tokenised rows: per row its tokens by name, and its label or target."""
 
-    features: dict[str, list[list[int]]]
+    features: dict[str, list[np.ndarray]]
+    """`[tokens]` each: a fleet's batch is a thousand of them, joined by one copy"""
     labels: list[int] | list[float] | None
     longest: int
     """tokens that a row was cut to: no batch is wider, so that no base runs out of positions"""
@@ -33,7 +35,8 @@ def encode(tokenizer: Any, rows: Rows, max_length: int) -> Encoded:
     """Tokenise rows, single texts or pairs, cut to `max_length` tokens."""
     limit = min(max_length, tokenizer.model_max_length)
     coded = tokenizer(rows.first, rows.second, truncation=True, max_length=limit, padding=False)
-    return Encoded({name: [list(row) for row in coded[name]] for name in coded}, rows.labels, limit)
+    features = {name: [np.array(row, dtype=np.int32) for row in coded[name]] for name in coded}
+    return Encoded(features, rows.labels, limit)
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -73,13 +76,15 @@ def collate(
     block = max(len(rows) for _, rows in parts)
     filled = [(data, [*rows, *rows[:1] * (block - len(rows))]) for data, rows in parts]
     weights = torch.tensor([[1.0] * len(rows) + [0.0] * (block - len(rows)) for _, rows in parts])
-    longest = max(len(data.features["input_ids"][row]) for data, rows in filled for row in rows)
+    lengths = np.array([len(data.features["input_ids"][row]) for data, rows in filled for row in rows])
+    longest = int(lengths.max())
     multiple = 1 if device.type == "cpu" else MULTIPLE
     width = max(longest, min(-(-longest // multiple) * multiple, *(data.longest for data, _ in filled)))
+    real = np.arange(width) < lengths[:, None]
     pads = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     inputs = {}
     for name in filled[0][0].features:
-        pad = pads.get(name, 0)
-        lists = [data.features[name][row] for data, rows in filled for row in rows]
-        inputs[name] = torch.tensor([row + [pad] * (width - len(row)) for row in lists])
+        padded = np.full(real.shape, pads.get(name, 0))
+        padded[real] = np.concatenate([data.features[name][row] for data, rows in filled for row in rows])
+        inputs[name] = torch.from_numpy(padded)
     return {name: value.to(device) for name, value in inputs.items()}, weights.to(device)

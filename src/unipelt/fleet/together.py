@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,7 +33,7 @@ class Corpus:
     def __init__(self):
         self.datasets: dict[tuple, data.Dataset] = {}
         self.parts: dict[tuple, data.Splits] = {}
-        self.tokens: dict[tuple, dict[str, list[int]]] = {}
+        self.tokens: dict[tuple, dict[str, np.ndarray]] = {}
 
     def dataset(self, request: Request) -> data.Dataset:
         key = tuple(getattr(request, name) for name in SOURCE)
