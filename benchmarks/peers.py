@@ -295,7 +295,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, help="not given: those of the device")
     parser.add_argument("--methods", nargs="+", default=["main"], help=f"main ({', '.join(MAIN)}), all, or names")
     parser.add_argument("--libraries", nargs="+", choices=METHODS, default=[*METHODS])
-    parser.add_argument("--fleet", type=int, default=0, help="beside each of ours a fleet of so many runs")
+    parser.add_argument(
+        "--fleet", type=int, default=0, help="beside each of ours a fleet of so many runs, trained as a study does"
+    )
     parser.add_argument("--apart", action="store_true", help="one method after another, each beside a full fine-tuning of its own: less memory")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="models made ready at once; they are timed one by one")
@@ -345,13 +347,19 @@ def main() -> None:
     methods = [*dict.fromkeys(name for given_name in given.methods for name in groups.get(given_name, [given_name]))]
     together = [[method] for method in methods if method != REFERENCE[1]] if given.apart else [methods]
 
+    fleets = {"cpu": "eager", "cuda": "graph"}[device]  # as a study trains them
+    if given.fleet and fleets not in (given.modes or usual_modes):
+        raise SystemExit(
+            f"--fleet {given.fleet}: is measured in mode {fleets} alone, as a study trains; add that to --modes"
+        )
+
     rows: list[dict[str, Any]] = []
     for shape, mode, group in product(given.shapes or usual_shapes, given.modes or usual_modes, together):
         tell(f"{shape}, {mode}" + (f", {group[0]}" if given.apart else ""))
         chosen = [
             (library, method, 1) for library in pythons for method in METHODS[library] if method in group or (library, method) == REFERENCE
         ]  # fmt: skip
-        if given.fleet:
+        if given.fleet and mode == fleets:
             chosen += [("unipelt", method, given.fleet) for library, method, _ in chosen if library == "unipelt"]
 
         def model(library: str, method: str, runs: int, shape: str = shape, mode: str = mode) -> Model:

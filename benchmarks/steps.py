@@ -3,7 +3,7 @@
     python benchmarks/steps.py '{"library": "adapters", "method": "lora", …}'
 
 Its first answer says what was made; then each line, `train` or `infer`, is answered by the seconds of one step. Imports torch and
-the one library that is asked for; knows nothing of ours beside it.
+the one library that is asked for; of ours nothing beside it but, for a fleet, what trains one.
 """
 
 import json
@@ -98,6 +98,36 @@ def batches(shape: dict[str, Any], runs: int, vocabulary: int, device: str) -> l
     return made
 
 
+def fleet_of(model: Any, made: list[dict[str, Any]], runs: int) -> Any:
+    """What a study trains its runs with: each step makes its batch, takes the loss and clips by run, and reads the losses; on a GPU
+    all between is captured. Rows lie as a study's do, like lengths together."""
+    import numpy as np
+
+    from unipelt.data import Task
+    from unipelt.fleet.encode import Encoded
+    from unipelt.fleet.loop import Fleet, Plan
+    from unipelt.fleet.recipe import Recipe
+
+    class Words:
+        pad_token_id = pad_token_type_id = 0
+
+    plans, size = [], len(made[0]["labels"]) // runs
+    for run in range(runs):
+        features: dict[str, list[Any]] = {"input_ids": [], "attention_mask": []}
+        labels: list[int] = []
+        for rows in made:
+            mine = {name: value[run * size : (run + 1) * size].cpu().numpy() for name, value in rows.items()}
+            real = mine["attention_mask"].astype(bool)
+            for name, kept in features.items():
+                kept += [row[mask] for row, mask in zip(mine[name], real)]
+            labels += mine["labels"].tolist()
+        task = Task(name="random", kind="classification", labels=("no", "yes"), metric="accuracy", pair=False)
+        longest = max(len(row) for row in features["input_ids"])
+        rows = Encoded({name: [np.array(row) for row in kept] for name, kept in features.items()}, labels, longest)
+        plans.append(Plan(task=task, train=rows, dev=rows, recipe=Recipe(epochs=100_000, batch_size=size), seed=run))
+    return Fleet(model, plans, Words())
+
+
 class Turns:
     """The steps of one model in one mode."""
 
@@ -115,6 +145,7 @@ class Turns:
         self.autocast = given["precision"] == "autocast"
         self.batches = batches(given["shape"], given["runs"], plain.config.vocab_size, self.device)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.fleet = fleet_of(self.model, self.batches, given["runs"]) if given["runs"] > 1 else None
         gpu = {"fused": True, "capturable": self.captured} if self.device == "cuda" else {}
         self.optimiser = torch.optim.AdamW(self.trained, lr=1e-4, **gpu)
         self.stream = torch.cuda.Stream() if self.captured else None
@@ -139,10 +170,13 @@ class Turns:
     def _prepare(self, kind: str, model: Any) -> int:
         """Warm up; capture, or a step more; the most memory of that."""
         step = partial({"train": self.train, "infer": self.infer}[kind], model)
+        captured = self.captured
+        if kind == "train" and self.fleet is not None:  # it captures its steps itself
+            step, captured = self.advance, False
         self.model.train(kind == "train")
         cuda = self.torch.cuda
-        with cuda.stream(self.stream) if self.captured else nullcontext():
-            if self.captured:
+        with cuda.stream(self.stream) if captured else nullcontext():
+            if captured:
                 self.stream.wait_stream(cuda.default_stream())
             for _ in range(WARM_UP[self.device]):
                 for rows in self.batches:
@@ -150,11 +184,11 @@ class Turns:
             if self.device == "cuda":
                 cuda.synchronize()
                 cuda.reset_peak_memory_stats()
-            if not self.captured:
+            if not captured:
                 self.steps[kind] = [partial(step, rows) for rows in self.batches]
                 for one in self.steps[kind]:
                     one()
-        if self.captured:
+        if captured:
             self.steps[kind] = [self.capture(step, rows).replay for rows in self.batches]
         if self.device == "cuda":
             cuda.synchronize()
@@ -179,6 +213,10 @@ class Turns:
             loss = model(**rows).loss
         loss.backward()
         self.optimiser.step()
+
+    def advance(self, rows: Any) -> None:
+        """A step of a fleet, which makes its own batches of all rows."""
+        self.fleet.step()
 
     def infer(self, model: Any, rows: Any) -> None:
         with self.torch.no_grad(), self.precision():

@@ -72,6 +72,7 @@ def test_a_process_that_ends_or_says_nothing_has_failed(tmp_path: Path, monkeypa
         (["--libraries", "adapters", "--python", "adapters=/nowhere"], "nothing to measure: none of adapters is here"),
         (["--methods", "lroa"], "--methods lroa: expected one of "),
         (["--path", "peft"], "--path peft: expected LIBRARY="),
+        (["--modes", "compiled", "--fleet", "4", "--libraries", "unipelt"], "--fleet 4: is measured in mode eager alone"),
         (["--modes", "graph", "--libraries", "unipelt"], "--modes graph: a CUDA graph needs a GPU; expected eager or compiled"),
     ],
 )  # fmt: skip

@@ -73,8 +73,8 @@ def test_a_fleet_of_replayed_steps_is_every_run_alone(width: int):
 def test_each_shape_is_recorded_once_when_it_is_met_again():
     trained, recorder = captured([plan(seed=1, train=24, epochs=8)])
     shapes = []
-    step = trained._step
-    trained._step = lambda: (shapes.append(trained._batch()["input input_ids"].shape), step())  # type: ignore[method-assign, func-returns-value]
+    step = trained.step
+    trained.step = lambda: (shapes.append(trained._batch()["input input_ids"].shape), step())  # type: ignore[method-assign, func-returns-value]
     trained.train()
     again = {shape for shape in shapes if shapes.count(shape) > 1}
     assert recorder.ran == len(set(shapes)) and recorder.recorded == len(again) > 1

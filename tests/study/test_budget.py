@@ -111,13 +111,13 @@ def test_time_that_ends_in_the_test_rows_loses_nothing(ask, run, tmp_path: Path,
         patch.setattr(engine, "time", clock)
         assert "too short for one run" in run(*ask(tmp_path / "out", *given, "--minutes", 50)).line
     steps = looks.count("stepped") + looks.count("evaluated")
-    trained, step = set(), budget.Fleet._step
+    trained, step = set(), budget.Fleet.step
 
     def told(self) -> None:
         trained.add(self.tuned.parts[0].mixture.name)
         step(self)
 
-    monkeypatch.setattr(budget.Fleet, "_step", told)
+    monkeypatch.setattr(budget.Fleet, "step", told)
     assert steps and run(*ask(tmp_path / "out", *given)).code == 0
     assert trained == {SMALL["lora"]}, "head was trained already"
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")

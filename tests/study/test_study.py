@@ -188,7 +188,7 @@ def test_too_little_memory_halves_the_fleet(
         said = run(*_with(words(tmp_path / f"of {width}"), *more, "--width", width))
         assert said.code == 0 and "8 of 8 runs done" in said.out
         undisturbed[width] = {row["id"]: row for row in _results(tmp_path / f"of {width}")}
-    step, taken = Fleet._step, []
+    step, taken = Fleet.step, []
 
     def small(self: Fleet) -> None:
         taken.append(len(self.runs))
@@ -196,7 +196,7 @@ def test_too_little_memory_halves_the_fleet(
             raise full
         step(self)
 
-    monkeypatch.setattr(Fleet, "_step", small)
+    monkeypatch.setattr(Fleet, "step", small)
     said = run(*_with(words(tmp_path / "out"), *more, "--width", 4))
     assert said.code == 0 and "8 of 8 runs done" in said.out
     rows = _results(tmp_path / "out")
@@ -255,14 +255,14 @@ def test_methods_that_cannot_be_side_by_side_are_trained_apart(
     words, run, base_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """One that the base cannot take spoils no other; nor does too little memory for a run of each."""
-    step, apl = Fleet._step, SMALL["unipelt-apl"]
+    step, apl = Fleet.step, SMALL["unipelt-apl"]
 
     def small(self: Fleet) -> None:
         if len(self.flat.values) > 1:
             raise torch.OutOfMemoryError("out of memory")
         step(self)
 
-    monkeypatch.setattr(Fleet, "_step", small)
+    monkeypatch.setattr(Fleet, "step", small)
     given = _with([*words(tmp_path / "out", "--mix-methods")], "--k", 16, "--model", base_of("deberta-v2"))
     said = run(*_with(given, "--methods", "adapter(bottleneck=4)", apl, "head"))
     assert "8 of 12 runs done, 4 failed" in said.out and len(Store.read(tmp_path / "out").fleets()) == 1

@@ -130,7 +130,7 @@ class Fleet:
         last = saved = time.monotonic()
         self._turn_over()
         while self.runs:
-            self._step()
+            self.step()
             due = [run for run, plan in enumerate(self.runs) if self._is_due(plan)]
             if due:
                 self._evaluate(due)
@@ -159,7 +159,8 @@ class Fleet:
         for plan in self.runs:
             self.progress[plan].seconds += seconds / len(self.runs)
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """One step of every run."""
         losses, finite = self.advance(self._batch()).tolist()
         for index, value, fine in zip(self.runs, losses, finite):
             progress = self.progress[index]

@@ -58,7 +58,7 @@ def work_of(cells: Sequence[Cell], setting: Setting, corpus: Corpus, device: tor
     part = model if full else joined_to(model).parts[0]
     plans = [plan_of(member_of(request, splits, corpus, model, tokenizer), 0, part) for request in requests]
     fleet = Fleet(model.to(device), plans, tokenizer)
-    steps = [_seconds(fleet._step) for _ in range(1 + STEPS)]
+    steps = [_seconds(fleet.step) for _ in range(1 + STEPS)]
     dev = plans[0].dev
     some = replace(
         dev, features={name: part[:: -(-len(dev) // ROWS)] for name, part in dev.features.items()}, labels=None

@@ -79,5 +79,5 @@ def trial(requests: Sequence[Request], corpus: Corpus, device: torch.device, run
     if longest is None:
         return 0, 0
     plans = [replace(longest[1], mixture=mixture) for mixture in range(len(methods)) for _ in range(runs)]
-    Fleet(model, plans, tokenizer)._step()
+    Fleet(model, plans, tokenizer).step()
     return len(longest[1].train), max(longest[1].train.lengths())
