@@ -2,11 +2,14 @@
 
 import copy
 import pickle
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tiny
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import unipelt
 from laws.lawbook import (
@@ -94,6 +97,34 @@ def test_in_bfloat16_it_differs_by_its_rounding_alone(arch: str, preset: str, au
         found.append((output.detach().flatten(), torch.cat([g.flatten().float() for g in gradients(model).values()])))
     for together, expected in zip(*found):
         assert (together - expected).norm() <= 1e-2 * expected.norm()
+
+
+class Casts(TorchDispatchMode):
+    """How often each weight is cast inside the block, in the backward too."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.names = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()}
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation._opname == "_to_copy" and (name := self.names.get(args[0].untyped_storage().data_ptr())):
+            self.counts[name] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("arch", "preset", "runs"),
+    [(arch, preset, runs) for runs in (1, 3) for preset in unipelt.PRESETS for arch in on_each(preset, VARIED, runs)],
+)
+def test_no_weight_is_cast_twice_in_a_step(arch: str, preset: str, runs: int):
+    model = attached(arch, preset, runs=runs, dtype=torch.float32).train()
+    with Casts(model) as casts:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = result(model(**tiny.inputs(arch, model, batch=3)))
+        scalar(output.float()).backward()
+    assert casts.counts, "what autocast does has another name"
+    assert {name: count for name, count in casts.counts.items() if count > 1} == {}
 
 
 @pytest.mark.parametrize("arch", on_each("unipelt-apl"))
