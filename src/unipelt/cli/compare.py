@@ -6,100 +6,64 @@ from typing import Any
 
 import typer
 
-from unipelt.cli.fields import docs, size
+from unipelt.cli.fields import flags, takes
 from unipelt.errors import UserError
-from unipelt.fleet.outcome import FILES, Request
+from unipelt.fleet.outcome import Request
 from unipelt.fleet.recipe import Recipe
-from unipelt.study.plan import MOST_RATES, Setting
+from unipelt.study.plan import COLUMNS, Grid, Setting, arranged
 
-_request, _recipe, _setting = docs(Request), docs(Recipe), docs(Setting)
-_OWN = "; default: each method's own"
 WINNER = "winner"
 SPARE = 0.06  # share of the minutes that is kept for the last test and the report
+USUAL: dict[str, Any] = {"methods": ["head", "lora", "adapter", "unipelt-apl"], "seeds": 3, "rates": 2}
+_USUAL = {name: " ".join(value) if isinstance(value, list) else str(value) for name, value in USUAL.items()}
 
 
+@takes(
+    *flags(Request, only=["task", "k", *COLUMNS], called={"task": "--data"}), *flags(Grid, only=[*USUAL, "lr"], default=_USUAL),
+    *flags(Setting, but=["policy", "width", "recipe", "columns"]), *flags(Recipe, but=["lr"], default="the method's own"),
+)  # fmt: skip
 def compare(
-    data: str = typer.Option(
-        "", help="needed: CSV, JSONL or Parquet file with labels; or a GLUE task, or docstrings (built in)"
-    ),
-    text: str = typer.Option("", help=_request["text"]),
-    pair: str = typer.Option("", help=_request["pair"]),
-    label: str = typer.Option("", help=_request["label"]),
-    kind: str = typer.Option("", help=_request["kind"]),
-    dev: str = typer.Option("", help=_request["dev"]),
-    test: str = typer.Option("", help=_request["test"]),
-    group: str = typer.Option("", help=_request["group"]),
-    model: str = typer.Option("minilm", help=_request["model"]),
-    methods: list[str] = typer.Option(
-        [], help="presets with their options, or full; default: head lora adapter unipelt-apl"
-    ),
-    seeds: int = typer.Option(
-        3, min=1, help="how often each is trained: other rows for development, other initial values"
-    ),
-    rates: int = typer.Option(
-        2, min=1, max=MOST_RATES, help="learning rates of each method: its own, a third of it, …"
-    ),
-    lr: list[float] = typer.Option([], help="learning rates for all methods instead"),
-    k: str = typer.Option("all", "--k", help=_request["k"]),
-    dev_rows: int = typer.Option(1000, min=1, help=_request["dev_rows"]),
-    stratify: bool = typer.Option(False, help=_request["stratify"]),
     minutes: float = typer.Option(
         0.0,
         min=0.0,
         help="time budget, kept: as many epochs as fit, where --epochs gives none; the same command with more goes on; 0: none",
     ),
-    epochs: int | None = typer.Option(None, help=_recipe["epochs"] + _OWN),
-    evaluate_every: int | None = typer.Option(None, help=_recipe["evaluate_every"] + _OWN),
-    batch_size: int | None = typer.Option(None, help=_recipe["batch_size"] + _OWN),
-    max_length: int | None = typer.Option(None, help=_recipe["max_length"] + _OWN),
-    data_dir: str = typer.Option("", help=_request["data_dir"]),
-    head: str = typer.Option("auto", help=_request["head"]),
-    mix_methods: bool = typer.Option(False, help=_setting["mix_methods"]),
     device: str = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda"),
     out: str = typer.Option(
         "", help="needed: folder of the comparison; the same command again goes on where it stopped"
     ),
+    **given: Any,
 ) -> None:
     """Try several methods on your rows, say which to take and how sure that is, and save the model."""
     import time
 
     began = time.monotonic()
-    given = {"epochs": epochs, "evaluate_every": evaluate_every, "batch_size": batch_size, "max_length": max_length}
-    recipe = {name: value for name, value in given.items() if value is not None}
-    Recipe(**recipe)
-    if not data:
+    if "task" not in given:
         raise UserError("--data is missing: expected a file with labels, such as reviews.csv")
     if not out:
         raise UserError("--out is missing: expected a folder for the comparison, such as results/reviews")
-    columns: dict[str, Any] = {
-        name: value or None for name, value in zip(FILES, (text, pair, label, kind, dev, test, group))
-    }
-    columns |= {"dev_rows": dev_rows, "stratify": stratify}
-
+    usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in given}
+    grid, setting = arranged(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
     from unipelt.cli.progress import StudyWatch
     from unipelt.fleet.ready import device_of
     from unipelt.fleet.together import Corpus
-    from unipelt.study.compare import METHODS, Keeper, cells, in_rounds
+    from unipelt.study.compare import Keeper, in_rounds
     from unipelt.study.engine import hidden_size, identities, run_study
-    from unipelt.study.plan import Grid
     from unipelt.study.store import COMPARISON, Store
 
-    setting = Setting(
-        model=model, head=head, data_dir=data_dir or None, recipe=recipe, mix_methods=mix_methods, columns=columns
-    )  # fmt: skip
-    Grid(tasks=[data], k=[size(k)], methods=methods or METHODS, seeds=seeds, lr=lr)
     target = device_of(device)
-    plan = cells(data, size(k), methods or METHODS, seeds, hidden_size(model), lr, rates)
+    # seed by seed, so that a comparison that is stopped has looked at every method alike
+    plan = sorted(grid.cells(hidden_size(setting.model)), key=lambda cell: cell.seed)
     corpus = Corpus()
     notes, fingerprint = _rows(setting, plan, corpus)
     until = began + 60 * minutes * (1 - SPARE) if minutes else None
-    if epochs is None:
+    if "epochs" not in setting.recipe:
         chosen, why = _epochs(setting, plan, corpus, target, Path(out), minutes, until)
-        setting = replace(setting, recipe=recipe | ({"epochs": chosen} if chosen else {}))
+        setting = replace(setting, recipe=setting.recipe | ({"epochs": chosen} if chosen else {}))
         notes += [why] if why else []
     store = Store.create(out, {**setting.facts, COMPARISON: fingerprint})
     store.plan(plan, identities(plan, setting, corpus))
-    store.assign(lambda free: in_rounds(free, mix_methods))
+    store.assign(lambda free: in_rounds(free, setting.mix_methods))
     keeper = Keeper(store, setting)
     with StudyWatch(store) as watch:
         for note in notes:

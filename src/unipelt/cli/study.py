@@ -10,91 +10,69 @@ from typing import Any
 
 import typer
 
-from unipelt.cli.fields import docs, size
+from unipelt.cli.fields import flags, takes
 from unipelt.errors import DataError, UserError
-from unipelt.fleet.outcome import FILES, Request
+from unipelt.fleet.outcome import Request
 from unipelt.fleet.recipe import Recipe
-from unipelt.study.plan import MOST_RATES, Grid, Setting, arranged, read_plan
-from unipelt.study.plan import sweep as varied
+from unipelt.study.plan import COLUMNS, METHODS, Grid, Setting, arranged, read_plan
+from unipelt.study.plan import sweep as sweep_of
 from unipelt.study.store import Cell
 
 app = typer.Typer(
     help="The papers' studies: tasks × sizes × methods × seeds, trained as fleets, in a store that resumes.",
     rich_markup_mode=None,
 )
-_grid, _setting, _recipe, _request = docs(Grid), docs(Setting), docs(Recipe), docs(Request)
-_OWN = "; default: the method's own"
-_OUT = typer.Option("", help="needed: folder of the study; the same command again does what is missing")
 FIGURE_2 = ("3", "6", "12", "24", "48", "96", "192")  # sizes of adapters
-# no default here: a flag that is given takes precedence over a plan's, whatever its value
-_MODEL = typer.Option(None, help=_setting["model"] + "; default: minilm")
-_HEAD = typer.Option(None, help=_setting["head"] + "; default: auto")
-_POLICY = typer.Option(None, help=_setting["policy"] + "; default: train")
-_DATA = typer.Option(None, help=_setting["data_dir"])
-_WIDTH = typer.Option(None, min=0, help=_setting["width"] + "; default: 0")
-_MIX = typer.Option(None, help=_setting["mix_methods"] + "; default: no-mix-methods")
 _DEVICE = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda")
 _ENGINE = typer.Option("here", help="here: this process; ray: a Ray cluster, that of RAY_ADDRESS or else this machine")
 _GPUS = typer.Option(None, help="with Ray: the share of a GPU that a fleet has, where there are GPUs; default: 1")
-_TASKS = typer.Option([], help=_grid["tasks"] + "; default: GLUE's eight")
-_SEEDS = typer.Option(None, min=1, help=_grid["seeds"] + "; default: 5")
-_LR = typer.Option([], help=_grid["lr"])
-_RATES = typer.Option(None, min=1, max=MOST_RATES, help=_grid["rates"] + "; default: 1")
-_TEXT, _PAIR, _LABEL, _KIND, _DEV, _TEST, _GROUP = (typer.Option(None, help=_request[name]) for name in FILES)
-_ROWS = typer.Option(None, help=_request["dev_rows"] + "; default: 1000")
-_STRATIFY = typer.Option(None, help=_request["stratify"] + "; default: no-stratify")
-_EPOCHS = typer.Option(None, help=_recipe["epochs"] + _OWN)
-_EVERY = typer.Option(None, help=_recipe["evaluate_every"] + _OWN)
-_PATIENCE = typer.Option(None, help=_recipe["patience"] + _OWN)
-_BATCH = typer.Option(None, help=_recipe["batch_size"] + _OWN)
-_LENGTH = typer.Option(None, help=_recipe["max_length"] + _OWN)
+_OUT = typer.Option("", help="needed: folder of the study; the same command again does what is missing")
+_PAPERS = {"tasks": "GLUE's eight", "k": "100 500 1000 all", "methods": "the paper's"}
+_EVERY = [
+    *flags(Setting, but=["recipe", "columns"]), *flags(Recipe, but=["lr"], default="the method's own"), *flags(Request, only=COLUMNS),
+]  # fmt: skip
 
 
 @app.command()
+@takes(*flags(Grid, default=_PAPERS), *_EVERY)
 def glue(
-    tasks: list[str] = _TASKS,
-    k: list[str] = typer.Option([], "--k", help=_grid["k"] + "; default: 100 500 1000 all"),
-    methods: list[str] = typer.Option([], help=_grid["methods"] + "; default: the paper's"),
-    seeds: int | None = _SEEDS, lr: list[float] = _LR, rates: int | None = _RATES, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
-    patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
-    text: str | None = _TEXT, pair: str | None = _PAIR, label: str | None = _LABEL, kind: str | None = _KIND,
-    dev: str | None = _DEV, test: str | None = _TEST, group: str | None = _GROUP, dev_rows: int | None = _ROWS, stratify: bool | None = _STRATIFY,
-    data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
-    width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
-    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT,
+    device: str = _DEVICE,
+    engine: str = _ENGINE,
+    gpus_per_fleet: float | None = _GPUS,
+    out: str = _OUT,
     plan: str = typer.Option("", help="TOML file with these options (underscores for dashes); flags take precedence"),
-) -> None:  # fmt: skip
+    **given: Any,
+) -> None:
     """Tables 1 to 3 of UniPELT: every task, size, method and seed."""
-    given = _given(locals())
     _run((read_plan(plan) if plan else {}) | given, out, engine, device, gpus_per_fleet)
 
 
 @app.command()
+@takes(*flags(Grid, but=["methods"], default={"tasks": "cola", "k": "100"}), *_EVERY)
 def sweep(
     method: str = typer.Option("adapter", help="preset whose option is varied"),
-    option: str = typer.Option("bottleneck", help="option of the preset: bottleneck (figure 2), alpha (figure 3), prefix or length"),
-    values: list[str] = typer.Option([], help=f"values of the option; default, of bottleneck alone: figure 2's {' '.join(FIGURE_2)}"),
-    tasks: list[str] = typer.Option(["cola"], help=_grid["tasks"]),
-    k: list[str] = typer.Option(["100"], "--k", help=_grid["k"]),
-    seeds: int | None = _SEEDS, lr: list[float] = _LR, rates: int | None = _RATES, epochs: int | None = _EPOCHS, evaluate_every: int | None = _EVERY,
-    patience: int | None = _PATIENCE, batch_size: int | None = _BATCH, max_length: int | None = _LENGTH,
-    text: str | None = _TEXT, pair: str | None = _PAIR, label: str | None = _LABEL, kind: str | None = _KIND,
-    dev: str | None = _DEV, test: str | None = _TEST, group: str | None = _GROUP, dev_rows: int | None = _ROWS, stratify: bool | None = _STRATIFY,
-    data_dir: str | None = _DATA, model: str | None = _MODEL, head: str | None = _HEAD, head_policy: str | None = _POLICY,
-    width: int | None = _WIDTH, mix_methods: bool | None = _MIX,
-    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT,
-) -> None:  # fmt: skip
+    option: str = typer.Option(
+        "bottleneck", help="option of the preset: bottleneck (figure 2), alpha (figure 3), prefix or length"
+    ),
+    values: list[str] = typer.Option(
+        [], help=f"values of the option; default, of bottleneck alone: figure 2's {' '.join(FIGURE_2)}"
+    ),
+    device: str = _DEVICE,
+    engine: str = _ENGINE,
+    gpus_per_fleet: float | None = _GPUS,
+    out: str = _OUT,
+    **given: Any,
+) -> None:
     """Figures 2 and 3 of UniPELT: one option of one preset, varied."""
-    given = _given(locals())
     if not values and option != "bottleneck":
         raise UserError(f"--values is missing: expected values of {option}, such as --values 2 4 8")
-    _run(given | {"methods": varied(method, option, values or FIGURE_2)}, out, engine, device, gpus_per_fleet)
+    varied = sweep_of(method, option, values or FIGURE_2)
+    _run({"tasks": ["cola"], "k": [100]} | given | {"methods": varied}, out, engine, device, gpus_per_fleet)
 
 
 @app.command()
+@takes(*flags(Setting, only=["model"]), *flags(Grid, only=["methods"], default={"methods": "the paper's"}))
 def efficiency(
-    model: str = typer.Option("minilm", help=_setting["model"]),
-    methods: list[str] = typer.Option([], help=_grid["methods"] + "; default: the paper's"),
     batch: int = typer.Option(16, help="rows a step"),
     length: int = typer.Option(128, help="tokens a row"),
     rounds: int = typer.Option(5, help="timed steps of each method, in turns, of training and of inference"),
@@ -103,6 +81,7 @@ def efficiency(
         "",
         help="needed: folder of a study, in whose report it then stands; or a new one, where the study may come later",
     ),
+    **given: Any,
 ) -> None:
     """Table 4 of UniPELT on this machine: what each method costs beside full fine-tuning."""
     if not out:
@@ -114,10 +93,10 @@ def efficiency(
     from unipelt.cli.tables import cost_table, terminal
     from unipelt.fleet.ready import device_of
     from unipelt.study.efficiency import measure, write_efficiency
-    from unipelt.study.plan import METHODS
 
+    methods = given.pop("methods", METHODS)
     found = measure(
-        model, methods or METHODS, batch=batch, length=length, rounds=rounds, device=device_of(device), tell=Watch().tell
+        Setting(**given).model, methods, batch=batch, length=length, rounds=rounds, device=device_of(device), tell=Watch().tell
     )  # fmt: skip
     write_efficiency(Path(out), found)
     terminal().print(cost_table(found))
@@ -204,9 +183,3 @@ def _notes(cells: list[Cell], setting: Setting, corpus: Any) -> list[str]:
             with suppress(DataError):  # a size that these rows do not have: said in each of its runs' rows
                 notes |= dict.fromkeys(corpus.splits(request).notes)
     return list(notes)
-
-
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags that were given."""
-    given = {name: value for name, value in flags.items() if value not in (None, [], "")}
-    return given | ({"k": [size(one) for one in given["k"]]} if "k" in given else {})

@@ -3,7 +3,7 @@
 import json
 import os
 import struct
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "policy": ("train", "frozen", "paper"),
     "kind": (None, "classification", "regression"),
 }
-FLAGS = {"policy": "--head-policy"}
+FLAGS = {"policy": "--head-policy"}  # of fields whose flag has another name
 PLACES = ("model", "task", "data_dir", "dev", "test")  # fields that may name a file or folder
 FILES = ("text", "pair", "label", "kind", "dev", "test", "group")  # fields that say how files are read
 DRAWN = ("dev_rows", "stratify")  # fields that say how rows are drawn, beside k and the seed
@@ -75,6 +75,9 @@ class Request:
                 raise UserError(f"{flag} {value}: {nearest(str(value), [one for one in known if one])}")
         if not 0 <= self.seed < SEEDS:
             raise UserError(f"--seed {self.seed}: expected 0 to {SEEDS - 1}")
+
+
+DEFAULTS = {one.name: one.default for one in fields(Request) if one.default is not MISSING}
 
 
 @dataclass
@@ -176,10 +179,7 @@ def read_outcome(folder: Path, request: Request | None = None) -> Outcome | None
     if outcome.format != FORMAT:
         raise CheckpointError(f"{path}: format {outcome.format!r}, this version reads format {FORMAT}")
     if request is not None:
-        theirs = {
-            one.name: one.default for one in fields(Request)
-        } | outcome.request  # older records lack younger fields
-        ours = json.loads(json.dumps(asdict(request)))
+        theirs, ours = outcome.request, json.loads(json.dumps(asdict(request)))
         name = next((key for key in ours | theirs if settled(key, theirs) != settled(key, ours)), None)
         if name is not None:
             raise CheckpointError(
@@ -191,8 +191,8 @@ def read_outcome(folder: Path, request: Request | None = None) -> Outcome | None
 
 
 def settled(name: str, request: dict[str, Any]) -> Any:
-    """A field of a request; one way to write each place: reviews.csv is ./reviews.csv."""
-    value = request.get(name)
+    """A field of a request, its default where that is not said; one way to write each place: reviews.csv is ./reviews.csv."""
+    value = request.get(name, DEFAULTS.get(name))
     return os.path.realpath(value) if name in PLACES and value and os.path.exists(value) else value
 
 

@@ -1,7 +1,7 @@
-"""Several methods on one person's own rows: which runs, in which order, and the checkpoint of each method's best."""
+"""Several methods on one person's own rows: which runs are trained together, and the checkpoint of each method's best."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,23 +10,8 @@ from typing import Any
 from unipelt.errors import CheckpointError
 from unipelt.fleet.outcome import FULL, Result, write_outcome
 from unipelt.fleet.tune import keep, outcome_of
-from unipelt.study.plan import Setting, placed, rates_of, spelt
+from unipelt.study.plan import Setting
 from unipelt.study.store import DONE, Cell, Store
-
-METHODS = ("head", "lora", "adapter", "unipelt-apl")
-
-
-def cells(
-    task: str, k: int | str, methods: Sequence[str], seeds: int, hidden: int, lr: Sequence[float], rates: int
-) -> list[Cell]:
-    """Seed by seed, so that a comparison that is stopped has looked at every method alike. lr: given rates; none given: each
-    method's own, and `rates` − 1 lower ones."""
-    found, task = [], placed(task)
-    for seed in range(seeds):
-        for method in dict.fromkeys(map(spelt, methods)):
-            for rate in rates_of(method, hidden, lr, rates):
-                found.append(Cell(task=task, k=k, method=method, seed=seed, lr=rate))
-    return found
 
 
 def in_rounds(free: Iterable[Cell], mix_methods: bool = False) -> dict[str, list[Cell]]:

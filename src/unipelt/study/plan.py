@@ -79,14 +79,15 @@ class Grid:
     def cells(self, hidden: int) -> list[Cell]:
         """The runs, in an order in which the first results come early: task by task within a size. hidden: the base's width."""
         tasks, methods = [*map(placed, self.tasks)], [*map(spelt, self.methods)]
-        return [
+        found = (
             Cell(task=task, k=k, method=method, seed=seed, lr=rate)
             for k in self.k
             for method in methods
             for task in tasks
             for seed in range(self.seeds)
             for rate in rates_of(method, hidden, self.lr, self.rates)
-        ]
+        )
+        return list(dict.fromkeys(found))
 
 
 def spelt(method: str) -> str:
@@ -176,7 +177,6 @@ def in_fleets(cells: Iterable[Cell], width: int, mixed: bool, mix_methods: bool 
 
 def arranged(given: dict[str, Any]) -> tuple[Grid, Setting]:
     """The options of a study, by their names, put where they belong; others are passed over."""
-    given = {"policy" if name == "head_policy" else name: value for name, value in given.items()}
     kinds = (get_type_hints(Grid), get_type_hints(Setting), get_type_hints(Recipe).keys() - {"lr"}, COLUMNS)
     grid, setting, recipe, columns = ({name: given[name] for name in names if name in given} for names in kinds)
     return Grid(**grid), Setting(**setting, recipe=recipe, columns=columns)
@@ -201,7 +201,7 @@ def read_plan(path: str) -> dict[str, Any]:
             raise UserError(f"--plan {path}: {name!r}: {nearest(name, known)}")
         if not _fits(value, known[name]):
             raise UserError(f"--plan {path}: {name} = {repr(value)[:80]}: expected {_words(known[name])}")
-    return given
+    return {"policy" if name == "head_policy" else name: value for name, value in given.items()}
 
 
 def _fits(value: Any, kind: Any) -> bool:
