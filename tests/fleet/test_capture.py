@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from laws.lawbook import DECODERS, ENCODERS, SEQ2SEQ, on_each
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import unipelt
 from fleet.fleets import Kept, fleet, plan
 from fleet.test_loop import UNLIKE, same_run
 from unipelt.fleet.capture import Captured
@@ -101,6 +104,45 @@ def test_where_nothing_can_be_recorded_it_trains_as_it_is_and_says_so_once():
     alone = fleet([one], ended=Kept())
     alone.train()
     same_run(trained, 0, alone)
+
+
+LOOKS = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "_unique2", "equal", "bincount"}
+NOT_RECORDED = {"mixtral": "asks on the host which experts have rows"} | dict.fromkeys(
+    SEQ2SEQ, "its head looks for eos"
+)
+RECORDED = tuple(arch for arch in ENCODERS + DECODERS if arch not in NOT_RECORDED)
+
+
+class Looks(TorchDispatchMode):
+    """What inside the block waits for a number, or has a shape that follows from one: none of it can be recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.met: set[str] = set()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        chosen = [t for a in args if isinstance(a, list | tuple) for t in a if isinstance(t, Tensor)]
+        by_mask = operation._opname.startswith("index") and any(t.dtype == torch.bool for t in chosen)
+        self.met |= {operation._opname} if by_mask or operation._opname in LOOKS else set()
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("arch", "preset"),
+    [
+        ("bert", "full"), *((arch, "unipelt-apl") for arch in on_each("unipelt-apl", RECORDED, 2)),
+        *((arch, preset) for preset in unipelt.PRESETS for arch in on_each(preset, ("bert", "llama"), 2)),
+    ],
+)  # fmt: skip
+def test_a_step_looks_at_no_number(arch: str, preset: str, monkeypatch: pytest.MonkeyPatch):
+    """From the forward to the update, every architecture; transformers asks whether a stream is recording before it looks."""
+    monkeypatch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
+    plans = [plan(seed=1, weight_decay=0.1), plan(seed=2, classes=0)][: 1 if preset == "full" else 2]
+    trained = fleet(plans, preset, arch=arch, dropout=True)
+    batch = trained._batch()
+    with Looks() as looks:
+        trained._advance(batch)
+    assert looks.met == set()
 
 
 def test_too_little_memory_to_record_is_for_who_planned_the_fleet():

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -38,9 +39,8 @@ def predict(
     for index in range(max(len(queue) for queue in queues)):
         parts = [(encoded, queue[min(index, len(queue) - 1)]) for encoded, queue in zip(data, queues)]
         inputs, _ = collate(parts, tokenizer, device)
-        with precision(device), nullcontext() if gates is None else record_gates(model) as recorded:
-            logits = model(**inputs).logits
-        said = {"": logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu()}
+        with nullcontext() if gates is None else record_gates(model) as recorded:
+            said = {"": logits_of(model, inputs).cpu()}
         if recorded is not None:
             said |= _by_row(model, recorded, inputs["attention_mask"])
         for name, values in said.items():
@@ -66,6 +66,14 @@ def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], mask: Ten
         for member in range(value.shape[-1]):
             said[path.removesuffix(".gate") + (f"[{member}]" if central else "")] = value[:, member].cpu()
     return said
+
+
+def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits in float32 at least; nothing is kept for a next token, which a decoder would copy all keys and values for."""
+    uncached = {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}
+    with precision(model.device):
+        logits = model(**inputs, **uncached).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def decisions(task: Task, logits: Tensor, unit: tuple[float, float] = (0.0, 1.0)) -> list[Any]:

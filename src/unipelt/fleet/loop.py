@@ -22,7 +22,7 @@ from unipelt.data import Task, score
 from unipelt.errors import CheckpointError
 from unipelt.fleet.capture import Captured, CudaGraphs
 from unipelt.fleet.encode import Encoded, collate, epoch_order
-from unipelt.fleet.evaluate import decisions, precision, predict
+from unipelt.fleet.evaluate import decisions, logits_of, predict
 from unipelt.fleet.flat import AdamW, Flat
 from unipelt.fleet.recipe import Recipe
 from unipelt.fleet.state import load_state, save_state
@@ -196,9 +196,8 @@ class Fleet:
     def _advance(self, batch: dict[str, Tensor]) -> Tensor:
         """Forward, backward and update, without a look at any number: `[2, run]`, the losses and whether all was finite."""
         self.model.train()
-        with precision(self.device):
-            logits = self.model(**{n.removeprefix(INPUT): v for n, v in batch.items() if n.startswith(INPUT)}).logits
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).unflatten(0, (len(batch["step"]), -1))
+        inputs = {name.removeprefix(INPUT): value for name, value in batch.items() if name.startswith(INPUT)}
+        logits = logits_of(self.model, inputs).unflatten(0, (len(batch["step"]), -1))
         losses = loss(logits, batch["targets"], batch["weights"], batch["classes"], batch["regression"])
         losses.sum().backward()  # one that is not finite reaches its own run's gradients alone
         losses, gradients = losses.detach(), self.flat.gather()
