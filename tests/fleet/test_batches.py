@@ -7,7 +7,8 @@ import torch
 
 from fleet.fleets import Words, rows
 from unipelt.data import Rows
-from unipelt.fleet.encode import Encoded, collate, encode, epoch_order, sorted_batches
+from unipelt.fleet.encode import Encoded, collate, encode, epoch_order, longest_first
+from unipelt.fleet.evaluate import rows_each
 from unipelt.inject.shapes import bucket, most_tokens
 
 CPU = torch.device("cpu")
@@ -37,11 +38,22 @@ def test_like_lengths_meet_and_the_random_state_is_left_alone():
 
 
 def test_evaluation_begins_with_the_longest_rows():
-    lengths = rows(50).lengths()
-    batches = list(sorted_batches(lengths, 8))
-    assert sorted(row for batch in batches for row in batch) == list(range(50))
-    flat = [lengths[row] for batch in batches for row in batch]
-    assert flat == sorted(flat, reverse=True)
+    lengths = [rows(50).lengths(), rows(20, seed=1).lengths(), [3]]
+    batches = list(longest_first(lengths, lambda longest: 60 // longest))
+    for run, mine in enumerate(lengths):
+        order = [row for batch in batches for row in batch[run]]
+        assert sorted(order[: len(mine)]) == list(range(len(mine))), "every row once"
+        assert [mine[row] for row in order[: len(mine)]] == sorted(mine, reverse=True)
+        assert {*order[len(mine) :]} <= {order[len(mine) - 1]}, "then its shortest again"
+    sizes = [max(map(len, batch)) for batch in batches]
+    assert sizes[0] == 60 // max(map(max, lengths)) and max(sizes) > 2 * sizes[0], "more rows where they are short"
+
+
+def test_a_gpu_takes_no_more_tokens_than_of_the_longest_rows():
+    gpu = torch.device("cuda")
+    assert [rows_each(gpu, 1, longest) for longest in (16, 128, 512)] == [4096, 512, 512]
+    assert [rows_each(gpu, 64, longest) for longest in (16, 128)] == [64, 8] and rows_each(gpu, 512, 128) == 8
+    assert [rows_each(CPU, runs, 16) for runs in (1, 2, 64)] == [32, 16, 8]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

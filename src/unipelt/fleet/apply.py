@@ -1,6 +1,7 @@
 """A finished run applied to new rows: predictions, probabilities, and what its gates say."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from unipelt.checkpoint.merge import merge
 from unipelt.data.columns import choose_columns, task_and_rows
 from unipelt.data.files import read_table
 from unipelt.errors import CheckpointError, UserError
-from unipelt.fleet.encode import collate, encode, sorted_batches
-from unipelt.fleet.evaluate import CPU_ROWS, decisions, predict
+from unipelt.fleet.encode import collate, encode, longest_first
+from unipelt.fleet.evaluate import decisions, predict, rows_each
 from unipelt.fleet.outcome import RECORD, read_outcome
 from unipelt.fleet.ready import device_of
 from unipelt.fleet.recipe import Recipe
@@ -128,7 +129,7 @@ class Applied:
     def fold(self, rows: data.Rows, **thresholds: Any) -> Folded:
         """What `unipelt.fold` does over these rows; with labels, by the task's own metric."""
         encoded, batches = encode(self.tokenizer, rows, self.max_length), []
-        for mine in sorted_batches(encoded.lengths(), CPU_ROWS):
+        for (mine,) in longest_first([encoded.lengths()], partial(rows_each, self.model.device, 1)):
             inputs, _ = collate([(encoded, mine)], self.tokenizer, self.model.device)
             if rows.labels is not None:
                 inputs["labels"] = torch.tensor([rows.labels[row] for row in mine], device=self.model.device)

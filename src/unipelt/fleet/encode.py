@@ -1,6 +1,6 @@
 """Texts become tokens, tokens become batches of rows of like length, whose padding no result depends on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +56,18 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
     return [ranked[place] for place in places]
 
 
-def sorted_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Rows from the longest to the shortest, for evaluation: the largest batch comes first."""
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+def longest_first(lengths: Sequence[Sequence[int]], rows: Callable[[int], int]) -> Iterator[list[list[int]]]:
+    """For evaluation: the next rows of each run, from its longest to its shortest, which comes again where none are left.
+
+    rows: how many of each run a batch has, by its longest; the first batch needs the most memory.
+    """
+    orders = [sorted(range(len(mine)), key=lambda row: -mine[row]) for mine in lengths]
+    start = 0
+    while start < max(map(len, orders)):
+        longest = max(mine[order[start]] for mine, order in zip(lengths, orders) if start < len(order))
+        taken = rows(longest)
+        yield [order[start : start + taken] or order[-1:] for order in orders]
+        start += taken
 
 
 def collate(

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from typing import Any
 
@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt.data import Task
-from unipelt.fleet.encode import Encoded, collate, sorted_batches
+from unipelt.fleet.encode import Encoded, collate, longest_first
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.record import record_gates
 from unipelt.inject.tuned import joined_to
 
-CPU_ROWS, GPU_ROWS = 32, 512  # rows a forward, without gradients: on a CPU more only mean more padding
+CPU_ROWS = 32  # a forward, without gradients: more do not fit into a CPU's caches
+GPU_TOKENS, GPU_ROWS = 65_536, 512  # a forward on a GPU: so many tokens, and so many rows at least
 LEAST_ROWS = 8  # of each run
 
 
@@ -33,11 +34,9 @@ def predict(
     """
     model.eval()
     device = next(model.parameters()).device
-    rows_each = max(LEAST_ROWS, (CPU_ROWS if device.type == "cpu" else GPU_ROWS) // len(data))
-    queues = [list(sorted_batches(encoded.lengths(), rows_each)) for encoded in data]
     results: list[dict[str, Tensor]] = [{} for _ in data]
-    for index in range(max(len(queue) for queue in queues)):
-        parts = [(encoded, queue[min(index, len(queue) - 1)]) for encoded, queue in zip(data, queues)]
+    for batch in longest_first([encoded.lengths() for encoded in data], partial(rows_each, device, len(data))):
+        parts = list(zip(data, batch))
         inputs, _ = collate(parts, tokenizer, device)
         with nullcontext() if gates is None else record_gates(model) as recorded:
             said = {"": logits_of(model, inputs).cpu()}
@@ -52,6 +51,12 @@ def predict(
     for mine, result in zip(gates or (), results):
         mine.update(result)
     return logits
+
+
+def rows_each(device: torch.device, runs: int, longest: int) -> int:
+    """How many rows of each run a forward without gradients takes. longest: tokens of the longest."""
+    whole = CPU_ROWS if device.type == "cpu" else max(GPU_ROWS, GPU_TOKENS // longest)
+    return max(LEAST_ROWS, whole // runs)
 
 
 def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], mask: Tensor) -> dict[str, Tensor]:
