@@ -41,7 +41,8 @@ class Splits:
 
 
 def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000, stratify: bool = False) -> Splits:
-    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least.
+    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least,
+    and with groups all but whole ones.
 
     stratify: each class of two rows or more has its share of train and test to within a row, of dev to within two; with
     groups, which stay whole, as far as that can be.
@@ -74,19 +75,21 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
     if k > len(pool) - spare:
         reserved = f", and {spare} of them are kept to choose the checkpoint" if spare else ""
         raise DataError(f"--k {k}: {name} has {len(pool)} training rows{reserved}; expected up to {len(pool) - spare}")
-    order = _order(pool, seed, stratify)
+    order, groups, chosen_by = _order(pool, seed, stratify), pool.groups, dataset.dev
+    rest = order[k:]
+    if chosen_by is None and groups is not None:
+        at_the_cut = groups[order[k if wants_all else k - 1]]  # dev's, or where k is given train's
+        if wants_all:
+            k = [groups[index] for index in order].index(at_the_cut)
+        rest = [index for index in order[k:] if wants_all or groups[index] != at_the_cut]
+        if not k or not rest:
+            raise DataError(
+                f"--group: the {len(pool)} training rows of {name} leave no group to choose the checkpoint; leave out --group{'' if wants_all else ', or take a smaller --k'}"
+            )
     train = pool.take(order[:k])
     _check_sample(dataset, train, seed, wants_all)
-    chosen_by = dataset.dev
     if chosen_by is None:
-        rest = order[k:]
-        if pool.groups is not None:  # the group at the cut is train's
-            rest = [index for index in rest if pool.groups[index] != pool.groups[order[k - 1]]]
         chosen_by = pool.take(rest[:dev])
-        if not len(chosen_by):
-            raise DataError(
-                f"--group: the {len(pool)} training rows of {name} leave no group to choose the checkpoint; leave out --group, or take a smaller --k"
-            )
         if wants_all:
             notes.append(f"{len(chosen_by)} training rows of {name} are kept back to choose the checkpoint.")
         elif len(chosen_by) < dev:
@@ -161,7 +164,7 @@ def shuffled(length: int, seed: int) -> list[int]:
 def hold_out(task: Task, rows: Rows, stratify: bool = False) -> tuple[Rows, Rows, str]:
     """(train, test, note): a fifth of the rows, at most LARGEST_TEST; no text of test stays in train.
 
-    Each class gives its share, groups, which stay whole, where that is asked; none gives its last row.
+    Each class gives its share, groups, which stay whole, where that is asked; none gives its last row; half of all rows stay.
     """
     wanted = max(FEWEST, min(LARGEST_TEST, len(rows) // 5))
     if len(rows) < 3 * FEWEST:
@@ -171,14 +174,14 @@ def hold_out(task: Task, rows: Rows, stratify: bool = False) -> tuple[Rows, Rows
     labels = rows.labels if rows.labels and task.kind == "classification" else [0] * len(rows)
     left, chosen = Counter(labels), set[int]()
     for bundle in _bundles(rows, TEST_SEED, task.kind == "classification" and (stratify or rows.groups is None)):
-        given = Counter(labels[index] for index in bundle)
-        if len(chosen) < wanted and all(left[label] > count for label, count in given.items()):
+        given, fits = Counter(labels[index] for index in bundle), len(chosen) + len(bundle) <= len(rows) // 2
+        if len(chosen) < wanted and fits and all(left[label] > count for label, count in given.items()):
             left -= given
             chosen.update(bundle)
     if len(chosen) < FEWEST:
         raise DataError(
-            f"{task.name} has no test set, and {len(chosen)} of its {len(rows)} rows can be held out without a class's last; "
-            f"expected {FEWEST}: give a test file{', or leave out --group' if rows.groups else ''}"
+            f"{task.name} has no test set, and {len(chosen)} of its {len(rows)} rows can be held out, if half of them and each "
+            f"class's last are to train; expected {FEWEST}: give a test file{', or leave out --group' if rows.groups else ''}"
         )
     texts = rows.texts
     held = {texts[index] for index in chosen}
