@@ -3,7 +3,7 @@
 import json
 import os
 import struct
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,10 @@ class Request:
                 raise UserError(f"{flag} {value}: {nearest(str(value), [one for one in known if one])}")
         if not 0 <= self.seed < SEEDS:
             raise UserError(f"--seed {self.seed}: expected 0 to {SEEDS - 1}")
+
+
+DEFAULTS = {one.name: one.default for one in fields(Request) if one.default is not MISSING}
+"""of a request: older records lack younger fields"""
 
 
 @dataclass
@@ -176,9 +180,7 @@ def read_outcome(folder: Path, request: Request | None = None) -> Outcome | None
     if outcome.format != FORMAT:
         raise CheckpointError(f"{path}: format {outcome.format!r}, this version reads format {FORMAT}")
     if request is not None:
-        theirs = {
-            one.name: one.default for one in fields(Request)
-        } | outcome.request  # older records lack younger fields
+        theirs = DEFAULTS | outcome.request
         ours = json.loads(json.dumps(asdict(request)))
         name = next((key for key in ours | theirs if settled(key, theirs) != settled(key, ours)), None)
         if name is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from unipelt.errors import StoreError
 from unipelt.fleet.outcome import DONE as DONE
-from unipelt.fleet.outcome import Result, settled
+from unipelt.fleet.outcome import DEFAULTS, Result, settled
 
 FILE, FORMAT = "study.sqlite", 1
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
@@ -284,8 +284,8 @@ def _said(path: Path) -> Iterator[None]:
 
 
 def _options(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts, those of a recipe and of columns one by one."""
-    flat: dict[str, Any] = {}
+    """Facts, those of a recipe and of columns one by one, with the defaults of what a request has and these do not give."""
+    flat: dict[str, Any] = dict(DEFAULTS)
     for name, value in facts.items():
         flat |= value if isinstance(value, dict) else {name: value}
     return flat
