@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from unipelt.errors import StoreError
-from unipelt.fleet.outcome import DONE as DONE
 from unipelt.fleet.outcome import DEFAULTS, Result, settled
+from unipelt.fleet.outcome import DONE as DONE
 
 FILE, FORMAT = "study.sqlite", 1
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
