@@ -150,6 +150,7 @@ REFUSED = {
     "activation": ("bert-sizes", {"non_linearity": "mish"}, "non_linearity='mish' cannot be read; expected 'relu'"),
     "a future option": ("bert-sizes", {"whirl": 3}, "bottleneck: the option whirl=3 is not known"),
     "no factor": ("bert-sizes", {"reduction_factor": {"7": 2}}, "its config is not as expected"),
+    "factor 0": ("bert-sizes", {"reduction_factor": 0}, "its config is not as expected"),
     "dora": ("bert-lora", {"use_dora": True}, "lora: use_dora=True cannot be read"),
     "vera": ("bert-lora", {"vera_d": 0.1}, "vera_d=0.1 cannot be read"),
     "ia3": ("bert-lora", {"composition_mode": "scale"}, "composition_mode='scale' cannot be read"),
@@ -286,6 +287,18 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path):
     for other in ([torch.zeros(1)], {"weight": 1}):
         torch.save(other, folder / PICKLED)
         assert_refused("bert-unipelt", folder, "expected tensors by name; got (list|dict)")
+
+
+def test_a_pickle_of_other_kinds_of_tensors_is_refused(tmp_path: Path):
+    folder = copied("bert-unipelt", tmp_path)
+    tensors = torch.load(folder / PICKLED, weights_only=True)
+    name = next(name for name, value in tensors.items() if value.dim() == 2)
+    value = tensors[name].float()
+    for other in (value.to_sparse(), value.to("meta")):
+        torch.save(tensors | {name: other}, folder / PICKLED)
+        assert_refused(
+            "bert-unipelt", folder, "is sparse, quantised, nested or without values; expected a plain tensor"
+        )
 
 
 def test_missing_files_are_named(tmp_path: Path):

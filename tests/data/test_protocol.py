@@ -1,10 +1,13 @@
 """The low-resource protocol: what is drawn, what is kept apart, and what cannot be drawn."""
 
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unipelt.data import Dataset, Rows, Task, class_counts, split
 from unipelt.data.protocol import FEWEST, LARGEST_TEST
@@ -200,6 +203,23 @@ def test_a_single_group_cannot_be_split():
         split(replace(dataset, train=replace(dataset.train, groups=["one"] * 300)), 100, seed=0)
 
 
+@pytest.mark.parametrize("stratify", [False, True])
+@pytest.mark.parametrize("test", [0, 50])
+def test_large_groups_are_split_too(test, stratify):
+    few = made(300, test=test)  # each author has more rows than a tenth
+    grouped = replace(few, train=replace(few.train, groups=[f"author {index // 60}" for index in range(300)]))
+    parts = split(grouped, "all", seed=0, stratify=stratify)
+    assert {len(set(part.groups or ())) for part in (parts.dev, parts.test)} == {1, int(not test)}
+    assert len(parts.train) == (240 if test else 180)
+
+
+def test_a_group_of_most_rows_stays_in_train():
+    dataset = made(400, test=0)
+    groups = ["one" if index < 280 else f"author {index}" for index in range(400)]
+    parts = split(replace(dataset, train=replace(dataset.train, groups=groups)), "all", seed=0)
+    assert "one" not in parts.test.groups and len(parts.test) == 80
+
+
 def test_texts_in_two_parts_are_counted_and_told():
     dataset = made(300, test=20)
     first = [*dataset.train.first[:280], *dataset.test.first]
@@ -227,6 +247,34 @@ def test_stratified_parts_have_each_class_in_its_share(grouped, test):
             own = [set(part.groups) for part in (parts.train, parts.dev, parts.test) if part.groups]
             assert sum(map(len, own)) == len(set().union(*own)), "a group stands in two parts"
     assert split(dataset, 100, seed=0, stratify=True).train != split(dataset, 100, seed=1, stratify=True).train
+
+
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=25), st.integers(30, 90), st.integers(0, 9), st.booleans())
+def test_small_classes_beside_a_large_one_have_their_share(small, large, seed, stratify):
+    dataset = made(large + sum(small), shares=(large, *small), test=0)
+    for k in ("all", len(dataset.train) // 2):
+        with suppress(DataError):  # a class has no row among so few
+            parts = split(dataset, k, seed=seed, stratify=stratify)
+            whole = Counter(dataset.train.labels)
+            for part, most in ((parts.test, 1), *(((parts.train, 1), (parts.dev, 2)) if stratify else ())):
+                counts = Counter(part.labels)
+                assert all(abs(counts[one] - len(part) * whole[one] / whole.total()) < most for one in whole)
+                whole = whole if part is parts.train else whole - counts
+
+
+def test_no_class_gives_its_last_row_to_the_test_set():
+    dataset = made(200, shares=(90, *[1] * 10), test=0)
+    once = made(100, shares=(90, *[1] * 10), test=0)
+    assert set(split(once, "all", seed=0, stratify=True).test.labels) == {0}
+    assert len(set(split(dataset, "all", seed=0, stratify=True).test.labels)) > 1
+    authors = [f"author {label // 2}" for label in once.train.labels]
+    grouped = replace(once, train=replace(once.train, groups=authors))
+    for rows, said in (
+        (made(30, shares=(1,) * 30, test=0), "0 of its 30 rows can be held out, .* expected 10: give a test file$"),
+        (grouped, "give a test file, or leave out --group$"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=said):
+            split(rows, "all", seed=0)
 
 
 def test_unstratified_parts_are_the_protocols_own():

@@ -43,6 +43,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
         (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
         (["--tasks", "docstrings", "--text", "review"], "docstrings knows its own columns and test set; leave out --text"),
+        (["--tasks", "docstrings", "--dev", "UNLABELLED"], "docstrings knows its own columns and test set; leave out --dev"),
         (["--epochs", "0"], "--epochs 0: expected 1 to"),
         (["--width", "-1"], "--width -1: expected at least 0"),
         (["--head", "meen"], "--head meen: did you mean 'mean'?"),
@@ -66,6 +67,7 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
         end = next(place for place in range(start + 1, len(given)) if given[place].startswith("--"))
         del given[start:end]
     assert expected in run(*given, *(files.get(word, word) for word in more)).line
+    assert not list((tmp_path / "out").glob("*")), "its options would have to be kept"
 
 
 @pytest.mark.usefixtures("untrained")
@@ -85,6 +87,8 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
         ("model = 3", "model = 3: expected a text"),
         ("data_dir = 3", "data_dir = 3: expected a text"),
         ("label = 3", "label = 3: expected a text"),
+        ("dev = 3", "dev = 3: expected a text"),
+        ('stratify = "yes"', "stratify = 'yes': expected true or false"),
         ('dev_rows = "many"', "dev_rows = 'many': expected a whole number"),
         ("rates = 0", "--rates 0: expected 1 to 5"),
         ("width = -1", "--width -1: expected at least 0"),

@@ -132,9 +132,13 @@ def test_another_study_or_a_full_folder_is_refused(tmp_path: Path, monkeypatch: 
         ({"recipe": {}}, "epochs=3 and not its default;"),
         ({"recipe": {"epochs": 3, "patience": 2}}, "patience=its default and not 2;"),
         ({"mix_methods": True}, "mix_methods=off and not on;"),
+        ({"columns": {"stratify": True, "dev_rows": 1000}}, "stratify=its default and not on;"),
     ]:
         with pytest.raises(StoreError, match=expected):
             Store.create(tmp_path / "a", facts | other)
+    Store.create(
+        tmp_path / "a", facts | {"columns": {"stratify": False, "dev_rows": 1000, "dev": None}}
+    )  # the defaults
     (tmp_path / "b").mkdir()
     for name in ("b", "./b", tmp_path / "b"):  # one folder
         Store.create("c", {"model": str(name)})

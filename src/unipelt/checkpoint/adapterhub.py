@@ -82,7 +82,7 @@ def load_adapterhub(model: PreTrainedModel, folder: str | os.PathLike) -> PreTra
         mixture = spec.Mixture(tuple(changes), "adapterhub")
     except SpecError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: {type(error).__name__} {error}: its config is not as expected") from None
     tensors = plain_keys(model, read_tensors(folder, TENSORS, PICKLED), folder)
     head = _head(model, folder)

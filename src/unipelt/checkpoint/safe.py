@@ -40,4 +40,9 @@ def read_tensors(folder: Path, safetensors: str, pickled: str) -> dict[str, Tens
         ) from None
     if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise CheckpointError(f"{path}: expected tensors by name; got {type(data).__name__}")
+    for name, value in data.items():  # a pickle may hold more kinds than safetensors
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            raise CheckpointError(
+                f"{path}: {name!r} is sparse, quantised, nested or without values; expected a plain tensor"
+            )
     return data

@@ -4,9 +4,10 @@ Train is shuffled by the data seed; the first k rows train, the next rows choose
 development set is the test set. A data set without a test set gives up a fifth of its rows first.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 from random import Random
 from typing import Literal
 
@@ -40,9 +41,11 @@ class Splits:
 
 
 def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000, stratify: bool = False) -> Splits:
-    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least.
+    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least,
+    and with groups all but whole ones.
 
-    stratify: each class has its share of every part, up to a row; with groups, which stay whole, as far as that can be.
+    stratify: each class of two rows or more has its share of train and test to within a row, of dev to within two; with
+    groups, which stay whole, as far as that can be.
     """
     name = dataset.task.name
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -72,19 +75,21 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
     if k > len(pool) - spare:
         reserved = f", and {spare} of them are kept to choose the checkpoint" if spare else ""
         raise DataError(f"--k {k}: {name} has {len(pool)} training rows{reserved}; expected up to {len(pool) - spare}")
-    order = _order(pool, seed, stratify)
+    order, groups, chosen_by = _order(pool, seed, stratify), pool.groups, dataset.dev
+    rest = order[k:]
+    if chosen_by is None and groups is not None:
+        at_the_cut = groups[order[k if wants_all else k - 1]]  # dev's, or where k is given train's
+        if wants_all:
+            k = [groups[index] for index in order].index(at_the_cut)
+        rest = [index for index in order[k:] if wants_all or groups[index] != at_the_cut]
+        if not k or not rest:
+            raise DataError(
+                f"--group: the {len(pool)} training rows of {name} leave no group to choose the checkpoint; leave out --group{'' if wants_all else ', or take a smaller --k'}"
+            )
     train = pool.take(order[:k])
     _check_sample(dataset, train, seed, wants_all)
-    chosen_by = dataset.dev
     if chosen_by is None:
-        rest = order[k:]
-        if pool.groups is not None:  # the group at the cut is train's
-            rest = [index for index in rest if pool.groups[index] != pool.groups[order[k - 1]]]
         chosen_by = pool.take(rest[:dev])
-        if not len(chosen_by):
-            raise DataError(
-                f"--group: the {len(pool)} training rows of {name} leave no group to choose the checkpoint; leave out --group, or take a smaller --k"
-            )
         if wants_all:
             notes.append(f"{len(chosen_by)} training rows of {name} are kept back to choose the checkpoint.")
         elif len(chosen_by) < dev:
@@ -111,26 +116,42 @@ def _repeats(name: str, train: Rows, dev: Rows, test: Rows) -> list[str]:
 
 
 def _order(rows: Rows, seed: int, stratify: bool) -> list[int]:
-    """Indices as the seed shuffles them, each group's one after the other from where its first stands.
+    """Indices as the seed shuffles them, each group's one after the other. stratify: each class spread evenly."""
+    return [index for bundle in _bundles(rows, seed, stratify) for index in bundle]
 
-    stratify: each class spread evenly. Of its n rows, the i-th stands i - ½ n-ths of the way, so that every beginning of the
-    order has each class's share of it, to within one row. A group stands at its middle, as rows of its commonest class.
+
+def _bundles(rows: Rows, seed: int, stratify: bool) -> list[list[int]]:
+    """Rows by group, or each alone, in the seed's order, a group where its first row stands.
+
+    stratify: every beginning has each class's share of it, to within one row. Of its n rows, the i-th may stand from
+    i - 1 n-ths of the way and shall by i n-ths; of those that may, the one that shall first stands next. A group is in the
+    place of its middle row, and of its commonest class.          Tijdeman 1980, Discrete Mathematics 32, the chairman assignment
     """
     bundles: dict[str | int, list[int]] = {}
     for index in shuffled(len(rows), seed):
         bundles.setdefault(index if rows.groups is None else rows.groups[index], []).append(index)
     order = list(bundles.values())
-    if stratify:
-        labels = rows.labels or []
-        classes = [Counter(labels[index] for index in bundle).most_common(1)[0][0] for bundle in order]
-        sizes: Counter = Counter()
-        middles = []
-        for bundle, label in zip(order, classes):
-            middles.append(sizes[label] + len(bundle) / 2)
-            sizes[label] += len(bundle)
-        places = [middle / sizes[label] for middle, label in zip(middles, classes)]
-        order = [order[one] for one in sorted(range(len(order)), key=places.__getitem__)]
-    return [index for bundle in order for index in bundle]
+    if not stratify:
+        return order
+    labels = rows.labels or []
+    classes = [Counter(labels[index] for index in bundle).most_common(1)[0][0] for bundle in order]
+    sizes: Counter = Counter()
+    middles = []
+    for bundle, label in zip(order, classes):
+        middles.append(sizes[label] + len(bundle) / 2)
+        sizes[label] += len(bundle)
+    shares = [max(sizes[label], 2) for label in classes]  # an only row: in the first half, which trains
+    windows = [((middle - 0.5) / share, (middle + 0.5) / share) for middle, share in zip(middles, shares)]
+    waiting = deque(sorted(range(len(order)), key=windows.__getitem__))
+    ready: list[tuple[float, int]] = []
+    found: list[list[int]] = []
+    placed = 0
+    while waiting or ready:
+        while waiting and (not ready or windows[waiting[0]][0] < (placed + 1) / len(rows)):
+            heappush(ready, (windows[waiting[0]][1], waiting.popleft()))
+        found.append(order[heappop(ready)[1]])
+        placed += len(found[-1])
+    return found
 
 
 def shuffled(length: int, seed: int) -> list[int]:
@@ -143,19 +164,25 @@ def shuffled(length: int, seed: int) -> list[int]:
 def hold_out(task: Task, rows: Rows, stratify: bool = False) -> tuple[Rows, Rows, str]:
     """(train, test, note): a fifth of the rows, at most LARGEST_TEST; no text of test stays in train.
 
-    Each class gives its share, groups, which stay whole, where that is asked.
+    Each class gives its share, groups, which stay whole, where that is asked; none gives its last row; half of all rows stay.
     """
     wanted = max(FEWEST, min(LARGEST_TEST, len(rows) // 5))
     if len(rows) < 3 * FEWEST:
         raise DataError(
             f"{task.name} has {len(rows)} rows and no test set; give a test file, or at least {3 * FEWEST} rows"
         )
-    groups = rows.groups
-    order = _order(rows, TEST_SEED, task.kind == "classification" and (stratify or groups is None))
-    chosen = set(order[:wanted])
-    if groups is not None:  # whole groups
-        held_groups = {groups[index] for index in chosen}
-        chosen = {index for index in order if groups[index] in held_groups}
+    labels = rows.labels if rows.labels and task.kind == "classification" else [0] * len(rows)
+    left, chosen = Counter(labels), set[int]()
+    for bundle in _bundles(rows, TEST_SEED, task.kind == "classification" and (stratify or rows.groups is None)):
+        given, fits = Counter(labels[index] for index in bundle), len(chosen) + len(bundle) <= len(rows) // 2
+        if len(chosen) < wanted and fits and all(left[label] > count for label, count in given.items()):
+            left -= given
+            chosen.update(bundle)
+    if len(chosen) < FEWEST:
+        raise DataError(
+            f"{task.name} has no test set, and {len(chosen)} of its {len(rows)} rows can be held out, if half of them and each "
+            f"class's last are to train; expected {FEWEST}: give a test file{', or leave out --group' if rows.groups else ''}"
+        )
     texts = rows.texts
     held = {texts[index] for index in chosen}
     rest = [index for index in range(len(rows)) if index not in chosen]
