@@ -86,6 +86,12 @@ def test_a_development_set_of_its_own_is_used():
     assert len(split(dataset, "all", seed=0).train) == 200
 
 
+@pytest.mark.parametrize(("dev", "test", "said"), [(1, 50, "1 development row:"), (10, 9, "9 test rows:")])
+def test_few_rows_of_their_own_are_said(dev, test, said):
+    (note,) = split(replace(made(200, test=test), dev=made(2, test=dev).test), 100, seed=0).notes[:1]
+    assert note == f"made has {said} one moves a metric by over a tenth."
+
+
 @pytest.mark.parametrize("shares", [(1, 1), (3, 1), (17, 2, 1)])
 @pytest.mark.parametrize("rows", [40, 333, 20_000])
 def test_a_test_set_is_held_out_in_proportion(rows, shares):

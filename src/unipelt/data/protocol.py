@@ -94,6 +94,11 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
             notes.append(f"{len(chosen_by)} training rows of {name} are kept back to choose the checkpoint.")
         elif len(chosen_by) < dev:
             notes.append(f"{len(chosen_by)} rows choose the checkpoint instead of {dev}: {name} has no more.")
+    for part, what in ((chosen_by, "development"), (test, "test")):
+        if len(part) < FEWEST:
+            notes.append(
+                f"{name} has {len(part)} {what} row{'s' * (len(part) > 1)}: one moves a metric by over a tenth."
+            )
     notes += _repeats(name, train, chosen_by, test)
     return Splits(task=dataset.task, train=train, dev=chosen_by, test=test, notes=tuple(notes))
 
