@@ -104,6 +104,11 @@ def test_a_test_set_is_held_out_in_proportion(rows, shares):
     assert any("held out" in note for note in parts.notes)
 
 
+def test_the_largest_remainders_are_rounded_up():
+    dataset = made(100, shares=(43, 38, 19), test=0)  # a fifth: 8.6, 7.6, 3.8
+    assert class_counts(dataset.task, split(dataset, 50, seed=0).test) == {"class 0": 9, "class 1": 7, "class 2": 4}
+
+
 def test_the_held_out_test_set_does_not_move_with_the_seed():
     dataset = made(500, test=0)
     assert split(dataset, 50, seed=1).test == split(dataset, 50, seed=2).test
