@@ -100,6 +100,15 @@ def test_columns_are_refused_where_they_count_for_nothing(hub):
         load("new.csv", data_dir="glue")
 
 
+def test_rows_without_a_group_are_alone(tmp_path):
+    train, dev = tmp_path / "train.csv", tmp_path / "dev.jsonl"
+    train.write_text("text,label,author\na b,0,\nc d,1,7\ne f,0,7\ng h,1, \n")
+    dev.write_text('{"text": "i", "label": 0, "author": null}\n{"text": "j", "label": 1, "author": 7.0}\n')
+    dataset = load(train, dev=dev, group="author")
+    assert dataset.train.groups[1:3] == ["7", "7"] and dataset.dev.groups[1] == "7", "in whatever format"
+    assert len({*dataset.train.groups, *dataset.dev.groups}) == 4
+
+
 @pytest.mark.parametrize("way", ["itself", "a link", "a copy"])
 def test_training_rows_are_no_test_rows(tmp_path, way):
     path = tmp_path / "train.csv"

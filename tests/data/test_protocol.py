@@ -86,6 +86,12 @@ def test_a_development_set_of_its_own_is_used():
     assert len(split(dataset, "all", seed=0).train) == 200
 
 
+@pytest.mark.parametrize(("dev", "test", "said"), [(1, 50, "1 development row:"), (10, 9, "9 test rows:")])
+def test_few_rows_of_their_own_are_said(dev, test, said):
+    (note,) = split(replace(made(200, test=test), dev=made(2, test=dev).test), 100, seed=0).notes[:1]
+    assert note == f"made has {said} one moves a metric by over a tenth."
+
+
 @pytest.mark.parametrize("shares", [(1, 1), (3, 1), (17, 2, 1)])
 @pytest.mark.parametrize("rows", [40, 333, 20_000])
 def test_a_test_set_is_held_out_in_proportion(rows, shares):
@@ -96,6 +102,11 @@ def test_a_test_set_is_held_out_in_proportion(rows, shares):
     whole, held = class_counts(dataset.task, dataset.train), class_counts(dataset.task, parts.test)
     assert all(abs(held[name] - wanted * whole[name] / rows) <= 1 for name in whole)
     assert any("held out" in note for note in parts.notes)
+
+
+def test_the_largest_remainders_are_rounded_up():
+    dataset = made(100, shares=(43, 38, 19), test=0)  # a fifth: 8.6, 7.6, 3.8
+    assert class_counts(dataset.task, split(dataset, 50, seed=0).test) == {"class 0": 9, "class 1": 7, "class 2": 4}
 
 
 def test_the_held_out_test_set_does_not_move_with_the_seed():

@@ -286,3 +286,13 @@ def test_the_tuned_part_follows_the_model():
     assert {p.dtype for p in tuned_of(model.float()).parameters()} == {torch.float32}
     assert all(module.training for module in model.train().modules())
     assert not any(module.training for module in model.eval().modules())
+
+
+def test_what_is_attached_for_inference_can_be_trained(tmp_path):
+    unipelt.save(attached("bert", "unipelt-apl"), tmp_path)
+    model = tiny.build("bert")
+    with torch.inference_mode():
+        unipelt.load(model, tmp_path)
+        result(model(**tiny.inputs("bert", model)))
+    result(model(**tiny.inputs("bert", model))).sum().backward()
+    assert all(p.grad is not None for p in tuned_of(model).parameters())

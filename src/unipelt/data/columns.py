@@ -113,7 +113,7 @@ def task_and_rows(
 
 def texts(table: Table, column: str) -> list[str]:
     """The texts as they stand, none of them missing; a number is its digits, as it is in a CSV file."""
-    _refuse_gaps(table, column, "text", map(_missing, table.columns[column]))
+    _refuse_gaps(table, column, "text", map(missing, table.columns[column]))
     for index, value in enumerate(table.columns[column]):
         if not isinstance(value, str) and number(value) is None:
             raise DataError(f"{table.row(index)}: column {column!r} holds {_shown(value)}, expected a text")
@@ -126,7 +126,7 @@ def label_values(table: Table, column: str) -> list[Any]:
     values = table.columns[column]
     classes = table.classes.get(column, ())
     # -1: how the hub marks rows whose label is withheld
-    _refuse_gaps(table, column, "label", (_missing(value) or (bool(classes) and value == -1) for value in values))
+    _refuse_gaps(table, column, "label", (missing(value) or (bool(classes) and value == -1) for value in values))
     named: list[Any] = []
     for index, value in enumerate(values):
         if not isinstance(value, str | int | float):
@@ -244,11 +244,11 @@ def _only_other(table: Table, rest: list[str], text: str) -> str:
 
 
 def _holds_text(values: list[Any]) -> bool:
-    present = [value for value in values if not _missing(value)]
+    present = [value for value in values if not missing(value)]
     return any(isinstance(value, str) and number(value) is None for value in present)
 
 
-def _missing(value: Any) -> bool:
+def missing(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())  # value != value: NaN
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unipelt.data.builtin import TASK, load_docstrings
-from unipelt.data.columns import Table, choose_columns, task_and_rows
+from unipelt.data.columns import Table, choose_columns, label_name, missing, task_and_rows
 from unipelt.data.files import READERS, read_table
 from unipelt.data.glue import GLUE, load_glue
 from unipelt.data.hub import load_hub
@@ -28,7 +28,8 @@ def load(
 ) -> Dataset:
     """The data set of that name. data_dir: GLUE's Parquet files; text … group: only for files; dev, test and group not for the hub.
 
-    group: column of what no split may part: rows of one author, say, are all in train, all in dev or all in test.
+    group: column of what no split may part: rows of one author, say, are all in train, all in dev or all in test;
+    where it is empty a row is alone with those of its text.
     """
     name = str(name_or_path)
     columns = {"--text": text, "--pair": pair, "--label": label, "--kind": kind}
@@ -87,7 +88,8 @@ def _load_files(
 
 
 def _grouped(rows: Rows, table: Table, group: str | None) -> Rows:
-    """The rows with what they have in common, where the table says it."""
+    """The rows with what they have in common, where the table says it; one that it leaves empty with rows of its text alone."""
     if group is None or group not in table.columns:
         return rows
-    return replace(rows, groups=[str(value) for value in table.columns[group]])
+    named = zip(rows.first, table.columns[group])
+    return replace(rows, groups=[text if missing(value) else label_name(value) for text, value in named])

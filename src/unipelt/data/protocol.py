@@ -5,6 +5,7 @@ development set is the test set. A data set without a test set gives up a fifth 
 """
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import heappop, heappush
@@ -94,6 +95,11 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
             notes.append(f"{len(chosen_by)} training rows of {name} are kept back to choose the checkpoint.")
         elif len(chosen_by) < dev:
             notes.append(f"{len(chosen_by)} rows choose the checkpoint instead of {dev}: {name} has no more.")
+    for part, what in ((chosen_by, "development"), (test, "test")):
+        if len(part) < FEWEST:
+            notes.append(
+                f"{name} has {len(part)} {what} row{'s' * (len(part) > 1)}: one moves a metric by over a tenth."
+            )
     notes += _repeats(name, train, chosen_by, test)
     return Splits(task=dataset.task, train=train, dev=chosen_by, test=test, notes=tuple(notes))
 
@@ -115,42 +121,42 @@ def _repeats(name: str, train: Rows, dev: Rows, test: Rows) -> list[str]:
     return notes
 
 
+def _bundles(rows: Rows, seed: int) -> list[list[int]]:
+    """Rows by group, or each alone, in the seed's order, a group where its first row stands."""
+    bundles: dict[str | int, list[int]] = {}
+    for index in shuffled(len(rows), seed):
+        bundles.setdefault(index if rows.groups is None else rows.groups[index], []).append(index)
+    return list(bundles.values())
+
+
+def _commonest(labels: Sequence[float], bundle: list[int]) -> float:
+    return Counter(labels[index] for index in bundle).most_common(1)[0][0]
+
+
 def _order(rows: Rows, seed: int, stratify: bool) -> list[int]:
-    """Indices as the seed shuffles them, each group's one after the other. stratify: each class spread evenly."""
-    return [index for bundle in _bundles(rows, seed, stratify) for index in bundle]
-
-
-def _bundles(rows: Rows, seed: int, stratify: bool) -> list[list[int]]:
-    """Rows by group, or each alone, in the seed's order, a group where its first row stands.
+    """Indices as the seed shuffles them, each group's one after the other.
 
     stratify: every beginning has each class's share of it, to within one row. Of its n rows, the i-th may stand from
     i - 1 n-ths of the way and shall by i n-ths; of those that may, the one that shall first stands next. A group is in the
     place of its middle row, and of its commonest class.          Tijdeman 1980, Discrete Mathematics 32, the chairman assignment
     """
-    bundles: dict[str | int, list[int]] = {}
-    for index in shuffled(len(rows), seed):
-        bundles.setdefault(index if rows.groups is None else rows.groups[index], []).append(index)
-    order = list(bundles.values())
+    bundles, found = _bundles(rows, seed), list[int]()
     if not stratify:
-        return order
-    labels = rows.labels or []
-    classes = [Counter(labels[index] for index in bundle).most_common(1)[0][0] for bundle in order]
+        return [index for bundle in bundles for index in bundle]
+    classes = [_commonest(rows.labels or [], bundle) for bundle in bundles]
     sizes: Counter = Counter()
     middles = []
-    for bundle, label in zip(order, classes):
+    for bundle, label in zip(bundles, classes):
         middles.append(sizes[label] + len(bundle) / 2)
         sizes[label] += len(bundle)
     shares = [max(sizes[label], 2) for label in classes]  # an only row: in the first half, which trains
     windows = [((middle - 0.5) / share, (middle + 0.5) / share) for middle, share in zip(middles, shares)]
-    waiting = deque(sorted(range(len(order)), key=windows.__getitem__))
+    waiting = deque(sorted(range(len(bundles)), key=windows.__getitem__))
     ready: list[tuple[float, int]] = []
-    found: list[list[int]] = []
-    placed = 0
     while waiting or ready:
-        while waiting and (not ready or windows[waiting[0]][0] < (placed + 1) / len(rows)):
+        while waiting and (not ready or windows[waiting[0]][0] < (len(found) + 1) / len(rows)):
             heappush(ready, (windows[waiting[0]][1], waiting.popleft()))
-        found.append(order[heappop(ready)[1]])
-        placed += len(found[-1])
+        found += bundles[heappop(ready)[1]]
     return found
 
 
@@ -171,11 +177,14 @@ def hold_out(task: Task, rows: Rows, stratify: bool = False) -> tuple[Rows, Rows
         raise DataError(
             f"{task.name} has {len(rows)} rows and no test set; give a test file, or at least {3 * FEWEST} rows"
         )
-    labels = rows.labels if rows.labels and task.kind == "classification" else [0] * len(rows)
-    left, chosen = Counter(labels), set[int]()
-    for bundle in _bundles(rows, TEST_SEED, task.kind == "classification" and (stratify or rows.groups is None)):
-        given, fits = Counter(labels[index] for index in bundle), len(chosen) + len(bundle) <= len(rows) // 2
-        if len(chosen) < wanted and fits and all(left[label] > count for label, count in given.items()):
+    labels: Sequence[float] = rows.labels or [] if task.kind == "classification" else [0] * len(rows)
+    shared = labels if stratify or rows.groups is None else [0] * len(rows)
+    left, quota, chosen = Counter(labels), _quotas(Counter(shared), wanted), set[int]()
+    for bundle in _bundles(rows, TEST_SEED):
+        given, one = Counter(labels[index] for index in bundle), _commonest(shared, bundle)
+        fits = len(chosen) + len(bundle) <= len(rows) // 2
+        if quota[one] > 0 and fits and all(left[label] > count for label, count in given.items()):
+            quota.subtract(shared[index] for index in bundle)
             left -= given
             chosen.update(bundle)
     if len(chosen) < FEWEST:
@@ -191,6 +200,16 @@ def hold_out(task: Task, rows: Rows, stratify: bool = False) -> tuple[Rows, Rows
     if len(train) < len(rest):
         note += f" {len(rest) - len(train)} training rows that repeat a test text are left out."
     return rows.take(train), rows.take(sorted(chosen)), note
+
+
+def _quotas(sizes: Counter, wanted: int) -> Counter:
+    """Largest remainders: each class gives ⌊wanted · its share⌋ rows, then those nearest to one more; never its last."""
+    exact = {label: wanted * size / sizes.total() for label, size in sizes.items()}
+    quota = Counter({label: int(one) for label, one in exact.items()})
+    for label in sorted(sizes, key=lambda label: (quota[label] - exact[label], label)):
+        if sum(quota.values()) < wanted and quota[label] < sizes[label] - 1:
+            quota[label] += 1
+    return quota
 
 
 def _check_classes(dataset: Dataset) -> None:

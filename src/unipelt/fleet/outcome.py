@@ -59,7 +59,7 @@ class Request:
     test: str | None = None
     """file with the test rows; none given: a fifth of the rows is held out"""
     group: str | None = None
-    """column of what no split may part, such as the author of a text"""
+    """column of what no split may part, such as the author of a text; where it is empty a row is alone"""
     dev_rows: int = 1000
     """rows that choose the checkpoint, at most; 10 or more, the papers have 1,000; of a file of their own all do"""
     stratify: bool = False

@@ -23,6 +23,7 @@ SAVING = ("_keys_to_ignore_on_save", "_weight_conversions")
 """attributes by which a PreTrainedModel says what it saves, and under which names"""
 
 
+@torch.inference_mode(False)  # else nothing that is made here could be trained later
 def attach(
     model: PreTrainedModel,
     mixture: str | spec.Mixture | Sequence[str | spec.Mixture] = spec.DEFAULT,
