@@ -40,7 +40,8 @@ class Splits:
 
 
 def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000, stratify: bool = False) -> Splits:
-    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least.
+    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least, and
+    what else is of its groups.
 
     stratify: each class has its share of every part, up to a row; with groups, which stay whole, as far as that can be.
     """
@@ -73,12 +74,14 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
         reserved = f", and {spare} of them are kept to choose the checkpoint" if spare else ""
         raise DataError(f"--k {k}: {name} has {len(pool)} training rows{reserved}; expected up to {len(pool) - spare}")
     order = _order(pool, seed, stratify)
+    if wants_all and pool.groups is not None:  # the group at the cut is development's, unless there is no other
+        k = [pool.groups[index] for index in order].index(pool.groups[order[k]]) or k
     train = pool.take(order[:k])
     _check_sample(dataset, train, seed, wants_all)
     chosen_by = dataset.dev
     if chosen_by is None:
         rest = order[k:]
-        if pool.groups is not None:  # the group at the cut is train's
+        if pool.groups is not None:  # the group at the cut of k rows is train's
             rest = [index for index in rest if pool.groups[index] != pool.groups[order[k - 1]]]
         chosen_by = pool.take(rest[:dev])
         if not len(chosen_by):
