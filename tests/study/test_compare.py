@@ -69,7 +69,10 @@ def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path,
     moved.write_text(reviews.read_text())
     assert run(*ask(moved, tmp_path / "moved", "--methods", "head")).code == 0
     moved.write_text(reviews.read_text().replace("word1 ", "word2 "))
-    assert "holds a study with data=" in run(*ask(moved, tmp_path / "moved", "--methods", "head")).line
+    line = run(*ask(moved, tmp_path / "moved", "--methods", "head")).line
+    assert f"its runs of {moved} began on other rows: 60 training and no test rows" in line
+    line = run(*ask(reviews, tmp_path / "moved", "--methods", "head", "--text", "review")).line
+    assert f"holds a study with data={moved} and not {reviews}" in line, "before what else is another"
     held_out = write_reviews(tmp_path / "test.csv", 20, seed=1)
     tested = ask(reviews, tmp_path / "tested", "--methods", "head", "--test", held_out)
     assert run(*tested).code == 0
@@ -124,9 +127,12 @@ def test_groups_stay_whole(ask, run, tmp_path: Path):
     path = write_reviews(tmp_path / "grouped.csv", 120)
     lines = path.read_text().splitlines()
     path.write_text(
-        "\n".join(f"{line},{'author' if not index else index // 4}" for index, line in enumerate(lines)) + "\n"
+        "\n".join(f"{line},{'author' if not index else index**2 % 31}" for index, line in enumerate(lines)) + "\n"
     )
-    assert run(*ask(path, tmp_path / "out", "--methods", "head", "--group", "author", "--stratify")).code == 0
+    said = run(*ask(path, tmp_path / "out", "--methods", "head", "--group", "author", "--stratify"))
+    assert said.code == 0 and said.err.count("are kept back to choose the checkpoint") == 1, (
+        "as the first seed draws them"
+    )
     assert (
         "has no column 'autor' (--group); did you mean 'author'?"
         in run(*ask(path, tmp_path / "x", "--group", "autor")).line
@@ -140,7 +146,12 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
     (row, *_) = Store.read(tmp_path / "out").runs()
     assert {name: part["number"] for name, part in row["rows"].items()} == {"train": 60, "dev": 20, "test": 20}
     dev.write_text(dev.read_text().replace("word1 ", "word2 "))
-    assert "its runs of" in run(*words, "--seeds", 3).line, "other development rows are another comparison"
+    dev.write_text("".join(dev.read_text().splitlines(keepends=True)[:-1]))
+    line = run(*words, "--seeds", 3).line
+    assert (
+        "began on other rows: 60 training, 20 development and 20 test rows" in line
+        and "and not 60 training, 19 dev" in line
+    )
     assert "does not exist" in run(*ask(reviews, tmp_path / "x", "--dev", tmp_path / "gone.csv")).line
 
 

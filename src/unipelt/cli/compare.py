@@ -91,13 +91,13 @@ def compare(
     target = device_of(device)
     plan = cells(data, size(k), methods or METHODS, seeds, hidden_size(model), lr, rates)
     corpus = Corpus()
-    notes, fingerprint = _rows(setting, plan, corpus)
+    notes = _rows(setting, plan, corpus)
     until = began + 60 * minutes * (1 - SPARE) if minutes else None
     if epochs is None:
         chosen, why = _epochs(setting, plan, corpus, target, Path(out), minutes, until)
         setting = replace(setting, recipe=recipe | ({"epochs": chosen} if chosen else {}))
         notes += [why] if why else []
-    store = Store.create(out, {**setting.facts, COMPARISON: fingerprint})
+    store = Store.create(out, {COMPARISON: plan[0].task, **setting.facts})
     store.plan(plan, identities(plan, setting, corpus))
     store.assign(lambda free: in_rounds(free, mix_methods))
     keeper = Keeper(store, setting)
@@ -127,17 +127,17 @@ def _epochs(
     return fitted(first, setting, corpus, device, minutes, until)
 
 
-def _rows(setting: Any, plan: list[Any], corpus: Any) -> tuple[list[str], str]:
-    """What there is to say of the rows, before anything is trained, and their fingerprint."""
+def _rows(setting: Any, plan: list[Any], corpus: Any) -> list[str]:
+    """What there is to say of the rows, before anything is trained, and as the first seed draws them."""
     from unipelt.fleet.tune import what_was_read
 
     notes: dict[str, None] = {}
     for cell in plan:
         request = setting.request(cell)
         splits = corpus.splits(request)
-        notes |= dict.fromkeys((what_was_read(request, splits.task), *splits.notes))
-    dataset = corpus.dataset(request)
-    return list(notes), dataset.train.fingerprint()[:16]
+        if cell.seed == plan[0].seed:
+            notes |= dict.fromkeys((what_was_read(request, splits.task), *splits.notes))
+    return list(notes)
 
 
 def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> None:

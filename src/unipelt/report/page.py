@@ -11,6 +11,7 @@ from unipelt.report.names import task_label, task_order
 from unipelt.report.scores import ALL
 from unipelt.report.study import Study
 from unipelt.report.table import Table
+from unipelt.study.store import COMPARISON
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     shown += [
         (name.replace("_", " "), _words(value))
         for name, value in study.facts.items()
-        if name != "model" and _words(value)
+        if name not in ("model", COMPARISON) and _words(value)
     ]
     if ALL in study.sizes and study.incomplete:
         shown.append(

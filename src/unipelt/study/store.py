@@ -15,7 +15,7 @@ from unipelt.fleet.outcome import Result, settled
 
 FILE, FORMAT = "study.sqlite", 1
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
-COMPARISON = "data"  # the fact that a comparison on one file has and no other study: a fingerprint of its rows
+COMPARISON = "data"  # the fact that a comparison on one file has and no other study: that file
 PLANNED = "planned"
 ROWS = "rows of "  # before a task's name, among what a study is: the rows that its runs have
 
