@@ -67,9 +67,10 @@ def build(folder: Path) -> Report:
         tables = {name: table for name, table in tables.items() if name not in ASKED_OF_STUDIES}
     missing = [] if study.own_rows else _missing(tables, drawn, measured is not None)
     found = answers(study)
-    said = f"Take {chosen.take}: {chosen.why}" if chosen else headline(found)
+    head, why = (f"Take {chosen.take}", chosen.why) if chosen else (headline(found), "")
+    said = f"{head}: {why}" if why else head
     files = {
-        PAGE: page(study, said, found, _sections(tables, drawn), missing).encode(),
+        PAGE: page(study, head, why, found, _sections(tables, drawn), missing).encode(),
         "runs.csv": _runs(study),
         **_gates(study),
     }

@@ -25,9 +25,9 @@ class Section:
 
 
 def page(
-    study: Study, headline: str, found: Sequence[Answer], sections: Sequence[Section], missing: Sequence[str]
+    study: Study, headline: str, why: str, found: Sequence[Answer], sections: Sequence[Section], missing: Sequence[str]
 ) -> str:
-    """headline: the answer in words. missing: what could not be shown, in words."""
+    """headline: the answer in words; why: what else is to be said of it. missing: what could not be shown, in words."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -40,6 +40,7 @@ def page(
         study=study,
         answers=found,
         headline=headline,
+        why=why,
         progress=progress(study),
         sections=[section for section in sections if section.parts],
         missing=missing,
