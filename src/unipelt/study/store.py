@@ -11,7 +11,7 @@ from typing import Any
 
 from unipelt.errors import StoreError
 from unipelt.fleet.outcome import DONE as DONE
-from unipelt.fleet.outcome import Result, settled
+from unipelt.fleet.outcome import Result, other_option
 
 FILE, FORMAT = "study.sqlite", 1
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
@@ -89,14 +89,9 @@ class Store:
                 connection.execute("INSERT INTO study VALUES ('facts', ?)", (json.dumps(facts, sort_keys=True),))
             connection.execute("COMMIT")
         store = cls(path, connection)
-        theirs, ours = _options(store.facts), _options(json.loads(json.dumps(facts)))
-        for name in ours | theirs:
-            if settled(name, theirs) != settled(name, ours):
-                store.close()
-                held, asked = (_words(options.get(name)) for options in (theirs, ours))
-                raise StoreError(
-                    f"--out {folder}: holds a study with {name}={held} and not {asked}; take another folder, or the same options"
-                )
+        if other := other_option(store.facts, json.loads(json.dumps(facts))):
+            store.close()
+            raise StoreError(f"--out {folder}: holds a study with {other}; take another folder, or the same options")
         return store
 
     @classmethod
@@ -281,18 +276,3 @@ def _said(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: {error}; what is stored is untouched, the same command goes on") from None
     except (sqlite3.DatabaseError, ValueError) as error:
         raise StoreError(f"{path}: no study, or a damaged one ({error}); it is left untouched") from None
-
-
-def _options(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts, those of a recipe and of columns one by one."""
-    flat: dict[str, Any] = {}
-    for name, value in facts.items():
-        flat |= value if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _words(value: Any) -> str:
-    """An option's value as a user would say it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "its default" if value is None or value == "" else str(value)
