@@ -333,6 +333,13 @@ def test_predictions_replace_nothing_but_a_table(
     assert unlabelled.read_text() == texts and (tmp_path / "target.csv").read_text() == "kept"
 
 
+@pytest.mark.parametrize("name", ["answers.jsonl", "answers.parquet", "answers"])
+def test_predictions_are_not_written_as_what_they_are_not(name: str, run, finished, unlabelled: Path, tmp_path: Path):
+    line = run("predict", finished("lora"), "--data", unlabelled, "--out", tmp_path / name).line
+    assert f"{name}: what is written is CSV; expected a .csv file, such as {tmp_path / 'answers.csv'}" in line
+    assert not (tmp_path / name).exists()
+
+
 def test_debug_shows_the_traceback_and_the_line(run, finished, unlabelled: Path):
     said = run("predict", finished("lora"), "--data", "nothing.csv", "--debug")
     assert said.code == 2 and "Traceback" in said.err and "DataError" in said.err
