@@ -129,6 +129,8 @@ class Setting:
     """what is given of the recipe; the rest is each method's default"""
     columns: dict[str, Any] = field(default_factory=dict)
     """what is given of COLUMNS, for every file"""
+    tasks: Sequence[str] = ()
+    """the study's: where some of them take `data_dir` or a column, it is not given to the others; else to each, to be refused"""
 
     def __post_init__(self):
         if self.width < 0:
@@ -139,14 +141,21 @@ class Setting:
     @property
     def facts(self) -> dict[str, Any]:
         """What a study's results depend on: its store belongs to these."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "data_dir"}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("data_dir", "tasks")}
 
     def request(self, cell: Cell) -> Request:
         """What is to be trained for a cell."""
+        given = {"data_dir": self.data_dir, **self.columns}
+        own = {name: value for name, value in given.items() if _takes(cell.task, name) or not any(_takes(task, name) for task in self.tasks)}  # fmt: skip
         return Request(
             model=self.model, task=cell.task, k=cell.k, method=cell.method, seed=cell.seed, head=self.head, policy=self.policy,
-            data_dir=self.data_dir, recipe={**self.recipe, "lr": cell.lr}, **self.columns,
+            recipe={**self.recipe, "lr": cell.lr}, **own,
         )  # fmt: skip
+
+
+def _takes(task: str, option: str) -> bool:
+    """Whether an option is one of the task's: GLUE has a folder, files have columns, all have rows that are drawn."""
+    return option in DRAWN or (task in GLUE if option == "data_dir" else task not in (*GLUE, TASK.name))
 
 
 def in_fleets(cells: Iterable[Cell], width: int, mixed: bool, mix_methods: bool = False) -> dict[str, list[Cell]]:
