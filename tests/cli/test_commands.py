@@ -32,6 +32,7 @@ def test_what_train_writes_predict_reads(method: str, run, train_words, unlabell
     assert said.code == 0, said.err
     assert "reviews.csv: text 'review', label 'stars'; 2 classes: no, yes\n" in said.err
     assert "recipe: lr=0.003, epochs=4, batch_size=8" in said.err and "held out as test set" in said.err
+    assert "\nrows: 38 train, 10 dev, 12 test\n" in said.err
     for word in ("dev  accuracy", "test accuracy", "always the largest class", f"predict with `unipelt predict {out}"):
         assert word in said.out
     record = json.loads((out / "run.json").read_text())

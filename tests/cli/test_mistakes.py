@@ -55,6 +55,7 @@ def test_mistaken_words(words: list[str], expected: str, run):
     ("more", "expected"),
     [
         (["--method", "lroa"], "preset 'lroa': did you mean 'lora'"),
+        (["--method", "fulll"], "preset 'fulll': did you mean 'full'?"),
         (["--method", "LoRA"], "preset 'LoRA': did you mean 'lora'"),
         (["--method", "lora(r=1000000000000000)"], "lora(r=1000000000000000): low_rank(r=1000000000000000): expected a whole number of at least 1, and at most"),
         (["--method", "lora(rank=4)"], "'rank'"),
@@ -162,6 +163,10 @@ def test_a_loss_that_is_not_finite(
 def test_folders_that_are_not_this_runs(run, finished, train_words, tmp_path: Path):
     line = run(*train_words(finished("lora"), "lora", "--seed", "5")).line
     assert "holds another run, with seed=0 and not 5; take another folder, or remove it" in line
+    line = run(*train_words(finished("lora"), "lora", "--text", "review", "--warmup", "0.5")).line
+    assert "holds another run, with text=its default and not review" in line
+    line = run(*train_words(finished("lora"), "lora", "--warmup", "0.5")).line
+    assert "holds another run, with warmup=its default and not 0.5" in line
     (tmp_path / "thesis.doc").write_text("of great worth")
     assert "not empty, and holds no run; expected a new folder" in run(*train_words(tmp_path, "lora")).line
     assert "is a file; expected a folder" in run(*train_words(tmp_path / "thesis.doc", "lora")).line
@@ -326,6 +331,13 @@ def test_predictions_replace_nothing_but_a_table(
     line = run("predict", finished("lora"), "--data", unlabelled, "--out", out).line
     assert f"--out {out}: {expected}" in line and out.lstat()[:7] == before  # all but times: it may have been read
     assert unlabelled.read_text() == texts and (tmp_path / "target.csv").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "answers.parquet", "answers"])
+def test_predictions_are_not_written_as_what_they_are_not(name: str, run, finished, unlabelled: Path, tmp_path: Path):
+    line = run("predict", finished("lora"), "--data", unlabelled, "--out", tmp_path / name).line
+    assert f"{name}: what is written is CSV; expected a .csv file, such as {tmp_path / 'answers.csv'}" in line
+    assert not (tmp_path / name).exists()
 
 
 def test_debug_shows_the_traceback_and_the_line(run, finished, unlabelled: Path):

@@ -195,9 +195,10 @@ def test_a_seed_is_a_whole_number(seed):
 
 @pytest.mark.parametrize("k", [40, "all"])
 @pytest.mark.parametrize("test", [0, 50])
-def test_no_group_is_parted(k, test):
+@pytest.mark.parametrize("authors", [5, 37])
+def test_no_group_is_parted(authors, k, test):
     dataset = made(300, test=test)
-    groups = [f"author {index % 37}" for index in range(300)]
+    groups = [f"author {index % authors}" for index in range(300)]
     grouped = replace(dataset, train=replace(dataset.train, groups=groups))
     parts = split(grouped, k, seed=3)
     own = [set(part.groups) for part in (parts.train, parts.dev, parts.test) if part.groups]
@@ -205,13 +206,17 @@ def test_no_group_is_parted(k, test):
         "a group stands in two parts"
     )
     assert len(parts.train) == k or k == "all"
+    if k == "all":
+        assert sum(map(len, parts.parts.values())) == 300 + test, "a row is of no part"
+        assert len(parts.dev) >= (300 - (0 if test else len(parts.test))) // 10, "less than a tenth chooses"
     assert split(grouped, k, seed=4).train != parts.train
 
 
-def test_a_single_group_cannot_be_split():
+@pytest.mark.parametrize("k", [100, "all"])
+def test_a_single_group_cannot_be_split(k):
     dataset = made(300, test=50)
     with pytest.raises(DataError, match="leave no group to choose the checkpoint; leave out --group"):
-        split(replace(dataset, train=replace(dataset.train, groups=["one"] * 300)), 100, seed=0)
+        split(replace(dataset, train=replace(dataset.train, groups=["one"] * 300)), k, seed=0)
 
 
 @pytest.mark.parametrize("stratify", [False, True])

@@ -11,6 +11,7 @@ import pytest
 
 from report.studies import cells, flat, lively, write
 from unipelt.report.build import build
+from unipelt.report.drawing import COLOURS
 from unipelt.study.store import FILE, Result, Store
 
 METHODS = ["full", "adapter", "prefix", "lora", "unipelt-apl"]
@@ -68,6 +69,20 @@ def test_by_default_it_stands_in_the_study(run, tmp_path: Path):
     assert run("report", folder).code == 0 and (folder / "report" / "report.html").is_file()
     assert run("report", folder / FILE).code == 0
     Store.create(folder, {"model": "minilm", "epochs": None}).close()  # which goes on as before
+
+
+def test_curves_are_drawn_where_there_is_something_to_see(tmp_path: Path):
+    """One evaluation a run is no curve; one method's lone point beside the others' lines is a dot."""
+    drawn = lively(cells(["rte"], [100, "all"], ["head", "lora"], range(2)), rows=30)
+    for cell, one in drawn.items():
+        if cell.k == 100 or cell.method == "head":
+            one.curve = one.curve[:1]
+    made = build(write(tmp_path / "study", drawn))
+    assert "curves-k100.svg" not in made.files and "learning curves (no run was evaluated twice)" not in made.missing
+    dots = re.findall(r'<use [^>]*fill: (#\w+); stroke: \1"/>', made.files["curves-kall.svg"].decode())
+    assert {*dots} == {COLOURS["head"]}
+    less = {cell: one for cell, one in drawn.items() if len(one.curve) == 1}
+    assert "learning curves (no run was evaluated twice)" in build(write(tmp_path / "less", less)).missing
 
 
 def test_a_study_that_is_still_being_written(run, tmp_path: Path):

@@ -53,7 +53,8 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(
     predicted = run("predict", out / "winner", "--data", unlabelled)
     assert predicted.code == 0 and len(predicted.out.splitlines()) == 10
     page = (out / "report" / "report.html").read_text()
-    assert f"<h1>Take {found.take}: {found.why}</h1>" in page, "the page says to take what the terminal says"
+    head = rf"<h1>Take {re.escape(found.take)}</h1>\s*<p class=.why.>{re.escape(found.why)}</p>"
+    assert re.search(head, page), "the page says to take what the terminal says"
     assert "the paper" not in page and "never the worst" not in page, "the paper's questions are not those of one file"
     assert f"\nTake {found.take}: {found.why}\n" in run("report", out, "--out", tmp_path / "again").out.replace(
         "\n ", " "
@@ -69,7 +70,10 @@ def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path,
     moved.write_text(reviews.read_text())
     assert run(*ask(moved, tmp_path / "moved", "--methods", "head")).code == 0
     moved.write_text(reviews.read_text().replace("word1 ", "word2 "))
-    assert "holds a study with data=" in run(*ask(moved, tmp_path / "moved", "--methods", "head")).line
+    line = run(*ask(moved, tmp_path / "moved", "--methods", "head")).line
+    assert f"its runs of {moved} began on other rows: 60 training and no test rows" in line
+    line = run(*ask(reviews, tmp_path / "moved", "--methods", "head", "--text", "review")).line
+    assert f"holds a study with data={moved} and not {reviews}" in line, "before what else is another"
     held_out = write_reviews(tmp_path / "test.csv", 20, seed=1)
     tested = ask(reviews, tmp_path / "tested", "--methods", "head", "--test", held_out)
     assert run(*tested).code == 0
@@ -124,9 +128,12 @@ def test_groups_stay_whole(ask, run, tmp_path: Path):
     path = write_reviews(tmp_path / "grouped.csv", 120)
     lines = path.read_text().splitlines()
     path.write_text(
-        "\n".join(f"{line},{'author' if not index else index // 4}" for index, line in enumerate(lines)) + "\n"
+        "\n".join(f"{line},{'author' if not index else index**2 % 31}" for index, line in enumerate(lines)) + "\n"
     )
-    assert run(*ask(path, tmp_path / "out", "--methods", "head", "--group", "author", "--stratify")).code == 0
+    said = run(*ask(path, tmp_path / "out", "--methods", "head", "--group", "author", "--stratify"))
+    assert said.code == 0 and said.err.count("are kept back to choose the checkpoint") == 1, (
+        "as the first seed draws them"
+    )
     assert (
         "has no column 'autor' (--group); did you mean 'author'?"
         in run(*ask(path, tmp_path / "x", "--group", "autor")).line
@@ -140,7 +147,12 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
     (row, *_) = Store.read(tmp_path / "out").runs()
     assert {name: part["number"] for name, part in row["rows"].items()} == {"train": 60, "dev": 20, "test": 20}
     dev.write_text(dev.read_text().replace("word1 ", "word2 "))
-    assert "its runs of" in run(*words, "--seeds", 3).line, "other development rows are another comparison"
+    dev.write_text("".join(dev.read_text().splitlines(keepends=True)[:-1]))
+    line = run(*words, "--seeds", 3).line
+    assert (
+        "began on other rows: 60 training, 20 development and 20 test rows" in line
+        and "and not 60 training, 19 dev" in line
+    )
     assert "does not exist" in run(*ask(reviews, tmp_path / "x", "--dev", tmp_path / "gone.csv")).line
 
 
@@ -210,6 +222,7 @@ def test_where_the_difference_is_noise_the_smallest_is_taken():
         ({"small": {0: 0.1}, "big": {1: 0.9}}, ["small", "big"], "small", "nothing more is known: no other method has finished a seed that small has."),
         ({"small": {0: 0.8}, "big": {0: 0.9}, "huge": {1: 0.95}}, ["big", "huge", "small"], "big", "Of huge nothing is known beside it"),
         ({"small": {0: 0.81, 1: 0.6, 2: 0.6}, "big": {0: 0.8, 1: 0.8, 2: 0.79}, "huge": {0: 0.7}}, ["big", "small", "huge"], "big", "Against huge it was judged on seed 0 alone"),
+        ({"small": {0: 0.8, 1: 0.8}, "big": {0: 0.7}, "huge": {0: 0.7}}, ["small", "big", "huge"], "small", "Against big and huge it was judged on seed 0 alone, which all have. One seed cannot tell how much of that is chance; more can, by --seeds, or by --minutes where"),
         ({"small": {0: 0.8}}, ["small"], "small", "There is no other method to compare small with."),
         ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.8, 1: 0.7}}, ["small", "big"], "small", "small is the smallest of 2 that are equal, and the best, on the development rows."),
         ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.1, 1: 0.2}}, ["small", "big"], "small", "small is the best on the development rows."),
@@ -231,6 +244,24 @@ def test_methods_are_judged_on_the_seeds_that_they_share(seeds: dict, ranked: li
     assert table.count("take this one") == 1 and "largest class" in table
     assert "largest class" not in terminal_text(verdict([row | {"metric": "f1"} for row in rows])), "it is an accuracy"
     assert ("no seed in common" in table) == (len(seeds) > 1 and any(not s.keys() & seeds[take].keys() for s in seeds.values()))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("test", "metric", "said"),
+    [([0.5], "accuracy", True), ([0.53], "accuracy", True), ([0.7, 0.9], "accuracy", True), ([0.7], "accuracy", False), ([0.5], "f1", False)],
+)  # fmt: skip
+def test_one_answer_for_all_rows_is_what_a_method_has_to_beat(test: list[float], metric: str, said: bool):
+    """Half of the rows are of the largest class; two seeds that are far apart show nothing."""
+    found = verdict([row | {"metric": metric} for row in runs("a", 10, [0.8] * len(test), test)])
+    assert ("It is not shown to be better than always naming the largest class: 0.5000." in found.why) == said
+    assert (found.majority is None) == (metric != "accuracy")
+
+
+@pytest.mark.parametrize(("metric", "least"), [("accuracy", 0.0), ("macro_f1", 0.0), ("spearman", -1.0)])
+def test_no_interval_leaves_the_range_of_its_metric(metric: str, least: float):
+    rows = [row | {"metric": metric} for row in runs("a", 10, [0.8, 0.8], [0.1, 0.95])]
+    (line,) = verdict(rows).lines
+    assert (line.test.low, line.test.high) == (least, 1.0)
 
 
 def terminal_text(found) -> str:

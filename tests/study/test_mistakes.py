@@ -42,8 +42,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--rates", "6"], "--rates 6: expected 1 to 5"),
         (["--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
         (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
-        (["--tasks", "docstrings", "--text", "review"], "docstrings knows its own columns and test set; leave out --text"),
-        (["--tasks", "docstrings", "--dev", "UNLABELLED"], "docstrings knows its own columns and test set; leave out --dev"),
+        (["--tasks", "docstrings", "--text", "review"], "--text: is for files, and no task is one (docstrings); leave it out"),
+        (["--tasks", "docstrings", "--dev", "UNLABELLED"], "--dev: is for files, and no task is one (docstrings); leave it out"),
         (["--epochs", "0"], "--epochs 0: expected 1 to"),
         (["--width", "-1"], "--width -1: expected at least 0"),
         (["--head", "meen"], "--head meen: did you mean 'mean'?"),
@@ -168,6 +168,24 @@ def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, r
     assert f"its runs of {reviews} began on other rows: 60 other rows, and not 60 training" in line
     said = run(*asked, "--out", tmp_path / "gone")
     assert f"1 of 2 runs done, 1 failed: {tmp_path}/gone.csv does not exist" in said.out, said.err
+
+
+def test_options_of_files_and_of_glue_are_for_those_that_take_them(words, run, reviews: Path, tmp_path: Path):
+    """A file whose columns are named beside the built-in task; alone, each is told what is not its own, and the folder is free."""
+    tasks = ["sst2", "docstrings", str(reviews)]
+    setting = Setting(data_dir="glue", columns={"text": "review", "dev_rows": 20})
+    asked = [setting.request(Cell(task=task, k=16, method="head", seed=0, lr=1e-3)) for task in tasks]
+    assert [one.data_dir for one in asked] == ["glue", None, None] and {one.dev_rows for one in asked} == {20}
+    assert [one.text for one in asked] == [None, None, "review"]
+    less = ["study", "glue", "--model", words(tmp_path)[3], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]  # fmt: skip
+    few = [*less, "--k", 32, "--dev-rows", 10, "--stratify", "--max-length", 8, "--out", tmp_path / "out", "--tasks", "docstrings"]  # fmt: skip
+    assert (
+        "--kind: is for files, and no task is one (docstrings); leave it out" in run(*few, "--kind", "regression").line
+    )
+    assert "2 of 2 runs done" in run(*few, reviews, "--text", "review").out, (
+        "what was refused has left no options behind"
+    )
+    assert "holds a study with text=review and not its default" in run(*few).line
 
 
 def test_each_method_has_rates_of_its_own():

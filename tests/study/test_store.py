@@ -126,7 +126,11 @@ def test_rows_that_say_what_no_study_says_are_a_damaged_store(damage: str, tmp_p
 def test_another_study_or_a_full_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     facts = {"model": "x", "recipe": {"epochs": 3}, "mix_methods": False}
-    Store.create(tmp_path / "a", facts)
+    late = Store.create(tmp_path / "a", {"model": "no command that planned a run"})
+    Store.create(tmp_path / "a", facts).plan(CELLS)
+    with pytest.raises(StoreError, match="model=x and not no command"):
+        late.plan(CELLS)
+    assert late.facts == facts
     for other, expected in [
         ({"model": "y"}, "model=x and not y;"),
         ({"recipe": {}}, "epochs=3 and not its default;"),
@@ -141,7 +145,7 @@ def test_another_study_or_a_full_folder_is_refused(tmp_path: Path, monkeypatch: 
     )  # the defaults
     (tmp_path / "b").mkdir()
     for name in ("b", "./b", tmp_path / "b"):  # one folder
-        Store.create("c", {"model": str(name)})
+        Store.create("c", {"model": str(name)}).plan(CELLS)
     Store.create("c", {"model": "b"})
     (tmp_path / "b" / "thesis.tex").touch()
     with pytest.raises(StoreError, match="not empty, and holds no study"):

@@ -55,13 +55,13 @@ def compare(
     # seed by seed, so that a comparison that is stopped has looked at every method alike
     plan = sorted(grid.cells(hidden_size(setting.model)), key=lambda cell: cell.seed)
     corpus = Corpus()
-    notes, fingerprint = _rows(setting, plan, corpus)
+    notes = _rows(setting, plan, corpus)
     until = began + 60 * minutes * (1 - SPARE) if minutes else None
     if "epochs" not in setting.recipe:
         chosen, why = _epochs(setting, plan, corpus, target, Path(out), minutes, until)
         setting = replace(setting, recipe=setting.recipe | ({"epochs": chosen} if chosen else {}))
         notes += [why] if why else []
-    store = Store.create(out, {**setting.facts, COMPARISON: fingerprint})
+    store = Store.create(out, {COMPARISON: plan[0].task, **setting.facts})
     store.plan(plan, identities(plan, setting, corpus))
     store.assign(lambda free: in_rounds(free, setting.mix_methods))
     keeper = Keeper(store, setting)
@@ -91,17 +91,17 @@ def _epochs(
     return fitted(first, setting, corpus, device, minutes, until)
 
 
-def _rows(setting: Any, plan: list[Any], corpus: Any) -> tuple[list[str], str]:
-    """What there is to say of the rows, before anything is trained, and their fingerprint."""
+def _rows(setting: Any, plan: list[Any], corpus: Any) -> list[str]:
+    """What there is to say of the rows, before anything is trained, and as the first seed draws them."""
     from unipelt.fleet.tune import what_was_read
 
     notes: dict[str, None] = {}
     for cell in plan:
         request = setting.request(cell)
         splits = corpus.splits(request)
-        notes |= dict.fromkeys((what_was_read(request, splits.task), *splits.notes))
-    dataset = corpus.dataset(request)
-    return list(notes), dataset.train.fingerprint()[:16]
+        if cell.seed == plan[0].seed:
+            notes |= dict.fromkeys((what_was_read(request, splits.task), *splits.notes))
+    return list(notes)
 
 
 def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> None:

@@ -13,7 +13,7 @@ def export(
         "",
         help="folder for a plain transformers model, everything in its weights; of minilm, only runs with --head model",
     ),
-    peft: str = typer.Option("", help="folder for a peft LoRA adapter"),
+    peft: str = typer.Option("", help="folder for a peft LoRA adapter; of minilm, as --merged"),
     folded: str = typer.Option(
         "", help="folder for the run with each gate that hardly varies over --data fixed, for `unipelt predict`"
     ),

@@ -34,6 +34,10 @@ def predict(
         raise UserError(f"--out {out}: not a regular file; expected a new file, or an old table to replace")
     if out and path.exists() and path.resolve() == Path(data).resolve():
         raise UserError(f"--out {out}: is --data itself; take another file")
+    if out and path.suffix.lower() != ".csv":
+        raise UserError(
+            f"--out {out}: what is written is CSV; expected a .csv file, such as {path.with_suffix('.csv')}"
+        )
     applied = Applied.load(run, model or None, device)
     columns = applied.columns(data, text=text or None, pair=pair or None, proba=proba, gates=gates)
     buffer = io.StringIO()

@@ -125,7 +125,7 @@ def verdict_table(found: Any) -> Table:
             line.method, f"{line.lr:g}", str(line.seeds), f"{line.parameters:,}", f"{line.dev:.4f}",
             f"{line.test.value:.4f}{_interval(line.test)}", gap,
         )  # fmt: skip
-    if found.majority is not None and found.metric == "accuracy":
+    if found.majority is not None:
         table.add_row("largest class", "", "", "", "", f"{found.majority:.4f}", "")
     return table
 

@@ -42,8 +42,8 @@ class Splits:
 
 
 def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000, stratify: bool = False) -> Splits:
-    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least,
-    and with groups all but whole ones.
+    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least, and
+    what else is of its groups.
 
     stratify: each class of two rows or more has its share of train and test to within a row, of dev to within two; with
     groups, which stay whole, as far as that can be.
@@ -76,18 +76,13 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
     if k > len(pool) - spare:
         reserved = f", and {spare} of them are kept to choose the checkpoint" if spare else ""
         raise DataError(f"--k {k}: {name} has {len(pool)} training rows{reserved}; expected up to {len(pool) - spare}")
-    order, groups, chosen_by = _order(pool, seed, stratify), pool.groups, dataset.dev
-    rest = order[k:]
-    if chosen_by is None and groups is not None:
-        at_the_cut = groups[order[k if wants_all else k - 1]]  # dev's, or where k is given train's
-        if wants_all:
-            k = [groups[index] for index in order].index(at_the_cut)
-        rest = [index for index in order[k:] if wants_all or groups[index] != at_the_cut]
-        if not k or not rest:
-            raise DataError(
-                f"--group: the {len(pool)} training rows of {name} leave no group to choose the checkpoint; leave out --group{'' if wants_all else ', or take a smaller --k'}"
-            )
-    train = pool.take(order[:k])
+    taken, rest = _cut(_order(pool, seed, stratify), pool.groups, k, wants_all)
+    chosen_by = dataset.dev
+    if chosen_by is None and not (taken and rest):
+        raise DataError(
+            f"--group: the {len(pool)} training rows of {name} leave no group to choose the checkpoint; leave out --group{'' if wants_all else ', or take a smaller --k'}"
+        )
+    train = pool.take(taken)
     _check_sample(dataset, train, seed, wants_all)
     if chosen_by is None:
         chosen_by = pool.take(rest[:dev])
@@ -102,6 +97,15 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
             )
     notes += _repeats(name, train, chosen_by, test)
     return Splits(task=dataset.task, train=train, dev=chosen_by, test=test, notes=tuple(notes))
+
+
+def _cut(order: list[int], groups: list[str] | None, k: int, whole: bool) -> tuple[list[int], list[int]]:
+    """The first k rows and the others. The group at the cut is one of the others' where `whole`, else the rest of it of neither."""
+    if groups is None:
+        return order[:k], order[k:]
+    if whole:
+        k = [groups[index] for index in order].index(groups[order[k]])
+    return order[:k], [index for index in order[k:] if not k or groups[index] != groups[order[k - 1]]]
 
 
 def _repeats(name: str, train: Rows, dev: Rows, test: Rows) -> list[str]:

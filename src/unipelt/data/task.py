@@ -97,12 +97,14 @@ class Dataset:
 
     @cached_property
     def identity(self) -> str:
-        """`2490 training and 277 test rows, sha256 …`: equal exactly when rows, their order, groups and class names are."""
+        """`2490 training and 277 test rows, sha256 …`, given development rows behind the first: equal exactly when rows, their
+        order, groups and class names are."""
         parts = [self.train, self.dev, self.test]
         said = [self.task.labels, self.train.groups, *(part and part.fingerprint() for part in parts)]
         digest = hashlib.sha256(json.dumps(said).encode("ascii")).hexdigest()[:16]
+        chosen = f", {len(self.dev)} development" if self.dev is not None else ""
         tested = f"{len(self.test)} test" if self.test is not None else "no test"
-        return f"{len(self.train)} training and {tested} rows, sha256 {digest}"
+        return f"{len(self.train)} training{chosen} and {tested} rows, sha256 {digest}"
 
 
 def class_counts(task: Task, rows: Rows) -> dict[str, int]:

@@ -180,20 +180,40 @@ def read_outcome(folder: Path, request: Request | None = None) -> Outcome | None
         raise CheckpointError(f"{path}: format {outcome.format!r}, this version reads format {FORMAT}")
     if request is not None:
         theirs, ours = outcome.request, json.loads(json.dumps(asdict(request)))
-        name = next((key for key in ours | theirs if settled(key, theirs) != settled(key, ours)), None)
-        if name is not None:
-            raise CheckpointError(
-                f"--out {folder}: holds another run, with {name}={theirs.get(name)!r} and not {ours.get(name)!r}; take another folder, or remove it"
-            )
+        if other := other_option(theirs, ours):
+            raise CheckpointError(f"--out {folder}: holds another run, with {other}; take another folder, or remove it")
     if not outcome.done and (state := last_state(folder)) is not None:
         outcome.seconds, outcome.curve = state["seconds"], state["progress"][0]["curve"]
     return outcome
 
 
-def settled(name: str, request: dict[str, Any]) -> Any:
-    """A field of a request, its default where that is not said; one way to write each place: reviews.csv is ./reviews.csv."""
-    value = request.get(name, DEFAULTS.get(name))
+def other_option(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """`seed=0 and not 5` for the first option that is another, those of a recipe and of columns one by one; empty: none is."""
+    held, asked = _options(theirs), _options(ours)
+    for name in asked | held:
+        if _settled(name, held) != _settled(name, asked):
+            return f"{name}={_words(held.get(name))} and not {_words(asked.get(name))}"
+    return ""
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in given.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _settled(name: str, given: dict[str, Any]) -> Any:
+    """An option, its default where that is not said; one way to write each place: reviews.csv is ./reviews.csv."""
+    value = given.get(name, DEFAULTS.get(name))
     return os.path.realpath(value) if name in PLACES and value and os.path.exists(value) else value
+
+
+def _words(value: Any) -> str:
+    """An option's value as a user would say it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "its default" if value is None or value == "" else str(value)
 
 
 def last_state(folder: Path) -> dict[str, Any] | None:

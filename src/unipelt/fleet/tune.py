@@ -46,6 +46,7 @@ def _tune(request: Request, folder: Path, device: str, tell: Callable[[str], Non
         return before
     for note in (what_was_read(request, task), *splits.notes):
         tell(note)
+    tell("rows: " + ", ".join(f"{len(rows):,} {part}" for part, rows in splits.parts.items()))
     outcome: Outcome
 
     def began(member: Member) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unipelt.report.cells import comparable, mean
-from unipelt.report.names import size_label
+from unipelt.report.names import listed, size_label
 from unipelt.report.significance import Estimate
 from unipelt.report.study import Study
 from unipelt.report.table import Cell
@@ -40,9 +40,7 @@ class Answer:
         if not self.tied:
             return self.best
         return (
-            f"all {self.methods} methods"
-            if 2 < self.methods == len(self.tied) + 1
-            else " and ".join([self.best, *self.tied])
+            f"all {self.methods} methods" if 2 < self.methods == len(self.tied) + 1 else listed([self.best, *self.tied])
         )
 
     @property
@@ -107,8 +105,7 @@ def headline(found: Sequence[Answer]) -> str:
 
 
 def _listed(found: Sequence[Answer]) -> str:
-    *most, last = [str(one.k) for one in found]
-    return f"K\u00a0=\u00a0{', '.join(most)} and {last}" if most else f"K\u00a0=\u00a0{last}"
+    return f"K\u00a0=\u00a0{listed(one.k for one in found)}"
 
 
 def _turned(found: Estimate) -> Estimate:

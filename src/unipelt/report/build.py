@@ -67,9 +67,10 @@ def build(folder: Path) -> Report:
         tables = {name: table for name, table in tables.items() if name not in ASKED_OF_STUDIES}
     missing = [] if study.own_rows else _missing(tables, drawn, measured is not None)
     found = answers(study)
-    said = f"Take {chosen.take}: {chosen.why}" if chosen else headline(found)
+    head, why = (f"Take {chosen.take}", chosen.why) if chosen else (headline(found), "")
+    said = f"{head}: {why}" if why else head
     files = {
-        PAGE: page(study, said, found, _sections(tables, drawn), missing).encode(),
+        PAGE: page(study, head, why, found, _sections(tables, drawn), missing).encode(),
         "runs.csv": _runs(study),
         **_gates(study),
     }
@@ -114,13 +115,11 @@ def _missing(tables: dict[str, Table], drawn: Sequence[Figure], timed: bool) -> 
     missing = [said for name, said in absent.items() if not tables[name]]
     if not timed and tables["Table 4"]:
         missing.append(f"inference time (no {EFFICIENCY})")
-    missing += [] if any(one.name.startswith("gates") for one in drawn) else ["gates (no run has recorded any)"]
-    missing += (
-        []
-        if any(one.name.startswith("sweep") for one in drawn)
-        else ["sweeps (no preset with three values of one option)"]
-    )
-    return missing
+    pictures = {
+        "curves": "learning curves (no run was evaluated twice)", "gates": "gates (no run has recorded any)",
+        "sweep": "sweeps (no preset with three values of one option)",
+    }  # fmt: skip
+    return missing + [said for start, said in pictures.items() if not any(one.name.startswith(start) for one in drawn)]
 
 
 def efficiency_of(path: Path) -> list[dict[str, Any]] | None:

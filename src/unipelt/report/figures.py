@@ -105,7 +105,7 @@ def _sweep(lines: list[Sweep], grid: Grid, panel: Any, place: tuple[int | str, s
 
 
 def curves(study: Study) -> list[Figure]:
-    """The development metric over epochs, a figure a size."""
+    """The development metric over epochs, a figure a size whose runs were evaluated more than once."""
     runs: dict[Any, dict[str, dict[str, list[Curve]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in study.listed:
         if row["curve"]:
@@ -123,6 +123,7 @@ def curves(study: Study) -> list[Figure]:
             partial(_learning, runs[k]),
         )
         for k in sorted(runs, key=size_order)
+        if any(len(points) > 1 for task in runs[k].values() for seeds in task.values() for points in seeds)
     ]
 
 
@@ -136,7 +137,8 @@ def _learning(runs: dict[str, dict[str, list[Curve]]], panel: Any, task: str) ->
         }
         held = {e: values for e, values in at.items() if 2 * len(values) >= len(seeds)}
         means, wide = [fmean(values) for values in held.values()], [spread(values) or 0.0 for values in held.values()]
-        panel.plot([*held], means, label=method, **style[method])
+        lone = {} if len(held) > 1 else {"marker": "o", "markersize": 4}  # no line goes through one point
+        panel.plot([*held], means, label=method, **style[method], **lone)
         edges = ([m - w for m, w in zip(means, wide)], [m + w for m, w in zip(means, wide)])
         panel.fill_between([*held], *edges, color=style[method]["color"], alpha=0.12, linewidth=0)
     panel.set_title(wrapped(task_label(task)))

@@ -25,6 +25,12 @@ def size_label(k: int | str) -> str:
     return f"K = {k}"
 
 
+def listed(words: Iterable[object]) -> str:
+    """`a, b and c`."""
+    *most, last = map(str, words)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def preset_of(method: str) -> str:
     return method.partition("(")[0].strip()
 

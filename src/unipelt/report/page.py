@@ -11,6 +11,7 @@ from unipelt.report.names import task_label, task_order
 from unipelt.report.scores import ALL
 from unipelt.report.study import Study
 from unipelt.report.table import Table
+from unipelt.study.store import COMPARISON
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Section:
 
 
 def page(
-    study: Study, headline: str, found: Sequence[Answer], sections: Sequence[Section], missing: Sequence[str]
+    study: Study, headline: str, why: str, found: Sequence[Answer], sections: Sequence[Section], missing: Sequence[str]
 ) -> str:
-    """headline: the answer in words. missing: what could not be shown, in words."""
+    """headline: the answer in words; why: what else is to be said of it. missing: what could not be shown, in words."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -39,6 +40,7 @@ def page(
         study=study,
         answers=found,
         headline=headline,
+        why=why,
         progress=progress(study),
         sections=[section for section in sections if section.parts],
         missing=missing,
@@ -58,7 +60,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     shown += [
         (name.replace("_", " "), _words(value))
         for name, value in study.facts.items()
-        if name != "model" and _words(value)
+        if name not in ("model", COMPARISON) and _words(value)
     ]
     if ALL in study.sizes and study.incomplete:
         shown.append(

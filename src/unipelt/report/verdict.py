@@ -1,13 +1,16 @@
 """Which method to take: the development rows choose it, rows that chose nothing say how sure that is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
 from unipelt.report.cells import Seeds, gather, mean
+from unipelt.report.names import listed
 from unipelt.report.significance import LEVEL, Estimate, difference, estimate, holm, level_of, sample
 from unipelt.study.choose import choose
+
+CORRELATIONS = ("matthews", "spearman", "pearson")  # from -1; other metrics from 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Verdict:
     """the best on the development rows"""
     why: str
     majority: float | None
+    """test accuracy of always naming the largest class; None where the metric is another"""
 
     @property
     def chosen(self) -> Line:
@@ -77,13 +81,23 @@ def verdict(rows: Sequence[dict[str, Any]]) -> Verdict:
     lines = [
         Line(
             method=method, lr=rates[method], seeds=len(dev[method]), parameters=sizes[method], dev=mean(dev[method]),
-            test=estimate([level_of(of, method)]), gap=gaps.get(method), corrected=corrected.get(method),
+            test=_bounded(estimate([level_of(of, method)]), chosen[0]["metric"]), gap=gaps.get(method), corrected=corrected.get(method),
         )
         for method in order
     ]  # fmt: skip
-    majorities = [row["majority"] for row in chosen if row["majority"] is not None]
-    why = " ".join([*_chosen(dev, take, best, len(near)), *_held_out(lines)])
-    return Verdict(chosen[0]["metric"], lines, take, best, why, fmean(majorities) if majorities else None)
+    metric = chosen[0]["metric"]
+    majorities = [row["majority"] for row in chosen if row["majority"] is not None and metric == "accuracy"]
+    majority = fmean(majorities) if majorities else None
+    own = lines[order.index(take)].test
+    why = " ".join([*_chosen(dev, take, best, len(near)), *_held_out(lines), *_beside_one_class(own, majority)])
+    return Verdict(metric, lines, take, best, why, majority)
+
+
+def _bounded(found: Estimate, metric: str) -> Estimate:
+    """Without what no metric can be: Student's tails go on for ever."""
+    least = -1.0 if metric in CORRELATIONS else 0.0
+    low, high = (None if edge is None else min(1.0, max(least, edge)) for edge in (found.low, found.high))
+    return replace(found, low=low, high=high)
 
 
 def _lead(one: Seeds, other: Seeds) -> int:
@@ -122,16 +136,16 @@ def _chosen(dev: dict[str, Seeds], take: str, best: str, near: int) -> list[str]
         said = [f"{best} is ahead on the development rows, by less than one standard error; {take} is the smallest of {near} that near."]  # fmt: skip
     unlike = len({*map(frozenset, dev.values())}) > 1
     for seeds, others in shared.items() if unlike else ():
-        names = " and ".join(others)
+        names = listed(others)
         if not seeds:
             said.append(f"Of {names} nothing is known beside it: they have no finished seed in common.")
         elif len(seeds) < len(set().union(*dev.values())):
-            listed = " and ".join(map(str, seeds))
-            said.append(
-                f"Against {names} it was judged on seed{'s' * (len(seeds) > 1)} {listed} alone, which both have."
-            )
+            which = f"seed{'s' * (len(seeds) > 1)} {listed(seeds)} alone, which {'all' if others[1:] else 'both'} have."
+            said.append(f"Against {names} it was judged on {which}")
     if any(len(seeds) == 1 for seeds in shared):
-        said.append("One seed cannot tell how much of that is chance; more --seeds can.")
+        said.append(
+            "One seed cannot tell how much of that is chance; more can, by --seeds, or by --minutes where some are still to come."
+        )
     return said
 
 
@@ -141,11 +155,16 @@ def _held_out(lines: Sequence[Line]) -> list[str]:
     better = [line.method for line in lines if line.differs and line.gap and line.gap.value > 0]
     said = []
     if better:
-        said.append(
-            f"On the held-out rows {' and '.join(better)} did better, beyond chance: look again with more seeds."
-        )
+        said.append(f"On the held-out rows {listed(better)} did better, beyond chance: look again with more seeds.")
     if worse:
-        said.append(f"On the held-out rows it is better than {' and '.join(worse)}, beyond chance.")
+        said.append(f"On the held-out rows it is better than {listed(worse)}, beyond chance.")
     if any(line.gap for line in lines) and not worse and not better:
         said.append("On the held-out rows no difference to it is beyond chance.")
     return said
+
+
+def _beside_one_class(own: Estimate, majority: float | None) -> list[str]:
+    """What is to be known of a method whose answers may be worth no more than one answer for all rows."""
+    if majority is None or (own.low is not None and own.low > majority):
+        return []
+    return [f"It is not shown to be better than always naming the largest class: {majority:.4f}."]

@@ -250,7 +250,7 @@ def _call(text: str) -> tuple[str, dict[str, object]]:
             "'full': refused, because full fine-tuning is not a change to a frozen base but a way of training; use `unipelt train --method full`"
         )
     if name not in PRESETS:
-        raise SpecError(f"preset {name!r}: {nearest(name, PRESETS)}")
+        raise SpecError(f"preset {name!r}: {nearest(name, [*PRESETS, 'full'])}")
     known = inspect.signature(PRESETS[name]).parameters
     given = _options(text, options) if options else {}
     for option in given:

@@ -143,11 +143,18 @@ class Setting:
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "data_dir"}
 
     def request(self, cell: Cell) -> Request:
-        """What is to be trained for a cell."""
+        """What is to be trained for a cell; where the rows are found and how they are read goes to the tasks that take it."""
+        given = {"data_dir": self.data_dir, **self.columns}
+        own = {name: value for name, value in given.items() if _takes(cell.task, name)}
         return Request(
             model=self.model, task=cell.task, k=cell.k, method=cell.method, seed=cell.seed, head=self.head, policy=self.policy,
-            data_dir=self.data_dir, recipe={**self.recipe, "lr": cell.lr}, **self.columns,
+            recipe={**self.recipe, "lr": cell.lr}, **own,
         )  # fmt: skip
+
+
+def _takes(task: str, option: str) -> bool:
+    """Whether an option is one of the task's: GLUE has a folder, files have columns, all have rows that are drawn."""
+    return option in DRAWN or (task in GLUE if option == "data_dir" else task not in (*GLUE, TASK.name))
 
 
 def in_fleets(cells: Iterable[Cell], width: int, mixed: bool, mix_methods: bool = False) -> dict[str, list[Cell]]:
@@ -176,10 +183,19 @@ def in_fleets(cells: Iterable[Cell], width: int, mixed: bool, mix_methods: bool 
 
 
 def arranged(given: dict[str, Any]) -> tuple[Grid, Setting]:
-    """The options of a study, by their names, put where they belong; others are passed over."""
+    """The options of a study, by their names, put where they belong; others are passed over.
+
+    Raises UserError for an option that none of the tasks takes.
+    """
     kinds = (get_type_hints(Grid), get_type_hints(Setting), get_type_hints(Recipe).keys() - {"lr"}, COLUMNS)
     grid, setting, recipe, columns = ({name: given[name] for name in names if name in given} for names in kinds)
-    return Grid(**grid), Setting(**setting, recipe=recipe, columns=columns)
+    plan = Grid(**grid)
+    for name in (one for one in given if one in ("data_dir", *COLUMNS)):
+        if not any(_takes(task, name) for task in plan.tasks):
+            flag = f"--{name.replace('_', '-')}"
+            what = "for GLUE" if name == "data_dir" else "for files"
+            raise UserError(f"{flag}: is {what}, and no task is one ({', '.join(plan.tasks)}); leave it out")
+    return plan, Setting(**setting, recipe=recipe, columns=columns)
 
 
 def read_plan(path: str) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from unipelt.errors import StoreError
 from unipelt.fleet.outcome import DONE as DONE
-from unipelt.fleet.outcome import Result, settled
+from unipelt.fleet.outcome import Result, other_option
 
 FILE, FORMAT = "study.sqlite", 1
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
-COMPARISON = "data"  # the fact that a comparison on one file has and no other study: a fingerprint of its rows
+COMPARISON = "data"  # the fact that a comparison on one file has and no other study: that file
 PLANNED = "planned"
 ROWS = "rows of "  # before a task's name, among what a study is: the rows that its runs have
 
@@ -58,14 +58,15 @@ CREATE TABLE runs (id TEXT PRIMARY KEY, place INTEGER NOT NULL,
 class Store:
     """The runs of one study. Several processes may read and write it at once."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection):
-        self.path, self._connection = path, connection
+    def __init__(self, path: Path, connection: sqlite3.Connection, asked: dict[str, Any] | None = None):
+        self.path, self._connection, self._asked = path, connection, asked
 
     @classmethod
     def create(cls, folder: str | os.PathLike, facts: dict[str, Any]) -> "Store":
-        """Open a folder's store for writing, made where there is none; facts: what all its runs share.
+        """Open a folder's store for writing, made where there is none; facts: what all its runs share, and so those of the
+        first command that plans any.
 
-        Raises StoreError where the folder holds something else, or a store with other facts.
+        Raises StoreError where the folder holds something else, or a store whose runs have other facts.
         """
         path = Path(folder) / FILE
         there = [p.name.removeprefix(".") for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -88,15 +89,13 @@ class Store:
                 connection.execute("INSERT INTO study VALUES ('format', ?)", (str(FORMAT),))
                 connection.execute("INSERT INTO study VALUES ('facts', ?)", (json.dumps(facts, sort_keys=True),))
             connection.execute("COMMIT")
-        store = cls(path, connection)
-        theirs, ours = _options(store.facts), _options(json.loads(json.dumps(facts)))
-        for name in ours | theirs:
-            if settled(name, theirs) != settled(name, ours):
-                store.close()
-                held, asked = (_words(options.get(name)) for options in (theirs, ours))
-                raise StoreError(
-                    f"--out {folder}: holds a study with {name}={held} and not {asked}; take another folder, or the same options"
-                )
+        store = cls(path, connection, facts)
+        try:
+            with _said(path):
+                store._agree()
+        except StoreError:
+            store.close()
+            raise
         return store
 
     @classmethod
@@ -125,6 +124,10 @@ class Store:
         Raises StoreError, and adds none, where a task has runs on other rows; one of which every run has failed may change.
         """
         with _said(self.path), self._writing() as connection:
+            if not self._agree():
+                connection.execute(
+                    "UPDATE study SET value = ? WHERE name = 'facts'", (json.dumps(self._asked, sort_keys=True),)
+                )
             found = connection.execute("SELECT task FROM runs GROUP BY task HAVING max(status NOT LIKE 'failed%')")
             begun = {task for (task,) in found}
             self.check({task: said for task, said in (rows or {}).items() if task in begun})
@@ -143,6 +146,14 @@ class Store:
                     f"INSERT OR IGNORE INTO runs (id, place, status, {', '.join(KEYS)}) VALUES (?, ?, ?, {', '.join('?' * len(KEYS))})",
                     (cell.id, place, PLANNED, *values),
                 )
+
+    def _agree(self) -> bool:
+        """Whether there are runs. Raises StoreError where they have other facts than were asked for."""
+        begun = self._connection.execute("SELECT 1 FROM runs").fetchone() is not None
+        if begun and (other := other_option(self.facts, json.loads(json.dumps(self._asked)))):
+            folder = self.path.parent
+            raise StoreError(f"--out {folder}: holds a study with {other}; take another folder, or the same options")
+        return begun
 
     def rows(self) -> dict[str, str]:
         """By task, what the rows of its runs are."""
@@ -281,18 +292,3 @@ def _said(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: {error}; what is stored is untouched, the same command goes on") from None
     except (sqlite3.DatabaseError, ValueError) as error:
         raise StoreError(f"{path}: no study, or a damaged one ({error}); it is left untouched") from None
-
-
-def _options(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts, those of a recipe and of columns one by one."""
-    flat: dict[str, Any] = {}
-    for name, value in facts.items():
-        flat |= value if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _words(value: Any) -> str:
-    """An option's value as a user would say it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "its default" if value is None or value == "" else str(value)
