@@ -296,3 +296,18 @@ def test_what_is_attached_for_inference_can_be_trained(tmp_path):
         result(model(**tiny.inputs("bert", model)))
     result(model(**tiny.inputs("bert", model))).sum().backward()
     assert all(p.grad is not None for p in tuned_of(model).parameters())
+
+
+@pytest.mark.parametrize("mixture", ["bitfit", "prefix", "unipelt-apl"])
+def test_parts_of_an_attached_model_are_refused_to_another(mixture: str):
+    """Their hooks would join twice, and detaching in the wrong order would not give the base back."""
+    whole, other = tiny.build("bert"), tiny.build("bert")
+    other.bert = whole.bert
+    for first, second in ((whole, whole.bert), (whole.bert, whole), (whole, other)):
+        before = traces(second)
+        unipelt.attach(first, small(mixture))
+        with pytest.raises(UserError, match="is a part of another model too, which has a mixture attached: detach"):
+            unipelt.attach(second, small(mixture))
+        unipelt.detach(first)
+        assert traces(second) == before
+        unipelt.detach(unipelt.attach(second, small(mixture)))

@@ -185,6 +185,13 @@ def _check_model(model: PreTrainedModel) -> None:
         raise SiteError(f"the model has {joined.name!r} attached already; call unipelt.detach(model) first")
     if hasattr(model, NAME):
         raise SiteError(f"the model has an attribute {NAME!r} of its own: nothing can be attached under that name")
+    for path, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if type(getattr(hook, "__self__", None)).__module__.startswith(__package__):
+                raise SiteError(
+                    f"{path or 'the model'} is a part of another model too, which has a mixture attached: "
+                    "detach that first, or attach to a copy"
+                )
     refuse_compiled(model)
 
 
