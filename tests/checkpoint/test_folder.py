@@ -121,6 +121,15 @@ def test_a_frozen_head_and_a_pooling_come_back(tmp_path: Path):
     assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
 
 
+def test_a_loaded_run_names_its_classes_and_the_base_gets_its_own_names_back(tmp_path: Path):
+    unipelt.save(unipelt.attach(tiny.build("bert"), "lora"), tmp_path, task={"labels": ["bad", "fair", "good"]})
+    model = tiny.build("bert")
+    before = model.config.to_dict()
+    unipelt.load(model, tmp_path)
+    assert model.config.id2label == {0: "bad", 1: "fair", 2: "good"} and model.config.label2id["good"] == 2
+    assert unipelt.detach(model).config.to_dict() == before
+
+
 def test_a_head_that_is_frozen_as_it_was_drawn_comes_back(tmp_path: Path):
     """The papers' own policy: a head at random init is part of what was trained."""
     model = unipelt.attach(tiny.build("bert"), "lora", head="frozen", fresh_head=True, seeds=[3])

@@ -65,8 +65,13 @@ def test_a_run_that_diverged_scores_zero(bad):
 
 
 def test_nearly_constant_predictions_raise_no_warning():
-    for value in score(NUMBERS, [1.0, 1.0 + 1e-16, 1.0 + 3e-16], [0.0, 1.0, 2.0]).values():
-        assert -1 <= value <= 1
+    found = score(NUMBERS, [1.0, 1.0 + 1e-16, 1.0 + 3e-16], [0.0, 1.0, 2.0])
+    assert all(-1 <= found[name] <= 1 for name in ("spearman", "pearson"))
+
+
+def test_a_regressions_error_is_in_the_labels_unit():
+    assert score(NUMBERS, [12.0, 16.0, 40.0], [15.0, 20.0, 40.0])["rmse"] == pytest.approx(math.sqrt(25 / 3))
+    assert "rmse" not in score(NUMBERS, [1e308, 2.0], [-1e308, 1.0])
 
 
 def test_the_main_metric_comes_first():

@@ -1,7 +1,7 @@
 """Where a base model comes from: `minilm`, a local folder, or the hub; and what pooling it declares."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,3 +112,9 @@ def quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()
+
+
+def name_classes(model: Any, labels: Sequence[str]) -> None:
+    """Its config tells the classes by their names, as a pipeline does."""
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {label: index for index, label in enumerate(labels)}

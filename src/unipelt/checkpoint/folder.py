@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import spec
-from unipelt.checkpoint.bases import portable_name
+from unipelt.checkpoint.bases import name_classes, portable_name
 from unipelt.checkpoint.card import card
 from unipelt.checkpoint.description import CARD, CONFIG, TENSORS, Description, describe
 from unipelt.checkpoint.disk import resolve, settle, write_whole
@@ -82,7 +82,8 @@ def save(
 def load(
     model: PreTrainedModel, folder: str | os.PathLike, *, sites: tuple[Stack, ...] | None = None
 ) -> PreTrainedModel:
-    """Attach what a checkpoint holds to its base. A hub repository id loads like a folder. sites: as `attach` takes them.
+    """Attach what a checkpoint holds to its base, and name its classes. A hub repository id loads like a folder. sites: as
+    `attach` takes them.
 
     Raises CheckpointError for another base, version, key or shape, and for a damaged file; the base is then as it was.
     """
@@ -99,7 +100,11 @@ def load(
                 raise CheckpointError(f"{folder / CONFIG}: {name} has {setting}={size}, more than {TENSORS} holds")
     head = description.head
     attach(model, mixture, head=head["policy"], pooling=head["pooling"], head_modules=head["modules"], sites=sites)
-    return fill(model, tensors, folder / TENSORS)
+    fill(model, tensors, folder / TENSORS)
+    labels = description.task.get("labels") or []
+    if len(labels) == getattr(model.config, "num_labels", 0):
+        name_classes(model, labels)
+    return model
 
 
 def read_tensors(folder: Path, description: Description) -> dict[str, Tensor]:

@@ -68,10 +68,6 @@ def export(
         _, rows = applied.read(data, text=text or None, pair=pair or None)
         fixed_at_means(applied, rows)
     if merged:
-        labels = applied.task["labels"]
-        if labels:
-            applied.model.config.id2label = dict(enumerate(labels))
-            applied.model.config.label2id = {label: index for index, label in enumerate(labels)}
         export_merged(applied.model, merged, tokenizer=applied.tokenizer)
     elif peft:
         export_peft(applied.model, peft)

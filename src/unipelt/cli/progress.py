@@ -41,6 +41,7 @@ class Watch:
         if progress.curve:
             now, metric = progress.curve[-1], plan.task.metric
             text = f"epoch {now['epoch']}  loss {now['loss']:.4f}  {metric} {now[metric]:.4f}  best {progress.best:.4f}"
+        text += "  evaluating" * (event == "predicted")
         self.bar.update(self.row, completed=progress.step, description=text)
         if event == "evaluated" and not sys.stderr.isatty() and (time.monotonic() - self.last > 5 or progress.ended):
             done = max(1, progress.step - self.first)
@@ -81,7 +82,8 @@ class StudyWatch:
         methods = dict.fromkeys(parts[plan.mixture].mixture.name if parts else FULL for plan in running)
         steps, most = sum(progress.step for progress in fleet.progress), sum(plan.steps for plan in fleet.plans)
         self.whole = fleet.seconds * most / max(1, steps)
-        self.show(f"{len(running)} at once: {', '.join(methods)} on {' '.join(tasks)}, {steps} of at most {most} steps")
+        looking = ", evaluating" * (event == "predicted")
+        self.show(f"{len(running)} at once: {', '.join(methods)} on {' '.join(tasks)}, {steps} of at most {most} steps{looking}")  # fmt: skip
 
     def show(self, text: str) -> None:
         """Say what is at work, now and then."""

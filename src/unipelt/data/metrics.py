@@ -1,5 +1,6 @@
 """The metrics of GLUE, each in its natural unit: accuracy and F1 in 0..1, correlations in -1..1."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -61,6 +62,11 @@ def pearson(predictions: Values, labels: Values) -> float:
     return value if value == value else 0.0
 
 
+def rmse(predictions: Values, labels: Values) -> float:
+    """Root of the mean squared error, in the labels' unit; the smaller the better."""
+    return math.dist(predictions, labels) / math.sqrt(len(labels))
+
+
 METRICS: dict[str, Callable[[Values, Values], float]] = {
     "accuracy": accuracy,
     "f1": f1,
@@ -72,7 +78,7 @@ METRICS: dict[str, Callable[[Values, Values], float]] = {
 
 
 def score(task: Task, predictions: Values, labels: Values) -> dict[str, float]:
-    """The task's own metric first, then the others that its kind allows."""
+    """The task's own metric first, then the others that its kind allows; of a regression its error too, where that is finite."""
     if task.metric not in METRICS:
         raise DataError(f"task {task.name!r} has metric {task.metric!r}; {nearest(task.metric, METRICS)}")
     if len(predictions) != len(labels) or len(labels) == 0:
@@ -84,7 +90,10 @@ def score(task: Task, predictions: Values, labels: Values) -> dict[str, float]:
         fitting = ["spearman", "pearson"]
     else:
         fitting = ["accuracy", "f1" if len(task.labels) == 2 else "macro_f1", "matthews"]
-    return {name: METRICS[name](predictions, labels) for name in dict.fromkeys([task.metric, *fitting])}
+    found = {name: METRICS[name](predictions, labels) for name in dict.fromkeys([task.metric, *fitting])}
+    if task.kind == "regression" and math.isfinite(error := rmse(predictions, labels)):
+        found["rmse"] = error
+    return found
 
 
 def _constant(values: Values) -> bool:
@@ -92,6 +101,4 @@ def _constant(values: Values) -> bool:
 
 
 def _uncorrelatable(values: Values) -> bool:
-    import math
-
     return _constant(values) or not all(math.isfinite(value) for value in values)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from unipelt import data, spec
-from unipelt.checkpoint.bases import load_tokenizer, quiet
+from unipelt.checkpoint.bases import load_tokenizer, name_classes, quiet
 from unipelt.checkpoint.folder import save
 from unipelt.errors import CheckpointError, UserError
 from unipelt.fleet.lock import alone_in
@@ -100,8 +100,7 @@ def keep(model: PreTrainedModel, request: Request, outcome: Outcome, folder: Pat
         results = {f"{part} {task['metric']}": getattr(outcome, part)[task["metric"]] for part in ("dev", "test")}
         save(model, folder, run=run, base=request.model, task=task, results=results, recipe=outcome.recipe)
         return
-    model.config.id2label = dict(enumerate(task["labels"])) or {0: "value"}
-    model.config.label2id = {label: index for index, label in model.config.id2label.items()}
+    name_classes(model, task["labels"] or ["value"])
     try:
         with quiet():
             model.save_pretrained(folder)

@@ -21,6 +21,8 @@ from unipelt.inject.tuned import NAME, Joined, Several, Tuned, joined_to
 
 SAVING = ("_keys_to_ignore_on_save", "_weight_conversions")
 """attributes by which a PreTrainedModel says what it saves, and under which names"""
+CLASSES = ("id2label", "label2id")
+"""those by which its config names classes, which a checkpoint may name anew"""
 
 
 @torch.inference_mode(False)  # else nothing that is made here could be trained later
@@ -96,6 +98,7 @@ def attach(
     tuned.before = {
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
         "saving": {name: vars(model)[name] for name in SAVING if name in vars(model)},
+        "classes": {name: getattr(model.config, name) for name in CLASSES if hasattr(model.config, name)},
     }
     model.requires_grad_(False)
     # a Trainer's checkpoint holds the tuned part alone; exactly what it lacks, or a resuming Trainer warns
@@ -123,6 +126,8 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         delattr(model, name)
     for name, value in tuned.before["saving"].items():
         setattr(model, name, value)
+    for name, value in tuned.before["classes"].items():
+        setattr(model.config, name, value)
     look_again()
     return model
 
