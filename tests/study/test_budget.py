@@ -51,6 +51,13 @@ def test_minutes_choose_the_epochs_and_the_same_command_goes_on(ask, run, tmp_pa
     epochs = epochs_within([WORK, WORK], 5600)
     assert said.code == 0 and 1 < epochs < 6, said.err
     assert f"--minutes 100: --epochs {epochs} instead of 50, so that every method's first runs fit" in said.err
+    with monkeypatch.context() as patch:
+        patch.setattr(budget, "work_of", lambda *given: WORK)
+        patch.setattr(budget, "PASSES", 2)
+        patch.setattr("unipelt.study.engine.run_study", lambda *given, **how: None)
+        two = run(*ask(tmp_path / "two", "--seeds", 3, "--minutes", 200)).err
+        assert f"--epochs {epochs} instead of 50, so that two seeds of every method fit" in two
+        assert "so that every method's first runs fit" in run(*ask(tmp_path / "one", "--minutes", 100)).err
     for more in ((), ("--minutes", 5000)):
         again = run(*ask(out, "--seeds", 2, *more))
         assert again.code == 0 and f"--epochs {epochs}: as {out} was begun with" in again.err

@@ -26,7 +26,7 @@ def compare(
     minutes: float = typer.Option(
         0.0,
         min=0.0,
-        help="time budget, kept: as many epochs as fit, where --epochs gives none; the same command with more goes on; 0: none",
+        help="time budget, kept: where --epochs gives none, as many epochs as let two seeds end, or one if that left fewer than 3; the same command with more goes on; 0: none",
     ),
     device: str = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda"),
     out: str = typer.Option(
@@ -87,8 +87,7 @@ def _epochs(
         return held, f"--epochs {held}: as {out} was begun with" if held else ""
     if until is None:
         return None, ""
-    first = [cell for cell in plan if cell.seed == plan[0].seed]
-    return fitted(first, setting, corpus, device, minutes, until)
+    return fitted(plan, setting, corpus, device, minutes, until)
 
 
 def _rows(setting: Any, plan: list[Any], corpus: Any) -> list[str]:

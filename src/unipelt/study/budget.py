@@ -22,6 +22,7 @@ from unipelt.study.store import Cell
 
 STEPS, ROWS = 3, 64  # of a trial, after a step that is not counted
 FILL = 0.85  # of the time, at most, by these estimates
+PASSES = 3  # epochs that a run keeps where the time is to hold two seeds: one tells nothing of what another would give
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,15 @@ def epochs_within(works: Sequence[Work], seconds: float) -> int:
 
 
 def fitted(
-    cells: Sequence[Cell], setting: Setting, corpus: Corpus, device: torch.device, minutes: float, until: float
+    plan: Sequence[Cell], setting: Setting, corpus: Corpus, device: torch.device, minutes: float, until: float
 ) -> tuple[int | None, str]:
-    """(epochs, what there is to say) so that the first runs of every method end before the moment `until` (time.monotonic);
-    no epochs where the recipe's own fit. cells: of the first seed.
+    """(epochs, what there is to say) so that two seeds of every method end before the moment `until` (time.monotonic), or its
+    first runs where the plan has one seed, or so few epochs were left; no epochs where the recipe's own fit.
 
     Raises UserError where not one epoch of one method does.
     """
     works: list[Work] = []
+    cells = [cell for cell in plan if cell.seed == plan[0].seed]
     for method in dict.fromkeys(cell.method for cell in cells):
         with suppress(UserError):  # a base that cannot take it: said when it is trained
             works.append(work_of([cell for cell in cells if cell.method == method], setting, corpus, device))
@@ -103,12 +105,14 @@ def fitted(
             f"--minutes {minutes:g}: one epoch of {least.method}, with {least.dev} development and {least.test} test rows, takes about "
             f"{minutes_of(least.seconds(1))} minutes here; expected more, or fewer --rates or --dev-rows, or a smaller --model"
         )
-    epochs, most = epochs_within(works, left), works[0].epochs
+    epochs, most = epochs_within(works, left / 2), works[0].epochs
+    fits = "so that two seeds of every method fit"
+    if epochs < PASSES or len(cells) == len(plan):
+        epochs, fits = epochs_within(works, left), "so that every method's first runs fit"
     if epochs == most:
         return None, ""
-    fits = (
-        "so that every method's first runs fit" if epochs else "and too short for the first runs of all methods even so"
-    )
+    if not epochs:
+        fits = "and too short for the first runs of all methods even so"
     return epochs or 1, f"--minutes {minutes:g}: --epochs {epochs or 1} instead of {most}, {fits}"
 
 
