@@ -46,6 +46,9 @@ def test_evaluation_begins_with_the_longest_rows():
         assert [mine[row] for row in order[: len(mine)]] == sorted(mine, reverse=True)
         assert {*order[len(mine) :]} <= {order[len(mine) - 1]}, "then its shortest again"
     sizes = [max(map(len, batch)) for batch in batches]
+    for batch in longest_first([[40, 30], [3] * 90], lambda longest: 60 // longest):
+        tokens = len(batch) * max(map(len, batch)) * max((40, 30)[batch[0][0]], 3)
+        assert tokens <= 2 * 60, "a long row that comes again makes all the others as long"
     assert sizes[0] == 60 // max(map(max, lengths)) and max(sizes) > 2 * sizes[0], "more rows where they are short"
 
 

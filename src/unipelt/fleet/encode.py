@@ -64,8 +64,7 @@ def longest_first(lengths: Sequence[Sequence[int]], rows: Callable[[int], int]) 
     orders = [sorted(range(len(mine)), key=lambda row: -mine[row]) for mine in lengths]
     start = 0
     while start < max(map(len, orders)):
-        longest = max(mine[order[start]] for mine, order in zip(lengths, orders) if start < len(order))
-        taken = rows(longest)
+        taken = rows(max(mine[order[min(start, len(order) - 1)]] for mine, order in zip(lengths, orders)))
         yield [order[start : start + taken] or order[-1:] for order in orders]
         start += taken
 
