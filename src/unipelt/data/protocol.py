@@ -4,14 +4,13 @@ Train is shuffled by the data seed; the first k rows train, the next rows choose
 development set is the test set. A data set without a test set gives up a fifth of its rows first.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from heapq import heappop, heappush
-from random import Random
 from typing import Literal
 
+from unipelt.data.draw import bundles, commonest, cut, ordered, quotas
 from unipelt.data.task import Dataset, Rows, Task, class_counts
 from unipelt.errors import DataError
 
@@ -76,7 +75,7 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
     if k > len(pool) - spare:
         reserved = f", and {spare} of them are kept to choose the checkpoint" if spare else ""
         raise DataError(f"--k {k}: {name} has {len(pool)} training rows{reserved}; expected up to {len(pool) - spare}")
-    taken, rest = _cut(_order(pool, seed, stratify), pool.groups, k, wants_all)
+    taken, rest = cut(ordered(pool, seed, stratify), pool.groups, k, wants_all)
     chosen_by = dataset.dev
     if chosen_by is None and not (taken and rest):
         raise DataError(
@@ -99,15 +98,6 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
     return Splits(task=dataset.task, train=train, dev=chosen_by, test=test, notes=tuple(notes))
 
 
-def _cut(order: list[int], groups: list[str] | None, k: int, whole: bool) -> tuple[list[int], list[int]]:
-    """The first k rows and the others. The group at the cut is one of the others' where `whole`, else the rest of it of neither."""
-    if groups is None:
-        return order[:k], order[k:]
-    if whole:
-        k = [groups[index] for index in order].index(groups[order[k]])
-    return order[:k], [index for index in order[k:] if not k or groups[index] != groups[order[k - 1]]]
-
-
 def _repeats(name: str, train: Rows, dev: Rows, test: Rows) -> list[str]:
     """How many rows of one split say what a row of another says, or belong to its group."""
     notes = []
@@ -125,52 +115,6 @@ def _repeats(name: str, train: Rows, dev: Rows, test: Rows) -> list[str]:
     return notes
 
 
-def _bundles(rows: Rows, seed: int) -> list[list[int]]:
-    """Rows by group, or each alone, in the seed's order, a group where its first row stands."""
-    bundles: dict[str | int, list[int]] = {}
-    for index in shuffled(len(rows), seed):
-        bundles.setdefault(index if rows.groups is None else rows.groups[index], []).append(index)
-    return list(bundles.values())
-
-
-def _commonest(labels: Sequence[float], bundle: list[int]) -> float:
-    return Counter(labels[index] for index in bundle).most_common(1)[0][0]
-
-
-def _order(rows: Rows, seed: int, stratify: bool) -> list[int]:
-    """Indices as the seed shuffles them, each group's one after the other.
-
-    stratify: every beginning has each class's share of it, to within one row. Of its n rows, the i-th may stand from
-    i - 1 n-ths of the way and shall by i n-ths; of those that may, the one that shall first stands next. A group is in the
-    place of its middle row, and of its commonest class.          Tijdeman 1980, Discrete Mathematics 32, the chairman assignment
-    """
-    bundles, found = _bundles(rows, seed), list[int]()
-    if not stratify:
-        return [index for bundle in bundles for index in bundle]
-    classes = [_commonest(rows.labels or [], bundle) for bundle in bundles]
-    sizes: Counter = Counter()
-    middles = []
-    for bundle, label in zip(bundles, classes):
-        middles.append(sizes[label] + len(bundle) / 2)
-        sizes[label] += len(bundle)
-    shares = [max(sizes[label], 2) for label in classes]  # an only row: in the first half, which trains
-    windows = [((middle - 0.5) / share, (middle + 0.5) / share) for middle, share in zip(middles, shares)]
-    waiting = deque(sorted(range(len(bundles)), key=windows.__getitem__))
-    ready: list[tuple[float, int]] = []
-    while waiting or ready:
-        while waiting and (not ready or windows[waiting[0]][0] < (len(found) + 1) / len(rows)):
-            heappush(ready, (windows[waiting[0]][1], waiting.popleft()))
-        found += bundles[heappop(ready)[1]]
-    return found
-
-
-def shuffled(length: int, seed: int) -> list[int]:
-    """Indices ordered by `random.Random(seed).random()`, the one stream that Python promises never to change."""
-    stream = Random(seed)
-    keys = [stream.random() for _ in range(length)]
-    return sorted(range(length), key=keys.__getitem__)
-
-
 def hold_out(task: Task, rows: Rows, stratify: bool = False) -> tuple[Rows, Rows, str]:
     """(train, test, note): a fifth of the rows, at most LARGEST_TEST; no text of test stays in train.
 
@@ -183,9 +127,9 @@ def hold_out(task: Task, rows: Rows, stratify: bool = False) -> tuple[Rows, Rows
         )
     labels: Sequence[float] = rows.labels or [] if task.kind == "classification" else [0] * len(rows)
     shared = labels if stratify or rows.groups is None else [0] * len(rows)
-    left, quota, chosen = Counter(labels), _quotas(Counter(shared), wanted), set[int]()
-    for bundle in _bundles(rows, TEST_SEED):
-        given, one = Counter(labels[index] for index in bundle), _commonest(shared, bundle)
+    left, quota, chosen = Counter(labels), quotas(Counter(shared), wanted), set[int]()
+    for bundle in bundles(rows, TEST_SEED):
+        given, one = Counter(labels[index] for index in bundle), commonest(shared, bundle)
         fits = len(chosen) + len(bundle) <= len(rows) // 2
         if quota[one] > 0 and fits and all(left[label] > count for label, count in given.items()):
             quota.subtract(shared[index] for index in bundle)
@@ -204,16 +148,6 @@ def hold_out(task: Task, rows: Rows, stratify: bool = False) -> tuple[Rows, Rows
     if len(train) < len(rest):
         note += f" {len(rest) - len(train)} training rows that repeat a test text are left out."
     return rows.take(train), rows.take(sorted(chosen)), note
-
-
-def _quotas(sizes: Counter, wanted: int) -> Counter:
-    """Largest remainders: each class gives ⌊wanted · its share⌋ rows, then those nearest to one more; never its last."""
-    exact = {label: wanted * size / sizes.total() for label, size in sizes.items()}
-    quota = Counter({label: int(one) for label, one in exact.items()})
-    for label in sorted(sizes, key=lambda label: (quota[label] - exact[label], label)):
-        if sum(quota.values()) < wanted and quota[label] < sizes[label] - 1:
-            quota[label] += 1
-    return quota
 
 
 def _check_classes(dataset: Dataset) -> None:
