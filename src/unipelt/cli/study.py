@@ -143,12 +143,10 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     from unipelt.fleet.together import Corpus
     from unipelt.study.engine import hidden_size, identities, planned_width
     from unipelt.study.plan import in_fleets
-    from unipelt.study.store import DONE, FILE, Store
+    from unipelt.study.store import DONE, Store
 
     cells = grid.cells(hidden_size(setting.model))
     corpus = Corpus()
-    if not (Path(out) / FILE).exists():
-        _notes(cells, setting, corpus)  # a mistake leaves no study behind, whose options would have to be kept
     with _engine(engine, device, gpus, corpus) as (target, train):
         store = Store.create(out, setting.facts)
         done = {cell for cell, status in store.statuses() if status in DONE}
