@@ -271,7 +271,9 @@ def test_a_comparison_shows_what_was_given_and_asks_none_of_the_papers_questions
     page = made.files["report.html"].decode()
     assert "<dd>dev_rows 9, text review</dd>" in page
     assert not [word for word in ("None", "False", "the paper") if word in page]
-    assert made.files["differences.csv"].decode().splitlines()[0] == "block,method,reviews,reviews low,reviews high"
+    head, *rows = made.files["decision.csv"].decode().splitlines()
+    assert head.startswith("block,method,development accuracy,test accuracy,test accuracy low,") and len(rows) >= 2
+    assert "differences.csv" not in made.files and not made.answers, "one answer, by the development rows"
     assert evidence.efficiency(made.study, None).title == "Seconds a step of the runs themselves, full fine-tuning = 1"
     assert "the paper" not in str(evidence.efficiency(made.study, [{"method": "lora", "train": 0.5}]))
 

@@ -1,5 +1,6 @@
 """compare: an answer chosen by development rows, evidence from rows that chose nothing, and a model that predicts."""
 
+import csv
 import errno
 import io
 import json
@@ -55,6 +56,11 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(
     page = (out / "report" / "report.html").read_text()
     head = rf"<h1>Take {re.escape(found.take)}</h1>\s*<p class=.why.>{re.escape(found.why)}</p>"
     assert re.search(head, page), "the page says to take what the terminal says"
+    table = list(csv.DictReader((out / "report" / "decision.csv").read_text().splitlines()))
+    assert [row["method"] for row in table] == [*(line.method for line in found.lines), "largest class"]
+    assert {row["method"] for row in table if row[f"against {found.take}"] == "take this one"} == {found.take}
+    assert [float(row["test accuracy"]) for row in table[:-1]] == [100 * line.test.value for line in found.lines]
+    assert "The best on the test rows" not in page, "no second answer beside the one"
     assert "the paper" not in page and "never the worst" not in page, "the paper's questions are not those of one file"
     assert f"\nTake {found.take}: {found.why}\n" in run("report", out, "--out", tmp_path / "again").out.replace(
         "\n ", " "

@@ -13,6 +13,7 @@ from unipelt.report import evidence
 from unipelt.report.answer import Answer, answers, headline
 from unipelt.report.beside import beside, bound
 from unipelt.report.claims import Claim
+from unipelt.report.decision import decision
 from unipelt.report.drawing import Figure
 from unipelt.report.figures import figures, gate_means
 from unipelt.report.page import Section, page
@@ -23,13 +24,14 @@ from unipelt.report.verdict import verdict
 from unipelt.study.store import DONE, EFFICIENCY, KEYS, Store
 
 PAGE = "report.html"
-ASKED_OF_STUDIES = {
+ASKED_OF_STUDIES = (
     "Table 2",
     "beside the paper",
+    "differences",
     "average ranks",
     "claims",
     "sweeps",
-}  # and not of a file of one's own
+)  # and not of one's own file
 RUNS = (*KEYS, "metric", "dev", "test", "status", "steps", "seconds")
 
 
@@ -56,17 +58,18 @@ def build(folder: Path) -> Report:
         store.close()
     measured = efficiency_of(folder / EFFICIENCY)
     judged = {} if study.own_rows else evidence.judged(study)
-    drawn = figures(study)
+    drawn = [figure for figure in figures(study) if not (chosen and figure.name.startswith("answer"))]
     tables = {
         "Table 1": scores(study), "Table 1, development": scores(study, "dev"), "Table 2": bound(study), "Table 3": whole(study),
         "Table 4": evidence.efficiency(study, measured), "beside the paper": beside(study), "differences": evidence.differences(study),
         "average ranks": evidence.ranks(study), "claims": evidence.claim_table(judged), "sweeps": evidence.swept(study),
         "rates": evidence.rates(study), "failed": evidence.failures(study),
     }  # fmt: skip
-    if study.own_rows:
+    if chosen:
         tables = {name: table for name, table in tables.items() if name not in ASKED_OF_STUDIES}
+        tables["decision"] = decision(chosen)
     missing = [] if study.own_rows else _missing(tables, drawn, measured is not None)
-    found = answers(study)
+    found = [] if chosen else answers(study)
     head, why = (f"Take {chosen.take}", chosen.why) if chosen else (headline(found), "")
     said = f"{head}: {why}" if why else head
     files = {
@@ -93,6 +96,7 @@ def _sections(tables: dict[str, Table], drawn: Sequence[Figure]) -> list[Section
 
     real = [*pictures("answer"), *those("claims", "differences", "average ranks")]
     return [
+        Section("Which method to take", those("decision")),
         Section("Which differences are real", real),
         Section("Scores", those("Table 1", "Table 2", "Table 3")),
         Section("Cost", those("Table 4")),

@@ -18,7 +18,7 @@ def summary(made: Report, console: "Console") -> None:
 
     study = made.study
     said = [f"{study.model}: {progress(study)}", *[made.said] * study.own_rows, *(one.said for one in made.answers)]
-    if not made.answers:
+    if not made.answers and not study.own_rows:
         said.append("nothing can be compared yet: the methods have no task in common")
     console.print("\n".join(said), markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
