@@ -16,7 +16,7 @@ from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.gate import Learned
 from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Route
-from unipelt.inject.attach import CLASSES, detach
+from unipelt.inject.attach import class_names, detach
 from unipelt.inject.compiled import forget, look_again, refuse_compiled
 from unipelt.inject.junction import Delta
 from unipelt.inject.places import features, is_linear
@@ -69,7 +69,7 @@ def merge(
     shared = [_shared(model.get_submodule(path), path, users) for path in tuned.head_modules()]
     refuse("merge", tuned, found, reason, next((why for why in shared if why), None))
     heads = {path: tuned.get_submodule(f"head.{path}") for path in tuned.head_modules()}
-    classes = {name: getattr(model.config, name) for name in CLASSES if heads and hasattr(model.config, name)}
+    classes = class_names(model) if heads else {}
     detach(model)
     for name, value in classes.items():  # of the head that stays
         setattr(model.config, name, value)

@@ -34,11 +34,11 @@ def flags(
     default: what the help says of that, of all or by name, where it is not the field's own default. called: flags that are
     not called as their field.
     """
-    made = []
+    made, kinds, helps = [], get_type_hints(settings), docs(settings)
     for field in dataclasses.fields(settings):
         if field.name in but or (only and field.name not in only):
             continue
-        kind, said = get_type_hints(settings)[field.name], docs(settings)[field.name]
+        kind, said = kinds[field.name], helps[field.name]
         if field.default is dataclasses.MISSING and not default:
             said = "needed: " + said
         other = default if isinstance(default, str) else default.get(field.name, "")

@@ -75,10 +75,15 @@ def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], mask: Ten
 
 def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     """Logits in float32 at least; nothing is kept for a next token, which a decoder would copy all keys and values for."""
-    uncached = {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}
+    uncached = {"use_cache": False} if _can_cache(type(model)) else {}
     with precision(model.device):
         logits = model(**inputs, **uncached).logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@cache
+def _can_cache(kind: type[PreTrainedModel]) -> bool:
+    return "use_cache" in signature(kind.forward).parameters
 
 
 def decisions(task: Task, logits: Tensor, unit: tuple[float, float] = (0.0, 1.0)) -> list[Any]:

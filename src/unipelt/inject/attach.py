@@ -98,7 +98,7 @@ def attach(
     tuned.before = {
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
         "saving": {name: vars(model)[name] for name in SAVING if name in vars(model)},
-        "classes": {name: getattr(model.config, name) for name in CLASSES if hasattr(model.config, name)},
+        "classes": class_names(model),
     }
     model.requires_grad_(False)
     # a Trainer's checkpoint holds the tuned part alone; exactly what it lacks, or a resuming Trainer warns
@@ -130,6 +130,11 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         setattr(model.config, name, value)
     look_again()
     return model
+
+
+def class_names(model: PreTrainedModel) -> dict[str, Any]:
+    """What its config says of classes."""
+    return {name: getattr(model.config, name) for name in CLASSES if hasattr(model.config, name)}
 
 
 @contextmanager

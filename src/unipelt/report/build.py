@@ -58,7 +58,7 @@ def build(folder: Path) -> Report:
         store.close()
     measured = efficiency_of(folder / EFFICIENCY)
     judged = {} if study.own_rows else evidence.judged(study)
-    drawn = [figure for figure in figures(study) if not (chosen and figure.name.startswith("answer"))]
+    drawn = figures(study)
     tables = {
         "Table 1": scores(study), "Table 1, development": scores(study, "dev"), "Table 2": bound(study), "Table 3": whole(study),
         "Table 4": evidence.efficiency(study, measured), "beside the paper": beside(study), "differences": evidence.differences(study),

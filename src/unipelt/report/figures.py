@@ -25,7 +25,7 @@ def figures(study: Study) -> list[Figure]:
 
 def answer(study: Study) -> list[Figure]:
     """Each method's average difference to the best, with its interval."""
-    if not study.compared:
+    if study.own_rows or not study.compared:  # one's own rows have their answer by the development rows
         return []
     which = {k: [compared.best, *compared.to_best] for k, compared in study.compared.items()}
     most, lines = max(map(len, which.values())), max(wrapped(m).count("\n") + 1 for of in which.values() for m in of)
