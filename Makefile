@@ -24,7 +24,7 @@ test: lint
 
 # Real text that every Python has (docstrings of its library, 8 areas), a real pretrained base: no network needed.
 demo: install
-	$(BIN)/unipelt compare --data docstrings --model minilm --methods head lora unipelt-apl --seeds 2 --rates 1 --k 800 --dev-rows 300 --epochs 4 --evaluate-every 2 --max-length 48 --minutes 5.5 --out $(DEMO)
+	$(BIN)/unipelt compare --data docstrings --model minilm --methods head lora unipelt-apl --seeds 2 --rates 1 --k 800 --validation-rows 300 --epochs 4 --evaluate-every 2 --max-length 48 --minutes 5.5 --out $(DEMO)
 
 clean:
 	rm -rf build

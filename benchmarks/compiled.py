@@ -30,9 +30,9 @@ def main() -> None:
 
     import unipelt
     from unipelt.checkpoint.bases import load_base
-    from unipelt.fleet.ready import device_of
     from unipelt.inject.shapes import bucket
     from unipelt.study.efficiency import inference, training
+    from unipelt.train.setup import device_of
 
     device = device_of(given.device)
     torch.manual_seed(0)

@@ -49,7 +49,7 @@ def main() -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     import unipelt
-    from unipelt.inject.tuned import tuned_of
+    from unipelt.inject.state import mixture_state
     from unipelt.study.efficiency import inference, training
 
     torch.set_num_threads(1)
@@ -71,15 +71,15 @@ def main() -> None:
 
     full, tuned = model(None), {name: model(name) for name in given.methods}
     disabled = model("unipelt-apl")
-    tuned_of(disabled).unhang()
-    tuned_of(disabled).kernels.restore()
+    mixture_state(disabled).remove_hooks()
+    mixture_state(disabled).kernels.restore()
     variants = {"train full": training(full, rows), "train frozen base": training(frozen(), rows)}
     variants |= {f"train {name}": training(made, rows) for name, made in tuned.items()}
     variants |= {"infer plain": inference(full, rows), "infer disabled": inference(disabled, rows)}
     variants |= {f"infer {name}": inference(made, rows) for name, made in tuned.items()}
     for name in given.methods if given.fold else ():
         folded = model(name)
-        if any(isinstance(change.weight, unipelt.Gate) for change in tuned_of(folded).mixture.changes):
+        if any(isinstance(change.weight, unipelt.Gate) for change in mixture_state(folded).mixture.changes):
             unipelt.fold(folded, [rows], deviation=1, least=0)
             variants[f"infer {name} folded"] = inference(folded, rows)
     times: dict[str, list[float]] = {name: [] for name in variants}

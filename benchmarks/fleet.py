@@ -9,15 +9,15 @@ import argparse
 import time
 from statistics import median
 
-from unipelt.fleet.outcome import Request, Result
-from unipelt.fleet.ready import device_of
-from unipelt.fleet.together import Corpus, train_together
 from unipelt.study.engine import planned_width
 from unipelt.study.plan import Setting
+from unipelt.train.records import Request, Result
+from unipelt.train.runner import DatasetCache, train_together
+from unipelt.train.setup import device_of
 
 
-def trained(requests: list[Request], width: int, corpus: Corpus, device: str) -> tuple[float, float, list[float]]:
-    """(seconds, CPU seconds, development metrics)"""
+def trained(requests: list[Request], width: int, corpus: DatasetCache, device: str) -> tuple[float, float, list[float]]:
+    """(seconds, CPU seconds, validation metrics)"""
     results: dict[int, Result] = {}
     began, used = time.perf_counter(), time.process_time()
     together = [requests] if width > 1 else [[one] for one in requests]
@@ -28,8 +28,8 @@ def trained(requests: list[Request], width: int, corpus: Corpus, device: str) ->
                 {first + place: one for place, one in zip(places, finished)}
             ),
         )  # fmt: skip
-    dev = [results[place].dev or 0.0 for place in range(len(requests))]
-    return time.perf_counter() - began, time.process_time() - used, dev
+    validation = [results[place].validation or 0.0 for place in range(len(requests))]
+    return time.perf_counter() - began, time.process_time() - used, validation
 
 
 def main() -> None:
@@ -43,22 +43,22 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--evaluate-every", type=int, default=2)
-    parser.add_argument("--dev-rows", type=int, default=1000)
+    parser.add_argument("--validation-rows", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     recipe = {"epochs": given.epochs, "evaluate_every": given.evaluate_every, "patience": 0}
     print(
-        "| method | runs, at once | a fleet, s | one after another, s | ratio | ratio of CPU seconds | mean dev, fleet / alone |"
+        "| method | runs, at once | a fleet, s | one after another, s | ratio | ratio of CPU seconds | mean validation, fleet / alone |"
     )
     print("|---|---|---|---|---|---|---|", flush=True)
-    corpus = Corpus()
+    corpus = DatasetCache()
     width = given.width or planned_width(Setting(), device_of(given.device))
     for method in given.methods:
         requests = [
             Request(
                 model=given.model, task=given.task, k=given.k, method=method, seed=seed, data_dir=given.data_dir,
-                dev_rows=given.dev_rows, recipe=recipe,
+                validation_rows=given.validation_rows, recipe=recipe,
             )
             for seed in range(given.runs)
         ]  # fmt: skip

@@ -2,7 +2,7 @@
 
     python benchmarks/fold.py RUN --task sst2 --data-dir GLUE --k 1000 [--deviation 0.05 1]
 
-RUN is a folder of `unipelt train` with the same task, k, seed and development rows: its gates are measured on those development rows, its metric
+RUN is a folder of `unipelt train` with the same task, k, seed and validation rows: its gates are measured on those validation rows, its metric
 on the test rows. One thread; the plain base, the run and each folded run take turns over the same test rows in batches as
 `unipelt predict` makes them. Seconds are the process's own CPU seconds, a ratio is the median of those within the turns.
 """
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--k", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dev-rows", type=int, default=1000)
+    parser.add_argument("--validation-rows", type=int, default=1000)
     parser.add_argument("--deviation", type=float, nargs="+", default=[0.05, 1.0])
     parser.add_argument("--rows", type=int, default=320, help="test rows that are timed")
     parser.add_argument("--rounds", type=int, default=5)
@@ -33,33 +33,33 @@ def main() -> None:
     from unipelt import data
     from unipelt.checkpoint.bases import load_base
     from unipelt.checkpoint.description import describe
-    from unipelt.fleet.apply import Applied
-    from unipelt.fleet.encode import encode
-    from unipelt.fleet.evaluate import decisions, predict
+    from unipelt.train.batches import encode
+    from unipelt.train.evaluation import decisions, predict
+    from unipelt.train.predictor import Predictor
 
     torch.set_num_threads(1)
-    splits = data.split(data.load(given.task, data_dir=given.data_dir), given.k, given.seed, given.dev_rows)
+    splits = data.split(data.load(given.task, data_dir=given.data_dir), given.k, given.seed, given.validation_rows)
     task, test = splits.task, splits.test
 
-    runs = {"unfolded": Applied.load(given.run, device="cpu")}
+    runs = {"unfolded": Predictor.load(given.run, device="cpu")}
     tokenizer, longest = runs["unfolded"].tokenizer, runs["unfolded"].max_length
     print(
-        "| | kept | fixed | merged | dropped | dev before | dev after | test | logits moved |\n|---|---|---|---|---|---|---|---|---|"
+        "| | kept | fixed | merged | dropped | validation before | validation after | test | logits moved |\n|---|---|---|---|---|---|---|---|---|"
     )
     for deviation in [None, *given.deviation]:
         name = "unfolded" if deviation is None else f"folded, {deviation:g}"
-        applied = runs.setdefault(name, Applied.load(given.run, device="cpu"))
+        predictor = runs.setdefault(name, Predictor.load(given.run, device="cpu"))
         cells = [""] * 6 + [""]
         if deviation is not None:
-            said = applied.fold(splits.dev, deviation=deviation)
+            said = predictor.fold(splits.validation, deviation=deviation)
             cells = [f"{said.share(done):.3f}" for done in ("kept", "fixed", "merged", "dropped")]
             cells += [f"{said.before:.4f}", f"{said.after:.4f}", f"{said.moved:.2g}"]
-        logits = predict(applied.model, tokenizer, [encode(tokenizer, test, longest)])[0]
+        logits = predict(predictor.model, tokenizer, [encode(tokenizer, test, longest)])[0]
         cells.insert(6, f"{data.score(task, decisions(task, logits), test.labels)[task.metric]:.4f}")
         print("| " + " | ".join([name, *cells]) + " |", flush=True)
 
     models = {"plain": load_base(describe(given.run).base["name"], classes=len(task.labels) or 1)}
-    models |= {name: applied.model for name, applied in runs.items()}
+    models |= {name: predictor.model for name, predictor in runs.items()}
     timed = [encode(tokenizer, test.take(range(min(given.rows, len(test)))), longest)]
     taken: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(given.rounds + 1):  # the first warms up

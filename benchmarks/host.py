@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unipelt.fleet.encode import Encoded, collate
+from unipelt.train.batches import Encoded, collate
 
 WORDS = SimpleNamespace(pad_token_id=0, pad_token_type_id=0)
 CPU = torch.device("cpu")

@@ -100,13 +100,13 @@ def batches(shape: dict[str, Any], runs: int, vocabulary: int, device: str) -> l
 
 def fleet_of(model: Any, made: list[dict[str, Any]], runs: int) -> Any:
     """What a study trains its runs with: each step makes its batch, takes the loss and clips by run, and reads the losses; on a GPU
-    all between is captured. Rows lie as a study's do, like lengths together."""
+    all between is captured. Examples lie as a study's do, like lengths together."""
     import numpy as np
 
     from unipelt.data import Task
-    from unipelt.fleet.encode import Encoded
-    from unipelt.fleet.loop import Fleet, Plan
-    from unipelt.fleet.recipe import Recipe
+    from unipelt.train.batches import Encoded
+    from unipelt.train.fleet import Fleet, Plan
+    from unipelt.train.recipes import Recipe
 
     class Words:
         pad_token_id = pad_token_type_id = 0
@@ -124,11 +124,13 @@ def fleet_of(model: Any, made: list[dict[str, Any]], runs: int) -> Any:
         task = Task(name="random", kind="classification", labels=("no", "yes"), metric="accuracy", pair=False)
         longest = max(len(row) for row in features["input_ids"])
         rows = Encoded({name: [np.array(row) for row in kept] for name, kept in features.items()}, labels, longest)
-        plans.append(Plan(task=task, train=rows, dev=rows, recipe=Recipe(epochs=100_000, batch_size=size), seed=run))
+        plans.append(
+            Plan(task=task, train=rows, validation=rows, recipe=Recipe(epochs=100_000, batch_size=size), seed=run)
+        )
     return Fleet(model, plans, Words())
 
 
-class Turns:
+class SharedResult:
     """The steps of one model in one mode."""
 
     def __init__(self, given: dict[str, Any]):
@@ -249,7 +251,7 @@ def processor() -> str:
     return platform.machine()
 
 
-def made(given: dict[str, Any]) -> tuple[Turns | None, dict[str, Any]]:
+def made(given: dict[str, Any]) -> tuple[SharedResult | None, dict[str, Any]]:
     """The steps, and the first answer."""
     answer: dict[str, Any] = {"failed": {}}
     try:
@@ -258,7 +260,7 @@ def made(given: dict[str, Any]) -> tuple[Turns | None, dict[str, Any]]:
             for name in (given["library"], "transformers.models.bert.modeling_bert", "transformers.models.llama.modeling_llama"):  # fmt: skip
                 import_module(name)
             held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        turns = Turns(given)
+        turns = SharedResult(given)
         import torch
         import transformers
 

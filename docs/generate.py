@@ -26,10 +26,10 @@ from transformers import (
 
 from unipelt import attach, detach, trainable_parameters
 from unipelt.errors import SpecError
-from unipelt.inject.swap import folded
-from unipelt.inject.tuned import tuned_of
-from unipelt.spec import FORMS, LAWS, PRESETS, Gate, Learned, equation
-from unipelt.spec.lawful import ANY_WEIGHT, LINEARS, READS, REFUSALS, SITES
+from unipelt.inject.fixed_gates import folded
+from unipelt.inject.state import mixture_state
+from unipelt.spec import FORMS, PRESETS, RULES, Gate, Learned, equation
+from unipelt.spec.compatibility import ANY_WEIGHT, LINEARS, READS, REFUSALS, SITES
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
@@ -49,7 +49,7 @@ def count(base: PreTrainedModel, method: str) -> tuple[int, int, int]:
     with torch.device("meta"):
         attach(base, method)
         training = trainable_parameters(base)
-        _, state = folded(tuned_of(base))
+        _, state = folded(mixture_state(base))
         detach(base)
     kept = sum(value[0].numel() for path, value in state.items() if not path.startswith("head."))
     head = training.pop("head", 0)
@@ -90,7 +90,7 @@ def mam() -> str:
 
 
 def lawful() -> str:
-    rows = [(*map(words, (law.forms, law.sites, law.reads, law.weights)), law.text, law.source) for law in LAWS]
+    rows = [(*map(words, (law.forms, law.sites, law.reads, law.weights)), law.text, law.source) for law in RULES]
     return table(("form", "site", "reads", "weight", "equation", "source"), rows) + "\n" + refused()
 
 

@@ -29,7 +29,7 @@ class StoreError(UserError):
     """A study's store that cannot be read or written."""
 
 
-def nearest(word: object, known: Iterable[str], most: int = 3) -> str:
+def did_you_mean(word: object, known: Iterable[str], most: int = 3) -> str:
     """`did you mean 'a' or 'b'?` for a misspelt word, else the whole list of known words."""
     known = sorted(known)
     plain = {name.casefold(): name for name in known}

@@ -18,9 +18,9 @@ from values import assert_plain, randomise, state_of
 
 import unipelt
 from unipelt import Gate, Learned
-from unipelt.checkpoint.adapterhub import CONFIG, HEAD_PICKLED, HEAD_TENSORS, PICKLED, TENSORS
+from unipelt.checkpoint.formats.adapterhub import CONFIG, HEAD_PICKLED, HEAD_TENSORS, PICKLED, TENSORS
 from unipelt.errors import CheckpointError, SiteError
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 HERE = Path(__file__).parent / "adapterhub"
 sys.path.insert(0, str(HERE))
@@ -87,34 +87,36 @@ def test_the_golden_folders_give_the_golden_outputs(case: Path, tmp_path: Path):
 
 
 def test_gates_are_read_with_their_own_pooling_and_scales_as_learned():
-    unipelt_ = tuned_of(unipelt.load_adapterhub(base_of("bert-unipelt"), HERE / "bert-unipelt")).mixture
+    unipelt_ = mixture_state(unipelt.load_adapterhub(base_of("bert-unipelt"), HERE / "bert-unipelt")).mixture
     assert {change.weight for change in unipelt_.changes} == {Gate(pool="reference")}
     assert [name for name, _ in unipelt_.named()] == [
         "prefix_heads", "bottleneck_ffn", "low_rank_query", "low_rank_value",
     ]  # fmt: skip
     parallel = unipelt.load_adapterhub(base_of("distilbert-parallel"), HERE / "distilbert-parallel")
-    assert tuned_of(parallel).mixture.changes[0].weight == Learned()
+    assert mixture_state(parallel).mixture.changes[0].weight == Learned()
 
 
 def test_layers_left_out_and_sizes_of_their_own_are_kept():
     flat = unipelt.load_adapterhub(base_of("bert-flat"), HERE / "bert-flat")
-    assert tuned_of(flat).mixture.changes[0].layers == (1,) and tuned_of(flat).mixture.changes[0].form.mlp == 0
+    assert (
+        mixture_state(flat).mixture.changes[0].layers == (1,) and mixture_state(flat).mixture.changes[0].form.mlp == 0
+    )
     sizes = unipelt.load_adapterhub(base_of("bert-sizes"), HERE / "bert-sizes")
-    assert [(c.form.size, c.layers) for c in tuned_of(sizes).mixture.changes] == [(2, (0,)), (4, (1,))]
+    assert [(c.form.size, c.layers) for c in mixture_state(sizes).mixture.changes] == [(2, (0,)), (4, (1,))]
 
 
 def test_without_a_head_file_the_head_is_the_bases_own(tmp_path: Path):
     copied("bert-lora", tmp_path)
     (tmp_path / HEAD_TENSORS).unlink()
     model = unipelt.load_adapterhub(base_of("bert-lora"), tmp_path)
-    assert not tuned_of(model).head_modules()
+    assert not mixture_state(model).head_modules()
     randomise(model)
 
 
 def test_lora_of_before_1_1_has_the_scale_it_was_trained_with(tmp_path: Path):
     """`adapters` 1.0 ignored α/r, and 1.1 reads such files with α = r: their pull request 770."""
     copied("bert-lora", tmp_path, version="adapters.1.0.1")
-    forms = [c.form for c in tuned_of(unipelt.load_adapterhub(base_of("bert-lora"), tmp_path)).mixture.changes]
+    forms = [c.form for c in mixture_state(unipelt.load_adapterhub(base_of("bert-lora"), tmp_path)).mixture.changes]
     assert {form.alpha for form in forms} == {3.0}
 
 
@@ -311,7 +313,7 @@ def test_missing_files_are_named(tmp_path: Path):
 def test_paths_in_a_config_are_not_followed(tmp_path: Path):
     elsewhere = str(tmp_path / "elsewhere")
     copied("bert-lora", tmp_path, model_name=elsewhere, head=elsewhere)
-    assert tuned_of(unipelt.load_adapterhub(base_of("bert-lora"), tmp_path)).mixture.changes
+    assert mixture_state(unipelt.load_adapterhub(base_of("bert-lora"), tmp_path)).mixture.changes
     copied("bert-lora", tmp_path, name="../" + elsewhere)
     assert_refused("bert-lora", tmp_path, "has no 'encoder")
 

@@ -18,8 +18,8 @@ import unipelt
 from unipelt.checkpoint.bases import base_path, load_base
 from unipelt.checkpoint.description import CARD, CONFIG, TENSORS
 from unipelt.errors import CheckpointError, SpecError
-from unipelt.inject.swap import folded
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.fixed_gates import folded
+from unipelt.inject.state import mixture_state
 from unipelt.spec import PRESETS
 
 BASES = ("bert", "llama", "bart", "t5", "modernbert", "deberta-v2", "vit")
@@ -53,10 +53,10 @@ def test_what_is_saved_comes_back_bit_for_bit(base: str, preset: str, tmp_path: 
     torch.testing.assert_close(logits(first, base), logits(model, base))
     second = unipelt.load(tiny.build(base), unipelt.save(first, tmp_path / "second"))
     assert torch.equal(logits(first, base), logits(second, base))
-    mixture, state = folded(tuned_of(model))
-    assert tuned_of(first).mixture == mixture == tuned_of(second).mixture
+    mixture, state = folded(mixture_state(model))
+    assert mixture_state(first).mixture == mixture == mixture_state(second).mixture
     for loaded in (first, second):
-        own = dict(tuned_of(loaded).named_parameters())
+        own = dict(mixture_state(loaded).named_parameters())
         assert own.keys() == state.keys()
         assert all(torch.equal(own[name], value) for name, value in state.items())
     assert (tmp_path / "first" / TENSORS).read_bytes() == (tmp_path / "second" / TENSORS).read_bytes()
@@ -96,7 +96,7 @@ def test_unipelt_on_bert_base_is_small(tmp_path: Path):
     """The default mixture with its head, prefixes folded: at most 5.8 MB, an eighth of what `adapters` saves."""
     with torch.device("meta"):
         base = transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=2))
-        tuned = tuned_of(unipelt.attach(base, "unipelt-apl"))
+        tuned = mixture_state(unipelt.attach(base, "unipelt-apl"))
     kept = [p[0] for name, p in tuned.named_parameters() if ".self." not in name]
     size = sum(p.numel() for p in kept) + 12 * 2 * 10 * 768  # the folded prefix: layers, key and value, length, width
     assert 5.5e6 < 4 * size < 5.8e6
@@ -105,10 +105,10 @@ def test_unipelt_on_bert_base_is_small(tmp_path: Path):
 def test_a_resumable_checkpoint_keeps_the_prefix_mlp(tmp_path: Path):
     model = randomise(unipelt.attach(tiny.build("bert"), "prefix"))
     loaded = unipelt.load(tiny.build("bert"), unipelt.save(model, tmp_path, resumable=True))
-    assert tuned_of(loaded).mixture == tuned_of(model).mixture
-    own = dict(tuned_of(loaded).named_parameters())
-    assert own.keys() == dict(tuned_of(model).named_parameters()).keys()
-    assert all(torch.equal(own[name], p) for name, p in tuned_of(model).named_parameters())
+    assert mixture_state(loaded).mixture == mixture_state(model).mixture
+    own = dict(mixture_state(loaded).named_parameters())
+    assert own.keys() == dict(mixture_state(model).named_parameters()).keys()
+    assert all(torch.equal(own[name], p) for name, p in mixture_state(model).named_parameters())
     assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
 
 
@@ -117,7 +117,7 @@ def test_a_frozen_head_and_a_pooling_come_back(tmp_path: Path):
     other = tiny.build("bert")
     torch.nn.init.normal_(other.classifier.weight)  # a head that is not in the base's checkpoint is drawn at each load
     loaded = unipelt.load(other, unipelt.save(model, tmp_path))
-    assert tuned_of(loaded).options["pooling"] == "mean" and "head" not in unipelt.trainable_parameters(loaded)
+    assert mixture_state(loaded).options["pooling"] == "mean" and "head" not in unipelt.trainable_parameters(loaded)
     assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
 
 
@@ -133,7 +133,7 @@ def test_a_loaded_run_names_its_classes_and_the_base_gets_its_own_names_back(tmp
 def test_a_head_that_is_frozen_as_it_was_drawn_comes_back(tmp_path: Path):
     """The papers' own policy: a head at random init is part of what was trained."""
     model = unipelt.attach(tiny.build("bert"), "lora", head="frozen", fresh_head=True, seeds=[3])
-    assert "head" not in unipelt.trainable_parameters(model) and tuned_of(model).head_modules()
+    assert "head" not in unipelt.trainable_parameters(model) and mixture_state(model).head_modules()
     base = tiny.build("bert")
     assert not torch.equal(logits(base, "bert"), logits(model, "bert"))
     assert torch.equal(logits(unipelt.load(base, unipelt.save(model, tmp_path)), "bert"), logits(model, "bert"))
@@ -227,7 +227,7 @@ def test_a_cast_of_the_base_is_no_other_base(dtypes: tuple[torch.dtype, torch.dt
     for model in models:
         model.load_state_dict(plain)
     model = unipelt.load(models[1], unipelt.save(unipelt.attach(models[0], "lora"), tmp_path))
-    assert {p.dtype for p in tuned_of(model).parameters()} == {torch.float32}
+    assert {p.dtype for p in mixture_state(model).parameters()} == {torch.float32}
 
 
 def rewritten(saved: Path, tensors: dict[str, torch.Tensor]) -> Path:
@@ -278,7 +278,7 @@ def test_what_could_not_be_read_again_is_not_written(options: dict, words: str, 
 def test_parameters_that_are_not_finite_are_not_written(saved: Path):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     model = unipelt.attach(tiny.build("bert"), "lora")
-    next(tuned_of(model).parameters()).data.fill_(torch.inf)
+    next(mixture_state(model).parameters()).data.fill_(torch.inf)
     with pytest.raises(CheckpointError, match=r"nothing was written: .* holds values that are not finite"):
         unipelt.save(model, saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

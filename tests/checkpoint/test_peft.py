@@ -16,9 +16,9 @@ from values import assert_plain, logits, randomise, state_of
 import unipelt
 from unipelt import Bottleneck, Change, Gate, Learned, LowRank, Mixture
 from unipelt.checkpoint.bases import load_base
-from unipelt.checkpoint.peft_format import CONFIG, TENSORS
+from unipelt.checkpoint.formats.peft import CONFIG, TENSORS
 from unipelt.errors import CheckpointError, SpecError
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
@@ -74,7 +74,7 @@ def test_a_folder_of_peft_is_read_bit_for_bit(kind: str, tmp_path: Path):
     assert torch.equal(logits(ours, base), expected)
     assert not torch.equal(logits(tiny.build(base), base), expected)
     names = {path.rsplit(".", 1)[-1] for path, m in theirs.named_modules() if hasattr(m, "lora_A")}
-    assert len(tuned_of(ours).mixture.changes) <= 2 * len(names)  # sites by name, not one change a linear
+    assert len(mixture_state(ours).mixture.changes) <= 2 * len(names)  # sites by name, not one change a linear
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -102,7 +102,7 @@ def test_an_exported_lora_is_peft_bit_for_bit(base: str, tmp_path: Path):
     theirs = peft.PeftModel.from_pretrained(tiny.build(base), tmp_path).eval()
     alone = unipelt.load(tiny.build(base), unipelt.save(model, tmp_path / "own", run=1))
     assert torch.equal(logits(theirs, base), logits(alone, base))
-    assert {"base_model.model." + name.removesuffix(".linear") for name in tuned_of(alone).head_modules()} <= {
+    assert {"base_model.model." + name.removesuffix(".linear") for name in mixture_state(alone).head_modules()} <= {
         key.rpartition(".")[0] for key in load_file(tmp_path / TENSORS)
     }
 
@@ -119,7 +119,7 @@ def test_each_change_keeps_its_own_rank_and_scale(tmp_path: Path):
     model = randomise(unipelt.attach(tiny.build("bert"), mixture))
     with torch.no_grad():
         for i, scale in enumerate((0.7, -1.3)):
-            tuned_of(model).get_submodule(f"encoder.{i}.low_rank_query").scale.scale.fill_(scale)
+            mixture_state(model).get_submodule(f"encoder.{i}.low_rank_query").scale.scale.fill_(scale)
     unipelt.export_peft(model, tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text())
     assert config["r"] == 4 and set(config["rank_pattern"].values()) == {2}
@@ -279,7 +279,7 @@ def test_a_hub_repository_loads_like_a_folder(lora: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     monkeypatch.chdir(lora)
-    assert tuned_of(unipelt.load_peft(tiny.build("bert"), "somebody/lora")).mixture.changes
+    assert mixture_state(unipelt.load_peft(tiny.build("bert"), "somebody/lora")).mixture.changes
 
 
 def test_what_is_read_merges_and_saves_like_any_other(lora: Path, tmp_path: Path):

@@ -14,11 +14,11 @@ import transformers.models.bert.modeling_bert  # noqa: F401
 import unipelt.cli
 import unipelt.cli.progress
 import unipelt.cli.tables
-import unipelt.fleet.apply
-import unipelt.fleet.loop
+import unipelt.train.fleet
+import unipelt.train.predictor
 
 torch.set_num_threads(1)
-unipelt.fleet.loop.SAVE_SHARE = 1e9  # a state an evaluation, on a slow disk too: kills wait for states
+unipelt.train.fleet.SAVE_SHARE = 1e9  # a state an evaluation, on a slow disk too: kills wait for states
 print("ready", flush=True)
 for line in sys.stdin:
     asked = json.loads(line)

@@ -18,7 +18,7 @@ from unipelt import PRESETS, Change, Gate, LowRank, Mixture
 from unipelt.checkpoint.bases import load_base
 from unipelt.checkpoint.description import equations
 from unipelt.cli.figures import draw_gates
-from unipelt.spec import LAWS, mixture
+from unipelt.spec import RULES, mixture
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -32,8 +32,13 @@ def test_what_train_writes_predict_reads(method: str, run, train_words, unlabell
     assert said.code == 0, said.err
     assert "reviews.csv: text 'review', label 'stars'; 2 classes: no, yes\n" in said.err
     assert "recipe: lr=0.003, epochs=4, batch_size=8" in said.err and "held out as test set" in said.err
-    assert "\nrows: 38 train, 10 dev, 12 test\n" in said.err
-    for word in ("dev  accuracy", "test accuracy", "always the largest class", f"predict with `unipelt predict {out}"):
+    assert "\nrows: 38 train, 10 validation, 12 test\n" in said.err
+    for word in (
+        "validation  accuracy",
+        "test accuracy",
+        "always the largest class",
+        f"predict with `unipelt predict {out}",
+    ):
         assert word in said.out
     record = json.loads((out / "run.json").read_text())
     assert (record["status"], record["task"]["labels"], len(record["curve"])) == ("finished", ["no", "yes"], 4)
@@ -187,7 +192,7 @@ def test_methods_are_listed_with_their_counts(run, tiny_base: str, base_of):
     assert line.split()[1] == f"{2 * 2 * 2 * 8 * 32:,}"  # layers, linears, matrices, rank, width
     assert "bitfit" in counted and "not possible" in run("methods", "--model", base_of("llama")).out
     lawful = [line.rstrip() for line in run("methods", "--lawful").out.splitlines()]
-    for law in LAWS:
+    for law in RULES:
         assert any(law.equation in line and line.endswith(law.source) for line in lawful), (
             "no terminal, no wrapped lines"
         )

@@ -6,9 +6,9 @@ import inspect
 import pytest
 
 from unipelt.cli.fields import docs, flags
-from unipelt.fleet.outcome import Request
-from unipelt.fleet.recipe import Recipe
 from unipelt.study.plan import COLUMNS, Grid, Setting
+from unipelt.train.recipes import Recipe
+from unipelt.train.records import Request
 
 COMMANDS = {
     ("train",): ((Request, ["recipe"]), (Recipe, [])),

@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from cli.conftest import same_result
-from unipelt.fleet.state import STATE
+from unipelt.train.state import STATE
 
 KILLS = 8
 EPOCHS = 40
@@ -109,9 +109,9 @@ def test_killed_between_two_writes(
     words = train_words(tmp_path / "run", method)
     where = {
         "before the record is there": ("os.replace", 0),
-        "before the first state": ("unipelt.fleet.loop.save_state", 0),
-        "before the checkpoint": ("unipelt.fleet.tune.keep", 0),
-        "before the record": ("unipelt.fleet.tune.write_outcome", 1),
+        "before the first state": ("unipelt.train.fleet.save_state", 0),
+        "before the checkpoint": ("unipelt.train.train_run.keep", 0),
+        "before the record": ("unipelt.train.train_run.write_outcome", 1),
         "before the tidying": ("pathlib.Path.unlink", 0),
     }[moment]
     module, _, name = where[0].rpartition(".")
@@ -146,7 +146,7 @@ def test_killed_while_a_state_is_written(run, finished, train_words, tmp_path: P
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("unipelt.fleet.state.save_file", killed)
+        patch.setattr("unipelt.train.state.save_file", killed)
         assert run(*words).code == 130
     assert [path.name for path in (tmp_path / "run").rglob(".tmp*")] == [".tmpXYZ"]
     assert run(*words).code == 0

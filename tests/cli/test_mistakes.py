@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli.conftest import same_result, write_reviews
-from unipelt.fleet.lock import alone_in
+from unipelt.train.lock import alone_in
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["trian"], "No such command 'trian'. Did you mean 'train'? see `unipelt --help`"),
-        (["train", "--modle", "x"], "No such option: --modle (Possible options: --dev, --method, --model); see `unipelt train --help`"),
+        (["train", "--modle", "x"], "No such option: --modle (Possible options: --validation, --method, --model); see `unipelt train --help`"),
         (["predict"], "Missing argument 'run'; see `unipelt predict --help`"),
         (["train", "--lr", "much"], "'--lr'"),
         (["train", "--seed", "one"], "'--seed'"),
@@ -411,7 +411,7 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_training(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("unipelt.fleet.tune.keep", stopped)
+        patch.setattr("unipelt.train.train_run.keep", stopped)
         assert run(*train_words(out, method)).code == 130
     fill(small_disk)
     line = run(*train_words(out, method)).line

@@ -72,9 +72,9 @@ def test_real_files(name):
     assert dataset.complete == (len(dataset.train) >= GLUE[name].rows)
     assert all(class_counts(dataset.task, dataset.test).values())
     parts = split(dataset, 100, seed=0)
-    assert (len(parts.train), len(parts.dev)) == (100, 1000)
+    assert (len(parts.train), len(parts.validation)) == (100, 1000)
     assert all("repeat" in note for note in parts.notes), "GLUE has some texts twice, and all else of the protocol"
     assert parts.test == dataset.test
     everything = split(dataset, "all", seed=0)
-    assert len(everything.train) + len(everything.dev) == len(dataset.train)
+    assert len(everything.train) + len(everything.validation) == len(dataset.train)
     assert dataset.complete == (not any("subset" in note for note in everything.notes))

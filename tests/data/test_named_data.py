@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 import datasets
 import pytest
 
-from unipelt.data import Rows, load, load_glue, split
+from unipelt.data import Examples, load, load_glue, split
 from unipelt.errors import DataError
 
 HEADER = "text,label\n"
@@ -47,7 +47,7 @@ def test_a_test_file_is_read_with_the_columns_and_labels_of_training(tmp_path):
     train.write_text("words,grade\na b,3\nc d,1\n")
     test.write_text("grade,text,words\n3,other,e f\n3,other,g h\n")
     dataset = load(train, test=test)
-    assert dataset.test == Rows(first=["e f", "g h"], second=None, labels=[1, 1])
+    assert dataset.test == Examples(first=["e f", "g h"], second=None, labels=[1, 1])
     test.write_text("grade,words\n3,e f\n7,g h\n")
     with pytest.raises(DataError, match=r"test.csv, row 2 .*'7' .* did not occur in training"):
         load(train, test=test)
@@ -57,17 +57,20 @@ def test_a_test_file_is_read_with_the_columns_and_labels_of_training(tmp_path):
 
 
 def test_given_parts_are_used_whole(tmp_path):
-    paths = {name: tmp_path / f"{name}.csv" for name in ("train", "dev", "test")}
+    paths = {name: tmp_path / f"{name}.csv" for name in ("train", "validation", "test")}
     for name, path in paths.items():
         path.write_text("text,label,author\n" + "".join(f"{name} {i},{i % 2},{name} {i // 3}\n" for i in range(30)))
-    dataset = load(paths["train"], dev=paths["dev"], test=paths["test"], group="author")
+    dataset = load(paths["train"], validation=paths["validation"], test=paths["test"], group="author")
     assert all(dataset.source.count(str(path)) == 1 for path in paths.values())
     parts = split(dataset, "all", seed=0)
     assert {name: (len(part), part.first[0].split()[0]) for name, part in parts.parts.items()} == {
         name: (30, name) for name in paths
     }
-    assert parts.dev.groups[:4] == ["dev 0", "dev 0", "dev 0", "dev 1"] and not parts.notes
-    assert len(split(load(paths["train"], dev=paths["dev"]), "all", seed=0).test) == 10
+    assert (
+        parts.validation.groups[:4] == ["validation 0", "validation 0", "validation 0", "validation 1"]
+        and not parts.notes
+    )
+    assert len(split(load(paths["train"], validation=paths["validation"]), "all", seed=0).test) == 10
 
 
 @pytest.mark.parametrize("name", ["docstings", "Docstrings", "ssst2", "MRPC"])
@@ -101,12 +104,12 @@ def test_columns_are_refused_where_they_count_for_nothing(hub):
 
 
 def test_rows_without_a_group_are_alone(tmp_path):
-    train, dev = tmp_path / "train.csv", tmp_path / "dev.jsonl"
+    train, validation = tmp_path / "train.csv", tmp_path / "validation.jsonl"
     train.write_text("text,label,author\na b,0,\nc d,1,7\ne f,0,7\ng h,1, \n")
-    dev.write_text('{"text": "i", "label": 0, "author": null}\n{"text": "j", "label": 1, "author": 7.0}\n')
-    dataset = load(train, dev=dev, group="author")
-    assert dataset.train.groups[1:3] == ["7", "7"] and dataset.dev.groups[1] == "7", "in whatever format"
-    assert len({*dataset.train.groups, *dataset.dev.groups}) == 4
+    validation.write_text('{"text": "i", "label": 0, "author": null}\n{"text": "j", "label": 1, "author": 7.0}\n')
+    dataset = load(train, validation=validation, group="author")
+    assert dataset.train.groups[1:3] == ["7", "7"] and dataset.validation.groups[1] == "7", "in whatever format"
+    assert len({*dataset.train.groups, *dataset.validation.groups}) == 4
 
 
 @pytest.mark.parametrize("way", ["itself", "a link", "a copy"])
@@ -118,15 +121,17 @@ def test_training_rows_are_no_test_rows(tmp_path, way):
         test.symlink_to(path)
     elif way == "a copy":
         test.write_bytes(path.read_bytes())
-    for name in ("dev", "test"):
+    for name in ("validation", "test"):
         with pytest.raises(
             DataError, match=rf"--{name} .*: has the very rows that .*train.csv trains on; leave it out"
         ):
             load(path, **{name: test})
     other = tmp_path / "other.csv"
     other.write_text(HEADER + "e f,3\ng h,1\n")
-    with pytest.raises(DataError, match=r"--test .*: has the very rows that --dev .*other.csv has; leave it out"):
-        load(path, dev=other, test=other)
+    with pytest.raises(
+        DataError, match=r"--test .*: has the very rows that --validation .*other.csv has; leave it out"
+    ):
+        load(path, validation=other, test=other)
 
 
 def test_a_hub_out_of_reach_is_one_line(hub):
@@ -161,30 +166,30 @@ def test_a_hub_data_set_brings_its_names_and_splits(hub):
     hub["owner/name"] = datasets.DatasetDict({"train": train, "validation": test, "test": withheld})
     dataset = load("owner/name")
     assert dataset.task.labels == ("no", "yes") and dataset.task.name == "name"
-    assert dataset.test.first == ["test 0", "test 1"] and dataset.dev is None
-    hub["owner/name"] = datasets.DatasetDict({"train": train, "validation": rows([1], "dev"), "test": test})
+    assert dataset.test.first == ["test 0", "test 1"] and dataset.validation is None
+    hub["owner/name"] = datasets.DatasetDict({"train": train, "validation": rows([1], "validation"), "test": test})
     dataset = load("owner/name")
-    assert (len(dataset.test), len(dataset.dev)) == (2, 1)
+    assert (len(dataset.test), len(dataset.validation)) == (2, 1)
     hub["owner/name"] = datasets.DatasetDict({"validation": train})
     with pytest.raises(DataError, match="no split 'train' but validation"):
         load("owner/name")
 
 
 def test_rows_are_values():
-    pair = Rows(first=["a", "b"], second=["c", "d"], labels=[0, 1])
-    assert len(pair) == 2 and pair.take([1]) == Rows(first=["b"], second=["d"], labels=[1])
+    pair = Examples(first=["a", "b"], second=["c", "d"], labels=[0, 1])
+    assert len(pair) == 2 and pair.take([1]) == Examples(first=["b"], second=["d"], labels=[1])
     assert pair.take([0, 1]).fingerprint() == pair.fingerprint()
     different = [
         pair.take([1, 0]),
-        Rows(first=["a", "b"], second=["c", "d"], labels=[1, 0]),
-        Rows(first=["a", "b"], second=None, labels=[0, 1]),
-        Rows(first=["ab", ""], second=["c", "d"], labels=[0, 1]),
+        Examples(first=["a", "b"], second=["c", "d"], labels=[1, 0]),
+        Examples(first=["a", "b"], second=None, labels=[0, 1]),
+        Examples(first=["ab", ""], second=["c", "d"], labels=[0, 1]),
     ]
     assert len({rows.fingerprint() for rows in [pair, *different]}) == 5
     with pytest.raises(FrozenInstanceError):
         pair.first = []
     with pytest.raises(DataError, match=r"unequal length \[1, 2\]"):
-        Rows(first=["a", "b"], second=["c"], labels=None)
+        Examples(first=["a", "b"], second=["c"], labels=None)
 
 
 def test_importing_the_room_brings_nothing_heavy():

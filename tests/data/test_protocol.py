@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unipelt.data import Dataset, Rows, Task, class_counts, split
+from unipelt.data import Dataset, Examples, Task, class_counts, split
 from unipelt.data.protocol import FEWEST, LARGEST_TEST
 from unipelt.errors import DataError
 
@@ -21,11 +21,13 @@ def made(rows, *, shares=(1, 1), test=50, kind="classification", complete=True):
 
     def part(word, length):
         labels = [pattern[index % len(pattern)] + (0.5 if kind == "regression" else 0) for index in range(length)]
-        return Rows(first=[f"{word} {index}" for index in range(length)], second=None, labels=labels)
+        return Examples(first=[f"{word} {index}" for index in range(length)], second=None, labels=labels)
 
     task = Task(name="made", kind=kind, labels=names, metric="accuracy", pair=False)
     held_out = part("test", test) if test else None
-    return Dataset(task=task, train=part("train", rows), test=held_out, dev=None, complete=complete, source="made")
+    return Dataset(
+        task=task, train=part("train", rows), test=held_out, validation=None, complete=complete, source="made"
+    )
 
 
 def test_first_k_train_and_the_next_thousand_choose_the_checkpoint():
@@ -36,7 +38,7 @@ def test_first_k_train_and_the_next_thousand_choose_the_checkpoint():
     order.sort(key=lambda index: keys[index])
     parts = split(dataset, 100, seed=7)
     assert parts.train == dataset.train.take(order[:100])
-    assert parts.dev == dataset.train.take(order[100:1100])
+    assert parts.validation == dataset.train.take(order[100:1100])
     assert parts.test == dataset.test
     assert parts.notes == ()
 
@@ -57,15 +59,15 @@ def test_the_seed_alone_decides():
 @pytest.mark.parametrize("test", [0, 50])
 def test_no_row_stands_in_two_parts(k, test):
     parts = split(made(2500, shares=(3, 1), test=test), k, seed=3)
-    texts = [text for rows in (parts.train, parts.dev, parts.test) for text in rows.first]
+    texts = [text for rows in (parts.train, parts.validation, parts.test) for text in rows.first]
     assert len(texts) == len(set(texts))
 
 
 def test_all_keeps_a_tenth_up_to_the_size_asked():
-    for rows, dev in ((500, 50), (50, FEWEST), (30_000, 1000)):
+    for rows, validation in ((500, 50), (50, FEWEST), (30_000, 1000)):
         parts = split(made(rows), "all", seed=0)
-        assert (len(parts.train), len(parts.dev)) == (rows - dev, dev)
-    assert len(split(made(30_000), "all", seed=0, dev=200).dev) == 200
+        assert (len(parts.train), len(parts.validation)) == (rows - validation, validation)
+    assert len(split(made(30_000), "all", seed=0, validation=200).validation) == 200
 
 
 def test_all_of_a_subset_is_marked():
@@ -76,19 +78,19 @@ def test_all_of_a_subset_is_marked():
 
 def test_fewer_rows_than_asked_for_are_said():
     parts = split(made(400), 100, seed=0)
-    assert len(parts.dev) == 300 and "300 rows choose the checkpoint instead of 1000" in parts.notes[0]
+    assert len(parts.validation) == 300 and "300 rows choose the checkpoint instead of 1000" in parts.notes[0]
 
 
 def test_a_development_set_of_its_own_is_used():
-    dataset = replace(made(200), dev=made(77).train)
+    dataset = replace(made(200), validation=made(77).train)
     parts = split(dataset, 200, seed=0)
-    assert (len(parts.train), len(parts.dev)) == (200, 77)
+    assert (len(parts.train), len(parts.validation)) == (200, 77)
     assert len(split(dataset, "all", seed=0).train) == 200
 
 
-@pytest.mark.parametrize(("dev", "test", "said"), [(1, 50, "1 development row:"), (10, 9, "9 test rows:")])
-def test_few_rows_of_their_own_are_said(dev, test, said):
-    (note,) = split(replace(made(200, test=test), dev=made(2, test=dev).test), 100, seed=0).notes[:1]
+@pytest.mark.parametrize(("validation", "test", "said"), [(1, 50, "1 validation row:"), (10, 9, "9 test rows:")])
+def test_few_rows_of_their_own_are_said(validation, test, said):
+    (note,) = split(replace(made(200, test=test), validation=made(2, test=validation).test), 100, seed=0).notes[:1]
     assert note == f"made has {said} one moves a metric by over a tenth."
 
 
@@ -119,7 +121,7 @@ def test_repeated_texts_are_not_tested_on():
     dataset = made(300, test=0)
     doubled = replace(dataset, train=dataset.train.take([*range(300), *range(300)]))
     parts = split(doubled, "all", seed=0)
-    assert not set(parts.test.first) & set(parts.train.first + parts.dev.first)
+    assert not set(parts.test.first) & set(parts.train.first + parts.validation.first)
     assert any("repeat a test text" in note for note in parts.notes)
 
 
@@ -129,7 +131,7 @@ def test_regression_is_held_out_without_classes():
 
 
 def test_a_rare_class_keeps_a_row_for_training():
-    rows = Rows(first=[f"text {index}" for index in range(100)], second=None, labels=[0] * 99 + [1])
+    rows = Examples(first=[f"text {index}" for index in range(100)], second=None, labels=[0] * 99 + [1])
     dataset = replace(made(2, test=0), train=rows)
     for seed in range(20):
         try:
@@ -181,10 +183,12 @@ def test_what_all_rows_lack_no_larger_k_gives():
 
 
 def test_development_rows_are_at_most_what_was_asked():
-    assert len(split(made(200), 50, seed=0, dev=10).dev) == 10
+    assert len(split(made(200), 50, seed=0, validation=10).validation) == 10
     for k in (50, "all"):
-        with pytest.raises(DataError, match="--dev-rows 9: expected 10 or more; with fewer, one row moves a metric"):
-            split(made(200), k, seed=0, dev=9)
+        with pytest.raises(
+            DataError, match="--validation-rows 9: expected 10 or more; with fewer, one row moves a metric"
+        ):
+            split(made(200), k, seed=0, validation=9)
 
 
 @pytest.mark.parametrize("seed", [-1, True, 0.5, "0"])
@@ -201,14 +205,14 @@ def test_no_group_is_parted(authors, k, test):
     groups = [f"author {index % authors}" for index in range(300)]
     grouped = replace(dataset, train=replace(dataset.train, groups=groups))
     parts = split(grouped, k, seed=3)
-    own = [set(part.groups) for part in (parts.train, parts.dev, parts.test) if part.groups]
+    own = [set(part.groups) for part in (parts.train, parts.validation, parts.test) if part.groups]
     assert len(own) == (2 if test else 3) and sum(map(len, own)) == len(set().union(*own)), (
         "a group stands in two parts"
     )
     assert len(parts.train) == k or k == "all"
     if k == "all":
         assert sum(map(len, parts.parts.values())) == 300 + test, "a row is of no part"
-        assert len(parts.dev) >= (300 - (0 if test else len(parts.test))) // 10, "less than a tenth chooses"
+        assert len(parts.validation) >= (300 - (0 if test else len(parts.test))) // 10, "less than a tenth chooses"
     assert split(grouped, k, seed=4).train != parts.train
 
 
@@ -225,7 +229,7 @@ def test_large_groups_are_split_too(test, stratify):
     few = made(300, test=test)  # each author has more rows than a tenth
     grouped = replace(few, train=replace(few.train, groups=[f"author {index // 60}" for index in range(300)]))
     parts = split(grouped, "all", seed=0, stratify=stratify)
-    assert {len(set(part.groups or ())) for part in (parts.dev, parts.test)} == {1, int(not test)}
+    assert {len(set(part.groups or ())) for part in (parts.validation, parts.test)} == {1, int(not test)}
     assert len(parts.train) == (240 if test else 180)
 
 
@@ -254,13 +258,13 @@ def test_stratified_parts_have_each_class_in_its_share(grouped, test):
         dataset = replace(dataset, train=replace(dataset.train, groups=groups))
     whole = class_counts(dataset.task, dataset.train)
     for seed, k in ((0, 100), (1, 200 if grouped else 20), (2, "all")):
-        parts = split(dataset, k, seed=seed, dev=80, stratify=True)
-        for part in (parts.train, parts.dev) if test else (parts.train, parts.dev, parts.test):
+        parts = split(dataset, k, seed=seed, validation=80, stratify=True)
+        for part in (parts.train, parts.validation) if test else (parts.train, parts.validation, parts.test):
             counts = class_counts(dataset.task, part)
             off = {name: abs(counts[name] - len(part) * whole[name] / len(dataset.train)) for name in whole}
             assert max(off.values()) <= (6 if grouped else 2), f"seed {seed}, k {k}: {counts} of {len(part)}"
         if grouped:
-            own = [set(part.groups) for part in (parts.train, parts.dev, parts.test) if part.groups]
+            own = [set(part.groups) for part in (parts.train, parts.validation, parts.test) if part.groups]
             assert sum(map(len, own)) == len(set().union(*own)), "a group stands in two parts"
     assert split(dataset, 100, seed=0, stratify=True).train != split(dataset, 100, seed=1, stratify=True).train
 
@@ -272,7 +276,7 @@ def test_small_classes_beside_a_large_one_have_their_share(small, large, seed, s
         with suppress(DataError):  # a class has no row among so few
             parts = split(dataset, k, seed=seed, stratify=stratify)
             whole = Counter(dataset.train.labels)
-            for part, most in ((parts.test, 1), *(((parts.train, 1), (parts.dev, 2)) if stratify else ())):
+            for part, most in ((parts.test, 1), *(((parts.train, 1), (parts.validation, 2)) if stratify else ())):
                 counts = Counter(part.labels)
                 assert all(abs(counts[one] - len(part) * whole[one] / whole.total()) < most for one in whole)
                 whole = whole if part is parts.train else whole - counts

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 import unipelt
 from unipelt.inject.architectures import ARCHITECTURES, Stack
-from unipelt.inject.places import LiveStack, find_stacks
-from unipelt.inject.tuned import joined_to
+from unipelt.inject.resolve import ResolvedStack, find_stacks
+from unipelt.inject.state import attached_state
 from unipelt.spec import (
     FORMS,
-    LAWS,
     PRESETS,
+    RULES,
     Bottleneck,
     Change,
     Form,
@@ -32,7 +32,7 @@ from unipelt.spec import (
     Mixture,
     Prefix,
 )
-from unipelt.spec.lawful import LINEARS
+from unipelt.spec.compatibility import LINEARS
 
 SIZES = {"bottleneck": 6, "length": 3, "prefix": 3, "mlp": 5, "r": 2, "terms": 2}
 FORM_SETTINGS: dict[str, tuple[Form, ...]] = {
@@ -96,7 +96,7 @@ def lawful_changes(arch: str) -> dict[str, Mixture]:
     """One mixture for each line of the table of lawful combinations; a group needs a second member."""
     query = rows(arch)[0].attention.query.rsplit(".", 1)[-1]
     mixtures = {}
-    for law in LAWS:
+    for law in RULES:
         forms, weights = law.forms, law.weights
         if arch not in THOROUGH:
             forms, weights = forms[:1], tuple(weight for weight in weights if weight != "learned")
@@ -160,7 +160,7 @@ def attached(
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """No tuned parameter is zero, and no two runs are alike."""
     generator = torch.Generator().manual_seed(seed + 1)
-    for parameter in joined_to(model).parameters():
+    for parameter in attached_state(model).parameters():
         parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return model
 
@@ -188,7 +188,7 @@ def scalar(output: Tensor) -> Tensor:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in joined_to(model).named_parameters() if p.grad is not None}
+    return {name: p.grad for name, p in attached_state(model).named_parameters() if p.grad is not None}
 
 
 def is_exact(arch: str, attn: str | None = None) -> bool:
@@ -203,7 +203,7 @@ def equal(actual: Tensor, expected: Tensor, arch: str, attn: str | None = None, 
     torch.testing.assert_close(actual, expected, atol=error * scale, rtol=0, msg=lambda text: f"{what}: {text}")
 
 
-def stacks(model: nn.Module) -> list[LiveStack]:
+def stacks(model: nn.Module) -> list[ResolvedStack]:
     return find_stacks(model, None, 1)
 
 

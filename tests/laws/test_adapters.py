@@ -26,7 +26,7 @@ from laws.lawbook import (
 )
 from unipelt import PRESETS, Bottleneck, Change, Gate, Kronecker, LowRank, Mixture, Route
 from unipelt.forms import MAPS
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 NO_OPS = {
     "lora",
@@ -73,8 +73,8 @@ def test_a_gated_pfeiffer_adapter_is_its_equation(arch: str):
             with listen(model, path) as changed:
                 model(**given)
         s, y = changed[0][0][0], first(plain[0][2])
-        form = tuned_of(model).get_submodule(f"{stack.row.name}.0.bottleneck_ffn.ffn")
-        gate = tuned_of(model).get_submodule(f"{stack.row.name}.0.bottleneck_ffn.ffn.gate")
+        form = mixture_state(model).get_submodule(f"{stack.row.name}.0.bottleneck_ffn.ffn")
+        gate = mixture_state(model).get_submodule(f"{stack.row.name}.0.bottleneck_ffn.ffn.gate")
         delta_ = gate_of(gate, y, real_tokens(given, stack.row), stack.row.causal) * delta(form, y)
         expected = normed(layer.get(post), s + delta_) if post else y + delta_
         equal(first(changed[0][2]), expected, arch, what=stack.row.name)
@@ -136,7 +136,7 @@ def test_an_adapter_beside_the_ffn_is_its_equation(arch: str, reads: str):
             model(**tiny.inputs(arch, model))
     before = outputs[len(outputs) // 2][2]
     x = before if reads == "output" else entries[0][0][0]
-    form = tuned_of(model).get_submodule(f"{row.name}.0.bottleneck_ffn.ffn")
+    form = mixture_state(model).get_submodule(f"{row.name}.0.bottleneck_ffn.ffn")
     equal(outputs[0][2], before + 0.7 * delta(form, x), arch)
 
 
@@ -149,7 +149,7 @@ def test_the_order_of_the_tuple_is_the_order_of_composition(arch: str):
         changes = (Change(form=Bottleneck(size=size), site="ffn", reads="output") for size in order)
         model = attached(arch, Mixture(tuple(changes)))
         stack = stacks(model)[0]
-        forms = [tuned_of(model).get_submodule(f"{stack.row.name}.0.bottleneck_ffn{n}.ffn") for n in ("", "_2")]
+        forms = [mixture_state(model).get_submodule(f"{stack.row.name}.0.bottleneck_ffn{n}.ffn") for n in ("", "_2")]
         by_size = {form.down.weight.shape[1]: form for form in forms}
         with torch.no_grad():
             for size, form in by_size.items():
@@ -181,8 +181,8 @@ def test_two_changes_of_one_layer_norm_compose_inside_it(site: str):
         with torch.no_grad(), listen(model, f"bert.encoder.layer.0.{block}") as calls:
             model(**tiny.inputs("bert", model))
         s, its = calls[0][0][0], layer.get_submodule(block)
-        tuned_norm = tuned_of(model).get_submodule(f"encoder.0.norm_norms.{block}")
-        adapter = tuned_of(model).get_submodule(f"encoder.0.bottleneck_{site}.{site}")
+        tuned_norm = mixture_state(model).get_submodule(f"encoder.0.norm_norms.{block}")
+        adapter = mixture_state(model).get_submodule(f"encoder.0.bottleneck_{site}.{site}")
 
         def own(s, its=its, tuned_norm=tuned_norm):
             return F.layer_norm(s, s.shape[-1:], eps=its.eps) * tuned_norm.weight[0] + tuned_norm.bias[0]
@@ -204,8 +204,8 @@ def test_a_change_with_weight_zero_is_as_if_it_were_not_there(arch: str, mixture
     model, alone = attached(arch, Mixture((other, *nothing))), attached(arch, Mixture((other,)))
     given = tiny.inputs(arch, model)
     with torch.no_grad():
-        for name, parameter in tuned_of(alone).named_parameters():
-            parameter.copy_(tuned_of(model).get_parameter(name))
+        for name, parameter in mixture_state(alone).named_parameters():
+            parameter.copy_(mixture_state(model).get_parameter(name))
         torch.testing.assert_close(result(model(**given)), result(alone(**given)), rtol=0, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""Law 16: attach and detach leave no trace; copies are independent; a model that has been compiled is refused or obeyed."""
+"""Rule 16: attach and detach leave no trace; copies are independent; a model that has been compiled is refused or obeyed."""
 
 import copy
 import pickle
@@ -26,7 +26,7 @@ from laws.lawbook import (
     stacks,
 )
 from unipelt import Mixture, UserError
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 SOME = ("bert", "deberta-v2", "gpt2", "llama", "mixtral", "bart", "t5", "vit")
 
@@ -282,8 +282,8 @@ def test_forwards_in_several_threads_know_nothing_of_each_other(arch: str):
 
 def test_the_tuned_part_follows_the_model():
     model = attached("bert", "unipelt-apl")
-    assert {p.dtype for p in tuned_of(model).parameters()} == {torch.float64}
-    assert {p.dtype for p in tuned_of(model.float()).parameters()} == {torch.float32}
+    assert {p.dtype for p in mixture_state(model).parameters()} == {torch.float64}
+    assert {p.dtype for p in mixture_state(model.float()).parameters()} == {torch.float32}
     assert all(module.training for module in model.train().modules())
     assert not any(module.training for module in model.eval().modules())
 
@@ -295,7 +295,7 @@ def test_what_is_attached_for_inference_can_be_trained(tmp_path):
         unipelt.load(model, tmp_path)
         result(model(**tiny.inputs("bert", model)))
     result(model(**tiny.inputs("bert", model))).sum().backward()
-    assert all(p.grad is not None for p in tuned_of(model).parameters())
+    assert all(p.grad is not None for p in mixture_state(model).parameters())
 
 
 @pytest.mark.parametrize("mixture", ["bitfit", "prefix", "unipelt-apl"])

@@ -1,4 +1,4 @@
-"""Law 13: in a causal stack a later token changes no earlier state, and generation with a cache equals generation without."""
+"""Rule 13: in a causal stack a later token changes no earlier state, and generation with a cache equals generation without."""
 
 import pytest
 import tiny
@@ -20,7 +20,7 @@ from laws.lawbook import (
     why_refused,
 )
 from unipelt import PRESETS, Mixture
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 
 def change_last(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -112,4 +112,4 @@ def test_decoding_token_by_token_is_the_full_forward(arch: str, attn: str):
             output = model(**rest, **mask, **{name: token}, past_key_values=past, use_cache=True)
             past, steps = output.past_key_values, [*steps, output.logits]
     equal(torch.cat(steps, dim=1), full, arch, attn)
-    assert tuned_of(model).runs == 1
+    assert mixture_state(model).runs == 1

@@ -1,4 +1,4 @@
-"""Law 19: gradient checkpointing, both kinds, with two forwards of different masks before one backward, changes no gradient."""
+"""Rule 19: gradient checkpointing, both kinds, with two forwards of different masks before one backward, changes no gradient."""
 
 from functools import partial
 

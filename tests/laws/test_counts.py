@@ -1,4 +1,4 @@
-"""Law 14: the papers' parameter counts on the shapes of the papers' bases, and exactly which tensors receive a gradient."""
+"""Rule 14: the papers' parameter counts on the shapes of the papers' bases, and exactly which tensors receive a gradient."""
 
 from functools import cache
 
@@ -10,7 +10,7 @@ import transformers as hf
 import unipelt
 from laws.lawbook import attached, cases, on_each, result, scalar
 from unipelt import PRESETS, Change, LowRank, Mixture
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 D, LAYERS = 768, 12
 BERT_FOLDED = 2 * 10 * D * LAYERS  # a prefix of ten positions without its MLP
@@ -118,9 +118,9 @@ def test_a_frozen_head_receives_none(arch: str):
 def test_the_head_trains_for_every_method_whatever_its_name(arch: str, preset: str):
     if arch in on_each(preset):
         model = attached(arch, preset)
-        head = {name for name, _ in tuned_of(model).named_parameters() if name.startswith("head.")}
+        head = {name for name, _ in mixture_state(model).named_parameters() if name.startswith("head.")}
         assert head and unipelt.trainable_parameters(model)["head"] == sum(
-            p.numel() for n, p in tuned_of(model).named_parameters() if n in head
+            p.numel() for n, p in mixture_state(model).named_parameters() if n in head
         )
 
 
@@ -128,5 +128,5 @@ def test_the_head_trains_for_every_method_whatever_its_name(arch: str, preset: s
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_language_models_outputs_are_no_head(arch: str, tied: bool):
     model = tiny.build(arch, "generator", tie_word_embeddings=tied)
-    assert not tuned_of(unipelt.attach(model, "head")).head_modules()
+    assert not mixture_state(unipelt.attach(model, "head")).head_modules()
     assert not any(p.requires_grad for p in model.parameters())

@@ -24,7 +24,7 @@ from laws.lawbook import (
 from unipelt import Change, Gate, LowRank, Mixture
 from unipelt.forms.gate import Gate as GateModule
 from unipelt.forms.gate import GroupGate
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 from unipelt.spec import PRESETS
 
 GATED = on_each("unipelt-apl")
@@ -34,7 +34,7 @@ ONE, ZERO = 50.0, -800.0
 
 @torch.no_grad()
 def fix_all_gates(model: nn.Module, logit: float) -> None:
-    for module in tuned_of(model).modules():
+    for module in mixture_state(model).modules():
         if isinstance(module, GateModule):
             module.score.weight.zero_()
             module.score.bias.fill_(logit)
@@ -61,7 +61,7 @@ def test_a_gate_is_the_mean_of_sigmas_over_real_tokens(arch: str):
         h = args[0] if args else kwargs["hidden_states"]
         for name in ("prefix_heads.heads", "low_rank_query.query", "low_rank_value.value"):
             path = f"{stack.row.name}.{stack.layers[-1].index}.{name}.gate"
-            gate = tuned_of(model).get_submodule(path)
+            gate = mixture_state(model).get_submodule(path)
             real = real_tokens(given, stack.row)
             expected, of_the_mean = gate_of(h, gate, real, stack.row.causal)
             equal(values[path][0], expected, arch, what=path)
@@ -74,7 +74,7 @@ def test_a_gate_is_the_mean_of_sigmas_over_real_tokens(arch: str):
 def test_a_fresh_gate_is_drawn_with_the_run_s_own_values(arch: str, mixture: Mixture):
     """w ~ N(0, 0.02²), b = 0 (Mao et al. 2022, code), wherever the gate stands."""
     model = unipelt.attach(tiny.build(arch, attn=kernel(arch)), mixture, runs=2)
-    for path, gate in tuned_of(model).named_modules():
+    for path, gate in mixture_state(model).named_modules():
         if isinstance(gate, GateModule | GroupGate):
             weight = gate.score.weight.detach()
             assert 0.2 < weight.square().mean().sqrt() / 0.02 < 2, path
@@ -95,7 +95,7 @@ def test_a_group_of_gates_shares_one(arch: str):
         model(**given)
     args, kwargs, _ = calls[0]
     h, real = args[0] if args else kwargs["hidden_states"], real_tokens(given, row)
-    gate = tuned_of(model).get_submodule(f"{row.name}.0.central.gate")
+    gate = mixture_state(model).get_submodule(f"{row.name}.0.central.gate")
     scores = (h @ gate.score.weight[0].mT + gate.score.bias[0]).relu()
     if not row.causal:
         scores = torch.stack([s.mean(dim=0) if real is None else s[real[i]].mean(dim=0) for i, s in enumerate(scores)])
@@ -111,8 +111,8 @@ def test_gates_of_one_are_no_gates_where_the_ungated_scale_is_one(arch: str):
     for alpha, same in ((2.0, True), (4.0, False)):  # r = 2
         plain = attached(arch, small("unipelt-apl-nogate", alpha=alpha))
         with torch.no_grad():
-            for name, parameter in tuned_of(plain).named_parameters():
-                parameter.copy_(tuned_of(gated).get_parameter(name))
+            for name, parameter in mixture_state(plain).named_parameters():
+                parameter.copy_(mixture_state(gated).get_parameter(name))
         actual = result(plain(**given))
         if same:
             equal(actual, expected, arch)
@@ -133,7 +133,7 @@ def test_gates_of_zero_leave_the_base_to_the_last_bit(arch: str):
     with torch.no_grad():
         expected = result(model(**given))
         unipelt.attach(model, value_and_adapter if rows(arch)[0].positions else GATED_MAPS, head_modules=[])
-        for parameter in tuned_of(model).parameters():
+        for parameter in mixture_state(model).parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(0))
         assert (result(model(**given)) - expected).abs().max() > 1e-3
         fix_all_gates(model, ZERO)
@@ -157,7 +157,7 @@ def test_a_prefix_with_a_gate_of_zero_keeps_its_softmax_mass(arch: str):
             with unipelt.disabled(model):
                 model(**given)
         heads, without = (calls[i][0][0] for i in (0, len(calls) // 2))
-        width = tuned_of(model).get_submodule(f"{rows(arch)[0].name}.prefix_heads.self").width
+        width = mixture_state(model).get_submodule(f"{rows(arch)[0].name}.prefix_heads.self").width
         heads, without = (h.unflatten(-1, (-1, width)) for h in (heads, without))
         factor = (heads * without).sum(dim=-1) / without.square().sum(dim=-1)
         equal(heads, factor[..., None] * without, arch, what="the head keeps its direction")
@@ -174,13 +174,13 @@ def test_gate_values_are_part_of_the_graph(arch: str):
         with unipelt.record_gates(model) as values:
             model(**tiny.inputs(arch, model))
         sum(value.sum() for each in values.values() for value in each).backward()
-        gates = [path for path, _ in tuned_of(model).named_parameters() if "gate" in path]
-        assert gates and all(tuned_of(model).get_parameter(path).grad is not None for path in gates)
+        gates = [path for path, _ in mixture_state(model).named_parameters() if "gate" in path]
+        assert gates and all(mixture_state(model).get_parameter(path).grad is not None for path in gates)
 
 
 def test_recording_leaves_nothing_behind():
     model = attached("bert", "unipelt-apl")
-    gates = [module for module in tuned_of(model).modules() if isinstance(module, GateModule)]
+    gates = [module for module in mixture_state(model).modules() if isinstance(module, GateModule)]
     with pytest.raises(ZeroDivisionError), unipelt.record_gates(model):
         raise ZeroDivisionError
     assert not any(gate._forward_hooks for gate in gates)
@@ -193,7 +193,7 @@ def test_a_token_gate_is_each_tokens_own_in_an_encoder_too():
     with unipelt.record_gates(model) as values, listen(model, "bert.encoder.layer.0.attention.self.query") as calls:
         model(**given)
     path = "encoder.0.low_rank_query.query.gate"
-    expected, _ = gate_of(first(calls[0][0]), tuned_of(model).get_submodule(path), None, causal=True)
+    expected, _ = gate_of(first(calls[0][0]), mixture_state(model).get_submodule(path), None, causal=True)
     equal(values[path][0], expected, "bert")
 
 

@@ -1,4 +1,4 @@
-"""Law 17: eager and SDPA attention agree, also when switched after attach; compiled whole, a model agrees with itself."""
+"""Rule 17: eager and SDPA attention agree, also when switched after attach; compiled whole, a model agrees with itself."""
 
 import pytest
 import tiny
@@ -8,7 +8,7 @@ from torch import nn
 import unipelt
 from laws.lawbook import WITH_SDPA, attached, cases, equal, gradients, on_each, result, scalar
 from unipelt import Mixture, UserError
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 INDUCTED = ("bert", "llama", "t5")
 LOOPLESS = {"mixtral": {"experts_implementation": "batched_mm"}}
@@ -84,7 +84,7 @@ def compiled(arch: str, preset: str, backend: str, learns: bool = True, **option
     equal(actual, expected, arch)
     if not learns:
         return
-    of = dict(tuned_of(model).named_parameters())
+    of = dict(mixture_state(model).named_parameters())
     pairs = (torch.autograd.grad(scalar(output), of.values(), allow_unused=True) for output in (expected, actual))
     for name, without, mine in zip(of, *pairs):
         equal(mine, without, arch, what=name)

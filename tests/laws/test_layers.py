@@ -11,7 +11,7 @@ import unipelt
 from laws.lawbook import attached, equal, first, gradients, on_each, result, scalar, small, stacks, without_dropout
 from unipelt import Mixture
 from unipelt.errors import SpecError
-from unipelt.inject.tuned import joined_to, tuned_of
+from unipelt.inject.state import attached_state, mixture_state
 
 DEEP = dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers", "num_layers"), 4)
 ARCHS = [arch for arch in on_each("unipelt-apl") if arch != "albert"]  # ALBERT's layers share one change
@@ -73,13 +73,13 @@ def test_nothing_runs_backward_below_the_lowest_change(arch: str, checkpointing:
     for layer in range(depth):
         enters, leaves, counted = found[stack.row.name, layer]
         assert (enters, leaves, counted > 0) == (False, layer == lowest, layer == lowest), layer
-    assert all(p.grad is not None for p in tuned_of(model).parameters())
+    assert all(p.grad is not None for p in mixture_state(model).parameters())
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_what_is_dropped_is_as_if_it_had_never_been(arch: str):
     model = without_dropout(deep(arch, small("unipelt-apl", mlp=0))).train()
-    given, whole = tiny.inputs(arch, model), tuned_of(model)
+    given, whole = tiny.inputs(arch, model), mixture_state(model)
     everywhere = result(model(**given))
     depth = len(stacks(model)[0].layers)
     with unipelt.dropped(model, depth - 1):
@@ -95,7 +95,7 @@ def test_what_is_dropped_is_as_if_it_had_never_been(arch: str):
     values = {name: p.detach() for name, p in whole.named_parameters()}
     unipelt.attach(unipelt.detach(model), small("unipelt-apl", mlp=0, layers=(depth - 1,)))
     with torch.no_grad():
-        for name, parameter in tuned_of(model).named_parameters():
+        for name, parameter in mixture_state(model).named_parameters():
             value = values[name]
             parameter.copy_(value if value.shape == parameter.shape else value[:, -1:])
     equal(actual, result(model(**given)), arch)
@@ -107,8 +107,8 @@ def test_all_layers_dropped_leave_the_head_alone(mixtures: int, runs: list[int])
     given = tiny.inputs("bert", model, batch=4)
     plain = attached("bert", ["head"] * mixtures, runs=runs)
     with torch.no_grad():
-        for name, parameter in joined_to(plain).named_parameters():
-            parameter.copy_(joined_to(model).get_parameter(name))
+        for name, parameter in attached_state(plain).named_parameters():
+            parameter.copy_(attached_state(model).get_parameter(name))
         with unipelt.dropped(model, 2):
             assert torch.equal(result(model(**given)), result(plain(**given)))
 
@@ -131,4 +131,4 @@ def test_a_number_of_layers_that_is_not_there(layers: Any):
     model = attached("bert", "unipelt-apl")
     with pytest.raises(SpecError, match="expected a whole number from 0 to 2, the layers of the base"):
         unipelt.dropped(model, layers).__enter__()
-    assert tuned_of(model).handles
+    assert mixture_state(model).handles

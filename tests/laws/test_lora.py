@@ -1,4 +1,4 @@
-"""Law 10: ungated LoRA is the merged weight W + (α/r) BA, wherever the linear is; and what a target names."""
+"""Rule 10: ungated LoRA is the merged weight W + (α/r) BA, wherever the linear is; and what a target names."""
 
 import pytest
 import tiny
@@ -10,7 +10,7 @@ from laws.lawbook import attached, equal, result, rows, small, stacks
 from unipelt import UserError
 from unipelt.forms.low_rank import LowRank
 from unipelt.inject.architectures import Attention
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 ALPHA, R = 5.0, 2
 TUNED = f"lora(r={R}, alpha={ALPHA}, target_modules="
@@ -39,7 +39,7 @@ def merge(linear: nn.Module, lora: nn.Module, features: Tensor) -> None:
 
 def take_head(base: nn.Module, model: nn.Module) -> None:
     with torch.no_grad():
-        for name, parameter in tuned_of(model).named_parameters():
+        for name, parameter in mixture_state(model).named_parameters():
             if name.startswith("head."):
                 base.get_parameter(name.removeprefix("head.").replace(".linear.", ".")).copy_(parameter[0])
 
@@ -59,7 +59,9 @@ def test_lora_is_the_merged_weight(arch: str, which: str):
                     linear = layer.get(getattr(attention, which))
                     outputs = linear.weight.shape[0 if isinstance(linear, nn.Linear) else 1]
                     label = ("cross_" if kind == "cross" else "") + which
-                    lora = tuned_of(model).get_submodule(f"{stack.row.name}.{layer.index}.low_rank_{which}.{label}")
+                    lora = mixture_state(model).get_submodule(
+                        f"{stack.row.name}.{layer.index}.low_rank_{which}.{label}"
+                    )
                     merge(linear, lora, rows_of(arch, merged, attention, which, outputs))
         equal(result(merged(**given)), result(model(**given)), arch)
 
@@ -75,11 +77,11 @@ def test_lora_on_all_linears_is_the_merged_weights(arch: str):
         for layer in stack.layers:
             for path, linear in layer.module.named_modules():
                 if isinstance(linear, nn.Linear) or type(linear).__name__ == "Conv1D":
-                    lora = tuned_of(model).get_submodule(f"{stack.row.name}.{layer.index}.low_rank_linear.{path}")
+                    lora = mixture_state(model).get_submodule(f"{stack.row.name}.{layer.index}.low_rank_linear.{path}")
                     features = linear.weight.shape[0 if isinstance(linear, nn.Linear) else 1]
                     merge(linear, lora, torch.arange(features))
                     done += 1
-    assert done == len([m for m in tuned_of(model).modules() if hasattr(m, "scale") and hasattr(m, "down")]) > 0
+    assert done == len([m for m in mixture_state(model).modules() if hasattr(m, "scale") and hasattr(m, "down")]) > 0
     with torch.no_grad():
         equal(result(merged(**given)), result(model(**given)), arch)
 
@@ -101,7 +103,7 @@ def test_a_target_is_a_name_a_suffix_or_a_regular_expression(arch: str, target: 
     model = unipelt.attach(tiny.build(arch), small("lora", target_modules=target))
     layers = {f"{stack.row.name}.{layer.index}": layer.path for stack in stacks(model) for layer in stack.layers}
     found = set()
-    for path, module in tuned_of(model).named_modules():
+    for path, module in mixture_state(model).named_modules():
         if isinstance(module, LowRank):
             owner, inside = path.split(".low_rank_linear.")
             found.add(f"{layers[owner]}.{inside}".removeprefix(f"{model.base_model_prefix}."))
@@ -122,7 +124,7 @@ def test_a_target_that_is_no_linear_says_what_it_is():
 
 def test_all_linear_leaves_embeddings_and_head_alone():
     model = attached("bert", "lora(target_modules='all-linear')")
-    low_rank = {name for name, _ in tuned_of(model).named_parameters() if "low_rank" in name}
+    low_rank = {name for name, _ in mixture_state(model).named_parameters() if "low_rank" in name}
     assert low_rank and not any("pooler" in name or "classifier" in name or "embeddings" in name for name in low_rank)
 
 

@@ -1,4 +1,4 @@
-"""Law 12: extra padding on either side changes nothing, up to what the plain base itself does; nor does a row of padding alone."""
+"""Rule 12: extra padding on either side changes nothing, up to what the plain base itself does; nor does a row of padding alone."""
 
 import inspect
 

@@ -14,7 +14,7 @@ from laws.lawbook import WITH_SDPA, attached, equal, kernel, on_each, result, ro
 from unipelt import Change, Gate, Learned, Mixture, Prefix, Route
 from unipelt.forms.prefix import PrefixMLP, fold
 from unipelt.inject.shapes import most_tokens
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 PREFIXED = on_each("prefix")
 RELU = Prefix(length=3, function="relu")
@@ -87,7 +87,7 @@ def weight_of(model: nn.Module, change: Change, gates: dict, owner: str, label: 
         value = gates[f"{owner}.{label}.gate"].pop(0)  # ALBERT calls one layer again and again
         return value[:, None, :, None] if value.dim() == 2 else value[:, None, None, None]
     if isinstance(change.weight, Learned):
-        return tuned_of(model).get_submodule(f"{owner}.{'cross_' if 'cross' in label else ''}scale").scale[0]
+        return mixture_state(model).get_submodule(f"{owner}.{'cross_' if 'cross' in label else ''}scale").scale[0]
     return change.weight
 
 
@@ -118,7 +118,7 @@ def test_every_attention_is_the_mixture(arch: str, attn: str, mixture: str):
 
 @torch.no_grad()
 def assert_every_attention_is_the_mixture(model: nn.Module, given: dict, arch: str, attn: str) -> None:
-    ((name, change),) = tuned_of(model).mixture.named()
+    ((name, change),) = mixture_state(model).mixture.named()
     places = {
         id(layer.get(attention.module)): (stack.row, layer.index, kind)
         for stack in stacks(model)
@@ -130,7 +130,7 @@ def assert_every_attention_is_the_mixture(model: nn.Module, given: dict, arch: s
     assert {id(call[0]) for call in calls} == places.keys()
     for module, q, k, v, kwargs, output in calls:
         row, layer, kind = places[id(module)]
-        table = tuned_of(model).get_submodule(f"{row.name}.{name}.{kind}")
+        table = mixture_state(model).get_submodule(f"{row.name}.{name}.{kind}")
         p_k, p_v = (p.repeat_interleave(q.shape[1] // p.shape[0], dim=0) for p in prefixes(table, layer))
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         label = "heads" if kind == "self" else "cross_heads"
@@ -151,18 +151,18 @@ def test_two_prefixes_are_one_of_both_lengths(arch: str):
     two = attached(arch, Mixture(of(Prefix(length=3, mlp=0), 1.0).changes + of(Prefix(length=2, mlp=0), 1.0).changes))
     one = attached(arch, of(Prefix(length=5, mlp=0), 1.0))
     with torch.no_grad():
-        for path, table in tuned_of(one).named_modules():
+        for path, table in mixture_state(one).named_modules():
             if hasattr(table, "function"):
                 its = [
-                    tuned_of(two).get_submodule(path.replace("prefix_heads", n))
+                    mixture_state(two).get_submodule(path.replace("prefix_heads", n))
                     for n in ("prefix_heads", "prefix_heads_2")
                 ]
                 table.key.copy_(torch.cat([t.key for t in its], dim=2))
                 table.value.copy_(torch.cat([t.value for t in its], dim=2))
-        if tuned_of(one).get_submodule("head") is not None:
-            for name, parameter in tuned_of(one).named_parameters():
+        if mixture_state(one).get_submodule("head") is not None:
+            for name, parameter in mixture_state(one).named_parameters():
                 if name.startswith("head."):
-                    parameter.copy_(tuned_of(two).get_parameter(name))
+                    parameter.copy_(mixture_state(two).get_parameter(name))
         given = tiny.inputs(arch, one)
         equal(result(one(**given)), result(two(**given)), arch)
 
@@ -185,10 +185,10 @@ def test_a_prefix_is_in_the_layers_it_names(layers, function: str):
 @pytest.mark.parametrize("runs", [1, 3])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_folded_prefix_gives_the_same_keys_and_values(runs: int, layers: int):
-    """Law 11: the MLP is a way to train, and no part of the function."""
+    """Rule 11: the MLP is a way to train, and no part of the function."""
     mlp = PrefixMLP(runs, layers, 4, 2, 8, 16, 5, "torch").double()
     for run in range(runs):
-        mlp.draw(run, torch.Generator().manual_seed(run))
+        mlp.reset_parameters(run, torch.Generator().manual_seed(run))
     table, batch = fold(mlp), 2 * runs
     for layer in range(layers):
         for mine, its in zip(table(layer, Route.blocks(runs), batch), mlp(layer, Route.blocks(runs), batch)):
@@ -199,16 +199,16 @@ def test_a_folded_prefix_gives_the_same_keys_and_values(runs: int, layers: int):
 @pytest.mark.parametrize("preset", ["prefix", "mam", "unipelt-apl", "unipelt-central"])
 @pytest.mark.parametrize("arch", PREFIXED)
 def test_a_model_with_folded_prefixes_gives_the_same_logits(arch: str, preset: str):
-    from unipelt.inject.swap import folded, swap
+    from unipelt.inject.fixed_gates import folded, swap
 
     model = attached(arch, preset)
     given = tiny.inputs(arch, model)
     with torch.no_grad():
         before = result(model(**given))
-        mixture, state = folded(tuned_of(model))
+        mixture, state = folded(mixture_state(model))
         swap(model, mixture, state.__getitem__)
         equal(result(model(**given)), before, arch)
-    assert not any(isinstance(module, PrefixMLP) for module in tuned_of(model).modules())
+    assert not any(isinstance(module, PrefixMLP) for module in mixture_state(model).modules())
 
 
 def test_sdpa_is_tried():

@@ -25,32 +25,32 @@ from laws.lawbook import (
     without_dropout,
 )
 from unipelt import Change, Gate, LowRank, Mixture
-from unipelt.forms.gate import Alike
-from unipelt.forms.routed import Product, RoutedLinear, Turns
-from unipelt.inject.tuned import tuned_of
+from unipelt.forms.gate import FusedGates
+from unipelt.forms.routed import FusedLinear, RoutedLinear, SharedResult
+from unipelt.inject.state import mixture_state
 
 
-def products(model: torch.nn.Module) -> set[Product]:
-    takers = [getattr(m, "alike", None) or m for m in tuned_of(model).modules()]
+def products(model: torch.nn.Module) -> set[FusedLinear]:
+    takers = [getattr(m, "alike", None) or m for m in mixture_state(model).modules()]
     return {taker.product for taker in takers if getattr(taker, "product", None) is not None}
 
 
-def turns(model: torch.nn.Module) -> set[Turns]:
+def turns(model: torch.nn.Module) -> set[SharedResult]:
     """Products, and gates that are alike."""
-    return products(model) | {m.alike for m in tuned_of(model).modules() if getattr(m, "alike", None) is not None}
+    return products(model) | {m.alike for m in mixture_state(model).modules() if getattr(m, "alike", None) is not None}
 
 
-def linears(product: Product) -> list[RoutedLinear]:
+def linears(product: FusedLinear) -> list[RoutedLinear]:
     return [linear for taker in product.takers for linear in taker.linears]
 
 
 def take_apart(model: torch.nn.Module) -> None:
-    for module in tuned_of(model).modules():
+    for module in mixture_state(model).modules():
         for name in {"alike", "product"} & vars(module).keys():
             setattr(module, name, None)
 
 
-def noting(method: Callable, computed: list[Turns]) -> Callable:
+def noting(method: Callable, computed: list[SharedResult]) -> Callable:
     return lambda own, *how: (computed.append(own), method(own, *how))[1]
 
 
@@ -63,7 +63,7 @@ def test_a_product_is_the_linears_apart(arch: str, mixture: Mixture, runs: int, 
     given, computed = tiny.inputs(arch, model, batch=3), []
     made = turns(model)
     with monkeypatch.context() as patch:
-        for kind in (Product, Alike):
+        for kind in (FusedLinear, FusedGates):
             patch.setattr(kind, "_all", noting(kind._all, computed))
         together = result(model(**given))
     times = model.config.num_hidden_layers if arch == "albert" else 1  # its layers are one
@@ -166,7 +166,7 @@ def test_a_forward_that_was_broken_off_leaves_nothing_behind(monkeypatch: pytest
     given = tiny.inputs("bart", model)
     states = model.get_encoder()(given.pop("input_ids"), given["attention_mask"]).last_hidden_state.detach()
     call = given | {"encoder_outputs": (states,), "use_cache": False}
-    up = tuned_of(model).get_submodule("decoder.0.low_rank_value.cross_value.up")
+    up = mixture_state(model).get_submodule("decoder.0.low_rank_value.cross_value.up")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError), torch.no_grad():
         patch.setattr(up, "forward", lambda *_, **__: 1 / 0)
         model(**call)

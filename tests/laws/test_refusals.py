@@ -25,9 +25,9 @@ from unipelt import (
     UserError,
 )
 from unipelt.errors import CheckpointError, DataError, SiteError, SpecError
-from unipelt.inject.tuned import tuned_of
-from unipelt.spec import FORMS, LAWS, equation, mixture
-from unipelt.spec.lawful import READS, SITES
+from unipelt.inject.state import mixture_state
+from unipelt.spec import FORMS, RULES, equation, mixture
+from unipelt.spec.compatibility import READS, SITES
 
 WEIGHTS = {"number": 0.5, "learned": Learned(), "gate": Gate(), "group": Gate(group="g")}
 ALL = [(arch, what) for arch in tiny.ARCHITECTURES for what in PRESETS]
@@ -35,7 +35,7 @@ ALL = [(arch, what) for arch in tiny.ARCHITECTURES for what in PRESETS]
 
 def is_lawful(form: str, site: str, reads: str, weight: str) -> bool:
     place = site.split(":")[0] + ":" * (":" in site)
-    return any(form in la.forms and place in la.sites and reads in la.reads and weight in la.weights for la in LAWS)
+    return any(form in la.forms and place in la.sites and reads in la.reads and weight in la.weights for la in RULES)
 
 
 @pytest.mark.parametrize(("form", "site"), list(product(FORMS, SITES)))
@@ -62,7 +62,7 @@ def test_a_lawful_change_is_attached_or_refused_with_its_reason(arch: str):
     for label, change in lawful_changes(arch).items():
         reason = why_refused(arch, change)
         if reason is None:
-            assert tuned_of(attached(arch, change)).mixture.name == label
+            assert mixture_state(attached(arch, change)).mixture.name == label
         else:
             with pytest.raises(SiteError, match=reason):
                 attached(arch, change)
@@ -204,10 +204,10 @@ def test_a_plain_model_has_nothing_to_use(use):
 )
 def test_a_gate_is_fixed_to_finite_numbers(values, words: str):
     model = attached("bert", "unipelt-apl")
-    before = tuned_of(model)
+    before = mixture_state(model)
     with pytest.raises(SpecError, match=words):
         unipelt.fix_gates(model, values)
-    assert tuned_of(model) is before and before.handles
+    assert mixture_state(model) is before and before.handles
 
 
 def test_a_gate_can_be_fixed_to_a_recorded_tensor_and_only_once():
@@ -216,7 +216,7 @@ def test_a_gate_can_be_fixed_to_a_recorded_tensor_and_only_once():
         model(**tiny.inputs("bert", model))
     means = torch.stack([values[0].mean() for values in gates.values()])
     unipelt.fix_gates(model, {"low_rank_query": means})
-    assert [p.item() for name, p in tuned_of(model).named_parameters() if "scale" in name] == means.tolist()
+    assert [p.item() for name, p in mixture_state(model).named_parameters() if "scale" in name] == means.tolist()
     with pytest.raises(SpecError, match="'low_rank_query' is attached: 'mine' has no gates, or none any more"):
         unipelt.fix_gates(model, {"low_rank_query": 0.5})
 
@@ -325,7 +325,7 @@ def test_a_half_precision_base_keeps_its_activations_and_learns_in_float32(arch:
     output = result(model(**tiny.inputs(arch, model)))
     assert output.dtype == torch.bfloat16 and seen == {torch.bfloat16}
     scalar(output.float()).backward()
-    for name, parameter in tuned_of(model).named_parameters():
+    for name, parameter in mixture_state(model).named_parameters():
         assert parameter.dtype == torch.float32 and parameter.grad.isfinite().all(), name
 
 
@@ -337,6 +337,6 @@ def test_every_preset_learns_beside_a_half_precision_base(preset: str):
     with unipelt.record_gates(model) as values:
         output = result(model(**given))
     scalar(output.float()).backward()
-    assert all(p.dtype == p.grad.dtype == torch.float32 for p in tuned_of(model).parameters())
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in mixture_state(model).parameters())
     assert all(value.dtype == torch.float32 for each in values.values() for value in each)
     torch.testing.assert_close(output.float(), result(exact(**given)), atol=0.15, rtol=0.1)  # bfloat16 has 8 bits

@@ -1,4 +1,4 @@
-"""Law 15: run i of many equals run i alone, in outputs and gradients, however the rows of a batch are routed."""
+"""Rule 15: run i of many equals run i alone, in outputs and gradients, however the rows of a batch are routed."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from laws.lawbook import (
     why_refused,
 )
 from unipelt import PRESETS, Mixture, Route, UserError
-from unipelt.inject.tuned import joined_to, tuned_of
+from unipelt.inject.state import attached_state, mixture_state
 
 RUNS = 3
 ROUTES = {"blocks": [0, 0, 1, 1, 2, 2], "rows": [2, 0, 1, 1, 1, 2]}
@@ -31,9 +31,9 @@ BATCH = 6
 
 
 def set_to_run(alone: nn.Module, fleet: nn.Module, run: int) -> None:
-    state = tuned_of(fleet).state_of(run)
+    state = mixture_state(fleet).state_of(run)
     with torch.no_grad():
-        for name, parameter in tuned_of(alone).named_parameters():
+        for name, parameter in mixture_state(alone).named_parameters():
             parameter.copy_(state[name][None])
     alone.zero_grad()
 
@@ -83,7 +83,7 @@ def test_a_mixture_beside_others_is_the_mixture_alone(arch: str, mixture: Mixtur
     mixtures, shares = beside(arch, mixture), [1, 2, 1]
     fleet = attached(arch, mixtures, runs=shares)
     given = tiny.inputs(arch, fleet, batch=8)
-    parts = joined_to(fleet).parts
+    parts = attached_state(fleet).parts
     for how, rows in SIDES.items():
         fleet.zero_grad()
         with unipelt.route(fleet, None if how == "blocks" else rows):
@@ -93,7 +93,7 @@ def test_a_mixture_beside_others_is_the_mixture_alone(arch: str, mixture: Mixtur
             mine = torch.tensor(rows) == run
             alone = attached(arch, part.mixture)
             with torch.no_grad():
-                for name, parameter in tuned_of(alone).named_parameters():
+                for name, parameter in mixture_state(alone).named_parameters():
                     parameter.copy_(part.get_parameter(name)[own][None])
             output = result(alone(**{name: value[mine] for name, value in given.items()}))
             equal(together[mine], output, arch, what=f"{how}: output of run {run}")
@@ -124,10 +124,10 @@ def test_generation_repeats_the_route_for_its_beams(arch: str, beams: int):
 def test_initial_values_do_not_depend_on_the_fleet(arch: str, preset: str):
     fleet = attached(arch, preset, runs=RUNS, drawn=False, seeds=[5, 6, 7], fresh_head=True)
     alone = attached(arch, preset, drawn=False, seeds=[6], fresh_head=True)
-    mine, its = tuned_of(alone).state_of(0), tuned_of(fleet).state_of(1)
+    mine, its = mixture_state(alone).state_of(0), mixture_state(fleet).state_of(1)
     assert mine.keys() == its.keys()
     assert all(torch.equal(mine[name], its[name]) for name in mine)
-    assert any(not torch.equal(its[name], tuned_of(fleet).state_of(0)[name]) for name in its)
+    assert any(not torch.equal(its[name], mixture_state(fleet).state_of(0)[name]) for name in its)
 
 
 def test_a_route_of_equal_rows_is_that_run():
@@ -147,7 +147,7 @@ def test_the_route_is_given_back_after_a_block_that_fails():
     fleet = attached("bert", "lora", runs=RUNS)
     with pytest.raises(ZeroDivisionError), unipelt.route(fleet, [0]):
         raise ZeroDivisionError
-    assert tuned_of(fleet).route == Route.blocks(RUNS)
+    assert mixture_state(fleet).route == Route.blocks(RUNS)
 
 
 @pytest.mark.parametrize("rows", [[0, 3], [-1, 0], [], [[0, 1]], [0.0, 1.9], ["a"], [None], [True, False], 1, "01"])
@@ -206,7 +206,7 @@ def test_what_asks_for_one_mixture_says_so(tmp_path: Path):
         fleet(**given)
     assert all(path.startswith("0.encoder.") and values[0].shape == (1,) for path, values in gates.items()) and gates
     alone = unipelt.load(tiny.build("bert", dtype=torch.float64), unipelt.save(fleet, tmp_path, run=2))
-    assert tuned_of(alone).mixture.name == "lora"
+    assert mixture_state(alone).mixture.name == "lora"
     equal(before[2], result(alone(**given))[2], "bert")
     fleet.gradient_checkpointing_enable()
     with pytest.raises(UserError, match="several mixtures with gradient checkpointing"):

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from unipelt import attach, record_gates
 from unipelt.forms.prefix import PrefixMLP
 from unipelt.forms.routed import Route
-from unipelt.inject.tuned import Tuned, tuned_of
+from unipelt.inject.state import MixtureState, mixture_state
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "golden"
@@ -46,7 +46,7 @@ def test_the_function_is_that_of_the_reference(folder: Path):
         model, mixture = case.base(), case.mixture()
         model.load_state_dict(case.take("base."), strict=True)
         attach(model, mixture, head_modules=None if mixture.changes and case.has_head else [])
-        tuned = tuned_of(model)
+        tuned = mixture_state(model)
         parameters = by_name(case, tuned)
         if not mixture.changes:  # the plain base, whose own parameters have gradients
             parameters = {f"base.{name}": p.requires_grad_() for name, p in model.named_parameters()}
@@ -85,7 +85,7 @@ def close(name: str, ours: Tensor, golden: Tensor) -> None:
     torch.testing.assert_close(ours.detach(), golden, rtol=1e-9, atol=1e-10, msg=lambda text: f"{name}: {text}")
 
 
-def by_name(case: Case, tuned: Tuned) -> "dict[str, Joined]":
+def by_name(case: Case, tuned: MixtureState) -> "dict[str, AttachedState]":
     """Every tuned parameter by its golden name; the head's are the base's own values, unless the method brings a head."""
     parameters = {}
     for path, parameter in tuned.named_parameters():
@@ -93,12 +93,14 @@ def by_name(case: Case, tuned: Tuned) -> "dict[str, Joined]":
         of_base = name.startswith("head.") and f"pelt.{name}" not in case.tensors
         name = f"base.{name.removeprefix('head.')}" if of_base else f"pelt.{name}"
         assert name not in parameters or ".outputs." in path
-        parameters[name] = Joined([*parameters[name].parts, parameter]) if name in parameters else Joined([parameter])
+        parameters[name] = (
+            AttachedState([*parameters[name].parts, parameter]) if name in parameters else AttachedState([parameter])
+        )
     return parameters
 
 
 @dataclass
-class Joined:
+class AttachedState:
     """A golden tensor and what it is of ours: one parameter, or one a layer, their rows one behind the other."""
 
     parts: list[torch.nn.Parameter]
@@ -123,7 +125,7 @@ class Joined:
 
 
 @torch.no_grad()
-def load(parameters: "dict[str, Joined]", pelt: dict[str, Tensor]) -> None:
+def load(parameters: "dict[str, AttachedState]", pelt: dict[str, Tensor]) -> None:
     assert {name.removeprefix("pelt.") for name in parameters if name.startswith("pelt.")} == set(pelt)
     for name, value in pelt.items():
         assert parameters[f"pelt.{name}"].shape == (1, *value.shape), name
@@ -158,7 +160,7 @@ def values_of_gates(case: Case, gates: dict[str, list[Tensor]]) -> dict[str, Ten
     return outputs
 
 
-def values_of_prefixes(case: Case, tuned: Tuned) -> dict[str, Tensor]:
+def values_of_prefixes(case: Case, tuned: MixtureState) -> dict[str, Tensor]:
     """P_k and P_v before any gate, `[head, prefix, d]`."""
     outputs = {}
     for path, table in tuned.named_modules():

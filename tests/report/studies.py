@@ -46,9 +46,15 @@ def write(
     return folder
 
 
-def result(task: str, test: float, dev: float | None = None, **more: Any) -> Result:
+def result(task: str, test: float, validation: float | None = None, **more: Any) -> Result:
     return Result(
-        **{"status": "finished", "metric": metric_of(task), "dev": test if dev is None else dev, "test": test, **more}
+        **{
+            "status": "finished",
+            "metric": metric_of(task),
+            "validation": test if validation is None else validation,
+            "test": test,
+            **more,
+        }
     )
 
 

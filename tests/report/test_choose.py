@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from unipelt.study.choose import choose
 
 
-def row(seed: int, lr: float, dev: float | None = 0.5, status: str = "finished", **more):
+def row(seed: int, lr: float, validation: float | None = 0.5, status: str = "finished", **more):
     return {
         "task": "rte",
         "k": 100,
         "method": "lora",
         "seed": seed,
         "lr": lr,
-        "dev": dev,
+        "validation": validation,
         "test": 0.1,
         "status": status,
     } | more
@@ -57,7 +57,7 @@ runs = st.lists(
 
 @given(runs, st.randoms())
 def test_order_and_test_metrics_have_no_say(drawn, chance: random.Random):
-    rows = [row(s, lr, dev, "finished" if ok else "planned", method=m) for m, s, lr, dev, ok in drawn]
+    rows = [row(s, lr, validation, "finished" if ok else "planned", method=m) for m, s, lr, validation, ok in drawn]
     keys = {(r["method"], r["seed"], r["lr"]) for r in choose(rows)}
     shuffled = [r | {"test": chance.random()} for r in rows]
     chance.shuffle(shuffled)

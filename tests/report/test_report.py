@@ -36,7 +36,7 @@ def test_what_is_written_and_said(made: Path, run, tmp_path: Path):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     tables = {
         "table1-test",
-        "table1d-dev",
+        "table1d-validation",
         "table2-bound",
         "table3-all",
         "table4-seconds",

@@ -12,11 +12,11 @@ import pytest
 from report.studies import cells, flat, lively, result, write
 from unipelt.report import evidence
 from unipelt.report.answer import answers, headline
-from unipelt.report.beside import beside, bound
 from unipelt.report.build import build
 from unipelt.report.cells import gather
 from unipelt.report.names import method_order
 from unipelt.report.paper import paper, printed
+from unipelt.report.paper_comparison import beside, bound
 from unipelt.report.scores import scores, whole
 from unipelt.report.study import Study, read
 from unipelt.report.sweeps import find_sweeps
@@ -143,7 +143,9 @@ def test_the_order_of_the_runs_does_not_matter(tmp_path: Path):
 def test_test_metrics_choose_no_rate(tmp_path: Path):
     plan = cells(["rte"], [100], ["lora"], range(2), [1e-3, 3e-3])
     luck = {1e-3: 0.9, 3e-3: 0.1}
-    made = study(tmp_path / "study", {cell: result("rte", luck[cell.lr], dev=1 - luck[cell.lr]) for cell in plan})
+    made = study(
+        tmp_path / "study", {cell: result("rte", luck[cell.lr], validation=1 - luck[cell.lr]) for cell in plan}
+    )
     assert texts(scores(made))["lora"][0] == "10.00" and texts(evidence.rates(made))["lora"] == ["0.003"]
 
 
@@ -263,17 +265,17 @@ def test_measured_costs_name_their_own_base_and_their_spread(plain: Study):
 
 
 def test_a_comparison_shows_what_was_given_and_asks_none_of_the_papers_questions(tmp_path: Path):
-    facts = {"model": "minilm", "data": "3fa1", "mix_methods": False, "recipe": {}, "columns": {"text": "review", "kind": None, "dev_rows": 9}}  # fmt: skip
+    facts = {"model": "minilm", "data": "3fa1", "mix_methods": False, "recipe": {}, "columns": {"text": "review", "kind": None, "validation_rows": 9}}  # fmt: skip
     results = lively(cells(["reviews"], ["all"], ["full", "lora"], range(2)), rows=40)
     made = build(
         write(tmp_path / "study", {c: replace(r, parameters={"head": 1}) for c, r in results.items()}, facts=facts)
     )
     page = made.files["report.html"].decode()
-    assert "<dd>dev_rows 9, text review</dd>" in page
+    assert "<dd>text review, validation_rows 9</dd>" in page
     assert not [word for word in ("None", "False", "the paper") if word in page]
     head, *rows = made.files["decision.csv"].decode().splitlines()
-    assert head.startswith("block,method,development accuracy,test accuracy,test accuracy low,") and len(rows) >= 2
-    assert "differences.csv" not in made.files and not made.answers, "one answer, by the development rows"
+    assert head.startswith("block,method,validation accuracy,test accuracy,test accuracy low,") and len(rows) >= 2
+    assert "differences.csv" not in made.files and not made.answers, "one answer, by the validation rows"
     assert evidence.efficiency(made.study, None).title == "Seconds a step of the runs themselves, full fine-tuning = 1"
     assert "the paper" not in str(evidence.efficiency(made.study, [{"method": "lora", "train": 0.5}]))
 

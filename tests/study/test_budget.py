@@ -13,7 +13,7 @@ from unipelt.study import budget, engine
 from unipelt.study.budget import FILL, Work, epochs_within
 from unipelt.study.store import Store
 
-WORK = Work(method="lora", step=50.0, row=1.0, steps=10, epochs=50, every=2, dev=100, test=300)
+WORK = Work(method="lora", step=50.0, row=1.0, steps=10, epochs=50, every=2, validation=100, test=300)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_minutes_that_hold_no_run_are_told_before_one_is_begun(ask, run, tmp_pat
     monkeypatch.setattr(budget, "work_of", lambda *given: WORK)
     line = run(*ask(tmp_path / "out", "--seeds", 1, "--minutes", 10)).line
     assert line.startswith(
-        "unipelt: --minutes 10: one epoch of lora, with 100 development and 300 test rows, takes about 15 minutes"
+        "unipelt: --minutes 10: one epoch of lora, with 100 validation and 300 test rows, takes about 15 minutes"
     )
     assert not (tmp_path / "out").exists()
 

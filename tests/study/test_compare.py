@@ -1,4 +1,4 @@
-"""compare: an answer chosen by development rows, evidence from rows that chose nothing, and a model that predicts."""
+"""compare: an answer chosen by validation rows, evidence from rows that chose nothing, and a model that predicts."""
 
 import csv
 import errno
@@ -13,8 +13,8 @@ from cli.conftest import SMALL, write_reviews
 from rich.console import Console
 
 from unipelt.cli.tables import verdict_table
+from unipelt.report.recommendation import verdict
 from unipelt.report.study import read
-from unipelt.report.verdict import verdict
 from unipelt.study import compare, engine
 from unipelt.study.plan import Setting
 from unipelt.study.store import Cell, Result, Store
@@ -49,7 +49,9 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(
     record = json.loads((out / "winner" / "run.json").read_text())
     mine = [row for row in rows if (row["method"], row["lr"]) == (found.take, found.chosen.lr)]
     assert record["request"]["method"] == found.take and record["recipe"]["lr"] == found.chosen.lr
-    assert record["dev"]["accuracy"] == max(row["dev"] for row in mine), "the seed with the best development metric"
+    assert record["validation"]["accuracy"] == max(row["validation"] for row in mine), (
+        "the seed with the best validation metric"
+    )
     assert record["test"]["accuracy"] in {row["test"] for row in mine}
     predicted = run("predict", out / "winner", "--data", unlabelled)
     assert predicted.code == 0 and len(predicted.out.splitlines()) == 10
@@ -99,13 +101,15 @@ def test_two_processes_keep_the_best_seed(tmp_path: Path, monkeypatch: pytest.Mo
     """What ends here is not kept where the other process has ended a better one since this one began."""
     kept: list[float] = []
     monkeypatch.setattr(compare, "outcome_of", lambda request, finished: finished)
-    monkeypatch.setattr(compare, "keep", lambda model, request, outcome, *where: kept.append(outcome.dev))
+    monkeypatch.setattr(compare, "keep", lambda model, request, outcome, *where: kept.append(outcome.validation))
     monkeypatch.setattr(compare, "write_outcome", lambda folder, outcome: None)
     cells = [Cell(task="docstrings", k="all", method="head", seed=seed, lr=1e-3) for seed in range(5)]
-    results = [Result(status="finished", metric="accuracy", dev=dev) for dev in (0.5, 0.4, 0.9, 0.8, 0.95)]
+    results = [
+        Result(status="finished", metric="accuracy", validation=validation) for validation in (0.5, 0.4, 0.9, 0.8, 0.95)
+    ]
     stores = [Store.create(tmp_path, {}) for _ in range(2)]
     stores[0].plan(cells)
-    one, other = (compare.Keeper(store, Setting(model="m")) for store in stores)
+    one, other = (compare.CheckpointSaver(store, Setting(model="m")) for store in stores)
     for keeper, store, place in ((one, stores[0], 0), (one, stores[0], 1), (other, stores[1], 2), (one, stores[0], 3)):
         keeper(None, 0, cells[place], results[place])
         store.finish({cells[place]: results[place]})
@@ -147,19 +151,21 @@ def test_groups_stay_whole(ask, run, tmp_path: Path):
 
 
 def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: Path):
-    dev, test = (write_reviews(tmp_path / f"{name}.csv", 20, seed=seed) for seed, name in enumerate(("dev", "test"), 1))
-    words = ask(reviews, tmp_path / "out", "--methods", "head", "--dev", dev, "--test", test)
+    validation, test = (
+        write_reviews(tmp_path / f"{name}.csv", 20, seed=seed) for seed, name in enumerate(("validation", "test"), 1)
+    )
+    words = ask(reviews, tmp_path / "out", "--methods", "head", "--validation", validation, "--test", test)
     assert run(*words).code == 0
     (row, *_) = Store.read(tmp_path / "out").runs()
-    assert {name: part["number"] for name, part in row["rows"].items()} == {"train": 60, "dev": 20, "test": 20}
-    dev.write_text(dev.read_text().replace("word1 ", "word2 "))
-    dev.write_text("".join(dev.read_text().splitlines(keepends=True)[:-1]))
+    assert {name: part["number"] for name, part in row["rows"].items()} == {"train": 60, "validation": 20, "test": 20}
+    validation.write_text(validation.read_text().replace("word1 ", "word2 "))
+    validation.write_text("".join(validation.read_text().splitlines(keepends=True)[:-1]))
     line = run(*words, "--seeds", 3).line
     assert (
-        "began on other rows: 60 training, 20 development and 20 test rows" in line
-        and "and not 60 training, 19 dev" in line
+        "began on other rows: 60 training, 20 validation and 20 test rows" in line
+        and "and not 60 training, 19 validation" in line
     )
-    assert "does not exist" in run(*ask(reviews, tmp_path / "x", "--dev", tmp_path / "gone.csv")).line
+    assert "does not exist" in run(*ask(reviews, tmp_path / "x", "--validation", tmp_path / "gone.csv")).line
 
 
 @pytest.mark.parametrize(
@@ -183,15 +189,15 @@ def test_mistakes_are_one_line_before_anything_is_trained(more, expected: str, a
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def runs(method: str, size: int, dev: list[float], test: list[float], rows: int = 400) -> list[dict]:
+def runs(method: str, size: int, validation: list[float], test: list[float], rows: int = 400) -> list[dict]:
     """Finished runs whose predictions are right in that share, from the first row on."""
     return [
         {
             "task": "t", "k": "all", "method": method, "lr": 1e-3, "seed": seed, "status": "finished", "metric": "accuracy",
-            "dev": a, "test": b, "parameters": {"head": size}, "majority": 0.5, "targets": [1] * (rows - 1) + [0],
+            "validation": a, "test": b, "parameters": {"head": size}, "majority": 0.5, "targets": [1] * (rows - 1) + [0],
             "predictions": [1 if i < b * rows else 0 for i in range(rows - 1)] + [0],
         }
-        for seed, (a, b) in enumerate(zip(dev, test))
+        for seed, (a, b) in enumerate(zip(validation, test))
     ]  # fmt: skip
 
 
@@ -230,8 +236,8 @@ def test_where_the_difference_is_noise_the_smallest_is_taken():
         ({"small": {0: 0.81, 1: 0.6, 2: 0.6}, "big": {0: 0.8, 1: 0.8, 2: 0.79}, "huge": {0: 0.7}}, ["big", "small", "huge"], "big", "Against huge it was judged on seed 0 alone"),
         ({"small": {0: 0.8, 1: 0.8}, "big": {0: 0.7}, "huge": {0: 0.7}}, ["small", "big", "huge"], "small", "Against big and huge it was judged on seed 0 alone, which all have. One seed cannot tell how much of that is chance; more can, by --seeds, or by --minutes where"),
         ({"small": {0: 0.8}}, ["small"], "small", "There is no other method to compare small with."),
-        ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.8, 1: 0.7}}, ["small", "big"], "small", "small is the smallest of 2 that are equal, and the best, on the development rows."),
-        ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.1, 1: 0.2}}, ["small", "big"], "small", "small is the best on the development rows."),
+        ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.8, 1: 0.7}}, ["small", "big"], "small", "small is the smallest of 2 that are equal, and the best, on the validation rows."),
+        ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.1, 1: 0.2}}, ["small", "big"], "small", "small is the best on the validation rows."),
     ],
 )  # fmt: skip
 def test_methods_are_judged_on_the_seeds_that_they_share(seeds: dict, ranked: list[str], take: str, said: str):
@@ -277,14 +283,14 @@ def terminal_text(found) -> str:
 
 
 def test_the_terminal_and_the_page_give_one_interval_for_a_difference(tmp_path: Path):
-    dev = {"a": [0.8, 0.82, 0.79], "b": [0.7, 0.9, 0.6], "c": [0.6, 0.61, 0.59]}
+    validation = {"a": [0.8, 0.82, 0.79], "b": [0.7, 0.9, 0.6], "c": [0.6, 0.61, 0.59]}
     found, results = [], {}
-    for size, (method, values) in enumerate(dev.items()):
+    for size, (method, values) in enumerate(validation.items()):
         rows = runs(method, size + 1, values, [value - 0.02 for value in values])
         found += rows
         for row in rows:
             cell = Cell(**{name: row[name] for name in ("task", "k", "method", "seed", "lr")})
-            results[cell] = Result(**{name: row[name] for name in ("status", "metric", "dev", "test", "parameters", "majority", "targets", "predictions")})  # fmt: skip
+            results[cell] = Result(**{name: row[name] for name in ("status", "metric", "validation", "test", "parameters", "majority", "targets", "predictions")})  # fmt: skip
     store = Store.create(tmp_path, {"model": "m", "data": "a file"})
     store.plan([*results])
     store.finish(results)

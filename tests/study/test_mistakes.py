@@ -10,11 +10,11 @@ from cli.conftest import SMALL
 
 from study.conftest import results
 from unipelt.errors import CheckpointError, UserError
-from unipelt.fleet import loop
 from unipelt.spec import mixture
 from unipelt.study import engine
-from unipelt.study.plan import Grid, Setting, placed, spelt
+from unipelt.study.plan import Grid, Setting, canonical_method, placed
 from unipelt.study.store import Cell, Store
+from unipelt.train import fleet as loop
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
         (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
         (["--tasks", "docstrings", "--text", "review"], "--text: is for files, and no task is one (docstrings); leave it out"),
-        (["--tasks", "docstrings", "--dev", "UNLABELLED"], "--dev: is for files, and no task is one (docstrings); leave it out"),
+        (["--tasks", "docstrings", "--validation", "UNLABELLED"], "--validation: is for files, and no task is one (docstrings); leave it out"),
         (["--epochs", "0"], "--epochs 0: expected 1 to"),
         (["--width", "-1"], "--width -1: expected at least 0"),
         (["--head", "meen"], "--head meen: did you mean 'mean'?"),
@@ -88,9 +88,9 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
         ("model = 3", "model = 3: expected a text"),
         ("data_dir = 3", "data_dir = 3: expected a text"),
         ("label = 3", "label = 3: expected a text"),
-        ("dev = 3", "dev = 3: expected a text"),
+        ("validation = 3", "validation = 3: expected a text"),
         ('stratify = "yes"', "stratify = 'yes': expected true or false"),
-        ('dev_rows = "many"', "dev_rows = 'many': expected a whole number"),
+        ('validation_rows = "many"', "validation_rows = 'many': expected a whole number"),
         ("rates = 0", "--rates 0: expected 1 to 5"),
         ("width = -1", "--width -1: expected at least 0"),
         ("batch_size = 1.5", "batch_size = 1.5: expected a whole number"),
@@ -159,8 +159,8 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
 def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, reviews: Path, tmp_path: Path):
     """Where its file has gone, its runs fail and the others go on."""
     setting = Setting(model=words(tmp_path)[3])
-    asked = ["study", "glue", "--model", setting.model, "--tasks", "docstrings", "--k", 100, "--methods", "head", "--seeds", 1, "--dev-rows", 10]  # fmt: skip
-    setting = replace(setting, columns={"dev_rows": 10})
+    asked = ["study", "glue", "--model", setting.model, "--tasks", "docstrings", "--k", 100, "--methods", "head", "--seeds", 1, "--validation-rows", 10]  # fmt: skip
+    setting = replace(setting, columns={"validation_rows": 10})
     for task in (str(reviews), f"{tmp_path}/gone.csv"):
         store = Store.create(tmp_path / Path(task).stem, setting.facts)
         store.plan([Cell(task=task, k=16, method="head", seed=0, lr=1e-3)], {task: "60 other rows"})
@@ -174,12 +174,12 @@ def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, r
 def test_options_of_files_and_of_glue_are_for_those_that_take_them(words, run, reviews: Path, tmp_path: Path):
     """A file whose columns are named beside the built-in task; alone, each is told what is not its own, and the folder is free."""
     tasks = ["sst2", "docstrings", str(reviews)]
-    setting = Setting(data_dir="glue", columns={"text": "review", "dev_rows": 20})
+    setting = Setting(data_dir="glue", columns={"text": "review", "validation_rows": 20})
     asked = [setting.request(Cell(task=task, k=16, method="head", seed=0, lr=1e-3)) for task in tasks]
-    assert [one.data_dir for one in asked] == ["glue", None, None] and {one.dev_rows for one in asked} == {20}
+    assert [one.data_dir for one in asked] == ["glue", None, None] and {one.validation_rows for one in asked} == {20}
     assert [one.text for one in asked] == [None, None, "review"]
     less = ["study", "glue", "--model", words(tmp_path)[3], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]  # fmt: skip
-    few = [*less, "--k", 32, "--dev-rows", 10, "--stratify", "--max-length", 8, "--out", tmp_path / "out", "--tasks", "docstrings"]  # fmt: skip
+    few = [*less, "--k", 32, "--validation-rows", 10, "--stratify", "--max-length", 8, "--out", tmp_path / "out", "--tasks", "docstrings"]  # fmt: skip
     assert (
         "--kind: is for files, and no task is one (docstrings); leave it out" in run(*few, "--kind", "regression").line
     )
@@ -210,7 +210,7 @@ def test_each_method_has_rates_of_its_own():
     ],
 )  # fmt: skip
 def test_a_method_has_one_spelling(text: str, expected: str):
-    assert spelt(text) == expected == spelt(expected)
+    assert canonical_method(text) == expected == canonical_method(expected)
     assert expected == "full" or mixture(expected).changes == mixture(text).changes
 
 

@@ -12,7 +12,7 @@ from unipelt.study.store import FILE, Cell, Result, Store
 
 CELLS = [Cell(task="a", k=k, method="lora", seed=seed, lr=1e-3) for k in (100, "all") for seed in range(3)]
 RESULT = Result(
-    status="finished", metric="accuracy", dev=0.5, test=0.25, curve=[{"epoch": 1, "accuracy": 0.5}], predictions=[0, 1],
+    status="finished", metric="accuracy", validation=0.5, test=0.25, curve=[{"epoch": 1, "accuracy": 0.5}], predictions=[0, 1],
     gates={"encoder.0.x": {"mean": 0.5, "sd": 0.1}}, rows={"train": {"number": 100}}, complete=False,
 )  # fmt: skip
 
@@ -23,7 +23,7 @@ def test_what_is_written_is_read(tmp_path: Path):
     store.plan(CELLS[::-1])
     assert store.pending() == CELLS, "a plan is added once, and keeps its order"
     store.finish({CELLS[1]: RESULT})
-    store.finish({CELLS[1]: Result(status="finished", metric="f1", dev=0.9)})
+    store.finish({CELLS[1]: Result(status="finished", metric="f1", validation=0.9)})
     for opened in (store, Store.read(tmp_path / "new"), Store.read(tmp_path / "new" / FILE)):
         assert opened.pending() == [CELLS[0], *CELLS[2:]]
         row = opened.runs()[1]
@@ -62,7 +62,7 @@ def test_what_failed_is_planned_anew_by_itself(tmp_path: Path):
     assert not store.pending(), "that of another command is not tried"
     store.plan(CELLS)
     assert store.pending() == CELLS[:1] and store.fleets() == {"one": CELLS[1:]}
-    assert {store.runs()[0][name] for name in ("dev", "curve", "predictions")} == {None}
+    assert {store.runs()[0][name] for name in ("validation", "curve", "predictions")} == {None}
     store.assign(lambda free: {"two": free})
     assert store.fleets()["two"] == CELLS[:1]
 
@@ -70,7 +70,7 @@ def test_what_failed_is_planned_anew_by_itself(tmp_path: Path):
 def test_a_finish_is_whole_or_not_at_all(tmp_path: Path):
     store = Store.create(tmp_path / "new", {})
     store.plan(CELLS)
-    bad = Result(status="finished", metric="accuracy", dev="no number")  # type: ignore[arg-type]
+    bad = Result(status="finished", metric="accuracy", validation="no number")  # type: ignore[arg-type]
     with pytest.raises(StoreError):
         store.finish({CELLS[0]: RESULT, CELLS[1]: bad})
     assert store.pending() == CELLS
@@ -136,12 +136,12 @@ def test_another_study_or_a_full_folder_is_refused(tmp_path: Path, monkeypatch: 
         ({"recipe": {}}, "epochs=3 and not its default;"),
         ({"recipe": {"epochs": 3, "patience": 2}}, "patience=its default and not 2;"),
         ({"mix_methods": True}, "mix_methods=off and not on;"),
-        ({"columns": {"stratify": True, "dev_rows": 1000}}, "stratify=its default and not on;"),
+        ({"columns": {"stratify": True, "validation_rows": 1000}}, "stratify=its default and not on;"),
     ]:
         with pytest.raises(StoreError, match=expected):
             Store.create(tmp_path / "a", facts | other)
     Store.create(
-        tmp_path / "a", facts | {"columns": {"stratify": False, "dev_rows": 1000, "dev": None}}
+        tmp_path / "a", facts | {"columns": {"stratify": False, "validation_rows": 1000, "validation": None}}
     )  # the defaults
     (tmp_path / "b").mkdir()
     for name in ("b", "./b", tmp_path / "b"):  # one folder

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 from cli.conftest import SMALL
-from fleet.fleets import NO_DROPOUT
+from train.fleets import NO_DROPOUT
 
 from study.conftest import METHODS, results
-from unipelt.fleet.loop import Fleet
-from unipelt.fleet.state import STATE
 from unipelt.study import engine
 from unipelt.study.store import Cell, Store
+from unipelt.train.fleet import Fleet
+from unipelt.train.state import STATE
 
 KILLS = 20
 
@@ -31,7 +31,7 @@ def test_every_run_of_the_grid_is_there(undisturbed: Path):
     assert len({(row["k"], row["method"], row["seed"], row["lr"]) for row in rows}) == 16
     for row in rows:
         assert row["status"] in ("finished", "stopped early") and 0 <= row["test"] <= 1
-        assert row["dev"] == max(one["accuracy"] for one in row["curve"])
+        assert row["validation"] == max(one["accuracy"] for one in row["curve"])
         assert len(row["predictions"]) == len(row["targets"]) == row["rows"]["test"]["number"]
         right = sum(a == b for a, b in zip(row["predictions"], row["targets"]))
         assert row["test"] == right / len(row["targets"])
@@ -140,7 +140,7 @@ def test_what_there_is_to_say_of_the_rows_is_said_once(words, run, reviews: Path
     monkeypatch.setattr(engine, "run_study", lambda *_, **__: None)
     columns = ["--label", "two", "--plan", tmp_path / "plan.toml"]
     given = _with(words(tmp_path / "out"), "--tasks", tmp_path / "odd.csv", "--k", 16, 30, 5000)
-    assert run(*given, *columns, "--dev-rows", 5).line.endswith("--dev-rows 5: expected 10 or more; with fewer, one row moves a metric by over a tenth")  # fmt: skip
+    assert run(*given, *columns, "--validation-rows", 5).line.endswith("--validation-rows 5: expected 10 or more; with fewer, one row moves a metric by over a tenth")  # fmt: skip
     assert not (tmp_path / "out" / "study.sqlite").exists() or not Store.read(tmp_path / "out").runs()
     said = run(*_with(given, "--out", tmp_path / "second"), *columns)
     assert said.err.splitlines() == [
@@ -222,7 +222,7 @@ def _with(given: list[str], *more: object) -> list[str]:
 
 
 def _results(out: Path) -> list[dict]:
-    columns = ("id", "seed", "lr", "width", "status", "dev", "test", "curve", "predictions", "gates")
+    columns = ("id", "seed", "lr", "width", "status", "validation", "test", "curve", "predictions", "gates")
     return Store.read(out).runs(columns)
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from cli.conftest import SMALL
 
-from unipelt.fleet.outcome import Request
-from unipelt.fleet.together import Corpus
 from unipelt.study.width import SHARE, fitting, measured, trial
+from unipelt.train.records import Request
+from unipelt.train.runner import DatasetCache
 
 GB = 2**30
 
@@ -30,7 +30,7 @@ def test_the_trial_is_a_step_at_the_longest_rows(tiny_base: str, reviews: Path):
         )
         for size, most in ((4, 64), (8, 5), (8, 64))
     ]
-    corpus, cpu = Corpus(), torch.device("cpu")
+    corpus, cpu = DatasetCache(), torch.device("cpu")
     rows, tokens = trial(requests, corpus, cpu, runs=2)
     coded = [len(row["input_ids"]) for (_, longest, *_), row in corpus.tokens.items() if longest == 64]
     assert rows == 8 and tokens == max(coded) > 5
@@ -42,7 +42,7 @@ def test_where_a_trial_has_no_room_one_run_is_tried(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("torch.cuda.mem_get_info", full)
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
-    assert measured([], Corpus(), torch.device("cuda"), 64) == 1
+    assert measured([], DatasetCache(), torch.device("cuda"), 64) == 1
 
 
 def test_a_fleet_with_a_share_of_a_gpu_plans_with_that(monkeypatch: pytest.MonkeyPatch):
@@ -52,5 +52,5 @@ def test_a_fleet_with_a_share_of_a_gpu_plans_with_that(monkeypatch: pytest.Monke
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
     monkeypatch.setattr("unipelt.study.width._peak", lambda requests, corpus, device, runs: runs * GB)
     requests = [Request(model="minilm", task="docstrings")]
-    widths = [measured(requests, Corpus(), torch.device("cuda"), 64, share) for share in (1.0, 0.5, 0.25)]
+    widths = [measured(requests, DatasetCache(), torch.device("cuda"), 64, share) for share in (1.0, 0.5, 0.25)]
     assert widths == [32, 32, 16]

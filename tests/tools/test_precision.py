@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy import classifier, keys, train, tuned_keys
 
 import unipelt
-from unipelt.fleet import evaluate
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
+from unipelt.train import evaluation as evaluate
 
 PRESETS = ("unipelt-apl", "lora", "mam", "houlsby")
 
@@ -23,7 +23,7 @@ PRESETS = ("unipelt-apl", "lora", "mam", "houlsby")
 @pytest.mark.parametrize("arch", ["bert", "modernbert", "llama", "gemma3_text", "bart", "t5"])
 def test_a_bfloat16_base_keeps_its_precision(arch: str, preset: str):
     model = attached(arch, preset, dtype=torch.bfloat16, attn="sdpa")
-    assert {p.dtype for p in tuned_of(model).parameters()} == {torch.float32}
+    assert {p.dtype for p in mixture_state(model).parameters()} == {torch.float32}
     given = tiny.inputs(arch, model)
     with listen(model, stacks(model)[0].layers[0].path) as calls:
         logits = model(**given).logits
@@ -31,7 +31,7 @@ def test_a_bfloat16_base_keeps_its_precision(arch: str, preset: str):
     assert first(calls[0][2]).dtype == torch.bfloat16
     logits.float().logsumexp(dim=-1).sum().backward()
     found = gradients(model)
-    assert found.keys() == dict(tuned_of(model).named_parameters()).keys()
+    assert found.keys() == dict(mixture_state(model).named_parameters()).keys()
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in found.values())
 
 
@@ -80,7 +80,7 @@ def test_trainer_in_bfloat16(tmp_path: Path):
     for given in ({}, {"bf16": True}):
         model = classifier(dtype=torch.float32 if given else torch.bfloat16)
         trainer = train(model, tmp_path / str(len(given)), num_train_epochs=4, save_strategy="epoch", **given)
-        assert {p.dtype for p in tuned_of(trainer.model).parameters()} == {torch.float32}
+        assert {p.dtype for p in mixture_state(trainer.model).parameters()} == {torch.float32}
         assert trainer.evaluate()["eval_loss"] < 0.5  # chance is log 2
         assert keys(tmp_path / str(len(given)) / "checkpoint-24") == tuned_keys(trainer.model)
 
@@ -109,11 +109,11 @@ def test_a_quantised_base(bits: int, tmp_path: Path):
     before = base(**given).logits
     for preset in PRESETS:
         model = unipelt.attach(base, small(preset))
-        assert {p.dtype for p in tuned_of(model).parameters()} == {torch.float32}
+        assert {p.dtype for p in mixture_state(model).parameters()} == {torch.float32}
         logits = model(**given).logits
         assert logits.dtype == torch.bfloat16
         logits.float().logsumexp(dim=-1).sum().backward()
         assert all(gradient.isfinite().all() for gradient in gradients(model).values())
-        assert gradients(model).keys() == dict(tuned_of(model).named_parameters()).keys()
+        assert gradients(model).keys() == dict(mixture_state(model).named_parameters()).keys()
         unipelt.detach(model)
         assert torch.equal(base(**given).logits, before)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @cache
 def blocks() -> dict[str, Tensor]:
-    """Token ids `[block, seq]` of the train, dev and held-out parts; dev is the end of what may be trained on."""
+    """Token ids `[block, seq]` of the train, validation and held-out parts; validation is the end of what may be trained on."""
     pieces = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(STORIES / "tokenizer.model"))
 
     def first(texts: list[str], count: int) -> Tensor:
@@ -39,7 +39,7 @@ def blocks() -> dict[str, Tensor]:
 
     texts, held_out = causal_texts()
     train = first(texts, TRAIN + DEV)
-    return {"train": train[:TRAIN], "dev": train[TRAIN:], "held out": first(held_out, HELD_OUT)}
+    return {"train": train[:TRAIN], "validation": train[TRAIN:], "held out": first(held_out, HELD_OUT)}
 
 
 def base() -> LlamaForCausalLM:
@@ -75,11 +75,11 @@ def tuned(method: str, rate: float, steps: int, folder: Path) -> nn.Module:
 
 @pytest.fixture(scope="module", params=["unipelt-apl", "lora"])
 def model(request, tmp_path_factory) -> Iterator[nn.Module]:
-    """Tuned with the better of the rates on the dev part."""
+    """MixtureState with the better of the rates on the validation part."""
     folder, method = tmp_path_factory.mktemp("causal"), request.param
-    dev = {rate: loss_per_token(tuned(method, rate, TRIAL, folder), "dev") for rate in RATES}
-    rate = min(dev, key=dev.__getitem__)
-    print(f"{method}: dev loss after {TRIAL} steps {dev}, so the rate is {rate}")
+    validation = {rate: loss_per_token(tuned(method, rate, TRIAL, folder), "validation") for rate in RATES}
+    rate = min(validation, key=validation.__getitem__)
+    print(f"{method}: validation loss after {TRIAL} steps {validation}, so the rate is {rate}")
     return tuned(method, rate, STEPS, folder)
 
 

@@ -14,7 +14,7 @@ from toy import arguments, classifier, keys, rows, train, tuned_keys, tuned_stat
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import unipelt
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 
@@ -29,7 +29,7 @@ def test_training_lowers_eval_loss_and_reports_it(tmp_path: Path):
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < before / 2
-    assert {p.dtype for p in tuned_of(trainer.model).parameters()} == {torch.float32}
+    assert {p.dtype for p in mixture_state(trainer.model).parameters()} == {torch.float32}
 
 
 def test_the_base_stays_as_it_was(tmp_path: Path):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 import unipelt
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 END = tiny.VOCABULARY - 1  # the last real word of each row, where a model asks for one
 
@@ -62,7 +62,7 @@ def train(model: nn.Module, folder: Path, resume: Path | None = None, count: int
 
 
 def tuned_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in tuned_of(model).named_parameters()}
+    return {name: p.detach().clone() for name, p in mixture_state(model).named_parameters()}
 
 
 def keys(folder: Path) -> set[str]:
@@ -72,4 +72,4 @@ def keys(folder: Path) -> set[str]:
 
 
 def tuned_keys(model: nn.Module) -> set[str]:
-    return {f"unipelt.{name}" for name, _ in tuned_of(model).named_parameters()}
+    return {f"unipelt.{name}" for name, _ in mixture_state(model).named_parameters()}

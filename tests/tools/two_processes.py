@@ -17,7 +17,7 @@ import tiny
 from laws.lawbook import attached, randomise, stacks, without_dropout
 from toy import arguments, classifier, rows, tuned_state
 
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 STEPS, BATCH = 4, 8
 FSDP = ("bert", "llama", "bart", "t5", "modernbert", "albert")
@@ -59,7 +59,7 @@ def trained_by_loop() -> dict[str, Tensor]:
         loss = model(**batch).loss
         accelerator.backward(loss)
         if not found:
-            named = tuned_of(accelerator.unwrap_model(model)).named_parameters()
+            named = mixture_state(accelerator.unwrap_model(model)).named_parameters()
             found = {f"gradient of {name}": p.grad.clone() for name, p in named}
         optimiser.step()
         losses.append(accelerator.reduce(loss.detach(), "mean"))
@@ -78,10 +78,10 @@ def sharded(arch: str, rank: int, processes: int) -> dict[str, Tensor]:
             for layer in stack.layers:
                 fully_shard(model.get_submodule(layer.path))
         fully_shard(model)
-        assert all(isinstance(p, torch.distributed.tensor.DTensor) for p in tuned_of(model).parameters())
+        assert all(isinstance(p, torch.distributed.tensor.DTensor) for p in mixture_state(model).parameters())
     logits = model(**{name: value[mine] for name, value in given.items()}).logits
     F.cross_entropy(logits, torch.tensor([0, 1, 2, 1])[mine]).backward()
-    return {"logits": logits.detach()} | {name: whole(p.grad) for name, p in tuned_of(model).named_parameters()}
+    return {"logits": logits.detach()} | {name: whole(p.grad) for name, p in mixture_state(model).named_parameters()}
 
 
 def whole(gradient: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ from transformers.pytorch_utils import Conv1D
 from unipelt import spec
 from unipelt.checkpoint.bases import hub_name, quiet
 from unipelt.checkpoint.disk import write_whole
-from unipelt.checkpoint.merge import Joint, joints, merge, refuse, weight_of
-from unipelt.checkpoint.peft_format import CONFIG, PREFIX, TENSORS, Lora, targeted, wrapped_modules
+from unipelt.checkpoint.formats.peft import CONFIG, PREFIX, TENSORS, Lora, targeted, wrapped_modules
 from unipelt.errors import CheckpointError, SpecError
-from unipelt.inject.tuned import NAME, tuned_of
+from unipelt.inject.merge import Joint, joints, merge, refuse, weight_of
+from unipelt.inject.state import NAME, mixture_state
 
 CLASSIFIERS = ("classifier", "score")  # heads that peft saves unasked under task_type SEQ_CLS
 TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"} | {
@@ -61,7 +61,7 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
 
     Raises SpecError that names each change that is no LoRA on a whole linear, or that is gated.
     """
-    tuned = tuned_of(model)
+    tuned = mixture_state(model)
     _, run = tuned.one_run(run)
     found, seen = list(joints(tuned)), Counter(joint.path for joint in joints(tuned))
 

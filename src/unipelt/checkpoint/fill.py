@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from unipelt.errors import CheckpointError
 from unipelt.inject.attach import detach
-from unipelt.inject.tuned import tuned_of
+from unipelt.inject.state import mixture_state
 
 READ = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """what a tuned parameter is read from; the rest cannot hold one: whole numbers, complex ones, 8 bits"""
@@ -19,7 +19,7 @@ def fill(model: PreTrainedModel, values: dict[str, Tensor], place: Path, problem
 
     Raises CheckpointError where there is a problem, or they do not fit; nothing is attached then.
     """
-    own = dict(tuned_of(model).named_parameters())
+    own = dict(mixture_state(model).named_parameters())
     problem = problem or mismatch({name: p[0] for name, p in own.items()}, values)
     if problem:
         detach(model)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from unipelt.checkpoint.description import Description
 from unipelt.errors import CheckpointError
-from unipelt.inject.tuned import NAME
+from unipelt.inject.state import NAME
 
 PLACES = 4
 """values taken of each parameter, evenly spread"""

@@ -24,12 +24,12 @@ from unipelt.checkpoint.description import CARD, CONFIG, TENSORS, Description, d
 from unipelt.checkpoint.disk import resolve, settle, write_whole
 from unipelt.checkpoint.fill import fill, not_finite
 from unipelt.checkpoint.fingerprint import check_base, fingerprint
-from unipelt.checkpoint.merge import own_weights
 from unipelt.errors import CheckpointError
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach
-from unipelt.inject.swap import folded
-from unipelt.inject.tuned import joined_to
+from unipelt.inject.fixed_gates import folded
+from unipelt.inject.merge import own_weights
+from unipelt.inject.state import attached_state
 
 
 def save(
@@ -48,7 +48,7 @@ def save(
 
     base: the name under which the base can be loaded again, its own if none is given.
     """
-    tuned, run = joined_to(model).one_run(run)
+    tuned, run = attached_state(model).one_run(run)
     if resumable:
         mixture, state = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}
     else:

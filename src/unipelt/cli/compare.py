@@ -8,9 +8,9 @@ import typer
 
 from unipelt.cli.fields import flags, takes
 from unipelt.errors import UserError
-from unipelt.fleet.outcome import Request
-from unipelt.fleet.recipe import Recipe
-from unipelt.study.plan import COLUMNS, Grid, Setting, arranged
+from unipelt.study.plan import COLUMNS, Grid, Setting, parse_options
+from unipelt.train.recipes import Recipe
+from unipelt.train.records import Request
 
 WINNER = "winner"
 SPARE = 0.06  # share of the minutes that is kept for the last test and the report
@@ -43,18 +43,18 @@ def compare(
     if not out:
         raise UserError("--out is missing: expected a folder for the comparison, such as results/reviews")
     usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in given}
-    grid, setting = arranged(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
+    grid, setting = parse_options(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
     from unipelt.cli.progress import StudyWatch
-    from unipelt.fleet.ready import device_of
-    from unipelt.fleet.together import Corpus
-    from unipelt.study.compare import Keeper, in_rounds
+    from unipelt.study.compare import CheckpointSaver, in_rounds
     from unipelt.study.engine import hidden_size, identities, run_study
     from unipelt.study.store import COMPARISON, Store
+    from unipelt.train.runner import DatasetCache
+    from unipelt.train.setup import device_of
 
     target = device_of(device)
     # seed by seed, so that a comparison that is stopped has looked at every method alike
     plan = sorted(grid.cells(hidden_size(setting.model)), key=lambda cell: cell.seed)
-    corpus = Corpus()
+    corpus = DatasetCache()
     notes = _rows(setting, plan, corpus)
     until = began + 60 * minutes * (1 - SPARE) if minutes else None
     if "epochs" not in setting.recipe:
@@ -64,7 +64,7 @@ def compare(
     store = Store.create(out, {COMPARISON: plan[0].task, **setting.facts})
     store.plan(plan, identities(plan, setting, corpus))
     store.assign(lambda free: in_rounds(free, setting.mix_methods))
-    keeper = Keeper(store, setting)
+    keeper = CheckpointSaver(store, setting)
     with StudyWatch(store) as watch:
         for note in notes:
             watch.tell(note)
@@ -77,7 +77,7 @@ def _epochs(
 ) -> tuple[int | None, str]:
     """The epochs where none are given, and what there is to say of them: those that this comparison was begun with, or as many
     as fit into the minutes; none: the recipe's own."""
-    from unipelt.study.budget import fitted
+    from unipelt.study.budget import fit_epochs
     from unipelt.study.store import FILE, Store
 
     if (out / FILE).exists():
@@ -87,19 +87,19 @@ def _epochs(
         return held, f"--epochs {held}: as {out} was begun with" if held else ""
     if until is None:
         return None, ""
-    return fitted(plan, setting, corpus, device, minutes, until)
+    return fit_epochs(plan, setting, corpus, device, minutes, until)
 
 
 def _rows(setting: Any, plan: list[Any], corpus: Any) -> list[str]:
     """What there is to say of the rows, before anything is trained, and as the first seed draws them."""
-    from unipelt.fleet.tune import what_was_read
+    from unipelt.train.train_run import describe_columns
 
     notes: dict[str, None] = {}
     for cell in plan:
         request = setting.request(cell)
         splits = corpus.splits(request)
         if cell.seed == plan[0].seed:
-            notes |= dict.fromkeys((what_was_read(request, splits.task), *splits.notes))
+            notes |= dict.fromkeys((describe_columns(request, splits.task), *splits.notes))
     return list(notes)
 
 
@@ -108,7 +108,7 @@ def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> No
     from unipelt.checkpoint.disk import write_whole
     from unipelt.cli.tables import gate_lines, terminal, verdict_table
     from unipelt.report.build import PAGE, build
-    from unipelt.report.verdict import verdict
+    from unipelt.report.recommendation import verdict
     from unipelt.study.budget import minutes_of
     from unipelt.study.store import DONE
 

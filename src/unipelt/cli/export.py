@@ -48,27 +48,27 @@ def export(
     from unipelt.checkpoint.disk import resolve
     from unipelt.checkpoint.export import export_merged, export_peft
     from unipelt.checkpoint.folder import save
-    from unipelt.fleet.apply import Applied, fixed_at_means
+    from unipelt.train.predictor import Predictor, fixed_at_means
 
-    applied = Applied.load(run, model or None, "cpu")
-    if not applied.tuned:
+    predictor = Predictor.load(run, model or None, "cpu")
+    if not predictor.tuned:
         raise UserError(f"{run}: a full run is a plain transformers model as it stands; load it from its folder")
     if folded:
-        _, rows = applied.read(data, text=text or None, pair=pair or None, labelled=True)
+        _, rows = predictor.read(data, text=text or None, pair=pair or None, labelled=True)
         thresholds = {"deviation": deviation, "least": least}
-        said = applied.fold(rows, **{name: value for name, value in thresholds.items() if value is not None})
+        said = predictor.fold(rows, **{name: value for name, value in thresholds.items() if value is not None})
         whole = describe(resolve(run))
         results = {f"{said.metric} before folding": said.before, f"{said.metric} folded": said.after}
         save(
-            applied.model, folded, base=whole.base["name"], task=whole.task, recipe=whole.recipe,
+            predictor.model, folded, base=whole.base["name"], task=whole.task, recipe=whole.recipe,
             results=results if said.metric else {},
         )  # fmt: skip
         print(said)
     elif fix_gates:
-        _, rows = applied.read(data, text=text or None, pair=pair or None)
-        fixed_at_means(applied, rows)
+        _, rows = predictor.read(data, text=text or None, pair=pair or None)
+        fixed_at_means(predictor, rows)
     if merged:
-        export_merged(applied.model, merged, tokenizer=applied.tokenizer)
+        export_merged(predictor.model, merged, tokenizer=predictor.tokenizer)
     elif peft:
-        export_peft(applied.model, peft)
+        export_peft(predictor.model, peft)
     print(f"{out}: written")

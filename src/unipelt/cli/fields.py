@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import typer
 
 from unipelt.errors import UserError
-from unipelt.fleet.outcome import FLAGS
+from unipelt.train.records import FLAGS
 
 
 @cache

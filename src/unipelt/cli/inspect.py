@@ -20,7 +20,7 @@ def inspect(
     from unipelt.checkpoint.disk import resolve
     from unipelt.cli.figures import draw_gates, kind_of
     from unipelt.cli.tables import gate_table, parameter_table, result_lines, terminal
-    from unipelt.fleet.outcome import RECORD, read_outcome
+    from unipelt.train.records import RECORD, read_outcome
 
     if figure:
         kind_of(figure)
@@ -47,13 +47,13 @@ def inspect(
     if not data:
         return
 
-    from unipelt.fleet.apply import Applied, gate_paths
+    from unipelt.train.predictor import Predictor, gate_paths
 
-    applied = Applied.load(run, model or None, "cpu")
-    if not gate_paths(applied.model):
+    predictor = Predictor.load(run, model or None, "cpu")
+    if not gate_paths(predictor.model):
         raise UserError(NO_GATES)
-    _, rows = applied.read(data, text=text or None, pair=pair or None)
-    values = applied.gates(rows)
+    _, rows = predictor.read(data, text=text or None, pair=pair or None)
+    values = predictor.gates(rows)
     console.print(f"gates on {len(rows)} rows of {data}: mean ± standard deviation over rows", markup=False)
     console.print(gate_table(values))
     if figure:

@@ -4,7 +4,7 @@ import inspect
 
 import typer
 
-from unipelt.spec import LAWS, PRESETS
+from unipelt.spec import PRESETS, RULES
 
 
 def methods(
@@ -25,7 +25,7 @@ def methods(
         table = Table(box=None, pad_edge=False)
         for column in ("form", "site", "reads", "weight", "equation", "source"):
             table.add_column(column, overflow="fold")
-        for law in LAWS:
+        for law in RULES:
             table.add_row(
                 *(", ".join(part) for part in (law.forms, law.sites, law.reads, law.weights)), law.text, law.source
             )
@@ -63,8 +63,8 @@ def _counts(model: str) -> dict[str, str]:
     from unipelt.checkpoint.bases import from_hub
     from unipelt.errors import SiteError
     from unipelt.inject.attach import attach, detach
-    from unipelt.inject.swap import folded
-    from unipelt.inject.tuned import tuned_of
+    from unipelt.inject.fixed_gates import folded
+    from unipelt.inject.state import mixture_state
 
     config = from_hub(model, AutoConfig.from_pretrained)
     with torch.device("meta"):
@@ -76,7 +76,7 @@ def _counts(model: str) -> dict[str, str]:
         except SiteError:
             counts[name] = "not possible"
             continue
-        _, state = folded(tuned_of(base))
+        _, state = folded(mixture_state(base))
         counts[name] = f"{sum(p[0].numel() for path, p in state.items() if not path.startswith('head.')):,}"
         detach(base)
     return counts

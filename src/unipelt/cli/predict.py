@@ -25,7 +25,7 @@ def predict(
 
     from unipelt.checkpoint.disk import write_whole
     from unipelt.errors import UserError
-    from unipelt.fleet.apply import Applied
+    from unipelt.train.predictor import Predictor
 
     path = Path(out)
     if out and path.is_dir():
@@ -38,8 +38,8 @@ def predict(
         raise UserError(
             f"--out {out}: what is written is CSV; expected a .csv file, such as {path.with_suffix('.csv')}"
         )
-    applied = Applied.load(run, model or None, device)
-    columns = applied.columns(data, text=text or None, pair=pair or None, proba=proba, gates=gates)
+    predictor = Predictor.load(run, model or None, device)
+    columns = predictor.columns(data, text=text or None, pair=pair or None, proba=proba, gates=gates)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)

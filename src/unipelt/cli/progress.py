@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unipelt.fleet.outcome import FULL
+from unipelt.train.records import FULL
 
 
 class Watch:
-    """Shows steps, loss, the development metric and the time left."""
+    """Shows steps, loss, the validation metric and the time left."""
 
     def __init__(self):
         self.console = Console(stderr=True)

@@ -12,11 +12,11 @@ import typer
 
 from unipelt.cli.fields import flags, takes
 from unipelt.errors import DataError, UserError
-from unipelt.fleet.outcome import Request
-from unipelt.fleet.recipe import Recipe
-from unipelt.study.plan import COLUMNS, METHODS, Grid, Setting, arranged, read_plan
+from unipelt.study.plan import COLUMNS, METHODS, Grid, Setting, parse_options, read_plan
 from unipelt.study.plan import sweep as sweep_of
 from unipelt.study.store import Cell
+from unipelt.train.recipes import Recipe
+from unipelt.train.records import Request
 
 app = typer.Typer(
     help="The papers' studies: tasks × sizes × methods × seeds, trained as fleets, in a store that resumes.",
@@ -91,8 +91,8 @@ def efficiency(
         raise UserError(f"--out {out}: {where} is {'not writable' if where.is_dir() else 'a file'}; expected a folder")
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import cost_table, terminal
-    from unipelt.fleet.ready import device_of
     from unipelt.study.efficiency import measure, write_efficiency
+    from unipelt.train.setup import device_of
 
     methods = given.pop("methods", METHODS)
     found = measure(
@@ -129,24 +129,24 @@ def _engine(name: str, device: str, gpus: float | None, corpus: Any) -> Iterator
         with Cluster(device, 1.0 if gpus is None else gpus) as cluster:
             yield cluster.device, cluster.run_study
     else:
-        from unipelt.fleet.ready import device_of
         from unipelt.study.engine import run_study
+        from unipelt.train.setup import device_of
 
         yield device_of(device), partial(run_study, device=device, corpus=corpus)
 
 
 def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float | None) -> None:
-    grid, setting = arranged(given)
+    grid, setting = parse_options(given)
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
-    from unipelt.fleet.together import Corpus
     from unipelt.study.engine import hidden_size, identities, planned_width
     from unipelt.study.plan import in_fleets
     from unipelt.study.store import DONE, Store
+    from unipelt.train.runner import DatasetCache
 
     cells = grid.cells(hidden_size(setting.model))
-    corpus = Corpus()
+    corpus = DatasetCache()
     with _engine(engine, device, gpus, corpus) as (target, train):
         store = Store.create(out, setting.facts)
         done = {cell for cell, status in store.statuses() if status in DONE}
@@ -172,13 +172,13 @@ def _notes(cells: list[Cell], setting: Setting, corpus: Any) -> list[str]:
 
     Raises DataError where a task's data cannot be had, before anything is trained.
     """
-    from unipelt.fleet.tune import what_was_read
+    from unipelt.train.train_run import describe_columns
 
     notes: dict[str, None] = {}
     for task in dict.fromkeys(cell.task for cell in cells):
         firsts = {cell.k: setting.request(cell) for cell in reversed(cells) if cell.task == task}
         whole = replace(next(iter(firsts.values())), k="all")
-        notes[what_was_read(whole, corpus.splits(whole).task)] = None
+        notes[describe_columns(whole, corpus.splits(whole).task)] = None
         for request in reversed(firsts.values()):
             with suppress(DataError):  # a size that these rows do not have: said in each of its runs' rows
                 notes |= dict.fromkeys(corpus.splits(request).notes)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from unipelt.fleet.outcome import Outcome, tensors_header
+from unipelt.train.records import Outcome, tensors_header
 
 PIPED = 1000  # columns where no terminal sets a width: a table's row stays one line
 
@@ -28,13 +28,13 @@ def result_lines(outcome: Outcome) -> list[str]:
     if outcome.status == "running" and outcome.curve:
         last = outcome.curve[-1]
         lines.append(
-            f"  dev  {metric} {last[metric]:.4f}  (after epoch {last['epoch']:.0f} of {outcome.recipe['epochs']})"
+            f"  validation  {metric} {last[metric]:.4f}  (after epoch {last['epoch']:.0f} of {outcome.recipe['epochs']})"
         )
     if outcome.done:
         majority = "" if outcome.majority is None else f"  (always the largest class: accuracy {outcome.majority:.4f})"
-        dev = outcome.dev
+        validation = outcome.validation
         lines += [
-            f"  dev  {metric} {dev[metric]:.4f}  (epoch {dev['epoch']:.0f} of {outcome.recipe['epochs']})",
+            f"  validation  {metric} {validation[metric]:.4f}  (epoch {validation['epoch']:.0f} of {outcome.recipe['epochs']})",
             "  test " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.test.items()) + majority,
         ]
     return lines
@@ -107,10 +107,10 @@ def by_layer(values: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[st
 
 
 def verdict_table(found: Any) -> Table:
-    """Methods from the best development metric on, and how each stands to the one to take on rows that chose nothing."""
+    """Methods from the best validation metric on, and how each stands to the one to take on rows that chose nothing."""
     table = Table(box=None, pad_edge=False)
     for name, side in (
-        ("method", "left"), ("lr", "right"), ("seeds", "right"), ("parameters", "right"), (f"dev {found.metric}", "right"),
+        ("method", "left"), ("lr", "right"), ("seeds", "right"), ("parameters", "right"), (f"validation {found.metric}", "right"),
         ("test, 95 % interval", "left"), (f"against {found.take}", "left"),
     ):  # fmt: skip
         table.add_column(name, justify=side)  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def verdict_table(found: Any) -> Table:
             )
             gap = f"{line.gap.value:+.4f}{_interval(line.gap, '+')}  {word}"
         table.add_row(
-            line.method, f"{line.lr:g}", str(line.seeds), f"{line.parameters:,}", f"{line.dev:.4f}",
+            line.method, f"{line.lr:g}", str(line.seeds), f"{line.parameters:,}", f"{line.validation:.4f}",
             f"{line.test.value:.4f}{_interval(line.test)}", gap,
         )  # fmt: skip
     if found.majority is not None:

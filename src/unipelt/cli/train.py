@@ -7,8 +7,8 @@ import typer
 
 from unipelt.cli.fields import flags, takes
 from unipelt.errors import UserError
-from unipelt.fleet.outcome import Request
-from unipelt.fleet.recipe import Recipe
+from unipelt.train.recipes import Recipe
+from unipelt.train.records import Request
 
 _RECIPE = flags(Recipe, default="the method's own")
 
@@ -29,7 +29,7 @@ def train(
     request = Request(**given, recipe=recipe)
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import result_lines
-    from unipelt.fleet.tune import tune
+    from unipelt.train.train_run import tune
 
     with Watch() as watch:
         outcome = tune(request, Path(out), device=device, tell=watch.tell, watch=watch)

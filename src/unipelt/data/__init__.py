@@ -6,14 +6,14 @@ from unipelt.data.glue import GLUE, load_glue
 from unipelt.data.load import load
 from unipelt.data.metrics import METRICS, score
 from unipelt.data.protocol import Splits, split
-from unipelt.data.task import Columns, Dataset, Rows, Task, class_counts
+from unipelt.data.task import Columns, Dataset, Examples, Task, class_counts
 
 __all__ = [
     "GLUE",
     "METRICS",
     "Columns",
     "Dataset",
-    "Rows",
+    "Examples",
     "Splits",
     "Task",
     "causal_texts",

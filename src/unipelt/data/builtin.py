@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from unipelt.data.task import Columns, Dataset, Rows, Task
+from unipelt.data.task import Columns, Dataset, Examples, Task
 from unipelt.errors import DataError
 
 AREAS: dict[str, str] = {  # modules that a version lacks are passed over
@@ -34,7 +34,7 @@ AREAS: dict[str, str] = {  # modules that a version lacks are passed over
     "language": "_py_abc _sitebuiltins _weakrefset abc ast codeop contextlib copyreg ctypes dis functools importlib "
     "inspect keyword modulefinder opcode operator pickle pickletools pkgutil runpy site symtable sysconfig token "
     "tokenize types typing warnings zipimport",
-    "development": "bdb cProfile code compileall doctest ensurepip faulthandler logging pdb profile pstats py_compile "
+    "validation": "bdb cProfile code compileall doctest ensurepip faulthandler logging pdb profile pstats py_compile "
     "pyclbr pydoc tabnanny timeit trace traceback tracemalloc unittest venv",
 }
 LONGEST = 60  # words kept: about 80 tokens, so that a row fits a short batch
@@ -49,7 +49,7 @@ TASK = Task(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corpus:
+class DocstringExamples:
     """Rows as (text, area), and what was left out on the way."""
 
     train: tuple[tuple[str, int], ...]
@@ -59,14 +59,14 @@ class Corpus:
 
 
 def load_docstrings() -> Dataset:
-    """The built-in classification task; no development set, so `protocol.split` takes one from train."""
+    """The built-in classification task; no validation set, so `protocol.split` takes one from train."""
     corpus = docstring_corpus()
     source = (
         f"docstrings of Python {platform.python_version()}'s standard library "
         f"({corpus.near_duplicates} near-duplicates of train left out of test)"
     )
     train, test = _rows(corpus.train), _rows(corpus.test)
-    return Dataset(task=TASK, train=train, test=test, dev=None, complete=True, source=source)
+    return Dataset(task=TASK, train=train, test=test, validation=None, complete=True, source=source)
 
 
 def causal_texts() -> tuple[list[str], list[str]]:
@@ -76,7 +76,7 @@ def causal_texts() -> tuple[list[str], list[str]]:
 
 
 @cache
-def docstring_corpus(library: Path | None = None) -> Corpus:
+def docstring_corpus(library: Path | None = None) -> DocstringExamples:
     """Split by a hash of each row's own words, then no test row within ALIKE of a train row."""
     library = library or Path(sysconfig.get_path("stdlib"))
     areas_of: dict[str, set[int]] = defaultdict(set)
@@ -101,7 +101,7 @@ def docstring_corpus(library: Path | None = None) -> Corpus:
         return tuple((text_of[key], min(areas_of[key])) for key in chosen)
 
     test = (key for key in held_out if key not in alike)
-    return Corpus(train=rows(train), test=rows(test), near_duplicates=len(alike))
+    return DocstringExamples(train=rows(train), test=rows(test), near_duplicates=len(alike))
 
 
 def clean(docstring: str) -> str:
@@ -165,5 +165,5 @@ def _letters(key: str) -> int:
     return sum(word.isalpha() and len(word) > 1 for word in key.split())
 
 
-def _rows(pairs: tuple[tuple[str, int], ...]) -> Rows:
-    return Rows(first=[text for text, _ in pairs], second=None, labels=[area for _, area in pairs])
+def _rows(pairs: tuple[tuple[str, int], ...]) -> Examples:
+    return Examples(first=[text for text, _ in pairs], second=None, labels=[area for _, area in pairs])

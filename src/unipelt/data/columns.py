@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unipelt.data.task import Columns, Kind, Rows, Task
-from unipelt.errors import DataError, nearest
+from unipelt.data.task import Columns, Examples, Kind, Task
+from unipelt.errors import DataError, did_you_mean
 
 TEXTS = ("text", "sentence", "review", "content", "comment", "message", "document", "body", "tweet", "utterance")
 PAIRS = (
@@ -55,7 +55,7 @@ def choose_columns(
     """The columns given, then those that a run was trained on, and for the others the only column that can be meant."""
     for flag, column in {"--text": text, "--pair": pair, "--label": label}.items():
         if column is not None and column not in table.columns:
-            raise DataError(f"{table.place} has no column {column!r} ({flag}); {nearest(column, table.columns)}")
+            raise DataError(f"{table.place} has no column {column!r} ({flag}); {did_you_mean(column, table.columns)}")
     if trained is not None:
         text, pair = text or trained.text, pair or trained.pair
         for flag, column in {"--text": text, "--pair": pair}.items():
@@ -91,7 +91,7 @@ def choose_columns(
 
 def task_and_rows(
     table: Table, columns: Columns, *, name: str, labels: Sequence[str] | None = None, kind: Kind | None = None
-) -> tuple[Task, Rows]:
+) -> tuple[Task, Examples]:
     """The task that the label column describes, and every row of it; `labels`: the only class names allowed."""
     first = texts(table, columns.text)
     second = None if columns.pair is None else texts(table, columns.pair)
@@ -108,7 +108,7 @@ def task_and_rows(
     kind = kind or "classification"
     metric = "spearman" if kind == "regression" else "accuracy"
     task = Task(name=name, kind=kind, labels=names, metric=metric, pair=second is not None, columns=columns)
-    return task, Rows(first=first, second=second, labels=numbers)
+    return task, Examples(first=first, second=second, labels=numbers)
 
 
 def texts(table: Table, column: str) -> list[str]:
@@ -195,7 +195,7 @@ def label_indices(
         if name not in index_of:
             raise DataError(
                 f"{table.row(index)}: label {name!r} in column {column!r} did not occur in training; "
-                f"{nearest(name, index_of)}"
+                f"{did_you_mean(name, index_of)}"
             )
     return tuple(labels), [index_of[name] for name in names]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unipelt.data.columns import Table, choose_columns, task_and_rows
-from unipelt.data.task import Kind, Rows, Task
+from unipelt.data.task import Examples, Kind, Task
 from unipelt.errors import DataError
 
 BINARY = {b"PK\x03\x04": "a zip or Excel file", b"\x1f\x8b": "a gzip file", b"PAR1": "Parquet", b"%PDF": "a PDF"}
@@ -23,7 +23,7 @@ def load_file(
     labels: Sequence[str] | None = None,
     kind: Kind | None = None,
     for_prediction: bool = False,
-) -> tuple[Task, Rows]:
+) -> tuple[Task, Examples]:
     """The task that a file describes and its rows.
 
     text, pair, label: column names; found by name, or where only one column can be meant. labels: class names of

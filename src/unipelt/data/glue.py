@@ -5,8 +5,8 @@ from pathlib import Path
 
 from unipelt.data.columns import Table, texts
 from unipelt.data.files import read_table
-from unipelt.data.task import Columns, Dataset, Kind, Rows, Task
-from unipelt.errors import DataError, nearest
+from unipelt.data.task import Columns, Dataset, Examples, Kind, Task
+from unipelt.errors import DataError, did_you_mean
 
 HUB = "nyu-mll/glue"
 
@@ -57,7 +57,7 @@ GLUE: dict[str, GlueTask] = {
 def load_glue(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Train set, and the validation set as test set: `data_dir/<task>/<split>.parquet`, else the hub's."""
     if name not in GLUE:
-        raise DataError(f"{name!r} is no GLUE task; {nearest(name, GLUE)}")
+        raise DataError(f"{name!r} is no GLUE task; {did_you_mean(name, GLUE)}")
     row = GLUE[name]
     kind: Kind = "classification" if row.labels else "regression"
     pair = len(row.columns) == 2
@@ -72,7 +72,7 @@ def load_glue(name: str, data_dir: str | Path | None = None) -> Dataset:
         tables = {split: _local(Path(data_dir) / name, split) for split in ("train", row.test)}
         source = str(Path(data_dir) / name)
     train, test = (_rows(tables[split], row) for split in ("train", row.test))
-    return Dataset(task=task, train=train, test=test, dev=None, complete=len(train) >= row.rows, source=source)
+    return Dataset(task=task, train=train, test=test, validation=None, complete=len(train) >= row.rows, source=source)
 
 
 def _local(folder: Path, split: str) -> Table:
@@ -82,7 +82,7 @@ def _local(folder: Path, split: str) -> Table:
     return read_table(path)
 
 
-def _rows(table: Table, row: GlueTask) -> Rows:
+def _rows(table: Table, row: GlueTask) -> Examples:
     """GLUE's integers are indices already, whatever names the file declares."""
     missing = [column for column in (*row.columns, "label") if column not in table.columns]
     if missing:
@@ -93,7 +93,7 @@ def _rows(table: Table, row: GlueTask) -> Rows:
         if not lawful:
             expected = f"0 to {len(row.labels) - 1}" if row.labels else "a finite number"
             raise DataError(f"{table.row(index)}: label {label!r}, expected {expected}; is this a labelled split?")
-    return Rows(
+    return Examples(
         first=texts(table, row.named.text),
         second=None if row.named.pair is None else texts(table, row.named.pair),
         labels=list(labels),

@@ -28,8 +28,8 @@ def load_hub(
         if any(value is not None and value != -1 for value in labels):  # -1: withheld
             held_out.append(task_and_rows(tables[split], columns, name=name, labels=task.labels, kind=task.kind)[1])
     test = held_out[0] if held_out else None
-    dev = held_out[1] if len(held_out) == 2 else None
-    return Dataset(task=task, train=train, test=test, dev=dev, complete=True, source=f"{name} on the hub")
+    validation = held_out[1] if len(held_out) == 2 else None
+    return Dataset(task=task, train=train, test=test, validation=validation, complete=True, source=f"{name} on the hub")
 
 
 def hub_tables(name: str, config: str | None, *, advice: str, only: Collection[str] | None = None) -> dict[str, Table]:

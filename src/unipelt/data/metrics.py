@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from unipelt.data.task import Task
-from unipelt.errors import DataError, nearest
+from unipelt.errors import DataError, did_you_mean
 
 Values = Sequence[float]
 
@@ -80,7 +80,7 @@ METRICS: dict[str, Callable[[Values, Values], float]] = {
 def score(task: Task, predictions: Values, labels: Values) -> dict[str, float]:
     """The task's own metric first, then the others that its kind allows; of a regression its error too, where that is finite."""
     if task.metric not in METRICS:
-        raise DataError(f"task {task.name!r} has metric {task.metric!r}; {nearest(task.metric, METRICS)}")
+        raise DataError(f"task {task.name!r} has metric {task.metric!r}; {did_you_mean(task.metric, METRICS)}")
     if len(predictions) != len(labels) or len(labels) == 0:
         raise DataError(
             f"task {task.name!r}: {len(predictions)} predictions for {len(labels)} labels; "

@@ -1,7 +1,7 @@
 """The low-resource protocol of UniPELT.          Mao et al. 2022, arXiv:2110.07577, §4.1
 
 Train is shuffled by the data seed; the first k rows train, the next rows choose the checkpoint, GLUE's own
-development set is the test set. A data set without a test set gives up a fifth of its rows first.
+validation set is the test set. A data set without a test set gives up a fifth of its rows first.
 """
 
 from collections import Counter
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from unipelt.data.draw import bundles, commonest, cut, ordered, quotas
-from unipelt.data.task import Dataset, Rows, Task, class_counts
+from unipelt.data.sampling import bundles, commonest, cut, ordered, quotas
+from unipelt.data.task import Dataset, Examples, Task, class_counts
 from unipelt.errors import DataError
 
-FEWEST = 10  # rows of a development or test set: with fewer, one row moves a metric by over a tenth
-LARGEST_TEST = 1000  # rows held out of a data set that has no test set, as many as the protocol's development set
+FEWEST = 10  # rows of a validation or test set: with fewer, one row moves a metric by over a tenth
+LARGEST_TEST = 1000  # rows held out of a data set that has no test set, as many as the protocol's validation set
 TEST_SEED = 0  # one test set for every data seed, as GLUE has
 
 
@@ -24,15 +24,15 @@ class Splits:
     """What one run trains on, chooses its checkpoint by, and is judged on."""
 
     task: Task
-    train: Rows
-    dev: Rows
-    test: Rows
+    train: Examples
+    validation: Examples
+    test: Examples
     notes: tuple[str, ...]
     """what departs from the protocol, one sentence each"""
 
     @property
-    def parts(self) -> dict[str, Rows]:
-        return {"train": self.train, "dev": self.dev, "test": self.test}
+    def parts(self) -> dict[str, Examples]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @cached_property
     def prints(self) -> dict[str, dict[str, int | str]]:
@@ -40,11 +40,13 @@ class Splits:
         return {name: {"number": len(rows), "fingerprint": rows.fingerprint()} for name, rows in self.parts.items()}
 
 
-def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000, stratify: bool = False) -> Splits:
-    """k training rows and up to `dev` others; k = "all": all but a tenth of train, at most `dev` and FEWEST at least, and
+def split(
+    dataset: Dataset, k: int | Literal["all"], seed: int, validation: int = 1000, stratify: bool = False
+) -> Splits:
+    """k training rows and up to `validation` others; k = "all": all but a tenth of train, at most `validation` and FEWEST at least, and
     what else is of its groups.
 
-    stratify: each class of two rows or more has its share of train and test to within a row, of dev to within two; with
+    stratify: each class of two rows or more has its share of train and test to within a row, of validation to within two; with
     groups, which stay whole, as far as that can be.
     """
     name = dataset.task.name
@@ -52,9 +54,9 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
         raise DataError(f"data seed {seed!r}, expected a whole number from 0")
     if k != "all" and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
         raise DataError(f"--k {k}: expected a whole number from 1, or all")
-    if dev < FEWEST:
+    if validation < FEWEST:
         raise DataError(
-            f"--dev-rows {dev}: expected {FEWEST} or more; with fewer, one row moves a metric by over a tenth"
+            f"--validation-rows {validation}: expected {FEWEST} or more; with fewer, one row moves a metric by over a tenth"
         )
     notes = [] if dataset.complete or k != "all" else [_subset_note(dataset)]
     _check_classes(dataset)
@@ -66,17 +68,17 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
         pool, test, note = hold_out(dataset.task, pool, stratify)
         notes.append(note)
 
-    spare = FEWEST if dataset.dev is None else 0  # rows of the pool that cannot train
+    spare = FEWEST if dataset.validation is None else 0  # rows of the pool that cannot train
     if len(pool) <= spare:
         raise DataError(f"{name} has {len(pool)} training rows, expected more than {spare}; add rows")
-    wants_all = k == "all" and dataset.dev is None
+    wants_all = k == "all" and dataset.validation is None
     if k == "all":
-        k = len(pool) - max(spare, min(dev, len(pool) // 10) if spare else 0)
+        k = len(pool) - max(spare, min(validation, len(pool) // 10) if spare else 0)
     if k > len(pool) - spare:
         reserved = f", and {spare} of them are kept to choose the checkpoint" if spare else ""
         raise DataError(f"--k {k}: {name} has {len(pool)} training rows{reserved}; expected up to {len(pool) - spare}")
     taken, rest = cut(ordered(pool, seed, stratify), pool.groups, k, wants_all)
-    chosen_by = dataset.dev
+    chosen_by = dataset.validation
     if chosen_by is None and not (taken and rest):
         raise DataError(
             f"--group: the {len(pool)} training rows of {name} leave no group to choose the checkpoint; leave out --group{'' if wants_all else ', or take a smaller --k'}"
@@ -84,25 +86,25 @@ def split(dataset: Dataset, k: int | Literal["all"], seed: int, dev: int = 1000,
     train = pool.take(taken)
     _check_sample(dataset, train, seed, wants_all)
     if chosen_by is None:
-        chosen_by = pool.take(rest[:dev])
+        chosen_by = pool.take(rest[:validation])
         if wants_all:
             notes.append(f"{len(chosen_by)} training rows of {name} are kept back to choose the checkpoint.")
-        elif len(chosen_by) < dev:
-            notes.append(f"{len(chosen_by)} rows choose the checkpoint instead of {dev}: {name} has no more.")
-    for part, what in ((chosen_by, "development"), (test, "test")):
+        elif len(chosen_by) < validation:
+            notes.append(f"{len(chosen_by)} rows choose the checkpoint instead of {validation}: {name} has no more.")
+    for part, what in ((chosen_by, "validation"), (test, "test")):
         if len(part) < FEWEST:
             notes.append(
                 f"{name} has {len(part)} {what} row{'s' * (len(part) > 1)}: one moves a metric by over a tenth."
             )
     notes += _repeats(name, train, chosen_by, test)
-    return Splits(task=dataset.task, train=train, dev=chosen_by, test=test, notes=tuple(notes))
+    return Splits(task=dataset.task, train=train, validation=chosen_by, test=test, notes=tuple(notes))
 
 
-def _repeats(name: str, train: Rows, dev: Rows, test: Rows) -> list[str]:
+def _repeats(name: str, train: Examples, validation: Examples, test: Examples) -> list[str]:
     """How many rows of one split say what a row of another says, or belong to its group."""
     notes = []
     for rows, what, others, whose in (
-        (train, "training", test, "test"), (dev, "development", train, "training"), (dev, "development", test, "test"),
+        (train, "training", test, "test"), (validation, "validation", train, "training"), (validation, "validation", test, "test"),
     ):  # fmt: skip
         held = set(others.texts)
         repeated = sum(text in held for text in rows.texts)
@@ -115,7 +117,7 @@ def _repeats(name: str, train: Rows, dev: Rows, test: Rows) -> list[str]:
     return notes
 
 
-def hold_out(task: Task, rows: Rows, stratify: bool = False) -> tuple[Rows, Rows, str]:
+def hold_out(task: Task, rows: Examples, stratify: bool = False) -> tuple[Examples, Examples, str]:
     """(train, test, note): a fifth of the rows, at most LARGEST_TEST; no text of test stays in train.
 
     Each class gives its share, groups, which stay whole, where that is asked; none gives its last row; half of all rows stay.
@@ -152,7 +154,7 @@ def hold_out(task: Task, rows: Rows, stratify: bool = False) -> tuple[Rows, Rows
 
 def _check_classes(dataset: Dataset) -> None:
     task = dataset.task
-    for rows, what in ((dataset.train, "train"), (dataset.dev, "development"), (dataset.test, "test")):
+    for rows, what in ((dataset.train, "train"), (dataset.validation, "validation"), (dataset.test, "test")):
         if rows is not None and rows.labels is None:
             raise DataError(f"the {what} rows of {task.name} have no labels; name their column with --label")
         if rows is not None and len(rows) == 0:
@@ -162,7 +164,7 @@ def _check_classes(dataset: Dataset) -> None:
         raise DataError(f"every training row of {task.name} is {present[0]!r}; training needs at least two classes")
 
 
-def _check_sample(dataset: Dataset, train: Rows, seed: int, wants_all: bool) -> None:
+def _check_sample(dataset: Dataset, train: Examples, seed: int, wants_all: bool) -> None:
     """Every class that the data has must be seen in training."""
     task = dataset.task
     if task.kind == "regression":

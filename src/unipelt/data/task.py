@@ -40,7 +40,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class Examples:
     """Texts, or pairs of texts, with the index of each row's class or its number."""
 
     first: list[str]
@@ -60,9 +60,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.first)
 
-    def take(self, indices: Iterable[int]) -> "Rows":
+    def take(self, indices: Iterable[int]) -> "Examples":
         indices = list(indices)
-        return Rows(
+        return Examples(
             first=[self.first[index] for index in indices],
             second=None if self.second is None else [self.second[index] for index in indices],
             labels=None if self.labels is None else [self.labels[index] for index in indices],  # type: ignore[arg-type]
@@ -85,10 +85,10 @@ class Dataset:
     """A task and the rows it comes with; `protocol.split` makes the rest."""
 
     task: Task
-    train: Rows
-    test: Rows | None
+    train: Examples
+    test: Examples | None
     """None: a share of train is held out"""
-    dev: Rows | None
+    validation: Examples | None
     """None: taken from train"""
     complete: bool
     """False where train is a subset of the published set, so that k = all is not the paper's"""
@@ -97,17 +97,17 @@ class Dataset:
 
     @cached_property
     def identity(self) -> str:
-        """`2490 training and 277 test rows, sha256 …`, given development rows behind the first: equal exactly when rows, their
+        """`2490 training and 277 test rows, sha256 …`, given validation rows behind the first: equal exactly when rows, their
         order, groups and class names are."""
-        parts = [self.train, self.dev, self.test]
+        parts = [self.train, self.validation, self.test]
         said = [self.task.labels, self.train.groups, *(part and part.fingerprint() for part in parts)]
         digest = hashlib.sha256(json.dumps(said).encode("ascii")).hexdigest()[:16]
-        chosen = f", {len(self.dev)} development" if self.dev is not None else ""
+        chosen = f", {len(self.validation)} validation" if self.validation is not None else ""
         tested = f"{len(self.test)} test" if self.test is not None else "no test"
         return f"{len(self.train)} training{chosen} and {tested} rows, sha256 {digest}"
 
 
-def class_counts(task: Task, rows: Rows) -> dict[str, int]:
+def class_counts(task: Task, rows: Examples) -> dict[str, int]:
     """Rows of each class, classes without rows included."""
     counts = Counter(rows.labels or ())
     return {name: counts[index] for index, name in enumerate(task.labels)}

@@ -8,10 +8,10 @@ from torch import nn
 from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.bottleneck import Bottleneck, NormedInput
-from unipelt.forms.gate import Alike, Gate, Scored
+from unipelt.forms.gate import FusedGates, Gate, Scored
 from unipelt.forms.kronecker import Kronecker
 from unipelt.forms.low_rank import LowRank
-from unipelt.forms.routed import Product, Route, RoutedLinear
+from unipelt.forms.routed import FusedLinear, Route, RoutedLinear
 
 
 def _bottleneck(form: spec.Bottleneck, runs: int, inputs: int, outputs: int) -> nn.Module:
@@ -56,14 +56,14 @@ def reader(module: nn.Module | float) -> RoutedLinear | None:
     return None
 
 
-def product(modules: Sequence[Any]) -> Product:
+def product(modules: Sequence[Any]) -> FusedLinear:
     """Of forms and gates that read one tensor, each as often as it is asked; of gates that pool alike, σ and the mean too."""
     alike: dict[Any, list[Scored]] = {}
     for module in modules:
         if isinstance(module, Scored):
             alike.setdefault(module.pool if isinstance(module, Gate) else module, []).append(module)
-    takers = [Alike(gates) if len(gates) > 1 else gates[0].score for gates in alike.values()]
-    return Product([*takers, *(reader(module) for module in modules if not isinstance(module, Scored))])
+    takers = [FusedGates(gates) if len(gates) > 1 else gates[0].score for gates in alike.values()]
+    return FusedLinear([*takers, *(reader(module) for module in modules if not isinstance(module, Scored))])
 
 
 __all__ = ["MAPS", "Route", "RoutedLinear", "product", "reader", "takes_weight"]

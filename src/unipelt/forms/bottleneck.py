@@ -35,7 +35,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
         return self.up(self.dropout(self.activation(self.down(x, route))), route)
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
+    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         if self.init == "bert":
             draw_normal(self.down.weight, run, generator, 0.02)
             draw_normal(self.up.weight, run, generator, 0.02)

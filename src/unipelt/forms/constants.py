@@ -21,7 +21,7 @@ class Bias(nn.Module):
         bias = route.pick(self.bias, x.shape[0]).to(x.dtype)
         return bias.view(-1, *[1] * (x.dim() - 2), bias.shape[-1])
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
+    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         """Nothing to draw: Δ = 0 at step 0."""
 
 
@@ -37,5 +37,5 @@ class Norm(nn.Module):
     def forward(self, x: Float[Tensor, "batch *seq d"], route: Route) -> Float[Tensor, "batch *seq d"]:
         return scale_and_shift(self.normalise(x), self.weight, self.bias, route)
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
+    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         """Nothing to draw: Δ = 0 at step 0."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from unipelt.forms.routed import Product, Route, RoutedLinear, Turns, draw_normal
+from unipelt.forms.routed import FusedLinear, Route, RoutedLinear, SharedResult, draw_normal
 
 Scores = Float[Tensor, "batch seq n"]
 Shares = Float[Tensor, "batch seq 1"] | None
@@ -49,7 +49,7 @@ class Scored(nn.Module):
         super().__init__()
         self.score = RoutedLinear(runs, inputs, members)
         self.pool = pool
-        self.alike: Alike | None = None
+        self.alike: FusedGates | None = None
 
     def forward(self, h: Float[Tensor, "batch seq d"], shares: Shares, route: Route) -> Float[Tensor, "batch _ n"]:
         if self.alike is not None:
@@ -59,7 +59,7 @@ class Scored(nn.Module):
     def value(self, scores: Scores, shares: Shares) -> Float[Tensor, "batch _ n"]:
         raise NotImplementedError
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
+    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         draw_normal(self.score.weight, run, generator, 0.02)
 
 
@@ -67,24 +67,24 @@ class Gate(Scored):
     """g = pool of σ(h·w + b): near 0.5 at step 0"""
 
     def value(self, scores: Scores, shares: Shares) -> Float[Tensor, "batch _ n"]:
-        return self.pool(wide(scores).sigmoid(), shares)
+        return self.pool(upcast(scores).sigmoid(), shares)
 
 
 class GroupGate(Scored):
     """g = softmax over the group's changes of pool of ReLU(h W + b): U's central gate"""
 
     def value(self, scores: Scores, shares: Shares) -> Float[Tensor, "batch _ n"]:
-        return self.pool(wide(scores).relu(), shares).softmax(dim=-1)
+        return self.pool(upcast(scores).relu(), shares).softmax(dim=-1)
 
 
-class Alike(Turns):
+class FusedGates(SharedResult):
     """One tensor's gates that pool alike, or one group's, asked for each of its changes: their value in one pass."""
 
     def __init__(self, gates: Sequence[Scored]):
         """gates: each as often as it is asked."""
         super().__init__(gates)
         self.linears = tuple(gate.score for gate in self.takers)
-        self.product: Product | None = None
+        self.product: FusedLinear | None = None
         for gate in self.takers:
             gate.alike = self
 
@@ -107,10 +107,10 @@ class Learned(nn.Module):
     def forward(self, h: Tensor, shares: Shares, route: Route) -> Float[Tensor, "_ 1 1"]:
         return route.pick(self.scale, h.shape[0])[:, None, None]
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
+    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         """Nothing to draw: it starts where it was told to."""
 
 
-def wide(scores: Tensor) -> Tensor:
+def upcast(scores: Tensor) -> Tensor:
     """At least float32: half precision is not enough to average over a sequence."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))

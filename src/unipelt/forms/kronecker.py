@@ -26,7 +26,7 @@ class KroneckerLinear(nn.Module):
         y = torch.einsum("bsac,bicr,biro,biae->bseo", rows, left, right, rule)
         return y.reshape(*x.shape[:-1], -1) + bias.view(-1, *[1] * (x.dim() - 2), bias.shape[-1])
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
+    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         draw_normal(self.rule, run, generator, 0.1)
         for factor in (self.left, self.right):
             draw_normal(factor, run, generator, (2 / (factor.shape[-2] + factor.shape[-1])) ** 0.5)  # Glorot

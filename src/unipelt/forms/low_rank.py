@@ -28,5 +28,5 @@ class LowRank(nn.Module):
         weight = weight if self.scale == 1 else weight * self.scale
         return self.up(hidden * weight.to(hidden.dtype), route, onto=h)
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
+    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         draw_kaiming(self.down.weight, run, generator, self.down.weight.shape[-1])  # up stays 0: Δ = 0 at step 0

@@ -32,7 +32,7 @@ class PrefixTable(nn.Module):
         pair = torch.stack([route.pick(p[:, layer], batch) for p in (self.key, self.value)])
         return rearrange(pair, "two rows prefix (head d) -> two rows head prefix d", head=self.heads)
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
+    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         draw_normal(self.key, run, generator, 0.02)
         if self.function == "softmax":  # a relu prefix keeps P_v = 0: Δ = 0 at step 0
             draw_normal(self.value, run, generator, 0.02)
@@ -60,7 +60,7 @@ class PrefixMLP(nn.Module):
         pair = route.pick(self.outputs[layer](shared, Route.blocks(len(shared))), batch)
         return rearrange(pair, "rows prefix (two head d) -> two rows head prefix d", two=2, head=self.heads)
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
+    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         linears = [self.hidden, *self.outputs]
         if self.init == "unipelt":
             for parameter in (self.embedding, *(linear.weight for linear in linears)):
@@ -87,10 +87,10 @@ def fold(prefix: PrefixMLP) -> PrefixTable:
 Attend = Callable[..., tuple[Float[Tensor, "batch query head d"], Tensor | None]]
 
 
-def widened(mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+def pad_mask(mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """A mask with columns in front that all attend: 0 and −∞, to be added, where True and False came.
 
-    Rows start at multiples of 8 numbers: a GPU's kernels copy what does not.
+    Examples start at multiples of 8 numbers: a GPU's kernels copy what does not.
     """
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
@@ -98,7 +98,7 @@ def widened(mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     return F.pad(mask, (columns, -width % 8))[..., :width]
 
 
-def concatenated(
+def prefix_attention(
     attend: Attend,
     q: Tensor,
     k: Tensor,
@@ -107,9 +107,9 @@ def concatenated(
     prefix_k: Tensor,
     prefix_v: Tensor,
     bias: Tensor | None,
-    widen: Callable[[Tensor, int, torch.dtype], Tensor] = widened,
+    widen: Callable[[Tensor, int, torch.dtype], Tensor] = pad_mask,
 ) -> tuple[Tensor, Tensor | None]:
-    """softmax(q [P_k; k]ᵀ / √d) [P_v; v]; P_k and P_v come weighed, the mask is widened by columns that all attend"""
+    """softmax(q [P_k; k]ᵀ / √d) [P_v; v]; P_k and P_v come weighed, the mask is pad_mask by columns that all attend"""
     batch, columns = k.shape[0], prefix_k.shape[-2]
     keys = torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=-2)
     values = torch.cat([prefix_v.expand(batch, -1, -1, -1), v], dim=-2)

@@ -82,7 +82,7 @@ class RoutedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(runs, outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(runs, outputs)) if bias else None
-        self.product: Product | None = None
+        self.product: FusedLinear | None = None
 
     def forward(
         self, x: Float[Tensor, "batch *seq inputs"], route: Route, onto: Float[Tensor, "batch *seq outputs"] | None = None
@@ -99,7 +99,7 @@ class RoutedLinear(nn.Module):
         return (self,)
 
 
-class Turns:
+class SharedResult:
     """What several take of one tensor: the first that asks computes for all, and each takes its own.
 
     Another tensor is another turn. So no formula knows of it, and what does not read the tensor after all is still right.
@@ -133,7 +133,7 @@ class Turns:
         return vars(self) | {"turn": (None, [])}
 
 
-class Product(Turns):
+class FusedLinear(SharedResult):
     """Linears that read one tensor, such as gates' and LoRA's down-projections, as one matrix product.
 
     Each takes its columns; a taker of several `linears` takes theirs together.

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt import spec
-from unipelt.errors import SiteError, SpecError, nearest
+from unipelt.errors import SiteError, SpecError, did_you_mean
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attention import Kernels
-from unipelt.inject.build import Build
-from unipelt.inject.compiled import forget, look_again, refuse_compiled
-from unipelt.inject.flow import AttentionEntry, Hold, StackHooks, checkpoints
-from unipelt.inject.heads import POLICIES, POOLINGS, HeadJunction, Pooling, build_head, find_head
-from unipelt.inject.places import LiveStack, find_stacks
-from unipelt.inject.tuned import NAME, Joined, Several, Tuned, joined_to
+from unipelt.inject.compiled import forget, refuse_compiled, reset_dynamo
+from unipelt.inject.context import AttentionEntry, InputCapture, StackHooks, checkpoints
+from unipelt.inject.heads import POLICIES, POOLINGS, HeadHook, Pooling, build_head, find_head
+from unipelt.inject.plan import Build
+from unipelt.inject.resolve import ResolvedStack, find_stacks
+from unipelt.inject.state import NAME, AttachedState, MixtureState, MultiMixtureState, attached_state
 
 SAVING = ("_keys_to_ignore_on_save", "_weight_conversions")
 """attributes by which a PreTrainedModel says what it saves, and under which names"""
@@ -63,7 +63,7 @@ def attach(
         raise SpecError(f"seeds={seeds!r}: expected a list, one seed a run, such as [{seeds!r}]") from None
     for name, value, known in (("head", head, POLICIES), ("pooling", pooling, POOLINGS)):
         if value not in known:
-            raise SpecError(f"{name}={value!r}: {nearest(value, known)}")
+            raise SpecError(f"{name}={value!r}: {did_you_mean(value, known)}")
     if len(seeds) != sum(shares):
         raise SpecError(f"runs={runs!r} with {len(seeds)} seeds: expected one seed each")
     _check_model(model)
@@ -73,7 +73,7 @@ def attach(
     options = {"head": head, "pooling": pooling, "sites": sites}
     parts, heads = [], []
     for one, share in zip(mixtures, shares):
-        part = Tuned(one, share, options, fresh_head)
+        part = MixtureState(one, share, options, fresh_head)
         heads.append(build_head(model, head_modules, share))
         for path, module in {**build.mixture(one, share), **{f"head.{p}": m for p, m in heads[-1].items()}}.items():
             part.place(path, module)
@@ -81,7 +81,7 @@ def attach(
         parts.append(part)
     if len(parts) == 1:
         build.products()
-    tuned = parts[0] if len(parts) == 1 else Several(parts)
+    tuned = parts[0] if len(parts) == 1 else MultiMixtureState(parts)
     _cast(tuned, model)
     for run, seed in enumerate(seeds):
         tuned.begin(run, seed)
@@ -106,17 +106,17 @@ def attach(
     model._weight_conversions = []  # type: ignore[assignment]  # its keys are saved as they are: renaming is for the base's
     model.add_module(NAME, tuned)
     tuned.train(model.training)
-    tuned.hang(model)
-    look_again()
+    tuned.register_hooks(model)
+    reset_dynamo()
     return model
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Give the base back: weights, hooks, requires_grad, attention implementation and attributes are as they were."""
-    tuned = joined_to(model)
+    tuned = attached_state(model)
     forget(model)
     refuse_compiled(model)
-    tuned.unhang()
+    tuned.remove_hooks()
     if tuned.kernels is not None:
         tuned.kernels.restore()
     delattr(model, NAME)
@@ -128,7 +128,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         setattr(model, name, value)
     for name, value in tuned.before["classes"].items():
         setattr(model.config, name, value)
-    look_again()
+    reset_dynamo()
     return model
 
 
@@ -140,11 +140,11 @@ def class_names(model: PreTrainedModel) -> dict[str, Any]:
 @contextmanager
 def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Inside the block the model is its plain base, its own head included."""
-    tuned = joined_to(model)
-    if not tuned.hung:  # inside another such block
+    tuned = attached_state(model)
+    if not tuned.hooked:  # inside another such block
         yield model
         return
-    tuned.unhang()
+    tuned.remove_hooks()
     if tuned.kernels is not None:
         tuned.kernels.restore()
     try:
@@ -153,7 +153,7 @@ def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         if getattr(model, NAME, None) is tuned:  # else it was detached, or another mixture took its place
             if tuned.kernels is not None:
                 tuned.kernels.enter()
-            tuned.hang(model)
+            tuned.register_hooks(model)
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def route(model: PreTrainedModel, rows: Sequence[int] | Tensor | None = None) ->
     repeats the route as it repeats the rows. Raises SpecError for a run that is not there; a forward of another number of
     rows raises SiteError.
     """
-    tuned = joined_to(model)
+    tuned = attached_state(model)
     before = tuned.route
     tuned.route = before._replace(rows=None if rows is None else _whole_numbers(rows, tuned))
     try:
@@ -173,7 +173,7 @@ def route(model: PreTrainedModel, rows: Sequence[int] | Tensor | None = None) ->
         tuned.route = before
 
 
-def _whole_numbers(rows: Sequence[int] | Tensor, tuned: Joined) -> Tensor:
+def _whole_numbers(rows: Sequence[int] | Tensor, tuned: AttachedState) -> Tensor:
     try:
         given = torch.as_tensor(rows, device=next((p.device for p in tuned.parameters()), None))
     except (TypeError, ValueError, RuntimeError):
@@ -191,7 +191,7 @@ def _check_model(model: PreTrainedModel) -> None:
         )
     if not hasattr(model, "base_model") or not hasattr(model, "config"):
         raise SiteError(f"expected a transformers PreTrainedModel; got {type(model).__name__}")
-    if isinstance(joined := getattr(model, NAME, None), Joined):
+    if isinstance(joined := getattr(model, NAME, None), AttachedState):
         raise SiteError(f"the model has {joined.name!r} attached already; call unipelt.detach(model) first")
     if hasattr(model, NAME):
         raise SiteError(f"the model has an attribute {NAME!r} of its own: nothing can be attached under that name")
@@ -205,7 +205,7 @@ def _check_model(model: PreTrainedModel) -> None:
     refuse_compiled(model)
 
 
-def _head_policy(tuned: Tuned, policy: str) -> None:
+def _head_policy(tuned: MixtureState, policy: str) -> None:
     """What of the head is trained; `paper`, as U's code: all with an adapter, its bias alone with BitFit, else nothing."""
     forms = {change.form.name for change in tuned.mixture.changes}
     if policy == "paper":
@@ -216,23 +216,23 @@ def _head_policy(tuned: Tuned, policy: str) -> None:
             parameter.requires_grad_(policy == "train" or (policy == "bias" and name.endswith("bias")))
 
 
-def _cast(tuned: Joined, model: PreTrainedModel) -> None:
-    """Tuned parameters are float32 beside a half-precision base, float64 beside a float64 one."""
+def _cast(tuned: AttachedState, model: PreTrainedModel) -> None:
+    """MixtureState parameters are float32 beside a half-precision base, float64 beside a float64 one."""
     floating = [p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1]
     dtype = torch.promote_types(floating[0], torch.float32) if floating else torch.float32
     tuned.to(dtype)
 
 
-def _device(tuned: Joined, build: Build, model: PreTrainedModel) -> None:
+def _device(tuned: AttachedState, build: Build, model: PreTrainedModel) -> None:
     """A change lives where its target lives: joined modules may be on several devices."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     tuned.to(device) if device.type != "meta" else tuned.to_empty(device=device)
     if len({p.device for p in model.parameters()}) < 2:
         return
     for side in (build.before, build.after):
-        for path, junction in side.items():
+        for path, hook_on in side.items():
             target = next(model.get_submodule(path).parameters(), None)
-            for delta in junction.deltas:
+            for delta in hook_on.deltas:
                 if target is not None:
                     delta.form.to(target.device)
                     if isinstance(delta.weight, nn.Module):
@@ -244,14 +244,14 @@ def _device(tuned: Joined, build: Build, model: PreTrainedModel) -> None:
 
 
 def _hooks(
-    tuned: Joined,
+    tuned: AttachedState,
     build: Build,
-    stacks: list[LiveStack],
+    stacks: list[ResolvedStack],
     heads: list[dict[str, Any]],
     model: PreTrainedModel,
     pooling: str,
 ) -> list[tuple[str, str, Any]]:
-    """Every hook of an attached model, in the order in which they are to hang."""
+    """Every hook of an attached model, in the order in which they are to register_hooks."""
     hooks: list[tuple[str, str, Any]] = []
     for stack in stacks:
         pooled = {mask for name, mask in build.pooled if name == stack.row.name}
@@ -262,7 +262,7 @@ def _hooks(
         door = StackHooks(stack.module, stack.flow, tuned.current_route, pooled, hands_on, prefixes)
         flows = pooled or prefixes or tuned.runs > 1
         if build.prefixes:
-            hooks.append((stack.path, "pre with keywords", KernelDoor(tuned).enter))
+            hooks.append((stack.path, "pre with keywords", AttentionHook(tuned).enter))
         if flows or any(flow is stack.flow for flow, _ in build.holds.values()):
             hooks.append((stack.path, "pre with keywords", door.enter))
             hooks.append((stack.path, "post", door.leave))
@@ -271,12 +271,12 @@ def _hooks(
                 path = f"{layer.path}.{attention.module}"
                 held = build.holds.pop(path, (None, None))[1]
                 hooks.append((path, "pre with keywords", AttentionEntry(stack.flow, held, by_mask).enter))
-    hooks += [(path, "pre with keywords", Hold(flow, name).enter) for path, (flow, name) in build.holds.items()]
+    hooks += [(path, "pre with keywords", InputCapture(flow, name).enter) for path, (flow, name) in build.holds.items()]
     hooks += [(path, "pre with keywords", entry.enter) for path, entry in build.prefixes.items()]
-    hooks += [(path, "pre", junction.before) for path, junction in build.before.items()]
-    hooks += [(path, "post", junction.after) for path, junction in build.after.items()]
+    hooks += [(path, "pre", hook_on.before) for path, hook_on in build.before.items()]
+    hooks += [(path, "post", hook_on.after) for path, hook_on in build.after.items()]
     for path in heads[0]:
-        hooks.append((path, "post", HeadJunction([head[path] for head in heads], tuned.current_route).after))
+        hooks.append((path, "post", HeadHook([head[path] for head in heads], tuned.current_route).after))
     if pooling != "model":
         if len(stacks) != 1 or stacks[0].row.causal or model.base_model is model:
             raise SiteError(
@@ -291,10 +291,10 @@ def _hooks(
     return hooks
 
 
-class KernelDoor:
+class AttentionHook:
     """Looks at each forward whether the user has set another attention implementation."""
 
-    def __init__(self, tuned: Joined):
+    def __init__(self, tuned: AttachedState):
         self.tuned = tuned
 
     def enter(self, *_: Any) -> None:

@@ -15,9 +15,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unipelt.errors import SiteError
-from unipelt.forms.prefix import concatenated, mixed, multi_head_parallel, widened
-from unipelt.inject.flow import Context, Flow, together
-from unipelt.inject.junction import Delta
+from unipelt.forms.prefix import mixed, multi_head_parallel, pad_mask, prefix_attention
+from unipelt.inject.context import Context, ForwardState, together
+from unipelt.inject.hooks import BoundChange
 
 KEYWORD = "unipelt_prefixes"
 MARK = "unipelt_"
@@ -38,7 +38,7 @@ class PrefixCall(NamedTuple):
         return self._replace(key=self.key.to(dtype), value=self.value.to(dtype), weight=weight)
 
 
-class PrefixDelta(Delta):
+class BoundPrefix(BoundChange):
     """A prefix's weight multiplies P_k and P_v (softmax) or Δ (relu); `form` gives the prefixes of one layer of its stack."""
 
     def __init__(self, name: str, form: nn.Module, weight: Any, *, table: str, layer: int, function: str, **rest: Any):
@@ -66,9 +66,9 @@ class PrefixDelta(Delta):
 class PrefixEntry:
     """Puts an attention block's prefixes into the call of its attention function."""
 
-    def __init__(self, flow: Flow):
+    def __init__(self, flow: ForwardState):
         self.flow = flow
-        self.deltas: list[PrefixDelta] = []
+        self.deltas: list[BoundPrefix] = []
 
     def enter(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
         x = args[0] if args else kwargs["hidden_states"]
@@ -77,7 +77,7 @@ class PrefixEntry:
             own = x if context.mine is None else x[context.mine]
             deltas = [delta for delta in self.deltas if delta.mixture == context.mixture]
             calls.append((context.mine, tuple(delta.call(own, context) for delta in deltas)))
-        return args, {**kwargs, KEYWORD: (calls, self.flow.widened)}
+        return args, {**kwargs, KEYWORD: (calls, self.flow.pad_mask)}
 
 
 def attend_with_prefixes(
@@ -94,7 +94,7 @@ def attend_with_prefixes(
     Of mixtures side by side, each attends in its own rows; as these have unlike numbers of keys, no weights are returned.
     """
     calls: list[tuple[Any, tuple[PrefixCall, ...]]]
-    calls, widen = kwargs.pop(KEYWORD, ([(None, ())], widened))
+    calls, widen = kwargs.pop(KEYWORD, ([(None, ())], pad_mask))
     bias, dropout = kwargs.pop("position_bias", None), kwargs.pop("dropout", 0.0)
     kernel = eager_of(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
     scaling = kwargs.get("scaling")
@@ -124,7 +124,7 @@ def attend_with_prefixes(
         prefixes = [prefix.to(q.dtype) for prefix in prefixes]
         for prefix in prefixes:
             if prefix.function == "softmax" and prefix.weight is None:
-                attend = partial(_concatenated, attend, prefix, widen)
+                attend = partial(_prefix_attention, attend, prefix, widen)
             elif prefix.function == "softmax":
                 attend = partial(_mixed, attend, prefix, scaling, kwargs.get("softcap"), dropout)
         output, weights = attend(q, k, v, mask, bias)
@@ -145,8 +145,8 @@ def attend_with_prefixes(
     return together(rows, parts), None
 
 
-def _concatenated(attend: Callable, prefix: PrefixCall, widen: Callable, q, k, v, mask, bias, **kwargs):
-    return concatenated(partial(attend, **kwargs), q, k, v, mask, prefix.key, prefix.value, bias, widen)
+def _prefix_attention(attend: Callable, prefix: PrefixCall, widen: Callable, q, k, v, mask, bias, **kwargs):
+    return prefix_attention(partial(attend, **kwargs), q, k, v, mask, prefix.key, prefix.value, bias, widen)
 
 
 def _mixed(

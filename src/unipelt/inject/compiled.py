@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from unipelt.errors import SiteError, SpecError, nearest
-from unipelt.inject.flow import checkpoints
+from unipelt.errors import SiteError, SpecError, did_you_mean
+from unipelt.inject.context import checkpoints
 from unipelt.inject.shapes import bucket, most_tokens
-from unipelt.inject.tuned import joined_to
+from unipelt.inject.state import attached_state
 from unipelt.spec import Gate
 
 PADDING = {"attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "labels": -100, "decoder_attention_mask": 0}
@@ -45,7 +45,7 @@ def compile(model: PreTrainedModel, *, lengths: Sequence[int] = (), backend: str
     Raises SiteError where nothing is attached, or the model is compiled already, SpecError for lengths that are none, for a
     backend that torch does not know, and for a gate that averages over padding.
     """
-    changes = [change for part in joined_to(model).parts for change in part.mixture.changes]
+    changes = [change for part in attached_state(model).parts for change in part.mixture.changes]
     if model._compiled_call_impl is not None:
         raise SiteError("the model is compiled already; expected one that is not")
     if not all(isinstance(length, int) and length > 0 for length in lengths):
@@ -55,7 +55,7 @@ def compile(model: PreTrainedModel, *, lengths: Sequence[int] = (), backend: str
             "Gate(pool='reference') averages over padding, which compile adds: call model.compile() instead"
         )
     if isinstance(backend, str) and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
-        raise SpecError(f"backend={backend!r}: {nearest(backend, known)}")
+        raise SpecError(f"backend={backend!r}: {did_you_mean(backend, known)}")
     model._compiled_call_impl = Compiled(model, sorted(lengths), backend)
     return model
 
@@ -76,7 +76,7 @@ def refuse_compiled(model: nn.Module) -> None:
             )
 
 
-def look_again() -> None:
+def reset_dynamo() -> None:
     """Code that torch.compile has made knows nothing of hooks that came or went: make it look again."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
@@ -123,7 +123,7 @@ class Compiled:
     def _plainly(self, *args: Any, **kwargs: Any) -> Any:
         watched = self._watching()
         output = self.model._call_impl(*args, **kwargs)
-        if watched == self.watched:  # hooks that the base itself has hung meanwhile watch nothing in other calls
+        if watched == self.watched:  # hooks that the base itself has registered meanwhile watch nothing in other calls
             self.watched = self._watching()
         return output
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from transformers import PreTrainedModel
 
 from unipelt.errors import SpecError
-from unipelt.inject.compiled import look_again, refuse_compiled
-from unipelt.inject.places import find_stacks
-from unipelt.inject.tuned import joined_to
+from unipelt.inject.compiled import refuse_compiled, reset_dynamo
+from unipelt.inject.resolve import find_stacks
+from unipelt.inject.state import attached_state
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def dropped(model: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
 
     Raises SpecError for a number of layers that the base has not.
     """
-    tuned = joined_to(model)
+    tuned = attached_state(model)
     stacks = find_stacks(model, tuned.parts[0].options["sites"], tuned.runs)
     depth = max(len(stack.layers) for stack in stacks)
     if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= depth:
@@ -33,7 +33,7 @@ def dropped(model: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
     def leave_out(paths: tuple[str, ...]) -> None:
         with tuned.changing(model):
             tuned.without = paths
-        look_again()
+        reset_dynamo()
 
     try:
         leave_out(before + low)

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from unipelt.errors import SiteError, nearest
+from unipelt.errors import SiteError, did_you_mean
 from unipelt.forms.constants import scale_and_shift
 from unipelt.forms.gate import mean_of_real, shares_of
 from unipelt.forms.routed import Route, RoutedLinear, draw_normal
-from unipelt.inject.flow import Context
-from unipelt.inject.tuned import NAME, Joined
+from unipelt.inject.context import Context
+from unipelt.inject.state import NAME, AttachedState
 
 POLICIES = ("train", "frozen", "paper")
 POOLINGS = ("model", "cls", "mean")
@@ -33,7 +33,7 @@ class HeadLinear(nn.Module):
     def forward(self, x: Tensor, route: Route) -> Tensor:
         return self.linear(x, route)
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
+    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         """As transformers initialises a head: N(0, initializer_range), bias 0. Class by class: more classes change no row."""
         for row in self.linear.weight.transpose(0, 1):
             draw_normal(row, run, generator, self.spread)
@@ -56,14 +56,14 @@ class HeadNorm(nn.Module):
     def forward(self, x: Tensor, route: Route) -> Tensor:
         return scale_and_shift(F.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight, self.bias, route)
 
-    def draw(self, run: int, generator: torch.Generator) -> None:
+    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         if not self.weight.is_meta:
             self.weight.data[run] = 1
             if self.bias is not None:
                 self.bias.data[run] = 0
 
 
-class HeadJunction:
+class HeadHook:
     """Replaces a head module's output by that of each row's run: one module a mixture."""
 
     def __init__(self, modules: Sequence[HeadLinear | HeadNorm], route: Any):
@@ -124,7 +124,7 @@ def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> di
         modules = dict(model.named_modules())
         for path in paths:
             if path not in modules:
-                raise SiteError(f"the base has no head module {path!r}: {nearest(path, found)}")
+                raise SiteError(f"the base has no head module {path!r}: {did_you_mean(path, found)}")
         found = {path: modules[path] for path in paths}
     spread = getattr(model.config, "initializer_range", 0.02)
     head: dict[str, HeadLinear | HeadNorm] = {}
@@ -141,9 +141,9 @@ def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> di
     return head
 
 
-def output_of(model: PreTrainedModel | Joined) -> RoutedLinear | nn.Linear | None:
+def output_of(model: PreTrainedModel | AttachedState) -> RoutedLinear | nn.Linear | None:
     """The last linear of the head, where it is trained: tuned runs' own, or that of a model tuned whole."""
-    joined = model if isinstance(model, Joined) else getattr(model, NAME, None)
+    joined = model if isinstance(model, AttachedState) else getattr(model, NAME, None)
     modules = joined.shown().modules() if joined is not None else find_head(model).values()  # type: ignore[arg-type]
     linears = [m.linear if isinstance(m, HeadLinear) else m for m in modules if isinstance(m, HeadLinear | nn.Linear)]
     return linears[-1] if linears and linears[-1].weight.requires_grad else None

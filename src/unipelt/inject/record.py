@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt.forms.gate import Gate, Scored
-from unipelt.inject.tuned import Tuned, joined_to, tuned_of
+from unipelt.inject.state import MixtureState, attached_state, mixture_state
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
     number, and the values are those of its own rows.
     """
     values: dict[str, list[Tensor]] = defaultdict(list)
-    gates = {path: m for path, m in joined_to(model).shown().named_modules() if isinstance(m, Scored)}
+    gates = {path: m for path, m in attached_state(model).shown().named_modules() if isinstance(m, Scored)}
 
     def keep(path: str):
         def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:
@@ -36,9 +36,9 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
             handle.remove()
 
 
-def trainable_parameters(model: PreTrainedModel | Tuned) -> dict[str, int]:
+def trainable_parameters(model: PreTrainedModel | MixtureState) -> dict[str, int]:
     """Numbers of trainable parameters of one run, by change; `head` for the head."""
-    tuned = model if isinstance(model, Tuned) else tuned_of(model)
+    tuned = model if isinstance(model, MixtureState) else mixture_state(model)
     counts: dict[str, int] = {name: 0 for name, _ in tuned.mixture.named()}
     for owner, _, parameter in tuned.changes():
         if parameter.requires_grad:

@@ -11,16 +11,16 @@ from typing import Any
 from unipelt.errors import UserError
 from unipelt.report import evidence
 from unipelt.report.answer import Answer, answers, headline
-from unipelt.report.beside import beside, bound
 from unipelt.report.claims import Claim
 from unipelt.report.decision import decision
 from unipelt.report.drawing import Figure
 from unipelt.report.figures import figures, gate_means
 from unipelt.report.page import Section, page
+from unipelt.report.paper_comparison import beside, bound
+from unipelt.report.recommendation import verdict
 from unipelt.report.scores import scores, whole
 from unipelt.report.study import Study, read
 from unipelt.report.table import Table, comma_separated, latex, markdown
-from unipelt.report.verdict import verdict
 from unipelt.study.store import DONE, EFFICIENCY, KEYS, Store
 
 PAGE = "report.html"
@@ -32,7 +32,7 @@ ASKED_OF_STUDIES = (
     "claims",
     "sweeps",
 )  # and not of one's own file
-RUNS = (*KEYS, "metric", "dev", "test", "status", "steps", "seconds")
+RUNS = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def build(folder: Path) -> Report:
     judged = {} if study.own_rows else evidence.judged(study)
     drawn = figures(study)
     tables = {
-        "Table 1": scores(study), "Table 1, development": scores(study, "dev"), "Table 2": bound(study), "Table 3": whole(study),
+        "Table 1": scores(study), "Table 1, validation": scores(study, "validation"), "Table 2": bound(study), "Table 3": whole(study),
         "Table 4": evidence.efficiency(study, measured), "beside the paper": beside(study), "differences": evidence.differences(study),
         "average ranks": evidence.ranks(study), "claims": evidence.claim_table(judged), "sweeps": evidence.swept(study),
         "rates": evidence.rates(study), "failed": evidence.failures(study),
@@ -104,7 +104,7 @@ def _sections(tables: dict[str, Table], drawn: Sequence[Figure]) -> list[Section
         Section("One option varied", [*pictures("sweep"), *those("sweeps")]),
         Section("Gates", pictures("gates")),
         Section("Learning curves", pictures("curves")),
-        Section("Details", those("Table 1, development", "rates", "failed"), folded=True),
+        Section("Details", those("Table 1, validation", "rates", "failed"), folded=True),
     ]
 
 

@@ -66,7 +66,7 @@ def _beats_full(samples: Sequence[Sample]) -> Claim:
 
 def _never_worst(samples: Sequence[Sample]) -> Claim:
     """Yes: on every task the lowest other method is surely below. No: on some task even the lowest is surely above, the
-    interval widened to that many tasks (Bonferroni)."""
+    interval pad_mask to that many tasks (Bonferroni)."""
     text = f"{OURS} is never the worst"
     methods, why = standing(samples, (OURS,))
     if not methods or any(len(of.values) < 2 for of in samples):

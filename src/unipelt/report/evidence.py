@@ -187,7 +187,7 @@ def rates(study: Study) -> Table:
         "Chosen learning rates",
         ["method", *map(task_label, over)],
         blocks,
-        ["By the mean development metric over seeds, never by test; behind it the number of rates that were tried."],
+        ["By the mean validation metric over seeds, never by test; behind it the number of rates that were tried."],
     )
 
 

@@ -13,7 +13,7 @@ from unipelt.report.study import Study
 from unipelt.report.sweeps import Sweep, sweep_places
 
 Curve = dict[float, float]
-"""epoch → development metric of one run"""
+"""epoch → validation metric of one run"""
 PLOT_WIDE, PAGE_WIDE = 2.3, 12.0
 """inches: of a panel without its methods' names, and of what a page shows without making it smaller"""
 
@@ -25,7 +25,7 @@ def figures(study: Study) -> list[Figure]:
 
 def answer(study: Study) -> list[Figure]:
     """Each method's average difference to the best, with its interval."""
-    if study.own_rows or not study.compared:  # one's own rows have their answer by the development rows
+    if study.own_rows or not study.compared:  # one's own rows have their answer by the validation rows
         return []
     which = {k: [compared.best, *compared.to_best] for k, compared in study.compared.items()}
     most, lines = max(map(len, which.values())), max(wrapped(m).count("\n") + 1 for of in which.values() for m in of)
@@ -105,20 +105,20 @@ def _sweep(lines: list[Sweep], grid: Grid, panel: Any, place: tuple[int | str, s
 
 
 def curves(study: Study) -> list[Figure]:
-    """The development metric over epochs, a figure a size whose runs were evaluated more than once."""
+    """The validation metric over epochs, a figure a size whose runs were evaluated more than once."""
     runs: dict[Any, dict[str, dict[str, list[Curve]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in study.listed:
         if row["curve"]:
             points = {point["epoch"]: point[row["metric"]] for point in row["curve"] if row["metric"] in point}
             runs[row["k"]][row["task"]][row["method"]].append(points)
     caption = (
-        "The best development metric chooses the epoch. Line: mean over seeds, band: one standard deviation; drawn while at "
+        "The best validation metric chooses the epoch. Line: mean over seeds, band: one standard deviation; drawn while at "
         "least half of the seeds still train."
     )
     return [
         multiples(
             f"curves-k{k}",
-            (f"Development metric over epochs, {size_label(k)}", caption),
+            (f"Validation metric over epochs, {size_label(k)}", caption),
             sorted(runs[k], key=task_order),
             partial(_learning, runs[k]),
         )

@@ -35,11 +35,11 @@ def ranked(values: Sequence[float | None]) -> list[str]:
 
 
 def scores(study: Study, kind: str = "test") -> Table:
-    """The paper's table 1; for the development metric, its appendix."""
-    grid = study.test if kind == "test" else study.dev
+    """The paper's table 1; for the validation metric, its appendix."""
+    grid = study.test if kind == "test" else study.validation
     among = [k for k in study.sizes if k != ALL]
     over = union(study, among)
-    number, what = ("1", "Test metric") if kind == "test" else ("1d", "Best development metric")
+    number, what = ("1", "Test metric") if kind == "test" else ("1d", "Best validation metric")
     place = " (the paper's table 1)" * (kind == "test" and not study.own_rows)
     return Table(
         f"table{number}-{kind}",
@@ -138,6 +138,6 @@ def _notes(study: Study, among: Iterable[int | str]) -> list[str]:
     several = len(union(study, among)) > 1
     return [
         f"{MARKED}. Metrics: {said}.",
-        "The learning rate of each task, K and method is the one with the best mean development metric over seeds."
+        "The learning rate of each task, K and method is the one with the best mean validation metric over seeds."
         + " An average stands only where every task of its block is there; its deviation is that of the seeds' averages." * several,
     ]  # fmt: skip

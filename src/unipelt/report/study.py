@@ -18,7 +18,7 @@ LIGHT = (
     *KEYS,
     "status",
     "metric",
-    "dev",
+    "validation",
     "test",
     "complete",
     "steps",
@@ -33,7 +33,7 @@ DEEP = ("id", "gates", "curve")
 
 @dataclass
 class Study:
-    """What the store holds, by the rates that the development rows chose."""
+    """What the store holds, by the rates that the validation rows chose."""
 
     facts: dict[str, Any]
     runs: list[dict[str, Any]]
@@ -44,7 +44,7 @@ class Study:
     listed: list[dict[str, Any]]
     """those that stand in tables: all but the points of sweeps"""
     test: Grid
-    dev: Grid
+    validation: Grid
     samples: dict[tuple[int | str, str], Sample]
     compared: dict[int | str, Compared] = field(init=False)
     """by size, over what is comparable there; sizes of a single method left out"""
@@ -117,7 +117,9 @@ def read(store: Store) -> Study:
     grid = gather(chosen)
     listed = [row for row in chosen if row["method"] not in _swept(sweeps, grid, row)]
     test = gather(listed)
-    return Study(store.facts, runs, chosen, sweeps, listed, test, gather(listed, "dev"), _samples(store, listed, test))
+    return Study(
+        store.facts, runs, chosen, sweeps, listed, test, gather(listed, "validation"), _samples(store, listed, test)
+    )
 
 
 def _order(row: dict[str, Any]) -> tuple:

@@ -1,15 +1,15 @@
 """What a mixture is. This room imports nothing but the standard library: no torch, no transformers."""
 
 from unipelt.spec.change import Change, Gate, Learned, Mixture, Weight
+from unipelt.spec.compatibility import RULES, equation
 from unipelt.spec.forms import FORMS, Bias, Bottleneck, Form, Kronecker, LowRank, Norm, Prefix
-from unipelt.spec.lawful import LAWS, equation
 from unipelt.spec.presets import DEFAULT, PRESETS, mixture, settings, spelling
 
 __all__ = [
     "DEFAULT",
     "FORMS",
-    "LAWS",
     "PRESETS",
+    "RULES",
     "Bias",
     "Bottleneck",
     "Change",

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from unipelt.errors import SpecError, nearest
+from unipelt.errors import SpecError, did_you_mean
+from unipelt.spec.compatibility import LINEARS, equation
 from unipelt.spec.forms import FORMS, Form, check_settings
-from unipelt.spec.lawful import LINEARS, equation
 
 FORMAT_VERSION = 1
 
@@ -41,7 +41,7 @@ Weight = float | Learned | Gate
 class Change:
     """One modification of one representation: h ← h + weight · Δ(reads), along He et al.'s dimensions.
 
-    Raises SpecError for a combination that the table of `unipelt.spec.lawful` refuses, with its reason.
+    Raises SpecError for a combination that the table of `unipelt.spec.compatibility` refuses, with its reason.
     """
 
     form: Form
@@ -74,7 +74,7 @@ class Change:
             object.__setattr__(self, "layers", layers)
         if isinstance(self.weight, Gate) and self.weight.pool not in ("auto", "token", "reference"):
             raise SpecError(
-                f"Gate(pool={self.weight.pool!r}): {nearest(self.weight.pool, ('auto', 'token', 'reference'))}"
+                f"Gate(pool={self.weight.pool!r}): {did_you_mean(self.weight.pool, ('auto', 'token', 'reference'))}"
             )
         if isinstance(self.weight, Gate) and not isinstance(self.weight.group, str):
             raise SpecError(f"Gate(group={self.weight.group!r}): expected a name")
@@ -199,7 +199,7 @@ def _one_of(known: dict[str, type], data: Any, what: str) -> Any:
         raise SpecError(f"a {what} is an object with one name; got {data!r}")
     ((name, settings),) = data.items()
     if name not in known:
-        raise SpecError(f"{what} {name!r}: {nearest(name, known)}")
+        raise SpecError(f"{what} {name!r}: {did_you_mean(name, known)}")
     if not isinstance(settings, dict):
         raise SpecError(f"{what} {name}: its settings are an object; got {settings!r}")
     _known_keys(settings, [field.name for field in fields(known[name])], f"{what} {name}")
@@ -214,4 +214,4 @@ def _finite(number: Any) -> bool:
 def _known_keys(data: dict[str, Any], known: Iterable[str], what: str) -> None:
     for key in data:
         if key not in known:
-            raise SpecError(f"{what} has no {key!r}: {nearest(key, known)}")
+            raise SpecError(f"{what} has no {key!r}: {did_you_mean(key, known)}")

@@ -6,7 +6,7 @@ He et al. 2022, arXiv:2110.04366, table 1, first column. What a form computes st
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_args, get_type_hints
 
-from unipelt.errors import SpecError, nearest
+from unipelt.errors import SpecError, did_you_mean
 
 MOST = 2**20
 """of any setting: no base is as wide"""
@@ -104,7 +104,7 @@ def check_settings(form: Form) -> None:
         what = f"{form.name}({field.name}={value!r})"
         if choices := get_args(hint):
             if value not in choices:
-                raise SpecError(f"{what}: {nearest(str(value), choices)}")
+                raise SpecError(f"{what}: {did_you_mean(str(value), choices)}")
         elif hint is bool:
             if not isinstance(value, bool):
                 raise SpecError(f"{what}: expected true or false")

@@ -5,10 +5,10 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 
-from unipelt.errors import SpecError, nearest
+from unipelt.errors import SpecError, did_you_mean
 from unipelt.spec.change import Change, Gate, Learned, Mixture, Weight
+from unipelt.spec.compatibility import LINEARS
 from unipelt.spec.forms import Bias, Bottleneck, Kronecker, LowRank, Norm, Prefix
-from unipelt.spec.lawful import LINEARS
 
 Layers = tuple[int, ...] | None
 PRESETS: dict[str, Callable[..., Mixture]] = {}
@@ -250,13 +250,14 @@ def _call(text: str) -> tuple[str, dict[str, object]]:
             "'full': refused, because full fine-tuning is not a change to a frozen base but a way of training; use `unipelt train --method full`"
         )
     if name not in PRESETS:
-        raise SpecError(f"preset {name!r}: {nearest(name, [*PRESETS, 'full'])}")
+        raise SpecError(f"preset {name!r}: {did_you_mean(name, [*PRESETS, 'full'])}")
     known = inspect.signature(PRESETS[name]).parameters
     given = _options(text, options) if options else {}
     for option in given:
         if option not in known:
             raise SpecError(
-                f"preset {name!r} has no option {option!r}: " + (nearest(option, known) if known else "it has none")
+                f"preset {name!r} has no option {option!r}: "
+                + (did_you_mean(option, known) if known else "it has none")
             )
     return name, given
 

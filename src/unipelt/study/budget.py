@@ -11,14 +11,14 @@ import torch
 
 from unipelt.checkpoint.bases import load_both
 from unipelt.errors import UserError
-from unipelt.fleet.loop import Fleet
-from unipelt.fleet.outcome import FULL
-from unipelt.fleet.ready import prepare
-from unipelt.fleet.together import Corpus, member_of, plan_of
-from unipelt.inject.tuned import joined_to
+from unipelt.inject.state import attached_state
 from unipelt.study.engine import planned_width
 from unipelt.study.plan import Setting
 from unipelt.study.store import Cell
+from unipelt.train.fleet import Fleet
+from unipelt.train.records import FULL
+from unipelt.train.runner import DatasetCache, plan_of, prepare_run
+from unipelt.train.setup import prepare
 
 STEPS, ROWS = 3, 64  # of a trial, after a step that is not counted
 FILL = 0.85  # of the time, at most, by these estimates
@@ -40,15 +40,15 @@ class Work:
     """of the recipe, at most"""
     every: int
     """epochs between evaluations"""
-    dev: int
+    validation: int
     test: int
 
     def seconds(self, epochs: int) -> float:
         """Training for so many epochs, its evaluations, and the test."""
-        return epochs * self.steps * self.step + (-(-epochs // self.every) * self.dev + self.test) * self.row
+        return epochs * self.steps * self.step + (-(-epochs // self.every) * self.validation + self.test) * self.row
 
 
-def work_of(cells: Sequence[Cell], setting: Setting, corpus: Corpus, device: torch.device) -> Work:
+def work_of(cells: Sequence[Cell], setting: Setting, corpus: DatasetCache, device: torch.device) -> Work:
     """By a few steps and predictions of one method's runs; those that do not fit side by side come one after another."""
     full = cells[0].method.strip() == FULL
     width = 1 if full else min(len(cells), planned_width(setting, device))
@@ -56,19 +56,21 @@ def work_of(cells: Sequence[Cell], setting: Setting, corpus: Corpus, device: tor
     first, splits = requests[0], corpus.splits(requests[0])
     model, tokenizer = load_both(first.model, classes=len(splits.task.labels) or 1)
     prepare(model, [first.method], first, seeds=[[request.seed for request in requests]])
-    part = model if full else joined_to(model).parts[0]
-    plans = [plan_of(member_of(request, splits, corpus, model, tokenizer), 0, part) for request in requests]
+    part = model if full else attached_state(model).parts[0]
+    plans = [plan_of(prepare_run(request, splits, corpus, model, tokenizer), 0, part) for request in requests]
     fleet = Fleet(model.to(device), plans, tokenizer)
     steps = [_seconds(fleet.step) for _ in range(1 + STEPS)]
-    dev = plans[0].dev
+    validation = plans[0].validation
     some = replace(
-        dev, features={name: part[:: -(-len(dev) // ROWS)] for name, part in dev.features.items()}, labels=None
+        validation,
+        features={name: part[:: -(-len(validation) // ROWS)] for name, part in validation.features.items()},
+        labels=None,
     )
     predicted = _seconds(lambda: fleet.predict([some] * width))
     times, recipe = len(cells) / width, plans[0].recipe
     return Work(
         method=first.method, step=times * median(steps[1:]), row=times * predicted / len(some), steps=plans[0].steps_per_epoch,
-        epochs=recipe.epochs, every=recipe.evaluate_every, dev=len(dev), test=len(splits.test),
+        epochs=recipe.epochs, every=recipe.evaluate_every, validation=len(validation), test=len(splits.test),
     )  # fmt: skip
 
 
@@ -82,8 +84,8 @@ def epochs_within(works: Sequence[Work], seconds: float) -> int:
     return next(fits, 0)
 
 
-def fitted(
-    plan: Sequence[Cell], setting: Setting, corpus: Corpus, device: torch.device, minutes: float, until: float
+def fit_epochs(
+    plan: Sequence[Cell], setting: Setting, corpus: DatasetCache, device: torch.device, minutes: float, until: float
 ) -> tuple[int | None, str]:
     """(epochs, what there is to say) so that two seeds of every method end before the moment `until` (time.monotonic), or its
     first runs where the plan has one seed, or so few epochs were left; no epochs where the recipe's own fit.
@@ -102,8 +104,8 @@ def fitted(
     least, left = min(works, key=lambda one: one.seconds(1)), until - time.monotonic()
     if least.seconds(1) > left:
         raise UserError(
-            f"--minutes {minutes:g}: one epoch of {least.method}, with {least.dev} development and {least.test} test rows, takes about "
-            f"{minutes_of(least.seconds(1))} minutes here; expected more, or fewer --rates or --dev-rows, or a smaller --model"
+            f"--minutes {minutes:g}: one epoch of {least.method}, with {least.validation} validation and {least.test} test rows, takes about "
+            f"{minutes_of(least.seconds(1))} minutes here; expected more, or fewer --rates or --validation-rows, or a smaller --model"
         )
     epochs, most = epochs_within(works, left / 2), works[0].epochs
     fits = "so that two seeds of every method fit"

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from unipelt.errors import DataError, UserError
-from unipelt.fleet.lock import Busy, alone_in
-from unipelt.fleet.together import Corpus
 from unipelt.study.engine import WAIT, failed, identities, train_fleet
 from unipelt.study.plan import Setting
 from unipelt.study.store import Cell, Result, Store
+from unipelt.train.lock import Busy, alone_in
+from unipelt.train.runner import DatasetCache
 
 DEATHS = 3  # of a fleet's workers, until it is the fleet that kills them: too large for a machine's memory, most likely
 OBJECTS = 100 * 2**20  # bytes of Ray's shared memory on this machine: results are small
@@ -155,6 +155,6 @@ def train(
 
 
 @cache
-def _corpus() -> Corpus:
+def _corpus() -> DatasetCache:
     """A worker's, for all its fleets."""
-    return Corpus()
+    return DatasetCache()

@@ -1,4 +1,4 @@
-"""Several methods on one person's own rows: which runs are trained together, and the checkpoint of each method's best."""
+"""MultiMixtureState methods on one person's own rows: which runs are trained together, and the checkpoint of each method's best."""
 
 import shutil
 from collections.abc import Iterable
@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from unipelt.errors import CheckpointError
-from unipelt.fleet.outcome import FULL, Result, write_outcome
-from unipelt.fleet.tune import keep, outcome_of
 from unipelt.study.plan import Setting
 from unipelt.study.store import DONE, Cell, Store
+from unipelt.train.records import FULL, Result, write_outcome
+from unipelt.train.train_run import keep, outcome_of
 
 
 def in_rounds(free: Iterable[Cell], mix_methods: bool = False) -> dict[str, list[Cell]]:
@@ -24,22 +24,24 @@ def in_rounds(free: Iterable[Cell], mix_methods: bool = False) -> dict[str, list
     return fleets
 
 
-class Keeper:
-    """Keeps, of each method and rate, the checkpoint of the seed with the best development metric."""
+class CheckpointSaver:
+    """Keeps, of each method and rate, the checkpoint of the seed with the best validation metric."""
 
     def __init__(self, store: Store, setting: Setting):
         self.store, self.setting, self.folder = store, setting, store.path.parent / "runs"
         self.best: dict[str, float] = {}
 
     def __call__(self, model: Any, run: int, cell: Cell, finished: Result) -> None:
-        for row in self.store.runs(["method", "lr", "status", "dev"]):  # another process may have ended some meanwhile
+        for row in self.store.runs(
+            ["method", "lr", "status", "validation"]
+        ):  # another process may have ended some meanwhile
             if row["status"] in DONE:
                 other = _name(row["method"], row["lr"])
-                self.best[other] = max(row["dev"], self.best.get(other, row["dev"]))
+                self.best[other] = max(row["validation"], self.best.get(other, row["validation"]))
         name = _name(cell.method, cell.lr)
-        if finished.dev is None or finished.dev < self.best.get(name, finished.dev):
+        if finished.validation is None or finished.validation < self.best.get(name, finished.validation):
             return
-        self.best[name] = finished.dev
+        self.best[name] = finished.validation
         request = self.setting.request(cell)
         outcome = outcome_of(request, finished)
         keep(model, request, outcome, self.folder / name, run)

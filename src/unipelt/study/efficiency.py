@@ -20,11 +20,11 @@ from unipelt import spec
 from unipelt.checkpoint.bases import load_base
 from unipelt.checkpoint.disk import write_whole
 from unipelt.errors import UserError
-from unipelt.fleet.evaluate import precision
-from unipelt.fleet.outcome import FULL, Request
-from unipelt.fleet.ready import prepare
 from unipelt.inject.shapes import most_tokens
 from unipelt.study.store import EFFICIENCY
+from unipelt.train.evaluation import precision
+from unipelt.train.records import FULL, Request
+from unipelt.train.setup import prepare
 
 Step = Callable[[], None]
 Batch = dict[str, Tensor]

@@ -15,13 +15,13 @@ import transformers
 import unipelt
 from unipelt.checkpoint.bases import from_hub
 from unipelt.errors import CheckpointError, DataError, StoreError, UserError, out_of_memory
-from unipelt.fleet.lock import Busy, alone_in
-from unipelt.fleet.outcome import FULL, STATE
-from unipelt.fleet.ready import device_of
-from unipelt.fleet.together import Corpus, methods_of, train_together
 from unipelt.study.plan import Setting
 from unipelt.study.store import Cell, Result, Store
 from unipelt.study.width import measured
+from unipelt.train.lock import Busy, alone_in
+from unipelt.train.records import FULL, STATE
+from unipelt.train.runner import DatasetCache, methods_of, train_together
+from unipelt.train.setup import device_of
 
 CPU_WIDTH = 4  # 64 rows a step: more are no faster there, and the longest of more batches is longer
 GPU_WIDTH = 64  # at most: beyond, a step's time grows with the rows
@@ -38,13 +38,13 @@ def planned_width(setting: Setting, device: torch.device) -> int:
 
 def run_study(
     store: Store, setting: Setting, *, device: str = "auto", tell: Callable[[str], None] = print, watch: Any = None,
-    keep: Keep = lambda *_: None, until: float | None = None, corpus: Corpus | None = None,
+    keep: Keep = lambda *_: None, until: float | None = None, corpus: DatasetCache | None = None,
 ) -> None:  # fmt: skip
     """Train every fleet of a store that is not done, until none is left; fleets of other processes are waited for.
 
     until: the moment (time.monotonic) after which no fleet is begun and the one at work is given up.
     """
-    target, corpus, waited = device_of(device), corpus or Corpus(), False
+    target, corpus, waited = device_of(device), corpus or DatasetCache(), False
     while pending := set(store.pending()):
         worked = False
         for fleet, cells in store.fleets().items():
@@ -66,7 +66,7 @@ def run_study(
             time.sleep(WAIT)
 
 
-def identities(cells: Iterable[Cell], setting: Setting, corpus: Corpus) -> dict[str, str]:
+def identities(cells: Iterable[Cell], setting: Setting, corpus: DatasetCache) -> dict[str, str]:
     """What the rows of each of the cells' tasks are, on this machine."""
     each = {cell.task: cell for cell in cells}
     return {task: corpus.dataset(setting.request(cell)).identity for task, cell in each.items()}
@@ -74,7 +74,7 @@ def identities(cells: Iterable[Cell], setting: Setting, corpus: Corpus) -> dict[
 
 def train_fleet(
     finish: Callable[[dict[Cell, Result]], None], cells: list[Cell], todo: set[Cell], setting: Setting, device: torch.device,
-    corpus: Corpus, folder: Path | None = None, watch: Any = None, keep: Keep = lambda *_: None, until: float | None = None,
+    corpus: DatasetCache, folder: Path | None = None, watch: Any = None, keep: Keep = lambda *_: None, until: float | None = None,
     share: float = 1.0,
 ) -> None:  # fmt: skip
     """Train one fleet, of which `todo` is not done yet; where the device's memory is too small, again with half as many runs,

@@ -10,10 +10,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from unipelt import spec
 from unipelt.data import GLUE
 from unipelt.data.builtin import TASK
-from unipelt.errors import UserError, nearest
-from unipelt.fleet.outcome import DRAWN, FILES, FULL, Request
-from unipelt.fleet.recipe import Recipe, default_recipe
+from unipelt.errors import UserError, did_you_mean
 from unipelt.study.store import Cell
+from unipelt.train.recipes import Recipe, default_recipe
+from unipelt.train.records import DRAWN, FILES, FULL, Request
 
 METHODS = (
     FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",
@@ -64,12 +64,12 @@ class Grid:
             raise UserError(f"--rates {self.rates}: expected 1 to {MOST_RATES}")
         if self.lr and self.rates > 1:
             raise UserError(f"--rates {self.rates}: counts where no --lr is given; leave one of them out")
-        for method in map(spelt, self.methods):
+        for method in map(canonical_method, self.methods):
             if method != FULL:
                 spec.mixture(method)
         for task in self.tasks:
             if task not in (*GLUE, TASK.name) and not Path(task).exists() and "/" not in task:
-                raise UserError(f"{task!r} is no task or file; {nearest(task, [*GLUE, TASK.name])}")
+                raise UserError(f"{task!r} is no task or file; {did_you_mean(task, [*GLUE, TASK.name])}")
         for k in self.k:
             if k != "all" and (isinstance(k, str) or k < 1):
                 raise UserError(f"--k {k}: expected a whole number from 1, or all")
@@ -78,7 +78,7 @@ class Grid:
 
     def cells(self, hidden: int) -> list[Cell]:
         """The runs, in an order in which the first results come early: task by task within a size. hidden: the base's width."""
-        tasks, methods = [*map(placed, self.tasks)], [*map(spelt, self.methods)]
+        tasks, methods = [*map(placed, self.tasks)], [*map(canonical_method, self.methods)]
         found = (
             Cell(task=task, k=k, method=method, seed=seed, lr=rate)
             for k in self.k
@@ -90,7 +90,7 @@ class Grid:
         return list(dict.fromkeys(found))
 
 
-def spelt(method: str) -> str:
+def canonical_method(method: str) -> str:
     """The one way to write a method, so that equal runs are equal cells."""
     return FULL if method.strip() == FULL else spec.spelling(method)
 
@@ -182,7 +182,7 @@ def in_fleets(cells: Iterable[Cell], width: int, mixed: bool, mix_methods: bool 
     return fleets
 
 
-def arranged(given: dict[str, Any]) -> tuple[Grid, Setting]:
+def parse_options(given: dict[str, Any]) -> tuple[Grid, Setting]:
     """The options of a study, by their names, put where they belong; others are passed over.
 
     Raises UserError for an option that none of the tasks takes.
@@ -214,7 +214,7 @@ def read_plan(path: str) -> dict[str, Any]:
     del known["recipe"], known["columns"]
     for name, value in given.items():
         if name not in known:
-            raise UserError(f"--plan {path}: {name!r}: {nearest(name, known)}")
+            raise UserError(f"--plan {path}: {name!r}: {did_you_mean(name, known)}")
         if not _fits(value, known[name]):
             raise UserError(f"--plan {path}: {name} = {repr(value)[:80]}: expected {_words(known[name])}")
     return {"policy" if name == "head_policy" else name: value for name, value in given.items()}

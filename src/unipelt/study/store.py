@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from unipelt.errors import StoreError
-from unipelt.fleet.outcome import DONE as DONE
-from unipelt.fleet.outcome import Result, other_option
+from unipelt.train.records import DONE as DONE
+from unipelt.train.records import Result, other_option
 
 FILE, FORMAT = "study.sqlite", 1
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
@@ -44,7 +44,7 @@ class Cell:
 KEYS = tuple(f.name for f in fields(Cell))
 VALUES = tuple(f.name for f in fields(Result) if f.name != "asked")
 COLUMNS = (*KEYS, *VALUES, "fleet")
-TYPES = {"seed": "INTEGER", "lr": "REAL", "dev": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
+TYPES = {"seed": "INTEGER", "lr": "REAL", "validation": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
           "steps": "INTEGER", "seconds": "REAL", "width": "INTEGER"}  # fmt: skip
 _TEXT = {"status", "metric", "device", "fleet"}
 _JSON = {name for name in VALUES if name not in TYPES and name not in _TEXT}
@@ -56,7 +56,7 @@ CREATE TABLE runs (id TEXT PRIMARY KEY, place INTEGER NOT NULL,
 
 
 class Store:
-    """The runs of one study. Several processes may read and write it at once."""
+    """The runs of one study. MultiMixtureState processes may read and write it at once."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, asked: dict[str, Any] | None = None):
         self.path, self._connection, self._asked = path, connection, asked

@@ -8,11 +8,11 @@ import torch
 
 from unipelt.checkpoint.bases import load_both
 from unipelt.errors import DataError
-from unipelt.fleet.encode import Encoded
-from unipelt.fleet.loop import Fleet, Plan
-from unipelt.fleet.outcome import Request
-from unipelt.fleet.ready import prepare
-from unipelt.fleet.together import Corpus, member_of, methods_of
+from unipelt.train.batches import Encoded
+from unipelt.train.fleet import Fleet, Plan
+from unipelt.train.records import Request
+from unipelt.train.runner import DatasetCache, methods_of, prepare_run
+from unipelt.train.setup import prepare
 
 SHARE = 0.8  # of the free memory: evaluations, captured steps and what an allocator cannot fill have the rest
 
@@ -27,7 +27,9 @@ def fitting(free: int, one: int, two: int, most: int) -> int:
     return 1 << (max(1, min(runs, most)).bit_length() - 1)
 
 
-def measured(requests: Sequence[Request], corpus: Corpus, device: torch.device, most: int, share: float = 1.0) -> int:
+def measured(
+    requests: Sequence[Request], corpus: DatasetCache, device: torch.device, most: int, share: float = 1.0
+) -> int:
     """The width of a GPU's fleet that trains these requests, by a step at their longest rows; 1 where two have no room.
 
     share: of the GPU that is this fleet's; others fill the rest at the same time.
@@ -46,7 +48,7 @@ def measured(requests: Sequence[Request], corpus: Corpus, device: torch.device, 
         torch.cuda.empty_cache()
 
 
-def _peak(requests: Sequence[Request], corpus: Corpus, device: torch.device, runs: int) -> int:
+def _peak(requests: Sequence[Request], corpus: DatasetCache, device: torch.device, runs: int) -> int:
     """Bytes that a training step holds at most, weights included."""
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -54,7 +56,7 @@ def _peak(requests: Sequence[Request], corpus: Corpus, device: torch.device, run
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def trial(requests: Sequence[Request], corpus: Corpus, device: torch.device, runs: int) -> tuple[int, int]:
+def trial(requests: Sequence[Request], corpus: DatasetCache, device: torch.device, runs: int) -> tuple[int, int]:
     """Take one step of so many runs of each method, at the longest rows of all requests: (rows, tokens) of each run."""
     first = requests[0]
     model, tokenizer = load_both(first.model, classes=2, seed=first.seed)
@@ -64,7 +66,7 @@ def trial(requests: Sequence[Request], corpus: Corpus, device: torch.device, run
     longest: tuple[int, Plan] | None = None
     for request in requests:
         try:
-            member = member_of(request, corpus.splits(request), corpus, model, tokenizer)
+            member = prepare_run(request, corpus.splits(request), corpus, model, tokenizer)
         except DataError:  # said when the fleet is trained
             continue
         recipe, coded = member.recipe, member.encoded["train"]
@@ -75,7 +77,7 @@ def trial(requests: Sequence[Request], corpus: Corpus, device: torch.device, run
             features = {name: [part[place]] * rows for name, part in coded.features.items()}
             taken = Encoded(features, [0] * rows, coded.longest)
             task = replace(member.splits.task, kind="classification", labels=("no", "yes"))
-            longest = size, Plan(task=task, train=taken, dev=taken, recipe=recipe, seed=first.seed)
+            longest = size, Plan(task=task, train=taken, validation=taken, recipe=recipe, seed=first.seed)
     if longest is None:
         return 0, 0
     plans = [replace(longest[1], mixture=mixture) for mixture in range(len(methods)) for _ in range(runs)]

@@ -1,0 +1,115 @@
+"""How `adapters` 1.x names in a file what is one of our parameters."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unipelt import spec
+from unipelt.errors import CheckpointError
+from unipelt.inject.resolve import ResolvedStack
+
+BERTS = ("bert", "roberta", "xlm-roberta", "electra", "deberta-v2")
+GATE = {"gate.score.weight": "gate.weight", "gate.score.bias": "gate.bias"}
+BOTTLENECK = GATE | {
+    "down.weight": "adapter_down.0.weight",
+    "down.bias": "adapter_down.0.bias",
+    "up.weight": "adapter_up.weight",
+    "up.bias": "adapter_up.bias",
+}
+LOW_RANK = GATE | {"down.weight": "lora_A", "up.weight": "lora_B"}
+PREFIX = {"embedding": "wte.weight", "hidden": "control_trans.0", "outputs": "control_trans.2"}
+FLAT = "control_trans"
+
+
+@dataclass
+class Names:
+    """The names of one adapter on one base; `key` and `value` take the name of one of our parameters."""
+
+    kind: str
+    """model_type of the base"""
+    adapter: str
+    """its own name, which is in every key"""
+    changes: dict[str, spec.Change]
+    stacks: list[ResolvedStack]
+
+    def key(self, own: str) -> str:
+        first, second, *rest = own.split(".")
+        if second in self.changes:
+            return self._prefix(first, *rest)
+        stack = next(stack for stack in self.stacks if stack.row.name == first)
+        base = stack.path.removesuffix(stack.row.module).rstrip(".")
+        layer = stack.layers[int(second)].path.removeprefix(base + "." if base else "")
+        change, place = self.changes[rest[0]], ".".join(rest[1:])
+        if change.form.name == "bottleneck":
+            if place.endswith("scale.scale"):
+                place, part = place.removesuffix("scale.scale") + str(change.site), "scaling"
+            else:
+                place, part = _split(place, BOTTLENECK)
+            return f"{layer}.{self._owner(stack, place)}.adapters.{self.adapter}.{part}"
+        place, part = _split(place, LOW_RANK)
+        attention = stack.row.cross if place.startswith("cross_") else stack.row.attention
+        if change.form.name == "prefix":
+            return f"{layer}.{attention.module}.prefix_tuning.prefix_gates.{self.adapter}.{part.removeprefix('gate.')}"  # type: ignore[union-attr]
+        linear = getattr(attention, place.removeprefix("cross_"), place)
+        return f"{layer}.{linear}.loras.{self.adapter}.{part}"
+
+    def value(self, own: str, tensor: Tensor) -> Tensor:
+        """Their tensor in our shape; where it cannot have it, as it is."""
+        first, second, *rest = own.split(".")
+        if own.endswith("scale.scale"):
+            return tensor.squeeze()
+        if second in self.changes and rest[-1] in ("key", "value"):
+            depth = self._depth(first, second)
+            length, slot = self.changes[second].form.length, ("key", "value").index(rest[-1])  # type: ignore[union-attr]
+            if tensor.numel() % (length * depth * 2) == 0:
+                return tensor.view(length, depth, 2, -1)[:, :, slot].transpose(0, 1)
+        if "outputs" in rest and len(tensor) % self._depth(first, second) == 0:
+            return tensor.unflatten(0, (self._depth(first, second), -1))[int(rest[-2])]
+        return tensor
+
+    def _depth(self, stack: str, change: str) -> int:
+        """Number of layers that a change is in."""
+        return len(self.changes[change].layers or next(s for s in self.stacks if s.row.name == stack).layers)
+
+    def _prefix(self, stack: str, attention: str, part: str, *leaf: str) -> str:
+        leaf = leaf[-1:] if part == "outputs" else leaf  # theirs is one matrix for all layers
+        if attention == "cross":
+            location = "cross_prefix"
+        elif stack == "encoder" and len(self.stacks) > 1:
+            location = "encoder_prefix"
+        else:
+            location = "self" if self.kind == "distilbert" else "self_prefix"
+        return ".".join(["prefix_tunings", self.adapter, location, PREFIX.get(part, FLAT), *leaf])
+
+    def _owner(self, stack: ResolvedStack, place: str) -> str:
+        """The module of a layer that holds the adapters of a place: ffn, attention or cross_attention."""
+        row = stack.row
+        if self.kind in BERTS:
+            return {"attention": "attention.output", "ffn": "output"}[place]
+        if self.kind == "t5":
+            module = {"ffn": row.ffn_output, "attention": row.attention.module}
+            return (module.get(place) or row.cross.module).rpartition(".")[0]  # type: ignore[union-attr]
+        inner = "attention." if self.kind == "albert" and place == "attention" else ""
+        return inner + {"ffn": "output_adapters"}.get(place, f"{place}_adapters")
+
+
+def _split(place: str, parts: dict[str, str]) -> tuple[str, str]:
+    """The place of one of our names, and their name for its part."""
+    end = next(end for end in parts if place.endswith("." + end))
+    return place.removesuffix("." + end), parts[end]
+
+
+def plain_keys(model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Keys counted from the base model, each prefix once: `adapters` saves it again for every layer that shares it."""
+    plain: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        name = key.removeprefix(f"{model.base_model_prefix}.")
+        name = re.sub(r"^(?:.*\.)?prefix_tuning\.(?:pool\.)?prefix_tunings\.", "prefix_tunings.", name)
+        if name in plain and not torch.equal(plain[name], value):
+            raise CheckpointError(f"{folder}: its copies of {name!r} differ")
+        plain[name] = value
+    return plain

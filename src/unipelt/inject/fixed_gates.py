@@ -1,0 +1,95 @@
+"""An attached model takes another mixture in place: gates fixed to constants, prefixes folded, a checkpoint's parameters."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unipelt import spec
+from unipelt.errors import SpecError, did_you_mean
+from unipelt.forms.prefix import PrefixMLP, fold
+from unipelt.inject.attach import attach, detach
+from unipelt.inject.state import MixtureState, mixture_state
+
+
+def swap(
+    model: PreTrainedModel, mixture: spec.Mixture, state: Callable[[str], Tensor], runs: int | None = None
+) -> PreTrainedModel:
+    """Detach what is attached, attach `mixture` with the same options, and give each parameter, by path, what `state` says."""
+    tuned = mixture_state(model)
+    options, runs, training, head = tuned.options, runs or tuned.runs, model.training, tuned.head_modules()
+    trains = {name: p.requires_grad for name, p in tuned.named_parameters()}
+    detach(model)
+    attach(model, mixture, runs=runs, head_modules=head, **options)
+    new = mixture_state(model)
+    with torch.no_grad():
+        for name, parameter in new.named_parameters():
+            parameter.copy_(state(name))
+            parameter.requires_grad_(trains.get(name, True))
+    return model.train(training)
+
+
+def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float] | Tensor]) -> PreTrainedModel:
+    """Replace gates by constants, by change name: one value for all layers, or one a layer that the change is in.
+
+    The change's weight becomes a learned scalar that starts at the value, so that what could not merge now can.
+    Raises SpecError for a change that is not there or has no gate, and for what is no finite number; all is then as it was.
+    """
+    tuned = mixture_state(model)
+    gated = {name: c.weight for name, c in tuned.mixture.named() if isinstance(c.weight, spec.Gate)}
+    if not isinstance(values, dict):
+        raise SpecError(f"values={values!r}: expected a dict of changes' names and values; gated: {', '.join(gated)}")
+    for name in values:
+        if name not in gated:
+            known = (
+                did_you_mean(str(name), gated) if gated else f"{tuned.mixture.name!r} has no gates, or none any more"
+            )
+            raise SpecError(f"no gated change {name!r} is attached: {known}")
+    for group in {gate.group for gate in gated.values()} - {""}:
+        members = [name for name, gate in gated.items() if gate.group == group]
+        if any(n in values for n in members) and not all(n in values for n in members):
+            raise SpecError(f"the gates of group {group!r} share one softmax: fix all of {', '.join(members)}, or none")
+    before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
+    constants = {name: _by_layer(tuned, name, given) for name, given in values.items()}
+
+    def state(path: str) -> Tensor:
+        """The parameters as they are, and each new scale at its value."""
+        if path in before:
+            return before[path]
+        _, layer, name, *_ = path.split(".")
+        return constants[name][layer]
+
+    return swap(model, tuned.mixture.with_weights(dict.fromkeys(values, spec.Learned())), state)
+
+
+def _by_layer(tuned: MixtureState, name: str, given: Any) -> dict[str, Tensor]:
+    """A change's constant in each of its layers."""
+    layers = sorted({path.split(".")[1] for path in tuned.change_locations() if path.split(".")[2] == name}, key=int)
+    try:
+        value = torch.as_tensor(given, dtype=torch.float64).detach()
+    except (TypeError, ValueError, RuntimeError):
+        value = torch.tensor(torch.nan)
+    if value.dim() > 1 or not value.isfinite().all():
+        raise SpecError(f"{name}: {given!r}, expected a finite number, or {len(layers)} of them, one a layer")
+    if value.dim() and len(value) != len(layers):
+        raise SpecError(f"{name}: {len(value)} values for {len(layers)} layers")
+    return dict(zip(layers, value.expand(len(layers))))
+
+
+def folded(tuned: MixtureState) -> tuple[spec.Mixture, dict[str, Tensor]]:
+    """The mixture and parameters `[run, …]` after each prefix MLP has been folded into the prefixes that it gives."""
+    state = {name: p.detach() for name, p in tuned.named_parameters()}
+    changes = []
+    for name, change in tuned.mixture.named():
+        for path, module in tuned.named_modules():
+            if isinstance(module, PrefixMLP) and path.split(".")[1] == name:
+                table = fold(module)
+                state = {key: value for key, value in state.items() if not key.startswith(path + ".")}
+                state |= {f"{path}.key": table.key.detach(), f"{path}.value": table.value.detach()}
+        if isinstance(change.form, spec.Prefix):
+            change = replace(change, form=replace(change.form, mlp=0))
+        changes.append(change)
+    return spec.Mixture(tuple(changes), tuned.mixture.name), state

@@ -1,0 +1,107 @@
+"""What runs say of rows: logits, decisions and gate values, for all runs of a model in one pass over batches of like length."""
+
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache, partial
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unipelt.data import Task
+from unipelt.forms.gate import GroupGate
+from unipelt.inject.record import record_gates
+from unipelt.inject.state import attached_state
+from unipelt.train.batches import Encoded, collate, longest_first
+
+CPU_ROWS = 32  # a forward, without gradients: more do not fit into a CPU's caches
+GPU_TOKENS, GPU_ROWS = 65_536, 512  # a forward on a GPU: so many tokens, and so many rows at least
+LEAST_ROWS = 8  # of each run
+
+
+@torch.no_grad()
+def predict(
+    model: PreTrainedModel, tokenizer: Any, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None,
+    gates: list[dict[str, Tensor]] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Logits `[rows, classes]` of every run for its own rows, in their order; batches of like length, largest first.
+
+    gates: one dictionary a run, which gets each gate's value for each row, `[rows]`, by the path of its change; the members
+    of a central gate as `path[i]`. A gate of each token's own is averaged over the row's tokens.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    results: list[dict[str, Tensor]] = [{} for _ in data]
+    for batch in longest_first([encoded.lengths() for encoded in data], partial(rows_each, device, len(data))):
+        parts = list(zip(data, batch))
+        inputs, _ = collate(parts, tokenizer, device)
+        with nullcontext() if gates is None else record_gates(model) as recorded:
+            said = {"": logits_of(model, inputs).cpu()}
+        if recorded is not None:
+            said |= _by_row(model, recorded, inputs["attention_mask"])
+        for name, values in said.items():
+            for run, ((encoded, rows), mine) in enumerate(zip(parts, values.unflatten(0, (len(data), -1)))):
+                kept = results[run].setdefault(name, mine.new_empty(len(encoded), *mine.shape[1:]))
+                kept[torch.tensor(rows)] = mine[: len(rows)]
+        watch(sum(len(rows) for _, rows in parts))
+    logits = [result.pop("") for result in results]
+    for mine, result in zip(gates or (), results):
+        mine.update(result)
+    return logits
+
+
+def rows_each(device: torch.device, runs: int, longest: int) -> int:
+    """How many rows of each run a forward without gradients takes. longest: tokens of the longest."""
+    whole = CPU_ROWS if device.type == "cpu" else max(GPU_ROWS, GPU_TOKENS // longest)
+    return max(LEAST_ROWS, whole // runs)
+
+
+def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], mask: Tensor) -> dict[str, Tensor]:
+    """One value a gate and row, `[batch]`."""
+    gates, said = dict(attached_state(model).shown().named_modules()), {}
+    for path, (value, *_) in recorded.items():
+        central = isinstance(gates[path], GroupGate)
+        value = value.float() if central else value.float()[..., None]
+        if value.dim() == 3:
+            real = mask.float()[..., None]
+            value = (value * real).sum(dim=1) / real.sum(dim=1)
+        for member in range(value.shape[-1]):
+            said[path.removesuffix(".gate") + (f"[{member}]" if central else "")] = value[:, member].cpu()
+    return said
+
+
+def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits in float32 at least; nothing is kept for a next token, which a decoder would copy all keys and values for."""
+    uncached = {"use_cache": False} if _can_cache(type(model)) else {}  # type: ignore[arg-type]  # a class is hashable
+    with precision(model.device):
+        logits = model(**inputs, **uncached).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@cache
+def _can_cache(kind: type[PreTrainedModel]) -> bool:
+    return "use_cache" in signature(kind.forward).parameters
+
+
+def decisions(task: Task, logits: Tensor, unit: tuple[float, float] = (0.0, 1.0)) -> list[Any]:
+    """Predicted class indices; or values of a regression, whose logits count in `unit`: (mean, standard deviation)."""
+    if task.kind == "regression":
+        return (logits[:, 0] * unit[1] + unit[0]).tolist()
+    return logits[:, : len(task.labels)].argmax(dim=-1).tolist()
+
+
+def precision(device: torch.device) -> Any:
+    """bf16 where the device has it; the tuned parameters stay float32."""
+    return torch.autocast("cuda", dtype=torch.bfloat16) if _has_bf16(device.type) else nullcontext()
+
+
+@cache
+def _has_bf16(kind: str) -> bool:
+    """Said once of a GPU that has none."""
+    if kind != "cuda" or torch.cuda.is_bf16_supported():
+        return kind == "cuda"
+    warnings.warn("this GPU has no bfloat16: it computes in float32", stacklevel=2)
+    return False

@@ -1,0 +1,111 @@
+"""Rows, batches and padding: every row once an epoch, like lengths together, and nothing that a result could depend on."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from train.fleets import Words, rows
+from unipelt.data import Examples
+from unipelt.inject.shapes import bucket, most_tokens
+from unipelt.train.batches import Encoded, collate, encode, epoch_order, longest_first
+from unipelt.train.evaluation import rows_each
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 257])
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_an_epoch_takes_every_row_once_in_an_order_of_its_seed_and_number(count: int, size: int):
+    lengths = rows(count).lengths()
+    order = epoch_order(lengths, size, seed=3, epoch=2)
+    assert sorted(row for batch in order for row in batch) == list(range(count))
+    assert len(order) == -(-count // size) and all(0 < len(batch) <= size for batch in order)
+    assert order == epoch_order(lengths, size, seed=3, epoch=2)
+    if count > 16 * size:
+        others = [epoch_order(lengths, size, seed, epoch) for seed, epoch in ((3, 1), (2, 2), (0, 3 * 1_000_003 + 2))]
+        assert all(order != other for other in others[:2])
+
+
+def test_like_lengths_meet_and_the_random_state_is_left_alone():
+    lengths = torch.randint(1, 100, (512,), generator=torch.Generator().manual_seed(0)).tolist()
+    state = torch.get_rng_state()
+    order = epoch_order(lengths, 8, seed=0, epoch=0)
+    assert torch.equal(state, torch.get_rng_state())
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in order)
+    at_random = sum(8 * max(lengths[i : i + 8]) for i in range(0, 512, 8))
+    assert padded < 0.8 * at_random
+
+
+def test_evaluation_begins_with_the_longest_rows():
+    lengths = [rows(50).lengths(), rows(20, seed=1).lengths(), [3]]
+    batches = list(longest_first(lengths, lambda longest: 60 // longest))
+    for run, mine in enumerate(lengths):
+        order = [row for batch in batches for row in batch[run]]
+        assert sorted(order[: len(mine)]) == list(range(len(mine))), "every row once"
+        assert [mine[row] for row in order[: len(mine)]] == sorted(mine, reverse=True)
+        assert {*order[len(mine) :]} <= {order[len(mine) - 1]}, "then its shortest again"
+    sizes = [max(map(len, batch)) for batch in batches]
+    for batch in longest_first([[40, 30], [3] * 90], lambda longest: 60 // longest):
+        tokens = len(batch) * max(map(len, batch)) * max((40, 30)[batch[0][0]], 3)
+        assert tokens <= 2 * 60, "a long row that comes again makes all the others as long"
+    assert sizes[0] == 60 // max(map(max, lengths)) and max(sizes) > 2 * sizes[0], "more rows where they are short"
+
+
+def test_a_gpu_takes_no_more_tokens_than_of_the_longest_rows():
+    gpu = torch.device("cuda")
+    assert [rows_each(gpu, 1, longest) for longest in (16, 128, 512)] == [4096, 512, 512]
+    assert [rows_each(gpu, 64, longest) for longest in (16, 128)] == [64, 8] and rows_each(gpu, 512, 128) == 8
+    assert [rows_each(CPU, runs, 16) for runs in (1, 2, 64)] == [32, 16, 8]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_is_on_the_right_and_blocks_are_filled_with_rows_that_do_not_count(side: str):
+    data, other = rows(6, seed=1), rows(6, seed=2)
+    inputs, weights = collate([(data, [0, 3, 5]), (other, [2])], Words(pad_token_id=9, padding_side=side), CPU)
+    assert weights.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape
+    expected = [data.features["input_ids"][row] for row in (0, 3, 5)] + [other.features["input_ids"][2]] * 3
+    for ids, mask, row in zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), expected):
+        assert [token for token, real in zip(ids, mask) if real] == row.tolist()
+        assert all(token == 9 for token, real in zip(ids, mask) if not real)
+        assert mask == sorted(mask, reverse=True)
+
+
+def test_no_batch_is_wider_than_the_base_has_positions():
+    data = Encoded({"input_ids": [np.full(13, 5), np.full(2, 6)]}, None, longest=13)
+    assert collate([(data, [0, 1])], Words(), CPU)[0]["input_ids"].shape == (2, 13)
+    assert collate([(data, [1])], Words(), CPU)[0]["input_ids"].shape == (1, 2), "a CPU pads no further than it must"
+    assert collate([(data, [1])], Words(), torch.device("meta"))[0]["input_ids"].shape == (1, 8)
+
+
+def test_the_lengths_that_cost_a_graph_are_few_and_near():
+    lengths = [bucket(length) for length in range(1, 513)]
+    assert sorted(set(lengths)) == [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+    assert all(length <= padded <= max(16, 1.5 * length) for length, padded in enumerate(lengths, start=1))
+
+
+@pytest.mark.parametrize("arch", ["bert", "roberta", "gpt2", "opt", "bart", "t5", "distilbert", "deberta-v2", "mpnet"])
+def test_a_row_of_the_most_tokens_fits_the_base(arch: str):
+    model = tiny.build(arch)
+    most = most_tokens(model, 1000)
+    assert most == (1000 if arch == "t5" else 64 - 2 * (arch in ("roberta", "mpnet"))) and most_tokens(model, 5) == 5
+    if arch != "t5":
+        tiny_inputs = tiny.inputs(arch, model, batch=1, length=most, pads=(0,))
+        assert model(**tiny_inputs).logits.isfinite().all()
+
+
+def test_texts_are_cut_to_the_shorter_of_both_limits():
+    class Letters(Words):
+        model_max_length = 6
+
+        def __call__(self, first, second, truncation, max_length, padding):
+            assert truncation and not padding
+            pairs = zip(first, second or [""] * len(first))
+            return {"input_ids": [[ord(letter) for letter in (a + b)[:max_length]] for a, b in pairs]}
+
+    given = Examples(first=["abcdefgh", "ab"], second=["x", "yz"], labels=[1, 0])
+    for limit, expected in ((4, ["abcd", "abyz"]), (100, ["abcdef", "abyz"])):
+        encoded = encode(Letters(), given, limit)
+        assert ["".join(map(chr, row)) for row in encoded.features["input_ids"]] == expected
+        assert (encoded.longest, encoded.labels, len(encoded)) == (min(limit, 6), [1, 0], 2)

@@ -1,0 +1,249 @@
+"""Rule 15 for whole trajectories: a run in a fleet is the run alone, whatever the others do; and the optimiser is AdamW."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from train.fleets import Kept, fleet, parameters, plan, rows
+from unipelt.train.batches import epoch_order
+from unipelt.train.evaluation import predict
+from unipelt.train.fleet import Fleet, Plan
+from unipelt.train.optimizer import AdamW, Flat
+
+UNLIKE = {  # runs that differ in all that a fleet leaves to each run
+    "slow": lambda: plan(seed=1, train=20, lr=1e-3, epochs=4),
+    "short": lambda: plan(seed=2, train=33, lr=3e-2, epochs=1, weight_decay=0.1),
+    "stops early": lambda: plan(seed=3, train=11, validation=30, lr=1e-3, epochs=9, patience=2),
+    "two classes": lambda: plan(seed=4, train=17, batch_size=5, classes=2, clip=0.0, evaluate_every=2),
+    "regression": lambda: plan(seed=5, train=9, classes=0, clip=0.3, warmup=0.5),
+}
+
+
+def close(a: torch.Tensor | float, b: torch.Tensor | float) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def same_run(together: Fleet, run: int, alone: Fleet) -> None:
+    """Fleets that were given a Kept for what has ended."""
+    mine, its = together.progress[run], alone.progress[0]
+    assert (mine.ended, mine.step) == (its.ended, its.step)
+    assert (mine.best_epoch, mine.waited, len(mine.curve)) == (its.best_epoch, its.waited, len(its.curve))
+    for one, other in zip(mine.curve, its.curve):
+        assert one.keys() == other.keys()
+        for name in one:
+            close(one[name], other[name])
+    expected = alone.ended[0]
+    for name, value in together.ended[run].items():
+        close(value, expected[name])
+
+
+@pytest.mark.parametrize("preset", ["unipelt-apl", "mam", "bitfit"])
+@pytest.mark.parametrize("arch", ["bert", "gpt2"])
+@pytest.mark.parametrize("width", [5, 3, 1])
+def test_a_run_in_a_fleet_is_the_run_alone(width: int, arch: str, preset: str):
+    """Whatever the others do: they begin and end when they will, and give their places on."""
+    plans, widths = [make() for make in UNLIKE.values()], []
+    together = fleet(
+        plans, preset, arch, width=width, ended=Kept(), watch=lambda trained, event: widths.append(len(trained.runs))
+    )
+    together.train()
+    for run, one in enumerate(plans):
+        alone = fleet([one], preset, arch, ended=Kept())
+        before = parameters(alone)
+        alone.train()
+        same_run(together, run, alone)
+        moved = [name for name, value in together.ended[run].items() if not torch.equal(value, before[name])]
+        assert moved, "nothing was learnt: the comparison says nothing"
+    assert widths[0] == width and widths == sorted(widths, reverse=True), "no place stays empty while a plan waits"
+    steps = sum(progress.step for progress in together.progress)
+    assert sum(widths) == steps, "a run that has ended costs nothing"
+
+
+@pytest.mark.parametrize("arch", ["bert", "gpt2"])
+@pytest.mark.parametrize("width", [2, 1])
+def test_a_run_beside_other_mixtures_is_the_run_alone(width: int, arch: str):
+    """Each mixture has a queue of its own: its places go to its next plan, and close when it has none."""
+    presets = ["unipelt-apl", "mam", "unipelt-apl", "bitfit", "mam"]
+    plans, shares = [make() for make in UNLIKE.values()], []
+    together = fleet(
+        plans, presets, arch, width=width, ended=Kept(),
+        watch=lambda trained, event: shares.append([part.runs for part in trained.tuned.parts]),
+    )  # fmt: skip
+    together.train()
+    for run, (one, preset) in enumerate(zip(plans, presets)):
+        alone = fleet([one], preset, arch, ended=Kept())
+        alone.train()
+        same_run(together, run, alone)
+    assert shares[0] == ([2, 2, 1] if width == 2 else [1, 1, 1])
+    assert sum(map(sum, shares)) == sum(progress.step for progress in together.progress)
+
+
+def test_a_run_stops_early_and_keeps_its_best():
+    plans, predicted = [UNLIKE["stops early"](), UNLIKE["slow"]()], {}
+
+    def ended(trained: Fleet, places: list[int]) -> None:
+        predicted.update(zip(places, trained.predict([plans[place].validation for place in places])))
+
+    trained = fleet(plans, ended=ended)
+    trained.train()
+    early, slow = trained.progress
+    assert early.ended == "stopped early" and slow.ended == "finished"
+    assert early.curve[-1]["step"] == early.step < plans[0].steps
+    assert early.best == max(row["accuracy"] for row in early.curve) and early.best_epoch < early.curve[-1]["epoch"]
+    for place, one in enumerate(plans):
+        logits = predicted[place][:, : len(one.task.labels)]
+        right = sum(int(p) == y for p, y in zip(logits.argmax(dim=1), one.validation.labels or []))
+        assert right / len(one.validation) == trained.progress[place].best, (
+            "the parameters are not those of the best evaluation"
+        )
+
+
+@pytest.mark.parametrize("preset", ["unipelt-apl", "full"])
+def test_a_regression_is_trained_in_standard_units_and_answers_in_its_own(preset: str):
+    """Targets a·y + b: the same training, to the bit of the best epoch, and answers that are a·(answer) + b."""
+    one = UNLIKE["regression"]()
+    far = [10_000.0 * label + 250_000.0 for label in one.train.labels]  # type: ignore[union-attr]
+    mean, deviation = 0.7, 1.3
+    answers = []
+    for labels, unit in ((one.train.labels, (mean, deviation)), (far, (10_000 * mean + 250_000, 10_000 * deviation))):
+        given = replace(one, train=replace(one.train, labels=labels), unit=unit)
+        model = fleet([given], preset)
+        model.train()
+        answers.append(model.predict([one.validation])[0][:, 0])
+    assert answers[0].std() > 0.01
+    close(answers[1], 10_000 * answers[0] + 250_000)
+
+
+def broken(kind: str) -> Plan:
+    """A run whose loss, or only whose gradient, leaves the numbers after a few steps."""
+    if kind == "grows":
+        return plan(seed=7, lr=10.0, weight_decay=10.0, epochs=200)  # each step multiplies the values by -99
+    one = plan(seed=7, classes=0)
+    return replace(one, train=replace(one.train, labels=[1e200] * len(one.train)))  # its square is no float64
+
+
+@pytest.mark.parametrize("kind", ["grows", "overflows"])
+def test_a_run_that_leaves_the_numbers_ends_with_its_reason_and_harms_no_other(kind: str):
+    good, bad, values = plan(seed=1), broken(kind), []
+    together = fleet(
+        [bad, good, good],
+        width=2,
+        ended=Kept(),
+        watch=lambda trained, event: values.append(trained.flat.values[0].clone()),
+    )
+    alone, before = fleet([good], ended=Kept()), together.flat.values[0].clone()
+    together.train()
+    ended = together.progress[0]
+    if kind == "overflows":
+        assert torch.equal(values[ended.step - 1], before), "no step was taken on what is no number"
+    alone.train()
+    assert "is not finite" in ended.ended and f"--lr {bad.recipe.lr:g}" in ended.ended and "at step" in ended.ended
+    assert all(value.isfinite().all() for value in together.ended[0].values()), "its best parameters are numbers"
+    same_run(together, 1, alone)
+    same_run(together, 2, alone)  # it has the broken run's place
+
+
+def test_a_gradient_that_is_not_finite_ends_a_run_too():
+    values: list[torch.Tensor] = []
+    trained = fleet([plan(seed=1)], "lora", watch=lambda trained, event: values.append(trained.flat.values.clone()))
+    before = trained.flat.values.clone()
+    weight = next(p for name, p in trained.model.named_parameters() if name.endswith("up.weight"))
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    trained.train()
+    assert trained.progress[0].ended.startswith("the gradient is not finite at step 1")
+    assert len(values) == 1 and torch.equal(values[0], before), "no step was taken on what is no number"
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05, 100.0])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_the_optimiser_is_torchs(clip: float, weight_decay: float):
+    """Three runs in one matrix against torch.optim.AdamW and clip_grad_norm_, each run by itself."""
+    torch.manual_seed(0)
+    runs, rates, shapes = 3, [1e-2, 3e-2, 0.5], [(4, 3), (5,)]
+    ours = [nn.Parameter(torch.randn(runs, *shape, dtype=torch.float64)) for shape in shapes]
+    theirs = [[nn.Parameter(p[run].detach().clone()) for p in ours] for run in range(runs)]
+    optimisers = [torch.optim.AdamW(p, lr=1, weight_decay=weight_decay) for p in theirs]
+    flat = Flat([ours], [runs])
+    adamw = AdamW(flat)
+    for step in range(12):
+        factor = 1 / (step + 1)
+        for run, optimiser in enumerate(optimisers):
+            sum((p.sin() * (run + 1) * 3).sum() for p in theirs[run]).backward()
+            if clip:
+                nn.utils.clip_grad_norm_(theirs[run], clip)
+            optimiser.param_groups[0]["lr"] = rates[run] * factor
+            optimiser.step()
+            optimiser.zero_grad()
+        scales = torch.arange(1, runs + 1, dtype=torch.float64) * 3
+        sum((p.sin() * scales.view(-1, *[1] * (p.dim() - 1))).sum() for p in ours).backward()
+        flat.gather()
+        vector = torch.tensor(rates, dtype=torch.float64) * factor
+        each = [torch.full((runs,), value, dtype=torch.float64) for value in (step + 1, clip, weight_decay)]
+        adamw.step(each[0], vector, each[1], each[2] if weight_decay else None)
+        for run in range(runs):
+            for mine, its in zip(ours, theirs[run]):
+                torch.testing.assert_close(mine[run], its, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("preset", ["lora", "full"])
+def test_the_loop_is_a_plain_torch_loop(preset: str):
+    """One run, float64: the loop's parameters are those of torch's own AdamW over the same batches."""
+    one = plan(seed=1, weight_decay=0.05, clip=0.7, epochs=2)
+    model = fleet([one], preset).model
+    tuned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.AdamW(tuned.values(), lr=1, weight_decay=0.05)
+    lengths = one.train.lengths()
+    batches = [batch for epoch in range(2) for batch in epoch_order(lengths, one.recipe.batch_size, one.seed, epoch)]
+    for step, batch in enumerate(batches):
+        ids = [one.train.features["input_ids"][row].tolist() for row in batch]
+        width = max(map(len, ids))
+        given = torch.tensor([row + [0] * (width - len(row)) for row in ids])
+        labels = torch.tensor([one.train.labels[row] for row in batch])  # type: ignore[index]
+        logits = model(input_ids=given, attention_mask=(given != 0).long()).logits
+        optimiser.zero_grad(set_to_none=False)
+        nn.functional.cross_entropy(logits, labels).backward()
+        nn.utils.clip_grad_norm_(tuned.values(), 0.7)
+        optimiser.param_groups[0]["lr"] = one.rate(step)
+        optimiser.step()
+
+    def compare(trained: Fleet, event: str) -> None:
+        if trained.progress[0].step == len(batches) == one.steps:
+            compared.update(dict(trained.model.named_parameters()))
+            for name, value in tuned.items():
+                close(compared[name], value)
+
+    compared: dict[str, torch.Tensor] = {}
+    fleet([one], preset, watch=compare).train()
+    assert compared.keys() >= tuned.keys()
+
+
+def test_the_learning_rate_rises_and_falls_in_straight_lines():
+    one = plan(train=40, batch_size=2, epochs=5, warmup=0.1, lr=0.5)
+    rates = [one.rate(step) for step in range(one.steps + 1)]
+    peak = rates.index(max(rates))
+    assert (one.steps, peak, rates[peak], rates[-1]) == (100, 9, 0.5, 0.0)
+    rises, falls = ({round(b - a, 12) for a, b in pairwise(part)} for part in (rates[: peak + 1], rates[peak + 1 :]))
+    assert rises == {0.05} and falls == {round(-0.5 / 90, 12)}
+    assert all(rate > 0 for rate in rates[:-1]), "no step is wasted"
+    assert [plan(train=3, warmup=w, epochs=1).rate(0) for w in (0.0, 1.0)] == [1e-2, 1e-2], "one step alone"
+
+
+def test_predictions_are_in_the_order_of_the_rows_whatever_the_batches(monkeypatch: pytest.MonkeyPatch):
+    trained = fleet([plan(seed=1), plan(seed=2)])
+    data = [rows(23, seed=8), rows(9, seed=9)]
+    together = predict(trained.model, trained.tokenizer, data)
+    assert [part.shape for part in together] == [(23, 3), (9, 3)]
+    for size in (1, 3, 1000):
+        monkeypatch.setattr("unipelt.train.evaluation.LEAST_ROWS", size)
+        for one, other in zip(together, predict(trained.model, trained.tokenizer, data)):
+            close(one, other)
+    for run, seed in enumerate((1, 2)):
+        alone = fleet([plan(seed=seed)])
+        for index in (0, 5, 8):
+            features = {name: [part[index]] for name, part in data[run].features.items()}
+            single = predict(alone.model, alone.tokenizer, [replace(data[run], features=features, labels=None)])[0]
+            close(single[0], together[run][index])

@@ -1,0 +1,296 @@
+"""Folding: a gate that does not vary becomes a constant of the change's own parameters, and what is then linear hangs in the base."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from laws.lawbook import attached, is_exact, lawful_changes, on_each, result, stacks, why_refused
+from torch import nn
+
+import unipelt
+from unipelt import Bottleneck, Change, Gate, LowRank, Mixture
+from unipelt.checkpoint.bases import load_base
+from unipelt.errors import DataError, SiteError, SpecError
+from unipelt.forms.gate import Gate as GateModule
+from unipelt.forms.gate import GroupGate
+from unipelt.inject.merge import joints
+from unipelt.inject.state import mixture_state
+
+GATED = [(arch, preset) for preset in ("unipelt-apl", "unipelt-central") for arch in on_each(preset)]
+LAWFUL = [
+    pytest.param(arch, mixture, id=f"{arch}-{name}")
+    for arch in ("bert", "bart", "gpt_neox", "llama")
+    for name, mixture in lawful_changes(arch).items()
+    if name.startswith(("gate", "group")) and why_refused(arch, mixture) is None
+]
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, arch: str) -> None:
+    atol = 1e-12 if is_exact(arch) else 3e-5
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol * expected.abs().max().clamp(min=1).item())
+
+
+@torch.no_grad()
+def steady(model: nn.Module, layers: tuple[int, ...] | None = None, logit: float | None = None) -> nn.Module:
+    """Each gate of these layers a constant of its own, or that of one logit."""
+    generator = torch.Generator().manual_seed(0)
+    for path, module in mixture_state(model).named_modules():
+        if isinstance(module, GateModule | GroupGate) and (layers is None or int(path.split(".")[1]) in layers):
+            module.score.weight.zero_()
+            drawn = torch.randn(module.score.bias.shape, generator=generator)
+            module.score.bias.copy_(drawn if logit is None else torch.full_like(drawn, logit))
+    return model
+
+
+@torch.no_grad()
+def says(model: nn.Module, given: dict) -> torch.Tensor:
+    return result(model(**given))
+
+
+def gates_of(model: nn.Module) -> list[str]:
+    return [path for path, m in mixture_state(model).named_modules() if isinstance(m, GateModule | GroupGate)]
+
+
+@pytest.mark.parametrize(("arch", "preset"), GATED)
+def test_thresholds_of_nought_change_nothing(arch: str, preset: str):
+    model = steady(attached(arch, preset), layers=(0,))
+    given, before, gates = tiny.inputs(arch, model), mixture_state(model).mixture, gates_of(model)
+    expected = says(model, given)
+    folded = unipelt.fold(model, [given], deviation=0, least=0)
+    assert folded.share("kept") == 1 and folded.moved == 0
+    assert torch.equal(says(model, given), expected)
+    assert gates_of(model) == gates
+    assert [c.weight for c in mixture_state(model).mixture.changes] == [c.weight for c in before.changes]
+
+
+@pytest.mark.parametrize(("arch", "what"), [*GATED, *LAWFUL])
+def test_a_constant_gate_folds_exactly(arch: str, what: str | Mixture, tmp_path: Path):
+    model = steady(attached(arch, what))
+    given = tiny.inputs(arch, model)
+    expected = says(model, given)
+    with unipelt.disabled(model):
+        plain = says(model, given)
+    base = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("unipelt.")}
+    folded = unipelt.fold(model, [given], deviation=1e-6, least=0)
+    assert folded.share("fixed", "merged") == 1 and folded.moved < 1e-3 and not gates_of(model)
+    close(says(model, given), expected, arch)
+
+    unipelt.save(model, tmp_path)
+    with unipelt.disabled(model):
+        assert torch.equal(says(model, given), plain)
+    close(says(model, given), expected, arch)
+    unipelt.detach(model)
+    assert all(torch.equal(value, base[name]) for name, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    close(says(unipelt.load(model, tmp_path), given), expected, arch)
+    close(says(unipelt.merge(model, rest="attached"), given), expected, arch)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in on_each("unipelt-apl") if arch != "albert"])
+def test_a_layer_keeps_its_gates_while_another_loses_them(arch: str, tmp_path: Path):
+    """ALBERT's layers share one change."""
+    model = steady(attached(arch, "unipelt-apl"), layers=(0,))
+    given = tiny.inputs(arch, model)
+    expected = says(model, given)
+    folded = unipelt.fold(model, [given], deviation=1e-6, least=0)
+    assert {gate.path.split(".")[1]: gate.done == "kept" for gate in folded.gates} == {"0": False, "1": True}
+    assert all(path.split(".")[1] == "1" for path in gates_of(model)) and gates_of(model)
+    close(says(model, given), expected, arch)
+    unipelt.save(model, tmp_path)
+    close(says(unipelt.load(unipelt.detach(model), tmp_path), given), expected, arch)
+
+
+@pytest.mark.parametrize("arch", on_each("unipelt-apl"))
+def test_a_change_whose_gate_is_nought_is_gone(arch: str):
+    model = steady(attached(arch, "unipelt-apl"), logit=-800.0)
+    given = tiny.inputs(arch, model)
+    expected = says(model, given)
+    places = {joint.path for joint in joints(mixture_state(model)) if joint.change.form.name != "prefix"}
+    folded = unipelt.fold(model, [given])
+    assert {gate.path.split(".")[2]: gate.done for gate in folded.gates} == {
+        "bottleneck_ffn": "dropped", "low_rank_query": "dropped", "low_rank_value": "dropped", "prefix_heads": "fixed",
+    }  # fmt: skip
+    assert {joint.name for joint in joints(mixture_state(model))} == {"prefix_heads"}, (
+        "at weight 0 it takes softmax mass"
+    )
+    assert not any(model.get_submodule(path)._forward_hooks for path in places), "no hook, no computing"
+    close(says(model, given), expected, arch)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "bart", "bert"])
+def test_what_is_measured_is_over_real_tokens(arch: str):
+    """Each token of a causal stream has a gate of its own; padding has no vote."""
+    model = attached(arch, "unipelt-apl", top="generator" if arch in ("gpt2", "llama") else "classifier")
+    batches = [tiny.inputs(arch, model, pads=pads, seed=seed) for seed, pads in enumerate([(0, 3, 5), (6, 1)])]
+    folded = unipelt.fold(model, batches, deviation=0, least=0)
+    path = f"{stacks(model)[0].row.name}.1.low_rank_query.query"
+    found = []
+    for batch in batches:
+        with unipelt.record_gates(model) as values, torch.no_grad():
+            model(**batch)
+        (value,) = values[path + ".gate"]
+        found.append(value if value.dim() == 1 else value[batch["attention_mask"].bool()])
+    every = torch.cat(found).double()
+    (gate,) = [gate for gate in folded.gates if gate.path == path]
+    assert gate.mean == pytest.approx(every.mean().item(), rel=1e-12)
+    assert gate.deviation == pytest.approx(every.std(correction=0).item(), rel=1e-9)
+    assert gate.deviation > 1e-3 and folded.rows == 6
+
+
+def test_what_it_costs_is_measured():
+    model = attached("bert", "unipelt-apl")
+    batches = [tiny.inputs("bert", model, seed=seed) | {"labels": torch.tensor([0, 1, 2])} for seed in range(3)]
+
+    def right() -> float:
+        return sum((says(model, b).argmax(dim=-1) == b["labels"]).sum().item() for b in batches) / 9
+
+    logits = torch.cat([says(model, batch) for batch in batches])
+    before = right()
+    folded = unipelt.fold(model.train(), batches, deviation=1, least=0)
+    assert model.training
+    model.eval()
+    assert (folded.metric, folded.before, folded.after) == ("accuracy", pytest.approx(before), pytest.approx(right()))
+    moved = (torch.cat([says(model, batch) for batch in batches]) - logits).abs().max().item()
+    assert folded.moved == pytest.approx(moved, rel=1e-9) and moved > 1e-3
+    assert "50% fixed, 50% merged" in str(folded) and f"accuracy {before:.4f} → " in str(folded)
+
+    named = unipelt.fold(attached("bert", "unipelt-apl"), batches, score=("rows", lambda logits, labels: len(logits)))
+    assert (named.metric, named.before, named.after) == ("rows", 9, 9)
+    unlabelled = unipelt.fold(attached("bert", "unipelt-apl"), [tiny.inputs("bert", model)])
+    assert (unlabelled.metric, unlabelled.before) == ("", None)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "bart"])
+def test_a_language_model_s_loss_is_that_of_a_token(arch: str):
+    """However its rows are put into batches."""
+    model = attached(arch, "unipelt-apl", top="generator")
+    batch = tiny.inputs(arch, model, pads=())
+    batch["labels"] = batch.get("decoder_input_ids", batch["input_ids"]).clone()
+    batch["labels"][0, 2:] = -100
+    with torch.no_grad():
+        loss = model(**batch).loss.item()
+    apart = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 1), slice(1, None))]
+    for batches in ([batch], apart):
+        folded = unipelt.fold(deepcopy(model), batches)
+        assert (folded.metric, folded.before) == ("loss", pytest.approx(loss))
+
+
+def test_one_run_of_many_is_folded():
+    model = steady(attached("bart", "unipelt-apl", runs=3))
+    given = tiny.inputs("bart", model)
+    with unipelt.route(model, [1, 1, 1]):
+        expected = says(model, given)
+    with pytest.raises(SpecError, match=r"run=None: the model has runs 0 to 2; say which one, such as run=0"):
+        unipelt.fold(model, [given])
+    with pytest.raises(SpecError, match=r"rest='attached' with 3 runs: the base's weights hold one"):
+        unipelt.merge(model, run=1, rest="attached")
+    unipelt.fold(model, [given], deviation=1e-6, run=1)
+    assert mixture_state(model).runs == 1
+    close(says(model, given), expected, "bart")
+
+
+@pytest.mark.parametrize("arch", on_each("unipelt-apl-nogate"))
+def test_what_hangs_in_the_weights_computes_the_same(arch: str, tmp_path: Path):
+    model = attached(arch, "unipelt-apl-nogate")
+    given = tiny.inputs(arch, model)
+    unipelt.save(model, tmp_path / "before")
+    expected, copy = says(model, given), deepcopy(model)
+    low_rank = {joint.path for joint in joints(mixture_state(model)) if joint.change.form.name == "low_rank"}
+    assert unipelt.merge(unipelt.merge(model, rest="attached"), rest="attached") is model
+    close(says(model, given), expected, arch)
+    assert not any(model.get_submodule(path)._forward_hooks for path in low_rank)
+    assert not any(p.requires_grad for name, p in mixture_state(model).named_parameters() if "low_rank" in name)
+    unipelt.save(model, tmp_path / "after")
+    for name in ("unipelt.json", "unipelt.safetensors"):
+        assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
+    again = deepcopy(model)
+    unipelt.detach(again)
+    close(says(model, given), expected, arch)  # the copy's weights are its own
+    assert torch.equal(says(copy, given), expected)
+
+
+def test_what_comes_behind_another_change_waits_for_it():
+    """The adapter reads the query, the LoRA is added behind it: in the weight it would come first."""
+    behind = Mixture(
+        (
+            Change(form=Bottleneck(size=3), site="query", reads="output"),
+            Change(form=LowRank(r=2), site="query", reads="input"),
+            Change(form=LowRank(r=2), site="value", reads="input"),
+            Change(form=Bottleneck(size=3), site="value", reads="output"),
+        )
+    )
+    model = attached("bert", behind)
+    given = tiny.inputs("bert", model)
+    expected = says(model, given)
+    unipelt.merge(model, rest="attached")
+    close(says(model, given), expected, "bert")
+    assert {joint.name for joint in joints(mixture_state(model)) if joint.hook == "weight"} == {"low_rank_value"}
+    found = [joint.name for joint in joints(mixture_state(model)) if joint.path.endswith("0.attention.self.value")]
+    assert found == ["low_rank_value", "bottleneck_value"], "in the order in which they are composed"
+
+
+def test_a_group_keeps_its_gate_where_one_member_varies_and_a_gate_of_two_sites_is_one():
+    one = [
+        Change(form=LowRank(r=2), site=site, reads="input", weight=Gate(group="g"))
+        for site in ("query", "key", "value")
+    ]
+    model = attached("bert", Mixture(tuple(one)))
+    with torch.no_grad():  # the first two share nearly all, so the third hardly moves
+        for module in mixture_state(model).modules():
+            if isinstance(module, GroupGate):
+                module.score.bias.copy_(torch.tensor([10.0, 10.0, 0.0]))
+                module.score.weight[:, 2] = 0
+    folded = unipelt.fold(model, [tiny.inputs("bert", model)], deviation=1e-3)
+    assert folded.share("kept") == 1 and {gate.deviation < 1e-3 for gate in folded.gates} == {True, False}
+    both = Mixture((Change(form=LowRank(r=2), site=("query", "value"), reads="input", weight=Gate()),))
+    model = steady(attached("bert", both))
+    assert [g.done for g in unipelt.fold(model, [tiny.inputs("bert", model)]).gates] == ["merged", "merged"]
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "error", "words"),
+    [
+        ("lora", {}, SpecError, r"'lora' has no gates, so there is nothing to fold; unipelt.merge\(model, rest="),
+        ("unipelt-apl", {"deviation": -0.1}, SpecError, r"deviation=-0.1: expected a number from 0 to 1"),
+        ("unipelt-apl", {"deviation": True}, SpecError, r"deviation=True: expected a number"),
+        ("unipelt-apl", {"least": float("nan")}, SpecError, r"least=nan: expected a number from 0 to 1"),
+        ("unipelt-apl", {"least": "low"}, SpecError, r"least='low': expected a number from 0 to 1"),
+        ("unipelt-apl", {"data": []}, DataError, r"data: expected batches of rows .* one at least; got none"),
+        ("unipelt-apl", {"data": {"input_ids": torch.ones(1, 3)}}, DataError, r"got a str"),
+        ("unipelt-apl", {"data": None}, DataError, r"got a NoneType"),
+        ("unipelt-apl", {"data": [{}]}, DataError, r"got one of no rows"),
+        ("unipelt-apl", {"data": [{"input_ids": torch.ones(0, 3)}]}, DataError, r"got one of no rows"),
+        ("unipelt-apl", {"score": len}, SpecError, r"score=.*len.* expected a metric's name and its function"),
+        ("unipelt-apl", {"run": 2}, SpecError, r"run=2: the model has runs 0 to 0"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_has_changed(what: str, options: dict, error: type, words: str):
+    model = attached("bert", what)
+    before, given = mixture_state(model), tiny.inputs("bert", model)
+    with pytest.raises(error, match=words) as raised:
+        unipelt.fold(model, **({"data": [given]} | options))
+    assert "\n" not in str(raised.value)
+    assert mixture_state(model) is before and before.handles
+
+
+def test_a_compiled_model_and_a_misspelt_rest_are_refused():
+    model = attached("bert", "lora")
+    with pytest.raises(SpecError, match="rest='attach': did you mean 'attached'"):
+        unipelt.merge(model, rest="attach")
+    model.compile()
+    with pytest.raises(SiteError, match="compiled in place"):
+        unipelt.merge(model, rest="attached")
+
+
+def test_a_real_base_folds():
+    """MiniLM: gates that are constants, in float32."""
+    torch.manual_seed(0)
+    model = unipelt.attach(load_base("minilm", classes=2), "unipelt-apl").eval()
+    ids = torch.randint(1000, 20_000, (4, 12))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = says(steady(model), given)
+    folded = unipelt.fold(model, [given])
+    assert len(folded.gates) == 24 and (folded.share("fixed"), folded.share("merged")) == (0.5, 0.5)
+    torch.testing.assert_close(says(model, given), expected, rtol=0, atol=2e-5)
