@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from train.test_fleet import UNLIKE, same_run
 from laws.lawbook import DECODERS, ENCODERS, SEQ2SEQ, on_each
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unipelt
 from train.fleets import Kept, fleet, plan
+from train.test_fleet import UNLIKE, same_run
 from unipelt.train.capture import Captured
 from unipelt.train.fleet import Fleet
 
