@@ -1,4 +1,4 @@
-"""Where a base model comes from: `minilm`, a local folder, or the hub; and what pooling it declares."""
+"""Where a base model comes from: `minilm`, `smollm2`, a local folder, or the hub; and what pooling it declares."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from unipelt.checkpoint.smollm2 import HUB as SMOLLM2_HUB
+from unipelt.checkpoint.smollm2 import SMOLLM2, cache_folder, smollm2_folder
 from unipelt.errors import CheckpointError, UserError
 
 MINILM = "minilm"
@@ -17,7 +19,9 @@ HUB = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def base_path(name: str) -> str:
-    """The folder or hub name of a base. Raises UserError where `minilm` is not installed."""
+    """The folder or hub name of a base. Raises UserError where the package of `minilm` or `smollm2` is not installed."""
+    if name == SMOLLM2:
+        return str(smollm2_folder())
     if name != MINILM:
         return name
     if (folder := _carried()) is None:
@@ -32,13 +36,15 @@ def _carried() -> str | None:
 
 
 def portable_name(path: str) -> str:
-    """The name by which other machines find a base too: `minilm` for the folder that the package has on this one."""
+    """The name by which other machines find a base too: `minilm` and `smollm2` for their folders on this one."""
+    if Path(path).parent == cache_folder() and Path(path).name.startswith(f"{SMOLLM2}-"):
+        return SMOLLM2
     return MINILM if path and path == _carried() else path
 
 
 def hub_name(name: str) -> str:
     """The hub's name of a base, its path or name where it has none."""
-    return HUB if portable_name(name) == MINILM else name
+    return {MINILM: HUB, SMOLLM2: SMOLLM2_HUB}.get(portable_name(name), name)
 
 
 def declared_pooling(name: str) -> str:
