@@ -86,7 +86,7 @@ def test_the_keys_are_these_and_no_others(saved: Path):
             "bottleneck_ffn.ffn", "prefix_heads.heads", "low_rank_query.query", "low_rank_value.value")),
     }  # fmt: skip
     expected = {f"encoder.{i}.{name}" for i in (0, 1) for name in layer}
-    expected |= {"encoder.prefix_heads.self.key", "encoder.prefix_heads.self.value"}
+    expected |= {"encoder.stack.prefix_heads.self.key", "encoder.stack.prefix_heads.self.value"}
     expected |= {"head.classifier.linear.weight", "head.classifier.linear.bias"}
     assert set(load_file(saved / TENSORS)) == expected
     assert {path.name for path in saved.iterdir()} == {CONFIG, TENSORS, CARD}

@@ -12,6 +12,7 @@ from laws.lawbook import attached, equal, first, gradients, on_each, result, sca
 from unipelt import Mixture
 from unipelt.errors import SpecError
 from unipelt.inject.state import attached_state, mixture_state
+from unipelt.spec import Location
 
 DEEP = dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers", "num_layers"), 4)
 ARCHS = [arch for arch in on_each("unipelt-apl") if arch != "albert"]  # ALBERT's layers share one change
@@ -85,7 +86,7 @@ def test_what_is_dropped_is_as_if_it_had_never_been(arch: str):
     with unipelt.dropped(model, depth - 1):
         found = backward(model, given)
         actual, changed = result(model(**given)), {name: g.clone() for name, g in gradients(model).items()}
-    low = [name for name in changed if name.split(".")[1].isdigit() and int(name.split(".")[1]) < depth - 1]
+    low = [name for name in changed if (layer := Location.parse(name).layer) is not None and layer < depth - 1]
     assert not low and changed
     assert not any(enters for (stack, _), (enters, _, _) in found.items() if stack == stacks(model)[0].row.name)
     assert torch.equal(result(model(**given)), everywhere)

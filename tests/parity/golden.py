@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unipelt.inject.architectures import ARCHITECTURES
-from unipelt.spec import Bottleneck, Change, Gate, LowRank, Mixture, Prefix
+from unipelt.spec import Bottleneck, Change, Gate, Location, LowRank, Mixture, Prefix
 
 DESCRIPTIVE = (  # of the reference's own options, whose meaning the other keys give
     "note",
@@ -109,14 +109,14 @@ class Case:
 
     def name(self, path: str) -> str:
         """Their name of our parameter or gate."""
-        stack, place = path.split(".", 1)
+        stack, layer, change, part = Location.parse(path)
         two = len(self.stacks) > 1
-        if stack == "head":
+        if change == "head":
             return re.sub(r"\.linear\.", ".", path)
-        if found := re.fullmatch(r"prefix_heads\.(self|cross)\.(embedding|hidden|outputs)(?:\.\d+)?(.*)", place):
+        if layer is None and (found := re.fullmatch(r"(self|cross)\.(embedding|hidden|outputs)(?:\.\d+)?(.*)", part)):
             site = PREFIX_SITES[f"{stack}.{found[1]}"] + "." if two else ""
             return f"prefix.{site}{PREFIX_PARTS[found[2]]}{found[3]}"
-        layer, place = place.split(".", 1)
+        place = f"{change}.{part}"
         places = PLACES_OF_TWO if two else PLACES
         ours = max((p for p in places if place.startswith(p + ".")), key=len, default=None)
         assert ours is not None, f"{path!r} has no golden name"

@@ -17,6 +17,7 @@ from unipelt.forms.gate import Gate as GateModule
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.merge import joints
 from unipelt.inject.state import mixture_state
+from unipelt.spec import Location
 
 GATED = [(arch, preset) for preset in ("unipelt-apl", "unipelt-central") for arch in on_each(preset)]
 LAWFUL = [
@@ -37,7 +38,7 @@ def steady(model: nn.Module, layers: tuple[int, ...] | None = None, logit: float
     """Each gate of these layers a constant of its own, or that of one logit."""
     generator = torch.Generator().manual_seed(0)
     for path, module in mixture_state(model).named_modules():
-        if isinstance(module, GateModule | GroupGate) and (layers is None or int(path.split(".")[1]) in layers):
+        if isinstance(module, GateModule | GroupGate) and (layers is None or Location.parse(path).layer in layers):
             module.score.weight.zero_()
             drawn = torch.randn(module.score.bias.shape, generator=generator)
             module.score.bias.copy_(drawn if logit is None else torch.full_like(drawn, logit))
@@ -95,8 +96,8 @@ def test_a_layer_keeps_its_gates_while_another_loses_them(arch: str, tmp_path: P
     given = tiny.inputs(arch, model)
     expected = says(model, given)
     folded = unipelt.fold(model, [given], deviation=1e-6, least=0)
-    assert {gate.path.split(".")[1]: gate.done == "kept" for gate in folded.gates} == {"0": False, "1": True}
-    assert all(path.split(".")[1] == "1" for path in gates_of(model)) and gates_of(model)
+    assert {Location.parse(gate.path).layer: gate.done == "kept" for gate in folded.gates} == {0: False, 1: True}
+    assert all(Location.parse(path).layer == 1 for path in gates_of(model)) and gates_of(model)
     close(says(model, given), expected, arch)
     unipelt.save(model, tmp_path)
     close(says(unipelt.load(unipelt.detach(model), tmp_path), given), expected, arch)
@@ -109,7 +110,7 @@ def test_a_change_whose_gate_is_nought_is_gone(arch: str):
     expected = says(model, given)
     places = {joint.path for joint in joints(mixture_state(model)) if joint.change.form.name != "prefix"}
     folded = unipelt.fold(model, [given])
-    assert {gate.path.split(".")[2]: gate.done for gate in folded.gates} == {
+    assert {Location.parse(gate.path).change: gate.done for gate in folded.gates} == {
         "bottleneck_ffn": "dropped", "low_rank_query": "dropped", "low_rank_value": "dropped", "prefix_heads": "fixed",
     }  # fmt: skip
     assert {joint.name for joint in joints(mixture_state(model))} == {"prefix_heads"}, (

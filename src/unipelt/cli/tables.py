@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from unipelt.spec import Location
 from unipelt.train.records import Outcome, tensors_header
 
 PIPED = 1000  # columns where no terminal sets a width: a table's row stays one line
@@ -51,7 +52,7 @@ def parameter_table(folder: Path, description: Any) -> Table:
     for path, entry in tensors_header(folder / TENSORS).items():
         if path == "__metadata__":
             continue
-        owner = mixture.owner(path)
+        owner = Location.parse(path).change
         begin, end = entry["data_offsets"]
         count = 1
         for side in entry["shape"]:
@@ -98,9 +99,9 @@ def by_layer(values: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[st
     rows: dict[str, dict[str, Any]] = {}
     columns: list[str] = []
     for path, value in values.items():
-        stack, layer, *rest = path.split(".")
-        column = rest[0] + ("" if len(rest) < 2 or not rest[1].startswith("cross") else " (cross)")
-        rows.setdefault(f"{stack} {layer}", {})[column] = value
+        at = Location.parse(path)
+        column = at.change + (" (cross)" if at.is_cross else "")
+        rows.setdefault(f"{at.stack} {at.layer}", {})[column] = value
         if column not in columns:
             columns.append(column)
     return rows, columns
@@ -142,7 +143,7 @@ def gate_lines(rows: list[dict[str, Any]], found: Any) -> list[str]:
         for row in rows:
             if row["method"] == line.method and row["lr"] == line.lr:
                 for path, gate in (row["gates"] or {}).items():
-                    values.setdefault(path.split(".")[2], []).append(gate["mean"])
+                    values.setdefault(Location.parse(path).change, []).append(gate["mean"])
         means = sorted(((sum(v) / len(v), name) for name, v in values.items()), reverse=True)
         if means:
             lines.append(f"gates of {line.method}: " + ", ".join(f"{name} {mean:.2f}" for mean, name in means))

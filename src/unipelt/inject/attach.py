@@ -18,6 +18,7 @@ from unipelt.inject.heads import POLICIES, POOLINGS, HeadHook, Pooling, build_he
 from unipelt.inject.plan import Build
 from unipelt.inject.resolve import ResolvedStack, find_stacks
 from unipelt.inject.state import NAME, AttachedState, MixtureState, MultiMixtureState, attached_state
+from unipelt.spec.location import HEAD
 
 SAVING = ("_keys_to_ignore_on_save", "_weight_conversions")
 """attributes by which a PreTrainedModel says what it saves, and under which names"""
@@ -75,8 +76,9 @@ def attach(
     for one, share in zip(mixtures, shares):
         part = MixtureState(one, share, options, fresh_head)
         heads.append(build_head(model, head_modules, share))
-        for path, module in {**build.mixture(one, share), **{f"head.{p}": m for p, m in heads[-1].items()}}.items():
-            part.place(path, module)
+        own = {spec.Location("", None, HEAD, path): module for path, module in heads[-1].items()}
+        for location, module in {**build.mixture(one, share), **own}.items():
+            part.place(location, module)
         _head_policy(part, head)
         parts.append(part)
     if len(parts) == 1:

@@ -18,6 +18,7 @@ from unipelt.errors import SiteError
 from unipelt.forms.prefix import mixed, multi_head_parallel, pad_mask, prefix_attention
 from unipelt.inject.context import Context, ForwardState, together
 from unipelt.inject.hooks import BoundChange
+from unipelt.spec import Location
 
 KEYWORD = "unipelt_prefixes"
 MARK = "unipelt_"
@@ -41,9 +42,11 @@ class PrefixCall(NamedTuple):
 class BoundPrefix(BoundChange):
     """A prefix's weight multiplies P_k and P_v (softmax) or Δ (relu); `form` gives the prefixes of one layer of its stack."""
 
-    def __init__(self, name: str, form: nn.Module, weight: Any, *, table: str, layer: int, function: str, **rest: Any):
+    def __init__(
+        self, location: Location, form: nn.Module, weight: Any, *, table: str, layer: int, function: str, **rest: Any
+    ):
         """table: which one the form is, of those whose layers share something."""
-        super().__init__(name, form, weight, "queries", **rest)
+        super().__init__(location, form, weight, "queries", **rest)
         self.table, self.layer, self.function = table, layer, function
 
     def call(self, x: Tensor, context: Context) -> PrefixCall:

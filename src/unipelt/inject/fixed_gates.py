@@ -59,15 +59,15 @@ def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float] 
         """The parameters as they are, and each new scale at its value."""
         if path in before:
             return before[path]
-        _, layer, name, *_ = path.split(".")
-        return constants[name][layer]
+        at = spec.Location.parse(path)
+        return constants[at.change][at.layer]
 
     return swap(model, tuned.mixture.with_weights(dict.fromkeys(values, spec.Learned())), state)
 
 
-def _by_layer(tuned: MixtureState, name: str, given: Any) -> dict[str, Tensor]:
+def _by_layer(tuned: MixtureState, name: str, given: Any) -> dict[int | None, Tensor]:
     """A change's constant in each of its layers."""
-    layers = sorted({path.split(".")[1] for path in tuned.change_locations() if path.split(".")[2] == name}, key=int)
+    layers = sorted({at.layer for at in tuned.change_locations() if at.change == name and at.layer is not None})
     try:
         value = torch.as_tensor(given, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError):
@@ -85,7 +85,7 @@ def folded(tuned: MixtureState) -> tuple[spec.Mixture, dict[str, Tensor]]:
     changes = []
     for name, change in tuned.mixture.named():
         for path, module in tuned.named_modules():
-            if isinstance(module, PrefixMLP) and path.split(".")[1] == name:
+            if isinstance(module, PrefixMLP) and spec.Location.parse(path).change == name:
                 table = fold(module)
                 state = {key: value for key, value in state.items() if not key.startswith(path + ".")}
                 state |= {f"{path}.key": table.key.detach(), f"{path}.value": table.value.detach()}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from unipelt.forms.gate import Scored
 from unipelt.forms.low_rank import LowRank
 from unipelt.inject.context import Context, ForwardState
+from unipelt.spec import Location
 
 
 class Blocks:
@@ -65,10 +66,10 @@ class BoundChange:
     """w · Δ(reads) of one change at one module. `weight` is a number, or a callable on (h, shares, route)."""
 
     def __init__(
-        self, name: str, form: nn.Module, weight: float | Callable[..., Tensor], reads: str,
+        self, location: Location, form: nn.Module, weight: float | Callable[..., Tensor], reads: str,
         *, held: str | None = None, source: bool = False, member: int = 0, part: Part | None = None, mixture: int = 0,
     ):  # fmt: skip
-        self.name, self.form, self.weight, self.reads = name, form, weight, reads
+        self.location, self.form, self.weight, self.reads = location, form, weight, reads
         self.held, self.source, self.member, self.part, self.mixture = held, source, member, part, mixture
 
     def of(self, x: Tensor, context: Context) -> Tensor:

@@ -149,8 +149,7 @@ def joints(tuned: MixtureState) -> Iterator[Joint]:
     changes = dict(tuned.mixture.named())
     for path, hook, method in tuned.hooks:
         for delta in getattr(method.__self__, "deltas", ()):
-            name = next(part for part in delta.name.split(".")[:3] if part in changes)
-            yield Joint(path, hook, name, changes[name], delta)
+            yield Joint(path, hook, delta.location.change, changes[delta.location.change], delta)
 
 
 def refuse(

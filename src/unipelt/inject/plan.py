@@ -62,7 +62,7 @@ class Build:
     """of the mixture at work"""
     runs: int = 0
     """its runs"""
-    modules: dict[str, nn.Module] = field(default_factory=dict)
+    modules: dict[spec.Location, nn.Module] = field(default_factory=dict)
     before: dict[str, ModuleHook] = field(default_factory=dict)
     after: dict[str, ModuleHook] = field(default_factory=dict)
     prefixes: dict[str, PrefixEntry] = field(default_factory=dict)
@@ -76,8 +76,8 @@ class Build:
     def __post_init__(self):
         self.config: Any = self.model.base_model.config
 
-    def mixture(self, mixture: spec.Mixture, runs: int) -> dict[str, nn.Module]:
-        """Join one more mixture, of so many runs: its modules by path."""
+    def mixture(self, mixture: spec.Mixture, runs: int) -> dict[spec.Location, nn.Module]:
+        """Join one more mixture, of so many runs: its modules by location."""
         self.number, self.runs, self.modules, self.members = self.number + 1, runs, {}, {}
         for name, change in mixture.named():
             if isinstance(change.weight, spec.Gate) and change.weight.group:
@@ -112,11 +112,11 @@ class Build:
             for stack, layer, place in self.places(site, change):
                 self.refuse_positions(name, change, stack, place.path)
                 form = MAPS[change.form.name](change.form, self.runs, place.inputs, place.outputs)
-                owner = f"{stack.row.name}.{layer.index if layer else 'stack'}.{name}"
-                self.modules[f"{owner}.{place.label}"] = form
-                weight, member = self.weight(name, change, stack, layer, place, owner)
+                location = spec.Location(stack.row.name, layer.index if layer else None, name, place.label)
+                self.modules[location] = form
+                weight, member = self.weight(change, stack, layer, place, location)
                 delta = BoundChange(
-                    f"{owner}.{place.label}", form, weight, place.reads,
+                    location, form, weight, place.reads,
                     held=place.held, source=place.source, member=member, part=place.part, mixture=self.number,
                 )  # fmt: skip
                 self.hook_on(stack, place).deltas.append(delta)
@@ -244,15 +244,15 @@ class Build:
                     )
                 else:
                     table = PrefixTable(self.runs, len(layers), form.length, heads, width, form.function)
-                path = f"{stack.row.name}.{name}.{kind}"
+                path = spec.Location(stack.row.name, None, name, kind)
                 self.modules[path] = table
                 for slot, layer in enumerate(layers):
-                    owner = f"{stack.row.name}.{layer.index}.{name}"
                     label = "heads" if kind == "self" else "cross_heads"
                     place = HookPoint(f"{layer.path}.{attention.module}", label, d_model, 0, tensor=kind)
-                    weight, member = self.weight(name, change, stack, layer, place, owner)
+                    location = spec.Location(stack.row.name, layer.index, name, label)
+                    weight, member = self.weight(change, stack, layer, place, location)
                     delta = BoundPrefix(
-                        f"{owner}.{place.label}", table, weight, table=f"{self.number}.{path}", layer=slot,
+                        location, table, weight, table=f"{self.number}.{path}", layer=slot,
                         function=form.function, member=member, mixture=self.number,
                     )  # fmt: skip
                     self.prefixes.setdefault(place.path, PrefixEntry(stack.flow)).deltas.append(delta)
@@ -271,10 +271,11 @@ class Build:
             stack = next((s for s in self.stacks if full.startswith(s.path + "." if s.path else "")), self.stacks[0])
             self.refuse_positions(name, change, stack, full)
             form = Bias(self.runs, len(bias))
-            self.modules[f"{name}.{path}"] = form
+            location = spec.Location(stack.row.name, layer.index if layer else None, name, path)
+            self.modules[location] = form
             part = Channels() if isinstance(module, nn.modules.conv._ConvNd) else None
             place = HookPoint(full, path, len(bias), len(bias))
-            delta = BoundChange(f"{name}.{path}", form, change.weight, "output", part=part, mixture=self.number)  # type: ignore[arg-type]
+            delta = BoundChange(location, form, change.weight, "output", part=part, mixture=self.number)  # type: ignore[arg-type]
             self.hook_on(stack, place).deltas.append(delta)
             found = True
         if not found:
@@ -289,19 +290,21 @@ class Build:
                         continue
                     scale: Any = norm.weight
                     form = Norm(self.runs, len(scale), normaliser(norm), getattr(norm, "bias", None) is not None)
-                    owner = f"{stack.row.name}.{layer.index}.{name}.{path}"
-                    self.modules[owner] = form
+                    location = spec.Location(stack.row.name, layer.index, name, path)
+                    self.modules[location] = form
                     place = HookPoint(f"{layer.path}.{path}", path, len(scale), len(scale))
-                    delta = BoundChange(owner, form, change.weight, "input", mixture=self.number)  # type: ignore[arg-type]
+                    delta = BoundChange(location, form, change.weight, "input", mixture=self.number)  # type: ignore[arg-type]
                     self.hook_on(stack, place).deltas.append(delta)
 
     def weight(
-        self, name: str, change: spec.Change, stack: ResolvedStack, layer: Layer | None, place: HookPoint, owner: str
+        self, change: spec.Change, stack: ResolvedStack, layer: Layer | None, place: HookPoint, location: spec.Location
     ) -> tuple[float | nn.Module, int]:
         """The weight of one change at one place, and its column in a shared gate."""
-        cross = "cross_" if place.label.startswith("cross_") else ""
+        cross = "cross_" if location.is_cross else ""
         if isinstance(change.weight, spec.Learned):
-            return self.modules.setdefault(f"{owner}.{cross}scale", Learned(self.runs, change.weight.start)), 0
+            return self.modules.setdefault(
+                location._replace(part=f"{cross}scale"), Learned(self.runs, change.weight.start)
+            ), 0
         if not isinstance(change.weight, spec.Gate):
             return change.weight, 0
         assert layer is not None
@@ -313,14 +316,14 @@ class Build:
             self.pooled.add((stack.row.name, "encoder_attention_mask" if place.source else "attention_mask"))
         if group := change.weight.group:
             members = self.members[group]
-            path = f"{stack.row.name}.{layer.index}.{group}.{cross}gate"
+            path = location._replace(change=group, part=f"{cross}gate")
             gate: nn.Module = self.modules.setdefault(path, GroupGate(self.runs, place.inputs, pool, len(members)))
             if pool is not gate.pool:  # a cross-attention value reads the encoder's output, its query the decoder's
-                path = f"{stack.row.name}.{layer.index}.{group}.{cross}source_gate"
+                path = path._replace(part=f"{cross}source_gate")
                 gate = self.modules.setdefault(path, GroupGate(self.runs, place.inputs, pool, len(members)))
-            return gate, members.index(name)
+            return gate, members.index(location.change)
         label = f"{place.label}.gate" if len(change.sites) == 1 else f"{cross}{'source_' if place.source else ''}gate"
-        return self.modules.setdefault(f"{owner}.{label}", Gate(self.runs, place.inputs, pool)), 0
+        return self.modules.setdefault(location._replace(part=label), Gate(self.runs, place.inputs, pool)), 0
 
     def refuse_positions(self, name: str, change: spec.Change, stack: ResolvedStack, path: str) -> None:
         """Raise SiteError where relative positions, which belong to no row of a batch, would have to find a run or a gate."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from unipelt import spec
 from unipelt.forms.gate import Gate, Scored
 from unipelt.inject.state import MixtureState, attached_state, mixture_state
 
@@ -36,11 +37,19 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
             handle.remove()
 
 
+def gate_location(tuned: MixtureState, path: str, member: int = 0) -> spec.Location:
+    """The location of the change that a gate weighs; of a gate that a group shares, of its member of this number."""
+    at = spec.Location.parse(path)
+    part = at.part.removesuffix("gate").rstrip("._")
+    members = tuned.mixture.members(at.change)
+    return at._replace(change=members[member], part=part) if members else at._replace(part=part)
+
+
 def trainable_parameters(model: PreTrainedModel | MixtureState) -> dict[str, int]:
-    """Numbers of trainable parameters of one run, by change; `head` for the head."""
+    """Numbers of trainable parameters of one run, by change; gates of a group by its name, the head as `head`."""
     tuned = model if isinstance(model, MixtureState) else mixture_state(model)
     counts: dict[str, int] = {name: 0 for name, _ in tuned.mixture.named()}
-    for owner, _, parameter in tuned.changes():
+    for location, parameter in tuned.located():
         if parameter.requires_grad:
-            counts[owner] = counts.get(owner, 0) + parameter[0].numel()
+            counts[location.change] = counts.get(location.change, 0) + parameter[0].numel()
     return counts

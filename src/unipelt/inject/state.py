@@ -133,10 +133,10 @@ class MixtureState(AttachedState):
         self.blank: dict[str, Tensor] = {}
         """one run's parameters before anything was drawn"""
 
-    def place(self, path: str, module: nn.Module) -> None:
-        """Add a module under a dotted path."""
+    def place(self, location: spec.Location, module: nn.Module) -> None:
+        """Add a module under the path of its location."""
         parent: nn.Module = self
-        *parents, name = path.split(".")
+        *parents, name = str(location).split(".")
         for part in parents:
             if part not in parent._modules:
                 parent.add_module(part, nn.Module())
@@ -169,14 +169,14 @@ class MixtureState(AttachedState):
             if path.startswith("head.") and hasattr(m, "reset_parameters")
         ]
 
-    def change_locations(self) -> list[str]:
-        """`stack.layer.change.place` of every place where a change joins."""
-        return [delta.name for _, _, method in self.hooks for delta in getattr(method.__self__, "deltas", ())]
+    def change_locations(self) -> list[spec.Location]:
+        """Where each change joins the base."""
+        return [delta.location for _, _, method in self.hooks for delta in getattr(method.__self__, "deltas", ())]
 
-    def changes(self) -> Iterator[tuple[str, str, nn.Parameter]]:
-        """Each parameter with the change that owns it: (change or `head`, path, parameter)."""
+    def located(self) -> Iterator[tuple[spec.Location, nn.Parameter]]:
+        """Each parameter with its location."""
         for path, parameter in self.named_parameters():
-            yield self.mixture.owner(path), path, parameter
+            yield spec.Location.parse(path), parameter
 
 
 def _blank(values: Tensor) -> Tensor:

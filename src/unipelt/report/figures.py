@@ -11,6 +11,7 @@ from unipelt.report.drawing import INK, Figure, across, canvas, finish, looks, m
 from unipelt.report.names import method_order, size_label, size_order, task_label, task_order
 from unipelt.report.study import Study
 from unipelt.report.sweeps import Sweep, sweep_places
+from unipelt.spec import Location
 
 Curve = dict[float, float]
 """epoch → validation metric of one run"""
@@ -209,10 +210,9 @@ def gate_means(study: Study) -> dict[tuple, tuple[list[str], list[str], dict[tup
 
 
 def split(path: str) -> tuple[str, str]:
-    """Layer and change of a gate's path `stack.layer.change.place`."""
-    parts = path.split(".")
-    cross = " (cross)" if len(parts) > 3 and parts[3].startswith("cross") else ""
-    return " ".join(parts[:2]), (parts[2] if len(parts) > 2 else "gate") + cross
+    """Layer and change of a gate's location."""
+    at = Location.parse(path)
+    return f"{at.stack} {at.layer}", at.change + (" (cross)" if at.is_cross else "")
 
 
 def _depth(layer: str) -> list[tuple[int, int, str]]:

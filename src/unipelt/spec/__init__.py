@@ -3,6 +3,7 @@
 from unipelt.spec.change import Change, Gate, Learned, Mixture, Weight
 from unipelt.spec.compatibility import RULES, equation
 from unipelt.spec.forms import FORMS, Bias, Bottleneck, Form, Kronecker, LowRank, Norm, Prefix
+from unipelt.spec.location import Location
 from unipelt.spec.presets import DEFAULT, PRESETS, mixture, settings, spelling
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Gate",
     "Kronecker",
     "Learned",
+    "Location",
     "LowRank",
     "Mixture",
     "Norm",

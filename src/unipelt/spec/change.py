@@ -11,6 +11,7 @@ from typing import Any, Literal
 from unipelt.errors import SpecError, did_you_mean
 from unipelt.spec.compatibility import LINEARS, equation
 from unipelt.spec.forms import FORMS, Form, check_settings
+from unipelt.spec.location import HEAD
 
 FORMAT_VERSION = 1
 
@@ -115,7 +116,10 @@ class Mixture:
         for change in self.changes:
             if isinstance(change.weight, Gate) and change.weight.group:
                 layers.setdefault(change.weight.group, set()).add((change.layers, change.weight.pool))
+        taken = {HEAD, *(name for name, _ in self.named())}
         for group, kinds in layers.items():
+            if group in taken:
+                raise SpecError(f"group {group!r}: a change or the head has this name; give the group another")
             if len(kinds) > 1:
                 raise SpecError(
                     f"group {group!r}: its changes must name the same layers and the same pool; got {kinds}"
@@ -131,11 +135,9 @@ class Mixture:
             pairs.append((change.label if number == 1 else f"{change.label}_{number}", change))
         return pairs
 
-    def owner(self, path: str) -> str:
-        """What a parameter with this path belongs to: a change, a group of gates, or the head."""
-        names = {name for name, _ in self.named()}
-        groups = {c.weight.group for c in self.changes if isinstance(c.weight, Gate) and c.weight.group}
-        return next((part for part in path.split(".")[:3] if part in names | groups), "head")
+    def members(self, group: str) -> list[str]:
+        """The names of the changes whose gates are of one group, in order."""
+        return [name for name, c in self.named() if isinstance(c.weight, Gate) and group and c.weight.group == group]
 
     def with_weights(self, weights: dict[str, Weight]) -> "Mixture":
         """The same mixture with other weights, by change name."""

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from unipelt.data import Task
 from unipelt.forms.gate import GroupGate
-from unipelt.inject.record import record_gates
-from unipelt.inject.state import attached_state
+from unipelt.inject.record import gate_location, record_gates
+from unipelt.inject.state import MixtureState, attached_state
 from unipelt.train.batches import Encoded, collate, longest_first
 
 CPU_ROWS = 32  # a forward, without gradients: more do not fit into a CPU's caches
@@ -29,8 +29,8 @@ def predict(
 ) -> list[Tensor]:  # fmt: skip
     """Logits `[rows, classes]` of every run for its own rows, in their order; batches of like length, largest first.
 
-    gates: one dictionary a run, which gets each gate's value for each row, `[rows]`, by the path of its change; the members
-    of a central gate as `path[i]`. A gate of each token's own is averaged over the row's tokens.
+    gates: one dictionary a run, which gets each gate's value for each row, `[rows]`, by the location of the change that it
+    weighs, as text. A gate of each token's own is averaged over the row's tokens.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -60,16 +60,17 @@ def rows_each(device: torch.device, runs: int, longest: int) -> int:
 
 
 def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], mask: Tensor) -> dict[str, Tensor]:
-    """One value a gate and row, `[batch]`."""
-    gates, said = dict(attached_state(model).shown().named_modules()), {}
+    """One value a gated change and row, `[batch]`, by the change's location."""
+    tuned, said = attached_state(model).shown(), {}
+    assert isinstance(tuned, MixtureState), "the runs of one mixture are evaluated at once"
     for path, (value, *_) in recorded.items():
-        central = isinstance(gates[path], GroupGate)
+        central = isinstance(tuned.get_submodule(path), GroupGate)
         value = value.float() if central else value.float()[..., None]
         if value.dim() == 3:
             real = mask.float()[..., None]
             value = (value * real).sum(dim=1) / real.sum(dim=1)
         for member in range(value.shape[-1]):
-            said[path.removesuffix(".gate") + (f"[{member}]" if central else "")] = value[:, member].cpu()
+            said[str(gate_location(tuned, path, member))] = value[:, member].cpu()
     return said
 
 

@@ -23,7 +23,7 @@ from unipelt.forms.gate import GroupGate
 from unipelt.inject.attach import route
 from unipelt.inject.fixed_gates import folded, swap
 from unipelt.inject.merge import Joint, joints, merge
-from unipelt.inject.record import record_gates
+from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import MixtureState, mixture_state
 
 DEVIATION, LEAST = 0.05, 0.02  # at most 0.5 points lost on validation rows: experiments/LOG.md
@@ -115,10 +115,10 @@ def fold(
     merge(model, rest="attached")
     after = _look(model, batches, 0, score)
 
-    merged = {_moved(joint.delta.name, joint.name, origin[joint.name]) for joint in _in_weights(model)}
+    merged = {joint.delta.location._replace(change=origin[joint.name]) for joint in _in_weights(model)}
     done: dict[str, FoldedGate] = {}
     for gate in gates:
-        fate = "merged" if gate.joint.delta.name in merged else fates[gate.joint.name, gate.layer]
+        fate = "merged" if gate.joint.delta.location in merged else fates[gate.joint.name, gate.layer]
         if gate.path in done and done[gate.path].done != fate:  # of several sites some do not merge
             fate = "fixed"
         done[gate.path] = FoldedGate(path=gate.path, mean=gate.mean, deviation=gate.deviation, done=fate)
@@ -183,7 +183,11 @@ def _real(path: str, value: Tensor, batch: Batch) -> Tensor:
     """`[n, members]`: a row's value, or those of its real tokens, as the mask of their stream says."""
     if value.dim() == 2:
         return value
-    names = ("decoder_attention_mask", "attention_mask") if path.startswith("decoder") else ("attention_mask",)
+    names = (
+        ("decoder_attention_mask", "attention_mask")
+        if spec.Location.parse(path).stack == "decoder"
+        else ("attention_mask",)
+    )
     mask = next((batch[name] for name in names if name in batch and batch[name].shape == value.shape[:2]), None)
     return value.flatten(0, 1) if mask is None else value[mask.bool()]
 
@@ -206,8 +210,8 @@ def _measured(tuned: MixtureState, seen: dict[str, Tensor]) -> list[Measured]:
             continue
         path, member = paths[joint.delta.weight], joint.delta.member  # type: ignore[index]
         values = seen[path][:, member]
-        shown = path.removesuffix(".gate") + (f"[{member}]" if joint.change.weight.group else "")
-        layer = int(joint.delta.name.split(".")[1])
+        shown = str(gate_location(tuned, path, member))
+        layer = joint.delta.location.layer or 0
         found.append(Measured(joint, shown, layer, values.mean().item(), values.std(correction=0).item()))
     return found
 
@@ -248,27 +252,26 @@ def _swap(model: PreTrainedModel, gates: list[Measured], fates: dict[tuple[str, 
     new = spec.Mixture(tuple(change for _, change in parts), mixture.name)
     changes = dict(new.named())
     origin = {name: before for name, (before, _) in zip(changes, parts)}
-    places = {gate.joint.delta.name: gate for gate in gates}
+    places = {gate.joint.delta.location: gate for gate in gates}
 
-    def constant(place: str) -> float:
+    def constant(place: spec.Location) -> float:
         gate = places[place]
         return gate.mean if fates[gate.joint.name, gate.layer] == "fixed" else 1.0
 
     def state(path: str) -> Tensor:
         """What a parameter is: that of the change that it comes from, times what its gate has become."""
-        words = path.split(".")
-        at = next((place for place, word in enumerate(words[:3]) if word in origin), None)
-        if at is None:
+        at = spec.Location.parse(path)
+        if at.change not in origin:
             return old[path][run : run + 1]
-        change, before = changes[words[at]], origin[words[at]]
-        source = ".".join([*words[:at], before, *words[at + 1 :]])
-        value = old[source][run : run + 1]
+        change, before = changes[at.change], origin[at.change]
+        source = at._replace(change=before)
+        value = old[str(source)][run : run + 1]
         if not any(owner == before for owner, _ in fates):
             return value
-        scale: Any = next((constant(place) for place in places if source.startswith(place + ".")), 1.0)
-        if at == 1:  # the prefixes of a whole stack: run, layer, …
-            heads = "heads" if words[2] == "self" else f"{words[2]}_heads"
-            found = {layer: f"{words[0]}.{layer}.{before}.{heads}" for layer in sorted(layer for _, layer in fates)}
+        scale: Any = next((constant(place) for place in places if str(source).startswith(f"{place}.")), 1.0)
+        if at.layer is None:  # the prefixes of a whole stack: run, layer, …
+            heads = "cross_heads" if at.is_cross else "heads"
+            found = {layer: source._replace(layer=layer, part=heads) for layer in sorted(layer for _, layer in fates)}
             chosen = [
                 place
                 for layer, place in found.items()
@@ -284,8 +287,3 @@ def _swap(model: PreTrainedModel, gates: list[Measured], fates: dict[tuple[str, 
 
 def _in_weights(model: PreTrainedModel) -> list[Joint]:
     return [joint for joint in joints(mixture_state(model)) if joint.hook == "weight"]
-
-
-def _moved(place: str, name: str, other: str) -> str:
-    stack, layer, _, *rest = place.split(".")
-    return ".".join([stack, layer, other, *rest])

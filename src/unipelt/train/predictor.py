@@ -22,6 +22,7 @@ from unipelt.inject.fixed_gates import fix_gates
 from unipelt.inject.merge import merge
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
+from unipelt.spec import Location
 from unipelt.train.batches import collate, encode, longest_first
 from unipelt.train.evaluation import decisions, predict, rows_each
 from unipelt.train.fold import Folded, fold
@@ -152,9 +153,7 @@ def fixed_at_means(predictor: Predictor, rows: data.Examples) -> None:
     """Replace each gate by its mean over rows, one value a layer: over the stacks and places that the change has there."""
     values: dict[str, dict[int, list[float]]] = {}
     for path, gate in predictor.gates(rows).items():
-        if path.endswith("]"):
-            raise UserError("--fix-gates: a central gate belongs to several changes; fix it with unipelt.fix_gates")
-        _, layer, change, *_ = path.split(".")
-        values.setdefault(change, {}).setdefault(int(layer), []).append(float(gate.mean()))
+        at = Location.parse(path)
+        values.setdefault(at.change, {}).setdefault(at.layer or 0, []).append(float(gate.mean()))
     means = {change: [sum(v) / len(v) for _, v in sorted(layers.items())] for change, layers in values.items()}
     fix_gates(predictor.model, means)  # type: ignore[arg-type]

@@ -37,13 +37,13 @@ class Names:
     stacks: list[ResolvedStack]
 
     def key(self, own: str) -> str:
-        first, second, *rest = own.split(".")
-        if second in self.changes:
-            return self._prefix(first, *rest)
-        stack = next(stack for stack in self.stacks if stack.row.name == first)
+        at = spec.Location.parse(own)
+        if at.layer is None:
+            return self._prefix(at.stack, *at.part.split("."))
+        stack = next(stack for stack in self.stacks if stack.row.name == at.stack)
         base = stack.path.removesuffix(stack.row.module).rstrip(".")
-        layer = stack.layers[int(second)].path.removeprefix(base + "." if base else "")
-        change, place = self.changes[rest[0]], ".".join(rest[1:])
+        layer = stack.layers[at.layer].path.removeprefix(base + "." if base else "")
+        change, place = self.changes[at.change], at.part
         if change.form.name == "bottleneck":
             if place.endswith("scale.scale"):
                 place, part = place.removesuffix("scale.scale") + str(change.site), "scaling"
@@ -59,16 +59,18 @@ class Names:
 
     def value(self, own: str, tensor: Tensor) -> Tensor:
         """Their tensor in our shape; where it cannot have it, as it is."""
-        first, second, *rest = own.split(".")
-        if own.endswith("scale.scale"):
+        at = spec.Location.parse(own)
+        if at.part.endswith("scale.scale"):
             return tensor.squeeze()
-        if second in self.changes and rest[-1] in ("key", "value"):
-            depth = self._depth(first, second)
-            length, slot = self.changes[second].form.length, ("key", "value").index(rest[-1])  # type: ignore[union-attr]
+        if at.layer is not None:
+            return tensor
+        depth, rest = self._depth(at.stack, at.change), at.part.split(".")
+        if rest[-1] in ("key", "value"):
+            length, slot = self.changes[at.change].form.length, ("key", "value").index(rest[-1])  # type: ignore[union-attr]
             if tensor.numel() % (length * depth * 2) == 0:
                 return tensor.view(length, depth, 2, -1)[:, :, slot].transpose(0, 1)
-        if "outputs" in rest and len(tensor) % self._depth(first, second) == 0:
-            return tensor.unflatten(0, (self._depth(first, second), -1))[int(rest[-2])]
+        if "outputs" in rest and len(tensor) % depth == 0:
+            return tensor.unflatten(0, (depth, -1))[int(rest[-2])]
         return tensor
 
     def _depth(self, stack: str, change: str) -> int:

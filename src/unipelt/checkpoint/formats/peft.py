@@ -66,7 +66,7 @@ def load_peft(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedMo
     values: dict[str, Tensor] = {}
     for joint in joints(tuned):
         lora = loras[joint.path]
-        values |= {f"{joint.delta.name}.down.weight": lora.down, f"{joint.delta.name}.up.weight": lora.up}
+        values |= {f"{joint.delta.location}.down.weight": lora.down, f"{joint.delta.location}.up.weight": lora.up}
     for path in paths:
         for name, _ in tuned.get_submodule(f"head.{path}").named_parameters():
             values[f"head.{path}.{name}"] = heads[f"{path}.{name.rsplit('.', 1)[-1]}"]
