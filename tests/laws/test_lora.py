@@ -22,7 +22,7 @@ def rows_of(arch: str, model: nn.Module, attention: Attention, which: str, outpu
     if attention.query != attention.key:
         return torch.arange(outputs)
     heads = model.config.num_attention_heads
-    if attention.interleaved:  # head by head: query, key, value
+    if attention.groups == "heads":  # head by head: query, key, value
         return torch.arange(outputs).view(heads, 3, -1)[:, index].flatten()
     groups = getattr(model.config, "num_key_value_heads", heads)
     width = outputs // (heads + 2 * groups)

@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import unipelt
 from laws.lawbook import WITH_SDPA, attached, equal, kernel, on_each, result, rows, small, stacks
 from unipelt import Change, Gate, Learned, Mixture, Prefix, Route
-from unipelt.forms.prefix import PrefixMLP, fold
+from unipelt.forms.prefix import HeadShape, PrefixMLP, fold
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
 
@@ -186,14 +186,14 @@ def test_a_prefix_is_in_the_layers_it_names(layers, function: str):
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_folded_prefix_gives_the_same_keys_and_values(runs: int, layers: int):
     """Rule 11: the MLP is a way to train, and no part of the function."""
-    mlp = PrefixMLP(runs, layers, 4, 2, 8, 16, 5, "torch").double()
+    mlp = PrefixMLP(runs, layers, 4, HeadShape(2, 8, 6), 16, 5, "torch").double()
     for run in range(runs):
         mlp.reset_parameters(run, torch.Generator().manual_seed(run))
     table, batch = fold(mlp), 2 * runs
     for layer in range(layers):
         for mine, its in zip(table(layer, Route.blocks(runs), batch), mlp(layer, Route.blocks(runs), batch)):
             torch.testing.assert_close(mine, its, rtol=0, atol=1e-14)
-    assert sum(p.numel() for p in table.parameters()) == runs * 2 * 4 * layers * 16
+    assert sum(p.numel() for p in table.parameters()) == runs * 2 * 4 * layers * (8 + 6)
 
 
 @pytest.mark.parametrize("preset", ["prefix", "mam", "unipelt-apl", "unipelt-central"])

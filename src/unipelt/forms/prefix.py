@@ -1,9 +1,11 @@
 """Prefix tuning: Li & Liang 2021, arXiv:2101.00190; as a gated add: He et al. 2022, §3.1; gated by UniPELT: Mao et al. 2022, §3.2.
 
-Shapes: a prefix is `[two, run, head, prefix, d]` a layer, P_k and P_v, head being the key/value heads and d the width of one.
+Shapes: P_k `[run, head, prefix, k]` and P_v `[run, head, prefix, v]` a layer; head counts the key/value heads, k and v are the
+widths of one key and one value.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,24 +15,32 @@ from torch import Tensor, nn
 
 from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal
 
-Heads = Float[Tensor, "two rows head prefix d"]
+Pair = tuple[Float[Tensor, "rows head prefix k"], Float[Tensor, "rows head prefix v"]]
+
+
+class HeadShape(NamedTuple):
+    """Number of key/value heads of an attention block, and the widths of one key and one value."""
+
+    heads: int
+    key: int
+    value: int
 
 
 class PrefixTable(nn.Module):
     """P_k and P_v of every layer as parameters: what is left of a prefix once its MLP is folded."""
 
-    def __init__(self, runs: int, layers: int, length: int, heads: int, width: int, function: str):
+    def __init__(self, runs: int, layers: int, length: int, shape: HeadShape, function: str):
         super().__init__()
-        self.key = nn.Parameter(torch.zeros(runs, layers, length, heads * width))
-        self.value = nn.Parameter(torch.zeros(runs, layers, length, heads * width))
-        self.heads, self.function = heads, function
+        self.key = nn.Parameter(torch.zeros(runs, layers, length, shape.heads * shape.key))
+        self.value = nn.Parameter(torch.zeros(runs, layers, length, shape.heads * shape.value))
+        self.heads, self.function = shape.heads, function
 
     def share(self) -> None:
         """Its layers have nothing in common."""
 
-    def forward(self, layer: int, route: Route, batch: int, shared: None = None) -> Heads:
-        pair = torch.stack([route.pick(p[:, layer], batch) for p in (self.key, self.value)])
-        return rearrange(pair, "two rows prefix (head d) -> two rows head prefix d", head=self.heads)
+    def forward(self, layer: int, route: Route, batch: int, shared: None = None) -> Pair:
+        key, value = (route.pick(p[:, layer], batch) for p in (self.key, self.value))
+        return split_heads(key, self.heads), split_heads(value, self.heads)
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         draw_normal(self.key, run, generator, 0.02)
@@ -44,21 +54,24 @@ class PrefixMLP(nn.Module):
     Each layer has a matrix of its own: the slices of one large matrix would cost a gradient of its whole size for each layer.
     """
 
-    def __init__(self, runs: int, layers: int, length: int, heads: int, width: int, d_model: int, mlp: int, init: str):
+    def __init__(self, runs: int, layers: int, length: int, shape: HeadShape, d_model: int, mlp: int, init: str):
         super().__init__()
+        outputs = shape.heads * (shape.key + shape.value)
         self.embedding = nn.Parameter(torch.zeros(runs, length, d_model))
         self.hidden = RoutedLinear(runs, d_model, mlp)
-        self.outputs = nn.ModuleList(RoutedLinear(runs, mlp, 2 * heads * width) for _ in range(layers))
-        self.heads, self.width, self.init = heads, width, init
+        self.outputs = nn.ModuleList(RoutedLinear(runs, mlp, outputs) for _ in range(layers))
+        self.shape, self.heads, self.init = shape, shape.heads, init
 
     def share(self) -> Float[Tensor, "run prefix mlp"]:
         """tanh(E W + b), which all layers read"""
         return torch.tanh(self.hidden(self.embedding, Route.blocks(len(self.embedding))))
 
-    def forward(self, layer: int, route: Route, batch: int, shared: Tensor | None = None) -> Heads:
+    def forward(self, layer: int, route: Route, batch: int, shared: Tensor | None = None) -> Pair:
         shared = self.share() if shared is None else shared
         pair = route.pick(self.outputs[layer](shared, Route.blocks(len(shared))), batch)
-        return rearrange(pair, "rows prefix (two head d) -> two rows head prefix d", two=2, head=self.heads)
+        heads, keys, values = self.shape
+        key, value = pair.split([heads * keys, heads * values], dim=-1)
+        return split_heads(key, heads), split_heads(value, heads)
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         linears = [self.hidden, *self.outputs]
@@ -72,12 +85,17 @@ class PrefixMLP(nn.Module):
                     draw_kaiming(drawn, run, generator, linear.weight.shape[-1])
 
 
+def split_heads(packed: Float[Tensor, "rows prefix features"], heads: int) -> Float[Tensor, "rows head prefix d"]:
+    """The features of each head apart"""
+    return rearrange(packed, "rows prefix (head d) -> rows head prefix d", head=heads)
+
+
 @torch.no_grad()
 def fold(prefix: PrefixMLP) -> PrefixTable:
     """The prefixes that the MLP gives, as parameters: the same function, without the training-time reparameterisation."""
     runs, length = prefix.embedding.shape[:2]
     layers = len(prefix.outputs)
-    table = PrefixTable(runs, layers, length, prefix.heads, prefix.width, "softmax").to(prefix.embedding)
+    table = PrefixTable(runs, layers, length, prefix.shape, "softmax").to(prefix.embedding)
     for layer in range(layers):
         for target, source in zip((table.key, table.value), prefix(layer, Route.blocks(runs), runs)):
             target[:, layer] = rearrange(source, "run head prefix d -> run prefix (head d)")
@@ -123,10 +141,11 @@ def mixed(
     prefix_k: Tensor, prefix_v: Tensor, bias: Tensor | None,
     weight: Float[Tensor, "batch query 1"], scaling: float, softcap: float | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """(1−λ) h + λ g softmax(g q P_kᵀ / √d) P_v for a weight g of each query's own, λ = σ(LSE_prefix − LSE_context)
+    """(1−λ) h + λ g softmax(g q P_kᵀ / √d) P_v for a weight g of each query's own; λ is the prefix's share of the attention
 
-    One zero key whose bias is LSE_prefix stands for the prefix, and one value column of ones returns 1−λ; where the
-    kernel drops attention weights out, `quiet`, the same without dropout, returns it.
+    One zero key whose bias is LSE_prefix stands for the prefix. A value column that is one at this key and zero at all
+    others returns λ, also where an attention sink takes a share too. Where the kernel drops attention weights out,
+    `quiet`, the same without dropout, returns λ.
     """
     repeat, queries = q.shape[1] // prefix_k.shape[1], q.shape[-2]
     prefix_k, prefix_v = (p.repeat_interleave(repeat, dim=1) for p in (prefix_k, prefix_v))
@@ -141,15 +160,16 @@ def mixed(
     elif mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
     mask = torch.cat([mass, mask.expand(*mass.shape[:2], queries, -1)], dim=-1)
-    keys, values, ones = (F.pad(t, (0, 0, 1, 0)) for t in (k, v, torch.ones_like(v[..., :1])))
+    keys, values = (F.pad(t, (0, 0, 1, 0)) for t in (k, v))
+    own = F.pad(torch.ones_like(v[..., :1, :1]), (0, 0, 0, k.shape[-2])).expand(*values.shape[:-1], 1)
     bias = None if bias is None else F.pad(bias, (1, 0))
     if quiet is None:
-        h, weights = attend(q, keys, torch.cat([values, ones], dim=-1), mask, bias)
-        h, rest = h[..., :-1], h[..., -1:]  # batch query head d and 1−λ
+        h, weights = attend(q, keys, torch.cat([values, own], dim=-1), mask, bias)
+        h, share = h[..., :-1], h[..., -1:]  # batch query head d and λ
     else:
         h, weights = attend(q, keys, values, mask, bias)
-        rest, _ = quiet(q, keys, ones, mask, bias)
-    return h + (1 - rest) * delta, weights
+        share, _ = quiet(q, keys, own, mask, bias)
+    return h + share * delta, weights
 
 
 def multi_head_parallel(q: Tensor, prefix_k: Tensor, prefix_v: Tensor) -> Float[Tensor, "batch query head d"]:

@@ -13,7 +13,7 @@ class Attention:
 
     # the module whose forward calls the attention function (gets hidden_states first, or as keyword hidden_states)
     module: str
-    # linears; when the three paths are equal the projection is fused in the order query, key, value
+    # linears; equal paths are one fused projection
     query: str
     key: str
     value: str
@@ -21,9 +21,14 @@ class Attention:
     out: str
     # post-LN models: the LayerNorm applied to (attention output + residual); None for pre-LN
     norm: str | None = None
-    # fused with query, key, value interleaved per head (GPT-NeoX)
-    interleaved: bool = False
-    # the module dispatches through AttentionInterface
+    # fused projections: how their output features are laid out, the parts (query, key, value, other) in each group
+    order: tuple[str, ...] = ("query", "key", "value")
+    # fused projections: how many such groups: a number, or "heads" for one per key/value head (GPT-NeoX, Falcon)
+    groups: int | str = 1
+    # key/value heads, width of a key, width of a value, each a number or the name of an attribute of the module or the
+    # config; None where the projections' sizes and the usual names of the number of heads say it
+    shape: tuple[int | str, int | str, int | str] | None = None
+    # the module dispatches through AttentionInterface and hands keywords on to it
     prefix: bool = True
 
 
@@ -270,7 +275,7 @@ ARCHITECTURES: dict[str, tuple[Stack, ...]] = {
         replace(
             _LLAMA,
             attention=_projections(
-                "attention", "query_key_value", "query_key_value", "query_key_value", "dense", interleaved=True
+                "attention", "query_key_value", "query_key_value", "query_key_value", "dense", groups="heads"
             ),
         ),
     ),

@@ -286,7 +286,10 @@ def _hooks(
             )
         path = next(path for path, module in model.named_modules() if module is model.base_model)
         hooks.append((path, "post with keywords", Pooling(pooling == "mean").after))
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # a model that has none, or names none
+        embeddings = None
     place = next((path for path, module in model.named_modules() if module is embeddings), None)
     if place:
         hooks.append((place, "post", Checkpointed(model).after))

@@ -50,13 +50,13 @@ class BoundPrefix(BoundChange):
         self.table, self.layer, self.function = table, layer, function
 
     def call(self, x: Tensor, context: Context) -> PrefixCall:
-        pair = self.form(self.layer, context.route, x.shape[0], self._shared(context)).to(x.device)
-        weight = self.gate(x, context).to(pair) if callable(self.weight) else None
+        pair = self.form(self.layer, context.route, x.shape[0], self._shared(context))
+        key, value = (p.to(x.device) for p in pair)
+        weight = self.gate(x, context).to(key) if callable(self.weight) else None
         if weight is not None and (weight.shape[1] > 1 or self.function == "relu"):
-            return PrefixCall(self.function, pair[0], pair[1], weight)
+            return PrefixCall(self.function, key, value, weight)
         scale: Any = self.weight if weight is None else weight[:, None]  # rows head prefix d
-        key, value = (pair[0], pair[1] * scale) if self.function == "relu" else (pair * scale).unbind()
-        return PrefixCall(self.function, key, value, None)
+        return PrefixCall(self.function, key if self.function == "relu" else key * scale, value * scale, None)
 
     def _shared(self, context: Context) -> Tensor | None:
         """What all layers read of the table, computed at the stack's door."""

@@ -1,6 +1,6 @@
 """Where changes join a module: one hook a module, which composes that module's changes in tuple order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,41 +12,23 @@ from unipelt.inject.context import Context, ForwardState
 from unipelt.spec import Location
 
 
-class Blocks:
-    """A part of a fused projection whose parts lie one behind the other: GPT-2, Phi-3, ModernBERT."""
+class FusedPart:
+    """A part of a fused projection: its output has `groups` equal groups, each with parts of these sizes in one order."""
 
-    def __init__(self, sizes: tuple[int, int, int], index: int):
-        self.sizes, self.index = sizes, index
-
-    def take(self, y: Tensor) -> Tensor:
-        return y.split(self.sizes, dim=-1)[self.index]
-
-    def add(self, y: Tensor, delta: Tensor) -> Tensor:
-        parts = list(y.split(self.sizes, dim=-1))
-        parts[self.index] = parts[self.index] + delta
-        return torch.cat(parts, dim=-1)
-
-    def rows(self, weight: Tensor) -> Tensor:
-        """This part's rows of the fused weight or bias, as a view."""
-        return weight.split(self.sizes, dim=0)[self.index]
-
-
-class Interleaved:
-    """A part of a fused projection whose parts alternate head by head: GPT-NeoX."""
-
-    def __init__(self, heads: int, index: int):
-        self.heads, self.index = heads, index
+    def __init__(self, groups: int, sizes: Sequence[int], index: int):
+        self.groups, self.sizes, self.index = groups, list(sizes), index
 
     def take(self, y: Tensor) -> Tensor:
-        return y.unflatten(-1, (self.heads, 3, -1))[..., self.index, :].flatten(-2)
+        return y.unflatten(-1, (self.groups, -1)).split(self.sizes, dim=-1)[self.index].flatten(-2)
 
     def add(self, y: Tensor, delta: Tensor) -> Tensor:
-        parts = list(y.unflatten(-1, (self.heads, 3, -1)).unbind(dim=-2))
-        parts[self.index] = parts[self.index] + delta.unflatten(-1, (self.heads, -1))
-        return torch.stack(parts, dim=-2).flatten(-3)
+        parts = list(y.unflatten(-1, (self.groups, -1)).split(self.sizes, dim=-1))
+        parts[self.index] = parts[self.index] + delta.unflatten(-1, (self.groups, -1))
+        return torch.cat(parts, dim=-1).flatten(-2)
 
     def rows(self, weight: Tensor) -> Tensor:
-        return weight.unflatten(0, (self.heads, 3, -1))[:, self.index].flatten(0, 1)
+        """This part's rows of the fused weight or bias; a view where there is one group."""
+        return weight.unflatten(0, (self.groups, -1)).split(self.sizes, dim=1)[self.index].flatten(0, 1)
 
 
 class Channels:
@@ -59,7 +41,7 @@ class Channels:
         return y + delta.movedim(-1, 1)
 
 
-Part = Blocks | Interleaved | Channels
+Part = FusedPart | Channels
 
 
 class BoundChange:
@@ -123,7 +105,10 @@ class ModuleHook:
         def change(context: Context, x: Any, y: Tensor) -> Tensor:
             return self._changed(module, x, y, self._of(context), context)
 
-        changed = self.flow.context.each(change, x, self._rows(y))
+        rows = self._rows(y)
+        if x is not None and rows.dim() == 2 and x.dim() == 3 and len(rows) == x.shape[0] * x.shape[1]:
+            rows = rows.unflatten(0, x.shape[:2])  # a sparse FFN that gives [batch·seq, d] for [batch, seq, d]
+        changed = self.flow.context.each(change, x, rows)
         if changed.shape != y.shape:  # else no view: FSDP warns of layers that return one
             changed = changed.reshape(y.shape)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed

@@ -23,8 +23,8 @@ from unipelt.inject.hooks import BoundChange, Channels, ModuleHook
 from unipelt.inject.resolve import (
     Layer,
     ResolvedStack,
+    by_head_shape,
     features,
-    heads_of,
     match_linears,
     normaliser,
     projection,
@@ -83,7 +83,7 @@ class Build:
             if isinstance(change.weight, spec.Gate) and change.weight.group:
                 self.members.setdefault(change.weight.group, []).append(name)
         for name, change in mixture.named():
-            depth = max(len(stack.layers) for stack in self.stacks)
+            depth = max(stack.layers[-1].index + 1 for stack in self.stacks)
             if change.layers is not None and (beyond := [i for i in change.layers if i >= depth]):
                 raise SiteError(f"{name}: layers={beyond} of a base with {depth} layers; they count from 0")
             place = {"prefix": self.prefix, "bias": self.biases, "norm": self.norms}.get(change.form.name, self.map)
@@ -179,7 +179,8 @@ class Build:
             source = kind == "cross" and site != "query"
             reads = "output" if change.reads == "output" else "input"
             reads_size = outputs if reads == "output" else inputs
-            place, tensor = f"{layer.path}.{path}", kind if reads == "input" and not source else ""
+            own = inputs == features(layer.get(attention.out))[1]  # else it reads a compression of the block's input
+            place, tensor = f"{layer.path}.{path}", kind if reads == "input" and not source and own else ""
             return HookPoint(
                 place, cross + site, reads_size, outputs, reads=reads, source=source, part=part, tensor=tensor
             )
@@ -228,35 +229,33 @@ class Build:
         form: Any = change.form
         for stack in self.stacks:
             for kind, attention in stack.attentions():
-                layers = self.changed(stack, change)
                 if not attention.prefix:
                     raise SiteError(
                         f"{name}: {self.config.model_type} computes its attention by itself, so no prefix can enter it; "
                         "use a mixture without a prefix, such as lora, adapter or bitfit"
                     )
-                if not layers:
-                    continue
-                heads, width = heads_of(layers[0], attention, self.config)
-                d_model = features(layers[0].get(attention.out))[1]
-                if form.mlp and form.function == "softmax":
-                    table: nn.Module = PrefixMLP(
-                        self.runs, len(layers), form.length, heads, width, d_model, form.mlp, form.init
-                    )
-                else:
-                    table = PrefixTable(self.runs, len(layers), form.length, heads, width, form.function)
-                path = spec.Location(stack.row.name, None, name, kind)
-                self.modules[path] = table
-                for slot, layer in enumerate(layers):
-                    label = "heads" if kind == "self" else "cross_heads"
-                    place = HookPoint(f"{layer.path}.{attention.module}", label, d_model, 0, tensor=kind)
-                    location = spec.Location(stack.row.name, layer.index, name, label)
-                    weight, member = self.weight(change, stack, layer, place, location)
-                    delta = BoundPrefix(
-                        location, table, weight, table=f"{self.number}.{path}", layer=slot,
-                        function=form.function, member=member, mixture=self.number,
-                    )  # fmt: skip
-                    self.prefixes.setdefault(place.path, PrefixEntry(stack.flow)).deltas.append(delta)
-                    self.reads(stack, layer, place, weight)
+                shapes = by_head_shape(self.changed(stack, change), attention, self.config)
+                for group, (shape, layers) in enumerate(shapes):
+                    path = spec.Location(stack.row.name, None, name, f"{kind}_{group}" if group else kind)
+                    d_model = features(layers[0].get(attention.out))[1]
+                    if form.mlp and form.function == "softmax":
+                        table: nn.Module = PrefixMLP(
+                            self.runs, len(layers), form.length, shape, d_model, form.mlp, form.init
+                        )
+                    else:
+                        table = PrefixTable(self.runs, len(layers), form.length, shape, form.function)
+                    self.modules[path] = table
+                    for slot, layer in enumerate(layers):
+                        label = "heads" if kind == "self" else "cross_heads"
+                        place = HookPoint(f"{layer.path}.{attention.module}", label, d_model, 0, tensor=kind)
+                        location = spec.Location(stack.row.name, layer.index, name, label)
+                        weight, member = self.weight(change, stack, layer, place, location)
+                        delta = BoundPrefix(
+                            location, table, weight, table=f"{self.number}.{path}", layer=slot,
+                            function=form.function, member=member, mixture=self.number,
+                        )  # fmt: skip
+                        self.prefixes.setdefault(place.path, PrefixEntry(stack.flow)).deltas.append(delta)
+                        self.reads(stack, layer, place, weight)
 
     def biases(self, name: str, change: spec.Change) -> None:
         found = False
@@ -285,10 +284,10 @@ class Build:
         for stack in self.stacks:
             for layer in self.changed(stack, change):
                 for path in stack.row.norms:
-                    norm = layer.get(path)
-                    if isinstance(norm, nn.Identity):
+                    norm = layer.get(path) if layer.has(path) else None
+                    scale: Any = getattr(norm, "weight", None)
+                    if norm is None or scale is None:  # the first layer of ModernBERT, layers that differ
                         continue
-                    scale: Any = norm.weight
                     form = Norm(self.runs, len(scale), normaliser(norm), getattr(norm, "bias", None) is not None)
                     location = spec.Location(stack.row.name, layer.index, name, path)
                     self.modules[location] = form
@@ -328,7 +327,11 @@ class Build:
     def refuse_positions(self, name: str, change: spec.Change, stack: ResolvedStack, path: str) -> None:
         """Raise SiteError where relative positions, which belong to no row of a batch, would have to find a run or a gate."""
         passed = any(path.endswith("." + module) for module in stack.row.positions)
-        if passed and (self.several or isinstance(change.weight, spec.Gate)) and self.config.relative_attention:
+        if (
+            passed
+            and (self.several or isinstance(change.weight, spec.Gate))
+            and getattr(self.config, "relative_attention", True)
+        ):
             raise SiteError(
                 f"{name}: relative positions, which belong to no row of a batch, pass through {path!r} too, so it takes "
                 "neither several runs nor a gate; use one run and a number, or change 'value' or the FFN"

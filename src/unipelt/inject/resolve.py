@@ -1,5 +1,6 @@
 """From the words of a mixture to the modules of a base: which module a site is, and what stands beside it."""
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unipelt.errors import SiteError, did_you_mean
+from unipelt.forms.prefix import HeadShape
 from unipelt.inject.architectures import ARCHITECTURES, Attention, Stack, row_name
 from unipelt.inject.context import ForwardState
-from unipelt.inject.hooks import Blocks, Interleaved, Part
+from unipelt.inject.hooks import FusedPart, Part
 
 
 @dataclass
@@ -27,6 +29,13 @@ class Layer:
 
     def get(self, path: str) -> nn.Module:
         return self.module.get_submodule(path)
+
+    def has(self, path: str) -> bool:
+        try:
+            self.get(path)
+        except AttributeError:
+            return False
+        return True
 
 
 @dataclass
@@ -74,10 +83,11 @@ def find_stacks(model: PreTrainedModel, sites: tuple[Stack, ...] | None, runs: i
             module = base.get_submodule(row.module)
             layers = _layers(base, row.layers)
             stack = ResolvedStack(row, _join(prefix, row.module), module, [], ForwardState(runs))
-            stack.layers = [Layer(i, _join(prefix, path), layer) for i, (path, layer) in enumerate(layers)]
-            for layer in stack.layers:
-                for path in _paths(row):
-                    layer.get(path)
+            every = [Layer(i, _join(prefix, path), layer) for i, (path, layer) in enumerate(layers)]
+            stack.layers = [layer for layer in every if not _missing(layer, row)]
+            if not stack.layers:
+                raise AttributeError(f"no layer has {_missing(every[0], row)!r}" if every else "it has no layers")
+            _say_which_layers_attend(name, every, stack.layers)
         except AttributeError as error:
             raise SiteError(f"the row of {name!r} does not fit this model: {error}; give attach(…, sites=…)") from None
         stacks.append(stack)
@@ -96,10 +106,26 @@ def _layers(base: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
 
 
 def _paths(row: Stack) -> Iterator[str]:
+    """What a layer must have; its norms may differ from layer to layer."""
     for attention in (row.attention, row.cross):
         if attention is not None:
             yield from (attention.module, attention.query, attention.key, attention.value, attention.out)
-    yield from (row.ffn_input, row.ffn_output, *row.norms)
+            yield from filter(None, [attention.norm])
+    yield from filter(None, [row.ffn_input, row.ffn_output, row.ffn_norm, row.ffn_residual])
+
+
+def _missing(layer: Layer, row: Stack) -> str | None:
+    """The first path of a row that a layer lacks."""
+    return next((path for path in _paths(row) if not layer.has(path)), None)
+
+
+def _say_which_layers_attend(name: str, every: list[Layer], attending: list[Layer]) -> None:
+    if len(attending) < len(every):
+        numbers = ", ".join(str(layer.index) for layer in attending)
+        logging.getLogger("unipelt").warning(
+            "%s: only layers %s of %d have attention and an FFN as its row says; changes go into these",
+            name, numbers, len(every),
+        )  # fmt: skip
 
 
 def _join(*parts: str) -> str:
@@ -120,37 +146,70 @@ def features(linear: nn.Module) -> tuple[int, int]:
     return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
 
 
-def heads_of(layer: Layer, attention: Attention, config: Any) -> tuple[int, int]:
-    """Number of key/value heads, and the width of one."""
+def head_shape(layer: Layer, attention: Attention, config: Any) -> HeadShape:
+    """Number of key/value heads and the widths of a key and a value. Raises SiteError where nothing tells them."""
     module = layer.get(attention.module)
+    if attention.shape is not None:
+        return HeadShape(*(_number(entry, module, config) for entry in attention.shape))
     inner = features(layer.get(attention.out))[0]
-    queries = next(
-        (getattr(module, n) for n in ("num_heads", "n_heads", "num_attention_heads") if hasattr(module, n)), None
-    )
-    queries = queries or config.num_attention_heads
-    width = inner // queries
-    return fused_sizes(layer, attention)[1] // width, width
+    heads = next((n for name in HEADS if isinstance(n := getattr(module, name, None), int)), None)
+    heads = heads or getattr(config, "num_attention_heads", None)
+    if not heads or inner % heads:
+        raise SiteError(
+            f"{layer.path}.{attention.module}: {heads} heads do not divide the {inner} features that {attention.out} reads; "
+            "give attach(…, sites=…) with Attention(shape=(key/value heads, key width, value width))"
+        )
+    width = inner // heads
+    if attention.key == attention.value:
+        own = features(layer.get(attention.key))[1] - (inner if attention.query == attention.key else 0)
+        return HeadShape(own // 2 // width, width, width)
+    heads = max(features(layer.get(attention.value))[1] // width, 1)
+    return HeadShape(heads, features(layer.get(attention.key))[1] // heads, width)
 
 
-def fused_sizes(layer: Layer, attention: Attention) -> tuple[int, int, int]:
-    """Output features of query, key and value."""
-    inner, out = features(layer.get(attention.out))[0], features(layer.get(attention.key))[1]
-    if attention.query != attention.key:
-        return inner, out, features(layer.get(attention.value))[1]
-    return inner, (out - inner) // 2, (out - inner) // 2
+def by_head_shape(layers: list[Layer], attention: Attention, config: Any) -> list[tuple[HeadShape, list[Layer]]]:
+    """Layers by the shape of their heads: those of one shape have one table of prefixes."""
+    groups: dict[HeadShape, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(head_shape(layer, attention, config), []).append(layer)
+    return list(groups.items())
+
+
+HEADS = ("num_heads", "n_heads", "num_attention_heads")
+"""names under which attention modules keep their number of heads"""
+
+
+def _number(entry: int | str, module: nn.Module, config: Any) -> int:
+    """A number of a row, or the attribute that it names: of the attention module, its config, or the model's."""
+    if isinstance(entry, int):
+        return entry
+    for owner in (module, getattr(module, "config", None), config):
+        if isinstance(value := getattr(owner, entry, None), int):
+            return value
+    raise SiteError(f"no attribute {entry!r} in {type(module).__name__} or the config; give attach(…, sites=…)")
 
 
 def projection(layer: Layer, attention: Attention, which: str, config: Any) -> tuple[str, int, int, Part | None]:
     """Path, input and output features of query, key or value; and its part where the projection is fused."""
-    index = ("query", "key", "value").index(which)
-    path = (attention.query, attention.key, attention.value)[index]
-    sizes = fused_sizes(layer, attention)
-    part: Part | None = None
-    if attention.query == attention.key:
-        part = (
-            Interleaved(heads_of(layer, attention, config)[0], index) if attention.interleaved else Blocks(sizes, index)
-        )
-    return path, features(layer.get(path))[0], sizes[index], part
+    paths = {"query": attention.query, "key": attention.key, "value": attention.value}
+    path = paths[which]
+    inputs, outputs = features(layer.get(path))
+    order = [part for part in attention.order if part == "other" or paths[part] == path]
+    if len(order) < 2 or list(paths.values()).count(path) < 2:
+        return path, inputs, outputs, None
+    shape = head_shape(layer, attention, config)
+    sizes = {"value": shape.heads * shape.value, "key": shape.heads * shape.key}
+    if "query" in order:
+        sizes["query"] = features(layer.get(attention.out))[0] // shape.value * shape.key
+    if "other" in order:
+        sizes["other"] = outputs - sum(sizes.values())
+    elif "query" not in order:  # multi-head latent attention: a part of each key comes from elsewhere
+        sizes["key"] = outputs - sizes["value"]
+    groups = shape.heads if attention.groups == "heads" else int(attention.groups)
+    each = [sizes[part] // groups for part in order]
+    if sum(each) * groups != outputs or min(each) <= 0:
+        raise SiteError(f"{layer.path}.{path} has {outputs} output features; expected {groups} groups of {order}")
+    return path, inputs, sizes[which], FusedPart(groups, each, order.index(which))
 
 
 def match_linears(stacks: list[ResolvedStack], model: PreTrainedModel, target: str, head: set[str]) -> list[str]:
@@ -192,7 +251,21 @@ def normaliser(norm: nn.Module):
         return LayerNormalise(norm.eps)
     if "RMSNorm" in type(norm).__name__ or type(norm).__name__ in ("T5LayerNorm", "FusedRMSNorm"):
         return RootMeanSquare(eps)
-    raise SiteError(f"{type(norm).__name__} is neither a LayerNorm nor an RMSNorm: its scale cannot be tuned")
+    known = (LayerNormalise(eps or 1e-6), RootMeanSquare(eps or 1e-6))
+    found = next((function for function in known if _is_scaled(norm, function)), None)
+    if found is None:
+        raise SiteError(f"{type(norm).__name__} is neither a LayerNorm nor an RMSNorm: its scale cannot be tuned")
+    return found
+
+
+@torch.no_grad()
+def _is_scaled(norm: Any, function: Any) -> bool:
+    """Whether a weight that is larger by one adds exactly this function of the input."""
+    if not isinstance(getattr(norm, "weight", None), nn.Parameter) or norm.weight.is_meta:
+        return False
+    x = torch.linspace(-2, 3, 2 * len(norm.weight)).sin().to(norm.weight).view(1, 2, -1)
+    more = torch.func.functional_call(norm, {"weight": norm.weight + 1}, (x,)) - norm(x)
+    return torch.allclose(function(x), more, atol=1e-4 if x.dtype.itemsize > 2 else 5e-2)
 
 
 class LayerNormalise:
