@@ -130,7 +130,7 @@ def assert_every_attention_is_the_mixture(model: nn.Module, given: dict, arch: s
     assert {id(call[0]) for call in calls} == places.keys()
     for module, q, k, v, kwargs, output in calls:
         row, layer, kind = places[id(module)]
-        table = mixture_state(model).get_submodule(f"{row.name}.{name}.{kind}")
+        table = mixture_state(model).get_submodule(f"{row.name}.stack.{name}.{kind}")
         p_k, p_v = (p.repeat_interleave(q.shape[1] // p.shape[0], dim=0) for p in prefixes(table, layer))
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         label = "heads" if kind == "self" else "cross_heads"
