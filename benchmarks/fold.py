@@ -33,6 +33,7 @@ def main() -> None:
     from unipelt import data
     from unipelt.checkpoint.bases import load_base
     from unipelt.checkpoint.description import describe
+    from unipelt.tasks.metrics import score
     from unipelt.train.batches import encode
     from unipelt.train.evaluation import decisions, predict
     from unipelt.train.predictor import Predictor
@@ -55,7 +56,7 @@ def main() -> None:
             cells = [f"{said.share(done):.3f}" for done in ("kept", "fixed", "merged", "dropped")]
             cells += [f"{said.before:.4f}", f"{said.after:.4f}", f"{said.moved:.2g}"]
         logits = predict(predictor.model, tokenizer, [encode(tokenizer, test, longest)])[0]
-        cells.insert(6, f"{data.score(task, decisions(task, logits), test.labels)[task.metric]:.4f}")
+        cells.insert(6, f"{score(task, decisions(task, logits), test.labels)[task.metric]:.4f}")
         print("| " + " | ".join([name, *cells]) + " |", flush=True)
 
     models = {"plain": load_base(describe(given.run).base["name"], classes=len(task.labels) or 1)}

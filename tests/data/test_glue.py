@@ -7,8 +7,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from unipelt.data import GLUE, METRICS, class_counts, load_glue, split
+from unipelt.data import GLUE, class_counts, load_glue, split
 from unipelt.errors import DataError
+from unipelt.tasks.metrics import METRICS
 
 FOLDER = Path(os.environ.get("GLUE_DIR", Path(__file__).parents[2].parent / "shared" / "glue"))
 ALL = pytest.mark.parametrize("name", GLUE)

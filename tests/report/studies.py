@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from unipelt.data.metrics import METRICS
 from unipelt.study.store import Cell, Result, Store
+from unipelt.tasks.metrics import METRICS
 
 METRIC = {"mrpc": "f1", "qqp": "f1", "cola": "matthews", "stsb": "spearman"}
 FACTS = {"model": "minilm", "epochs": None}

@@ -1,16 +1,14 @@
-"""Tasks, their rows, the low-resource protocol and the metrics. Knows no model: neither torch nor transformers."""
+"""Data sets, their examples and the low-resource protocol. Knows no model: neither torch nor transformers."""
 
 from unipelt.data.builtin import causal_texts, load_docstrings
 from unipelt.data.files import load_file
 from unipelt.data.glue import GLUE, load_glue
 from unipelt.data.load import load
-from unipelt.data.metrics import METRICS, score
 from unipelt.data.protocol import Splits, split
 from unipelt.data.task import Columns, Dataset, Examples, Task, class_counts
 
 __all__ = [
     "GLUE",
-    "METRICS",
     "Columns",
     "Dataset",
     "Examples",
@@ -22,6 +20,5 @@ __all__ = [
     "load_docstrings",
     "load_file",
     "load_glue",
-    "score",
     "split",
 ]

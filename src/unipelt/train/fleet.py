@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unipelt.data import Task, score
+from unipelt.data import Task
 from unipelt.errors import CheckpointError
 from unipelt.inject.heads import to_units
 from unipelt.inject.state import NAME, AttachedState
+from unipelt.tasks.metrics import score
 from unipelt.train.batches import Encoded, collate, epoch_order
 from unipelt.train.capture import Captured, CudaGraphs
 from unipelt.train.evaluation import decisions, logits_of, predict

@@ -23,6 +23,7 @@ from unipelt.inject.merge import merge
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
 from unipelt.spec import Location
+from unipelt.tasks import metrics
 from unipelt.train.batches import collate, encode, longest_first
 from unipelt.train.evaluation import decisions, predict, rows_each
 from unipelt.train.fold import Folded, fold
@@ -139,7 +140,7 @@ class Predictor:
         task = data.Task(labels=tuple(self.task["labels"]), **known)
 
         def score(logits: Tensor, labels: Tensor) -> float:
-            return data.score(task, decisions(task, logits), labels.tolist())[task.metric]
+            return metrics.score(task, decisions(task, logits), labels.tolist())[task.metric]
 
         return fold(self.model, batches, score=(task.metric, score), **thresholds)
 

@@ -17,6 +17,7 @@ from unipelt.errors import DataError, UserError
 from unipelt.inject.heads import output_of
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import AttachedState, attached_state
+from unipelt.tasks.metrics import score
 from unipelt.train.batches import Encoded, encode
 from unipelt.train.evaluation import decisions
 from unipelt.train.fleet import Fleet, Plan, Progress
@@ -204,7 +205,7 @@ def _finish(member: PreparedRun, progress: Progress, logits: Tensor, gates: dict
     best = max(progress.curve, key=lambda row: row[task.metric])
     finished.status = progress.ended
     finished.validation_metrics = {name: value for name, value in best.items() if name not in ("step", "loss")}
-    finished.test_metrics = data.score(task, said, member.splits.test.labels)  # type: ignore[arg-type]
+    finished.test_metrics = score(task, said, member.splits.test.labels)  # type: ignore[arg-type]
     finished.validation, finished.test = best[task.metric], finished.test_metrics[task.metric]
     finished.predictions = said if task.kind == "classification" else [round(value, 6) for value in said]
     finished.gates = {

@@ -1,0 +1,218 @@
+"""Metrics: what each measures, its range, and which direction is better. Every number is an exact count or a float64."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unipelt.data.task import Task
+from unipelt.errors import DataError, did_you_mean
+
+Array = NDArray[Any]
+Values = Sequence[Any] | Array
+"""one prediction, or one target, an example; of a task with several labels an example, a row of 0 and 1 an example"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number that says how good predictions are. `metric(predictions, targets)` computes it."""
+
+    name: str
+    function: Callable[[Any, Any], float]
+    """of predictions and targets, one of each an example"""
+    low: float = 0.0
+    """the least value it can have"""
+    high: float = 1.0
+    higher_is_better: bool = True
+    batch: Callable[[Array, Array], Array] | None = None
+    """the same of many samples at once: predictions and targets `[…, example]` to values `[…]`"""
+
+    def __call__(self, predictions: Values, targets: Values) -> float:
+        """Raises DataError where there are no examples, or not one prediction for each target."""
+        if len(predictions) != len(targets) or len(targets) == 0:
+            raise DataError(
+                f"{self.name}: {len(predictions)} predictions for {len(targets)} labels; "
+                "give one prediction for each of at least one example"
+            )
+        return float(self.function(predictions, targets))
+
+    def sampled(self, predictions: Array, targets: Array, samples: NDArray[np.intp]) -> NDArray[np.float64]:
+        """The metric of each sample of the examples; samples: indices `[sample, example]`."""
+        if self.batch is None or targets.ndim > 1:
+            return np.array([self.function(predictions[rows], targets[rows]) for rows in samples], dtype=np.float64)
+        size = max(1, 2_000_000 // samples.shape[1])  # samples at once: 2 million values are 16 MB
+        pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
+        return np.concatenate([self.batch(predictions[piece], targets[piece]) for piece in pieces])
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether one value is better than another."""
+        return one > other if self.higher_is_better else one < other
+
+
+def _accuracy(predictions: Array, targets: Array) -> Array:
+    return (predictions == targets).sum(axis=-1) / targets.shape[-1]
+
+
+def accuracy(predictions: Values, targets: Values) -> float:
+    """Share of examples whose class, or whole set of labels, is right."""
+    found, right = np.asarray(predictions), np.asarray(targets)
+    same = found == right
+    return float((same.all(axis=-1) if same.ndim > 1 else same).sum() / len(right))
+
+
+def _members(predictions: Array, targets: Array) -> tuple[Array, Array]:
+    """Whether each example is in each class, `[…, class, example]`, of the classes that occur."""
+    classes = np.unique(np.concatenate([predictions.ravel(), targets.ravel()]))[:, None]
+    return predictions[..., None, :] == classes, targets[..., None, :] == classes
+
+
+def _counts(predictions: Array, targets: Array) -> tuple[Array, Array, Array]:
+    """Of each class, `[…, class]`: examples rightly predicted to be in it, predicted to be in it, and in it."""
+    return (predictions & targets).sum(axis=-1), predictions.sum(axis=-1), targets.sum(axis=-1)
+
+
+def _share(part: Array, whole: Array) -> Array:
+    """part / whole, 0 where the whole is 0."""
+    return part / np.maximum(whole, 1)
+
+
+def _f1(predictions: Array, targets: Array) -> Array:
+    right, predicted, actual = _counts(predictions == 1, targets == 1)
+    return _share(2 * right, predicted + actual)
+
+
+def _macro_f1(predictions: Array, targets: Array) -> Array:
+    return _macro(*_members(predictions, targets))
+
+
+def _macro(predictions: Array, targets: Array) -> Array:
+    right, predicted, actual = _counts(predictions, targets)
+    occurs = (predicted + actual > 0).sum(axis=-1)
+    return _share(_share(2 * right, predicted + actual).sum(axis=-1), occurs)
+
+
+def _micro_f1(predictions: Array, targets: Array) -> Array:
+    return _micro(*_members(predictions, targets))
+
+
+def _micro(predictions: Array, targets: Array) -> Array:
+    right, predicted, actual = (count.sum(axis=-1) for count in _counts(predictions, targets))
+    return _share(2 * right, predicted + actual)
+
+
+def _matthews(predictions: Array, targets: Array) -> Array:
+    right, predicted, actual = _counts(*_members(predictions, targets))
+    number = float(targets.shape[-1])
+    cross = right.sum(axis=-1) * number - (predicted * actual).sum(axis=-1)
+    scale = np.sqrt((number**2 - (predicted**2).sum(axis=-1)) * (number**2 - (actual**2).sum(axis=-1)))
+    return np.divide(cross, scale, out=np.zeros_like(scale), where=scale > 0)
+
+
+def _pearson(predictions: Array, targets: Array) -> Array:
+    one, other = _centred(predictions), _centred(targets)
+    scale = np.sqrt((one**2).sum(axis=-1) * (other**2).sum(axis=-1))
+    across = (one * other).sum(axis=-1)
+    return np.clip(np.divide(across, scale, out=np.zeros_like(scale), where=scale > 0), -1.0, 1.0)
+
+
+def _centred(values: Array) -> Array:
+    """Less their mean, in units of the farthest from it; zeros where they are all equal, or not all finite."""
+    usable = np.isfinite(values).all(axis=-1, keepdims=True)
+    found = np.where(usable, values, 0.0)
+    found = found / np.maximum(np.abs(found).max(axis=-1, keepdims=True), np.finfo(float).tiny)
+    varied = found.max(axis=-1, keepdims=True) > found.min(axis=-1, keepdims=True)
+    found = np.where(varied, found - found.mean(axis=-1, keepdims=True), 0.0)
+    return found / np.maximum(np.abs(found).max(axis=-1, keepdims=True), np.finfo(float).tiny)
+
+
+def _spearman(predictions: Array, targets: Array) -> Array:
+    from scipy.stats import rankdata
+
+    usable = np.asarray(np.isfinite(predictions).all(axis=-1) & np.isfinite(targets).all(axis=-1))
+    ranks = [rankdata(np.where(usable[..., None], values, 0.0), axis=-1) for values in (predictions, targets)]
+    return _pearson(*ranks)
+
+
+def _errors(predictions: Array, targets: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.abs(predictions - targets)
+
+
+def _rmse(predictions: Array, targets: Array) -> Array:
+    errors = _errors(predictions, targets)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.sqrt((errors**2).mean(axis=-1))
+
+
+def _mae(predictions: Array, targets: Array) -> Array:
+    return _errors(predictions, targets).mean(axis=-1)
+
+
+def _of_numbers(batch: Callable[[Array, Array], Array]) -> Callable[[Values, Values], float]:
+    return lambda predictions, targets: float(batch(np.asarray(predictions, float), np.asarray(targets, float)))
+
+
+def _of_classes(batch: Callable[[Array, Array], Array], several: Callable[[Array, Array], Array] | None = None) -> Callable[[Values, Values], float]:  # fmt: skip
+    """several: of examples that may have several labels, from members `[label, example]`."""
+
+    def function(predictions: Values, targets: Values) -> float:
+        found, right = np.asarray(predictions), np.asarray(targets)
+        if right.ndim > 1:
+            if several is None:
+                raise DataError("this metric needs one class an example; take accuracy, micro_f1 or macro_f1")
+            return float(several(found.T == 1, right.T == 1))
+        return float(batch(found, right))
+
+    return function
+
+
+f1 = _of_classes(_f1)
+"""2TP / (2TP + FP + FN) of class 1, GLUE's positive class; 0 without any"""
+macro_f1 = _of_classes(_macro_f1, _macro)
+"""mean of the F1 of every class that occurs in predictions or targets"""
+micro_f1 = _of_classes(_micro_f1, _micro)
+"""2TP / (2TP + FP + FN) summed over classes; equal to accuracy where each example has one class"""
+matthews = _of_classes(_matthews)
+"""(c s − Σ pₖ tₖ) / √((s² − Σ pₖ²)(s² − Σ tₖ²)); 0 where either side is constant          Gorodkin 2004"""
+pearson = _of_numbers(_pearson)
+"""correlation of values; 0 where either side is constant or not finite (a run that diverged)"""
+spearman = _of_numbers(_spearman)
+"""correlation of ranks, ties their mean; 0 where either side is constant or not finite (a run that diverged)"""
+rmse = _of_numbers(_rmse)
+"""root of the mean squared error, in the targets' unit"""
+mae = _of_numbers(_mae)
+"""mean absolute error, in the targets' unit"""
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(name="accuracy", function=accuracy, batch=_accuracy),
+        Metric(name="f1", function=f1, batch=_f1),
+        Metric(name="macro_f1", function=macro_f1, batch=_macro_f1),
+        Metric(name="micro_f1", function=micro_f1, batch=_micro_f1),
+        Metric(name="matthews", function=matthews, low=-1.0, batch=_matthews),
+        Metric(name="pearson", function=pearson, low=-1.0, batch=_pearson),
+        Metric(name="spearman", function=spearman, low=-1.0, batch=_spearman),
+        Metric(name="rmse", function=rmse, high=inf, higher_is_better=False, batch=_rmse),
+        Metric(name="mae", function=mae, high=inf, higher_is_better=False, batch=_mae),
+    )
+}
+"""A new metric is one entry; `batch` may be left out, and is then a loop over `function`."""
+
+
+def score(task: Task, predictions: Values, labels: Values) -> dict[str, float]:
+    """The task's own metric first, then the others that its kind allows; errors of a regression where they are finite.
+
+    Raises DataError for a metric that is not known, and where there is not one prediction for each label.
+    """
+    if task.metric not in METRICS:
+        raise DataError(f"task {task.name!r} has metric {task.metric!r}; {did_you_mean(task.metric, METRICS)}")
+    if task.kind == "regression":
+        fitting = ["spearman", "pearson", "rmse", "mae"]
+    else:
+        fitting = ["accuracy", "f1" if len(task.labels) == 2 else "macro_f1", "matthews"]
+    found = {name: METRICS[name](predictions, labels) for name in dict.fromkeys([task.metric, *fitting])}
+    return {name: value for name, value in found.items() if name == task.metric or np.isfinite(value)}

@@ -1,0 +1,129 @@
+"""Metrics: agreement with libraries, range and direction, and what a run that failed scores."""
+
+import math
+from dataclasses import replace
+from random import Random
+
+import numpy
+import pytest
+import scipy.stats
+import sklearn.metrics
+
+from unipelt.data import Task
+from unipelt.errors import DataError
+from unipelt.tasks.metrics import METRICS, score
+
+CLASSES = Task(name="made", kind="classification", labels=("no", "yes"), metric="f1", pair=False)
+NUMBERS = Task(name="made", kind="regression", labels=(), metric="spearman", pair=False)
+stream = Random(0)
+LABELS = [stream.randrange(2) for _ in range(200)]
+GUESSES = [label if stream.random() < 0.7 else 1 - label for label in LABELS]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_right_answers_score_best(name):
+    metric = METRICS[name]
+    assert metric(LABELS, LABELS) == pytest.approx(metric.high if metric.higher_is_better else metric.low)
+    assert metric.low <= metric(GUESSES, LABELS) <= metric.high
+    assert metric.better(metric(LABELS, LABELS), metric(GUESSES, LABELS))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_many_samples_at_once_are_the_metric_of_each(name):
+    """Classes, numbers with ties, constants and a run that diverged; the loop that a metric without a batch form takes."""
+    metric, draw = METRICS[name], numpy.random.default_rng(0)
+    targets = draw.integers(0, 2 if name == "f1" else 3, 60).astype(float)
+    samples = draw.integers(0, 60, (20, 60))
+    guesses = [targets, numpy.ones(60), draw.integers(0, 3, 60).astype(float), targets + draw.random(60).round(1)]
+    guesses += (
+        [numpy.where(numpy.arange(60) == 7, math.nan, targets)]
+        if not metric.higher_is_better or (metric.low < 0 and name != "matthews")
+        else []
+    )
+    for predictions in guesses:
+        expected = [metric(predictions[rows].tolist(), targets[rows].tolist()) for rows in samples]
+        loop = replace(metric, batch=None).sampled(predictions, targets, samples)
+        numpy.testing.assert_allclose(metric.sampled(predictions, targets, samples), expected, atol=1e-12)
+        numpy.testing.assert_allclose(loop, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy", "f1", "macro_f1", "micro_f1", "matthews", "pearson", "spearman", "rmse", "mae"]
+)
+def test_each_agrees_with_a_library(name):
+    draw = numpy.random.default_rng(1)
+    classes = draw.integers(0, 2 if name == "f1" else 4, (2, 90))
+    numbers = draw.random((2, 90)).round(1) * 5
+    peers = {
+        "accuracy": lambda p, t: sklearn.metrics.accuracy_score(t, p),
+        "f1": lambda p, t: sklearn.metrics.f1_score(t, p),
+        "macro_f1": lambda p, t: sklearn.metrics.f1_score(t, p, average="macro"),
+        "micro_f1": lambda p, t: sklearn.metrics.f1_score(t, p, average="micro"),
+        "matthews": lambda p, t: sklearn.metrics.matthews_corrcoef(t, p),
+        "pearson": lambda p, t: scipy.stats.pearsonr(p, t).statistic,
+        "spearman": lambda p, t: scipy.stats.spearmanr(p, t).statistic,
+        "rmse": lambda p, t: sklearn.metrics.root_mean_squared_error(t, p),
+        "mae": lambda p, t: sklearn.metrics.mean_absolute_error(t, p),
+    }
+    predictions, targets = numbers if name in ("pearson", "spearman", "rmse", "mae") else classes
+    assert METRICS[name](predictions, targets) == pytest.approx(peers[name](predictions, targets))
+
+
+def test_examples_with_several_labels():
+    targets, predictions = numpy.random.default_rng(2).integers(0, 2, (2, 40, 5))
+    assert METRICS["accuracy"](predictions, targets) == sklearn.metrics.accuracy_score(targets, predictions)
+    for name in ("micro_f1", "macro_f1"):
+        expected = sklearn.metrics.f1_score(targets, predictions, average=name[:5])
+        assert METRICS[name](predictions.tolist(), targets.tolist()) == pytest.approx(expected)
+    with pytest.raises(DataError, match="needs one class an example; take accuracy, micro_f1 or macro_f1"):
+        METRICS["matthews"](predictions, targets)
+
+
+@pytest.mark.parametrize("name", ["matthews", "spearman", "pearson"])
+@pytest.mark.parametrize("kind", [list, numpy.array])
+def test_constants_correlate_with_nothing(name, kind):
+    assert METRICS[name](kind([1] * 200), kind(LABELS)) == 0.0
+    assert METRICS[name](kind(LABELS), kind([0] * 200)) == 0.0
+    assert METRICS[name](kind([1] * 200), kind([1] * 200)) == 0.0
+
+
+def test_f1_without_a_positive_is_zero():
+    assert METRICS["f1"]([0, 0], [0, 0]) == 0.0
+    assert METRICS["f1"]([0, 0], [1, 0]) == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_run_that_diverged_scores_zero(bad):
+    assert score(NUMBERS, [bad, 1.0, 2.0], [0.0, 1.0, 2.0]) == {"spearman": 0.0, "pearson": 0.0}
+
+
+def test_nearly_constant_predictions_raise_no_warning():
+    found = score(NUMBERS, [1.0, 1.0 + 1e-16, 1.0 + 3e-16], [0.0, 1.0, 2.0])
+    assert all(-1 <= found[name] <= 1 for name in ("spearman", "pearson"))
+
+
+def test_a_regressions_error_is_in_the_labels_unit():
+    assert score(NUMBERS, [12.0, 16.0, 40.0], [15.0, 20.0, 40.0])["rmse"] == pytest.approx(math.sqrt(25 / 3))
+    assert "rmse" not in score(NUMBERS, [1e308, 2.0], [-1e308, 1.0])
+
+
+def test_the_main_metric_comes_first():
+    assert next(iter(score(CLASSES, GUESSES, LABELS))) == "f1"
+    assert next(iter(score(NUMBERS, [0.0, 1.0], [0.0, 1.0]))) == "spearman"
+    three = Task(name="made", kind="classification", labels=("a", "b", "c"), metric="accuracy", pair=False)
+    assert list(score(three, [0, 1, 2], [0, 1, 1])) == ["accuracy", "macro_f1", "matthews"]
+
+
+def test_every_score_is_a_plain_float():
+    for task, values in ((CLASSES, LABELS), (NUMBERS, [float(value) for value in LABELS])):
+        scores = score(task, numpy.array(values), numpy.array(values))
+        assert all(type(value) is float for value in scores.values())
+
+
+def test_mistakes():
+    with pytest.raises(DataError, match="2 predictions for 3 labels"):
+        score(CLASSES, [0, 1], [0, 1, 1])
+    with pytest.raises(DataError, match="0 predictions for 0 labels"):
+        score(CLASSES, [], [])
+    with pytest.raises(DataError, match="did you mean 'accuracy'"):
+        score(Task(name="made", kind="classification", labels=("a", "b"), metric="acuracy", pair=False), [0], [0])
