@@ -3,7 +3,7 @@
 import csv
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ class Said:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture) -> Callable[..., Said]:
-    """The command line in this process: `run("train", "--task", …)`."""
+    """The command line in this process: `run("train", "--data", …)`."""
 
     def call(*words: Any) -> Said:
         capsys.readouterr()
@@ -125,29 +125,25 @@ SMALL = {  # a method in a size for a base of 32 hidden units
     "lora": "lora(r=2)",
     "full": "full",
 }
-QUICK = (
-    "--epochs",
-    "4",
-    "--evaluate-every",
-    "1",
-    "--batch-size",
-    "8",
-    "--lr",
-    "3e-3",
-    "--patience",
-    "0",
-    "--device",
-    "cpu",
-)
+QUICK = ("--epochs", 4, "--evaluate-every", 1, "--batch-size", 8, "--lr", 3e-3, "--patience", 0, "--device", "cpu")
+
+
+def replaced(given: Sequence[Any], more: Sequence[Any]) -> list[str]:
+    """Command-line words in which each option of `more` stands in place of the same option of `given`."""
+    kept, drop, names = [], False, {word for word in map(str, more) if word.startswith("--")}
+    for word in map(str, given):
+        drop = word in names if word.startswith("--") else drop
+        kept += [] if drop else [word]
+    return [*kept, *map(str, more)]
 
 
 @pytest.fixture(scope="session")
 def train_words(tiny_base: str, reviews: Path) -> Callable[..., list[str]]:
-    """The words of a quick training; what is given comes last and so counts."""
+    """The words of a quick training; an option in `more` replaces the one here."""
 
     def words(out: Path, method: str = "unipelt-apl", *more: Any) -> list[str]:
-        given = ["train", "--model", tiny_base, "--task", reviews, "--method", SMALL.get(method, method), "--out", out]
-        return [str(word) for word in [*given, *QUICK, *more]]
+        given = ["train", "--model", tiny_base, "--data", reviews, "--method", SMALL.get(method, method), "--out", out]
+        return replaced([*given, *QUICK], more)
 
     return words
 

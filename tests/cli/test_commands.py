@@ -80,7 +80,7 @@ def test_a_run_whose_head_is_frozen_predicts_as_it_was_tested(run, train_words, 
 def test_a_run_learns_what_the_texts_say(run, train_words, tmp_path: Path):
     """One word of each text decides; 400 rows suffice for it."""
     data = write_reviews(tmp_path / "many.csv", 480, seed=3)
-    said = run(*train_words(tmp_path / "run", "full", "--task", data, "--epochs", "12"))
+    said = run(*train_words(tmp_path / "run", "full", "--data", data, "--epochs", "12"))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["test"]["accuracy"] > 0.85, said.out
     texts = tmp_path / "texts.csv"
@@ -97,7 +97,7 @@ def test_a_base_that_has_a_head_of_another_task_gets_a_new_one(
     base, data = finished("full"), tmp_path / "data.csv"
     data.write_text("text,label\n" + "".join(f"word{i % 7} word{i % 20},{'abc'[i % classes]}\n" for i in range(60)))
     out = tmp_path / "run"
-    assert run(*train_words(out, "lora", "--model", base, "--task", data)).code == 0
+    assert run(*train_words(out, "lora", "--model", base, "--data", data)).code == 0
     described = json.loads((out / "unipelt.json").read_text())
     assert described["head"]["modules"] == ["classifier"] and len(described["task"]["labels"]) == classes
     record = json.loads((out / "run.json").read_text())
@@ -108,7 +108,7 @@ def test_a_base_that_has_a_head_of_another_task_gets_a_new_one(
 
 def test_pairs_and_numbers(run, train_words, tmp_path: Path):
     data = write_reviews(tmp_path / "pairs.csv", pairs=True, numbers=True)
-    said = run(*train_words(tmp_path / "run", "lora", "--task", data, "--text", "review", "--pair", "other"))
+    said = run(*train_words(tmp_path / "run", "lora", "--data", data, "--text", "review", "--pair", "other"))
     assert said.code == 0 and "test spearman" in said.out and "largest class" not in said.out, said.err
     assert "texts 'review' and 'other', label 'stars'; regression" in said.err
     given, answered = table(data.read_text()), table(run("predict", tmp_path / "run", "--data", data).out)
@@ -275,6 +275,6 @@ def test_values_far_from_nought_are_learnt_and_predicted_as_they_are(run, train_
     rows = table(data.read_text())
     prices = [250_000 + 10_000 * float(row["stars"]) for row in rows]
     data.write_text("review,stars\n" + "".join(f"{row['review']},{price}\n" for row, price in zip(rows, prices)))
-    assert run(*train_words(tmp_path / "run", "lora", "--task", data, "--kind", "regression")).code == 0
+    assert run(*train_words(tmp_path / "run", "lora", "--data", data, "--kind", "regression")).code == 0
     said = table(run("predict", tmp_path / "run", "--data", data).out)
     assert all(min(prices) - 1e5 < float(row["prediction"]) < max(prices) + 1e5 for row in said)

@@ -77,7 +77,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(method: str, child
             break
         assert code == (130 if how == signal.SIGINT else -9) and "Traceback" not in said, said
         if how == signal.SIGINT:
-            assert said.endswith("unipelt: stopped; the same command goes on from here\n")
+            assert said.endswith("unipelt: stopped; run the same command again to continue\n")
         stood.append(safetensors_facts(disturbed / STATE)["progress"][0]["step"] if (disturbed / STATE).exists() else 0)
     assert stood == sorted(stood) and len(set(stood)) >= 5, f"the kills did not come at different steps: {stood}"
     assert child(train_words(disturbed, method, *long), tmp_path / "last log") == 0
@@ -168,5 +168,5 @@ def test_the_command_itself_stops_at_ctrl_c_with_one_line(train_words, tmp_path:
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "") and err.splitlines()[
         -1
-    ] == "unipelt: stopped; the same command goes on from here"
+    ] == "unipelt: stopped; run the same command again to continue"
     assert "Traceback" not in err

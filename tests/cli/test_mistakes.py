@@ -24,18 +24,18 @@ from unipelt.train.lock import alone_in
         (["predict"], "Missing argument 'run'; see `unipelt predict --help`"),
         (["train", "--lr", "much"], "'--lr'"),
         (["train", "--seed", "one"], "'--seed'"),
-        (["train"], "--task is missing: expected a GLUE task, docstrings, or a file"),
-        (["train", "--task", "sst2"], "--out is missing: expected a folder for the run"),
-        (["train", "--task", "sst2", "--out", "x", "--k", "many"], "--k many: expected a whole number from 1, or all"),
-        (["train", "--task", "sst2", "--out", "x", "--k", "²"], "--k ²: expected a whole number from 1, or all"),
-        (["train", "--task", "sst2", "--out", "x", "--k", "9" * 5000], ": expected a whole number from 1, or all"),
-        (["train", "--task", "sst2", "--out", "x", "--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
-        (["train", "--task", "sst2", "--out", "x", "--seed", "4294967296"], "--seed 4294967296: expected 0 to 4294967295"),
-        (["train", "--task", "sst2", "--out", "x", "--lr", "0"], "--lr 0.0: expected above 0, to 10.0"),
-        (["train", "--task", "sst2", "--out", "x", "--warmup", "2"], "--warmup 2.0: expected 0.0 to 1.0"),
-        (["train", "--task", "sst2", "--out", "x", "--head", "meen"], "--head meen: did you mean 'mean'?"),
-        (["train", "--task", "sst2", "--out", "x", "--head-policy", "freeze"], "--head-policy freeze: did you mean 'frozen'?"),
-        (["train", "--task", "sst2", "--out", "x", "--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
+        (["train"], "--data is missing: expected a GLUE task, docstrings, or a file"),
+        (["train", "--data", "sst2"], "--out is missing: expected a folder for the run"),
+        (["train", "--data", "sst2", "--out", "x", "--k", "many"], "--train-rows many: expected a whole number from 1, or all"),
+        (["train", "--data", "sst2", "--out", "x", "--k", "²"], "--train-rows ²: expected a whole number from 1, or all"),
+        (["train", "--data", "sst2", "--out", "x", "--k", "9" * 5000], ": expected a whole number from 1, or all"),
+        (["train", "--data", "sst2", "--out", "x", "--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
+        (["train", "--data", "sst2", "--out", "x", "--seed", "4294967296"], "--seed 4294967296: expected 0 to 4294967295"),
+        (["train", "--data", "sst2", "--out", "x", "--lr", "0"], "--lr 0.0: expected above 0, to 10.0"),
+        (["train", "--data", "sst2", "--out", "x", "--warmup", "2"], "--warmup 2.0: expected 0.0 to 1.0"),
+        (["train", "--data", "sst2", "--out", "x", "--head", "meen"], "--head meen: did you mean 'mean'?"),
+        (["train", "--data", "sst2", "--out", "x", "--head-policy", "freeze"], "--head-policy freeze: did you mean 'frozen'?"),
+        (["train", "--data", "sst2", "--out", "x", "--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
         (["compare", "--data", "nosuch.csv", "--out", "x"], "'nosuch.csv' is no task or file; known: "),
         (["study", "sweep", "--method", "lora", "--option", "alpha", "--out", "x"], "--values is missing: expected values of alpha"),
         (["inspect", "x", "--figure", "gates.pgn"], "--figure gates.pgn: ends in '.pgn'; expected .pdf, .png, .svg"),
@@ -62,7 +62,7 @@ def test_mistaken_words(words: list[str], expected: str, run):
         (["--method", "lora(r=0)"], "r"),
         (["--method", "lora(r=4"], "lora(r=4"),
         (["--method", "lora(r=2, target_modules='qeury')"], "'qeury'"),
-        (["--task", "sst3"], "'sst3' is no task, file or hub data set (owner/name); did you mean 'sst2'"),
+        (["--data", "sst3"], "'sst3' is no task, file or hub data set (owner/name); did you mean 'sst2'"),
         (["--text", "reviw"], "has no column 'reviw' (--text); did you mean 'review'?"),
         (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
         (["--text", "stars", "--label", "review"], "has 60 different labels in 60 rows; choose another with --label"),
@@ -71,11 +71,11 @@ def test_mistaken_words(words: list[str], expected: str, run):
         (["--device", "meta"], "--device meta: not on this machine; expected auto, cpu"),
         (["--k", "5000"], "--k 5000: reviews has 48 training rows, and 10 of them are kept to choose the checkpoint; expected up to 38"),
         (["--k", "1"], "--k 1: reviews has 2 classes; expected 2 or more, a row of each"),
-        (["--k", "0"], "--k 0: expected a whole number from 1, or all"),
+        (["--k", "0"], "--train-rows 0: expected a whole number from 1, or all"),
         (["--data-dir", "glue"], "is a file, and --data-dir is where GLUE's files are; leave out --data-dir"),
         (["--kind", "regression"], "expected a number (regression)"),
         (["--method", "head", "--head-policy", "frozen"], "--head-policy frozen: 'head' then has nothing to train"),
-        (["--data-dir", "x", "--task", "sst2"], "--data-dir must hold sst2/train.parquet"),
+        (["--data-dir", "x", "--data", "sst2"], "--data-dir must hold sst2/train.parquet"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_training(more: list[str], expected: str, run, train_words, tmp_path: Path):
@@ -117,7 +117,7 @@ def test_files_that_cannot_be_used(
     if contents is not None:
         path.write_bytes(contents)
     line = run(
-        "train", "--model", tiny_base, "--task", path, "--out", tmp_path / "run", "--label", "label", "--text", "text"
+        "train", "--model", tiny_base, "--data", path, "--out", tmp_path / "run", "--label", "label", "--text", "text"
     ).line
     assert expected in line and name.split(".")[0] in line
     assert not (tmp_path / "run").exists()
@@ -187,7 +187,7 @@ def test_one_training_at_a_time_in_a_folder(run, train_words, tmp_path: Path):
 
 def test_other_rows_under_the_same_name_are_another_run(run, train_words, tmp_path: Path):
     data = write_reviews(tmp_path / "data.csv")
-    words = train_words(tmp_path / "run", "lora", "--task", data)
+    words = train_words(tmp_path / "run", "lora", "--data", data)
     assert run(*words).code == 0
     record, before = tmp_path / "run" / "run.json", data.read_text()
     for status in ("finished", "running"):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.conftest import SMALL, base_of, reviews, run, tiny_base, unlabelled  # noqa: F401
+from cli.conftest import SMALL, base_of, replaced, reviews, run, tiny_base, unlabelled  # noqa: F401
 from cli.test_kills import child  # noqa: F401
 
 from unipelt.study.store import Store
@@ -16,15 +16,15 @@ NOT_OURS = {"seconds", "versions"}  # what an undisturbed study has otherwise
 
 @pytest.fixture(scope="session")
 def words(tiny_base: str, reviews: Path) -> Callable[..., list[str]]:  # noqa: F811
-    """The words of a study; what is given comes last and so counts."""
+    """The words of a study; an option in `more` replaces the one here."""
 
     def make(out: Path, *more: Any) -> list[str]:
         given = [
-            "study", "glue", "--model", tiny_base, "--tasks", reviews, "--k", 16, 24, "--methods", *METHODS, "--seeds", 2,
+            "study", "glue", "--model", tiny_base, "--data", reviews, "--k", 16, 24, "--methods", *METHODS, "--seeds", 2,
             "--lr", 3e-3, 1e-2, "--epochs", 4, "--evaluate-every", 1, "--batch-size", 8, "--patience", 2, "--width", 3,
             "--device", "cpu", "--out", out,
         ]  # fmt: skip
-        return [str(word) for word in [*given, *more]]
+        return replaced(given, more)
 
     return make
 

@@ -62,7 +62,7 @@ def test_ctrl_c_leaves_no_worker(words, child, tmp_path: Path):
 
     assert child([*words(tmp_path / "ray"), "--engine", "ray"], log, stop) == 130, log.read_text()
     assert "Traceback" not in log.read_text()
-    assert log.read_text().splitlines()[-1] == "unipelt: stopped; the same command goes on from here"
+    assert log.read_text().splitlines()[-1] == "unipelt: stopped; run the same command again to continue"
     gone, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert len(gone) > 2 and not alive
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from cli.conftest import SMALL, write_reviews
+from cli.conftest import SMALL, replaced, write_reviews
 from rich.console import Console
 
 from unipelt.cli.tables import verdict_table
@@ -27,7 +27,7 @@ def ask(tiny_base: str):
             "compare", "--data", data, "--model", tiny_base, "--methods", "head", SMALL["lora"], "--seeds", 2, "--epochs", 3,
             "--evaluate-every", 1, "--batch-size", 8, "--device", "cpu", "--out", out,
         ]  # fmt: skip
-        return [str(word) for word in [*given, *more]]
+        return replaced(given, more)
 
     return words
 

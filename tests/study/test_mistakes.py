@@ -26,24 +26,24 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--k", "²"], "--k ²: expected a whole number from 1, or all"),
-        (["--k", "0"], "--k 0: expected a whole number from 1, or all"),
+        (["--k", "²"], "--train-rows ²: expected a whole number from 1, or all"),
+        (["--k", "0"], "--train-rows 0: expected a whole number from 1, or all"),
         (["--k", "9" * 5000], ": expected a whole number from 1, or all"),
-        (["--k", "16.5"], "--k 16.5: expected a whole number from 1, or all"),
-        (["--tasks", "sts2"], "'sts2' is no task or file; did you mean 'stsb' or 'sst2'?"),
-        (["--tasks", "UNLABELLED"], "no label beside the text 'review'"),
-        (["--tasks", "SHORT"], "has 12 rows and no test set"),
+        (["--k", "16.5"], "--train-rows 16.5: expected a whole number from 1, or all"),
+        (["--data", "sts2"], "'sts2' is no task or file; did you mean 'stsb' or 'sst2'?"),
+        (["--data", "UNLABELLED"], "no label beside the text 'review'"),
+        (["--data", "SHORT"], "has 12 rows and no test set"),
         (["--methods", "lroa"], "preset 'lroa': did you mean 'lora'?"),
         (["--methods", "lora(r=)"], "'lora(r=)': expected NAME(option=value, …)"),
         (["--seeds", "0"], "--seeds 0: expected 1 to 10000"),
         (["--seeds", "10001"], "--seeds 10001: expected 1 to 10000"),
         (["--lr", "nan"], "--lr nan: expected above 0"),
-        (["--rates", "2"], "--rates 2: counts where no --lr is given; leave one of them out"),
+        (["--rates", "2"], "--rates 2: has no effect beside --lr; leave one of them out"),
         (["--rates", "6"], "--rates 6: expected 1 to 5"),
         (["--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
         (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
-        (["--tasks", "docstrings", "--text", "review"], "--text: is for files, and no task is one (docstrings); leave it out"),
-        (["--tasks", "docstrings", "--validation", "UNLABELLED"], "--validation: is for files, and no task is one (docstrings); leave it out"),
+        (["--data", "docstrings", "--text", "review"], "--text-column is for files, and --data docstrings has none; leave it out"),
+        (["--data", "docstrings", "--validation", "UNLABELLED"], "--validation is for files, and --data docstrings has none; leave it out"),
         (["--epochs", "0"], "--epochs 0: expected 1 to"),
         (["--width", "-1"], "--width -1: expected at least 0"),
         (["--head", "meen"], "--head meen: did you mean 'mean'?"),
@@ -51,7 +51,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--out", "UNLABELLED"], "cannot be made (File exists); take another folder"),
         (["--out", ""], "--out is missing"),
         (["--engine", "moon"], "--engine moon: expected here or ray"),
-        (["--gpus-per-fleet", "7"], "--gpus-per-fleet 7: counts with --engine ray alone; add that, or leave it out"),
+        (["--gpus-per-fleet", "7"], "--gpus-per-fleet 7: needs --engine ray; add it, or leave --gpus-per-fleet out"),
         (["--engine", "ray", "--gpus-per-fleet", "2"], "--gpus-per-fleet 2.0: expected above 0, to 1"),
         (["--engine", "ray", "--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
         (["--plan", "no.toml"], "--plan no.toml: No such file or directory; expected a TOML file"),
@@ -62,7 +62,7 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
     short.write_text("".join(reviews.read_text().splitlines(keepends=True)[:13]))
     files = {"UNLABELLED": str(unlabelled), "SHORT": str(short)}
     given = words(tmp_path / "out")
-    for flag in {"--k", "--tasks", "--methods", "--lr"} & {*more}:  # those that take several: given anew
+    for flag in {"--k", "--data", "--methods", "--lr"} & {*more}:  # those that take several: given anew
         start = given.index(flag)
         end = next(place for place in range(start + 1, len(given)) if given[place].startswith("--"))
         del given[start:end]
@@ -75,16 +75,16 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("k = 100", "k = 100: expected a list, each a whole number or a text"),
-        ('k = ["x"]', "--k x: expected a whole number from 1, or all"),
-        ("k = [true]", "k = [True]: expected a list, each a whole number or a text"),
-        ("k = []", "--k: nothing given; expected at least one"),
+        ("train_rows = 100", "train_rows = 100: expected a list, each a whole number or a text"),
+        ('train_rows = ["x"]', "--train-rows x: expected a whole number from 1, or all"),
+        ("train_rows = [true]", "train_rows = [True]: expected a list, each a whole number or a text"),
+        ("train_rows = []", "--train-rows: nothing given; expected at least one value"),
         ('seeds = "many"', "seeds = 'many': expected a whole number"),
         ("seeds = 1.5", "seeds = 1.5: expected a whole number"),
         ('lr = ["a"]', "lr = ['a']: expected a list, each a number"),
         ("lr = 1e-3", "lr = 0.001: expected a list, each a number"),
         ('methods = "lora"', "methods = 'lora': expected a list, each a text"),
-        ("tasks = [3]", "tasks = [3]: expected a list, each a text"),
+        ("data = [3]", "data = [3]: expected a list, each a text"),
         ("model = 3", "model = 3: expected a text"),
         ("data_dir = 3", "data_dir = 3: expected a text"),
         ("label = 3", "label = 3: expected a text"),
@@ -118,7 +118,7 @@ def test_a_plan_is_its_flags_and_flags_take_precedence(words, run, tiny_base: st
         [str(reviews), f"{reviews.parent}/./{reviews.name}"],
         ["lora(r=2, alpha=4.0)", " lora( alpha=4e0,r=2)"],
     )
-    plan = {"model": "nowhere", "seeds": 7, "tasks": tasks, "k": [16, 16], "methods": methods, "lr": [1e-3, 0.001], "epochs": 1, "head_policy": "train"}  # fmt: skip
+    plan = {"model": "nowhere", "seeds": 7, "data": tasks, "train_rows": [16, 16], "methods": methods, "lr": [1e-3, 0.001], "epochs": 1, "head_policy": "train"}  # fmt: skip
     (tmp_path / "plan.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in plan.items()))
     flags = ["--model", tiny_base, "--seeds", 5, "--batch-size", 8, "--device", "cpu", "--out", tmp_path / "out"]
     said = run("study", "glue", "--plan", tmp_path / "plan.toml", *flags)
@@ -139,27 +139,27 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
     def ask(*more):
         return run(*less, *more, "--out", out)
 
-    assert "every run failed, the first because --k 16" in ask("--tasks", mine, "--k", 16).line
+    assert "every run failed, the first because --k 16" in ask("--data", mine, "--k", 16).line
     mine.write_text("".join(lines))
-    assert "1 of 1 runs done" in ask("--tasks", mine, "--k", 16).out
+    assert "1 of 1 runs done" in ask("--data", mine, "--k", 16).out
     with monkeypatch.context() as patch:
         patch.setattr(engine, "train_fleet", lambda *_: pytest.fail("trained"))
         for kept in (lines[:-1], [lines[0], lines[1].replace("yes", "no"), *lines[2:]], lines[:1] + lines[:0:-1]):
             mine.write_text("".join(kept))
-            said = ask("--tasks", mine, "--k", 16, "--seeds", 2).line
+            said = ask("--data", mine, "--k", 16, "--seeds", 2).line
             assert f"--out {out}: its runs of {mine} began on other rows: 60 training and no test rows, sha256 " in said
             assert f"and not {len(kept) - 1} training" in said and "give those rows, or take another folder" in said
-        assert ask("--tasks", other, mine, "--k", 16, "--seeds", 2).line == said
+        assert ask("--data", other, mine, "--k", 16, "--seeds", 2).line == said
         assert len(Store.read(out).runs()) == 1, "what is refused plans nothing"
-    assert "3 of 3 runs done" in ask("--tasks", other, "--k", 16, "--seeds", 2).out
+    assert "3 of 3 runs done" in ask("--data", other, "--k", 16, "--seeds", 2).out
     mine.write_text("".join(lines))
-    assert "4 of 4 runs done" in ask("--tasks", mine, "--k", 16, "--seeds", 2).out
+    assert "4 of 4 runs done" in ask("--data", mine, "--k", 16, "--seeds", 2).out
 
 
 def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, reviews: Path, tmp_path: Path):
     """Where its file has gone, its runs fail and the others go on."""
     setting = Setting(model=words(tmp_path)[3])
-    asked = ["study", "glue", "--model", setting.model, "--tasks", "docstrings", "--k", 100, "--methods", "head", "--seeds", 1, "--validation-rows", 10]  # fmt: skip
+    asked = ["study", "glue", "--model", setting.model, "--data", "docstrings", "--k", 100, "--methods", "head", "--seeds", 1, "--validation-rows", 10]  # fmt: skip
     setting = replace(setting, columns={"validation_rows": 10})
     for task in (str(reviews), f"{tmp_path}/gone.csv"):
         store = Store.create(tmp_path / Path(task).stem, setting.facts)
@@ -179,10 +179,8 @@ def test_options_of_files_and_of_glue_are_for_those_that_take_them(words, run, r
     assert [one.data_dir for one in asked] == ["glue", None, None] and {one.validation_rows for one in asked} == {20}
     assert [one.text for one in asked] == [None, None, "review"]
     less = ["study", "glue", "--model", words(tmp_path)[3], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]  # fmt: skip
-    few = [*less, "--k", 32, "--validation-rows", 10, "--stratify", "--max-length", 8, "--out", tmp_path / "out", "--tasks", "docstrings"]  # fmt: skip
-    assert (
-        "--kind: is for files, and no task is one (docstrings); leave it out" in run(*few, "--kind", "regression").line
-    )
+    few = [*less, "--k", 32, "--validation-rows", 10, "--stratify", "--max-length", 8, "--out", tmp_path / "out", "--data", "docstrings"]  # fmt: skip
+    assert "--kind is for files, and --data docstrings has none; leave it out" in run(*few, "--kind", "regression").line
     assert "2 of 2 runs done" in run(*few, reviews, "--text", "review").out, (
         "what was refused has left no options behind"
     )

@@ -50,7 +50,7 @@ def test_a_run_of_a_study_is_the_run_that_train_makes(words, run, tiny_base: str
     (row,) = Store.read(tmp_path / "study").runs()
     out = tmp_path / "run"
     given = ["--epochs", 4, "--evaluate-every", 1, "--batch-size", 8, "--patience", 2, "--lr", 3e-3, "--device", "cpu"]
-    assert run("train", "--model", tiny_base, "--task", reviews, "--method", SMALL["unipelt-apl"], "--k", 24, *given, "--out", out).code == 0  # fmt: skip
+    assert run("train", "--model", tiny_base, "--data", reviews, "--method", SMALL["unipelt-apl"], "--k", 24, *given, "--out", out).code == 0  # fmt: skip
     record = json.loads((out / "run.json").read_text())
     assert record["curve"] == row["curve"] and record["test"] == row["test_metrics"] and record["rows"] == row["rows"]
 
@@ -139,7 +139,7 @@ def test_what_there_is_to_say_of_the_rows_is_said_once(words, run, reviews: Path
     (tmp_path / "plan.toml").write_text('label = "one"\ntext = "one"\nvalidation_rows = 20')
     monkeypatch.setattr(engine, "run_study", lambda *_, **__: None)
     columns = ["--label", "two", "--plan", tmp_path / "plan.toml"]
-    given = _with(words(tmp_path / "out"), "--tasks", tmp_path / "odd.csv", "--k", 16, 30, 5000)
+    given = _with(words(tmp_path / "out"), "--data", tmp_path / "odd.csv", "--k", 16, 30, 5000)
     assert run(*given, *columns, "--validation-rows", 5).line.endswith("--validation-rows 5: expected 10 or more; with fewer, one row moves a metric by over a tenth")  # fmt: skip
     assert not (tmp_path / "out" / "study.sqlite").exists() or not Store.read(tmp_path / "out").runs()
     said = run(*_with(given, "--out", tmp_path / "second"), *columns)

@@ -1,4 +1,4 @@
-"""The command line: one file a command. Nothing here imports torch before a command runs, so `--help` is quick."""
+"""The command line: one file per command. Nothing here imports torch before a command runs, so `--help` is quick."""
 
 import sys
 import traceback
@@ -6,12 +6,21 @@ import traceback
 import typer
 
 import unipelt
+from unipelt.cli.help import Command, Group
+from unipelt.cli.output import never_fail
 from unipelt.errors import UserError, out_of_memory
 
-# what typer raises for a mistake in the words of a command: its own copy of click's, or click's, as its version has it
+# typer raises click's ClickException for a wrong option; some versions carry their own copy of click
 WordsError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-SEVERAL = ("--tasks", "--k", "--methods", "--lr", "--values")  # flags of studies that take several values
-STOPPED = 130  # the exit code of what Ctrl-C ended, as shells have it
+SEVERAL = (
+    "--data",
+    "--train-rows",
+    "--k",
+    "--methods",
+    "--lr",
+    "--values",
+)  # options of studies that take several values
+STOPPED = 130  # the exit code of a command that Ctrl-C ended, by convention of shells
 
 
 def _version(asked: bool) -> None:
@@ -25,23 +34,17 @@ def build() -> typer.Typer:
     from unipelt.cli import compare, export, inspect, methods, predict, report, study, train
 
     app = typer.Typer(
-        name="unipelt",
-        help="Tune a frozen language model with every parameter-efficient method at once.",
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        name="unipelt", cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
-    app.callback(
-        epilog="A <list[…]> takes several values: --methods lora adapter. --debug behind any command shows the traceback of an error."
-    )(_before)
+    app.callback(cls=Group)(_before)
     for module in (methods, train, compare, predict, inspect, export, report):
-        app.command()(getattr(module, module.__name__.rsplit(".", 1)[-1]))
-    app.add_typer(study.app, name="study")
+        app.command(cls=Command)(getattr(module, module.__name__.rsplit(".", 1)[-1]))
+    app.add_typer(study.app, name="study", cls=Group)
     return app
 
 
 def one_each(arguments: list[str]) -> list[str]:
-    """`--k 100 500` as click has it: `--k 100 --k 500`, for the flags of studies that take several values."""
+    """Rewrite `--k 100 500` as click reads it, `--k 100 --k 500`, for the options of studies that take several values."""
     if not arguments or arguments[0] not in ("study", "compare"):
         return arguments
     spread: list[str] = []
@@ -57,17 +60,24 @@ def one_each(arguments: list[str]) -> list[str]:
 
 
 def _before(
-    version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="print it and stop"),
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="print the version"),
 ) -> None:
-    """What stands between `unipelt` and a command."""
+    """Tune a frozen language model with every parameter-efficient method at once.
+
+    Examples:
+        unipelt compare --data reviews.csv --text-column review --label-column stars --minutes 20 --out results/reviews
+        unipelt train --data reviews.csv --method 'lora(r=16)' --out runs/reviews
+        unipelt predict runs/reviews --data new.csv --out answers.csv
+    """
 
 
 def main(given: list[str] | None = None) -> None:
     """Run the command line. A user's mistake is one line and exit code 2; `--debug` shows its traceback too."""
+    never_fail()
     given = sys.argv[1:] if given is None else given
     arguments = [argument for argument in given if argument != "--debug"]
     try:
-        words = [*arguments, "--help"] if arguments in ([], ["study"]) else one_each(arguments)  # alone: what there is
+        words = [*arguments, "--help"] if arguments in ([], ["study"]) else one_each(arguments)
         code = build()(args=words, prog_name="unipelt", standalone_mode=False)
     except UserError as error:
         code = _refuse(str(error), debug=len(arguments) < len(given))
@@ -76,25 +86,25 @@ def main(given: list[str] | None = None) -> None:
         said += "" if said.endswith("?") else ";"
         code = _refuse(f"{said} see `{place.command_path if place else 'unipelt'} --help`")
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # whoever read it has gone, such as `| head`
+        sys.stdout = None  # type: ignore[assignment]  # the reader of a pipe, such as `| head`, has ended
         code = 0
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        code = _refuse(f"{what}; nothing written before is lost", debug=len(arguments) < len(given))
+        code = _refuse(f"{what}; files written before are kept", debug=len(arguments) < len(given))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        what = "not enough memory; take a smaller --batch-size or --max-length, or a smaller method or base"
+        what = "not enough memory; use a smaller --batch-size or --max-length, or a smaller method or base"
         code = _refuse(what, debug=len(arguments) < len(given))
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     if code == STOPPED:
-        print("unipelt: stopped; the same command goes on from here", file=sys.stderr)
+        print("unipelt: stopped; run the same command again to continue", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _refuse(message: str, debug: bool = False) -> int:
-    """Say in one line what is wrong; the exit code of a user's mistake."""
+    """Print one line that says what is wrong, and return the exit code of a user's mistake."""
     if debug:
         traceback.print_exc()
     print(f"unipelt: {' '.join(message.split())}", file=sys.stderr)

@@ -4,9 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from unipelt.cli.fields import flags, takes
+from unipelt.cli.fields import flags, option, recipe_defaults, takes
 from unipelt.errors import UserError
 from unipelt.study.plan import COLUMNS, Grid, Setting, parse_options
 from unipelt.train.recipes import Recipe
@@ -19,22 +17,32 @@ _USUAL = {name: " ".join(value) if isinstance(value, list) else str(value) for n
 
 
 @takes(
-    *flags(Request, only=["task", "k", *COLUMNS], called={"task": "--data"}), *flags(Grid, only=[*USUAL, "lr"], default=_USUAL),
-    *flags(Setting, but=["policy", "width", "recipe", "columns"]), *flags(Recipe, but=["lr"], default="the method's own"),
+    *flags(Request, only=["task", "k", *COLUMNS]), *flags(Grid, only=[*USUAL, "lr"], default=_USUAL),
+    *flags(Setting, but=["policy", "width", "recipe", "columns"]), *flags(Recipe, but=["lr"], default=recipe_defaults()),
 )  # fmt: skip
 def compare(
-    minutes: float = typer.Option(
+    minutes: float = option(
         0.0,
         min=0.0,
-        help="time budget, kept: where --epochs gives none, as many epochs as let two seeds end, or one if that left fewer than 3; the same command with more goes on; 0: none",
+        metavar="NUMBER",
+        panel="Training",
+        help="time budget in minutes: shortens training to fit two seeds per method; repeat the command with more minutes to continue (default: no limit)",
     ),
-    device: str = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda"),
-    out: str = typer.Option(
-        "", help="needed: folder of the comparison; the same command again goes on where it stopped"
+    device: str = option(
+        "auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)"
+    ),
+    out: str = option(
+        "", panel="Output", help="folder of the comparison; the same command resumes a stopped comparison (required)"
     ),
     **given: Any,
 ) -> None:
-    """Try several methods on your rows, say which to take and how sure that is, and save the model."""
+    """Try several methods on your examples, recommend one with the evidence for it, and save the trained model.
+
+    Examples:
+        unipelt compare --data reviews.csv --text-column review --label-column stars --minutes 20 --out results/reviews
+        unipelt compare --data tickets.csv --group-column customer --stratify --out results/tickets
+        unipelt compare --data docstrings --methods head lora unipelt-apl --seeds 2 --k 800 --out results/docstrings
+    """
     import time
 
     began = time.monotonic()
@@ -123,15 +131,16 @@ def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> No
             f"--minutes {minutes:g}: too short for one run{took}; the same command with more minutes goes on"
         )
     found, console = verdict(done), terminal()
+    keeper.put(found.take, found.chosen.lr, out / WINNER)  # everything is on disk before anything is shown
+    write_whole(out / "report", build(out).files)
     console.print(verdict_table(found))
-    console.print(found.why, markup=False, highlight=False)
-    for line in gate_lines(done, found):
-        console.print(line, markup=False, highlight=False)
+    lines = [found.why, *gate_lines(done, found)]
     if len(done) < len(rows):
-        missing = f"{len(done)} of {len(rows)} runs are done" + (f", {len(failed)} failed: {failed[0]['status'][8:]}" if failed else "")  # fmt: skip
-        console.print(f"{missing}{'; the same command with more --minutes does the rest' * bool(len(done) + len(failed) < len(rows))}", markup=False, highlight=False)  # fmt: skip
-    keeper.put(found.take, found.chosen.lr, out / WINNER)
-    made = build(out)
-    write_whole(out / "report", made.files)
-    console.print(f"{out / WINNER}: {found.take}, ready for `unipelt predict {out / WINNER} --data FILE`", markup=False, highlight=False)  # fmt: skip
-    console.print(f"{out / 'report' / PAGE}: the evidence", markup=False, highlight=False)
+        missing = f"{len(done)} of {len(rows)} runs are done"
+        missing += f", {len(failed)} failed: {failed[0]['status'].removeprefix('failed: ')}" if failed else ""
+        more = "; run the same command with more --minutes for the rest" if len(done) + len(failed) < len(rows) else ""
+        lines.append(missing + more)
+    lines.append(f"{out / WINNER}: {found.take}, ready for `unipelt predict {out / WINNER} --data FILE`")
+    lines.append(f"{out / 'report' / PAGE}: the evidence")
+    for line in lines:
+        console.print(line, markup=False, highlight=False)

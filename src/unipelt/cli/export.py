@@ -4,35 +4,58 @@ from pathlib import Path
 
 import typer
 
+from unipelt.cli.fields import option
 from unipelt.errors import UserError
 
 
 def export(
-    run: str = typer.Argument(..., help="folder of a run, or a hub repository of one"),
-    merged: str = typer.Option(
+    run: str = typer.Argument(..., help="folder of a run, or its hub repository"),
+    data: str = option(
+        "", panel="Data", help="file with texts, for --fix-gates and --folded; labels show what folding costs"
+    ),
+    text: str = option(
         "",
-        help="folder for a plain transformers model, everything in its weights; of minilm, only runs with --head model",
+        "--text-column",
+        "--text",
+        panel="Data",
+        help="column of the text, or of the first text of a pair (default: as in training)",
     ),
-    peft: str = typer.Option("", help="folder for a peft LoRA adapter; of minilm, as --merged"),
-    folded: str = typer.Option(
-        "", help="folder for the run with each gate that hardly varies over --data fixed, for `unipelt predict`"
+    pair: str = option(
+        "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
     ),
-    fix_gates: bool = typer.Option(False, "--fix-gates", help="replace each gate by its mean over --data first"),
-    data: str = typer.Option(
-        "", help="file with texts, for --fix-gates and --folded; its labels tell what folding costs"
+    model: str = option("", panel="Model", help="folder or hub name of the base (default: the one that the run names)"),
+    fix_gates: bool = option(
+        False, "--fix-gates", panel="Model", help="first replace each gate by its mean over --data"
     ),
-    text: str = typer.Option("", help="column of the text, or of the first text of a pair"),
-    pair: str = typer.Option("", help="column of the second text"),
-    deviation: float | None = typer.Option(
+    deviation: float | None = option(
         None,
-        help="for --folded: gates whose standard deviation over --data is below it are fixed at their mean; default: 0.05",
+        metavar="NUMBER",
+        panel="Model",
+        help="with --folded: gates whose standard deviation over --data is below this become constants (default: 0.05)",
     ),
-    least: float | None = typer.Option(
-        None, help="for --folded: fixed gates below it are dropped, with their changes; default: 0.02"
+    least: float | None = option(
+        None,
+        metavar="NUMBER",
+        panel="Model",
+        help="with --folded: constant gates below this are dropped with their changes (default: 0.02)",
     ),
-    model: str = typer.Option("", help="another place of the run's base"),
+    merged: str = option(
+        "", panel="Output", help="folder for a plain transformers model with everything in its weights"
+    ),
+    peft: str = option("", panel="Output", help="folder for a peft LoRA adapter"),
+    folded: str = option(
+        "", panel="Output", help="folder for the run with its nearly constant gates folded, for `unipelt predict`"
+    ),
 ) -> None:
-    """Write a run as a plain model, as peft's LoRA, or folded; what cannot be merged exactly is refused by name."""
+    """Write a run as a plain transformers model, as a peft LoRA adapter, or with constant gates folded away.
+
+    What cannot be merged exactly is refused, with its name and the reason.
+
+    Examples:
+        unipelt export runs/lora --merged models/lora
+        unipelt export runs/lora --peft adapters/lora
+        unipelt export runs/reviews --folded runs/reviews-folded --data validation.csv
+    """
     given = {flag: folder for flag, folder in (("--merged", merged), ("--peft", peft), ("--folded", folded)) if folder}
     if len(given) != 1:
         raise UserError("expected one of --merged FOLDER, --peft FOLDER and --folded FOLDER")

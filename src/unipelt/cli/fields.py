@@ -1,4 +1,4 @@
-"""A flag is a field: its name, type, default and help are those of the dataclass that it fills."""
+"""Options made from dataclass fields: name, type, default, help and panel of each option are those of the field."""
 
 import ast
 import dataclasses
@@ -9,8 +9,22 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from unipelt import spec
 from unipelt.errors import UserError
-from unipelt.train.records import FLAGS
+from unipelt.train.recipes import EPOCHS, Recipe, default_recipe
+from unipelt.train.records import FLAGS, option_of
+
+SHORT = {  # a second, shorter name of an option
+    "k": "--k",
+    "text": "--text",
+    "pair": "--pair",
+    "label": "--label",
+    "group": "--group",
+}
+MODEL = ("model", "method", "methods", "head", "policy")
+TRAINING = ("seed", "seeds", "rates", "lr", "width", "mix_methods")
+METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+BASE, HIDDEN = "minilm", 384  # the default base, and its hidden units
 
 
 @cache
@@ -25,34 +39,57 @@ def docs(settings: type) -> dict[str, str]:
     return found
 
 
-def flags(
-    settings: type, only: Collection[str] = (), but: Collection[str] = (), default: str | Mapping[str, str] = "",
-    called: Mapping[str, str] = FLAGS,
-) -> list[inspect.Parameter]:  # fmt: skip
-    """A flag for each field of a dataclass. What is not given has no value, so that a plan's, or the field's own, holds.
+def option(default: Any, *names: str, panel: str, help: str, **settings: Any) -> Any:
+    """A command's own option in one of the panels of cli/help.py."""
+    return typer.Option(default, *names, rich_help_panel=panel, help=help, show_default=False, **settings)
 
-    default: what the help says of that, of all or by name, where it is not the field's own default. called: flags that are
-    not called as their field.
+
+def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (), default: Mapping[str, str] | None = None) -> list[inspect.Parameter]:  # fmt: skip
+    """One option for each field of a dataclass. An option that is not given has no value, so a plan's or the field's own holds.
+
+    default: what the help names as default, by field, where that is not the field's own default.
     """
     made, kinds, helps = [], get_type_hints(settings), docs(settings)
     for field in dataclasses.fields(settings):
         if field.name in but or (only and field.name not in only):
             continue
-        kind, said = kinds[field.name], helps[field.name]
-        if field.default is dataclasses.MISSING and not default:
-            said = "needed: " + said
-        other = default if isinstance(default, str) else default.get(field.name, "")
-        if known := other or _default(field):
-            said += f"; default: {known}"
-        several, flag = get_origin(kind) is Sequence, called.get(field.name, "--" + field.name.replace("_", "-"))
-        option = typer.Option([] if several else None, flag + flag.replace("--", "/--no-") * (kind is bool), help=said)
-        taken: Any = list[_one(*get_args(kind))] if several else _one(kind) | None  # type: ignore[misc]
-        made.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=taken))
+        kind, text = kinds[field.name], helps[field.name]
+        if known := (default or {}).get(field.name) or _default(field):
+            text += f" (default: {known})"
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            text += " (required)"
+        several, flag = get_origin(kind) is Sequence, option_of(field.name)
+        names = [
+            flag + flag.replace("--", "/--no-") * (kind is bool),
+            *([SHORT[field.name]] if field.name in SHORT else []),
+        ]
+        one = _one(*get_args(kind)) if several else _one(kind)
+        panel, metavar = _panel(settings, field.name), METAVARS.get(one)
+        given = option([] if several else None, *names, panel=panel, help=text, metavar=metavar)
+        taken: Any = list[one] if several else one | None  # type: ignore[valid-type]
+        made.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=given, annotation=taken))
     return made
 
 
+def recipe_defaults() -> dict[str, str]:
+    """The recipe's defaults as values: those of the default method on the default base, and how they follow the data's size."""
+    sizes = [size for size, *_ in EPOCHS]
+    found = {}
+    for field in dataclasses.fields(Recipe):
+        values = [getattr(default_recipe(spec.DEFAULT, HIDDEN, size), field.name) for size in (*sizes, sizes[-1] + 1)]
+        if field.name == "lr":
+            found["lr"] = f"{values[0]:g} for {spec.DEFAULT} on {BASE}; `unipelt methods` lists each method's"
+        elif len(set(values)) == 1:
+            found[field.name] = f"{values[0]:g}"
+        else:
+            firsts = [i for i, value in enumerate(values) if i == len(values) - 1 or value != values[i + 1]]
+            parts = [f"{values[i]} up to {sizes[i]:,}" for i in firsts[:-1]]
+            found[field.name] = ", ".join(parts) + f" training examples, then {values[-1]}"
+    return found
+
+
 def takes(*parameters: inspect.Parameter) -> Callable[[Callable], Callable]:
-    """A command with these flags before its own: it gets those that were given as its last keywords, by their fields' names."""
+    """A command with these options before its own. It gets those that were given as keywords, by their fields' names."""
 
     def deco(command: Callable) -> Callable:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -74,21 +111,27 @@ def takes(*parameters: inspect.Parameter) -> Callable[[Callable], Callable]:
 
 
 def size(text: str) -> int | str:
-    """What --k names. Raises UserError for what is neither a whole number nor all."""
+    """The value of --train-rows. Raises UserError for what is neither a whole number nor all."""
     if text != "all" and not (text.isdecimal() and len(text) < 10 and int(text)):
-        raise UserError(f"--k {text[:40]}: expected a whole number from 1, or all")
+        raise UserError(f"{FLAGS['k']} {text[:40]}: expected a whole number from 1, or all")
     return text if text == "all" else int(text)
 
 
+def _panel(settings: type, name: str) -> str:
+    if name in MODEL:
+        return "Model"
+    return "Training" if settings is Recipe or name in TRAINING else "Data"
+
+
 def _one(kind: Any) -> Any:
-    """The type of a flag's one value: a number or a word is read as a word, and judged later."""
+    """The type of an option's one value: what may be a number or a word is read as a word, and checked later."""
     kinds = [one for one in get_args(kind) or (kind,) if one is not type(None)]
     return str if str in kinds else kinds[0]
 
 
 def _default(field: dataclasses.Field) -> str:
-    """A field's default in words; nothing where it says nothing."""
+    """A field's default in words; empty where the help says what happens without a value."""
     value = field.default
     if isinstance(value, bool):
-        return "" if value else f"no-{field.name.replace('_', '-')}"
+        return "on" if value else "off"
     return "" if value is None or value is dataclasses.MISSING or isinstance(value, tuple) else str(value)

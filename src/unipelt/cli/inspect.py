@@ -2,20 +2,35 @@
 
 import typer
 
+from unipelt.cli.fields import option
 from unipelt.errors import UserError
 
 NO_GATES = "--data: this run has no gates to show; train one with --method unipelt-apl"
 
 
 def inspect(
-    run: str = typer.Argument(..., help="folder of a run, or a hub repository of one"),
-    data: str = typer.Option("", help="file with texts, to see the gates on them"),
-    text: str = typer.Option("", help="column of the text, or of the first text of a pair"),
-    pair: str = typer.Option("", help="column of the second text"),
-    figure: str = typer.Option("", help="file to draw the gates into, such as gates.png or gates.svg"),
-    model: str = typer.Option("", help="another place of the run's base"),
+    run: str = typer.Argument(..., help="folder of a run, or its hub repository"),
+    data: str = option("", panel="Data", help="file with texts, on which the gates are measured"),
+    text: str = option(
+        "",
+        "--text-column",
+        "--text",
+        panel="Data",
+        help="column of the text, or of the first text of a pair (default: as in training)",
+    ),
+    pair: str = option(
+        "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
+    ),
+    model: str = option("", panel="Model", help="folder or hub name of the base (default: the one that the run names)"),
+    figure: str = option("", panel="Output", help="file for a heat map of the gates, such as gates.png or gates.svg"),
 ) -> None:
-    """Show a run's parameters by change, its size, results, and its gates by layer on given data."""
+    """Show what a run holds: parameters of each change, size, results, and the gates of each layer on given texts.
+
+    Examples:
+        unipelt inspect runs/reviews
+        unipelt inspect runs/reviews --data new.csv
+        unipelt inspect runs/reviews --data new.csv --figure gates.png
+    """
     from unipelt.checkpoint.description import CONFIG, TENSORS, describe
     from unipelt.checkpoint.disk import resolve
     from unipelt.cli.figures import draw_gates, kind_of

@@ -2,20 +2,25 @@
 
 import inspect
 
-import typer
-
+from unipelt.cli.fields import option
 from unipelt.spec import PRESETS, RULES
 
 
 def methods(
-    model: str = typer.Option(
-        "", help="a base: counts each method's parameters on it, its head apart (prefixes folded)"
+    model: str = option(
+        "", panel="Model", help="base model on which each method's parameters are counted, without the head"
     ),
-    lawful: bool = typer.Option(
-        False, "--lawful", help="the table of lawful combinations instead, with their equations"
+    lawful: bool = option(
+        False, "--lawful", panel="Output", help="show every compatible combination and its equation instead"
     ),
 ) -> None:
-    """List the presets: parameters on a base, paper, formula, options with their defaults."""
+    """List the methods: parameters on a base, paper, formula, options with their defaults.
+
+    Examples:
+        unipelt methods
+        unipelt methods --model minilm
+        unipelt methods --lawful
+    """
     from rich.table import Table
 
     from unipelt.cli.tables import terminal

@@ -5,19 +5,37 @@ from typing import Any
 
 import typer
 
+from unipelt.cli.fields import option
+
 
 def predict(
-    run: str = typer.Argument(..., help="folder of a run, or a hub repository of one"),
-    data: str = typer.Option(..., help="CSV, JSONL or Parquet file with the texts"),
-    text: str = typer.Option("", help="column of the text, or of the first text of a pair"),
-    pair: str = typer.Option("", help="column of the second text"),
-    out: str = typer.Option("", help="CSV file to write; not given: the terminal"),
-    proba: bool = typer.Option(False, "--proba", help="each label's probability too"),
-    gates: bool = typer.Option(False, "--gates", help="each gate's value too, as one column a layer and change"),
-    model: str = typer.Option("", help="another place of the run's base"),
-    device: str = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda"),
+    run: str = typer.Argument(..., help="folder of a run, or its hub repository"),
+    data: str = option(..., panel="Data", help="CSV, JSONL or Parquet file with the texts (required)"),
+    text: str = option(
+        "",
+        "--text-column",
+        "--text",
+        panel="Data",
+        help="column of the text, or of the first text of a pair (default: as in training)",
+    ),
+    pair: str = option(
+        "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
+    ),
+    model: str = option("", panel="Model", help="folder or hub name of the base (default: the one that the run names)"),
+    device: str = option("auto", panel="Model", help="auto, cpu or cuda (default: auto, the GPU where there is one)"),
+    out: str = option("", panel="Output", help="CSV file to write (default: the terminal)"),
+    proba: bool = option(False, "--proba", panel="Output", help="add the probability of each label"),
+    gates: bool = option(
+        False, "--gates", panel="Output", help="add the value of each gate, one column per layer and change"
+    ),
 ) -> None:
-    """Write a label, or a value, for each row of a file."""
+    """Predict a label, or a number, for each row of a file, and write it behind the file's own columns.
+
+    Examples:
+        unipelt predict runs/reviews --data new.csv
+        unipelt predict runs/reviews --data new.csv --proba --out answers.csv
+        unipelt predict results/reviews/winner --data new.csv --text-column comment --gates --out answers.csv
+    """
     import csv
     import io
     import sys

@@ -2,12 +2,20 @@
 
 import typer
 
+from unipelt.cli.fields import option
+
 
 def report(
-    results: str = typer.Argument(..., help="folder of a study"),
-    out: str = typer.Option("", help="folder for the page, the tables and the figures; not given: RESULTS/report"),
+    results: str = typer.Argument(..., help="folder of a study or comparison"),
+    out: str = option("", panel="Output", help="folder for page, tables and figures (default: RESULTS/report)"),
 ) -> None:
-    """Make one HTML page of a study, finished or not: tables, figures, and which differences are real."""
+    """Make one HTML page of a study, finished or not: tables, figures, and which differences are real.
+
+    Examples:
+        unipelt report results/glue
+        unipelt report results/reviews --out public/reviews
+        unipelt report results/glue/study.sqlite
+    """
     from pathlib import Path
 
     from rich.console import Console

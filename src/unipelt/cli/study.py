@@ -10,7 +10,8 @@ from typing import Any
 
 import typer
 
-from unipelt.cli.fields import flags, takes
+from unipelt.cli.fields import flags, option, recipe_defaults, takes
+from unipelt.cli.help import Command, Group
 from unipelt.errors import DataError, UserError
 from unipelt.study.plan import COLUMNS, METHODS, Grid, Setting, parse_options, read_plan
 from unipelt.study.plan import sweep as sweep_of
@@ -19,43 +20,69 @@ from unipelt.train.recipes import Recipe
 from unipelt.train.records import Request
 
 app = typer.Typer(
-    help="The papers' studies: tasks × sizes × methods × seeds, trained as fleets, in a store that resumes.",
+    help="""Run the papers' studies: every combination of data, size, method and seed, trained many runs at once.
+
+    Examples:
+        unipelt study glue --data sst2 rte --train-rows 100 500 --methods lora unipelt-apl full --out results/glue
+        unipelt study sweep --method adapter --option bottleneck --values 8 48 192 --data cola --out results/sweep
+        unipelt report results/glue
+    """,
     rich_markup_mode=None,
+    cls=Group,
 )
 FIGURE_2 = ("3", "6", "12", "24", "48", "96", "192")  # sizes of adapters
-_DEVICE = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda")
-_ENGINE = typer.Option("here", help="here: this process; ray: a Ray cluster, that of RAY_ADDRESS or else this machine")
-_GPUS = typer.Option(None, help="with Ray: the share of a GPU that a fleet has, where there are GPUs; default: 1")
-_OUT = typer.Option("", help="needed: folder of the study; the same command again does what is missing")
-_PAPERS = {"tasks": "GLUE's eight", "k": "100 500 1000 all", "methods": "the paper's"}
+_DEVICE = option("auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)")
+_ENGINE = option(
+    "here",
+    panel="Training",
+    help="here: in this process; ray: on the Ray cluster of RAY_ADDRESS, or on this machine (default: here)",
+)
+_GPUS = option(
+    None, metavar="NUMBER", panel="Training", help="with --engine ray: share of a GPU for each fleet (default: 1)"
+)
+_OUT = option("", panel="Output", help="folder of the study; the same command trains what is missing (required)")
+_PAPERS = {"tasks": "GLUE's eight tasks", "k": "100 500 1000 all", "methods": "the paper's " + " ".join(METHODS)}
 _EVERY = [
-    *flags(Setting, but=["recipe", "columns"]), *flags(Recipe, but=["lr"], default="the method's own"), *flags(Request, only=COLUMNS),
+    *flags(Setting, but=["recipe", "columns"]), *flags(Recipe, but=["lr"], default=recipe_defaults()), *flags(Request, only=COLUMNS),
 ]  # fmt: skip
 
 
-@app.command()
+@app.command(cls=Command)
 @takes(*flags(Grid, default=_PAPERS), *_EVERY)
 def glue(
     device: str = _DEVICE,
     engine: str = _ENGINE,
     gpus_per_fleet: float | None = _GPUS,
     out: str = _OUT,
-    plan: str = typer.Option("", help="TOML file with these options (underscores for dashes); flags take precedence"),
+    plan: str = option(
+        "",
+        panel="Data",
+        help="TOML file with these options, underscores for dashes; options given here take precedence",
+    ),
     **given: Any,
 ) -> None:
-    """Tables 1 to 3 of UniPELT: every task, size, method and seed."""
+    """Train every combination of data set, size, method and seed: tables 1 to 3 of UniPELT.
+
+    Examples:
+        unipelt study glue --data sst2 rte --train-rows 100 500 --methods lora unipelt-apl full --out results/glue
+        unipelt study glue --data reviews.csv tickets.csv --methods head lora --seeds 3 --out results/mine
+        unipelt study glue --plan plan.toml --seeds 1 --out results/glue
+    """
     _run((read_plan(plan) if plan else {}) | given, out, engine, device, gpus_per_fleet)
 
 
-@app.command()
+@app.command(cls=Command)
 @takes(*flags(Grid, but=["methods"], default={"tasks": "cola", "k": "100"}), *_EVERY)
 def sweep(
-    method: str = typer.Option("adapter", help="preset whose option is varied"),
-    option: str = typer.Option(
-        "bottleneck", help="option of the preset: bottleneck (figure 2), alpha (figure 3), prefix or length"
+    method: str = option("adapter", panel="Model", help="preset whose option is varied (default: adapter)"),
+    option_: str = option(
+        "bottleneck",
+        "--option",
+        panel="Model",
+        help="option of the preset, such as bottleneck (figure 2), alpha (figure 3), prefix or length (default: bottleneck)",
     ),
-    values: list[str] = typer.Option(
-        [], help=f"values of the option; default, of bottleneck alone: figure 2's {' '.join(FIGURE_2)}"
+    values: list[str] = option(
+        [], panel="Model", help=f"values of the option (default for bottleneck: figure 2's {' '.join(FIGURE_2)})"
     ),
     device: str = _DEVICE,
     engine: str = _ENGINE,
@@ -63,27 +90,40 @@ def sweep(
     out: str = _OUT,
     **given: Any,
 ) -> None:
-    """Figures 2 and 3 of UniPELT: one option of one preset, varied."""
-    if not values and option != "bottleneck":
-        raise UserError(f"--values is missing: expected values of {option}, such as --values 2 4 8")
-    varied = sweep_of(method, option, values or FIGURE_2)
+    """Vary one option of one preset: figures 2 and 3 of UniPELT.
+
+    Examples:
+        unipelt study sweep --method adapter --option bottleneck --values 8 48 192 --out results/figure2
+        unipelt study sweep --method lora --option alpha --values 2 8 32 --data cola sst2 --out results/figure3
+        unipelt study sweep --method prefix --option length --values 5 10 50 --data reviews.csv --out results/length
+    """
+    if not values and option_ != "bottleneck":
+        raise UserError(f"--values is missing: expected values of {option_}, such as --values 2 4 8")
+    varied = sweep_of(method, option_, values or FIGURE_2)
     _run({"tasks": ["cola"], "k": [100]} | given | {"methods": varied}, out, engine, device, gpus_per_fleet)
 
 
-@app.command()
-@takes(*flags(Setting, only=["model"]), *flags(Grid, only=["methods"], default={"methods": "the paper's"}))
+@app.command(cls=Command)
+@takes(*flags(Setting, only=["model"]), *flags(Grid, only=["methods"], default=_PAPERS))
 def efficiency(
-    batch: int = typer.Option(16, help="rows a step"),
-    length: int = typer.Option(128, help="tokens a row"),
-    rounds: int = typer.Option(5, help="timed steps of each method, in turns, of training and of inference"),
+    batch: int = option(16, metavar="INTEGER", panel="Data", help="examples per step (default: 16)"),
+    length: int = option(128, metavar="INTEGER", panel="Data", help="tokens per example (default: 128)"),
+    rounds: int = option(
+        5, metavar="INTEGER", panel="Training", help="timed steps of each method, interleaved (default: 5)"
+    ),
     device: str = _DEVICE,
-    out: str = typer.Option(
-        "",
-        help="needed: folder of a study, in whose report it then stands; or a new one, where the study may come later",
+    out: str = option(
+        "", panel="Output", help="folder of a study, whose report then shows the table, or a new folder (required)"
     ),
     **given: Any,
 ) -> None:
-    """Table 4 of UniPELT on this machine: what each method costs beside full fine-tuning."""
+    """Measure time and memory of each method beside full fine-tuning on this machine: table 4 of UniPELT.
+
+    Examples:
+        unipelt study efficiency --out results/glue
+        unipelt study efficiency --model bert-base-uncased --methods lora unipelt-apl full --out results/costs
+        unipelt study efficiency --batch 32 --length 64 --rounds 9 --device cuda --out results/costs
+    """
     if not out:
         raise UserError("--out is missing: expected a folder, such as that of a study")
     where = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists())
@@ -102,12 +142,18 @@ def efficiency(
     terminal().print(cost_table(found))
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     out: str = typer.Argument(help="folder of the study"),
-    to: str = typer.Option("", help="needed: file to write, .csv or .parquet: one row a run, every column"),
+    to: str = option("", panel="Output", help="file to write, .csv or .parquet, with one row per run (required)"),
 ) -> None:
-    """A study's rows as one file for other tools; what is not there yet is empty."""
+    """Write every run of a study into one file for other tools. Fields of runs that are not finished stay empty.
+
+    Examples:
+        unipelt study export results/glue --to runs.csv
+        unipelt study export results/glue --to runs.parquet
+        unipelt study export results/reviews --to reviews.csv
+    """
     if not to:
         raise UserError("--to is missing: expected a file such as rows.parquet or rows.csv")
     from unipelt.study.rows import write_rows
@@ -122,7 +168,7 @@ def _engine(name: str, device: str, gpus: float | None, corpus: Any) -> Iterator
     if name not in ("here", "ray"):
         raise UserError(f"--engine {name}: expected here or ray")
     if name != "ray" and gpus is not None:
-        raise UserError(f"--gpus-per-fleet {gpus:g}: counts with --engine ray alone; add that, or leave it out")
+        raise UserError(f"--gpus-per-fleet {gpus:g}: needs --engine ray; add it, or leave --gpus-per-fleet out")
     if name == "ray":
         from unipelt.study.cluster import Cluster
 

@@ -1,28 +1,34 @@
-"""`unipelt train`: one run, from a task to a checkpoint."""
+"""`unipelt train`: train one run and save it."""
 
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from unipelt.cli.fields import flags, takes
+from unipelt.cli.fields import flags, option, recipe_defaults, takes
 from unipelt.errors import UserError
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import Request
 
-_RECIPE = flags(Recipe, default="the method's own")
+_RECIPE = flags(Recipe, default=recipe_defaults())
 
 
 @takes(*flags(Request, but=["recipe"]), *_RECIPE)
 def train(
-    device: str = typer.Option("auto", help="auto (the GPU when there is one), cpu or cuda"),
-    out: str = typer.Option("", help="needed: folder of the run; the same command again goes on where it stopped"),
+    device: str = option(
+        "auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)"
+    ),
+    out: str = option("", panel="Output", help="folder of the run; the same command resumes a stopped run (required)"),
     **given: Any,
 ) -> None:
-    """Train one method on one task and write a checkpoint of a few megabytes; `unipelt methods` lists the methods."""
+    """Train one method on one data set and save it: a few megabytes beside the unchanged base model.
+
+    Examples:
+        unipelt train --data reviews.csv --text-column review --label-column stars --out runs/reviews
+        unipelt train --data docstrings --train-rows 800 --method 'lora(r=16)' --out runs/lora
+        unipelt train --model bert-base-uncased --data sst2 --k 100 --seed 1 --lr 5e-4 --out runs/sst2
+    """
     recipe = {flag.name: given.pop(flag.name) for flag in _RECIPE if flag.name in given}
     if "task" not in given:
-        raise UserError("--task is missing: expected a GLUE task, docstrings, or a file such as reviews.csv")
+        raise UserError("--data is missing: expected a GLUE task, docstrings, or a file such as reviews.csv")
     if not out:
         raise UserError("--out is missing: expected a folder for the run, such as runs/first")
     Recipe(**recipe)

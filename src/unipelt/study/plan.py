@@ -13,7 +13,7 @@ from unipelt.data.builtin import TASK
 from unipelt.errors import UserError, did_you_mean
 from unipelt.study.store import Cell
 from unipelt.train.recipes import Recipe, default_recipe
-from unipelt.train.records import DRAWN, FILES, FULL, Request
+from unipelt.train.records import DRAWN, FILES, FLAGS, FULL, Request, option_of
 
 METHODS = (
     FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",
@@ -42,28 +42,28 @@ class Grid:
     """Every combination of these is a run. The defaults are the protocol of U (Mao et al. 2022, §4.1)."""
 
     tasks: Sequence[str] = tuple(GLUE)
-    """GLUE tasks, docstrings (built in), and files"""
+    """GLUE tasks, docstrings (the built-in task), files, or data sets of the hub"""
     k: Sequence[int | str] = SIZES
-    """training rows; all: every row but those that choose the checkpoint, a tenth and at most 1,000"""
+    """numbers of training examples; all: every example but a tenth, at most 1,000, that select the checkpoint"""
     methods: Sequence[str] = METHODS
     """presets with their options, such as lora(r=16), and full"""
     seeds: int = 5
-    """data seeds: 0, 1, …"""
+    """number of seeds: 0, 1, …; each draws its own training examples"""
     lr: Sequence[float] = ()
-    """learning rates, each method at each; none given: each method's own"""
+    """learning rates, the same for every method (default: each method has its own)"""
     rates: int = 1
-    """how many of each method's own learning rates, where none is given: its own, a third of it, …"""
+    """learning rates per method where --lr is not given: the method's own, a third of it, a ninth of it, …"""
 
     def __post_init__(self):
         for name in ("tasks", "k", "methods"):
             if not getattr(self, name):
-                raise UserError(f"--{name}: nothing given; expected at least one")
+                raise UserError(f"{option_of(name)}: nothing given; expected at least one value")
         if not 1 <= self.seeds <= MOST_SEEDS:
             raise UserError(f"--seeds {self.seeds}: expected 1 to {MOST_SEEDS}")
         if not 1 <= self.rates <= MOST_RATES:
             raise UserError(f"--rates {self.rates}: expected 1 to {MOST_RATES}")
         if self.lr and self.rates > 1:
-            raise UserError(f"--rates {self.rates}: counts where no --lr is given; leave one of them out")
+            raise UserError(f"--rates {self.rates}: has no effect beside --lr; leave one of them out")
         for method in map(canonical_method, self.methods):
             if method != FULL:
                 spec.mixture(method)
@@ -72,7 +72,7 @@ class Grid:
                 raise UserError(f"{task!r} is no task or file; {did_you_mean(task, [*GLUE, TASK.name])}")
         for k in self.k:
             if k != "all" and (isinstance(k, str) or k < 1):
-                raise UserError(f"--k {k}: expected a whole number from 1, or all")
+                raise UserError(f"{FLAGS['k']} {k}: expected a whole number from 1, or all")
         for rate in self.lr:
             Recipe(lr=rate)
 
@@ -119,13 +119,13 @@ class Setting:
     head: str = "auto"
     """what the head reads: model, cls or mean; auto: what the base declares"""
     policy: str = "train"
-    """the head itself: train, frozen, or paper (the papers' own policy)"""
+    """whether the head trains: train, frozen, or paper (the papers' own policy)"""
     data_dir: str | None = None
-    """folder with GLUE as parquet files; none given: the hub"""
+    """folder with GLUE as Parquet files (default: downloaded from the hub)"""
     width: int = 0
-    """runs that are trained at once; 0: planned from the device's memory"""
+    """number of runs that are trained at once; 0: as many as the device's memory holds"""
     mix_methods: bool = False
-    """train runs of several methods side by side in one fleet, where one method alone has few"""
+    """train runs of several methods in one fleet, for studies with few runs per method"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """what is given of the recipe; the rest is each method's default"""
     columns: dict[str, Any] = field(default_factory=dict)
@@ -192,14 +192,13 @@ def parse_options(given: dict[str, Any]) -> tuple[Grid, Setting]:
     plan = Grid(**grid)
     for name in (one for one in given if one in ("data_dir", *COLUMNS)):
         if not any(_takes(task, name) for task in plan.tasks):
-            flag = f"--{name.replace('_', '-')}"
-            what = "for GLUE" if name == "data_dir" else "for files"
-            raise UserError(f"{flag}: is {what}, and no task is one ({', '.join(plan.tasks)}); leave it out")
+            what = "GLUE tasks" if name == "data_dir" else "files"
+            raise UserError(f"{option_of(name)} is for {what}, and --data {' '.join(plan.tasks)} has none; leave it out")
     return plan, Setting(**setting, recipe=recipe, columns=columns)
 
 
 def read_plan(path: str) -> dict[str, Any]:
-    """The options that a TOML file gives: keys of Grid and Setting, of the recipe and of COLUMNS, at its top."""
+    """The options of a TOML file, named as on the command line, with underscores for dashes."""
     try:
         given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -207,17 +206,15 @@ def read_plan(path: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--plan {path}: not TOML ({error})") from None
     grids, settings, recipes = (get_type_hints(kind) for kind in (Grid, Setting, Recipe))
-    settings["head_policy"] = settings.pop("policy")  # as its flag is called
-    known = (
-        {name: kind for name, kind in get_type_hints(Request).items() if name in COLUMNS} | recipes | settings | grids
-    )
-    del known["recipe"], known["columns"]
+    kinds = {name: kind for name, kind in get_type_hints(Request).items() if name in COLUMNS} | recipes | settings | grids
+    del kinds["recipe"], kinds["columns"]
+    known = {option_of(name)[2:].replace("-", "_"): name for name in kinds}
     for name, value in given.items():
         if name not in known:
             raise UserError(f"--plan {path}: {name!r}: {did_you_mean(name, known)}")
-        if not _fits(value, known[name]):
-            raise UserError(f"--plan {path}: {name} = {repr(value)[:80]}: expected {_words(known[name])}")
-    return {"policy" if name == "head_policy" else name: value for name, value in given.items()}
+        if not _fits(value, kinds[known[name]]):
+            raise UserError(f"--plan {path}: {name} = {repr(value)[:80]}: expected {_words(kinds[known[name]])}")
+    return {known[name]: value for name, value in given.items()}
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -19,11 +19,19 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "policy": ("train", "frozen", "paper"),
     "kind": (None, "classification", "regression"),
 }
-FLAGS = {"policy": "--head-policy"}  # of fields whose flag has another name
+FLAGS = {  # of fields whose option has another name
+    "policy": "--head-policy", "task": "--data", "tasks": "--data", "k": "--train-rows", "text": "--text-column",
+    "pair": "--text-pair-column", "label": "--label-column", "group": "--group-column",
+}  # fmt: skip
 PLACES = ("model", "task", "data_dir", "validation", "test")  # fields that may name a file or folder
 FILES = ("text", "pair", "label", "kind", "validation", "test", "group")  # fields that say how files are read
 DRAWN = ("validation_rows", "stratify")  # fields that say how rows are drawn, beside k and the seed
 SEEDS = 2**32  # fewer than the generators take: an epoch's seed is a million times the run's
+
+
+def option_of(field: str) -> str:
+    """The command line's option of a field."""
+    return FLAGS.get(field, "--" + field.replace("_", "-"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +79,7 @@ class Request:
         for name, known in CHOICES.items():
             value = getattr(self, name)
             if value not in known:
-                flag = FLAGS.get(name, f"--{name}")
-                raise UserError(f"{flag} {value}: {did_you_mean(str(value), [one for one in known if one])}")
+                raise UserError(f"{option_of(name)} {value}: {did_you_mean(str(value), [one for one in known if one])}")
         if not 0 <= self.seed < SEEDS:
             raise UserError(f"--seed {self.seed}: expected 0 to {SEEDS - 1}")
 

@@ -1,0 +1,104 @@
+"""Help pages and checks that every command shares: options in panels, examples, and no option twice.
+
+A command's docstring is its description; the lines after `Examples:` are shown as they stand, and a test parses each of them.
+"""
+
+import inspect
+import os
+import sys
+from collections import Counter
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+PANELS = ("Data", "Model", "Training", "Output")
+OTHER = "Other"
+WIDEST = 100  # columns: longer lines of prose are hard to read
+
+
+class Command(TyperCommand):
+    """A command whose options are shown in panels, and that takes each option once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises typer.BadParameter where an option that takes one value is given twice."""
+        if "--help" not in args:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            for parameter, times in Counter(one for one in order if isinstance(one.name, str)).items():
+                if times > 1 and parameter.param_type_name == "option" and not parameter.multiple:
+                    flag = parameter.opts[0]
+                    raise typer.BadParameter(f"{flag} is given {times} times; expected once", ctx=ctx)
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print usage, description, options by panel, and examples."""
+        _print_page(self, ctx)
+
+
+class Group(TyperGroup):
+    """A group of commands with the same kind of page."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print usage, description, commands and options."""
+        _print_page(self, ctx)
+
+
+def description_and_examples(docstring: str | None) -> tuple[str, list[str]]:
+    """The text of a docstring before its line `Examples:`, and the lines after it."""
+    text, _, examples = inspect.cleandoc(docstring or "").partition("\nExamples:\n")
+    return " ".join(text.split()), [line.strip() for line in examples.splitlines() if line.strip()]
+
+
+def _print_page(command: Any, ctx: Any) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.width = min(WIDEST, int(os.environ.get("COLUMNS", 0)) or (console.width if sys.stdout.isatty() else WIDEST))
+    text, examples = description_and_examples(command.help)
+    arguments = [one.name.upper() for one in command.get_params(ctx) if one.param_type_name == "argument"]
+    arguments = ["COMMAND"] if isinstance(command, TyperGroup) else arguments
+    usage = " ".join([ctx.command_path, *arguments, "[options]"])
+    console.print(Text("Usage: ", style="bold").append(usage))
+    console.print(f"\n{text}\n")
+    if isinstance(command, TyperGroup):
+        known = {name: command.get_command(ctx, name) for name in command.list_commands(ctx)}
+        rows = [(name, description_and_examples(one.help)[0]) for name, one in known.items() if one]
+        _print_panel(console, "Commands", rows)
+    panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], **dict.fromkeys(PANELS), OTHER: []}  # type: ignore[dict-item]
+    for parameter in command.get_params(ctx):
+        if parameter.param_type_name == "argument":
+            panels["Arguments"].append((parameter.name.upper(), parameter.help or ""))
+            continue
+        names = ", ".join([*parameter.opts, *parameter.secondary_opts])
+        if not parameter.is_flag:
+            names += f" {parameter.metavar or 'TEXT'}{' …' * parameter.multiple}"
+        panel = parameter.rich_help_panel or OTHER
+        panels[panel] = [
+            *(panels.get(panel) or []),
+            (names, "show this page" if "--help" in parameter.opts else parameter.help or ""),
+        ]
+    if not isinstance(command, TyperGroup):
+        panels[OTHER].append(("--debug", "show the traceback of an error"))
+    for title, rows in panels.items():
+        _print_panel(console, title, rows or [])
+    if examples:
+        console.print("Examples:", style="bold")
+        for example in examples:
+            console.print(f"  {example}", soft_wrap=True)
+
+
+def _print_panel(console: Any, title: str, rows: list[tuple[str, str]]) -> None:
+    """Two columns in a frame: names, and what they are for."""
+    from rich import box
+    from rich.panel import Panel
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), expand=True)
+    table.add_column(style="bold cyan", ratio=3, overflow="fold")
+    table.add_column(ratio=7, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(Panel(table, title=title, title_align="left", box=box.ROUNDED, border_style="dim"))
