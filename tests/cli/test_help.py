@@ -100,7 +100,7 @@ def test_defaults_of_the_recipe_are_values():
     ],
 )
 def test_an_option_for_one_value_is_given_once(words: str, flag: str, run):
-    assert f"{flag} is given 2 times; expected once; see `unipelt " in run(*words.split()).line
+    assert f"unipelt: {flag} is given 2 times; expected once; see `unipelt " in run(*words.split()).line
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])

@@ -20,7 +20,7 @@ from unipelt.train.lock import alone_in
     ("words", "expected"),
     [
         (["trian"], "No such command 'trian'. Did you mean 'train'? see `unipelt --help`"),
-        (["train", "--modle", "x"], "No such option: --modle (Possible options: --validation, --method, --model); see `unipelt train --help`"),
+        (["train", "--modle", "x"], "No such option: --modle (Possible options: --method, --model); see `unipelt train --help`"),
         (["predict"], "Missing argument 'run'; see `unipelt predict --help`"),
         (["train", "--lr", "much"], "'--lr'"),
         (["train", "--seed", "one"], "'--seed'"),

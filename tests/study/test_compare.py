@@ -86,7 +86,10 @@ def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path,
     tested = ask(reviews, tmp_path / "tested", "--methods", "head", "--test", held_out)
     assert run(*tested).code == 0
     held_out.write_text(held_out.read_text().replace("word1 ", "word2 "))
-    assert f"its runs of {reviews} began on other rows: 60 training and 20 test rows" in run(*tested, "--seeds", 3).line
+    assert (
+        f"its runs of {reviews} began on other rows: 60 training and 20 test rows"
+        in run(*replaced(tested, ("--seeds", 3))).line
+    )
 
 
 def test_the_minutes_are_kept_and_more_go_on(ask, run, reviews: Path, tmp_path: Path):
@@ -160,7 +163,7 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
     assert {name: part["number"] for name, part in row["rows"].items()} == {"train": 60, "validation": 20, "test": 20}
     validation.write_text(validation.read_text().replace("word1 ", "word2 "))
     validation.write_text("".join(validation.read_text().splitlines(keepends=True)[:-1]))
-    line = run(*words, "--seeds", 3).line
+    line = run(*replaced(words, ("--seeds", 3))).line
     assert (
         "began on other rows: 60 training, 20 validation and 20 test rows" in line
         and "and not 60 training, 19 validation" in line
@@ -174,7 +177,7 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
         (["--methods", "lroa"], "preset 'lroa': did you mean 'lora'"),
         (["--k", "4000"], "--k 4000: reviews has 48 training rows"),
         (["--k", "9" * 5000], ": expected a whole number from 1, or all"),
-        (["--k", "few"], "--k few: expected a whole number from 1, or all"),
+        (["--k", "few"], "--train-rows few: expected a whole number from 1, or all"),
         (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
         (["--lr", "-1"], "--lr -1.0"),
         (["--minutes", "-1"], "--minutes"),

@@ -14,6 +14,9 @@ from typer.core import TyperCommand, TyperGroup
 
 PANELS = ("Data", "Model", "Training", "Output")
 OTHER = "Other"
+UsageError: Any = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"
+)  # click's, or a copy
 WIDEST = 100  # columns: longer lines of prose are hard to read
 
 
@@ -21,13 +24,13 @@ class Command(TyperCommand):
     """A command whose options are shown in panels, and that takes each option once."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raises typer.BadParameter where an option that takes one value is given twice."""
+        """Raises UsageError where an option that takes one value is given twice."""
         if "--help" not in args:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
             for parameter, times in Counter(one for one in order if isinstance(one.name, str)).items():
                 if times > 1 and parameter.param_type_name == "option" and not parameter.multiple:
                     flag = parameter.opts[0]
-                    raise typer.BadParameter(f"{flag} is given {times} times; expected once", ctx=ctx)
+                    raise UsageError(f"{flag} is given {times} times; expected once", ctx=ctx)
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

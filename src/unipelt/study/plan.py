@@ -193,7 +193,9 @@ def parse_options(given: dict[str, Any]) -> tuple[Grid, Setting]:
     for name in (one for one in given if one in ("data_dir", *COLUMNS)):
         if not any(_takes(task, name) for task in plan.tasks):
             what = "GLUE tasks" if name == "data_dir" else "files"
-            raise UserError(f"{option_of(name)} is for {what}, and --data {' '.join(plan.tasks)} has none; leave it out")
+            raise UserError(
+                f"{option_of(name)} is for {what}, and --data {' '.join(plan.tasks)} has none; leave it out"
+            )
     return plan, Setting(**setting, recipe=recipe, columns=columns)
 
 
@@ -206,7 +208,9 @@ def read_plan(path: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--plan {path}: not TOML ({error})") from None
     grids, settings, recipes = (get_type_hints(kind) for kind in (Grid, Setting, Recipe))
-    kinds = {name: kind for name, kind in get_type_hints(Request).items() if name in COLUMNS} | recipes | settings | grids
+    kinds = (
+        {name: kind for name, kind in get_type_hints(Request).items() if name in COLUMNS} | recipes | settings | grids
+    )
     del kinds["recipe"], kinds["columns"]
     known = {option_of(name)[2:].replace("-", "_"): name for name in kinds}
     for name, value in given.items():
