@@ -129,7 +129,7 @@ def test_what_there_is_to_say_of_the_rows_is_said_once(words, run, reviews: Path
     """And not once for each seed, method and rate; columns are the options that they are for one run."""
     text = reviews.read_text().replace("review,stars", "one,two")
     (tmp_path / "odd.csv").write_text(text + text.splitlines(keepends=True)[7])  # once more
-    (tmp_path / "plan.toml").write_text('label = "one"\ntext = "one"\nvalidation_rows = 20')
+    (tmp_path / "plan.toml").write_text('label_column = "one"\ntext_column = "one"\nvalidation_rows = 20')
     monkeypatch.setattr(engine, "run_study", lambda *_, **__: None)
     columns = ["--label", "two", "--plan", tmp_path / "plan.toml"]
     given = _with(words(tmp_path / "out"), "--data", tmp_path / "odd.csv", "--k", 16, 30, 5000)
