@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from unipelt.data.task import Task
 from unipelt.errors import DataError, did_you_mean
+from unipelt.tasks.text_metrics import TEXT_METRICS, exact_match, loss, perplexity
 
 Array = NDArray[Any]
 Values = Sequence[Any] | Array
@@ -198,6 +199,10 @@ METRICS: dict[str, Metric] = {
         Metric(name="spearman", function=spearman, low=-1.0, batch=_spearman),
         Metric(name="rmse", function=rmse, high=inf, higher_is_better=False, batch=_rmse),
         Metric(name="mae", function=mae, high=inf, higher_is_better=False, batch=_mae),
+        *(Metric(name=name, function=function, high=100.0) for name, function in TEXT_METRICS.items()),
+        Metric(name="exact_match", function=exact_match),
+        Metric(name="loss", function=loss, high=inf, higher_is_better=False),
+        Metric(name="perplexity", function=perplexity, low=1.0, high=inf, higher_is_better=False),
     )
 }
 """A new metric is one entry; `batch` may be left out, and is then a loop over `function`."""

@@ -1,0 +1,121 @@
+"""The built-in task `docstring-summaries`: from a function of the standard library to the first sentence of its docstring.
+
+Real text that every Python has, for generation. Source files are read and parsed, never imported, so the examples depend
+on the Python version alone.
+"""
+
+import ast
+import hashlib
+import platform
+import re
+import sysconfig
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from unipelt.data.builtin import ALIKE, AREAS, TEST_SHARE, near_duplicates, shingles, words
+from unipelt.errors import DataError
+
+SUMMARIES = "docstring-summaries"
+INSTRUCTION = "Say in one sentence what this Python function does.\n\n"
+SHORTEST, LONGEST = 4, 30  # words of a summary
+LARGEST = 900  # characters of a function: some 250 tokens, so that an example fits a batch on a CPU
+ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|vs|cf)\.$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summaries:
+    """Pairs of (function, summary), and how many were left out on the way."""
+
+    train: tuple[tuple[str, str], ...]
+    test: tuple[tuple[str, str], ...]
+    near_duplicates: int
+    """pairs left out of test because their function is like one of train"""
+
+    @property
+    def where(self) -> str:
+        """Where the pairs came from, in words."""
+        return (
+            f"functions of Python {platform.python_version()}'s standard library and their docstrings "
+            f"({self.near_duplicates} near-duplicates of train left out of test)"
+        )
+
+
+@cache
+def docstring_summaries(library: Path | None = None) -> Summaries:
+    """Split by a hash of each function's own words; then leave out of test what is a near-duplicate of train."""
+    library = library or Path(sysconfig.get_path("stdlib"))
+    pairs: dict[str, tuple[str, str]] = {}
+    modules = sorted(module for modules in AREAS.values() for module in modules.split())
+    for source, summary in (pair for module in modules for pair in _functions(library, module)):
+        pairs.setdefault(" ".join(words(source)), (source, summary))
+    if not pairs:
+        raise DataError(f"{library} holds no standard library with source files; give --data instead of {SUMMARIES}")
+    digest = {key: hashlib.sha256(key.encode()).digest() for key in pairs}
+    keys = sorted(pairs, key=digest.__getitem__)
+    train = [key for key in keys if digest[key][-1] % TEST_SHARE]
+    held_out = [key for key in keys if digest[key][-1] % TEST_SHARE == 0]
+    alike = near_duplicates(held_out, train)
+    train = _different(train)
+    return Summaries(
+        train=tuple((INSTRUCTION + pairs[key][0], pairs[key][1]) for key in train),
+        test=tuple((INSTRUCTION + pairs[key][0], pairs[key][1]) for key in _different(held_out) if key not in alike),
+        near_duplicates=len(alike),
+    )
+
+
+def first_sentence(docstring: str) -> str:
+    """The first sentence of the first paragraph, on one line, with its full stop."""
+    paragraph = " ".join(docstring.strip().split("\n\n")[0].split())
+    for end in re.finditer(r"[.!?](?=\s+[A-Z(\"'`]|$)", paragraph):
+        if not ABBREVIATION.search(paragraph[: end.end()]):
+            return paragraph[: end.end()]
+    return paragraph.rstrip(" :;,") + "."
+
+
+def _different(keys: list[str]) -> list[str]:
+    """The keys without those that are near-duplicates of an earlier one."""
+    kept: list[str] = []
+    sizes: list[int] = []
+    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for key in keys:
+        parts = shingles(key)
+        shared = Counter(index for part in parts for index in holders.get(part, ()))
+        if any(count >= ALIKE * (len(parts) + sizes[index] - count) for index, count in shared.items()):
+            continue
+        for part in parts:
+            holders[part].append(len(kept))
+        kept.append(key)
+        sizes.append(len(parts))
+    return kept
+
+
+def _functions(library: Path, module: str) -> Iterator[tuple[str, str]]:
+    package = library / module
+    files = sorted(package.rglob("*.py")) if package.is_dir() else [library / f"{module}.py"]
+    for path in files:
+        if path.is_file() and not {"test", "tests"} & set(path.relative_to(library).parts):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # invalid escapes in other people's sources
+                tree = ast.parse(path.read_bytes())
+            yield from _pairs(ast.walk(tree))
+
+
+def _pairs(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
+    """Functions that do something, without their docstring, and what it says first."""
+    for node in nodes:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        docstring = ast.get_docstring(node)
+        body = node.body[1:]
+        if not docstring or not body or all(isinstance(one, ast.Pass | ast.Raise | ast.Expr) for one in body):
+            continue
+        summary = first_sentence(docstring)
+        node.body = body
+        source = ast.unparse(node)
+        prose = not summary.startswith(">>>") and "->" not in summary  # neither an example nor a signature
+        if prose and SHORTEST <= len(words(summary)) <= LONGEST and len(source) <= LARGEST:
+            yield source, summary

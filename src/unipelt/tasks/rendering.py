@@ -1,0 +1,263 @@
+"""From an example to tokens: which of them the model reads, and which of them it learns.
+
+An example is a chat (`messages`), a `prompt` with its completion, a `source` with its target, or a `text`. Its target is
+the last answer. A tokenizer with a chat template renders the first three with it; without one they become
+prompt + answer + eos. The model learns the answers of the assistant, each with the token that ends it, and nothing else.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from unipelt.errors import DataError, UserError
+
+Message = dict[str, str]
+INPUTS = ("messages", "prompt", "source", "text")
+ANSWER = "assistant"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One example as tokens."""
+
+    tokens: list[int]
+    """what a causal model reads, the answers included; of an encoder-decoder, the encoder's input"""
+    learned: list[bool]
+    """for each of `tokens`, or of `answer`, whether the loss counts it"""
+    prompt: int
+    """how many of `tokens` come before the last answer: what generation starts from"""
+    answer: list[int] | None = None
+    """an encoder-decoder's target; None for a causal model"""
+    trimmed: bool = False
+    """whether tokens before the answer were left out, so that the whole fits"""
+
+
+class TooLong(DataError):
+    """An example that is longer than allowed, whose answer would have to be cut."""
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Renders examples for one tokenizer.
+
+    max_length: most tokens of a whole example (of an encoder-decoder: of the source). max_target_length: most tokens of an
+    answer. trim: leave out tokens before the answer where an example is too long; otherwise raise TooLong.
+    """
+
+    tokenizer: Any
+    max_length: int
+    max_target_length: int | None = None
+    trim: bool = True
+    encoder_decoder: bool = False
+
+    @property
+    def template(self) -> str | None:
+        """The chat template that is used, if the tokenizer has one."""
+        return None if self.encoder_decoder else self.tokenizer.chat_template
+
+    @property
+    def template_hash(self) -> str | None:
+        """sha256 of the chat template: a model is asked with the template that it was trained with."""
+        return self.template and hashlib.sha256(self.template.encode()).hexdigest()
+
+    @cached_property
+    def stop(self) -> list[int]:
+        """The tokens that end an answer: eos, and the one with which the chat template ends a turn."""
+        ends = {self.tokenizer.eos_token_id} - {None}
+        if self.template:
+            question = [{"role": "user", "content": "a"}]
+            start = len(self._chat_tokens(question, "the chat template", answer_follows=True))
+            turn = self._chat_tokens([*question, {"role": ANSWER, "content": "b"}], "the chat template")[start:]
+            ends |= set(turn[(end := self._end(turn)) - 1 : end]) & set(self.tokenizer.all_special_ids)
+        if not ends:
+            raise UserError("the tokenizer has no eos token and no template that ends a turn; set its eos_token")
+        return sorted(ends)
+
+    def render(self, kind: str, value: Any, target: str | None, where: str) -> Rendered:
+        """The tokens of one example. kind: one of INPUTS. target: the last answer; None for an example to be answered.
+
+        where: names the example in messages, such as `chat.jsonl, row 3`. Raises TooLong, DataError.
+        """
+        if target is not None and not target.strip():
+            raise DataError(f"{where}: the answer is empty; fill it in or remove the example")
+        if self.encoder_decoder:
+            rendered = self._encode_pair(kind, value, target, where)
+        elif kind == "text":
+            rendered = self._text(value, where)
+        elif self.template:
+            messages = value if kind == "messages" else [{"role": "user", "content": value}]
+            rendered = self._chat(messages, target, where)
+        elif kind == "messages":
+            raise DataError(
+                f"{where}: a chat, but the tokenizer has no chat template; take an instruction-tuned base such as smollm2"
+            )
+        else:
+            rendered = self._plain(kind, value, target, where)
+        if not any(rendered.learned) and (target is not None or kind == "text"):
+            raise DataError(f"{where}: no token of it is learned; fill in its text or remove the example")
+        return rendered
+
+    # Chats
+
+    def _chat(self, messages: Sequence[Message], target: str | None, where: str) -> Rendered:
+        messages, trimmed = list(messages), False
+        for message in messages if target is None else [*messages, {"role": ANSWER, "content": target}]:
+            for special in self.tokenizer.all_special_tokens:
+                if special in message["content"]:
+                    raise DataError(f"{where}: holds {special!r}, which the chat template uses itself; remove it")
+        while True:
+            rendered = self._turns(messages, target, where, trimmed)
+            excess = len(rendered.tokens) - self.max_length
+            if excess <= 0:
+                return rendered
+            shorter = self._shortened(messages, excess) if self.trim else None
+            if shorter is None:
+                raise self._too_long(where, len(rendered.tokens), self.max_length)
+            messages, trimmed = shorter, True
+
+    def _turns(self, messages: list[Message], target: str | None, where: str, trimmed: bool) -> Rendered:
+        """Mark the answers by rendering the chat up to each of them, with it and without it."""
+        chat = messages if target is None else [*messages, {"role": ANSWER, "content": target}]
+        whole = self._chat_tokens(chat, where, answer_follows=target is None)
+        learned, prompt = [False] * len(whole), len(whole)
+        for place, message in enumerate(chat):
+            if message["role"] != ANSWER:
+                continue
+            before = self._chat_tokens(chat[:place], where, answer_follows=True)
+            through = whole if place == len(chat) - 1 else self._chat_tokens(chat[: place + 1], where)
+            if whole[: len(before)] != before or whole[: len(through)] != through:
+                raise DataError(
+                    f"{where}: the tokens before an answer are others than those of the whole chat, so the model would be "
+                    "trained on prompts that it never gets; the chat template changes earlier turns"
+                )
+            end = len(before) + self._end(through[len(before) :])
+            if set(through[len(before) : end]) <= set(self.tokenizer.all_special_ids):
+                raise DataError(f"{where}: the chat template leaves out an answer, so no token of it is learned")
+            learned[len(before) : end] = [True] * (end - len(before))
+            if place == len(chat) - 1 and target is not None:
+                whole, learned, prompt = (
+                    whole[:end],
+                    learned[:end],
+                    len(before),
+                )  # nothing is read after the last answer
+        if target is not None:
+            if whole[-1] not in self.stop:
+                whole, learned = [*whole, self._eos()], [*learned, True]
+            self._check_answer(where, len(whole) - prompt)
+        return Rendered(whole, learned, prompt, trimmed=trimmed)
+
+    def _chat_tokens(self, messages: list[Message], where: str, *, answer_follows: bool = False) -> list[int]:
+        """Rendered text, tokenised without special tokens: the template writes its own, bos included."""
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_follows)
+        except Exception as error:  # jinja's own errors, and whatever the template raises
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise DataError(
+                f"{where}: the tokenizer's chat template refuses it ({reason}); change the example"
+            ) from None
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _end(self, turn: list[int]) -> int:
+        """How many tokens of an answer's turn are learned: up to the special token that ends it, all if there is none."""
+        specials = set(self.tokenizer.all_special_ids)
+        return next((place + 1 for place in reversed(range(len(turn))) if turn[place] in specials), len(turn))
+
+    def _shortened(self, messages: list[Message], excess: int) -> list[Message] | None:
+        """A chat without its oldest exchange; of a single one, with its longest question cut at the end; None if empty."""
+        users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+        if len(users) > 1:
+            return [message for message in messages[: users[0]] if message["role"] == "system"] + messages[users[1] :]
+        place = max(
+            (place for place, message in enumerate(messages) if message["role"] != ANSWER),
+            key=lambda place: len(messages[place]["content"]), default=None,
+        )  # fmt: skip
+        if place is None:
+            return None
+        tokens = self.tokenizer(messages[place]["content"], add_special_tokens=False)["input_ids"]
+        content = self.tokenizer.decode(tokens[: max(0, len(tokens) - excess)]).rstrip("\ufffd")  # half a character
+        if not content or len(content) >= len(messages[place]["content"]):
+            return None
+        return [*messages[:place], messages[place] | {"content": content}, *messages[place + 1 :]]
+
+    # Without a template
+
+    def _plain(self, kind: str, value: str, target: str | None, where: str) -> Rendered:
+        """prompt + completion + eos, tokenised apart: so the prompt is the same when its completion is not known.
+
+        Of a prompt that is too long the end is kept, of a source the beginning; a source ends with a line break.
+        """
+        bos, before = self._opening(value)
+        line = self.tokenizer("\n", add_special_tokens=False)["input_ids"] if kind == "source" else []
+        answer = []
+        if target is not None:
+            answer = self.tokenizer(target, add_special_tokens=False)["input_ids"]
+            answer += [self._eos()] if answer[-1:] != [self._eos()] else []
+            self._check_answer(where, len(answer))
+        room = self.max_length - len(bos) - len(line) - len(answer)
+        trimmed = len(before) > room
+        if trimmed and (not self.trim or room < 1):
+            raise self._too_long(where, self.max_length - room + len(before), self.max_length)
+        if trimmed:
+            before = before[:room] if kind == "source" else before[-room:]
+        prompt = [*bos, *before, *line]
+        learned = [False] * len(prompt) + [True] * len(answer)
+        learned[:1] = [False]  # no token before the first predicts it
+        return Rendered(prompt + answer, learned, len(prompt), trimmed=trimmed)
+
+    def _text(self, text: str, where: str) -> Rendered:
+        """Plain language modelling: every token after bos is learned, eos at the end included."""
+        bos, tokens = self._opening(text)
+        whole = [*bos, *tokens]
+        whole += [self._eos()] if whole[-1:] != [self._eos()] else []
+        if len(whole) > self.max_length:
+            if not self.trim:
+                raise self._too_long(where, len(whole), self.max_length)
+            return Rendered(whole[: self.max_length], [False, *[True] * (self.max_length - 1)], 1, trimmed=True)
+        return Rendered(whole, [False, *[True] * (len(whole) - 1)], 1)
+
+    def _opening(self, text: str) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before a text, such as bos, unless the text begins with it; and the text's tokens."""
+        tokens, letter = (self.tokenizer(one, add_special_tokens=False)["input_ids"] for one in (text, "a"))
+        whole = self.tokenizer("a")["input_ids"]
+        bos = whole[: next((n for n in range(len(whole)) if whole[n : n + len(letter)] == letter), 0)]
+        return ([] if tokens[: len(bos)] == bos else bos), tokens
+
+    # Encoder-decoders
+
+    def _encode_pair(self, kind: str, value: str, target: str | None, where: str) -> Rendered:
+        if kind in ("messages", "text"):
+            raise DataError(
+                f"{where}: {kind!r} needs a causal base; an encoder-decoder reads source and target columns"
+            )
+        source = self.tokenizer(value)["input_ids"]
+        trimmed = len(source) > self.max_length
+        if trimmed and not self.trim:
+            raise self._too_long(where, len(source), self.max_length)
+        if trimmed:
+            source = self.tokenizer(value, truncation=True, max_length=self.max_length)["input_ids"]
+        answer = [] if target is None else self.tokenizer(text_target=target)["input_ids"]
+        if target is not None:
+            self._check_answer(where, len(answer))
+        return Rendered(source, [True] * len(answer), len(source), answer, trimmed)
+
+    # Refusals
+
+    def _eos(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no eos token, so no answer would ever end; set its eos_token")
+        return self.tokenizer.eos_token_id
+
+    def _check_answer(self, where: str, tokens: int) -> None:
+        if self.max_target_length is not None and tokens > self.max_target_length:
+            raise TooLong(
+                f"{where}: its answer has {tokens} tokens, more than --max-target-length {self.max_target_length}; "
+                "allow more, or leave out such examples of the training set with --excess-length drop"
+            )
+
+    def _too_long(self, where: str, tokens: int, limit: int) -> TooLong:
+        return TooLong(
+            f"{where}: {tokens} tokens, more than --max-length {limit}, and an answer is never cut; allow more, or "
+            "leave out such examples of the training set with --excess-length drop"
+        )

@@ -1,0 +1,78 @@
+"""Metrics of generated text: ROUGE, BLEU and chrF as their authors' packages compute them, exact match, loss.
+
+ROUGE: rouge-score without stemming (with it, ROUGE-L of one and the same text is several points higher), on English letters
+and digits; of rougeLsum each sentence is a line. BLEU, chrF: sacrebleu with its defaults (13a tokens). All in 0 to 100.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+from unipelt.errors import UserError
+
+Texts = Sequence[str]
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+def _missing(package: str) -> UserError:
+    return UserError(f"--metric: {package} is not installed; expected: pip install 'unipelt[generation]'")
+
+
+def _rouge(name: str) -> Callable[[Texts, Texts], float]:
+    def function(predictions: Texts, targets: Texts) -> float:
+        try:
+            from rouge_score.rouge_scorer import RougeScorer
+        except ImportError:
+            raise _missing("rouge-score") from None
+        scorer = RougeScorer([name], use_stemmer=False)
+        lines = sentences if name == "rougeLsum" else str
+        values = [scorer.score(lines(right), lines(found))[name].fmeasure for found, right in zip(predictions, targets)]
+        return 100.0 * math.fsum(values) / len(values)
+
+    function.__doc__ = f"Mean F-measure of {name}, 0 to 100.          Lin 2004"
+    return function
+
+
+def sentences(text: str) -> str:
+    """The text with a line for each sentence: rougeLsum compares lines."""
+    return re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
+
+
+def bleu(predictions: Texts, targets: Texts) -> float:
+    """Corpus BLEU, 0 to 100.          Papineni et al. 2002; Post 2018, arXiv:1804.08771"""
+    return _sacrebleu().corpus_bleu(list(predictions), [list(targets)]).score
+
+
+def chrf(predictions: Texts, targets: Texts) -> float:
+    """chrF2 of characters, 0 to 100.          Popović 2015"""
+    return _sacrebleu().corpus_chrf(list(predictions), [list(targets)]).score
+
+
+def _sacrebleu():  # type: ignore[no-untyped-def]
+    try:
+        import sacrebleu
+    except ImportError:
+        raise _missing("sacrebleu") from None
+    return sacrebleu
+
+
+def exact_match(predictions: Texts, targets: Texts) -> float:
+    """Share of predictions that are their target, white space at both ends apart."""
+    return sum(found.strip() == right.strip() for found, right in zip(predictions, targets)) / len(targets)
+
+
+def loss(predictions: Sequence[tuple[float, int]], targets: Sequence[object]) -> float:
+    """Nats per learned token: Σ losses / Σ tokens; predictions: (sum of the losses, number of tokens) of each example."""
+    return math.fsum(total for total, _ in predictions) / sum(tokens for _, tokens in predictions)
+
+
+def perplexity(predictions: Sequence[tuple[float, int]], targets: Sequence[object]) -> float:
+    """exp(loss)."""
+    return math.exp(min(loss(predictions, targets), 700.0))  # beyond, it is no float64
+
+
+TEXT_METRICS: dict[str, Callable[[Texts, Texts], float]] = {
+    **{name: _rouge(name) for name in ROUGE},
+    "bleu": bleu,
+    "chrf": chrf,
+}

@@ -1,0 +1,168 @@
+"""What a language model reads and learns of an example: each line of what breaks in other tools is a test here."""
+
+import pytest
+from generation.toy_text import CHATML, REFUSED, TEMPLATES, tokenizer
+
+from unipelt.data.chats import read_chat
+from unipelt.errors import DataError, UserError
+from unipelt.tasks.rendering import Rendered, Renderer, TooLong
+
+CHAT = [
+    {"role": "user", "content": "what is a list?"},
+    {"role": "assistant", "content": "numbers, or words"},
+    {"role": "user", "content": "what does it return?"},
+    {"role": "assistant", "content": "the sum of two words"},
+]
+
+
+def rendered(renderer: Renderer, chat: list[dict[str, str]] = CHAT) -> Rendered:
+    return renderer.render("messages", *read_chat(chat, "here"), "here")
+
+
+def learned_text(renderer: Renderer, one: Rendered) -> str:
+    """Learned tokens as text, `…` where tokens that are not learned lie between."""
+    parts, before = [], True
+    for token, learned in zip(one.tokens, one.learned):
+        if learned:
+            parts += [] if before or not parts else ["…"]
+            parts.append(renderer.tokenizer.decode([token]))
+        before = learned
+    return "".join(parts)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_answer_is_learned_with_the_token_that_ends_it_and_nothing_else(name: str):
+    renderer = Renderer(tokenizer(TEMPLATES[name]), max_length=500)
+    one = rendered(renderer)
+    end = {"eos ends a turn": " </s>", "nothing ends a turn": ""}.get(name, "<|end|>")
+    space = " " * (name == "eos ends a turn")
+    assert learned_text(renderer, one) == (f"{space}numbers, or words{end}…{space}the sum of two words{end or '</s>'}")
+    assert one.tokens[-1] in renderer.stop  # generation waits for the token that training has taught
+
+
+@pytest.mark.parametrize("name", [name for name, template in TEMPLATES.items() if "endgeneration" in template])
+def test_the_mask_is_that_of_a_template_that_marks_its_answers(name: str):
+    renderer = Renderer(tokenizer(TEMPLATES[name]), max_length=500)
+    one = rendered(renderer)
+    whole = renderer.tokenizer.apply_chat_template(
+        CHAT, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert one.tokens == whole["input_ids"][: len(one.tokens)]
+    assert one.learned == list(map(bool, whole["assistant_masks"][: len(one.tokens)]))
+    assert not any(whole["assistant_masks"][len(one.tokens) :])
+
+
+@pytest.mark.parametrize("template", [None, *TEMPLATES.values()])
+@pytest.mark.parametrize("kind", ["messages", "prompt", "source"])
+def test_the_prompt_of_training_is_the_prompt_of_prediction(template: str | None, kind: str):
+    renderer = Renderer(tokenizer(template), max_length=500)
+    if kind == "messages" and template is None:
+        with pytest.raises(DataError, match="here: a chat, but the tokenizer has no chat template"):
+            rendered(renderer)
+        return
+    value = CHAT[:3] if kind == "messages" else "what does it return?"
+    trained, asked = (renderer.render(kind, value, target, "here") for target in ("the sum", None))
+    assert asked.tokens == trained.tokens[: trained.prompt]
+    assert asked.prompt == len(asked.tokens) and asked.learned == trained.learned[: trained.prompt]
+    assert trained.tokens.count(renderer.tokenizer.bos_token_id) <= 1
+
+
+def test_one_bos_alone_whoever_writes_it():
+    plain = Renderer(tokenizer(), max_length=100)
+    assert [plain.render("prompt", text, "a", "here").tokens.count(1) for text in ("", "what", "<s>what")] == [1, 1, 1]
+    assert plain.render("prompt", "<s>what", "a", "") == plain.render("prompt", "what", "a", "")
+    assert rendered(Renderer(tokenizer(TEMPLATES["with bos"]), max_length=500)).tokens.count(1) == 1
+
+
+def test_eos_is_learned_once_even_where_it_is_the_padding_token():
+    renderer = Renderer(tokenizer(pad_token="</s>"), max_length=100)
+    for answer in ("the sum", "the sum</s>"):
+        one = renderer.render("prompt", "what?", answer, "here")
+        assert learned_text(renderer, one) == "the sum</s>"
+    assert learned_text(renderer, renderer.render("text", "the sum", None, "here")) == "the sum</s>"
+
+
+@pytest.mark.parametrize("kind", ["prompt", "source", "messages"])
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_an_example_that_is_too_long_loses_prompt_and_never_answer(kind: str, template: str | None):
+    if kind == "messages" and template is None:
+        return
+    whole = Renderer(tokenizer(template), max_length=10_000)
+    long = " ".join(f"word {number}" for number in range(60))
+    value = [{"role": "user", "content": long}] if kind == "messages" else long
+    full = whole.render(kind, value, "the sum of it", "here")
+    shortest = len(whole.render(kind, CHAT[:1] if kind == "messages" else "a", "the sum of it", "here").tokens)
+    for limit in (len(full.tokens), len(full.tokens) - 1, 150, shortest + 5):
+        one = Renderer(tokenizer(template), max_length=limit).render(kind, value, "the sum of it", "here")
+        assert limit - 3 <= len(one.tokens) <= limit and one.trimmed == (limit < len(full.tokens))
+        assert learned_text(whole, one) == learned_text(whole, full)
+        asked = whole.tokenizer.decode(one.tokens[: one.prompt])
+        assert ("word 59" if kind == "prompt" and template is None else "word 0") in asked
+        if one.trimmed:
+            with pytest.raises(TooLong, match=r"here: .* --max-length"):
+                Renderer(tokenizer(template), max_length=limit, trim=False).render(kind, value, "the sum of it", "here")
+    with pytest.raises(TooLong, match="an answer is never cut"):
+        Renderer(tokenizer(template), max_length=len(full.tokens) - full.prompt).render(
+            kind, value, "the sum of it", "here"
+        )
+    with pytest.raises(TooLong, match=r"its answer has .* --max-target-length 3"):
+        Renderer(tokenizer(template), 500, max_target_length=3).render(kind, value, "the sum of it", "here")
+
+
+def test_a_long_chat_loses_its_oldest_exchanges_and_keeps_its_system_message():
+    system = {"role": "system", "content": "a list of words"}
+    renderer = Renderer(tokenizer(CHATML), max_length=len(rendered(Renderer(tokenizer(CHATML), 500)).tokens))
+    one = rendered(renderer, [system, *CHAT, *CHAT])
+    assert one.trimmed and one == Rendered(**vars(rendered(renderer, [system, *CHAT])) | {"trimmed": True})
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_template_that_cannot_be_trained_with_is_refused(name: str):
+    with pytest.raises(DataError) as error:
+        rendered(Renderer(tokenizer(REFUSED[name]), max_length=500))
+    said = str(error.value)
+    assert said.startswith("here: ") and "\n" not in said
+    assert {"raises": "roles must alternate", "leaves out answers": "no token of it is learned"}.get(name, "") in said
+
+
+@pytest.mark.parametrize(
+    ("chat", "said"),
+    [
+        ("no list", "not valid JSON"),
+        ([], "expected a list of messages"),
+        (CHAT[:3], "ends with 'user', expected an answer"),
+        ([CHAT[1]], "no message of the user"),
+        ([*CHAT[:1], {"role": "bot", "content": "a"}], "message 2: role 'bot', expected one of system, user"),
+        ([*CHAT[:1], {"role": "assistant", "content": None}], "message 2: its content is missing"),
+        ([*CHAT[:1], {"role": "assistant", "content": " \n"}], "the last answer is empty"),
+        ([*CHAT[:1], {"role": "assistant", "content": "<|end|>"}], "holds '<|end|>'"),
+        ([{"from": "human", "value": "what?"}, {"from": "gpt", "value": ["a"]}], "message 2: its content is list"),
+    ],
+)
+def test_a_bad_chat_is_one_line_with_its_row(chat, said: str):
+    with pytest.raises(DataError) as error:
+        rendered(Renderer(tokenizer(CHATML), max_length=500), chat)
+    assert said in str(error.value) and str(error.value).startswith("here") and "\n" not in str(error.value)
+
+
+def test_a_tokenizer_without_eos_is_refused_unless_its_template_ends_turns():
+    with pytest.raises(UserError, match="no eos token"):
+        Renderer(tokenizer(eos_token=None), max_length=100).render("prompt", "what?", "a", "here")
+    with pytest.raises(UserError, match="no eos token"):
+        _ = Renderer(tokenizer(eos_token=None), max_length=100).stop
+    one = rendered(Renderer(tokenizer(CHATML, eos_token=None), max_length=500))
+    assert one.tokens[-1] == 4
+
+
+def test_an_encoder_decoder_reads_the_source_and_learns_the_whole_target():
+    coder = tokenizer(CHATML, pair="<s> $A </s>")
+    one = Renderer(coder, max_length=12, encoder_decoder=True).render("source", "a " * 40, "the sum", "here")
+    assert len(one.tokens) == 12 and one.tokens[-1] == coder.eos_token_id and one.trimmed
+    assert one.answer == coder("the sum")["input_ids"] and one.learned == [True] * len(one.answer)
+    with pytest.raises(DataError, match="here: 'text' needs a causal base"):
+        Renderer(coder, max_length=12, encoder_decoder=True).render("text", "a", None, "here")
+
+
+def test_sharegpt_files_are_chats():
+    theirs = [{"from": {"user": "human", "assistant": "gpt"}[one["role"]], "value": one["content"]} for one in CHAT]
+    assert read_chat(theirs, "here") == read_chat(CHAT, "here") == (CHAT[:3], CHAT[3]["content"])
