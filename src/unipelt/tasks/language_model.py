@@ -1,0 +1,156 @@
+"""What a language model does beside a forward: logits at chosen positions alone, and text written for rows of any run."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from unipelt.errors import UserError
+from unipelt.inject.attach import route
+from unipelt.inject.state import NAME
+
+ROWS = 32  # prompts answered at once
+IGNORED = -100  # target of a position that no loss counts, as in transformers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How answers are written."""
+
+    max_new_tokens: int = 128
+    """most tokens of an answer"""
+    min_new_tokens: int = 0
+    """fewest tokens of an answer"""
+    num_beams: int = 1
+    """beams; 1: greedy, the likeliest token each time"""
+    length_penalty: float = 1.0
+    """of beams: above 0 favours longer answers"""
+    no_repeat_ngram_size: int = 0
+    """no sequence of so many tokens occurs twice in an answer; 0: any may"""
+    temperature: float = 0.0
+    """tokens are drawn at this temperature; 0: never drawn"""
+    top_p: float = 1.0
+    """tokens are drawn from the likeliest that have this share of the probability"""
+    seed: int = 0
+    """of what is drawn"""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "max_new_tokens": (1, 1_000_000), "min_new_tokens": (0, self.max_new_tokens), "num_beams": (1, 1000),
+            "no_repeat_ngram_size": (0, 1000), "temperature": (0.0, 100.0), "top_p": (1e-6, 1.0),
+        }  # fmt: skip
+        for name, (least, most) in limits.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                raise UserError(f"--{name.replace('_', '-')} {value}: expected {least:g} to {most:g}")
+        if self.temperature and self.num_beams > 1:
+            raise UserError("--temperature and --num-beams: an answer is drawn or searched; give one of them")
+
+
+@contextmanager
+def at_positions(model: PreTrainedModel, positions: Int[Tensor, "row position"]) -> Iterator[None]:
+    """Inside the block a forward returns logits of these positions of each row alone, `[row, position, vocabulary]`.
+
+    The output embedding, the largest product of a small model, reads only them; what comes after it, such as a softcap,
+    is elementwise and stays right.
+    """
+    output = model.get_output_embeddings()
+    if output is None:
+        raise UserError(f"{type(model).__name__} has no output embedding; take a language model")
+
+    def select(module: Any, args: tuple) -> tuple:
+        hidden, *rest = args
+        index = positions.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
+        return (hidden.gather(1, index), *rest)
+
+    handle = output.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def token_losses(
+    logits: Float[Tensor, "row position vocabulary"], targets: Int[Tensor, "row position"], smoothing: float = 0.0
+) -> Float[Tensor, "row position"]:
+    """−(1−ε) log p(target) − ε/V Σᵥ log p(v), 0 where the target is IGNORED.          Szegedy et al. 2016"""
+    return F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
+    ).view(targets.shape)
+
+
+def write(
+    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[Sequence[Sequence[int]]], how: Writing, *,
+    stop: Sequence[int], opening: Sequence[int] = (), on_batch: Callable[[int], None] = lambda rows: None,
+) -> list[list[str]]:  # fmt: skip
+    """An answer to each prompt of each run, in their order; batches hold prompts of like length, of any run.
+
+    prompts: per run, tokens. stop: tokens that end an answer. opening: what an encoder-decoder's answers begin with.
+    """
+    model.eval()
+    rows = [(len(tokens), run, place) for run, own in enumerate(prompts) for place, tokens in enumerate(own)]
+    answers = [[""] * len(own) for own in prompts]
+    rows.sort(reverse=True)
+    generate: Any = model.generate
+    several = hasattr(model, NAME) and len(prompts) > 1
+    config = _config(tokenizer, how, stop, opening)
+    for start in range(0, len(rows), ROWS):
+        batch = rows[start : start + ROWS]
+        inputs = _padded(model, tokenizer, [prompts[run][place] for _, run, place in batch], opening)
+        runs = [run for _, run, _ in batch]
+        routed = route(model, runs) if several else nullcontext()
+        with routed, torch.random.fork_rng(enabled=how.temperature > 0), _only(model, config):
+            if how.temperature:
+                torch.manual_seed(how.seed + start)
+            written = generate(**inputs)
+        before = len(opening) if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        texts = tokenizer.batch_decode(written[:, before:], skip_special_tokens=True)
+        for (_, run, place), text in zip(batch, texts):
+            answers[run][place] = text.strip()
+        on_batch(len(batch))
+    return answers
+
+
+@contextmanager
+def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Inside the block none of the base's own settings for generation counts."""
+    theirs, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = theirs
+
+
+def _config(tokenizer: Any, how: Writing, stop: Sequence[int], opening: Sequence[int]) -> GenerationConfig:
+    """Settings of transformers for these of ours."""
+    given = {name: value for name, value in asdict(how).items() if name not in ("seed", "temperature", "top_p")}
+    drawn = {"do_sample": how.temperature > 0, "top_k": 0, "top_p": how.top_p, "temperature": how.temperature or 1.0}
+    return GenerationConfig(
+        **given, **(drawn if how.temperature else {"do_sample": False}), early_stopping=how.num_beams > 1,
+        eos_token_id=list(stop), pad_token_id=_pad(tokenizer, stop), decoder_start_token_id=opening[0] if opening else None,
+    )  # fmt: skip
+
+
+def _padded(
+    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[Sequence[int]], opening: Sequence[int]
+) -> dict[str, Int[Tensor, "row seq"]]:
+    """Prompts with padding: before those of a causal model, whose answers follow; masked whatever token it is."""
+    width, left = max(map(len, prompts)), not model.config.is_encoder_decoder
+    ids = torch.full((len(prompts), width), _pad(tokenizer, (0,)))
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(prompts):
+        own = slice(width - len(tokens), width) if left else slice(0, len(tokens))
+        ids[row, own], mask[row, own] = torch.tensor(tokens), 1
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if opening:
+        inputs["decoder_input_ids"] = torch.tensor([list(opening)] * len(prompts))
+    return {name: value.to(model.device) for name, value in inputs.items()}
+
+
+def _pad(tokenizer: Any, stop: Sequence[int]) -> int:
+    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, *stop) if token is not None), 0)
