@@ -10,26 +10,20 @@ import time
 from statistics import median
 
 from unipelt.study.engine import planned_width
-from unipelt.study.plan import Setting
-from unipelt.train.records import Request, Result
-from unipelt.train.runner import DatasetCache, train_together
-from unipelt.train.setup import device_of
+from unipelt.study.plan import StudyConfig
+from unipelt.train.records import RunConfig, RunKey
+from unipelt.train.setup import DatasetCache, build_fleet, device_of
 
 
-def trained(requests: list[Request], width: int, corpus: DatasetCache, device: str) -> tuple[float, float, list[float]]:
+def trained(configs: list[RunConfig], width: int, cache: DatasetCache, device: str) -> tuple[float, float, list[float]]:
     """(seconds, CPU seconds, validation metrics)"""
-    results: dict[int, Result] = {}
+    validation: dict[RunKey, float] = {}
     began, used = time.perf_counter(), time.process_time()
-    together = [requests] if width > 1 else [[one] for one in requests]
-    for number, group in enumerate(together):
-        train_together(
-            group, width=width, corpus=corpus, device=device_of(device),
-            ended=lambda model, places, finished, first=number: results.update(
-                {first + place: one for place, one in zip(places, finished)}
-            ),
-        )  # fmt: skip
-    validation = [results[place].validation or 0.0 for place in range(len(requests))]
-    return time.perf_counter() - began, time.process_time() - used, validation
+    for group in [configs] if width > 1 else [[one] for one in configs]:
+        fleet = build_fleet(group, width=width, cache=cache, device=device_of(device))
+        validation |= {run.key: run.record.validation or 0.0 for run in fleet.train()}
+    found = [validation[config.key] for config in configs]
+    return time.perf_counter() - began, time.process_time() - used, found
 
 
 def main() -> None:
@@ -52,23 +46,23 @@ def main() -> None:
         "| method | runs, at once | a fleet, s | one after another, s | ratio | ratio of CPU seconds | mean validation, fleet / alone |"
     )
     print("|---|---|---|---|---|---|---|", flush=True)
-    corpus = DatasetCache()
-    width = given.width or planned_width(Setting(), device_of(given.device))
+    cache = DatasetCache()
+    width = given.width or planned_width(StudyConfig(), device_of(given.device))
     for method in given.methods:
-        requests = [
-            Request(
+        configs = [
+            RunConfig(
                 model=given.model, task=given.task, k=given.k, method=method, seed=seed, data_dir=given.data_dir,
                 validation_rows=given.validation_rows, recipe=recipe,
             )
             for seed in range(given.runs)
         ]  # fmt: skip
-        trained(requests[:1], 1, corpus, given.device)  # reads and tokenises what both ways share
-        for request in requests:
-            corpus.splits(request)
+        trained(configs[:1], 1, cache, given.device)  # reads and tokenises what both ways share
+        for config in configs:
+            cache.splits(config)
         rounds = []
         for number in range(given.rounds):  # each way begins every other round
             order = (width, 1) if number % 2 == 0 else (1, width)
-            taken = {width: trained(requests, width, corpus, given.device) for width in order}
+            taken = {width: trained(configs, width, cache, given.device) for width in order}
             rounds.append([taken[width], taken[1]])
         (fleet, alone) = ([one[side] for one in rounds] for side in (0, 1))
         ratios = [together[0] / apart[0] for together, apart in rounds]

@@ -105,8 +105,10 @@ def fleet_of(model: Any, made: list[dict[str, Any]], runs: int) -> Any:
 
     from unipelt.data import Task
     from unipelt.train.batches import Encoded
-    from unipelt.train.fleet import Fleet, Plan
+    from unipelt.train.fleet import Fleet
     from unipelt.train.recipes import Recipe
+    from unipelt.train.records import RunKey
+    from unipelt.train.runs import Plan
 
     class Words:
         pad_token_id = pad_token_type_id = 0
@@ -124,8 +126,9 @@ def fleet_of(model: Any, made: list[dict[str, Any]], runs: int) -> Any:
         task = Task(name="random", kind="classification", labels=("no", "yes"), metric="accuracy", pair=False)
         longest = max(len(row) for row in features["input_ids"])
         rows = Encoded({name: [np.array(row) for row in kept] for name, kept in features.items()}, labels, longest)
+        key = RunKey(task="random", k="all", method="", seed=run, lr=None)
         plans.append(
-            Plan(task=task, train=rows, validation=rows, recipe=Recipe(epochs=100_000, batch_size=size), seed=run)
+            Plan(key=key, task=task, train=rows, validation=rows, recipe=Recipe(epochs=100_000, batch_size=size))
         )
     return Fleet(model, plans, Words())
 

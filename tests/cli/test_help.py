@@ -15,9 +15,9 @@ from unipelt.cli import build, one_each
 from unipelt.cli.fields import docs, flags, recipe_defaults
 from unipelt.cli.help import OTHER, PANELS, description_and_examples
 from unipelt.cli.output import never_fail
-from unipelt.study.plan import Grid, Setting
+from unipelt.study.plan import Grid, StudyConfig
 from unipelt.train.recipes import Recipe, default_recipe
-from unipelt.train.records import Request
+from unipelt.train.records import RunConfig
 
 ROOT: Any = typer.main.get_command(build())
 
@@ -62,12 +62,12 @@ def test_every_page_has_panels_help_and_examples(words: tuple[str, ...], command
 @pytest.mark.parametrize(
     ("command", "settings", "but"),
     [
-        (("train",), Request, ["recipe"]),
+        (("train",), RunConfig, ["recipe"]),
         (("train",), Recipe, []),
-        (("compare",), Setting, ["policy", "width", "recipe", "columns"]),
+        (("compare",), StudyConfig, ["policy", "width", "recipe", "columns"]),
         (("compare",), Recipe, ["lr"]),
         (("study", "glue"), Grid, []),
-        (("study", "glue"), Setting, ["recipe", "columns"]),
+        (("study", "glue"), StudyConfig, ["recipe", "columns"]),
         (("study", "sweep"), Recipe, ["lr"]),
     ],
 )

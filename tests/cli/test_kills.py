@@ -110,8 +110,8 @@ def test_killed_between_two_writes(
     where = {
         "before the record is there": ("os.replace", 0),
         "before the first state": ("unipelt.train.fleet.save_state", 0),
-        "before the checkpoint": ("unipelt.train.train_run.keep", 0),
-        "before the record": ("unipelt.train.train_run.write_outcome", 1),
+        "before the checkpoint": ("unipelt.train.train_run.save_checkpoint", 0),
+        "before the record": ("unipelt.train.train_run.write_record", 1),
         "before the tidying": ("pathlib.Path.unlink", 0),
     }[moment]
     module, _, name = where[0].rpartition(".")
@@ -133,7 +133,7 @@ def test_killed_between_two_writes(
         assert "not finished" in shown and f" {facts['seconds']:.1f} s\n" in shown and "(after epoch 4 of 4)" in shown
     there, said = state.exists(), run(*words)
     assert said.code == 0, said.err
-    assert ("goes on after step 20 of 20, in epoch 4 of 4" in said.err) == (there and moment != "before the tidying")
+    assert ("resumed after step 20 of 20, in epoch 4 of 4" in said.err) == (there and moment != "before the tidying")
     same_result(tmp_path / "run", finished(method))
 
 

@@ -74,7 +74,7 @@ def test_mistaken_words(words: list[str], expected: str, run):
         (["--k", "0"], "--train-rows 0: expected a whole number from 1, or all"),
         (["--data-dir", "glue"], "is a file, and --data-dir is where GLUE's files are; leave out --data-dir"),
         (["--kind", "regression"], "expected a number (regression)"),
-        (["--method", "head", "--head-policy", "frozen"], "--head-policy frozen: 'head' then has nothing to train"),
+        (["--method", "head", "--head-policy", "frozen"], "--head-policy frozen: 'head' has nothing else to train; expected train"),
         (["--data-dir", "x", "--data", "sst2"], "--data-dir must hold sst2/train.parquet"),
     ],
 )  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite(
 ):
     words = train_words(tmp_path / "run", method, "--lr", "10", "--epochs", "60", "--clip", "0", *more)
     line = run(*words).line
-    assert "is not finite" in line and "at step" in line and "lower --lr 10" in line
+    assert "is not finite" in line and "at step" in line and "try a lower --lr than 10" in line
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"].startswith("failed: ") and not (tmp_path / "run" / "training.safetensors").exists()
     assert "is not finite" in run(*words).line, "asked again, it says so again"
@@ -411,7 +411,7 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_training(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("unipelt.train.train_run.keep", stopped)
+        patch.setattr("unipelt.train.train_run.save_checkpoint", stopped)
         assert run(*train_words(out, method)).code == 130
     fill(small_disk)
     line = run(*train_words(out, method)).line

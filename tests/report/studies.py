@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from unipelt.study.store import Cell, Result, Store
+from unipelt.study.store import Store
 from unipelt.tasks.metrics import METRICS
+from unipelt.train.records import RunKey, RunRecord
 
 METRIC = {"mrpc": "f1", "qqp": "f1", "cola": "matthews", "stsb": "spearman"}
 FACTS = {"model": "minilm", "epochs": None}
@@ -24,10 +25,10 @@ def cells(
     methods: Iterable[str],
     seeds: Iterable[int],
     rates: Iterable[float] = (1e-3,),
-) -> list[Cell]:
+) -> list[RunKey]:
     methods, seeds, rates, ks = list(methods), list(seeds), list(rates), list(ks)
     return [
-        Cell(task=t, k=k, method=m, seed=s, lr=lr)
+        RunKey(task=t, k=k, method=m, seed=s, lr=lr)
         for t in tasks
         for k in ks
         for m in methods
@@ -37,7 +38,7 @@ def cells(
 
 
 def write(
-    folder: Path, results: Mapping[Cell, Result], planned: Sequence[Cell] = (), facts: dict[str, Any] = FACTS
+    folder: Path, results: Mapping[RunKey, RunRecord], planned: Sequence[RunKey] = (), facts: dict[str, Any] = FACTS
 ) -> Path:
     store = Store.create(folder, facts)
     store.plan([*results, *planned])
@@ -46,8 +47,8 @@ def write(
     return folder
 
 
-def result(task: str, test: float, validation: float | None = None, **more: Any) -> Result:
-    return Result(
+def result(task: str, test: float, validation: float | None = None, **more: Any) -> RunRecord:
+    return RunRecord(
         **{
             "status": "finished",
             "metric": metric_of(task),
@@ -58,7 +59,7 @@ def result(task: str, test: float, validation: float | None = None, **more: Any)
     )
 
 
-def flat(plan: Iterable[Cell], test: Callable[[Cell], float], **more: Any) -> dict[Cell, Result]:
+def flat(plan: Iterable[RunKey], test: Callable[[RunKey], float], **more: Any) -> dict[RunKey, RunRecord]:
     """Results that are given numbers and nothing else."""
     return {cell: result(cell.task, test(cell), **more) for cell in plan}
 
@@ -76,10 +77,10 @@ SKILL = {
 
 
 def lively(
-    plan: Iterable[Cell], rows: Mapping[str, int] | int = 200, gates: bool = True, seed: int = 0
-) -> dict[Cell, Result]:
+    plan: Iterable[RunKey], rows: Mapping[str, int] | int = 200, gates: bool = True, seed: int = 0
+) -> dict[RunKey, RunRecord]:
     """Results with predictions, curves, gates and costs, as a study's are."""
-    drawn: dict[Cell, Result] = {}
+    drawn: dict[RunKey, RunRecord] = {}
     for cell in plan:
         task, kind = cell.task, metric_of(cell.task)
         n = rows if isinstance(rows, int) else rows[task]

@@ -12,7 +12,8 @@ import pytest
 from report.studies import cells, flat, lively, write
 from unipelt.report.build import build
 from unipelt.report.drawing import COLOURS
-from unipelt.study.store import FILE, Result, Store
+from unipelt.study.store import FILE, Store
+from unipelt.train.records import RunRecord
 
 METHODS = ["full", "adapter", "prefix", "lora", "unipelt-apl"]
 
@@ -89,7 +90,7 @@ def test_a_study_that_is_still_being_written(run, tmp_path: Path):
     plan = cells(["rte", "cola"], [100, 500], METHODS, range(2))
     folder = write(tmp_path / "study", flat(plan[:7], lambda cell: 0.5 + len(cell.method) / 100), plan)
     writer = Store.create(folder, {"model": "minilm", "epochs": None})
-    writer.finish({plan[7]: Result(status="failed: loss is not finite", metric="accuracy")})
+    writer.finish({plan[7]: RunRecord(status="failed: loss is not finite", metric="accuracy")})
     said = run("report", folder)
     writer.close()
     assert said.code == 0 and "7 of 40 runs finished, 1 failed, 32 still to come" in said.out
@@ -135,7 +136,7 @@ def test_one_line_says_what_is_wrong(damage: str, expected: str, run, tmp_path: 
     if damage == "unfinished":
         write(folder, {}, plan)
     elif damage == "failed":
-        write(folder, {cell: Result(status="failed: no", metric="accuracy") for cell in plan})
+        write(folder, {cell: RunRecord(status="failed: no", metric="accuracy") for cell in plan})
     elif damage != "nothing":
         small(folder)
     if damage == "no database":

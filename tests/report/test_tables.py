@@ -21,13 +21,14 @@ from unipelt.report.scores import scores, whole
 from unipelt.report.study import Study, read
 from unipelt.report.sweeps import find_sweeps
 from unipelt.report.table import Block, Cell, Table, comma_separated, escape, latex, markdown
-from unipelt.study.store import Cell as Run
-from unipelt.study.store import Result, Store
+from unipelt.study.store import Store
+from unipelt.train.records import RunKey as Run
+from unipelt.train.records import RunRecord
 
 MEANS = {"full": 0.60, "adapter": 0.58, "prefix": 0.40, "lora": 0.50, "unipelt-apl": 0.625}
 
 
-def study(folder: Path, results: dict[Run, Result], planned=()) -> Study:
+def study(folder: Path, results: dict[Run, RunRecord], planned=()) -> Study:
     return read(Store.read(write(folder, results, planned)))
 
 
@@ -265,7 +266,7 @@ def test_measured_costs_name_their_own_base_and_their_spread(plain: Study):
 
 
 def test_a_comparison_shows_what_was_given_and_asks_none_of_the_papers_questions(tmp_path: Path):
-    facts = {"model": "minilm", "data": "3fa1", "mix_methods": False, "recipe": {}, "columns": {"text": "review", "kind": None, "validation_rows": 9}}  # fmt: skip
+    facts = {"model": "minilm", "data": "3fa1", "recipe": {}, "columns": {"text": "review", "kind": None, "validation_rows": 9}}  # fmt: skip
     results = lively(cells(["reviews"], ["all"], ["full", "lora"], range(2)), rows=40)
     made = build(
         write(tmp_path / "study", {c: replace(r, parameters={"head": 1}) for c, r in results.items()}, facts=facts)

@@ -12,8 +12,9 @@ from unipelt.errors import SiteError
 from unipelt.study import budget, engine
 from unipelt.study.budget import FILL, Work, epochs_within
 from unipelt.study.store import Store
+from unipelt.train.fleet import Fleet
 
-WORK = Work(method="lora", step=50.0, row=1.0, steps=10, epochs=50, every=2, validation=100, test=300)
+WORK = Work(method="lora", step=50.0, example=1.0, steps=10, epochs=50, every=2, validation=100, test=300)
 
 
 @pytest.fixture
@@ -46,18 +47,18 @@ def test_minutes_choose_the_epochs_and_the_same_command_goes_on(ask, run, tmp_pa
     """Whatever minutes it is given later, or none: a run's epochs are those of the others."""
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(budget, "work_of", lambda *given: WORK)
+        patch.setattr(budget, "time_method", lambda *given: WORK)
         said = run(*ask(out, "--seeds", 1, "--minutes", 100))
     epochs = epochs_within([WORK, WORK], 5600)
     assert said.code == 0 and 1 < epochs < 6, said.err
-    assert f"--minutes 100: --epochs {epochs} instead of 50, so that every method's first runs fit" in said.err
+    assert f"--minutes 100: --epochs {epochs} instead of 50, so that one seed of every method fits" in said.err
     with monkeypatch.context() as patch:
-        patch.setattr(budget, "work_of", lambda *given: WORK)
+        patch.setattr(budget, "time_method", lambda *given: WORK)
         patch.setattr(budget, "PASSES", 2)
         patch.setattr("unipelt.study.engine.run_study", lambda *given, **how: None)
         two = run(*ask(tmp_path / "two", "--seeds", 3, "--minutes", 200)).err
         assert f"--epochs {epochs} instead of 50, so that two seeds of every method fit" in two
-        assert "so that every method's first runs fit" in run(*ask(tmp_path / "one", "--minutes", 100)).err
+        assert "so that one seed of every method fits" in run(*ask(tmp_path / "one", "--minutes", 100)).err
     for more in ((), ("--minutes", 5000)):
         again = run(*ask(out, "--seeds", 2, *more))
         assert again.code == 0 and f"--epochs {epochs}: as {out} was begun with" in again.err
@@ -67,36 +68,36 @@ def test_minutes_choose_the_epochs_and_the_same_command_goes_on(ask, run, tmp_pa
 
 def test_a_trial_tells_what_a_method_takes(ask, run, tmp_path: Path, monkeypatch):
     """On this machine a tiny base has time for everything."""
-    found, real = [], budget.work_of
-    monkeypatch.setattr(budget, "work_of", lambda *given: found.append(real(*given)) or found[-1])
+    found, real = [], budget.time_method
+    monkeypatch.setattr(budget, "time_method", lambda *given: found.append(real(*given)) or found[-1])
     said = run(*ask(tmp_path / "out", "--seeds", 1, "--minutes", 20))
     assert said.code == 0 and " instead of " not in said.err
     rows = Store.read(tmp_path / "out").runs()
     assert [one.method for one in found] == ["head", SMALL["lora"]]
     for one, row in zip(found, rows):
-        assert 0 < one.step < 5 and 0 < one.row < 1 and one.epochs == row["recipe"]["epochs"]
+        assert 0 < one.step < 5 and 0 < one.example < 1 and one.epochs == row["recipe"]["epochs"]
         assert one.steps * one.epochs >= row["steps"] and one.test == len(row["targets"])
 
 
 def test_a_method_that_cannot_be_tried_stops_nothing(ask, run, tmp_path: Path, monkeypatch):
     """Why it cannot be trained is said of its runs."""
 
-    def work_of(cells, *_: object) -> Work:
-        if cells[0].method != "head":
+    def time_method(keys, *_: object) -> Work:
+        if keys[0].method != "head":
             raise SiteError("no room for it")
         return WORK
 
-    monkeypatch.setattr(budget, "work_of", work_of)
+    monkeypatch.setattr(budget, "time_method", time_method)
     assert run(*ask(tmp_path / "out", "--seeds", 1, "--minutes", 100)).code == 0
     held = [row["recipe"]["epochs"] for row in Store.read(tmp_path / "out").runs()]
     assert held == [epochs_within([WORK], 5600)] * 2
 
 
 def test_minutes_that_hold_no_run_are_told_before_one_is_begun(ask, run, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(budget, "work_of", lambda *given: WORK)
+    monkeypatch.setattr(budget, "time_method", lambda *given: WORK)
     line = run(*ask(tmp_path / "out", "--seeds", 1, "--minutes", 10)).line
     assert line.startswith(
-        "unipelt: --minutes 10: one epoch of lora, with 100 validation and 300 test rows, takes about 15 minutes"
+        "unipelt: --minutes 10: one epoch of lora, with 100 validation and 300 test examples, takes about 15 minutes"
     )
     assert not (tmp_path / "out").exists()
 
@@ -105,26 +106,27 @@ def test_time_that_ends_in_the_test_rows_loses_nothing(ask, run, tmp_path: Path,
     """The clock is looked at between two batches of predictions; what was trained is not trained again."""
     given = ("--seeds", 1, "--epochs", 3, "--evaluate-every", 1)
     assert run(*ask(tmp_path / "undisturbed", *given)).code == 0
-    looks, real, clock = [], engine._Watch.__call__, SimpleNamespace(monotonic=time.monotonic, sleep=time.sleep)
+    looks, real, clock = [], Fleet._notify, SimpleNamespace(monotonic=time.monotonic)
 
-    def over(self, fleet, event: str) -> None:
+    def over(self, event: str) -> None:
         looks.append(event)
-        if event == "predicted" and all(one.ended for one in fleet.progress):
-            clock.monotonic = lambda: self.until + 1
-        real(self, fleet, event)
+        if event == "prediction" and all(one.ended for one in self.progress):
+            clock.monotonic = lambda: self.deadline + 1
+        real(self, event)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._Watch, "__call__", over)
-        patch.setattr(engine, "time", clock)
+        patch.setattr(Fleet, "_notify", over)
+        patch.setattr("unipelt.train.fleet.time", clock)
+        patch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: clock.monotonic(), sleep=time.sleep))
         assert "too short for one run" in run(*ask(tmp_path / "out", *given, "--minutes", 50)).line
-    steps = looks.count("stepped") + looks.count("evaluated")
-    trained, step = set(), budget.Fleet.step
+    steps = looks.count("step") + looks.count("evaluation")
+    trained, step = set(), Fleet.step
 
     def told(self) -> None:
-        trained.add(self.tuned.parts[0].mixture.name)
+        trained.add(self.plans[0].key.method)
         step(self)
 
-    monkeypatch.setattr(budget.Fleet, "step", told)
+    monkeypatch.setattr(Fleet, "step", told)
     assert steps and run(*ask(tmp_path / "out", *given)).code == 0
     assert trained == {SMALL["lora"]}, "head was trained already"
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")

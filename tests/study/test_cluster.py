@@ -13,8 +13,9 @@ import pytest
 from study.conftest import results
 from unipelt.errors import DataError
 from unipelt.study.cluster import train
-from unipelt.study.plan import Setting
-from unipelt.study.store import Cell, Store
+from unipelt.study.plan import StudyConfig
+from unipelt.study.store import Store
+from unipelt.train.records import RunKey
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'unipelt[ray]'")
 PATIENCE = 300.0  # a busy machine starts Ray slowly
@@ -68,12 +69,12 @@ def test_ctrl_c_leaves_no_worker(words, child, tmp_path: Path):
 
 
 def test_a_worker_with_other_rows_is_named(reviews: Path):
-    task, setting = str(reviews), Setting(columns={"label": "stars"})
-    cells = [Cell(task=task, k=16, method="head", seed=0, lr=1e-3)]
+    task, setting = str(reviews), StudyConfig(columns={"label": "stars"})
+    keys = [RunKey(task=task, k=16, method="head", seed=0, lr=1e-3)]
     with pytest.raises(
-        DataError, match=rf"{socket.gethostname()}: its rows of {task} are 60 training .*the study's ours"
+        DataError, match=rf"{socket.gethostname()}: its examples of {task} are 60 training .*the study's are ours"
     ):
-        next(train(cells, set(cells), setting, "cpu", {task: "ours"}, 1.0))
+        next(train(keys, set(keys), setting, "cpu", {task: "ours"}, 1.0))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:99999", "nowhere", "ray://127.0.0.1:9"])

@@ -16,8 +16,9 @@ from unipelt.cli.tables import verdict_table
 from unipelt.report.recommendation import verdict
 from unipelt.report.study import read
 from unipelt.study import compare, engine
-from unipelt.study.plan import Setting
-from unipelt.study.store import Cell, Result, Store
+from unipelt.study.store import Store
+from unipelt.train.records import RunKey, RunRecord
+from unipelt.train.runs import FinishedRun
 
 
 @pytest.fixture(scope="session")
@@ -32,27 +33,22 @@ def ask(tiny_base: str):
     return words
 
 
-@pytest.mark.parametrize("mixed", [(), ("--mix-methods",)], ids=["apart", "side by side"])
-def test_the_answer_its_evidence_and_a_model_that_predicts(
-    mixed: tuple, ask, run, reviews: Path, unlabelled: Path, tmp_path: Path
-):
+def test_the_answer_its_evidence_and_a_model_that_predicts(ask, run, reviews: Path, unlabelled: Path, tmp_path: Path):
     out = tmp_path / "out"
-    said = run(*ask(reviews, out, *mixed))
+    said = run(*ask(reviews, out))
     assert said.code == 0, said.err
-    assert f"{'head, ' + SMALL['lora'] if mixed else 'head'} on reviews, " in said.err, "what is at work is named"
+    assert "head on reviews, " in said.err, "what is at work is named"
     rows = Store.read(out).runs()
     assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("head", SMALL["lora"]) for s in (0, 1)}
     assert len(rows) == 8, "two rates each"
-    assert len(Store.read(out).fleets()) == (2 if mixed else 4)
+    assert len(Store.read(out).fleets()) == 4
     found = verdict(rows)
     assert f"{found.take}, ready for" in said.out and found.why in said.out and "take this one" in said.out
     record = json.loads((out / "winner" / "run.json").read_text())
     mine = [row for row in rows if (row["method"], row["lr"]) == (found.take, found.chosen.lr)]
-    assert record["request"]["method"] == found.take and record["recipe"]["lr"] == found.chosen.lr
-    assert record["validation"]["accuracy"] == max(row["validation"] for row in mine), (
-        "the seed with the best validation metric"
-    )
-    assert record["test"]["accuracy"] in {row["test"] for row in mine}
+    assert record["config"]["method"] == found.take and record["recipe"]["lr"] == found.chosen.lr
+    assert record["validation"] == max(row["validation"] for row in mine), "the seed with the best validation metric"
+    assert record["test"] in {row["test"] for row in mine}
     predicted = run("predict", out / "winner", "--data", unlabelled)
     assert predicted.code == 0 and len(predicted.out.splitlines()) == 10
     page = (out / "report" / "report.html").read_text()
@@ -72,7 +68,7 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(
 def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = run(*ask(reviews, tmp_path / "out"))
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "train_fleet", lambda *_: pytest.fail("trained again"))
+        patch.setattr(engine, "train_fleet", lambda *_, **how: pytest.fail("trained again"))
         assert run(*ask(reviews, tmp_path / "out")).out == first.out
     moved = tmp_path / "reviews.csv"
     moved.write_text(reviews.read_text())
@@ -103,20 +99,20 @@ def test_the_minutes_are_kept_and_more_go_on(ask, run, reviews: Path, tmp_path: 
 def test_two_processes_keep_the_best_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What ends here is not kept where the other process has ended a better one since this one began."""
     kept: list[float] = []
-    monkeypatch.setattr(compare, "outcome_of", lambda request, finished: finished)
-    monkeypatch.setattr(compare, "keep", lambda model, request, outcome, *where: kept.append(outcome.validation))
-    monkeypatch.setattr(compare, "write_outcome", lambda folder, outcome: None)
-    cells = [Cell(task="docstrings", k="all", method="head", seed=seed, lr=1e-3) for seed in range(5)]
+    monkeypatch.setattr(compare, "save_checkpoint", lambda run, folder: kept.append(run.record.validation))
+    monkeypatch.setattr(compare, "write_record", lambda folder, record: None)
+    keys = [RunKey(task="docstrings", k="all", method="head", seed=seed, lr=1e-3) for seed in range(5)]
     results = [
-        Result(status="finished", metric="accuracy", validation=validation) for validation in (0.5, 0.4, 0.9, 0.8, 0.95)
+        RunRecord(status="finished", metric="accuracy", validation=validation)
+        for validation in (0.5, 0.4, 0.9, 0.8, 0.95)
     ]
     stores = [Store.create(tmp_path, {}) for _ in range(2)]
-    stores[0].plan(cells)
-    one, other = (compare.CheckpointSaver(store, Setting(model="m")) for store in stores)
+    stores[0].plan(keys)
+    one, other = (compare.CheckpointSaver(store) for store in stores)
     for keeper, store, place in ((one, stores[0], 0), (one, stores[0], 1), (other, stores[1], 2), (one, stores[0], 3)):
-        keeper(None, 0, cells[place], results[place])
-        store.finish({cells[place]: results[place]})
-    one(None, 0, cells[4], results[4])
+        keeper(FinishedRun(keys[place], results[place], {}, place, None))
+        store.finish({keys[place]: results[place]})
+    one(FinishedRun(keys[4], results[4], {}, 4, None))
     assert kept == [0.5, 0.9, 0.95]
 
 
@@ -292,8 +288,8 @@ def test_the_terminal_and_the_page_give_one_interval_for_a_difference(tmp_path: 
         rows = runs(method, size + 1, values, [value - 0.02 for value in values])
         found += rows
         for row in rows:
-            cell = Cell(**{name: row[name] for name in ("task", "k", "method", "seed", "lr")})
-            results[cell] = Result(**{name: row[name] for name in ("status", "metric", "validation", "test", "parameters", "majority", "targets", "predictions")})  # fmt: skip
+            cell = RunKey(**{name: row[name] for name in ("task", "k", "method", "seed", "lr")})
+            results[cell] = RunRecord(**{name: row[name] for name in ("status", "metric", "validation", "test", "parameters", "majority", "targets", "predictions")})  # fmt: skip
     store = Store.create(tmp_path, {"model": "m", "data": "a file"})
     store.plan([*results])
     store.finish(results)

@@ -40,6 +40,6 @@ def test_where_nothing_can_be_written_nothing_is_measured(run, tmp_path: Path, m
 def test_every_base_that_classifies_can_be_measured(base_of):
     for arch in ("roberta", "gpt2", "bart"):
         found = measure(
-            base_of(arch), ["head"], batch=2, length=8, rounds=1, device=torch.device("cpu"), tell=lambda text: None
+            base_of(arch), ["head"], batch=2, length=8, rounds=1, device=torch.device("cpu"), log=lambda text: None
         )
         assert all(row["train"] > 0 for row in found)

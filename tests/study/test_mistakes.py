@@ -12,14 +12,15 @@ from study.conftest import results
 from unipelt.errors import CheckpointError, UserError
 from unipelt.spec import mixture
 from unipelt.study import engine
-from unipelt.study.plan import Grid, Setting, canonical_method, placed
-from unipelt.study.store import Cell, Store
+from unipelt.study.plan import Grid, StudyConfig, canonical_method, placed
+from unipelt.study.store import Store
 from unipelt.train import fleet as loop
+from unipelt.train.records import RunKey
 
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "train_fleet", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(engine, "train_fleet", lambda *_, **how: pytest.fail("trained"))
 
 
 @pytest.mark.usefixtures("untrained")
@@ -138,7 +139,7 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
     mine.write_text("".join(lines))
     assert "1 of 1 runs done" in ask("--data", mine, "--k", 16).out
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "train_fleet", lambda *_: pytest.fail("trained"))
+        patch.setattr(engine, "train_fleet", lambda *_, **how: pytest.fail("trained"))
         for kept in (lines[:-1], [lines[0], lines[1].replace("yes", "no"), *lines[2:]], lines[:1] + lines[:0:-1]):
             mine.write_text("".join(kept))
             said = ask("--data", mine, "--k", 16, "--seeds", 2).line
@@ -153,12 +154,12 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
 
 def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, reviews: Path, tmp_path: Path):
     """Where its file has gone, its runs fail and the others go on."""
-    setting = Setting(model=words(tmp_path)[3])
+    setting = StudyConfig(model=words(tmp_path)[3])
     asked = ["study", "glue", "--model", setting.model, "--data", "docstrings", "--k", 100, "--methods", "head", "--seeds", 1, "--validation-rows", 10]  # fmt: skip
     setting = replace(setting, columns={"validation_rows": 10})
     for task in (str(reviews), f"{tmp_path}/gone.csv"):
         store = Store.create(tmp_path / Path(task).stem, setting.facts)
-        store.plan([Cell(task=task, k=16, method="head", seed=0, lr=1e-3)], {task: "60 other rows"})
+        store.plan([RunKey(task=task, k=16, method="head", seed=0, lr=1e-3)], {task: "60 other rows"})
         store.assign(lambda free: {"one": free})
     line = run(*asked, "--out", tmp_path / "reviews").line
     assert f"its runs of {reviews} began on other rows: 60 other rows, and not 60 training" in line
@@ -169,8 +170,8 @@ def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, r
 def test_options_of_files_and_of_glue_are_for_those_that_take_them(words, run, reviews: Path, tmp_path: Path):
     """A file whose columns are named beside the built-in task; alone, each is told what is not its own, and the folder is free."""
     tasks = ["sst2", "docstrings", str(reviews)]
-    setting = Setting(data_dir="glue", columns={"text": "review", "validation_rows": 20})
-    asked = [setting.request(Cell(task=task, k=16, method="head", seed=0, lr=1e-3)) for task in tasks]
+    setting = StudyConfig(data_dir="glue", columns={"text": "review", "validation_rows": 20})
+    asked = [setting.config(RunKey(task=task, k=16, method="head", seed=0, lr=1e-3)) for task in tasks]
     assert [one.data_dir for one in asked] == ["glue", None, None] and {one.validation_rows for one in asked} == {20}
     assert [one.text for one in asked] == [None, None, "review"]
     less = ["study", "glue", "--model", words(tmp_path)[3], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]  # fmt: skip
@@ -185,10 +186,10 @@ def test_options_of_files_and_of_glue_are_for_those_that_take_them(words, run, r
 def test_each_method_has_rates_of_its_own():
     """The study's are those of a comparison; given ones are every method's."""
     grid = Grid(tasks=["rte"], k=["all"], methods=["full ", "head"], seeds=1, rates=3)
-    assert {(cell.method, cell.lr) for cell in grid.cells(384)} == {
+    assert {(key.method, key.lr) for key in grid.keys(384)} == {
         ("full", 1e-4), ("full", 3.3e-5), ("full", 1.1e-5), ("head", 1e-2), ("head", 3.3e-3), ("head", 1.1e-3),
     }  # fmt: skip
-    assert {cell.lr for cell in replace(grid, lr=[1e-3], rates=1).cells(384)} == {1e-3}
+    assert {key.lr for key in replace(grid, lr=[1e-3], rates=1).keys(384)} == {1e-3}
     with pytest.raises(UserError, match="--rates 0: expected 1 to 5"):
         replace(grid, rates=0)
 

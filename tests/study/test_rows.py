@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from study.test_store import CELLS, RESULT
+from study.test_store import KEYS, RESULT
 from unipelt.study import rows
-from unipelt.study.store import COLUMNS, Result, Store
+from unipelt.study.store import COLUMNS, Store
+from unipelt.train.records import RunRecord
 
 
 @pytest.fixture
@@ -21,9 +22,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Of a classification, a regression, a failure, and what is not done yet."""
     monkeypatch.setattr(rows, "PIECE", 2)
     made = Store.create(tmp_path / "study", {})
-    made.plan(CELLS)
-    made.finish({CELLS[1]: RESULT, CELLS[4]: Result(status="finished", metric="pearson", predictions=[0.5], labels=[])})
-    made.finish({CELLS[2]: Result(status='failed: "quoted", and\nbroken', metric="")})
+    made.plan(KEYS)
+    made.finish(
+        {KEYS[1]: RESULT, KEYS[4]: RunRecord(status="finished", metric="pearson", predictions=[0.5], labels=[])}
+    )
+    made.finish({KEYS[2]: RunRecord(status='failed: "quoted", and\nbroken', metric="")})
     return made
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from unipelt.errors import StoreError
-from unipelt.study.store import FILE, Cell, Result, Store
+from unipelt.study.store import FILE, NOT_STORED, Store
+from unipelt.train.records import RunKey, RunRecord
 
-CELLS = [Cell(task="a", k=k, method="lora", seed=seed, lr=1e-3) for k in (100, "all") for seed in range(3)]
-RESULT = Result(
+KEYS = [RunKey(task="a", k=k, method="lora", seed=seed, lr=1e-3) for k in (100, "all") for seed in range(3)]
+RESULT = RunRecord(
     status="finished", metric="accuracy", validation=0.5, test=0.25, curve=[{"epoch": 1, "accuracy": 0.5}], predictions=[0, 1],
     gates={"encoder.0.x": {"mean": 0.5, "sd": 0.1}}, rows={"train": {"number": 100}}, complete=False,
 )  # fmt: skip
@@ -19,61 +20,61 @@ RESULT = Result(
 
 def test_what_is_written_is_read(tmp_path: Path):
     store = Store.create(tmp_path / "new", {"model": "m", "recipe": {"epochs": 3}})
-    store.plan(CELLS)
-    store.plan(CELLS[::-1])
-    assert store.pending() == CELLS, "a plan is added once, and keeps its order"
-    store.finish({CELLS[1]: RESULT})
-    store.finish({CELLS[1]: Result(status="finished", metric="f1", validation=0.9)})
+    store.plan(KEYS)
+    store.plan(KEYS[::-1])
+    assert store.pending() == KEYS, "a plan is added once, and keeps its order"
+    store.finish({KEYS[1]: RESULT})
+    store.finish({KEYS[1]: RunRecord(status="finished", metric="f1", validation=0.9)})
     for opened in (store, Store.read(tmp_path / "new"), Store.read(tmp_path / "new" / FILE)):
-        assert opened.pending() == [CELLS[0], *CELLS[2:]]
+        assert opened.pending() == [KEYS[0], *KEYS[2:]]
         row = opened.runs()[1]
-        stored = {name: value for name, value in vars(RESULT).items() if name != "asked"}
+        stored = {name: value for name, value in vars(RESULT).items() if name not in NOT_STORED}
         assert {name: row[name] for name in stored} == stored, "what is done stays"
         assert (row["k"], opened.runs()[4]["k"], opened.facts["recipe"]) == (100, "all", {"epochs": 3})
 
 
 def test_near_rates_are_two_runs(tmp_path: Path):
     store, near = Store.create(tmp_path / "new", {}), [0.001, 0.0010000001, 1e-4 / 3]
-    store.plan([replace(CELLS[0], lr=rate) for rate in near])
-    assert [cell.lr for cell in store.pending()] == near
-    assert [cell.id.rpartition("/")[2] for cell in store.pending()] == ["0.001", "0.0010000001", str(1e-4 / 3)]
-    assert replace(CELLS[0], lr=5e-05).id.endswith("/5e-05") and replace(CELLS[0], lr=1).id.endswith("/1")
+    store.plan([replace(KEYS[0], lr=rate) for rate in near])
+    assert [key.lr for key in store.pending()] == near
+    assert [key.id.rpartition("/")[2] for key in store.pending()] == ["0.001", "0.0010000001", str(1e-4 / 3)]
+    assert replace(KEYS[0], lr=5e-05).id.endswith("/5e-05") and replace(KEYS[0], lr=1).id.endswith("/1")
 
 
 def test_runs_get_a_fleet_once(tmp_path: Path):
     store = Store.create(tmp_path / "new", {})
-    store.plan(CELLS[:3])
+    store.plan(KEYS[:3])
     store.assign(lambda free: {"one": free})
-    store.plan(CELLS)
+    store.plan(KEYS)
     store.assign(lambda free: {"two": free})
-    assert store.fleets() == {"one": CELLS[:3], "two": CELLS[3:]}
+    assert store.fleets() == {"one": KEYS[:3], "two": KEYS[3:]}
 
 
 def test_what_failed_is_planned_anew_by_itself(tmp_path: Path):
     """Once its fleet has nothing left to do: until then the fleet is trained as it was planned, by whatever process."""
     store = Store.create(tmp_path / "new", {})
-    store.plan(CELLS)
+    store.plan(KEYS)
     store.assign(lambda free: {"one": free})
-    store.finish({CELLS[0]: replace(RESULT, status="failed: why"), CELLS[1]: RESULT})
-    store.plan(CELLS)
-    assert store.pending() == CELLS[2:]
-    store.finish(dict.fromkeys(CELLS[2:], RESULT))
-    store.plan(CELLS[1:])
+    store.finish({KEYS[0]: replace(RESULT, status="failed: why"), KEYS[1]: RESULT})
+    store.plan(KEYS)
+    assert store.pending() == KEYS[2:]
+    store.finish(dict.fromkeys(KEYS[2:], RESULT))
+    store.plan(KEYS[1:])
     assert not store.pending(), "that of another command is not tried"
-    store.plan(CELLS)
-    assert store.pending() == CELLS[:1] and store.fleets() == {"one": CELLS[1:]}
+    store.plan(KEYS)
+    assert store.pending() == KEYS[:1] and store.fleets() == {"one": KEYS[1:]}
     assert {store.runs()[0][name] for name in ("validation", "curve", "predictions")} == {None}
     store.assign(lambda free: {"two": free})
-    assert store.fleets()["two"] == CELLS[:1]
+    assert store.fleets()["two"] == KEYS[:1]
 
 
 def test_a_finish_is_whole_or_not_at_all(tmp_path: Path):
     store = Store.create(tmp_path / "new", {})
-    store.plan(CELLS)
-    bad = Result(status="finished", metric="accuracy", validation="no number")  # type: ignore[arg-type]
+    store.plan(KEYS)
+    bad = RunRecord(status="finished", metric="accuracy", validation="no number")  # type: ignore[arg-type]
     with pytest.raises(StoreError):
-        store.finish({CELLS[0]: RESULT, CELLS[1]: bad})
-    assert store.pending() == CELLS
+        store.finish({KEYS[0]: RESULT, KEYS[1]: bad})
+    assert store.pending() == KEYS
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "truncated", "foreign", "format"])
@@ -81,7 +82,7 @@ def test_what_is_no_store_is_named_and_left_as_it_was(kind: str, tmp_path: Path)
     path = tmp_path / FILE
     if kind in ("truncated", "format"):
         store = Store.create(tmp_path, {})
-        store.plan(CELLS)
+        store.plan(KEYS)
         store.close()
         with sqlite3.connect(path) as connection:
             connection.execute(
@@ -116,7 +117,7 @@ def test_what_is_no_store_is_named_and_left_as_it_was(kind: str, tmp_path: Path)
 def test_rows_that_say_what_no_study_says_are_a_damaged_store(damage: str, tmp_path: Path):
     """Before anything is trained: a result would reach no row, and its run would be trained again and again."""
     store = Store.create(tmp_path, {})
-    store.plan(CELLS)
+    store.plan(KEYS)
     with sqlite3.connect(tmp_path / FILE) as connection:
         connection.execute(damage)
     with pytest.raises(StoreError, match=r"damaged one .*untouched"):
@@ -125,17 +126,17 @@ def test_rows_that_say_what_no_study_says_are_a_damaged_store(damage: str, tmp_p
 
 def test_another_study_or_a_full_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    facts = {"model": "x", "recipe": {"epochs": 3}, "mix_methods": False}
+    facts = {"model": "x", "recipe": {"epochs": 3}, "frozen": False}
     late = Store.create(tmp_path / "a", {"model": "no command that planned a run"})
-    Store.create(tmp_path / "a", facts).plan(CELLS)
+    Store.create(tmp_path / "a", facts).plan(KEYS)
     with pytest.raises(StoreError, match="model=x and not no command"):
-        late.plan(CELLS)
+        late.plan(KEYS)
     assert late.facts == facts
     for other, expected in [
         ({"model": "y"}, "model=x and not y;"),
         ({"recipe": {}}, "epochs=3 and not its default;"),
         ({"recipe": {"epochs": 3, "patience": 2}}, "patience=its default and not 2;"),
-        ({"mix_methods": True}, "mix_methods=off and not on;"),
+        ({"frozen": True}, "frozen=off and not on;"),
         ({"columns": {"stratify": True, "validation_rows": 1000}}, "stratify=its default and not on;"),
     ]:
         with pytest.raises(StoreError, match=expected):
@@ -145,7 +146,7 @@ def test_another_study_or_a_full_folder_is_refused(tmp_path: Path, monkeypatch: 
     )  # the defaults
     (tmp_path / "b").mkdir()
     for name in ("b", "./b", tmp_path / "b"):  # one folder
-        Store.create("c", {"model": str(name)}).plan(CELLS)
+        Store.create("c", {"model": str(name)}).plan(KEYS)
     Store.create("c", {"model": "b"})
     (tmp_path / "b" / "thesis.tex").touch()
     with pytest.raises(StoreError, match="not empty, and holds no study"):
@@ -157,11 +158,11 @@ def test_another_study_or_a_full_folder_is_refused(tmp_path: Path, monkeypatch: 
 def test_many_writers_do_not_clash(tmp_path: Path):
     def write(number: int) -> None:
         store = Store.create(tmp_path / "new", {"model": "m"})
-        store.plan(CELLS)
+        store.plan(KEYS)
         store.assign(lambda free: {f"fleet {number}": free} if free else {})
-        store.finish({CELLS[number]: RESULT})
+        store.finish({KEYS[number]: RESULT})
 
-    with ThreadPoolExecutor(len(CELLS)) as pool:
-        list(pool.map(write, range(len(CELLS))))
+    with ThreadPoolExecutor(len(KEYS)) as pool:
+        list(pool.map(write, range(len(KEYS))))
     store = Store.read(tmp_path / "new")
     assert not store.pending() and len(store.fleets()) == 1

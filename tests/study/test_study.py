@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 from cli.conftest import SMALL
-from train.fleets import NO_DROPOUT
 
-from study.conftest import METHODS, results
+from study.conftest import results
 from unipelt.study import engine
-from unipelt.study.store import Cell, Store
+from unipelt.study.store import Store
 from unipelt.train.fleet import Fleet
+from unipelt.train.records import RunKey
+from unipelt.train.runs import FinishedRun
 from unipelt.train.state import STATE
 
 KILLS = 20
@@ -49,7 +50,12 @@ def test_a_run_of_a_study_is_the_run_that_train_makes(words, run, tiny_base: str
     given = ["--epochs", 4, "--evaluate-every", 1, "--batch-size", 8, "--patience", 2, "--lr", 3e-3, "--device", "cpu"]
     assert run("train", "--model", tiny_base, "--data", reviews, "--method", SMALL["unipelt-apl"], "--k", 24, *given, "--out", out).code == 0  # fmt: skip
     record = json.loads((out / "run.json").read_text())
-    assert record["curve"] == row["curve"] and record["test"] == row["test_metrics"] and record["rows"] == row["rows"]
+    assert (
+        record["curve"] == row["curve"]
+        and record["test_metrics"] == row["test_metrics"]
+        and record["predictions"] == row["predictions"]
+        and record["rows"] == row["rows"]
+    )
 
 
 def soon(how: signal.Signals, out: Path, chance: random.Random) -> Callable[[int], None]:
@@ -105,11 +111,11 @@ def test_two_processes_share_the_work(undisturbed: Path, words, tmp_path: Path, 
         while not (out / "study.sqlite").exists() and not other.done():
             time.sleep(0.01)
 
-        def train_fleet(*given: Any) -> None:
+        def train_fleet(*given: Any, **how: Any) -> Iterator[FinishedRun]:
             while not here and len(Store.read(out).pending()) == 16 and not other.done():
                 time.sleep(0.01)
             here.append(given[1])
-            original(*given)
+            yield from original(*given, **how)
 
         monkeypatch.setattr(engine, "train_fleet", train_fleet)
         with pytest.raises(SystemExit) as ended:
@@ -120,7 +126,7 @@ def test_two_processes_share_the_work(undisturbed: Path, words, tmp_path: Path, 
 
 
 def test_what_is_done_is_not_done_again(undisturbed: Path, words, run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine, "train_fleet", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(engine, "train_fleet", lambda *_, **how: pytest.fail("trained again"))
     said = run(*words(undisturbed))
     assert said.code == 0 and "16 of 16 runs done" in said.out and not said.err
 
@@ -152,11 +158,13 @@ def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path,
     rows = Store.read(tmp_path / "out").runs(["k", "status"])
     assert {row["k"] for row in rows if row["status"].startswith("failed: --k 5000")} == {5000}
     original, before = engine.train_fleet, results(tmp_path / "out")
-    tried: list[Cell] = []
-    monkeypatch.setattr(engine, "train_fleet", lambda *given: (tried.extend(given[1]), original(*given)))
+    tried: list[RunKey] = []
+    monkeypatch.setattr(
+        engine, "train_fleet", lambda *given, **how: (tried.extend(given[1]), original(*given, **how))[1]
+    )
     again = run(*given).out
     assert "8 of 16 runs done, 8 failed: --k 5000" in again and "; the same command tries again\n" in again
-    assert len(tried) == 8 and {cell.k for cell in tried} == {5000} and results(tmp_path / "out") == before
+    assert len(tried) == 8 and {key.k for key in tried} == {5000} and results(tmp_path / "out") == before
 
 
 def test_a_study_of_which_no_run_can_be_fails(words, run, tmp_path: Path):
@@ -185,7 +193,7 @@ def test_too_little_memory_halves_the_fleet(
 
     def small(self: Fleet) -> None:
         taken.append(len(self.runs))
-        if len(self.flat.values) > 2 and len(taken) > after:
+        if len(self.matrix.values) > 2 and len(taken) > after:
             raise full
         step(self)
 
@@ -217,50 +225,3 @@ def _with(given: list[str], *more: object) -> list[str]:
 def _results(out: Path) -> list[dict]:
     columns = ("id", "seed", "lr", "width", "status", "validation", "test", "curve", "predictions", "gates")
     return Store.read(out).runs(columns)
-
-
-@pytest.mark.parametrize("policy", ["train", "paper"])
-def test_methods_side_by_side_are_the_methods_apart(policy: str, words, run, tiny_base: str, tmp_path: Path):
-    """One fleet of two structures: the same results as of two fleets, but for float32's rounding. No dropout: its masks are
-    drawn for all rows of a step together."""
-    base = shutil.copytree(tiny_base, tmp_path / "base")
-    config = json.loads((base / "config.json").read_text()) | NO_DROPOUT["bert"]
-    (base / "config.json").write_text(json.dumps(config))
-    rows = {}
-    for name, more in {"apart": (), "beside": ("--mix-methods",)}.items():
-        out = tmp_path / name
-        asked = _with(words(out, "--model", base, *more, "--head-policy", policy), "--methods", *METHODS[::-1])
-        assert run(*asked).code == 0
-        assert len(Store.read(out).fleets()) == (2 if more else 4)
-        rows[name] = {(row["k"], row["method"], row["seed"], row["lr"]): row for row in results(out)}
-    assert rows["apart"].keys() == rows["beside"].keys()
-    for key, one in rows["apart"].items():
-        other = rows["beside"][key]
-        assert (one["status"], one["parameters"], one["gates"].keys()) == (
-            other["status"], other["parameters"], other["gates"].keys(),
-        )  # fmt: skip
-        assert [row["loss"] for row in one["curve"]] == pytest.approx([row["loss"] for row in other["curve"]], rel=1e-3)
-        for path, gate in one["gates"].items():
-            assert other["gates"][path]["mean"] == pytest.approx(gate["mean"], abs=1e-4)
-
-
-def test_methods_that_cannot_be_side_by_side_are_trained_apart(
-    words, run, base_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """One that the base cannot take spoils no other; nor does too little memory for a run of each."""
-    step, apl = Fleet.step, SMALL["unipelt-apl"]
-
-    def small(self: Fleet) -> None:
-        if len(self.flat.values) > 1:
-            raise torch.OutOfMemoryError("out of memory")
-        step(self)
-
-    monkeypatch.setattr(Fleet, "step", small)
-    given = _with([*words(tmp_path / "out", "--mix-methods")], "--k", 16, "--model", base_of("deberta-v2"))
-    said = run(*_with(given, "--methods", "adapter(bottleneck=4)", apl, "head"))
-    assert "8 of 12 runs done, 4 failed" in said.out and len(Store.read(tmp_path / "out").fleets()) == 1
-    for row in Store.read(tmp_path / "out").runs(["method", "status", "width"]):
-        if row["method"] == apl:
-            assert "no prefix can enter it" in row["status"]
-        else:
-            assert (row["width"], row["status"].startswith("failed")) == (1, False)

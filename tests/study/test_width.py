@@ -7,9 +7,9 @@ import pytest
 import torch
 from cli.conftest import SMALL
 
-from unipelt.study.width import SHARE, fitting, measured, trial
-from unipelt.train.records import Request
-from unipelt.train.runner import DatasetCache
+from unipelt.study.width import SHARE, fitting, measure_width, trial
+from unipelt.train.records import RunConfig
+from unipelt.train.setup import DatasetCache
 
 GB = 2**30
 
@@ -24,15 +24,15 @@ def test_the_width_is_the_most_that_fits():
 
 
 def test_the_trial_is_a_step_at_the_longest_rows(tiny_base: str, reviews: Path):
-    requests = [
-        Request(
+    configs = [
+        RunConfig(
             model=tiny_base, task=str(reviews), method=SMALL["lora"], recipe={"batch_size": size, "max_length": most}
         )
         for size, most in ((4, 64), (8, 5), (8, 64))
     ]
-    corpus, cpu = DatasetCache(), torch.device("cpu")
-    rows, tokens = trial(requests, corpus, cpu, runs=2)
-    coded = [len(row["input_ids"]) for (_, longest, *_), row in corpus.tokens.items() if longest == 64]
+    cache, cpu = DatasetCache(), torch.device("cpu")
+    rows, tokens = trial(configs, cache, cpu, runs=2)
+    coded = [len(row["input_ids"]) for (_, longest, *_), row in cache.tokens.items() if longest == 64]
     assert rows == 8 and tokens == max(coded) > 5
 
 
@@ -42,7 +42,7 @@ def test_where_a_trial_has_no_room_one_run_is_tried(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("torch.cuda.mem_get_info", full)
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
-    assert measured([], DatasetCache(), torch.device("cuda"), 64) == 1
+    assert measure_width([], DatasetCache(), torch.device("cuda"), 64) == 1
 
 
 def test_a_fleet_with_a_share_of_a_gpu_plans_with_that(monkeypatch: pytest.MonkeyPatch):
@@ -50,7 +50,7 @@ def test_a_fleet_with_a_share_of_a_gpu_plans_with_that(monkeypatch: pytest.Monke
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(f"torch.cuda.{name}", lambda device: 0)
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
-    monkeypatch.setattr("unipelt.study.width._peak", lambda requests, corpus, device, runs: runs * GB)
-    requests = [Request(model="minilm", task="docstrings")]
-    widths = [measured(requests, DatasetCache(), torch.device("cuda"), 64, share) for share in (1.0, 0.5, 0.25)]
+    monkeypatch.setattr("unipelt.study.width._peak", lambda configs, cache, device, runs: runs * GB)
+    configs = [RunConfig(model="minilm", task="docstrings")]
+    widths = [measure_width(configs, DatasetCache(), torch.device("cuda"), 64, share) for share in (1.0, 0.5, 0.25)]
     assert widths == [32, 32, 16]

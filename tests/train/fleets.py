@@ -1,8 +1,6 @@
 """Tiny fleets over tiny bases: rows of random words, and a tokenizer of which the loop needs four facts."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,10 @@ from laws.lawbook import small
 import unipelt
 from unipelt.data import Task
 from unipelt.train.batches import Encoded
-from unipelt.train.fleet import Fleet, Plan
+from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.recipes import Recipe
+from unipelt.train.records import RunKey
+from unipelt.train.runs import FinishedRun, Plan
 
 CLASSES = 3
 NO_DROPOUT = {
@@ -47,50 +47,37 @@ def plan(seed: int = 0, train: int = 20, validation: int = 17, classes: int = CL
     task = Task(name="words", kind=kind, labels=tuple("abcdef"[:classes]), metric=metric, pair=False)
     recipe = {"lr": 1e-2, "epochs": 3, "batch_size": 8, "patience": 0} | recipe
     given = rows(train, seed, classes), rows(validation, seed + 100, classes)
-    return Plan(task=task, train=given[0], validation=given[1], recipe=Recipe(**recipe), seed=seed)
+    key = RunKey(task="words", k=train, method="small", seed=seed, lr=recipe["lr"])
+    return Plan(key=key, task=task, train=given[0], validation=given[1], test=given[1], recipe=Recipe(**recipe))
 
 
 def fleet(
-    plans: list[Plan],
-    preset: str | list[str] = "unipelt-apl",
-    arch: str = "bert",
-    dropout: bool = False,
-    width: int = 0,
-    watch: Callable[[Fleet, str], None] = lambda trained, event: None,
-    **how: Any,
-) -> Fleet:
-    """A fleet over the same base every time, in float64; `full`: the base itself is tuned; a list: the preset of each plan.
-    width: runs of each preset at once, all by default. watch: of steps and evaluations."""
+    plans: list[Plan], preset: str = "unipelt-apl", arch: str = "bert", dropout: bool = False, width: int = 0,
+    on_step: Observer = lambda trained, event: None, **how: Any,
+) -> Fleet:  # fmt: skip
+    """A fleet over the same base every time, in float64; `full`: the base itself is tuned. width: runs at once, all by
+    default. on_step: called after steps and evaluations."""
     model = tiny.build(arch, dtype=torch.float64, **({} if dropout else NO_DROPOUT[arch]))
     if preset == "full":
         model.requires_grad_(True)
     else:
-        every = preset if isinstance(preset, list) else [preset] * len(plans)
-        presets = list(dict.fromkeys(every))
-        plans = [replace(one, mixture=presets.index(its)) for one, its in zip(plans, every)]
-        seeds = [[one.seed for one, its in zip(plans, every) if its == name][: width or None] for name in presets]
-        unipelt.attach(
-            model, [small(name) for name in presets], runs=[*map(len, seeds)], seeds=[*chain(*seeds)], fresh_head=True
-        )
+        seeds = [one.key.seed for one in plans][: width or None]
+        unipelt.attach(model, small(preset), runs=len(seeds), seeds=seeds, fresh_head=True)
 
-    def watched(trained: Fleet, event: str) -> None:
-        if event != "predicted":
-            watch(trained, event)
+    def steps(trained: Fleet, event: str) -> None:
+        if event != "prediction":
+            on_step(trained, event)
 
-    return Fleet(model, plans, Words(padding_side="left" if arch == "gpt2" else "right"), watch=watched, **how)
+    return Fleet(model, plans, Words(padding_side="left" if arch == "gpt2" else "right"), on_step=steps, **how)
 
 
 def parameters(trained: Fleet, run: int = 0) -> dict[str, torch.Tensor]:
     """What one of the model's runs has now."""
     if trained.tuned is None:
-        return {name: value.detach().clone() for name, value in trained.model.named_parameters()}
-    part, own = trained.tuned.one_run(run)
-    return {name: value.detach()[own].clone() for name, value in part.named_parameters()}
+        return {name: value.clone() for name, value in trained.model.state_dict().items()}
+    return {name: value.clone() for name, value in trained.tuned.state_of(run).items()}
 
 
-class Kept(dict[int, dict[str, torch.Tensor]]):
-    """The best parameters of every plan that has ended, by its place."""
-
-    def __call__(self, trained: Fleet, plans: list[int]) -> None:
-        assert trained.tuned is None or trained.tuned.runs == len(plans)
-        self.update({plan: parameters(trained, run) for run, plan in enumerate(plans)})
+def train(trained: Fleet) -> dict[int, FinishedRun]:
+    """Every run of a fleet, trained to its end, by the place of its plan."""
+    return {run.plan: run for run in trained.train()}

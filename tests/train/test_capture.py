@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unipelt
-from train.fleets import Kept, fleet, plan
+from train.fleets import fleet, plan, train
 from train.test_fleet import UNLIKE, same_run
 from unipelt.train.capture import Captured
 from unipelt.train.fleet import Fleet
@@ -42,16 +42,13 @@ class Recorder:
         return replay, result
 
     def places(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in [*self.trained._tensors().values(), *self.trained.flat.blocks][:3]]
+        return [tensor.data_ptr() for tensor in [*self.trained._tensors().values(), *self.trained.matrix.blocks][:3]]
 
 
 def captured(plans: list, works: bool = True, **how: Any) -> tuple[Fleet, Recorder]:
-    trained = fleet(plans, ended=Kept(), **how)
-    flat, optimiser = trained.flat, trained.optimiser
+    trained = fleet(plans, **how)
     recorder = Recorder(trained, works)
-    trained.advance = Captured(
-        trained._advance, lambda: [flat.values, flat.written, optimiser.first, optimiser.second], recorder
-    )
+    trained.advance = Captured(trained._advance, trained._written, recorder)
     return trained, recorder
 
 
@@ -64,12 +61,10 @@ def of_this_width(trained: Fleet, event: str) -> None:
 def test_a_fleet_of_replayed_steps_is_every_run_alone(width: int):
     """Queues, ends at unlike times, other widths, short batches: whatever is recorded and dropped on the way."""
     plans = [make() for make in UNLIKE.values()]
-    together, recorder = captured(plans, width=width, watch=of_this_width)
-    together.train()
+    together, recorder = captured(plans, width=width, on_step=of_this_width)
+    finished = train(together)
     for run, one in enumerate(plans):
-        alone = fleet([one], ended=Kept())
-        alone.train()
-        same_run(together, run, alone)
+        same_run(finished[run], train(fleet([one]))[0])
     assert recorder.replayed > recorder.recorded > 1 and recorder.ran > 1
 
 
@@ -78,7 +73,7 @@ def test_each_shape_is_recorded_once_when_it_is_met_again():
     shapes = []
     step = trained.step
     trained.step = lambda: (shapes.append(trained._batch()["input input_ids"].shape), step())  # type: ignore[method-assign, func-returns-value]
-    trained.train()
+    train(trained)
     again = {shape for shape in shapes if shapes.count(shape) > 1}
     assert recorder.ran == len(set(shapes)) and recorder.recorded == len(again) > 1
     assert recorder.ran + recorder.replayed == len(shapes)
@@ -90,8 +85,7 @@ def test_dropout_goes_on_from_step_to_step():
     for make in (lambda one: captured([one], dropout=True)[0], lambda one: fleet([one], dropout=True)):
         torch.manual_seed(3)
         trained = make(plan(seed=1))
-        trained.train()
-        curves.append(trained.progress[0].curve)
+        curves.append(train(trained)[0].record.curve)
     assert curves[0] == curves[1]
 
 
@@ -99,11 +93,9 @@ def test_where_nothing_can_be_recorded_it_trains_as_it_is_and_says_so_once():
     one = plan(seed=1)
     trained, recorder = captured([one], works=False)
     with pytest.warns(UserWarning, match="^training steps are not captured: a number was looked at$") as said:
-        trained.train()
+        (finished,) = train(trained).values()
     assert len(said) == 1 and recorder.ran == one.steps
-    alone = fleet([one], ended=Kept())
-    alone.train()
-    same_run(trained, 0, alone)
+    same_run(finished, train(fleet([one]))[0])
 
 
 LOOKS = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "_unique2", "equal", "bincount"}
@@ -151,7 +143,7 @@ def test_too_little_memory_to_record_is_for_who_planned_the_fleet():
     trained, recorder = captured([plan(seed=1)], works=False)
     recorder.why = torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(torch.OutOfMemoryError):
-        trained.train()
+        train(trained)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captures CUDA graphs: there is no GPU here")
@@ -160,14 +152,13 @@ def test_on_a_gpu_replayed_steps_are_the_steps(dropout: bool):
     trained = []
     for plain in (False, True):
         torch.manual_seed(0)
-        one = fleet([plan(seed=1), plan(seed=2)], dropout=dropout, ended=Kept())
+        one = fleet([plan(seed=1), plan(seed=2)], dropout=dropout)
         one.model.cuda()
-        one = Fleet(one.model, one.plans, one.tokenizer, ended=one.ended)
+        one = Fleet(one.model, one.plans, one.tokenizer)
         if plain:
             one.advance = one._advance
-        one.train()
-        trained.append(one)
+        trained.append(train(one))
         assert plain or one.advance.graphs  # type: ignore[attr-defined]
     for run in range(2):
-        for name, value in trained[0].ended[run].items():  # type: ignore[attr-defined]
-            torch.testing.assert_close(value, trained[1].ended[run][name], rtol=1e-3, atol=1e-4)  # type: ignore[attr-defined]
+        for name, value in trained[0][run].state.items():
+            torch.testing.assert_close(value, trained[1][run].state[name], rtol=1e-3, atol=1e-4)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.fleets import Kept, fleet, plan
+from train.fleets import fleet, plan, train
 from unipelt.errors import CheckpointError
 from unipelt.train.fleet import Fleet
+from unipelt.train.runs import FinishedRun
 from unipelt.train.state import STATE
 
 EVALUATED = 6  # the step of the first run's first evaluation: two epochs of three batches
@@ -27,94 +28,96 @@ def steps_of(trained: Fleet) -> int:
 def stop_at(steps: int):
     """Raises once all runs have taken so many steps together, after the state was saved."""
 
-    def watch(trained: Fleet, event: str) -> None:
+    def on_step(trained: Fleet, event: str) -> None:
         if steps_of(trained) >= steps:
             raise Stopped
 
-    return watch
+    return on_step
 
 
 def plans(runs: int) -> list:
     return [plan(seed=seed, train=9 + 8 * seed, epochs=3, evaluate_every=2, patience=2) for seed in range(1, runs + 1)]
 
 
-def finish(folder: Path | None, preset: str | list[str], runs: int, seed: int = 0, **how) -> Fleet:
+Runs = dict[int, FinishedRun]
+
+
+def finish(folder: Path | None, preset: str, runs: int, seed: int = 0, kept: Runs | None = None, **how) -> Runs:
+    """Train to the end, or to a stop. kept: what had ended before, to which these runs are added."""
     torch.manual_seed(seed)
-    trained = fleet(plans(runs), preset, dropout=True, folder=folder, width=min(runs, 2), ended=Kept(), **how)
-    trained.train()
-    return trained
+    kept = {} if kept is None else kept
+    for run in fleet(plans(runs), preset, dropout=True, folder=folder, width=min(runs, 2), **how).train():
+        kept[run.plan] = run
+    return kept
 
 
-def assert_same(one: Fleet, other: Fleet) -> None:
-    for mine, its in zip(one.progress, other.progress, strict=True):
-        assert replace(mine, seconds=0) == replace(its, seconds=0)
-    assert one.ended, "nothing was handed over"
-    for place in one.ended:  # those that ended before the stop were handed over then
-        for name, value in one.ended[place].items():
-            assert torch.equal(value, other.ended[place][name]), "parameters differ"
+def assert_same(one: Runs, other: Runs) -> None:
+    """The same bits, but for the time."""
+    assert one.keys() == other.keys()
+    for place, run in one.items():
+        assert replace(run.record, seconds=0) == replace(other[place].record, seconds=0)
+        for name, value in run.state.items():
+            assert torch.equal(value, other[place].state[name]), f"parameters differ: {name}"
 
 
 @pytest.mark.parametrize("every_step", [True, False], ids=["saved at every step", "saved at evaluations"])
-@pytest.mark.parametrize(
-    ("preset", "runs"), [("unipelt-apl", 1), ("lora", 3), ("full", 1), (["mam", "lora", "mam"], 3)], ids=str
-)
-def test_stopped_at_any_step_it_goes_on_to_the_same_bits(
-    preset: str | list[str], runs: int, every_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("preset", "runs"), [("unipelt-apl", 1), ("lora", 3), ("full", 1)])
+def test_stopped_at_any_step_it_continues_to_the_same_bits(
+    preset: str, runs: int, every_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("unipelt.train.fleet.SAVE_EVERY", -1.0 if every_step else 1e9)
     monkeypatch.setattr("unipelt.train.fleet.SAVE_SHARE", 1e9)
     whole = finish(None, preset, runs)
-    for step in range(1, steps_of(whole), runs if every_step else 3):
-        folder = tmp_path / str(step)
+    steps = sum(run.record.steps or 0 for run in whole.values())
+    for step in range(1, steps, runs if every_step else 3):
+        folder, kept = tmp_path / str(step), Runs()
         with pytest.raises(Stopped):
-            finish(folder, preset, runs, watch=stop_at(step))
-        # what the process held is lost, the random state too; before the first state all begins anew
+            finish(folder, preset, runs, kept=kept, on_step=stop_at(step))
+        # what the process held is lost, the random state too; before the first state all begins again
         begun = (folder / STATE).exists()
-        assert_same(finish(folder, preset, runs, seed=99 if begun else 0), whole)
+        assert_same(finish(folder, preset, runs, seed=99 if begun else 0, kept=kept), whole)
 
 
-def test_a_fleet_that_was_begun_narrower_goes_on_so_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As after too little memory: the command that goes on attaches as many runs as the plan has."""
+def test_a_fleet_that_was_begun_narrower_continues_so_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As after too little memory: the command that continues attaches as many runs as the plan has."""
     monkeypatch.setattr("unipelt.train.fleet.SAVE_SHARE", 1e9)
-    whole = finish(None, "lora", 3)
+    whole, kept = finish(None, "lora", 3), Runs()
     with pytest.raises(Stopped):
-        finish(tmp_path, "lora", 3, watch=stop_at(EVALUATED * 2))
-    wide = fleet(plans(3), "lora", dropout=True, folder=tmp_path, ended=Kept())
-    wide.train()
-    assert_same(wide, whole)
-    assert wide.width == whole.width == 2
+        finish(tmp_path, "lora", 3, kept=kept, on_step=stop_at(EVALUATED * 2))
+    wide = fleet(plans(3), "lora", dropout=True, folder=tmp_path)
+    assert_same(kept | train(wide), whole)
+    assert wide.width == 2
 
 
 def test_stopped_at_every_step_of_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("unipelt.train.fleet.SAVE_EVERY", -1.0)
     monkeypatch.setattr("unipelt.train.fleet.SAVE_SHARE", 1e9)
-    whole = finish(None, "unipelt-apl", 2)
-    steps = iter(range(1, steps_of(whole), 2))
-    for step in steps:
+    whole, kept = finish(None, "unipelt-apl", 2), Runs()
+    for step in range(1, sum(run.record.steps or 0 for run in whole.values()), 2):
         with pytest.raises(Stopped):
-            finish(tmp_path, "unipelt-apl", 2, seed=step if step > 1 else 0, watch=stop_at(step))
-    assert_same(finish(tmp_path, "unipelt-apl", 2, seed=77), whole)
-    assert_same(finish(tmp_path, "unipelt-apl", 2, seed=78), whole)  # the last state is of a training that has ended
+            finish(tmp_path, "unipelt-apl", 2, seed=step if step > 1 else 0, kept=kept, on_step=stop_at(step))
+    assert_same(finish(tmp_path, "unipelt-apl", 2, seed=77, kept=kept), whole)
+    assert finish(tmp_path, "unipelt-apl", 2, seed=78), "the last state is of a training that has ended: yielded again"
 
 
 def test_dropout_is_there_and_matters():
     """Else the tests above would hold for a loop that forgets the random state."""
     one, other = finish(None, "lora", 1), finish(None, "lora", 1, seed=1)
-    assert one.progress[0].curve != other.progress[0].curve
+    assert one[0].record.curve != other[0].record.curve
 
 
 def test_time_adds_up_over_the_stops(tmp_path: Path):
     with pytest.raises(Stopped):
-        finish(tmp_path, "lora", 1, watch=stop_at(EVALUATED))
+        finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
     before = fleet(plans(1), "lora", folder=tmp_path)
     before._restore()
-    assert 0 < before.seconds < finish(tmp_path, "lora", 1).seconds
+    assert 0 < before.seconds < (finish(tmp_path, "lora", 1)[0].record.seconds or 0)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
 def test_a_damaged_state_is_named(damage: str, tmp_path: Path):
     with pytest.raises(Stopped):
-        finish(tmp_path, "lora", 1, watch=stop_at(EVALUATED))
+        finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
     data = (tmp_path / STATE).read_bytes()
     (tmp_path / STATE).write_bytes({"truncated": data[:-9], "empty": b"", "text": b"not a state"}[damage])
     with pytest.raises(CheckpointError, match=rf"{STATE}: damaged .* remove .* to start anew"):
@@ -123,14 +126,14 @@ def test_a_damaged_state_is_named(damage: str, tmp_path: Path):
 
 def test_a_state_of_another_method_is_refused(tmp_path: Path):
     with pytest.raises(Stopped):
-        finish(tmp_path, "lora", 1, watch=stop_at(EVALUATED))
+        finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
     with pytest.raises(CheckpointError, match="another base or method; remove it to start anew"):
         finish(tmp_path, "bitfit", 1)
 
 
 def test_a_kill_while_the_state_is_written_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(Stopped):
-        finish(tmp_path, "lora", 1, watch=stop_at(EVALUATED))
+        finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
     shutil.copy(tmp_path / STATE, tmp_path / "kept")
 
     def killed(*_: str) -> None:

@@ -5,7 +5,6 @@ import tiny
 
 import unipelt
 from unipelt.data import Examples, Task
-from unipelt.inject.state import attached_state
 from unipelt.train.setup import unit_of
 
 TASK = Task(name="t", kind="regression", labels=(), metric="spearman", pair=False)
@@ -26,12 +25,3 @@ def test_targets_of_ordinary_size_stay_and_others_are_standardised(targets: list
     assert unit_of(model, TASK, rows) == pytest.approx(expected)
     frozen = unipelt.attach(tiny.build("bert", num_labels=1), "lora", head="frozen")
     assert unit_of(frozen, TASK, rows) == (0.0, 1.0), "a head that is not trained cannot be put back"
-
-
-def test_of_mixtures_side_by_side_each_has_its_own_head():
-    """U's policy trains that of an adapter, and leaves LoRA's as it is."""
-    rows = Examples(first=["a"] * 2, second=None, labels=[200_000.0, 300_000.0])
-    for methods in (["adapter", "lora"], ["lora", "adapter"]):
-        model = unipelt.attach(tiny.build("bert", num_labels=1), methods, head="paper")
-        units = {part.name: unit_of(part, TASK, rows) for part in attached_state(model).parts}
-        assert units == {"adapter": (250_000.0, 50_000.0), "lora": (0.0, 1.0)}

@@ -29,7 +29,7 @@ from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach
 from unipelt.inject.fixed_gates import folded
 from unipelt.inject.merge import own_weights
-from unipelt.inject.state import attached_state
+from unipelt.inject.state import attached_state, mixture_state
 
 
 def save(
@@ -37,6 +37,7 @@ def save(
     folder: str | os.PathLike,
     *,
     run: int | None = None,
+    state: dict[str, Tensor] | None = None,
     base: str | None = None,
     task: dict[str, Any] | None = None,
     results: dict[str, Any] | None = None,
@@ -46,8 +47,12 @@ def save(
     """Write one run of an attached model; of several, `run` says which. resumable: keep the prefix MLPs, so that training
     can go on.
 
-    base: the name under which the base can be loaded again, its own if none is given.
+    state: parameters of one run by name, to be written instead of those that the model holds. base: the name under which
+    the base can be loaded again, its own if none is given.
     """
+    if state is not None:
+        with mixture_state(model).holding(state):
+            return save(model, folder, run=0, base=base, task=task, results=results, recipe=recipe, resumable=resumable)
     tuned, run = attached_state(model).one_run(run)
     if resumable:
         mixture, state = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}

@@ -6,9 +6,9 @@ from typing import Any
 
 from unipelt.cli.fields import flags, option, recipe_defaults, takes
 from unipelt.errors import UserError
-from unipelt.study.plan import COLUMNS, Grid, Setting, parse_options
+from unipelt.study.plan import COLUMNS, Grid, StudyConfig, parse_options
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import Request
+from unipelt.train.records import RunConfig
 
 WINNER = "winner"
 SPARE = 0.06  # share of the minutes that is kept for the last test and the report
@@ -17,8 +17,8 @@ _USUAL = {name: " ".join(value) if isinstance(value, list) else str(value) for n
 
 
 @takes(
-    *flags(Request, only=["task", "k", *COLUMNS]), *flags(Grid, only=[*USUAL, "lr"], default=_USUAL),
-    *flags(Setting, but=["policy", "width", "recipe", "columns"]), *flags(Recipe, but=["lr"], default=recipe_defaults()),
+    *flags(RunConfig, only=["task", "k", *COLUMNS]), *flags(Grid, only=[*USUAL, "lr"], default=_USUAL),
+    *flags(StudyConfig, but=["policy", "width", "recipe", "columns"]), *flags(Recipe, but=["lr"], default=recipe_defaults()),
 )  # fmt: skip
 def compare(
     minutes: float = option(
@@ -51,37 +51,38 @@ def compare(
     if not out:
         raise UserError("--out is missing: expected a folder for the comparison, such as results/reviews")
     usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in given}
-    grid, setting = parse_options(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
+    grid, study = parse_options(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
     from unipelt.cli.progress import StudyWatch
     from unipelt.study.compare import CheckpointSaver, in_rounds
     from unipelt.study.engine import hidden_size, identities, run_study
     from unipelt.study.store import COMPARISON, Store
-    from unipelt.train.runner import DatasetCache
-    from unipelt.train.setup import device_of
+    from unipelt.train.setup import DatasetCache, device_of
 
     target = device_of(device)
     # seed by seed, so that a comparison that is stopped has looked at every method alike
-    plan = sorted(grid.cells(hidden_size(setting.model)), key=lambda cell: cell.seed)
-    corpus = DatasetCache()
-    notes = _rows(setting, plan, corpus)
-    until = began + 60 * minutes * (1 - SPARE) if minutes else None
-    if "epochs" not in setting.recipe:
-        chosen, why = _epochs(setting, plan, corpus, target, Path(out), minutes, until)
-        setting = replace(setting, recipe=setting.recipe | ({"epochs": chosen} if chosen else {}))
+    plan = sorted(grid.keys(hidden_size(study.model)), key=lambda key: key.seed)
+    cache = DatasetCache()
+    notes = _rows(study, plan, cache)
+    deadline = began + 60 * minutes * (1 - SPARE) if minutes else None
+    if "epochs" not in study.recipe:
+        chosen, why = _epochs(study, plan, cache, target, Path(out), minutes, deadline)
+        study = replace(study, recipe=study.recipe | ({"epochs": chosen} if chosen else {}))
         notes += [why] if why else []
-    store = Store.create(out, {COMPARISON: plan[0].task, **setting.facts})
-    store.plan(plan, identities(plan, setting, corpus))
-    store.assign(lambda free: in_rounds(free, setting.mix_methods))
-    keeper = CheckpointSaver(store, setting)
+    store = Store.create(out, {COMPARISON: plan[0].task, **study.facts})
+    store.plan(plan, identities(plan, study, cache))
+    store.assign(in_rounds)
+    keeper = CheckpointSaver(store)
     with StudyWatch(store) as watch:
         for note in notes:
-            watch.tell(note)
-        run_study(store, setting, device=device, tell=watch.tell, watch=watch, keep=keeper, until=until, corpus=corpus)
+            watch.log(note)
+        run_study(
+            store, study, device=device, log=watch.log, on_step=watch, keep=keeper, deadline=deadline, cache=cache
+        )
     _say(store, keeper, Path(out), minutes, watch.whole)
 
 
 def _epochs(
-    setting: Setting, plan: list[Any], corpus: Any, device: Any, out: Path, minutes: float, until: float | None
+    study: StudyConfig, plan: list[Any], cache: Any, device: Any, out: Path, minutes: float, deadline: float | None
 ) -> tuple[int | None, str]:
     """The epochs where none are given, and what there is to say of them: those that this comparison was begun with, or as many
     as fit into the minutes; none: the recipe's own."""
@@ -93,21 +94,21 @@ def _epochs(
         held = store.facts.get("recipe", {}).get("epochs")
         store.close()
         return held, f"--epochs {held}: as {out} was begun with" if held else ""
-    if until is None:
+    if deadline is None:
         return None, ""
-    return fit_epochs(plan, setting, corpus, device, minutes, until)
+    return fit_epochs(plan, study, cache, device, minutes, deadline)
 
 
-def _rows(setting: Any, plan: list[Any], corpus: Any) -> list[str]:
+def _rows(study: Any, plan: list[Any], cache: Any) -> list[str]:
     """What there is to say of the rows, before anything is trained, and as the first seed draws them."""
     from unipelt.train.train_run import describe_columns
 
     notes: dict[str, None] = {}
-    for cell in plan:
-        request = setting.request(cell)
-        splits = corpus.splits(request)
-        if cell.seed == plan[0].seed:
-            notes |= dict.fromkeys((describe_columns(request, splits.task), *splits.notes))
+    for key in plan:
+        config = study.config(key)
+        splits = cache.splits(config)
+        if key.seed == plan[0].seed:
+            notes |= dict.fromkeys((describe_columns(config, splits.task), *splits.notes))
     return list(notes)
 
 

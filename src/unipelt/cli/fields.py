@@ -22,7 +22,7 @@ SHORT = {  # a second, shorter name of an option
     "group": "--group",
 }
 MODEL = ("model", "method", "methods", "head", "policy")
-TRAINING = ("seed", "seeds", "rates", "lr", "width", "mix_methods")
+TRAINING = ("seed", "seeds", "rates", "lr", "width")
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 BASE, HIDDEN = "minilm", 384  # the default base, and its hidden units
 

@@ -35,7 +35,7 @@ def inspect(
     from unipelt.checkpoint.disk import resolve
     from unipelt.cli.figures import draw_gates, kind_of
     from unipelt.cli.tables import gate_table, parameter_table, result_lines, terminal
-    from unipelt.train.records import RECORD, read_outcome
+    from unipelt.train.records import RECORD, read_record
 
     if figure:
         kind_of(figure)
@@ -43,9 +43,9 @@ def inspect(
         raise UserError("--figure needs --data: gates are drawn on texts")
     folder, console = resolve(run), terminal()
     if (folder / RECORD).exists() and not (folder / CONFIG).exists():
-        outcome = read_outcome(folder)
-        assert outcome is not None
-        print("\n".join(result_lines(outcome)))
+        record = read_record(folder)
+        assert record is not None
+        print("\n".join(result_lines(record)))
         if data:
             raise UserError(NO_GATES)
         return

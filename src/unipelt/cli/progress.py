@@ -7,8 +7,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unipelt.train.records import FULL
-
 
 class Watch:
     """Shows steps, loss, the validation metric and the time left."""
@@ -29,7 +27,7 @@ class Watch:
     def __exit__(self, *_: Any) -> None:
         self.bar.stop()
 
-    def tell(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __call__(self, fleet: Any, event: str) -> None:
@@ -41,12 +39,12 @@ class Watch:
         if progress.curve:
             now, metric = progress.curve[-1], plan.task.metric
             text = f"epoch {now['epoch']}  loss {now['loss']:.4f}  {metric} {now[metric]:.4f}  best {progress.best:.4f}"
-        text += "  evaluating" * (event == "predicted")
+        text += "  evaluating" * (event == "prediction")
         self.bar.update(self.row, completed=progress.step, description=text)
-        if event == "evaluated" and not sys.stderr.isatty() and (time.monotonic() - self.last > 5 or progress.ended):
+        if event == "evaluation" and not sys.stderr.isatty() and (time.monotonic() - self.last > 5 or progress.ended):
             done = max(1, progress.step - self.first)
             left = (time.monotonic() - self.started) / done * (plan.steps - progress.step)
-            self.tell(f"{text}  step {progress.step}/{plan.steps}  at most {left:.0f} s left")
+            self.log(f"{text}  step {progress.step}/{plan.steps}  at most {left:.0f} s left")
             self.last = time.monotonic()
 
 
@@ -73,17 +71,16 @@ class StudyWatch:
         self._show("")
         self.bar.stop()
 
-    def tell(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __call__(self, fleet: Any, event: str) -> None:
         running = [fleet.plans[plan] for plan in fleet.runs]
-        tasks, parts = sorted({plan.task.name for plan in running}), fleet.tuned.parts if fleet.tuned else None
-        methods = dict.fromkeys(parts[plan.mixture].mixture.name if parts else FULL for plan in running)
+        tasks, method = sorted({plan.task.name for plan in running}), fleet.plans[0].key.method
         steps, most = sum(progress.step for progress in fleet.progress), sum(plan.steps for plan in fleet.plans)
         self.whole = fleet.seconds * most / max(1, steps)
-        looking = ", evaluating" * (event == "predicted")
-        self.show(f"{len(running)} at once: {', '.join(methods)} on {' '.join(tasks)}, {steps} of at most {most} steps{looking}")  # fmt: skip
+        looking = ", evaluating" * (event == "prediction")
+        self.show(f"{len(running)} at once: {method} on {' '.join(tasks)}, {steps} of at most {most} steps{looking}")  # fmt: skip
 
     def show(self, text: str) -> None:
         """Say what is at work, now and then."""
@@ -99,5 +96,5 @@ class StudyWatch:
         self.bar.update(self.row, completed=done, total=total, description=text)
         now = time.monotonic()
         if text and not sys.stderr.isatty():
-            self.tell(f"{done}/{total} runs  {text}  {now - self.started:.0f} s")
+            self.log(f"{done}/{total} runs  {text}  {now - self.started:.0f} s")
         self.last = now

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ import typer
 from unipelt.cli.fields import flags, option, recipe_defaults, takes
 from unipelt.cli.help import Command, Group
 from unipelt.errors import DataError, UserError
-from unipelt.study.plan import COLUMNS, METHODS, Grid, Setting, parse_options, read_plan
+from unipelt.study.plan import COLUMNS, METHODS, Grid, StudyConfig, parse_options, read_plan
 from unipelt.study.plan import sweep as sweep_of
-from unipelt.study.store import Cell
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import Request
+from unipelt.train.records import RunConfig, RunKey
 
 app = typer.Typer(
     help="""Run the papers' studies: every combination of data, size, method and seed, trained many runs at once.
@@ -43,7 +41,7 @@ _GPUS = option(
 _OUT = option("", panel="Output", help="folder of the study; the same command trains what is missing (required)")
 _PAPERS = {"tasks": "GLUE's eight tasks", "k": "100 500 1000 all", "methods": "the paper's " + " ".join(METHODS)}
 _EVERY = [
-    *flags(Setting, but=["recipe", "columns"]), *flags(Recipe, but=["lr"], default=recipe_defaults()), *flags(Request, only=COLUMNS),
+    *flags(StudyConfig, but=["recipe", "columns"]), *flags(Recipe, but=["lr"], default=recipe_defaults()), *flags(RunConfig, only=COLUMNS),
 ]  # fmt: skip
 
 
@@ -104,7 +102,7 @@ def sweep(
 
 
 @app.command(cls=Command)
-@takes(*flags(Setting, only=["model"]), *flags(Grid, only=["methods"], default=_PAPERS))
+@takes(*flags(StudyConfig, only=["model"]), *flags(Grid, only=["methods"], default=_PAPERS))
 def efficiency(
     batch: int = option(16, metavar="INTEGER", panel="Data", help="examples per step (default: 16)"),
     length: int = option(128, metavar="INTEGER", panel="Data", help="tokens per example (default: 128)"),
@@ -136,7 +134,7 @@ def efficiency(
 
     methods = given.pop("methods", METHODS)
     found = measure(
-        Setting(**given).model, methods, batch=batch, length=length, rounds=rounds, device=device_of(device), tell=Watch().tell
+        StudyConfig(**given).model, methods, batch=batch, length=length, rounds=rounds, device=device_of(device), log=Watch().log
     )  # fmt: skip
     write_efficiency(Path(out), found)
     terminal().print(cost_table(found))
@@ -163,7 +161,7 @@ def export(
 
 
 @contextmanager
-def _engine(name: str, device: str, gpus: float | None, corpus: Any) -> Iterator[tuple[Any, Callable]]:
+def _engine(name: str, device: str, gpus: float | None, cache: Any) -> Iterator[tuple[Any, Callable]]:
     """What a study trains on, and how."""
     if name not in ("here", "ray"):
         raise UserError(f"--engine {name}: expected here or ray")
@@ -173,38 +171,45 @@ def _engine(name: str, device: str, gpus: float | None, corpus: Any) -> Iterator
         from unipelt.study.cluster import Cluster
 
         with Cluster(device, 1.0 if gpus is None else gpus) as cluster:
-            yield cluster.device, cluster.run_study
+
+            def train(store: Any, study: StudyConfig, watch: Any) -> None:
+                cluster.run_study(store, study, log=watch.log, on_work=watch.show)
+
+            yield cluster.device, train
     else:
         from unipelt.study.engine import run_study
         from unipelt.train.setup import device_of
 
-        yield device_of(device), partial(run_study, device=device, corpus=corpus)
+        def train(store: Any, study: StudyConfig, watch: Any) -> None:
+            run_study(store, study, device=device, log=watch.log, on_step=watch, cache=cache)
+
+        yield device_of(device), train
 
 
 def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float | None) -> None:
-    grid, setting = parse_options(given)
+    grid, study = parse_options(given)
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
     from unipelt.study.engine import hidden_size, identities, planned_width
     from unipelt.study.plan import in_fleets
     from unipelt.study.store import DONE, Store
-    from unipelt.train.runner import DatasetCache
+    from unipelt.train.setup import DatasetCache
 
-    cells = grid.cells(hidden_size(setting.model))
-    corpus = DatasetCache()
-    with _engine(engine, device, gpus, corpus) as (target, train):
-        store = Store.create(out, setting.facts)
-        done = {cell for cell, status in store.statuses() if status in DONE}
-        missing = [cell for cell in cells if cell not in done]
-        notes = _notes(missing, setting, corpus)
-        store.plan(cells, identities(missing, setting, corpus))
-        width, mixed = planned_width(setting, target), target.type != "cpu"
-        store.assign(lambda free: in_fleets(free, width, mixed, setting.mix_methods))
+    keys = grid.keys(hidden_size(study.model))
+    cache = DatasetCache()
+    with _engine(engine, device, gpus, cache) as (target, train):
+        store = Store.create(out, study.facts)
+        done = {key for key, status in store.statuses() if status in DONE}
+        missing = [key for key in keys if key not in done]
+        notes = _notes(missing, study, cache)
+        store.plan(keys, identities(missing, study, cache))
+        width, mixed = planned_width(study, target), target.type != "cpu"
+        store.assign(lambda free: in_fleets(free, width, mixed))
         with StudyWatch(store) as watch:
             for note in notes:
-                watch.tell(note)
-            train(store, setting, tell=watch.tell, watch=watch)
+                watch.log(note)
+            train(store, study, watch)
     statuses = [status for _, status in store.statuses()]
     failed = [status for status in statuses if status.startswith("failed")]
     if failed and len(failed) == len(statuses):
@@ -213,7 +218,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     print(f"  tables and figures: `unipelt report {out}`; rows: {Path(out) / 'study.sqlite'}, table runs")
 
 
-def _notes(cells: list[Cell], setting: Setting, corpus: Any) -> list[str]:
+def _notes(keys: list[RunKey], study: StudyConfig, cache: Any) -> list[str]:
     """What there is to say of the rows, once for each task and size, as the first seed draws them.
 
     Raises DataError where a task's data cannot be had, before anything is trained.
@@ -221,11 +226,11 @@ def _notes(cells: list[Cell], setting: Setting, corpus: Any) -> list[str]:
     from unipelt.train.train_run import describe_columns
 
     notes: dict[str, None] = {}
-    for task in dict.fromkeys(cell.task for cell in cells):
-        firsts = {cell.k: setting.request(cell) for cell in reversed(cells) if cell.task == task}
+    for task in dict.fromkeys(key.task for key in keys):
+        firsts = {key.k: study.config(key) for key in reversed(keys) if key.task == task}
         whole = replace(next(iter(firsts.values())), k="all")
-        notes[describe_columns(whole, corpus.splits(whole).task)] = None
-        for request in reversed(firsts.values()):
+        notes[describe_columns(whole, cache.splits(whole).task)] = None
+        for config in reversed(firsts.values()):
             with suppress(DataError):  # a size that these rows do not have: said in each of its runs' rows
-                notes |= dict.fromkeys(corpus.splits(request).notes)
+                notes |= dict.fromkeys(cache.splits(config).notes)
     return list(notes)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unipelt.spec import Location
-from unipelt.train.records import Outcome, tensors_header
+from unipelt.train.records import RunRecord, tensors_header
 
 PIPED = 1000  # columns where no terminal sets a width: a table's row stays one line
 
@@ -18,25 +18,27 @@ def terminal() -> Console:
     return Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPED)
 
 
-def result_lines(outcome: Outcome) -> list[str]:
+def result_lines(record: RunRecord) -> list[str]:
     """Method, task, status and numbers of a run, a few short lines."""
-    asked, metric = outcome.request, outcome.task["metric"]
-    counted = sum(outcome.parameters.values())
-    status = "not finished" if outcome.status == "running" else outcome.status
+    asked, metric = record.config, record.metric
+    counted = sum((record.parameters or {}).values())
+    status = "not finished" if record.status == "running" else record.status
     lines = [
-        f"{asked['method']} on {asked['task']}: {status}, {counted:,} trainable parameters, {outcome.seconds:.1f} s"
+        f"{asked['method']} on {asked['task']}: {status}, {counted:,} trainable parameters, {record.seconds or 0:.1f} s"
     ]
-    if outcome.status == "running" and outcome.curve:
-        last = outcome.curve[-1]
+    if record.status == "running" and record.curve:
+        last = record.curve[-1]
         lines.append(
-            f"  validation  {metric} {last[metric]:.4f}  (after epoch {last['epoch']:.0f} of {outcome.recipe['epochs']})"
+            f"  validation  {metric} {last[metric]:.4f}  (after epoch {last['epoch']:.0f} of {(record.recipe or {})['epochs']})"
         )
-    if outcome.done:
-        majority = "" if outcome.majority is None else f"  (always the largest class: accuracy {outcome.majority:.4f})"
-        validation = outcome.validation
+    if record.done:
+        majority = "" if record.majority is None else f"  (always the largest class: accuracy {record.majority:.4f})"
+        validation = record.validation_metrics or {}
         lines += [
-            f"  validation  {metric} {validation[metric]:.4f}  (epoch {validation['epoch']:.0f} of {outcome.recipe['epochs']})",
-            "  test " + ", ".join(f"{name} {value:.4f}" for name, value in outcome.test.items()) + majority,
+            f"  validation  {metric} {validation[metric]:.4f}  (epoch {validation['epoch']:.0f} of {(record.recipe or {})['epochs']})",
+            "  test "
+            + ", ".join(f"{name} {value:.4f}" for name, value in (record.test_metrics or {}).items())
+            + majority,
         ]
     return lines
 

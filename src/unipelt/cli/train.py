@@ -6,12 +6,12 @@ from typing import Any
 from unipelt.cli.fields import flags, option, recipe_defaults, takes
 from unipelt.errors import UserError
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import Request
+from unipelt.train.records import RunConfig
 
 _RECIPE = flags(Recipe, default=recipe_defaults())
 
 
-@takes(*flags(Request, but=["recipe"]), *_RECIPE)
+@takes(*flags(RunConfig, but=["recipe"]), *_RECIPE)
 def train(
     device: str = option(
         "auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)"
@@ -32,12 +32,12 @@ def train(
     if not out:
         raise UserError("--out is missing: expected a folder for the run, such as runs/first")
     Recipe(**recipe)
-    request = Request(**given, recipe=recipe)
+    config = RunConfig(**given, recipe=recipe)
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import result_lines
-    from unipelt.train.train_run import tune
+    from unipelt.train.train_run import train_run
 
     with Watch() as watch:
-        outcome = tune(request, Path(out), device=device, tell=watch.tell, watch=watch)
-    print("\n".join(result_lines(outcome)))
+        record = train_run(config, Path(out), device=device, log=watch.log, on_step=watch)
+    print("\n".join(result_lines(record)))
     print(f"  {out}: predict with `unipelt predict {out} --data FILE`")

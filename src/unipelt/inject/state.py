@@ -161,6 +161,21 @@ class MixtureState(AttachedState):
         """One run's parameters, without the run axis."""
         return {name: parameter.detach()[run] for name, parameter in self.named_parameters()}
 
+    @contextmanager
+    def holding(self, state: dict[str, Tensor]) -> Iterator[None]:
+        """Inside the block there is one run, with these parameters: names as in `state_of`, without the run axis."""
+        parameters = dict(self.named_parameters())
+        values, runs = {name: parameter.data for name, parameter in parameters.items()}, self.runs
+        try:
+            for name, parameter in parameters.items():
+                parameter.data = state[name][None]
+            self.show([1])
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = values[name]
+            self.show([runs])
+
     def head_modules(self) -> list[str]:
         """The base's modules that the tuned head stands for."""
         return [

@@ -6,19 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import cache
-from queue import SimpleQueue
-from threading import Thread
 from time import sleep
 from typing import Any
 
 import torch
 
 from unipelt.errors import DataError, UserError
-from unipelt.study.engine import WAIT, failed, identities, train_fleet
-from unipelt.study.plan import Setting
-from unipelt.study.store import Cell, Result, Store
+from unipelt.study.engine import WAIT, identities, train_fleet
+from unipelt.study.plan import StudyConfig
+from unipelt.study.store import Store
 from unipelt.train.lock import Busy, alone_in
-from unipelt.train.runner import DatasetCache
+from unipelt.train.records import RunKey, RunRecord, failed
+from unipelt.train.setup import DatasetCache
 
 DEATHS = 3  # of a fleet's workers, until it is the fleet that kills them: too large for a machine's memory, most likely
 OBJECTS = 100 * 2**20  # bytes of Ray's shared memory on this machine: results are small
@@ -71,90 +70,84 @@ class Cluster:
         self.ray.shutdown()
 
     def run_study(
-        self, store: Store, setting: Setting, *, tell: Callable[[str], None] = print, watch: Any = None
+        self, store: Store, study: StudyConfig, *, log: Callable[[str], None] = print, on_work: Any = None
     ) -> None:
-        """Train every fleet of a store that is not done, until none is left; fleets of other processes are waited for."""
+        """Train every fleet of a store that is not done, until none is left; wait for fleets of other processes.
+
+        on_work: called with a line about what is at work, now and then.
+        """
         waited = False
         while pending := set(store.pending()):
             with ExitStack() as claims:
-                claimed: list[list[Cell]] = []
-                for fleet, cells in store.fleets().items():
-                    if not pending.isdisjoint(cells):
+                claimed: list[list[RunKey]] = []
+                for fleet, keys in store.fleets().items():
+                    if not pending.isdisjoint(keys):
                         with suppress(Busy):
                             claims.enter_context(alone_in(store.path.parent / "fleets" / fleet))
-                            claimed.append(cells)
+                            claimed.append(keys)
                 pending = set(store.pending())  # another process may have ended one before it was claimed
-                self._train([cells for cells in claimed if not pending.isdisjoint(cells)], store, setting, tell, watch)
+                self._train([keys for keys in claimed if not pending.isdisjoint(keys)], store, study, log, on_work)
             if not claimed:
                 if not waited:
-                    tell(f"{len(pending)} runs are being trained by another process; waiting for it")
+                    log(f"{len(pending)} runs are being trained by another process; waiting for it")
                 waited = True
                 sleep(WAIT)
 
-    def _train(self, fleets: list[list[Cell]], store: Store, setting: Setting, tell: Any, watch: Any) -> None:
-        """Train fleets, all at once as far as the cluster goes; one whose worker dies is begun anew."""
+    def _train(self, fleets: list[list[RunKey]], store: Store, study: StudyConfig, log: Any, on_work: Any) -> None:
+        """Train fleets, as many at once as the cluster holds; one whose worker dies is begun again."""
         share = {"num_gpus": self.gpus} if self.device.type == "cuda" else {"num_cpus": 1}
         task = self.ray.remote(num_returns="streaming", max_retries=0, **share)(train)
 
-        def begin(cells: list[Cell]) -> Any:
-            todo = set(store.pending()) & set(cells)
-            return task.remote(cells, todo, setting, self.device.type, store.rows(), self.gpus)
+        def begin(keys: list[RunKey]) -> Any:
+            todo = set(store.pending()) & set(keys)
+            return task.remote(keys, todo, study, self.device.type, store.rows(), self.gpus)
 
-        working, deaths = {begin(cells): cells for cells in fleets}, Counter[Cell]()
+        working, deaths = {begin(keys): keys for keys in fleets}, Counter[RunKey]()
         while working:
-            if watch is not None:
-                watch.show(f"{len(working)} fleets on Ray")
+            if on_work is not None:
+                on_work(f"{len(working)} fleets on Ray")
             for one in self.ray.wait([*working], timeout=WAIT)[0]:
-                cells = working[one]
+                keys = working[one]
                 try:
-                    store.finish(self.ray.get(next(one)))
+                    store.finish(dict([self.ray.get(next(one))]))
                     continue
                 except StopIteration:
                     pass
                 except self.ray.exceptions.RayTaskError as error:
                     raise error.cause from None
                 except self.ray.exceptions.RayError as error:
-                    deaths[cells[0]] += 1
-                    if deaths[cells[0]] < DEATHS:
-                        tell(f"a worker died with {len(cells)} runs of {cells[0].method}; they are begun anew")
-                        working[begin(cells)] = cells
+                    deaths[keys[0]] += 1
+                    if deaths[keys[0]] < DEATHS:
+                        log(f"a worker died with {len(keys)} runs of {keys[0].method}; they are begun again")
+                        working[begin(keys)] = keys
                     else:
-                        said = failed(
-                            f"its worker died {DEATHS} times ({type(error).__name__}); lower --width, with another --out"
+                        record = failed(
+                            f"its worker died {DEATHS} times ({type(error).__name__}); try a smaller --width, with another --out"
                         )
-                        store.finish(dict.fromkeys(set(store.pending()) & set(cells), said))
+                        store.finish(dict.fromkeys(set(store.pending()) & set(keys), record))
                 del working[one]
 
 
 def train(
-    cells: list[Cell], todo: set[Cell], setting: Setting, device: str, rows: dict[str, str], share: float
-) -> Iterator[dict[Cell, Result]]:
-    """A fleet in a worker: results as they come. Begun anew it gives the same ones, for all its runs are trained again.
+    keys: list[RunKey], todo: set[RunKey], study: StudyConfig, device: str, rows: dict[str, str], share: float
+) -> Iterator[tuple[RunKey, RunRecord]]:
+    """Train a fleet in a worker and yield its results. Begun again it yields the same, for all its runs are trained anew.
 
-    rows: what the study's are, by task; share: of a GPU that is the fleet's. Raises DataError where this machine has others, or
-    none: that is no run's failure.
+    rows: identity of the examples of each task of the study. share: of a GPU that is the fleet's.
+
+    Raises DataError where this machine has other examples, or none: that is no run's failure.
     """
-    arrived: SimpleQueue[dict[Cell, Result] | BaseException | None] = SimpleQueue()
-    for name, mine in identities(cells, setting, _corpus()).items():
+    for name, mine in identities(keys, study, _cache()).items():
         if (expected := rows.get(name, mine)) != mine:
             where = socket.gethostname()
-            raise DataError(f"{where}: its rows of {name} are {mine}, and the study's {expected}; give it the same")
-
-    def work() -> None:
-        try:
-            train_fleet(arrived.put, cells, todo, setting, torch.device(device), _corpus(), share=share)
-            arrived.put(None)
-        except BaseException as error:
-            arrived.put(error)
-
-    Thread(target=work, daemon=True).start()
-    while (found := arrived.get()) is not None:
-        if isinstance(found, BaseException):
-            raise found
-        yield found
+            raise DataError(
+                f"{where}: its examples of {name} are {mine}, and the study's are {expected}; put the same files there"
+            )
+    for run in train_fleet(keys, todo, study, torch.device(device), _cache(), share=share):
+        yield run.key, run.record
 
 
 @cache
-def _corpus() -> DatasetCache:
+def _cache() -> DatasetCache:
     """A worker's, for all its fleets."""
     return DatasetCache()

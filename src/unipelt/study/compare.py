@@ -1,60 +1,59 @@
-"""MultiMixtureState methods on one person's own rows: which runs are trained together, and the checkpoint of each method's best."""
+"""Several methods on one's own examples: which runs are trained together, and the checkpoint of each method's best seed."""
 
 import shutil
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from unipelt.errors import CheckpointError
-from unipelt.study.plan import Setting
-from unipelt.study.store import DONE, Cell, Store
-from unipelt.train.records import FULL, Result, write_outcome
-from unipelt.train.train_run import keep, outcome_of
+from unipelt.study.plan import file_name, fleet_name
+from unipelt.study.store import Store
+from unipelt.train.records import RunKey, write_record
+from unipelt.train.runs import FinishedRun
+from unipelt.train.train_run import save_checkpoint
 
 
-def in_rounds(free: Iterable[Cell], mix_methods: bool = False) -> dict[str, list[Cell]]:
-    """A fleet for each seed and method, or for each seed; a whole model alone."""
-    fleets: dict[str, list[Cell]] = {}
-    for cell in free:
-        full = cell.method.strip() == FULL
-        method = "" if mix_methods and not full else cell.method
-        fleets.setdefault(_name(cell.seed, method, cell.lr if full else ""), []).append(cell)
-    return fleets
+def in_rounds(free: Iterable[RunKey]) -> dict[str, list[RunKey]]:
+    """One fleet per seed and method; full fine-tuning alone."""
+    fleets: dict[tuple, list[RunKey]] = {}
+    for key in free:
+        fleets.setdefault((key.seed, key.method, key.lr if key.full else None), []).append(key)
+    return {fleet_name(keys): keys for keys in fleets.values()}
 
 
 class CheckpointSaver:
-    """Keeps, of each method and rate, the checkpoint of the seed with the best validation metric."""
+    """Saves, for each method and rate, the checkpoint of the seed with the best validation metric."""
 
-    def __init__(self, store: Store, setting: Setting):
-        self.store, self.setting, self.folder = store, setting, store.path.parent / "runs"
-        self.best: dict[str, float] = {}
+    def __init__(self, store: Store):
+        self.store, self.folder = store, store.path.parent / "runs"
 
-    def __call__(self, model: Any, run: int, cell: Cell, finished: Result) -> None:
-        for row in self.store.runs(
-            ["method", "lr", "status", "validation"]
-        ):  # another process may have ended some meanwhile
-            if row["status"] in DONE:
-                other = _name(row["method"], row["lr"])
-                self.best[other] = max(row["validation"], self.best.get(other, row["validation"]))
-        name = _name(cell.method, cell.lr)
-        if finished.validation is None or finished.validation < self.best.get(name, finished.validation):
+    def __call__(self, run: FinishedRun) -> None:
+        key, mine = run.key, run.record.validation
+        others = [  # another process may have finished some meanwhile
+            row["validation"]
+            for row in self.store.runs(["method", "lr", "validation"])
+            if (row["method"], row["lr"]) == (key.method, key.lr) and row["validation"] is not None
+        ]
+        if mine is None or any(mine < other for other in others):
             return
-        self.best[name] = finished.validation
-        request = self.setting.request(cell)
-        outcome = outcome_of(request, finished)
-        keep(model, request, outcome, self.folder / name, run)
-        write_outcome(self.folder / name, outcome)
+        save_checkpoint(run, self.folder_of(key.method, key.lr))
+        write_record(self.folder_of(key.method, key.lr), run.record)
+
+    def folder_of(self, method: str, lr: float | None) -> Path:
+        """Where the checkpoint of a method and rate is: `runs/lora-0.003`."""
+        name = f"{file_name(method)}-{lr:g}"
+        exact = file_name(method) == method and float(f"{lr:g}") == lr
+        return self.folder / (name if exact else f"{name}-{sha256(repr((method, lr)).encode()).hexdigest()[:6]}")
 
     def put(self, method: str, lr: float, place: Path) -> None:
-        """Copy the checkpoint of a method and rate to a place of its own, whole; what is there stays until the copy is.
+        """Copy the checkpoint of a method and rate to a folder; what is there stays until the copy is complete.
 
         Raises CheckpointError where it cannot be copied.
         """
         try:
             with TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as beside:
-                new = shutil.copytree(self.folder / _name(method, lr), Path(beside) / "new")
+                new = shutil.copytree(self.folder_of(method, lr), Path(beside) / "new")
                 if place.exists():
                     place.rename(Path(beside) / "old")
                 new.rename(place)
@@ -62,7 +61,3 @@ class CheckpointSaver:
             raise CheckpointError(
                 f"{place}: cannot copy the checkpoint ({error.strerror or error}); the same command tries again"
             ) from None
-
-
-def _name(*parts: Any) -> str:
-    return sha256(repr(parts).encode()).hexdigest()[:12]

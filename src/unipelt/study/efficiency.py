@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from unipelt import spec
-from unipelt.checkpoint.bases import load_base
 from unipelt.checkpoint.disk import write_whole
 from unipelt.errors import UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.study.store import EFFICIENCY
 from unipelt.train.evaluation import precision
-from unipelt.train.records import FULL, Request
-from unipelt.train.setup import prepare
+from unipelt.train.records import FULL, RunConfig
+from unipelt.train.setup import load_tuned
 
 Step = Callable[[], None]
 Batch = dict[str, Tensor]
@@ -60,7 +59,7 @@ def inference(model: nn.Module, batch: Batch) -> Step:
 
 def measure(
     model: str, methods: Sequence[str], *, batch: int, length: int, rounds: int, device: torch.device,
-    tell: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One row a method, full fine-tuning first: medians of the ratios over the rounds, and their lowest and highest.
 
@@ -76,13 +75,13 @@ def measure(
     steps: dict[tuple[str, str], Step] = {}
     memory: dict[str, int] = {}
     for name in names:
-        tell(f"{name} on {model}")
+        log(f"{name} on {model}")
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-        made = load_base(model, classes=2)
+        config = RunConfig(model=model, task="sst2", method=name)
+        made, _, _ = load_tuned(config, classes=2, seeds=[0], device=device)
         if length > (most := most_tokens(made, length)):
             raise UserError(f"--length {length}: {model} has {most} positions; expected at most that")
-        prepare(made, [name], Request(model=model, task="sst2", method=name), seeds=[[0]])
-        rows = _rows(made.to(device), batch, length)
+        rows = _rows(made, batch, length)
         steps[name, "train"], steps[name, "inference"] = training(made, rows), inference(made, rows)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -93,7 +92,7 @@ def measure(
     for turn in range(rounds + 1):  # the first warms up
         for key, step in steps.items():
             taken[key].append(_seconds(step, device))
-        tell(f"round {turn} of {rounds}")
+        log(f"round {turn} of {rounds}")
     facts = {
         "model": model, "batch": batch, "length": length, "rounds": rounds, "machine": _machine(device), "torch": torch.__version__,
     }  # fmt: skip

@@ -1,8 +1,8 @@
-"""Fleets become rows of a store, in this process: claimed one by one, so that two processes share a study's work."""
+"""Trains the fleets of a study in this process. Fleets are claimed one by one, so that several processes share the work."""
 
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,158 +15,140 @@ import transformers
 import unipelt
 from unipelt.checkpoint.bases import from_hub
 from unipelt.errors import CheckpointError, DataError, StoreError, UserError, out_of_memory
-from unipelt.study.plan import Setting
-from unipelt.study.store import Cell, Result, Store
-from unipelt.study.width import measured
+from unipelt.study.plan import StudyConfig
+from unipelt.study.store import Store
+from unipelt.study.width import measure_width
+from unipelt.train.fleet import Observer, OutOfTime
 from unipelt.train.lock import Busy, alone_in
-from unipelt.train.records import FULL, STATE
-from unipelt.train.runner import DatasetCache, methods_of, train_together
-from unipelt.train.setup import device_of
+from unipelt.train.records import STATE, RunKey, failed
+from unipelt.train.runs import FinishedRun
+from unipelt.train.setup import DatasetCache, build_fleet, device_of
 
-CPU_WIDTH = 4  # 64 rows a step: more are no faster there, and the longest of more batches is longer
-GPU_WIDTH = 64  # at most: beyond, a step's time grows with the rows
+CPU_WIDTH = 4  # 64 examples a step: more are no faster there, and the longest of more batches is longer
+GPU_WIDTH = 64  # at most: beyond, a step's time grows with the examples
 WAIT = 1.0  # seconds between looks at fleets that another process trains
 
-Keep = Callable[[Any, int, Cell, Result], None]
-"""keep(model, run, cell, finished): called while the model's run holds the best parameters of a run that has just ended"""
 
-
-def planned_width(setting: Setting, device: torch.device) -> int:
+def planned_width(study: StudyConfig, device: torch.device) -> int:
     """Runs to be trained at once: as given, else by the device; a GPU's fleet has fewer where no more fit."""
-    return setting.width or (CPU_WIDTH if device.type == "cpu" else GPU_WIDTH)
+    return study.width or (CPU_WIDTH if device.type == "cpu" else GPU_WIDTH)
 
 
 def run_study(
-    store: Store, setting: Setting, *, device: str = "auto", tell: Callable[[str], None] = print, watch: Any = None,
-    keep: Keep = lambda *_: None, until: float | None = None, corpus: DatasetCache | None = None,
+    store: Store, study: StudyConfig, *, device: str = "auto", log: Callable[[str], None] = print,
+    on_step: Observer | None = None, keep: Callable[[FinishedRun], None] | None = None, deadline: float | None = None,
+    cache: DatasetCache | None = None,
 ) -> None:  # fmt: skip
-    """Train every fleet of a store that is not done, until none is left; fleets of other processes are waited for.
+    """Train every fleet of a store that is not done, until none is left; wait for fleets of other processes.
 
-    until: the moment (time.monotonic) after which no fleet is begun and the one at work is given up.
+    keep: called with each finished run before its record is stored. deadline: moment of time.monotonic() after which no
+    fleet begins and the one at work stops.
     """
-    target, corpus, waited = device_of(device), corpus or DatasetCache(), False
+    target, cache, waited = device_of(device), cache or DatasetCache(), False
     while pending := set(store.pending()):
         worked = False
-        for fleet, cells in store.fleets().items():
-            if pending.isdisjoint(cells) or (until is not None and time.monotonic() > until):
+        for fleet, keys in store.fleets().items():
+            if pending.isdisjoint(keys) or (deadline is not None and time.monotonic() > deadline):
                 continue
             folder = store.path.parent / "fleets" / fleet
             with suppress(Busy), alone_in(folder):
-                if todo := set(store.pending()) & set(cells):
-                    with suppress(DataError):  # another command's file that has gone: said in each of its runs' rows
-                        store.check(identities(cells, setting, corpus))
-                    train_fleet(store.finish, cells, todo, setting, target, corpus, folder, watch, keep, until)
+                if todo := set(store.pending()) & set(keys):
+                    with suppress(DataError):  # another command's file that has gone: its runs will say so
+                        store.check(identities(keys, study, cache))
+                    for run in train_fleet(
+                        keys, todo, study, target, cache, folder=folder, on_step=on_step, deadline=deadline
+                    ):
+                        if keep is not None and run.record.done:
+                            keep(run)
+                        store.finish({run.key: run.record})
                     worked = True
-        if until is not None and time.monotonic() > until:
+        if deadline is not None and time.monotonic() > deadline:
             return
         if not worked and store.pending():
             if not waited:
-                tell(f"{len(store.pending())} runs are being trained by another process; waiting for it")
+                log(f"{len(store.pending())} runs are being trained by another process; waiting for it")
             waited = True
             time.sleep(WAIT)
 
 
-def identities(cells: Iterable[Cell], setting: Setting, corpus: DatasetCache) -> dict[str, str]:
-    """What the rows of each of the cells' tasks are, on this machine."""
-    each = {cell.task: cell for cell in cells}
-    return {task: corpus.dataset(setting.request(cell)).identity for task, cell in each.items()}
+def identities(keys: Iterable[RunKey], study: StudyConfig, cache: DatasetCache) -> dict[str, str]:
+    """The identity of the examples of each task, on this machine."""
+    each = {key.task: key for key in keys}
+    return {task: cache.dataset(study.config(key)).identity for task, key in each.items()}
 
 
 def train_fleet(
-    finish: Callable[[dict[Cell, Result]], None], cells: list[Cell], todo: set[Cell], setting: Setting, device: torch.device,
-    corpus: DatasetCache, folder: Path | None = None, watch: Any = None, keep: Keep = lambda *_: None, until: float | None = None,
-    share: float = 1.0,
-) -> None:  # fmt: skip
-    """Train one fleet, of which `todo` is not done yet; where the device's memory is too small, again with half as many runs,
-    and methods that cannot be trained side by side, each apart.
+    keys: list[RunKey], todo: set[RunKey], study: StudyConfig, device: torch.device, cache: DatasetCache, *,
+    folder: Path | None = None, on_step: Observer | None = None, deadline: float | None = None, share: float = 1.0,
+) -> Iterator[FinishedRun]:  # fmt: skip
+    """Train one fleet, and yield those runs of `todo` that have ended; until the deadline.
 
-    Whatever disturbs it, the fleet as planned is redone whole, since dropout is drawn for all runs of a step together: what
-    comes out of a run is what an undisturbed fleet of the width that it names gives. What is done stays as it is.
-    finish(results) is called when some runs have ended. folder: where the state is kept, and found again. share: of a GPU
-    that is this fleet's. Raises what says nothing of the runs, such as a full disk.
+    After any disturbance the whole fleet is trained again as planned, since dropout is drawn for all runs of a step
+    together: a run's result is that of an undisturbed fleet of the width that its record names. Too little memory halves
+    the width. A run that cannot be trained is yielded as failed. folder: where the state is saved. share: of a GPU.
+
+    Raises what says nothing about the runs, such as a full disk.
     """
-    requests, todo = [setting.request(cell) for cell in cells], set(todo)
-    full = cells[0].method.strip() == FULL
-    methods = methods_of(requests)
-    width = 1 if full else min(len(cells), max(planned_width(setting, device), len(methods)))
-    if device.type == "cuda" and width > 1 and not setting.width:
-        with suppress(UserError):  # said below
-            width = measured(requests, corpus, device, width, share)
+    todo = set(todo)
 
-    def ended(model: Any, places: list[int], finished: list[Result]) -> None:
-        for run, (place, one) in enumerate(zip(places, finished)):
-            if cells[place] in todo:
-                keep(model, run, cells[place], one)
-        results = {cells[place]: replace(one, versions=versions()) for place, one in zip(places, finished)}
-        finish(results)
-        todo.difference_update(results)
+    def gave_up(chosen: Iterable[RunKey], reason: str) -> Iterator[FinishedRun]:
+        for place, key in enumerate(keys):
+            if key in todo and key in set(chosen):
+                todo.discard(key)
+                yield FinishedRun(key, failed(reason), {}, place, None)
 
-    def forget() -> None:
-        if folder is not None:
-            (folder / STATE).unlink(missing_ok=True)
-
-    while True:
+    configs = []
+    for key in keys:
+        config = study.config(key)
         try:
-            train_together(
-                requests, width=width, ended=ended, corpus=corpus, device=device, folder=folder,
-                watch=_Watch(watch, until),
-            )  # fmt: skip
+            cache.splits(config)
+        except DataError as error:
+            yield from gave_up([key], str(error))
+        else:
+            configs.append(config)
+    width = 1 if keys[0].full else min(len(configs), planned_width(study, device))
+    while todo:
+        try:
+            if device.type == "cuda" and width > 1 and not study.width:
+                width = measure_width(configs, cache, device, width, share)
+            fleet = build_fleet(
+                configs, width=width, device=device, cache=cache, folder=folder, on_step=on_step, deadline=deadline
+            )
+            for run in fleet.train():
+                if run.key in todo:
+                    todo.discard(run.key)
+                    yield replace(run, record=replace(run.record, versions=versions()))
         except OutOfTime:
             return
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            forget()
+            _forget(folder)
             if width == 1:
-                said = failed("no memory for one run; lower --batch-size or --max-length, with another --out")
-                finish(dict.fromkeys(todo, said))
-                break
+                yield from gave_up(
+                    keys, "no memory for one run; try a smaller --batch-size or --max-length, with another --out"
+                )
             width //= 2
-            torch.cuda.empty_cache()
-            continue
-        except (StoreError, CheckpointError):  # a disk is full: the same command goes on from here
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        except (StoreError, CheckpointError):  # a disk is full: the same command continues from here
             raise
         except UserError as error:  # the base cannot take this method: said in each row, and the study goes on
-            if len(methods) == 1:
-                finish({cell: failed(str(error)) for cell in cells if cell in todo})
-            else:  # or one of these, or there is no room for a run of each
-                for number, method in enumerate(methods):
-                    mine = [cell for cell, request in zip(cells, requests) if request.method.strip() == method]
-                    if left := todo.intersection(mine):
-                        alone = folder / str(number) if folder is not None else None
-                        train_fleet(finish, mine, left, setting, device, corpus, alone, watch, keep, until, share)
-        break
-    forget()
+            yield from gave_up(keys, str(error))
+    _forget(folder)
 
 
-class OutOfTime(Exception):
-    """The time that was given has passed."""
-
-
-class _Watch:
-    """Looks at the clock after each step and each batch of predictions, and hands on."""
-
-    def __init__(self, watch: Any, until: float | None):
-        self.watch, self.until = watch, until
-
-    def __call__(self, fleet: Any, event: str) -> None:
-        if self.watch is not None:
-            self.watch(fleet, event)
-        if self.until is not None and time.monotonic() > self.until:
-            raise OutOfTime
+def _forget(folder: Path | None) -> None:
+    if folder is not None:
+        (folder / STATE).unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
-    """What a result was made with."""
+    """Versions of what a result was made with."""
     return {
         "unipelt": unipelt.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
         "safetensors": safetensors.__version__, "python": platform.python_version(),
     }  # fmt: skip
-
-
-def failed(reason: str) -> Result:
-    """A run that cannot be."""
-    return Result(status=f"failed: {reason}", metric="")
 
 
 def hidden_size(model: str) -> int:

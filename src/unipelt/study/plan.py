@@ -1,19 +1,19 @@
 """What a study is to find out: a grid of runs, and which of them are trained together. Knows no torch."""
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from unipelt import spec
 from unipelt.data import GLUE
 from unipelt.data.builtin import TASK
 from unipelt.errors import UserError, did_you_mean
-from unipelt.study.store import Cell
 from unipelt.train.recipes import Recipe, default_recipe
-from unipelt.train.records import DRAWN, FILES, FLAGS, FULL, Request, option_of
+from unipelt.train.records import DRAWN, FILES, FLAGS, FULL, RunConfig, RunKey, fits, in_words, option_of
 
 METHODS = (
     FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",
@@ -76,11 +76,11 @@ class Grid:
         for rate in self.lr:
             Recipe(lr=rate)
 
-    def cells(self, hidden: int) -> list[Cell]:
+    def keys(self, hidden: int) -> list[RunKey]:
         """The runs, in an order in which the first results come early: task by task within a size. hidden: the base's width."""
         tasks, methods = [*map(placed, self.tasks)], [*map(canonical_method, self.methods)]
         found = (
-            Cell(task=task, k=k, method=method, seed=seed, lr=rate)
+            RunKey(task=task, k=k, method=method, seed=seed, lr=rate)
             for k in self.k
             for method in methods
             for task in tasks
@@ -91,7 +91,7 @@ class Grid:
 
 
 def canonical_method(method: str) -> str:
-    """The one way to write a method, so that equal runs are equal cells."""
+    """The one way to write a method, so that equal runs have equal keys."""
     return FULL if method.strip() == FULL else spec.spelling(method)
 
 
@@ -111,7 +111,7 @@ def rates_of(method: str, hidden: int, given: Sequence[float], rates: int) -> Se
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class StudyConfig:
     """What all runs of a study share."""
 
     model: str = "minilm"
@@ -124,8 +124,6 @@ class Setting:
     """folder with GLUE as Parquet files (default: downloaded from the hub)"""
     width: int = 0
     """number of runs that are trained at once; 0: as many as the device's memory holds"""
-    mix_methods: bool = False
-    """train runs of several methods in one fleet, for studies with few runs per method"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """what is given of the recipe; the rest is each method's default"""
     columns: dict[str, Any] = field(default_factory=dict)
@@ -135,20 +133,20 @@ class Setting:
         if self.width < 0:
             raise UserError(f"--width {self.width}: expected at least 0")
         Recipe(**self.recipe)
-        Request(model=self.model, task=TASK.name, head=self.head, policy=self.policy, **self.columns)
+        RunConfig(model=self.model, task=TASK.name, head=self.head, policy=self.policy, **self.columns)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a study's results depend on: its store belongs to these."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "data_dir"}
 
-    def request(self, cell: Cell) -> Request:
-        """What is to be trained for a cell; where the rows are found and how they are read goes to the tasks that take it."""
+    def config(self, key: RunKey) -> RunConfig:
+        """What is asked of one run; options of files and of GLUE go to the tasks that take them."""
         given = {"data_dir": self.data_dir, **self.columns}
-        own = {name: value for name, value in given.items() if _takes(cell.task, name)}
-        return Request(
-            model=self.model, task=cell.task, k=cell.k, method=cell.method, seed=cell.seed, head=self.head, policy=self.policy,
-            recipe={**self.recipe, "lr": cell.lr}, **own,
+        own = {name: value for name, value in given.items() if _takes(key.task, name)}
+        return RunConfig(
+            model=self.model, task=key.task, k=key.k, method=key.method, seed=key.seed, head=self.head, policy=self.policy,
+            recipe={**self.recipe, "lr": key.lr}, **own,
         )  # fmt: skip
 
 
@@ -157,37 +155,44 @@ def _takes(task: str, option: str) -> bool:
     return option in DRAWN or (task in GLUE if option == "data_dir" else task not in (*GLUE, TASK.name))
 
 
-def in_fleets(cells: Iterable[Cell], width: int, mixed: bool, mix_methods: bool = False) -> dict[str, list[Cell]]:
-    """Runs by the fleet that trains them: of one size, a few widths long; a whole model alone.
+def in_fleets(keys: Iterable[RunKey], width: int, mixed: bool) -> dict[str, list[RunKey]]:
+    """Group runs into fleets of one method and size, a few widths long; full fine-tuning alone.
 
-    mix_methods: as many methods side by side as there are places; else one. mixed: tasks side by side, those of like lengths
-    together. A GPU has room for them; on a CPU the shorter task would only pay for the longer one's padding. A fleet's name
-    is a digest of its runs, so that the same plan has the same fleets.
+    mixed: tasks side by side, those of like lengths together. A GPU has room for them; on a CPU the shorter task would
+    only pay for the longer one's padding.
     """
-    groups: dict[tuple, list[Cell]] = {}
-    cells = list(cells)
-    order = list(dict.fromkeys(cell.method for cell in cells))
-    for cell in sorted(cells, key=lambda cell: LENGTHS.get(cell.task, 0)) if mixed else cells:
-        apart: tuple = () if mixed else (cell.task,)
-        beside: Any = order.index(cell.method) // width if mix_methods else cell.method
-        if cell.method.strip() == FULL:
-            beside, apart = FULL, (cell.task, cell.seed, cell.lr)
-        groups.setdefault((cell.k, beside, *apart), []).append(cell)
+    groups: dict[tuple, list[RunKey]] = {}
+    keys = list(keys)
+    for key in sorted(keys, key=lambda key: LENGTHS.get(key.task, 0)) if mixed else keys:
+        apart: tuple = (key.task, key.seed, key.lr) if key.full else () if mixed else (key.task,)
+        groups.setdefault((key.k, key.method, *apart), []).append(key)
     fleets = {}
     for group in groups.values():
         for start in range(0, len(group), width * QUEUE):
             chosen = group[start : start + width * QUEUE]
-            digest = hashlib.sha256("\n".join(cell.id for cell in chosen).encode()).hexdigest()[:12]
-            fleets[digest] = chosen
+            fleets[fleet_name(chosen)] = chosen
     return fleets
 
 
-def parse_options(given: dict[str, Any]) -> tuple[Grid, Setting]:
+def fleet_name(keys: Sequence[RunKey]) -> str:
+    """A folder's name for the runs of a fleet: `lora-100-seed0-3f2a91`, the last part a digest of all of them."""
+    first, digest = keys[0], hashlib.sha256("\n".join(key.id for key in keys).encode()).hexdigest()[:8]
+    seeds = {key.seed for key in keys}
+    seed = f"seed{first.seed}" if len(seeds) == 1 else f"{len(seeds)}-seeds"
+    return f"{file_name(first.method)}-{first.k}-{seed}-{digest}"
+
+
+def file_name(text: str) -> str:
+    """A text as part of a file's name: `lora(r=2)` is `lora-r=2`."""
+    return re.sub(r"[^\w.=]+", "-", text).strip("-.")[:80]
+
+
+def parse_options(given: dict[str, Any]) -> tuple[Grid, StudyConfig]:
     """The options of a study, by their names, put where they belong; others are passed over.
 
     Raises UserError for an option that none of the tasks takes.
     """
-    kinds = (get_type_hints(Grid), get_type_hints(Setting), get_type_hints(Recipe).keys() - {"lr"}, COLUMNS)
+    kinds = (get_type_hints(Grid), get_type_hints(StudyConfig), get_type_hints(Recipe).keys() - {"lr"}, COLUMNS)
     grid, setting, recipe, columns = ({name: given[name] for name in names if name in given} for names in kinds)
     plan = Grid(**grid)
     for name in (one for one in given if one in ("data_dir", *COLUMNS)):
@@ -196,7 +201,7 @@ def parse_options(given: dict[str, Any]) -> tuple[Grid, Setting]:
             raise UserError(
                 f"{option_of(name)} is for {what}, and --data {' '.join(plan.tasks)} has none; leave it out"
             )
-    return plan, Setting(**setting, recipe=recipe, columns=columns)
+    return plan, StudyConfig(**setting, recipe=recipe, columns=columns)
 
 
 def read_plan(path: str) -> dict[str, Any]:
@@ -207,34 +212,18 @@ def read_plan(path: str) -> dict[str, Any]:
         raise UserError(f"--plan {path}: {error.strerror}; expected a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--plan {path}: not TOML ({error})") from None
-    grids, settings, recipes = (get_type_hints(kind) for kind in (Grid, Setting, Recipe))
+    grids, settings, recipes = (get_type_hints(kind) for kind in (Grid, StudyConfig, Recipe))
     kinds = (
-        {name: kind for name, kind in get_type_hints(Request).items() if name in COLUMNS} | recipes | settings | grids
+        {name: kind for name, kind in get_type_hints(RunConfig).items() if name in COLUMNS} | recipes | settings | grids
     )
     del kinds["recipe"], kinds["columns"]
     known = {option_of(name)[2:].replace("-", "_"): name for name in kinds}
     for name, value in given.items():
         if name not in known:
             raise UserError(f"--plan {path}: {name!r}: {did_you_mean(name, known)}")
-        if not _fits(value, kinds[known[name]]):
-            raise UserError(f"--plan {path}: {name} = {repr(value)[:80]}: expected {_words(kinds[known[name]])}")
+        if not fits(value, kinds[known[name]]):
+            raise UserError(f"--plan {path}: {name} = {repr(value)[:80]}: expected {in_words(kinds[known[name]])}")
     return {known[name]: value for name, value in given.items()}
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value of TOML is of a field's type."""
-    if get_origin(kind) is Sequence:
-        return isinstance(value, list) and all(_fits(one, *get_args(kind)) for one in value)
-    if get_args(kind):
-        return any(_fits(value, one) for one in get_args(kind))
-    return type(value) is kind or (kind is float and type(value) is int)
-
-
-def _words(kind: Any) -> str:
-    if get_origin(kind) is Sequence:
-        return "a list, each " + " or ".join(_words(one) for one in get_args(kind))
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return " or ".join(names[one] for one in get_args(kind) or (kind,) if one in names)
 
 
 def sweep(preset: str, option: str, values: Sequence[Any]) -> list[str]:

@@ -5,44 +5,24 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from unipelt.errors import StoreError
 from unipelt.train.records import DONE as DONE
-from unipelt.train.records import Result, other_option
+from unipelt.train.records import RunKey, RunRecord, other_option
 
-FILE, FORMAT = "study.sqlite", 1
+FILE, FORMAT = "study.sqlite", 2
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 COMPARISON = "data"  # the fact that a comparison on one file has and no other study: that file
 PLANNED = "planned"
 ROWS = "rows of "  # before a task's name, among what a study is: the rows that its runs have
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run of a study, as planned. Two cells that are equal are the same run."""
-
-    task: str
-    """a GLUE task, docstrings, a file, or a data set of the hub"""
-    k: int | str
-    """training rows, or all"""
-    method: str
-    """a preset with its options, or full"""
-    seed: int
-    """draws the rows, their order, the initial values and dropout"""
-    lr: float
-    """peak learning rate"""
-
-    @property
-    def id(self) -> str:
-        rate = f"{self.lr:g}"
-        return f"{self.task}/{self.k}/{self.method}/{self.seed}/{rate if float(rate) == self.lr else self.lr}"
-
-
-KEYS = tuple(f.name for f in fields(Cell))
-VALUES = tuple(f.name for f in fields(Result) if f.name != "asked")
+KEYS = tuple(f.name for f in fields(RunKey))
+NOT_STORED = ("config", "description", "format")  # of a record: a study's facts and keys say it
+VALUES = tuple(f.name for f in fields(RunRecord) if f.name not in NOT_STORED)
 COLUMNS = (*KEYS, *VALUES, "fleet")
 TYPES = {"seed": "INTEGER", "lr": "REAL", "validation": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
           "steps": "INTEGER", "seconds": "REAL", "width": "INTEGER"}  # fmt: skip
@@ -56,7 +36,7 @@ CREATE TABLE runs (id TEXT PRIMARY KEY, place INTEGER NOT NULL,
 
 
 class Store:
-    """The runs of one study. MultiMixtureState processes may read and write it at once."""
+    """The runs of one study. Several processes may read and write it at once."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, asked: dict[str, Any] | None = None):
         self.path, self._connection, self._asked = path, connection, asked
@@ -117,7 +97,7 @@ class Store:
                 raise ValueError("what its runs share is not there")
             return facts
 
-    def plan(self, cells: Iterable[Cell], rows: dict[str, str] | None = None) -> None:
+    def plan(self, keys: Iterable[RunKey], rows: dict[str, str] | None = None) -> None:
         """Add the runs that are not there yet, in order, and plan those anew that failed, for another fleet; but not while
         their fleet has runs to do, for it is trained as it was planned. rows: what each task's are (`Dataset.identity`).
 
@@ -135,16 +115,16 @@ class Store:
                 connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (ROWS + task, said))
             first = connection.execute("SELECT coalesce(max(place), -1) + 1 FROM runs").fetchone()[0]
             nothing = ", ".join(f"{name} = NULL" for name in (*VALUES, "fleet") if name != "status")
-            for place, cell in enumerate(cells, start=first):
+            for place, key in enumerate(keys, start=first):
                 connection.execute(
                     f"UPDATE runs SET status = ?, {nothing} WHERE id = ? AND status LIKE 'failed%'"
                     " AND fleet NOT IN (SELECT fleet FROM runs WHERE status = ? AND fleet NOT NULL)",
-                    (PLANNED, cell.id, PLANNED),
+                    (PLANNED, key.id, PLANNED),
                 )
-                values = [str(cell.k) if name == "k" else getattr(cell, name) for name in KEYS]
+                values = [str(key.k) if name == "k" else getattr(key, name) for name in KEYS]
                 connection.execute(
                     f"INSERT OR IGNORE INTO runs (id, place, status, {', '.join(KEYS)}) VALUES (?, ?, ?, {', '.join('?' * len(KEYS))})",
-                    (cell.id, place, PLANNED, *values),
+                    (key.id, place, PLANNED, *values),
                 )
 
     def _agree(self) -> bool:
@@ -171,44 +151,44 @@ class Store:
                     "give those rows, or take another folder"
                 )
 
-    def assign(self, group: Callable[[list[Cell]], dict[str, list[Cell]]]) -> None:
+    def assign(self, group: Callable[[list[RunKey]], dict[str, list[RunKey]]]) -> None:
         """Give each run that has no fleet yet one: what `group` makes of them, by the fleet's name. Others keep theirs."""
         with _said(self.path), self._writing() as connection:
-            free = self._cells("WHERE fleet IS NULL")
-            for fleet, cells in group([cell for cell, _ in free]).items():
-                connection.executemany("UPDATE runs SET fleet = ? WHERE id = ?", [(fleet, cell.id) for cell in cells])
+            free = self._keys("WHERE fleet IS NULL")
+            for fleet, keys in group([key for key, _ in free]).items():
+                connection.executemany("UPDATE runs SET fleet = ? WHERE id = ?", [(fleet, key.id) for key in keys])
 
-    def fleets(self) -> dict[str, list[Cell]]:
+    def fleets(self) -> dict[str, list[RunKey]]:
         """Every fleet with all its runs, in the order of the plan; without runs that a process has just planned."""
         with _said(self.path):
-            fleets: dict[str, list[Cell]] = {}
+            fleets: dict[str, list[RunKey]] = {}
             found = self._connection.execute(
                 f"SELECT fleet, {', '.join(KEYS)} FROM runs WHERE fleet NOT NULL ORDER BY place"
             )
             for name, *values in found.fetchall():
-                fleets.setdefault(name, []).append(_cell(dict(zip(KEYS, values))))
+                fleets.setdefault(name, []).append(_key(dict(zip(KEYS, values))))
             return fleets
 
-    def finish(self, results: dict[Cell, Result]) -> None:
+    def finish(self, records: dict[RunKey, RunRecord]) -> None:
         """Write what came out of some runs: all of them, or none. A run that is done already stays as it is."""
         names = ", ".join(f"{name} = ?" for name in VALUES)
         with _said(self.path), self._writing() as connection:
-            for cell, result in results.items():
-                values = asdict(result)
+            for key, record in records.items():
+                values = asdict(record)
                 row = [
                     None if values[n] is None else json.dumps(values[n]) if n in _JSON else int(values[n]) if n == "complete" else values[n]
                     for n in VALUES
                 ]  # fmt: skip
-                connection.execute(f"UPDATE runs SET {names} WHERE id = ? AND status = ?", (*row, cell.id, PLANNED))
+                connection.execute(f"UPDATE runs SET {names} WHERE id = ? AND status = ?", (*row, key.id, PLANNED))
 
-    def pending(self) -> list[Cell]:
+    def pending(self) -> list[RunKey]:
         """The runs that are planned and not done."""
-        return [cell for cell, status in self.statuses() if status == PLANNED]
+        return [key for key, status in self.statuses() if status == PLANNED]
 
-    def statuses(self) -> list[tuple[Cell, str]]:
+    def statuses(self) -> list[tuple[RunKey, str]]:
         """Every run with its status, in the order of the plan."""
         with _said(self.path):
-            return self._cells()
+            return self._keys()
 
     def runs(self, columns: Iterable[str] = COLUMNS, ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Every run as a dictionary, in the order of the plan; JSON fields are read, what is not there yet is None.
@@ -228,14 +208,14 @@ class Store:
     def close(self) -> None:
         self._connection.close()
 
-    def _cells(self, which: str = "") -> list[tuple[Cell, str]]:
+    def _keys(self, which: str = "") -> list[tuple[RunKey, str]]:
         found = self._connection.execute(f"SELECT id, status, {', '.join(KEYS)} FROM runs {which} ORDER BY place")
-        cells = []
+        keys = []
         for one, status, *values in found.fetchall():
-            cells.append((_cell(dict(zip(KEYS, values))), status))
-            if cells[-1][0].id != one:  # what is written for it would reach no row, and it would be trained for ever
+            keys.append((_key(dict(zip(KEYS, values))), status))
+            if keys[-1][0].id != one:  # what is written for it would reach no row, and it would be trained for ever
                 raise ValueError(f"run {one!r} is not the one that its columns name")
-        return cells
+        return keys
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -249,8 +229,8 @@ class Store:
         self._connection.execute("COMMIT")
 
 
-def _cell(values: dict[str, Any]) -> Cell:
-    return Cell(**{**values, "k": _value("k", values["k"])})
+def _key(values: dict[str, Any]) -> RunKey:
+    return RunKey(**{**values, "k": _value("k", values["k"])})
 
 
 def _value(name: str, value: Any) -> Any:

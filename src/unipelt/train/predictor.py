@@ -28,7 +28,7 @@ from unipelt.train.batches import collate, encode, longest_first
 from unipelt.train.evaluation import decisions, predict, rows_each
 from unipelt.train.fold import Folded, fold
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RECORD, read_outcome
+from unipelt.train.records import RECORD, read_record
 from unipelt.train.setup import device_of
 
 
@@ -62,17 +62,17 @@ class Predictor:
 
     @classmethod
     def _whole(cls, folder: Path, target: torch.device) -> "Predictor":
-        outcome = read_outcome(folder)
-        if outcome is not None and outcome.status.startswith("failed"):
-            raise CheckpointError(f"{folder}: {outcome.status}; train again with another --out")
-        if outcome is None or not outcome.done:
+        record = read_record(folder)
+        if record is not None and record.failed:
+            raise CheckpointError(f"{folder}: {record.status}; train again with another --out")
+        if record is None or not record.done:
             raise CheckpointError(
                 f"{folder}: its run is not finished; the `unipelt train` command that began it goes on with it"
             )
-        if not outcome.whole:
+        if not record.whole:
             raise CheckpointError(f"{folder}: no {CONFIG} in it, though its run is finished; train it again")
-        model, task = load_base(str(folder), classes=len(outcome.task["labels"]) or 1), outcome.task
-        longest = most_tokens(model, outcome.recipe["max_length"])
+        model, task = load_base(str(folder), classes=len(record.description["labels"]) or 1), record.description
+        longest = most_tokens(model, (record.recipe or {})["max_length"])
         return cls(model.to(target).eval(), load_tokenizer(str(folder)), task, longest, False)
 
     def columns(

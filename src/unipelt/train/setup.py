@@ -1,54 +1,138 @@
-"""A base, ready to be trained: what is attached to it, what its head is, and where it stands."""
+"""From what is asked to a fleet that can train: base, task, attached method, plans."""
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from math import sqrt
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from unipelt import data, spec
-from unipelt.checkpoint.bases import declared_pooling
+from unipelt.checkpoint.bases import declared_pooling, load_both
 from unipelt.errors import UserError
 from unipelt.inject.attach import attach
 from unipelt.inject.heads import find_head, output_of
 from unipelt.inject.record import trainable_parameters
-from unipelt.inject.state import AttachedState, attached_state
-from unipelt.train.records import FULL, Request
+from unipelt.inject.shapes import most_tokens
+from unipelt.train.batches import Encoded, encode
+from unipelt.train.fleet import Fleet, Observer
+from unipelt.train.recipes import default_recipe
+from unipelt.train.records import DRAWN, FILES, FULL, RunConfig, RunRecord
+from unipelt.train.runs import Plan
 
-ORDINARY = 10.0  # largest size of a target, and the inverse of the least spread, that is trained as it stands
+ORDINARY = 10.0  # largest absolute value, and inverse of the smallest deviation, of targets that are trained unchanged
+SOURCE = ("task", "data_dir", *FILES)  # fields of a RunConfig that say where its examples come from
 
 
-def prepare(
-    model: PreTrainedModel, methods: Sequence[str], request: Request, seeds: Sequence[Sequence[int]]
-) -> list[dict[str, int]]:
-    """Attach the methods side by side, one run a seed of each, or make the whole model trainable.
+class DatasetCache:
+    """Data sets, their splits and their tokens, each made once and shared by many runs."""
 
-    Returns the trainable numbers of one run by change, for each method.
+    def __init__(self):
+        self.datasets: dict[tuple, data.Dataset] = {}
+        self.parts: dict[tuple, data.Splits] = {}
+        self.tokens: dict[tuple, dict[str, np.ndarray]] = {}
+
+    def dataset(self, config: RunConfig) -> data.Dataset:
+        key = tuple(getattr(config, name) for name in SOURCE)
+        if key not in self.datasets:
+            task, *rest = key
+            self.datasets[key] = data.load(task, **dict(zip(SOURCE[1:], rest)))
+        return self.datasets[key]
+
+    def splits(self, config: RunConfig) -> data.Splits:
+        k = config.k if config.k == "all" else int(config.k)
+        drawn = k, config.seed, *(getattr(config, name) for name in DRAWN)
+        key = (*(getattr(config, name) for name in SOURCE), *drawn)
+        if key not in self.parts:
+            self.parts[key] = data.split(self.dataset(config), *drawn)  # type: ignore[arg-type]
+        return self.parts[key]
+
+    def encode(self, tokenizer: Any, rows: data.Examples, longest: int) -> Encoded:
+        """`batches.encode`, which tokenises no text twice."""
+        keys = [(tokenizer.name_or_path, longest, rows.second is None, *texts) for texts in rows.texts]
+        new = [place for place, key in enumerate(keys) if key not in self.tokens]
+        if new:
+            coded = encode(tokenizer, rows.take(new), longest)
+            for place, values in zip(new, zip(*coded.features.values())):
+                self.tokens[keys[place]] = dict(zip(coded.features, values))
+        found = [self.tokens[key] for key in keys]
+        features = {name: [one[name] for one in found] for name in found[0]}
+        return Encoded(features, rows.labels, min(longest, tokenizer.model_max_length))
+
+
+def build_fleet(
+    configs: Sequence[RunConfig], *, width: int, device: torch.device, cache: DatasetCache | None = None,
+    folder: Path | None = None, on_step: Observer | None = None, deadline: float | None = None,
+) -> Fleet:  # fmt: skip
+    """Build the fleet of these runs, at most `width` at once; they differ in task, examples, seed and recipe alone.
+
+    Raises DataError where a run's examples cannot be had, UserError where the base cannot take the method.
     """
-    if methods[0].strip() == FULL:
-        return [{FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}]
-    pooling = declared_pooling(request.model) if request.head == "auto" else request.head
-    mixtures = [spec.mixture(method) for method in methods]
+    cache, first = cache or DatasetCache(), configs[0]
+    if first.full and len(configs) > 1:
+        raise UserError(f"{FULL} tunes the base itself: expected one run, got {len(configs)}")
+    splits = [cache.splits(config) for config in configs]
+    classes = max(len(one.task.labels) or 1 for one in splits)
+    seeds = [config.seed for config in configs[:width]]
+    model, tokenizer, parameters = load_tuned(first, classes=classes, seeds=seeds, device=device)
+    count = _counter(model, parameters, classes)
+    plans = [plan_of(config, one, cache, model, tokenizer, count) for config, one in zip(configs, splits)]
+    torch.manual_seed(first.seed)  # dropout
+    return Fleet(model, plans, tokenizer, folder=folder, on_step=on_step, deadline=deadline)
+
+
+def load_tuned(
+    config: RunConfig, *, classes: int, seeds: Sequence[int], device: torch.device
+) -> tuple[PreTrainedModel, Any, dict[str, int]]:
+    """Load a run's base with a head for `classes` (1: a regression) and attach its method, one run per seed; full: make
+    the whole model trainable.
+
+    Returns the model, its tokenizer, and the trainable parameters of one run by change.
+    """
+    model, tokenizer = load_both(config.model, classes=classes, seed=config.seed)
+    if config.full:
+        counts = {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
+        return model.to(device), tokenizer, counts
+    pooling = declared_pooling(config.model) if config.head == "auto" else config.head
+    mixture = spec.mixture(config.method)
     attach(
-        model, mixtures, runs=[*map(len, seeds)], seeds=[*chain(*seeds)], head=request.policy, pooling=pooling,
-        fresh_head=True, head_modules=head_of(model),
+        model, mixture, runs=len(seeds), seeds=list(seeds), head=config.policy, pooling=pooling, fresh_head=True,
+        head_modules=head_of(model),
     )  # fmt: skip
-    counts = [trainable_parameters(part) for part in attached_state(model).parts]
-    for mixture, count in zip(mixtures, counts):
-        if not sum(count.values()):
-            raise UserError(
-                f"--head-policy {request.policy}: {mixture.name!r} then has nothing to train; expected train"
-            )
-    return counts
+    counts = trainable_parameters(model)
+    if not sum(counts.values()):
+        raise UserError(f"--head-policy {config.policy}: {mixture.name!r} has nothing else to train; expected train")
+    return model.to(device), tokenizer, counts
 
 
-def unit_of(model: PreTrainedModel | AttachedState, task: data.Task, train: data.Examples) -> tuple[float, float]:
-    """(mean, standard deviation) of a regression's training targets: what the head can be put back into after training.
+def plan_of(
+    config: RunConfig, splits: data.Splits, cache: DatasetCache, model: PreTrainedModel, tokenizer: Any,
+    parameters: Callable[[int], dict[str, int]],
+) -> Plan:  # fmt: skip
+    """Plan one run: its examples as tokens, its recipe with the defaults filled in, and what its record says so far."""
+    task = splits.task
+    recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **config.recipe)
+    longest = most_tokens(model, recipe.max_length)
+    encoded = {name: cache.encode(tokenizer, part, longest) for name, part in splits.parts.items()}
+    record = RunRecord(
+        config=asdict(config), description=asdict(task) | {"labels": list(task.labels)}, metric=task.metric,
+        recipe=asdict(recipe), labels=list(task.labels), rows=splits.prints, parameters=parameters(len(task.labels) or 1),
+        complete=config.k != "all" or cache.dataset(config).complete, majority=_majority(splits),
+    )  # fmt: skip
+    return Plan(
+        key=config.key, task=task, recipe=recipe, train=encoded["train"], validation=encoded["validation"],
+        test=encoded["test"], unit=unit_of(model, task, splits.train), record=record,
+    )  # fmt: skip
 
-    Targets of ordinary size, such as STS-B's 0 to 5, stay as they are: so the papers train.
+
+def unit_of(model: PreTrainedModel, task: data.Task, train: data.Examples) -> tuple[float, float]:
+    """(mean, standard deviation) of a regression's training targets, which the head's output is scaled back by at the end.
+
+    Targets of ordinary size, such as STS-B's 0 to 5, stay unchanged, as the papers train them.
     """
     output, targets = output_of(model), list[Any](train.labels or [])
     if (
@@ -61,8 +145,23 @@ def unit_of(model: PreTrainedModel | AttachedState, task: data.Task, train: data
     return mean, sqrt(fmean((target - mean) ** 2 for target in targets)) or 1.0
 
 
+def _majority(splits: data.Splits) -> float | None:
+    """Test accuracy of always predicting the largest class of the training examples; None for a regression."""
+    labels, targets = list[Any](splits.train.labels or []), list[Any](splits.test.labels or [])
+    if splits.task.kind == "regression":
+        return None
+    return targets.count(max(set(labels), key=labels.count)) / len(targets)
+
+
+def _counter(model: PreTrainedModel, parameters: dict[str, int], widest: int) -> Callable[[int], dict[str, int]]:
+    """Trainable parameters by change for a task of so many classes; a fleet's head is as wide as its widest task."""
+    output, owner = output_of(model), FULL if FULL in parameters else "head"
+    each = 0 if output is None else output.weight.shape[-1] + (output.bias is not None)
+    return lambda classes: parameters | ({owner: parameters[owner] - (widest - classes) * each} if each else {})
+
+
 def head_of(model: PreTrainedModel) -> list[str]:
-    """What was not in the base's checkpoint, and what stands outside the base: a head that another task has left there."""
+    """The modules that were not in the base's checkpoint, and those outside the base model: another task's head."""
     new, inside = find_head(model), {id(p) for p in model.base_model.parameters()}
     return [
         path
@@ -72,7 +171,7 @@ def head_of(model: PreTrainedModel) -> list[str]:
 
 
 def device_of(name: str) -> torch.device:
-    """auto: the GPU when there is one. Raises UserError for a device that is not there."""
+    """The device of `--device`; auto: the GPU where there is one. Raises UserError where the machine lacks it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

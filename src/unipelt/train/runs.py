@@ -1,0 +1,102 @@
+"""What the training loop knows of one run: its plan, its progress, its loss, and the run when it has ended."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unipelt.data import Task
+from unipelt.train.batches import Encoded
+from unipelt.train.recipes import Recipe
+from unipelt.train.records import RunKey, RunRecord
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run trains on, and how."""
+
+    key: RunKey
+    task: Task
+    train: Encoded
+    validation: Encoded
+    recipe: Recipe
+    test: Encoded | None = None
+    unit: tuple[float, float] = (0.0, 1.0)
+    """(mean, standard deviation) of a regression's targets: training is in these units, results in the targets' own"""
+    record: RunRecord = field(default_factory=RunRecord)
+    """what is known of the run before it is trained"""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.train) // self.recipe.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.recipe.epochs
+
+    def is_due(self, step: int) -> bool:
+        """Whether the run is evaluated after this many steps."""
+        return step == self.steps or step % (self.steps_per_epoch * self.recipe.evaluate_every) == 0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, linear decay to 0."""
+        warm = max(1, math.ceil(self.recipe.warmup * self.steps))
+        return self.recipe.lr * min((step + 1) / warm, max(0.0, (self.steps - step) / max(1, self.steps - warm)))
+
+
+@dataclass
+class Progress:
+    """The state of one run in the loop."""
+
+    step: int = 0
+    best: float = -math.inf
+    best_epoch: int = -1
+    waited: int = 0
+    ended: str = ""
+    """status at the end: finished, stopped early, or `failed: ` and the reason; empty while the run trains or waits"""
+    losses: float = 0.0
+    """sum of the losses of `steps` steps since the last evaluation"""
+    steps: int = 0
+    seconds: float = 0.0
+    """the run's share of the time"""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """one entry per evaluation: epoch, step, loss, metrics"""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has ended."""
+
+    key: RunKey
+    record: RunRecord
+    """metrics, predictions and gate values of the best parameters; or why the run failed"""
+    state: dict[str, Tensor]
+    """the best parameters by name, without a run axis; of a model that is tuned whole, its state dict"""
+    plan: int
+    """place of its plan in the fleet"""
+    model: PreTrainedModel | None
+    """the model that `state` belongs to; its own parameters are those of other runs"""
+
+
+def loss(
+    logits: Float[Tensor, "run block class"],
+    targets: Float[Tensor, "run block"],
+    weights: Float[Tensor, "run block"],
+    classes: Float[Tensor, " run"],
+    regression: Float[Tensor, " run"],
+) -> Float[Tensor, " run"]:
+    """Mean over a run's examples of cross-entropy over its own classes, or of the squared error.
+
+    A task with fewer classes than the fleet's head has the first of them. weights: 0 for filling. classes: number of
+    classes of the run's task. regression: 1 where the task is a regression.
+    """
+    numbers, targets = regression[:, None] > 0, targets.to(logits.dtype)
+    beyond = torch.arange(logits.shape[-1], device=logits.device) >= classes[:, None, None]
+    named = targets.masked_fill(numbers, 0.0).long()
+    entropy = F.cross_entropy(logits.masked_fill(beyond, -torch.inf).mT, named, reduction="none")
+    each = torch.where(numbers, (logits[..., 0] - targets).square(), entropy)
+    return (each * weights).sum(dim=1) / weights.sum(dim=1)
