@@ -74,6 +74,15 @@ def test_rows_of_many_runs_in_one_batch_are_answered_as_one_by_one(arch: str, ho
     assert len({texts[0] for texts in together}) > RUNS // 4  # runs differ
 
 
+def test_runs_with_different_numbers_of_prompts_are_answered_as_one_by_one():
+    model = attached("llama", "unipelt-apl", top="generator", runs=3, dtype=torch.float32)
+    given, writing = [prompts(1, 40)[0], prompts(1, 2)[0], prompts(1, 7)[0]], Writing(max_new_tokens=4)
+    together = write(model, tokenizer(), given, writing, stop=[2])
+    for run in range(3):
+        with unipelt.route(model, [run]):
+            assert together[run] == [write(model, tokenizer(), [[one]], writing, stop=[2])[0][0] for one in given[run]]
+
+
 def test_prompts_are_answered_in_their_order_and_drawn_by_the_seed():
     model, words = attached("llama", "unipelt-apl", top="generator", dtype=torch.float32), tokenizer()
     given = prompts(1, 40)  # two batches

@@ -93,27 +93,39 @@ def write(
     prompts: per run, tokens. stop: tokens that end an answer. opening: what an encoder-decoder's answers begin with.
     """
     model.eval()
-    rows = [(len(tokens), run, place) for run, own in enumerate(prompts) for place, tokens in enumerate(own)]
     answers = [[""] * len(own) for own in prompts]
-    rows.sort(reverse=True)
-    generate: Any = model.generate
-    several = hasattr(model, NAME) and len(prompts) > 1
     config = _config(tokenizer, how, stop, opening)
-    for start in range(0, len(rows), ROWS):
-        batch = rows[start : start + ROWS]
-        inputs = _padded(model, tokenizer, [prompts[run][place] for _, run, place in batch], opening)
-        runs = [run for _, run, _ in batch]
-        routed = route(model, runs) if several else nullcontext()
+    generate: Any = model.generate
+    for number, (batch, blocks) in enumerate(_batches(prompts)):
+        inputs = _padded(model, tokenizer, [prompts[run][place] for run, place in batch], opening)
+        routed = nullcontext() if blocks or not hasattr(model, NAME) else route(model, [run for run, _ in batch])
         with routed, torch.random.fork_rng(enabled=how.temperature > 0), _only(model, config):
             if how.temperature:
-                torch.manual_seed(how.seed + start)
+                torch.manual_seed(how.seed + number)
             written = generate(**inputs)
         before = len(opening) if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         texts = tokenizer.batch_decode(written[:, before:], skip_special_tokens=True)
-        for (_, run, place), text in zip(batch, texts):
+        for (run, place), text in zip(batch, texts):
             answers[run][place] = text.strip()
         on_batch(len(batch))
     return answers
+
+
+def _batches(prompts: Sequence[Sequence[Sequence[int]]]) -> Iterator[tuple[list[tuple[int, int]], bool]]:
+    """(run, place) of the prompts of each batch, long ones first; and whether they lie in equal blocks, one per run.
+
+    Equal blocks need no copy of each row's weights. They are made where every run has as many prompts.
+    """
+    orders = [sorted(range(len(own)), key=lambda place: -len(own[place])) for own in prompts]
+    if len(set(map(len, orders))) == 1:
+        each = max(1, ROWS // len(orders))
+        for start in range(0, len(orders[0]), each):
+            yield [(run, place) for run, order in enumerate(orders) for place in order[start : start + each]], True
+        return
+    rows = [(run, place) for run, order in enumerate(orders) for place in order]
+    rows.sort(key=lambda row: -len(prompts[row[0]][row[1]]))
+    for start in range(0, len(rows), ROWS):
+        yield rows[start : start + ROWS], False
 
 
 @contextmanager
