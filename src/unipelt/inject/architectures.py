@@ -61,6 +61,8 @@ class Stack:
     norms: tuple[str, ...]
     # ends of the paths of modules that relative positions pass through too, where config.relative_attention is set
     positions: tuple[str, ...] = ()
+    # the stack's module and its layers hand keywords on to the attention blocks
+    keywords: bool = True
 
 
 def _projections(module: str, query: str, key: str, value: str, out: str, **rest: Any) -> Attention:

@@ -1,0 +1,299 @@
+"""One forward of a base, watched: what each module reads and gives, which products have weights, and what attends.
+
+The output of every product with weights (linear maps, convolutions, embeddings, experts) is cut off from what it was computed
+from. So a gradient between two tensors is not zero exactly where one reaches the other through additions, norms, gates and
+views alone; the residual stream is what reaches a layer's output in this way from the layer's input.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+from unipelt.inject.resolve import is_linear
+
+KERNEL = "unipelt_trace"
+KEYWORD = "unipelt_trace"
+LOOKUPS = ("embedding", "embedding_bag", "conv1d", "conv2d", "conv3d")
+PRODUCTS = (
+    *LOOKUPS, "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "mv", "bilinear",
+    "grouped_mm", "_grouped_mm", "grouped_mm_fallback", "tensordot",
+)  # fmt: skip
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module. `start` and `end` count events of the forward."""
+
+    path: str
+    module: nn.Module
+    start: int
+    x: Tensor | None
+    """its first floating-point tensor"""
+    reads: GradientEdge | None
+    has_mask: bool
+    """whether it is given the batch's own attention mask"""
+    args: tuple = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    end: int = 0
+    gives: GradientEdge | None = None
+
+    def holds(self, time: int) -> bool:
+        return self.start < time <= self.end
+
+
+@dataclass(eq=False)
+class Product:
+    """A product; `gives` is cut off from `reads` where it is one with weights."""
+
+    path: str
+    module: nn.Module | None
+    time: int
+    reads: list[GradientEdge]
+    gives: GradientEdge
+
+
+@dataclass(eq=False)
+class Attending:
+    """One call of an attention: query, key and value as it reads them, and what it gives."""
+
+    path: str
+    time: int
+    query: GradientEdge
+    key: GradientEdge
+    value: GradientEdge
+    gives: GradientEdge
+    dispatched: bool
+    """through AttentionInterface"""
+    shape: tuple[int, int, int, int] | None = None
+    """heads, key/value heads, width of a key, width of a value"""
+
+
+class Trace:
+    """What happened in one forward of a base. With `cut=False` gradients flow from embeddings through everything."""
+
+    def __init__(self, base: PreTrainedModel, inputs: dict[str, Tensor], cut: bool = True):
+        self.base, self.cut, self.time = base, cut, 0
+        self.calls: list[Call] = []
+        self.open: list[Call] = []
+        self.weighted: list[Product] = []
+        self.products: list[Product] = []
+        self.softmaxes: list[Product] = []
+        self.without_linears: list[str] = []
+        """modules that attend, but with queries, keys or values of no linear module"""
+        self.attending: list[Attending] = []
+        self.paths = {id(module): path for path, module in base.named_modules()}
+        self.masks = [value for name, value in inputs.items() if name.endswith("attention_mask")]
+        self.inside_kernel = False
+        with ExitStack() as stack:
+            for module in base.modules():
+                for handle in (
+                    module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                    module.register_forward_hook(self._leave),
+                ):
+                    stack.callback(handle.remove)
+            stack.enter_context(prepared(base))
+            stack.enter_context(attention_function(base, self._attend))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(_Products(self))
+            base(**inputs)
+
+    def tick(self) -> int:
+        self.time += 1
+        return self.time
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        x = first_tensor(args, kwargs)
+        reads = get_gradient_edge(x) if x is not None and x.requires_grad else None
+        named = [value for name, value in kwargs.items() if "attention_mask" in name and isinstance(value, Tensor)]
+        has_mask = any(a is m for a in (*args, *named) for m in self.masks) or any(
+            value.shape == mask.shape and value.dtype == mask.dtype for value in named for mask in self.masks
+        )
+        call = Call(self.paths[id(module)], module, self.tick(), x, reads, has_mask, args, kwargs)
+        self.calls.append(call)
+        self.open.append(call)
+
+    def _leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        call = self.open.pop()
+        y = output_tensor(output)
+        if self.cut and isinstance(output, Tensor) and is_linear(module) and call.reads is not None:
+            output = y = self.weigh(output, [call.reads], module)
+        call.end = self.tick()
+        call.gives = get_gradient_edge(y) if y is not None and y.requires_grad else None
+        return output
+
+    def weigh(self, y: Tensor, reads: list[GradientEdge], module: nn.Module | None) -> Tensor:
+        """Cut a product with weights off from what it was computed from."""
+        leaf = y.detach().requires_grad_()
+        path = self.paths[id(module)] if module is not None else self.open[-1].path if self.open else ""
+        self.weighted.append(Product(path, module, self.tick(), reads, get_gradient_edge(leaf)))
+        return leaf.clone()  # which may be written in place
+
+    def _attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        self.inside_kernel = True
+        output, weights = kernel_of(module)(module, query, key, value, attention_mask, **kwargs)
+        self.inside_kernel = False
+        self.add_attending(self.paths.get(id(module), "?"), (query, key, value), output, True)
+        if self.cut and output.requires_grad:
+            output = self._cut_attention(output)
+        return output, weights
+
+    def _cut_attention(self, output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        self.attending[-1].gives = get_gradient_edge(leaf)
+        return leaf.clone()
+
+    def add_attending(self, path: str, tensors: Sequence[Tensor], output: Tensor, dispatched: bool) -> None:
+        if not all(t.requires_grad for t in (*tensors, output)):
+            return
+        query, key, value = tensors
+        shape = (query.shape[1], key.shape[1], key.shape[-1], value.shape[-1]) if query.dim() == 4 else None
+        edges = [get_gradient_edge(t) for t in (*tensors, output)]
+        self.attending.append(Attending(path, self.tick(), *edges, dispatched, shape))
+
+
+class _Products(TorchFunctionMode):
+    """Sees every product, softmax and fused attention outside the attention functions of AttentionInterface."""
+
+    def __init__(self, trace: Trace):
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs, trace, name = kwargs or {}, self.trace, getattr(function, "__name__", "")
+        output = function(*args, **kwargs)
+        if trace.inside_kernel or not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        if name in PRODUCTS and not (trace.open and is_linear(trace.open[-1].module)):
+            operands = (*args, *kwargs.values())
+            operands = operands[1:] if name == "baddbmm" else operands  # the first is a bias, such as ALiBi
+            tensors = [t for t in flat(operands) if isinstance(t, Tensor)]
+            live = [get_gradient_edge(t) for t in tensors if t.requires_grad]
+            if (name in LOOKUPS and not live) or (trace.cut and live and len(live) < len(tensors)):
+                return trace.weigh(output, live, None)
+            if len(live) > 1:
+                output = output.clone()  # no view, which loses its place in the graph when it is written in place
+                path = trace.open[-1].path if trace.open else ""
+                trace.products.append(Product(path, None, trace.tick(), live, get_gradient_edge(output)))
+        elif name in ("softmax", "_softmax") and output.requires_grad:
+            tensor = next(t for t in flat((*args, *kwargs.values())) if isinstance(t, Tensor))
+            path = trace.open[-1].path if trace.open else ""
+            edges = [get_gradient_edge(tensor)], get_gradient_edge(output)
+            trace.softmaxes.append(Product(path, None, trace.tick(), *edges))
+        elif name == "scaled_dot_product_attention" and output.requires_grad:
+            trace.add_attending(trace.open[-1].path if trace.open else "", args[:3], output, False)
+        return output
+
+
+def flat(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from flat(value)
+        else:
+            yield value
+
+
+def first_tensor(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+    """A module's input: hidden_states, or else its first floating-point tensor."""
+    named = kwargs.get("hidden_states")
+    every = [named, *args, *kwargs.values()]
+    return next((t for t in every if isinstance(t, Tensor) and t.is_floating_point()), None)
+
+
+def output_tensor(output: Any) -> Tensor | None:
+    """The first floating-point tensor that a module gives."""
+    if isinstance(output, Tensor):
+        return output
+    every = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    return next((t for t in every if isinstance(t, Tensor) and t.is_floating_point()), None)
+
+
+@contextmanager
+def prepared(base: PreTrainedModel) -> Iterator[None]:
+    """In evaluation, with frozen parameters, and with experts computed by plain products; afterwards as it was."""
+    training = {module: module.training for module in base.modules()}
+    frozen = [(p, p.requires_grad) for p in base.parameters()]
+    configs = [c for c in configs_of(base) if getattr(c, "_experts_implementation", None) not in (None, "eager")]
+    experts = [(c, c._experts_implementation_internal) for c in configs]
+    try:
+        base.eval()
+        for p, _ in frozen:
+            p.requires_grad_(False)
+        for config, _ in experts:
+            config._experts_implementation_internal = "eager"
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for p, needed in frozen:
+            p.requires_grad_(needed)
+        for config, before in experts:
+            config._experts_implementation_internal = before
+
+
+@contextmanager
+def attention_function(base: PreTrainedModel, function: Any) -> Iterator[None]:
+    """Every attention that dispatches through AttentionInterface calls this function."""
+    AttentionInterface.register(KERNEL, function)
+    AttentionMaskInterface.register(KERNEL, _eager_mask)
+    configs = [config for config in configs_of(base) if hasattr(config, "_attn_implementation")]
+    before = [(config, config._attn_implementation_internal) for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = KERNEL
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation_internal = name
+
+
+def _eager_mask(*args: Any, **kwargs: Any) -> Any:
+    return ALL_MASK_ATTENTION_FUNCTIONS["eager"](*args, **{**kwargs, "allow_is_causal_skip": False})
+
+
+def configs_of(base: PreTrainedModel) -> list[Any]:
+    found = {id(m.config): m.config for m in base.modules() if hasattr(m, "config")}
+    return list(found.values())
+
+
+def kernel_of(module: nn.Module) -> Any:
+    """The eager function of the module's own file, or else SDPA."""
+    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return own or AttentionInterface._global_mapping["sdpa"]
+
+
+def takes_keywords(module: nn.Module) -> bool:
+    """Whether its forward takes keywords that it does not name."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def gradients(target: GradientEdge | None, sources: Sequence[GradientEdge | None]) -> list[Tensor | None]:
+    """The gradient of a random sum of a tensor in each of others; None where it is zero."""
+    asked = [edge for edge in sources if edge is not None]
+    if target is None or not asked:
+        return [None] * len(sources)
+    made = target.node._input_metadata[target.output_nr]  # type: ignore[attr-defined]
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(tuple(made.shape), generator=generator).to(made.device, made.dtype)
+    found = iter(torch.autograd.grad([target], asked, [weight], retain_graph=True, allow_unused=True))
+    every = [None if edge is None else next(found) for edge in sources]
+    return [None if g is None or not g.any() else g for g in every]
+
+
+def reached(target: GradientEdge | None, sources: Sequence[GradientEdge | None]) -> list[bool]:
+    """For each source, whether the target has a gradient in it. A tensor reaches itself."""
+    return [g is not None for g in gradients(target, sources)]
