@@ -14,6 +14,7 @@ from unipelt.inject.architectures import Stack
 from unipelt.inject.attention import Kernels
 from unipelt.inject.compiled import forget, refuse_compiled, reset_dynamo
 from unipelt.inject.context import AttentionEntry, InputCapture, StackHooks, checkpoints
+from unipelt.inject.discover import rows_of
 from unipelt.inject.heads import POLICIES, POOLINGS, HeadHook, Pooling, build_head, find_head
 from unipelt.inject.plan import Build
 from unipelt.inject.resolve import ResolvedStack, find_stacks
@@ -38,6 +39,7 @@ def attach(
     sites: tuple[Stack, ...] | None = None,
     fresh_head: bool = False,
     head_modules: list[str] | None = None,
+    discover: bool = True,
 ) -> PreTrainedModel:
     """Join the changes of a mixture to a model, which stays the PreTrainedModel it is, and freeze its own parameters.
 
@@ -46,7 +48,8 @@ def attach(
     run, from which its initial values are drawn; 0, 1, … if none are given. head: `train` for every method, `frozen`, or
     `paper` (with an adapter it trains, with BitFit its bias alone, else it stays as it is: U's code). pooling: what the head
     reads, `model` (its own), `cls` or `mean`. fresh_head: draw a head that trains from the seeds too, instead of starting
-    from the base's values.
+    from the base's values. sites: rows for an architecture that the table lacks; without them the rows are found by running
+    the model on a few tokens, unless discover=False.
 
     Raises SpecError for a misspelt preset or option, SiteError where the base lacks what a change asks for; the base is
     then as it was.
@@ -69,6 +72,7 @@ def attach(
         raise SpecError(f"runs={runs!r} with {len(seeds)} seeds: expected one seed each")
     _check_model(model)
 
+    sites = rows_of(model, sites, discover)
     stacks = find_stacks(model, sites, sum(shares))
     build = Build(model, stacks, set(find_head(model)), several=sum(shares) > 1)
     options = {"head": head, "pooling": pooling, "sites": sites}
@@ -257,7 +261,7 @@ def _hooks(
     hooks: list[tuple[str, str, Any]] = []
     for stack in stacks:
         pooled = {mask for name, mask in build.pooled if name == stack.row.name}
-        hands_on = stack.row.attention.prefix  # what dispatches its attention also hands keywords on
+        hands_on = stack.row.attention.prefix and stack.row.keywords
         by_mask = not hands_on and getattr(model, "supports_gradient_checkpointing", False)
         every = [delta for entry in build.prefixes.values() if entry.flow is stack.flow for delta in entry.deltas]
         prefixes = list({delta.table: delta for delta in every}.values())

@@ -23,35 +23,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 from transformers import PreTrainedModel
 
 from unipelt.errors import SiteError
-from unipelt.inject.architectures import Attention, Stack
-from unipelt.inject.resolve import Layer, features, head_shape, is_linear
+from unipelt.inject.architectures import ARCHITECTURES, Stack, row_name
+from unipelt.inject.layer_row import LayerRow, NotFound
 from unipelt.inject.trace import (
     KEYWORD,
     Attending,
     Call,
     Trace,
     attention_function,
-    gradients,
+    example_inputs,
     kernel_of,
     prepared,
     reached,
     takes_keywords,
 )
+from unipelt.inject.verify import broken_laws
 
-PARTS = ("query", "key", "value")
 
-
-class NotFound(Exception):
-    """What was seen of an architecture, and what was not."""
+def rows_of(model: PreTrainedModel, sites: tuple[Stack, ...] | None, search: bool) -> tuple[Stack, ...] | None:
+    """The rows to use for a model: those given, None for those of the table, or else those that running it gives."""
+    name = row_name(model.base_model.config)
+    return sites if sites is not None or not search or name in ARCHITECTURES else discover(model)
 
 
 def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
     """The row of a model. Raises SiteError that says what was seen, what was not, and what still works."""
-    base = model.base_model
+    base: Any = model.base_model
     name = base.config.model_type
     try:
         refuse_what_cannot_run(model)
@@ -64,6 +64,8 @@ def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
             ) from error
         rows = stacks_of(base, cut, whole)
         rows = with_keywords(base, inputs, rows, {attending.path for attending in cut.attending})
+        if broken := broken_laws(model, rows):
+            raise NotFound(f"a row was found, but it is not right ({broken[0]})")
     except NotFound as error:
         raise SiteError(
             f"model_type={name!r} has no row in the table of architectures, and none was found by running it: {error}. "
@@ -89,25 +91,6 @@ def refuse_what_cannot_run(model: PreTrainedModel) -> None:
         raise NotFound("all its weights are quantised, so gradients cannot be followed")
     if not type(base).__module__.startswith("transformers."):
         raise NotFound(f"{type(base).__name__} is code from outside transformers, which is not traced")
-
-
-def example_inputs(base: PreTrainedModel) -> dict[str, Tensor]:
-    """Two rows of eight tokens, or two small images."""
-    config, device = base.config, next(base.parameters()).device
-    generator = torch.Generator().manual_seed(1)
-    if base.main_input_name == "pixel_values":
-        vision = getattr(config, "vision_config", config)
-        size = getattr(vision, "image_size", 32)
-        size = size if isinstance(size, list | tuple) else (size, size)
-        shape = (2, getattr(vision, "num_channels", 3) or 3, *size)
-        dtype = next(p.dtype for p in base.parameters() if p.is_floating_point())
-        return {"pixel_values": torch.randn(shape, generator=generator).to(device, dtype)}
-    words = getattr(config.get_text_config(), "vocab_size", 100) or 100
-    ids = torch.randint(min(5, words - 1), min(words, 100), (2, 8), generator=generator).to(device)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if config.is_encoder_decoder:
-        inputs |= {"decoder_input_ids": ids[:, :6].flip(0), "decoder_attention_mask": torch.ones_like(ids[:, :6])}
-    return inputs
 
 
 def stacks_of(base: PreTrainedModel, cut: Trace, whole: Trace) -> tuple[Stack, ...]:
@@ -186,271 +169,6 @@ def find_softmax_attention(trace: Trace) -> None:
         else:
             trace.without_linears.append(softmax.path)
     trace.attending.sort(key=lambda attending: attending.time)
-
-
-class LayerRow:
-    """One layer of a trace, and what a row says of it."""
-
-    def __init__(self, cut: Trace, whole: Trace, layer: Call):
-        self.cut, self.whole, self.layer = cut, whole, layer
-        if layer.reads is None or layer.gives is None or layer.x is None or not reached(layer.gives, [layer.reads])[0]:
-            raise NotFound("its input does not reach its output without weights: it has no residual stream")
-        if cut.masks and (layer.x.dim() != 3 or len(layer.x) != len(cut.masks[0])):
-            raise NotFound(f"its hidden states are not [batch, seq, d] but {list(layer.x.shape)}")
-        self.calls = [
-            c for c in cut.calls if c is not layer and layer.holds(c.start) and self.local(c.path) and c.gives
-        ]
-        self.weighted = [p for p in cut.weighted if layer.holds(p.time)]
-        self.attending = [a for a in cut.attending if layer.holds(a.time)]
-
-    def local(self, path: str) -> str:
-        prefix = self.layer.path + "."
-        return path.removeprefix(prefix) if path.startswith(prefix) else ""
-
-    def row(self) -> dict[str, Any]:
-        """The fields of a Stack that a layer tells."""
-        blocks: dict[str, tuple[Attention, Call]] = {}
-        for attending in self.attending:
-            kind = "attention" if self.comes_from_input(attending.key) else "cross"
-            if kind in blocks and blocks[kind][0].module != self.local(attending.path):
-                raise NotFound(f"it has two attentions, {blocks[kind][0].module} and {self.local(attending.path)}")
-            blocks.setdefault(kind, self.attention(attending))
-        if "attention" not in blocks:
-            raise NotFound("it has a cross-attention alone")
-        self.width = features(blocks["attention"][1].module)[1]
-        if self.layer.x.shape[-1] != self.width:  # type: ignore[union-attr]
-            raise NotFound(f"its attention gives {self.width} features, its stream has {self.layer.x.shape[-1]}")  # type: ignore[union-attr]
-        ffn, entry = self.ffn([out for _, out in blocks.values()])
-        norm = self.norm_over(ffn)
-        for kind, (attention, out) in blocks.items():
-            own = self.norm_over(out)
-            blocks[kind] = replace(attention, norm=own and self.local(own.path)), out
-        return {
-            "causal": self.is_causal(), "attention": blocks["attention"][0],
-            "cross": blocks["cross"][0] if "cross" in blocks else None,
-            "ffn_input": self.local(entry.path), "ffn_output": self.local(ffn.path),
-            "ffn_norm": norm and self.local(norm.path),
-            "ffn_residual": None if norm else self.residual(entry), "norms": self.norms(), "positions": self.positions(),
-        }  # fmt: skip
-
-    def comes_from_input(self, edge: GradientEdge) -> bool:
-        """Whether a tensor is computed from the layer's input, through weights or not."""
-        edges, seen = [edge], set()
-        while edges:
-            hits = [reached(e, [self.layer.reads, *(p.gives for p in self.weighted)]) for e in edges]
-            if any(hit[0] for hit in hits):
-                return True
-            new = [p for i, p in enumerate(self.weighted) if any(hit[i + 1] for hit in hits) and id(p) not in seen]
-            seen |= {id(p) for p in new}
-            edges = [e for p in new for e in p.reads]
-        return False
-
-    def attention(self, attending: Attending) -> tuple[Attention, Call]:
-        """Where the projections of one attention are, and the call of the one behind it."""
-        linears = [p for p in self.weighted if p.module is not None and self.local(p.path)]
-        columns: dict[str, dict[str, list[int]]] = {}
-        for part in PARTS:
-            found = gradients(getattr(attending, part), [p.gives for p in linears])
-            columns[part] = {
-                p.path: g.flatten(0, -2).abs().sum(0).nonzero().flatten().tolist()
-                for p, g in zip(linears, found) if g is not None
-            }  # fmt: skip
-            if not columns[part]:
-                raise NotFound(f"no linear module gives the {part} of its attention {self.local(attending.path)!r}")
-            twice = next((p.path for p in linears if sum(q.path == p.path for q in linears) > 1), None)
-            if twice in columns[part]:
-                raise NotFound(f"its {self.local(str(twice))} is called twice, for the {part} of two streams")
-        paths = {part: max(found, key=lambda path: len(found[path])) for part, found in columns.items()}
-        after = [
-            c for c in self.calls if is_linear(c.module) and c.start > attending.time and c.path not in paths.values()
-        ]
-        reads = [c for c in after if reached(c.reads, [attending.gives])[0]]
-        if not reads:
-            raise NotFound(f"no linear module reads what its attention {self.local(attending.path)!r} gives")
-        row = Attention(
-            module=self.local(attending.path), out=self.local(reads[0].path), prefix=attending.dispatched,
-            query=self.local(paths["query"]), key=self.local(paths["key"]), value=self.local(paths["value"]),
-        )  # fmt: skip
-        row = self.with_order(row, {part: columns[part][paths[part]] for part in PARTS}, paths, attending)
-        return self.with_shape(row, attending), reads[0]
-
-    def with_order(self, row: Attention, columns: dict[str, list[int]], paths: dict[str, str], attending: Attending):
-        """How a fused projection is laid out. Raises NotFound where parts share columns or lie in no regular order."""
-        shared = next((path for path in paths.values() if list(paths.values()).count(path) > 1), None)
-        if shared is None:
-            return row
-        outputs = features(self.cut.base.get_submodule(shared))[1]
-        labels = ["other"] * outputs
-        for part in PARTS:
-            for column in columns[part] if paths[part] == shared else ():
-                if labels[column] != "other":
-                    raise NotFound(f"{self.local(shared)} gives {labels[column]} and {part} in one column")
-                labels[column] = part
-        runs: list[list[Any]] = []
-        for label in labels:
-            if runs and runs[-1][0] == label:
-                runs[-1][1] += 1
-            else:
-                runs.append([label, 1])
-        period = next(n for n in range(1, len(runs) + 1) if len(runs) % n == 0 and runs == runs[:n] * (len(runs) // n))
-        order, groups = tuple(label for label, _ in runs[:period]), len(runs) // period
-        if len(set(order)) < len(order):
-            raise NotFound(f"the columns of {self.local(shared)} are in no regular order")
-        width = attending.query.node._input_metadata[attending.query.output_nr].shape[-1]  # type: ignore[attr-defined]
-        heads = attending.shape[1] if attending.shape else len(columns["key"]) // width
-        named: int | str = "heads" if groups > 1 and groups == heads else groups
-        return replace(row, order=order, groups=named)
-
-    def with_shape(self, row: Attention, attending: Attending) -> Attention:
-        """The shape of the heads, where the sizes of the projections do not say it: by name where an attribute has it."""
-        if attending.shape is None:
-            return row
-        measured = attending.shape[1:]
-        config, layer = self.cut.base.config, Layer(0, self.layer.path, self.layer.module)
-        module = layer.get(row.module)
-        try:
-            if tuple(head_shape(layer, row, config)) == measured:
-                return row
-        except (SiteError, AttributeError):
-            pass
-        names = (
-            ("num_key_value_heads", "num_heads", "num_attention_heads", "n_heads"),
-            ("qk_head_dim", "head_dim", "attention_head_size"),
-            ("v_head_dim", "head_dim", "attention_head_size"),
-        )
-        owners = (module, getattr(module, "config", None), config)
-
-        def named(value: int, known: tuple[str, ...]) -> int | str:
-            for name in known:
-                first = next((n for o in owners if isinstance(n := getattr(o, name, None), int)), None)
-                if first == value:
-                    return name
-            return value
-
-        return replace(row, shape=tuple(named(value, known) for value, known in zip(measured, names)))
-
-    def ffn(self, outs: list[Call]) -> tuple[Call, Call]:
-        """The module that gives the FFN's output, and the one that reads its input."""
-        gives = reached(self.layer.gives, [p.gives for p in self.weighted])
-        attended = [a.gives for a in self.attending]
-        branches: dict[int, Call] = {}
-        for product, hit in zip(self.weighted, gives):
-            if hit and not any(any(reached(edge, attended)) for edge in product.reads):
-                for call in self.calls:  # outermost first
-                    if call.holds(product.time) and self.is_branch(call):
-                        branches[id(call)] = call
-                        break
-        by_size = sorted(branches.values(), key=lambda c: -sum(p.numel() for p in c.module.parameters()))
-        why = "nothing but its attention adds to its stream: it has no FFN"
-        for call in by_size:
-            entry = self.entry(call)
-            if entry is None:
-                why = f"no module reads the input of its FFN {self.local(call.path)!r}"
-            elif not self.keeps_tokens_apart(entry, call):
-                why = f"its other branch {self.local(call.path)!r} mixes tokens: it has no FFN"
-            else:
-                return call, entry
-        raise NotFound(why)
-
-    def is_branch(self, call: Call) -> bool:
-        """Whether a module's output is added to the stream, and holds neither the stream itself nor an attention."""
-        once = sum(other.module is call.module for other in self.calls) == 1
-        apart = not any(call.holds(a.time) for a in self.attending) and once
-        return apart and not reached(call.gives, [self.layer.reads])[0] and reached(self.layer.gives, [call.gives])[0]
-
-    def entry(self, ffn: Call) -> Call | None:
-        """The first module on the way to an FFN's output that reads what the layer's input reaches."""
-        edges, before = [ffn.reads], ffn.start
-        if not is_linear(ffn.module) and reached(ffn.reads, [self.layer.reads])[0]:
-            return ffn
-        while edges:
-            if any(reached(edge, [self.layer.reads])[0] for edge in edges):
-                readers = [c for c in self.calls if c.start <= before and c.reads in edges and is_linear(c.module)]
-                return readers[0] if readers else None
-            known = [p for p in self.weighted if p.time < before]
-            hits = [p for p in known if any(reached(edge, [p.gives])[0] for edge in edges)]
-            if not hits:
-                return None
-            edges, before = hits[0].reads, hits[0].time
-        return None
-
-    def same(self, call: Call) -> Call:
-        """The same call in the forward in which nothing was cut."""
-        index = [c for c in self.cut.calls if c.path == call.path].index(call)
-        return [c for c in self.whole.calls if c.path == call.path][index]
-
-    def keeps_tokens_apart(self, entry: Call, ffn: Call) -> bool:
-        target, source = self.same(ffn).gives, self.same(entry).reads
-        g = one_token(target, source, last=True)
-        return g is None or not g.flatten(0, -2)[:-1].any()
-
-    def is_causal(self) -> bool:
-        call = self.same(self.layer)
-        if call.x is None or call.x.dim() != 3 or self.cut.base.main_input_name == "pixel_values":
-            return False
-        g = one_token(call.gives, call.reads, last=False)
-        return g is not None and not g[:, call.x.shape[1] // 2 :].any()
-
-    def norm_over(self, branch: Call) -> Call | None:
-        """The norm over a branch's output and the stream, if the stream goes on from there."""
-        for call in self.calls:
-            if call.start > branch.start and is_norm(call.module, self.width):
-                over = all(reached(call.reads, [branch.gives, self.layer.reads]))
-                if over and reached(self.layer.gives, [call.gives])[0]:
-                    return call
-        return None
-
-    def residual(self, entry: Call) -> str | None:
-        """The module that reads the stream where the FFN branches off: its norm, or the FFN itself."""
-        for call in reversed(self.calls):
-            before = call is entry or (call.end <= entry.start and reached(entry.reads, [call.gives])[0])
-            stream = (
-                before and reached(self.layer.gives, [call.reads])[0] and reached(call.reads, [self.layer.reads])[0]
-            )
-            if (stream and not list(call.module.children())) or (stream and call is entry):
-                return self.local(call.path)
-        return None
-
-    def norms(self) -> tuple[str, ...]:
-        """Every norm of the layer, those of queries and keys apart."""
-        parts = [edge for a in self.attending for edge in (a.query, a.key, a.value)]
-        found = [c for c in self.calls if is_norm(c.module, self.width)]
-        found = [c for c in found if not any(reached(edge, [c.gives])[0] for edge in parts)]
-        return tuple(dict.fromkeys(self.local(c.path) for c in found))
-
-    def positions(self) -> tuple[str, ...]:
-        """Modules with parameters that read tensors of no row of the batch, such as relative positions."""
-        rows = len(self.cut.masks[0]) if self.cut.masks else 1
-        found = [c for c in self.calls if c.x is not None and len(c.x) == 1 < rows and list(c.module.parameters(False))]
-        return tuple(dict.fromkeys(self.local(c.path) for c in found))
-
-
-def one_token(target: GradientEdge | None, source: GradientEdge | None, last: bool) -> Tensor | None:
-    """The gradient of one token's output, the last or one in the middle, in the input."""
-    if target is None or source is None:
-        return None
-    made = target.node._input_metadata[target.output_nr]  # type: ignore[attr-defined]
-    weight = torch.zeros(tuple(made.shape), dtype=made.dtype, device=made.device)
-    if last:
-        weight.view(-1, weight.shape[-1])[-1].normal_()
-    else:
-        weight[:, weight.shape[1] // 2 - 1].normal_()
-    return torch.autograd.grad([target], [source], [weight], retain_graph=True, allow_unused=True)[0]
-
-
-def is_norm(module: nn.Module, width: int) -> bool:
-    """Whether a module is blind to the scale of what it reads and has one weight a feature."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, nn.Parameter) or weight.shape != (width,) or list(module.children()):
-        return False
-    x = torch.linspace(-2, 3, 3 * width).sin().to(weight).view(1, 3, width)
-    with torch.no_grad():
-        try:
-            y, scaled = module(x), module(x * 7)
-        except (RuntimeError, TypeError, ValueError):
-            return False
-    near = 1e-2 if weight.dtype.itemsize > 2 else 0.2
-    return y.shape == x.shape and torch.allclose(y, scaled, atol=near) and not torch.allclose(x * 7, scaled, atol=near)
 
 
 def with_keywords(

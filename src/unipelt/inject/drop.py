@@ -23,11 +23,11 @@ def dropped(model: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
     """
     tuned = attached_state(model)
     stacks = find_stacks(model, tuned.parts[0].options["sites"], tuned.runs)
-    depth = max(len(stack.layers) for stack in stacks)
+    depth = max(stack.layers[-1].index + 1 for stack in stacks)
     if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= depth:
         raise SpecError(f"layers={layers!r}: expected a whole number from 0 to {depth}, the layers of the base")
     refuse_compiled(model)
-    low = tuple(layer.path + "." for stack in stacks for layer in stack.layers[:layers])
+    low = tuple(layer.path + "." for stack in stacks for layer in stack.layers if layer.index < layers)
     before = tuned.without
 
     def leave_out(paths: tuple[str, ...]) -> None:

@@ -31,11 +31,7 @@ class Layer:
         return self.module.get_submodule(path)
 
     def has(self, path: str) -> bool:
-        try:
-            self.get(path)
-        except AttributeError:
-            return False
-        return True
+        return _submodule(self.module, path) is not None
 
 
 @dataclass
@@ -95,14 +91,20 @@ def find_stacks(model: PreTrainedModel, sites: tuple[Stack, ...] | None, runs: i
 
 
 def _layers(base: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
-    places = [("", base)]
-    for part in [*pattern.split("."), "*"]:
-        places = [
-            (_join(path, name), child)
-            for path, module in places
-            for name, child in (module.named_children() if part == "*" else [(part, module.get_submodule(part))])
-        ]
-    return places
+    """Path and module of each layer of a list; behind a *, children that lack the rest of the path are passed over."""
+    first, *rest = f"{pattern}.*".lstrip(".").split(".*")
+    found = [(first, base.get_submodule(first))]
+    for part in rest:
+        children = [(_join(path, name), child) for path, module in found for name, child in module.named_children()]
+        found = [(_join(path, part[1:]), inner) for path, child in children if (inner := _submodule(child, part[1:]))]
+    return found
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _paths(row: Stack) -> Iterator[str]:

@@ -158,9 +158,9 @@ class Trace:
         if not all(t.requires_grad for t in (*tensors, output)):
             return
         query, key, value = tensors
+        q, k, v, y = (get_gradient_edge(t) for t in (*tensors, output))
         shape = (query.shape[1], key.shape[1], key.shape[-1], value.shape[-1]) if query.dim() == 4 else None
-        edges = [get_gradient_edge(t) for t in (*tensors, output)]
-        self.attending.append(Attending(path, self.tick(), *edges, dispatched, shape))
+        self.attending.append(Attending(path, self.tick(), q, k, v, y, dispatched, shape))
 
 
 class _Products(TorchFunctionMode):
@@ -198,6 +198,25 @@ class _Products(TorchFunctionMode):
         return output
 
 
+def example_inputs(base: PreTrainedModel) -> dict[str, Tensor]:
+    """Two rows of eight tokens, or two small images."""
+    config, device = base.config, next(base.parameters()).device
+    generator = torch.Generator().manual_seed(1)
+    if base.main_input_name == "pixel_values":
+        vision = getattr(config, "vision_config", config)
+        size = getattr(vision, "image_size", 32)
+        size = size if isinstance(size, list | tuple) else (size, size)
+        shape = (2, getattr(vision, "num_channels", 3) or 3, *size)
+        dtype = next(p.dtype for p in base.parameters() if p.is_floating_point())
+        return {"pixel_values": torch.randn(shape, generator=generator).to(device, dtype)}
+    words = getattr(config.get_text_config(), "vocab_size", 100) or 100
+    ids = torch.randint(min(5, words - 1), min(words, 100), (2, 8), generator=generator).to(device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if config.is_encoder_decoder:
+        inputs |= {"decoder_input_ids": ids[:, :6].flip(0), "decoder_attention_mask": torch.ones_like(ids[:, :6])}
+    return inputs
+
+
 def flat(values: Any) -> Iterator[Any]:
     for value in values:
         if isinstance(value, tuple | list):
@@ -223,17 +242,20 @@ def output_tensor(output: Any) -> Tensor | None:
 
 @contextmanager
 def prepared(base: PreTrainedModel) -> Iterator[None]:
-    """In evaluation, with frozen parameters, and with experts computed by plain products; afterwards as it was."""
+    """In evaluation, frozen, without a cache, and with experts computed by plain products; afterwards as it was."""
     training = {module: module.training for module in base.modules()}
     frozen = [(p, p.requires_grad) for p in base.parameters()]
     configs = [c for c in configs_of(base) if getattr(c, "_experts_implementation", None) not in (None, "eager")]
     experts = [(c, c._experts_implementation_internal) for c in configs]
+    cached = [c for c in configs_of(base) if getattr(c, "use_cache", False) is True]
     try:
         base.eval()
         for p, _ in frozen:
             p.requires_grad_(False)
         for config, _ in experts:
             config._experts_implementation_internal = "eager"
+        for config in cached:
+            config.use_cache = False
         yield
     finally:
         for module, mode in training.items():
@@ -242,6 +264,8 @@ def prepared(base: PreTrainedModel) -> Iterator[None]:
             p.requires_grad_(needed)
         for config, before in experts:
             config._experts_implementation_internal = before
+        for config in cached:
+            config.use_cache = True
 
 
 @contextmanager
