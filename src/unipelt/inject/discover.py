@@ -142,8 +142,9 @@ def stack_row(base: nn.Module, cut: Trace, layers: str, members: list[tuple[dict
         if unlike:
             raise NotFound(f"its layers {call.path} and {other.path} differ in {', '.join(unlike)}")
     norms = tuple(dict.fromkeys(norm for row in (first, *(row for row, _ in members)) for norm in row["norms"]))
-    owners = [c for c in cut.calls if c.has_mask and c.holds(call.start) and f"{call.path}.".startswith(f"{c.path}.")]
-    owner = max((c.path for c in owners if not c.path.rsplit(".", 1)[-1].isdigit()), key=len, default="")
+    outer = [c for c in cut.calls if c.holds(call.start) and call.path.startswith(f"{c.path}." if c.path else "")]
+    owners = [c for c in outer if c.has_mask and not any(c.x is x for x in (*c.args, c.kwargs.get("hidden_states", 0)))]
+    owner = max((c.path for c in owners), key=len, default="")
     name = "decoder" if first["causal"] or first["cross"] else "encoder"
     return Stack(name=name, module=owner, layers=layers, **first | {"norms": norms})
 
@@ -215,7 +216,7 @@ def with_keywords(
         enters = {kind: bool(every) and all(id(m) in arrived for m in every) for kind, every in own.items()}
         cross = row.cross and replace(row.cross, prefix=row.cross.prefix and enters["cross"])
         attention = replace(row.attention, prefix=row.attention.prefix and enters["attention"])
-        found.append(replace(row, attention=attention, cross=cross, keywords=keywords))
+        found.append(replace(row, attention=attention, cross=cross, keywords=keywords or not attention.prefix))
     return tuple(found)
 
 

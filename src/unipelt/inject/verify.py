@@ -236,6 +236,8 @@ class LayerTest:
                 yield f"{attention.out!r} moves nothing"
             if attention.out not in value and self.moved(self.run(after={**value, **out}).gives[""], blank):
                 yield f"the {kind}value has another way to the layer's output than {attention.out!r}"
+            if kind == "" and attention.norm is None:
+                yield from self.unnamed_norm(attention)
             if attention.norm and plain.gives[attention.out].numel() == plain.reads[attention.norm].numel():
                 rest = plain.reads[attention.norm] - plain.gives[attention.out].view_as(plain.reads[attention.norm])
                 if not any(_proportional(rest, plain.reads[path]) for path in ("", attention.module)):
@@ -248,6 +250,19 @@ class LayerTest:
                 yield f"{row.module!r} is not given the attention mask"
         yield from self.ffn_place()
         yield from self.norm_places(width)
+
+    def unnamed_norm(self, attention: Attention) -> Iterator[str]:
+        """A norm over the stream and the attention's output, from which the stream goes on."""
+        given, x = self.plain.gives[attention.out], self.plain.reads[""]
+        blank = dict.fromkeys((self.row.ffn_output, *(a.out for _, a in self.blocks[1:])), _zero)
+        for path in self.row.norms:
+            reads = self.plain.reads.get(path)
+            if reads is None or not reads.shape == given.shape == x.shape:
+                continue
+            if self.moved(reads, given) and _proportional(reads - given, x):
+                shaken = self.run(after={**blank, path: _shaken}).gives[""]
+                if self.moved(shaken, self.run(after=blank).gives[""]):
+                    yield f"{path!r} normalises the stream and the attention's output, and the row does not say so"
 
     def ffn_place(self) -> Iterator[str]:
         row, plain = self.row, self.plain
