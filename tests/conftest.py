@@ -2,12 +2,34 @@
 
 import logging
 import os
+from collections.abc import Sequence
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of compilers beside pytest-xdist's workers
 
+import pytest
 import torch
 
 torch.set_num_threads(1)  # pytest-xdist's workers would fight over the cores
 logging.getLogger(
     "torch.__trace"
 ).propagate = False  # a record for each step of a compilation, which pytest would format
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="the first case of each test, and no slow test")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        kept = first_cases(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def first_cases(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """The first case of each test function that is neither slow nor compiled."""
+    quick = [item for item in items if not any(item.get_closest_marker(name) for name in ("slow", "inductor"))]
+    firsts: dict[str, pytest.Item] = {}
+    for item in quick:
+        firsts.setdefault(item.nodeid.partition("[")[0], item)
+    return list(firsts.values())
