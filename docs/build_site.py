@@ -1,7 +1,7 @@
 """Builds the documentation site: `make docs`. Raises where a link is broken or mkdocs warns.
 
-The site's sources keep the repository's layout, so links between README, docs and examples hold in both places. Two pages are
-made here: the help of every command, and the Python interface from the docstrings.
+The site's sources keep the repository's layout, so links between README, docs and examples hold in both places. Three pages are
+made here: the help of every command, the Python interface from the docstrings, and every message.
 """
 
 import os
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import messages
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "build" / "pages"
@@ -31,6 +33,7 @@ def main() -> None:
             shutil.copy(source, copy)
     (PAGES / "docs" / "commands.md").write_text(commands(), encoding="utf-8")
     (PAGES / "docs" / "interface.md").write_text(interface(), encoding="utf-8")
+    (PAGES / "docs" / "messages.md").write_text(messages.page(), encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "NO_MKDOCS_2_WARNING": "1"}
     subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"], check=True, cwd=ROOT, env=environment

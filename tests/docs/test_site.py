@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 import build_site
 import first_commands
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
