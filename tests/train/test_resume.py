@@ -120,14 +120,14 @@ def test_a_damaged_state_is_named(damage: str, tmp_path: Path):
         finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
     data = (tmp_path / STATE).read_bytes()
     (tmp_path / STATE).write_bytes({"truncated": data[:-9], "empty": b"", "text": b"not a state"}[damage])
-    with pytest.raises(CheckpointError, match=rf"{STATE}: damaged .* remove .* to start anew"):
+    with pytest.raises(CheckpointError, match=rf"{STATE}: damaged .* remove .* to start again"):
         finish(tmp_path, "lora", 1)
 
 
 def test_a_state_of_another_method_is_refused(tmp_path: Path):
     with pytest.raises(Stopped):
         finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
-    with pytest.raises(CheckpointError, match="another base or method; remove it to start anew"):
+    with pytest.raises(CheckpointError, match="another base or method; remove it to start again"):
         finish(tmp_path, "bitfit", 1)
 
 

@@ -320,7 +320,7 @@ class Fleet:
         expected = (len(facts["runs"]), self.matrix.values.shape[1])
         if any(name not in tensors or tensors[name].shape != expected for name in self._tensors()):
             raise CheckpointError(
-                f"{self.folder}: its training's state is of another base or method; remove it to start anew"
+                f"{self.folder}: its training's state is of another base or method; remove it to start again"
             )
         values, self.best, self.optimizer.first, self.optimizer.second = (
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()

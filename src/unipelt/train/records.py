@@ -212,7 +212,7 @@ def read_record(folder: Path, config: RunConfig | None = None) -> RunRecord | No
     try:
         record = as_record(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start anew") from None
+        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start again") from None
     if config is not None:
         ours = json.loads(json.dumps(asdict(config)))
         if other := other_option(record.config, ours):
@@ -297,7 +297,7 @@ def last_state(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads(tensors_header(path)["__metadata__"]["facts"]) if path.exists() else None
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start anew") from None
+        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start again") from None
 
 
 def tensors_header(path: Path) -> dict[str, Any]:

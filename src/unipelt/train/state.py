@@ -47,7 +47,7 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             facts = json.loads(file.metadata()["facts"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start anew") from None
+        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start again") from None
     torch.set_rng_state(tensors.pop("random.cpu"))
     cuda = tensors.pop("random.cuda", None)
     if cuda is not None and torch.cuda.is_available():
