@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from cli.conftest import same_result
-from unipelt.train.state import STATE
+from unipelt.train.progress import STATE
 
 KILLS = 8
 EPOCHS = 40

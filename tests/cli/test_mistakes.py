@@ -425,3 +425,50 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_training(
 def fill(folder: Path) -> None:
     space = os.statvfs(folder)
     (folder / "filling").write_bytes(b"0" * (space.f_bavail * space.f_frsize))
+
+
+def changed_base(base: str, part: str, folder: Path) -> None:
+    """Other weights, or another vocabulary, under the same name."""
+    if part == "weights":
+        tensors = load_file(folder / "model.safetensors")
+        name = next(name for name in tensors if name.endswith("query.weight"))
+        tensors[name][-1, -1] += 1.0
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    else:
+        path = folder / "tokenizer.json"
+        path.write_text(path.read_text().replace('"good"', '"goof"'))
+
+
+@pytest.mark.parametrize("part", ["weights", "tokenizer"])
+def test_a_base_that_is_replaced_between_stop_and_resume_is_refused(
+    part: str, run, train_words, tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    words = train_words(tmp_path / "run", "lora", "--model", base)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unipelt.train.train_run.save_checkpoint", stopped)
+        assert run(*words).code == 130
+    changed_base(tiny_base, part, base)
+    said = {"weights": "its weights are not those", "tokenizer": "its tokenizer is not the one"}[part]
+    assert f"--model {base}: {said} that the training began with; put back what was there" in run(*words).line
+    shutil.rmtree(base)
+    shutil.copytree(tiny_base, base)
+    assert run(*words).code == 0
+
+
+def test_more_epochs_train_a_finished_run_again(run, finished, train_words, tmp_path: Path):
+    """The result is that of a run of so many epochs; the checkpoint stays until then; fewer epochs are refused."""
+    out = tmp_path / "run"
+    assert run(*train_words(out, "lora")).code == 0
+    said = run(*train_words(out, "lora", "--epochs", "6"))
+    assert said.code == 0 and "--epochs 6 instead of 4: trains again from the first step" in said.err
+    assert "its checkpoint stays until the new one is written" in said.err
+    assert run(*train_words(tmp_path / "six", "lora", "--epochs", "6")).code == 0
+    same_result(out, tmp_path / "six")
+    assert "already finished" in run(*train_words(out, "lora", "--epochs", "6")).err
+    line = run(*train_words(out, "lora", "--epochs", "5")).line
+    assert f"--out {out}: holds a run of 6 epochs; got --epochs 5, expected more" in line

@@ -44,7 +44,7 @@ def test_what_epochs_take():
 
 
 def test_minutes_choose_the_epochs_and_the_same_command_goes_on(ask, run, tmp_path: Path, monkeypatch):
-    """Whatever minutes it is given later, or none: a run's epochs are those of the others."""
+    """The same budget again keeps the epochs, whatever fits now."""
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(budget, "time_method", lambda *given: WORK)
@@ -59,11 +59,31 @@ def test_minutes_choose_the_epochs_and_the_same_command_goes_on(ask, run, tmp_pa
         two = run(*ask(tmp_path / "two", "--seeds", 3, "--minutes", 200)).err
         assert f"--epochs {epochs} instead of 50, so that two seeds of every method fit" in two
         assert "so that one seed of every method fits" in run(*ask(tmp_path / "one", "--minutes", 100)).err
-    for more in ((), ("--minutes", 5000)):
-        again = run(*ask(out, "--seeds", 2, *more))
-        assert again.code == 0 and f"--epochs {epochs}: as {out} was begun with" in again.err
+    again = run(*ask(out, "--seeds", 2, "--minutes", 100))
+    assert again.code == 0 and f"--epochs {epochs}: as {out} was begun with" in again.err
     rows = Store.read(out).runs()
     assert len(rows) == 4 and {row["recipe"]["epochs"] for row in rows} == {epochs}
+
+
+@pytest.mark.parametrize(("minutes", "longest"), [((), 50), (("--minutes", 110), 0), (("--minutes", 500), 1)])
+def test_more_minutes_train_longer_where_it_is_worth_it(
+    minutes: tuple, longest: int, ask, run, tmp_path: Path, monkeypatch
+):
+    """None: the recipe's own epochs. A little more: the runs that are there stay."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(budget, "time_method", lambda *given: WORK)
+    assert run(*ask(out, "--seeds", 1, "--minutes", 100)).code == 0
+    held = Store.read(out).facts["recipe"]["epochs"]
+    again = run(*ask(out, "--seeds", 1, *minutes))
+    rows, epochs = Store.read(out).runs(), longest or held
+    if longest == 1:
+        epochs = epochs_within([WORK, WORK], 500 * 56.4)
+    assert again.code == 0 and {row["recipe"]["epochs"] for row in rows} == {epochs}
+    if longest:
+        assert f"--epochs {epochs} instead of {held}, as there is more time" in again.err
+        assert "2 finished runs are trained again" in again.err
+    else:
+        assert f"--epochs {held}: as {out} was begun with" in again.err
 
 
 def test_a_trial_tells_what_a_method_takes(ask, run, tmp_path: Path, monkeypatch):

@@ -6,6 +6,9 @@ import io
 import json
 import os
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,13 @@ from cli.conftest import SMALL, replaced, write_reviews
 from rich.console import Console
 
 from unipelt.cli.tables import verdict_table
+from unipelt.errors import CheckpointError
 from unipelt.report.recommendation import verdict
 from unipelt.report.study import read
 from unipelt.study import compare, engine
 from unipelt.study.store import Store
-from unipelt.train.records import RunKey, RunRecord
+from unipelt.train.recipes import Recipe
+from unipelt.train.records import RunConfig, RunKey, RunRecord, read_record
 from unipelt.train.runs import FinishedRun
 
 
@@ -96,41 +101,115 @@ def test_the_minutes_are_kept_and_more_go_on(ask, run, reviews: Path, tmp_path: 
     assert next((tmp_path / "out" / "fleets").glob("*/training.safetensors")), "what was begun is kept"
 
 
-def test_two_processes_keep_the_best_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What ends here is not kept where the other process has ended a better one since this one began."""
-    kept: list[float] = []
-    monkeypatch.setattr(compare, "save_checkpoint", lambda run, folder: kept.append(run.record.validation))
-    monkeypatch.setattr(compare, "write_record", lambda folder, record: None)
-    keys = [RunKey(task="docstrings", k="all", method="head", seed=seed, lr=1e-3) for seed in range(5)]
-    results = [
-        RunRecord(status="finished", metric="accuracy", validation=validation)
-        for validation in (0.5, 0.4, 0.9, 0.8, 0.95)
-    ]
-    stores = [Store.create(tmp_path, {}) for _ in range(2)]
-    stores[0].plan(keys)
-    one, other = (compare.CheckpointSaver(store) for store in stores)
-    for keeper, store, place in ((one, stores[0], 0), (one, stores[0], 1), (other, stores[1], 2), (one, stores[0], 3)):
-        keeper(FinishedRun(keys[place], results[place], {}, place, None))
-        store.finish({keys[place]: results[place]})
-    one(FinishedRun(keys[4], results[4], {}, 4, None))
-    assert kept == [0.5, 0.9, 0.95]
+def finished_run(folder: Path, seed: int, validation: float) -> FinishedRun:
+    key = RunKey(task="docstrings", k="all", method="head", seed=seed, lr=1e-3)
+    config = asdict(RunConfig(task="docstrings", method="head", seed=seed))
+    record = RunRecord(
+        config=config, status="finished", metric="accuracy", validation=validation, recipe=asdict(Recipe()),
+        validation_metrics={"epoch": 1, "accuracy": validation},
+    )  # fmt: skip
+    return FinishedRun(key, record, {}, seed, None)
+
+
+def test_many_savers_keep_the_best_seed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever comes first: the checkpoint is that of the record, and of the best."""
+
+    def save(run: FinishedRun, folder: Path) -> None:
+        for name in ("one", "two"):
+            (folder / name).write_text(str(run.record.validation))
+            time.sleep(0.01)
+
+    monkeypatch.setattr(compare, "save_checkpoint", save)
+    values = [0.5, 0.4, 0.9, 0.8, 0.95, 0.1, 0.7, 0.6]
+    savers = [compare.CheckpointSaver(tmp_path) for _ in values]
+    with ThreadPoolExecutor(len(values)) as pool:
+        list(
+            pool.map(lambda saver, seed: saver(finished_run(tmp_path, seed, values[seed])), savers, range(len(values)))
+        )
+    folder = savers[0].folder_of("head", 1e-3)
+    held = read_record(folder)
+    assert held is not None and held.validation == max(values) and folder.name == "head-0.001"
+    assert {(folder / name).read_text() for name in ("one", "two")} == {str(max(values))}
+
+
+def test_a_rerun_changes_only_what_it_wrote(ask, run, reviews: Path, unlabelled: Path, tmp_path: Path):
+    """Files of others stay, in the winner and in the report, and are named; what was edited is not overwritten."""
+    out = tmp_path / "out"
+    words = ask(reviews, out, "--methods", "head", "--rates", 1)
+    assert run(*words).code == 0
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (out / "winner").iterdir()}
+    assert run(*words).code == 0
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in (out / "winner").iterdir()} == before, "the same"
+    notes = {
+        "winner/notes.txt": "mine",
+        "winner/export/model.txt": "mine",
+        "report/notes.txt": "mine",
+        "winner/README.md": "mine",
+    }
+    for name, text in notes.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(text)
+    said = run(*ask(reviews, out, "--methods", "head", "--rates", 1, "--seeds", 3))
+    assert said.code == 0 and all((out / name).read_text() == text for name, text in notes.items())
+    assert f"{out / 'winner'} also holds export, notes.txt, which stays" in said.out.replace("\n", " ")
+    assert f"{out / 'winner' / 'README.md'}: was changed by hand and stays so" in said.out.replace("\n", " ")
+    more = ask(reviews, out, "--methods", "head", "full", "--rates", 1, "--seeds", 3)
+    store = Store.read(out)
+    assert run(*more).code == 0
+    take = verdict(store.runs()).take
+    saver = compare.CheckpointSaver(out)
+    other = "full" if take == "head" else "head"
+    rate = next(row["lr"] for row in store.runs() if row["method"] == other)
+    saver.copy(other, rate, out / "winner")  # as if it had won
+    left = {path.name for path in (out / "winner").iterdir()}
+    assert ("model.safetensors" in left) == (other == "full") != ("unipelt.safetensors" in left), (
+        "no file of two models"
+    )
+    assert all((out / name).read_text() == text for name, text in notes.items())
+    weights = next((out / "winner").glob("*.safetensors"))
+    weights.write_bytes(b"mine")
+    with pytest.raises(
+        CheckpointError, match=rf"{weights.name}: would be replaced, but is not as this command wrote it"
+    ):
+        saver.copy(other, rate, out / "winner")
+    assert weights.read_bytes() == b"mine"
 
 
 def test_a_winner_that_cannot_be_copied_leaves_the_one_before(ask, run, reviews: Path, tmp_path: Path, monkeypatch):
+    """A full disk, and a kill between two files: the same command repairs it."""
     words = ask(reviews, tmp_path / "out", "--methods", "head", "--rates", 1)
     assert run(*words).code == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "winner").iterdir()}
+    winner = tmp_path / "out" / "winner"
+    before = {path.name: path.read_bytes() for path in winner.iterdir()}
+    (source,) = (path for path in (tmp_path / "out" / "runs").iterdir() if path.is_dir())
+    record = json.loads((source / "run.json").read_text())
+    (source / "run.json").write_text(json.dumps(record | {"seconds": 1.0}))
+    (source / "README.md").write_text("another card")
 
     def full(source, target, **how):
-        Path(target).mkdir()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(compare.shutil, "copytree", full)
+        patch.setattr(compare.shutil, "copyfile", full)
         assert "winner: cannot copy the checkpoint (No space left on device)" in run(*words).line
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "winner").iterdir()} == before
-    assert [path.name for path in (tmp_path / "out").glob("*winner*")] == ["winner"]
+    assert {path.name: path.read_bytes() for path in winner.iterdir()} == before
+    replace_, calls = os.replace, []
+
+    def killed(a, b):
+        calls.append(b)
+        if str(b).endswith("winner/run.json"):
+            raise KeyboardInterrupt
+        replace_(a, b)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare.os, "replace", killed)
+        assert run(*words).code == 130
     assert run(*words).code == 0
+    assert {path.name: path.read_bytes() for path in winner.iterdir()} == {
+        path.name: path.read_bytes() for path in source.iterdir()
+    }
+    assert [path.name for path in (tmp_path / "out").glob("*winner*")] == ["winner"]
+    assert not list((tmp_path / "out").glob(".winner*"))
 
 
 def test_groups_stay_whole(ask, run, tmp_path: Path):

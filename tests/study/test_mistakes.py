@@ -1,12 +1,14 @@
 """Mistakes in a study's words or plan: one line, before anything is trained; a full disk loses nothing."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli.conftest import SMALL, replaced
+from safetensors.torch import load_file, save_file
 
 from study.conftest import results
 from unipelt.errors import CheckpointError, UserError
@@ -245,3 +247,15 @@ def test_a_full_disk_loses_nothing_and_fails_no_run(
     assert all(row in results(undisturbed) for row in stored)
     assert run(*words(tmp_path / "out")).code == 0
     assert results(tmp_path / "out") == results(undisturbed)
+
+
+def test_a_study_has_one_base(words, run, tiny_base: str, tmp_path: Path):
+    """Its weights replaced between two commands are refused before anything is trained on them."""
+    base, out = Path(shutil.copytree(tiny_base, tmp_path / "base")), tmp_path / "out"
+    given = ("--model", base, "--k", 16, "--methods", "head", "--lr", 1e-2, "--epochs", 1)
+    assert run(*replaced(words(out), (*given, "--seeds", 1))).code == 0
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: value + 1e-3 for name, value in tensors.items()}, base / "model.safetensors", {"format": "pt"})
+    line = run(*replaced(words(out), (*given, "--seeds", 2))).line
+    assert f"--model {base}: its weights are not those that the training began with" in line
+    assert len(Store.read(out).pending()) == 1

@@ -159,10 +159,62 @@ def test_many_writers_do_not_clash(tmp_path: Path):
     def write(number: int) -> None:
         store = Store.create(tmp_path / "new", {"model": "m"})
         store.plan(KEYS)
-        store.assign(lambda free: {f"fleet {number}": free} if free else {})
+        store.assign(lambda free: {f"fleet{number}": free} if free else {})
         store.finish({KEYS[number]: RESULT})
 
     with ThreadPoolExecutor(len(KEYS)) as pool:
         list(pool.map(write, range(len(KEYS))))
     store = Store.read(tmp_path / "new")
     assert not store.pending() and len(store.fleets()) == 1
+
+
+@pytest.mark.parametrize("name", ["../../out", "/tmp/out", "a/b", "..", ".", "", ".hidden", "a\nb", "-rf"])
+def test_a_fleet_names_no_path_outside_the_study(name: str, tmp_path: Path):
+    store = Store.create(tmp_path, {})
+    store.plan(KEYS)
+    store.assign(lambda free: {name: free})
+    with pytest.raises(StoreError, match="is no name of a fleet"):
+        store.fleets()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("curve", "5"), ("predictions", '"x"'), ("gates", '{"a": 1}'), ("recipe", "[]"), ("labels", "{"), ("rows", "1"), ("identity", '{"base": 1}'), ("parameters", '{"head": "x"}')],
+)  # fmt: skip
+def test_a_wrong_value_in_a_store_is_one_line(column: str, value: str, tmp_path: Path):
+    store = Store.create(tmp_path, {})
+    store.plan(KEYS)
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        connection.execute(f"UPDATE runs SET {column} = ? WHERE place = 0", (value,))
+    with pytest.raises(StoreError, match="damaged one"):
+        store.runs()
+
+
+def test_more_epochs_plan_every_run_again(tmp_path: Path):
+    def record(epochs: int) -> RunRecord:
+        return replace(RESULT, recipe={"epochs": epochs})
+
+    store = Store.create(tmp_path, {"model": "m", "recipe": {"epochs": 3}})
+    store.plan(KEYS[:2])
+    store.finish({KEYS[0]: record(3)})
+    longer = Store.create(tmp_path, {"model": "m", "recipe": {"epochs": 5}})
+    assert longer.plan(KEYS) == 1 and longer.pending() == KEYS and longer.facts["recipe"] == {"epochs": 5}
+    with pytest.raises(StoreError, match="epochs=5 and not 3"):
+        store.finish({KEYS[1]: record(3)})  # by a command that was at work meanwhile
+    longer.finish({KEYS[0]: record(5)})
+    assert longer.plan(KEYS) == 0 and longer.pending() == KEYS[1:]
+    shorter = Store.create(tmp_path, {"model": "m", "recipe": {"epochs": 4}})
+    with pytest.raises(StoreError, match="holds runs of 5 epochs; got --epochs 4, expected as many or more"):
+        shorter.plan(KEYS)
+    with pytest.raises(StoreError, match="epochs=5 and not its default"):
+        Store.create(tmp_path, {"model": "m"})
+
+
+def test_runs_of_one_study_have_one_base(tmp_path: Path):
+    store = Store.create(tmp_path, {})
+    store.plan(KEYS)
+    assert store.identity() is None
+    store.finish({KEYS[0]: replace(RESULT, identity={"base": "a", "tokenizer": "b"})})
+    assert store.identity() == {"base": "a", "tokenizer": "b"}
+    with pytest.raises(StoreError, match="other runs have another base or tokenizer"):
+        store.finish({KEYS[1]: replace(RESULT, identity={"base": "x", "tokenizer": "b"})})

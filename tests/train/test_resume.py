@@ -1,5 +1,6 @@
 """A training that is stopped goes on as if it had not been: bit-identical, dropout included, wherever it was stopped."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -7,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from train.fleets import fleet, plan, train
 from unipelt.errors import CheckpointError
 from unipelt.train.fleet import Fleet
+from unipelt.train.progress import STATE, last_state, tensors_header
+from unipelt.train.records import RunRecord
 from unipelt.train.runs import FinishedRun
-from unipelt.train.state import STATE
+from unipelt.train.state import clear_state
 
 EVALUATED = 6  # the step of the first run's first evaluation: two epochs of three batches
 
@@ -114,20 +118,84 @@ def test_time_adds_up_over_the_stops(tmp_path: Path):
     assert 0 < before.seconds < (finish(tmp_path, "lora", 1)[0].record.seconds or 0)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
-def test_a_damaged_state_is_named(damage: str, tmp_path: Path):
+def with_loop(path: Path, **changes) -> None:
+    """The same tensors beside other facts."""
+    tensors, facts = load_file(path), json.loads(tensors_header(path)["__metadata__"]["facts"])
+    text = json.dumps({name: value for name, value in (facts | changes).items() if value is not ...})
+    save_file(tensors, path, metadata={"facts": text})
+
+
+def test_a_damaged_state_is_named(tmp_path: Path):
+    """Whatever is wrong with it: bytes, tensors, or the type of anything in it."""
     with pytest.raises(Stopped):
         finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
-    data = (tmp_path / STATE).read_bytes()
-    (tmp_path / STATE).write_bytes({"truncated": data[:-9], "empty": b"", "text": b"not a state"}[damage])
-    with pytest.raises(CheckpointError, match=rf"{STATE}: damaged .* remove .* to start again"):
-        finish(tmp_path, "lora", 1)
+    path = tmp_path / STATE
+    data = path.read_bytes()
+    tensors = {name: value for name, value in load_file(path).items() if name != "random.cpu"}
+    facts = tensors_header(path)["__metadata__"]["facts"]
+    damages = {
+        "truncated": lambda: path.write_bytes(data[:-9]),
+        "empty": lambda: path.write_bytes(b""),
+        "text": lambda: path.write_bytes(b"not a state"),
+        "no facts": lambda: save_file(load_file(path), path),
+        "no random state": lambda: save_file(tensors, path, metadata={"facts": facts}),
+        **{
+            f"{name}={value!r}": lambda name=name, value=value: with_loop(path, **{name: value})
+            for name, value in [
+                ("runs", "0"), ("runs", []), ("runs", [7]), ("runs", [0, 0]), ("width", None), ("waiting", [-1]), ("seconds", "1"),
+                ("progress", []), ("progress", {}), ("progress", [5]), ("progress", [{"step": "1"}]), ("progress", [{"curve": [3]}]),
+                ("identity", ["x"]), ("identity", ...), ("surprise", 1),
+            ]
+        },
+    }  # fmt: skip
+    for name, damage in damages.items():
+        path.write_bytes(data)
+        damage()
+        with pytest.raises(CheckpointError, match=rf"{STATE}: damaged"):
+            finish(tmp_path, "lora", 1)
+        if name not in ("truncated", "no random state"):  # whose header is whole
+            with pytest.raises(CheckpointError, match=rf"{STATE}: damaged"):
+                last_state(tmp_path)
+
+
+def test_a_state_of_another_base_or_tokenizer_is_refused(tmp_path: Path):
+    with pytest.raises(Stopped):
+        finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
+    for name in ("base", "tokenizer"):
+        one = plans(1)[0]
+        one = replace(one, record=RunRecord(identity={name: "another"}))
+        with pytest.raises(CheckpointError, match=f"its training began with another {name}; put that back, or remove"):
+            train(fleet([one], "lora", dropout=True, folder=tmp_path))
+
+
+def test_a_state_of_fewer_epochs_is_not_resumed(tmp_path: Path):
+    with pytest.raises(Stopped):
+        finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
+    (one,) = plans(1)
+    longer = replace(one, recipe=replace(one.recipe, epochs=5))
+    torch.manual_seed(one.key.seed)
+    anew = train(fleet([longer], "lora", dropout=True))
+    assert_same(train(fleet([longer], "lora", dropout=True, folder=tmp_path)), anew)
+
+
+def test_a_link_under_a_temporary_name_is_not_followed(tmp_path: Path):
+    """Whatever stands where a state is written stays as it is outside the folder."""
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    folder.mkdir(), outside.mkdir()
+    (outside / STATE).write_text("kept")
+    for name in (f".{STATE}.new", f".{STATE}.tmp"):
+        (folder / name).symlink_to(outside)
+    (folder / STATE).symlink_to(outside / "none")
+    finish(folder, "lora", 1)
+    clear_state(folder)
+    assert (outside / STATE).read_text() == "kept" and [path.name for path in outside.iterdir()] == [STATE]
+    assert not list(folder.iterdir())
 
 
 def test_a_state_of_another_method_is_refused(tmp_path: Path):
     with pytest.raises(Stopped):
         finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
-    with pytest.raises(CheckpointError, match="another base or method; remove it to start again"):
+    with pytest.raises(CheckpointError, match=r"another base or method; remove .* to start again"):
         finish(tmp_path, "bitfit", 1)
 
 

@@ -1,6 +1,7 @@
 """What tells one base from another: its type, its parameters' names and shapes, and a few values of each of them."""
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,26 @@ def fingerprint(model: PreTrainedModel, head: list[str]) -> dict[str, str]:
         "fingerprint": hashlib.sha256(shapes.encode()).hexdigest()[:16],
         "values": " ".join(f"{value:.4g}" for _, p in named for value in _values(p)),
     }
+
+
+def weights_fingerprint(model: PreTrainedModel, head: list[str]) -> str:
+    """A hash of every byte of a base without its head, whose training must not resume on another."""
+    digest = hashlib.sha256()
+    for name, parameter in _named(model, head):
+        digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype};".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """A hash of what a tokenizer makes of any text: its vocabulary, rules and special tokens."""
+    said: dict[str, Any] = {"type": type(tokenizer).__name__, "special": tokenizer.special_tokens_map}
+    if getattr(tokenizer, "is_fast", False):
+        said |= json.loads(tokenizer.backend_tokenizer.to_str())
+        said.pop("truncation"), said.pop("padding")  # set by each call
+    else:
+        said["vocabulary"] = tokenizer.get_vocab()
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def check_base(model: PreTrainedModel, description: Description, folder: Path) -> None:

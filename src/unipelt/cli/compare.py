@@ -11,6 +11,7 @@ from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig
 
 WINNER = "winner"
+WORTH = 1.5  # times as many epochs must fit for finished runs to be trained again
 SPARE = 0.06  # share of the minutes that is kept for the last test and the report
 USUAL: dict[str, Any] = {"methods": ["head", "lora", "adapter", "unipelt-apl"], "seeds": 3, "rates": 2}
 _USUAL = {name: " ".join(value) if isinstance(value, list) else str(value) for name, value in USUAL.items()}
@@ -69,9 +70,13 @@ def compare(
         study = replace(study, recipe=study.recipe | ({"epochs": chosen} if chosen else {}))
         notes += [why] if why else []
     store = Store.create(out, {COMPARISON: plan[0].task, **study.facts})
-    store.plan(plan, identities(plan, study, cache))
+    again = store.plan(plan, identities(plan, study, cache), minutes)
+    if again:
+        notes.append(
+            f"{again} finished runs are trained again: with other epochs the learning rate's schedule is another"
+        )
     store.assign(in_rounds)
-    keeper = CheckpointSaver(store)
+    keeper = CheckpointSaver(store.path.parent)
     with StudyWatch(store) as watch:
         for note in notes:
             watch.log(note)
@@ -84,19 +89,31 @@ def compare(
 def _epochs(
     study: StudyConfig, plan: list[Any], cache: Any, device: Any, out: Path, minutes: float, deadline: float | None
 ) -> tuple[int | None, str]:
-    """The epochs where none are given, and what there is to say of them: those that this comparison was begun with, or as many
-    as fit into the minutes; none: the recipe's own."""
+    """(epochs, note) where --epochs is not given: as many as fit into the minutes; None: the recipe's own.
+
+    A comparison that exists keeps its epochs, unless it was begun with fewer minutes and many more epochs fit now.
+    """
     from unipelt.study.budget import fit_epochs
     from unipelt.study.store import FILE, Store
+    from unipelt.train.recipes import default_recipe
 
+    held, before = None, 0.0
     if (out / FILE).exists():
         store = Store.read(out)
-        held = store.facts.get("recipe", {}).get("epochs")
+        held, before = store.facts.get("recipe", {}).get("epochs"), store.minutes
         store.close()
-        return held, f"--epochs {held}: as {out} was begun with" if held else ""
-    if deadline is None:
+        if held is None or not before or 0 < minutes <= before:  # the same budget again, or none before
+            return held, f"--epochs {held}: as {out} was begun with" if held else ""
+    if deadline is None and held is None:
         return None, ""
-    return fit_epochs(plan, study, cache, device, minutes, deadline)
+    chosen, why = fit_epochs(plan, study, cache, device, minutes, deadline) if deadline is not None else (None, "")
+    if held is None:
+        return chosen, why
+    first = study.config(plan[0])
+    longest = chosen or default_recipe(first.method, 1, len(cache.splits(first).train)).epochs
+    if longest < WORTH * held:  # every run would be trained again for little
+        return held, f"--epochs {held}: as {out} was begun with"
+    return longest, f"--epochs {longest} instead of {held}, as there is more time"
 
 
 def _rows(study: Any, plan: list[Any], cache: Any) -> list[str]:
@@ -132,10 +149,10 @@ def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> No
             f"--minutes {minutes:g}: too short for one run{took}; the same command with more minutes goes on"
         )
     found, console = verdict(done), terminal()
-    keeper.put(found.take, found.chosen.lr, out / WINNER)  # everything is on disk before anything is shown
+    notes = keeper.copy(found.take, found.chosen.lr, out / WINNER)  # everything is on disk before anything is shown
     write_whole(out / "report", build(out).files)
     console.print(verdict_table(found))
-    lines = [found.why, *gate_lines(done, found)]
+    lines = [found.why, *gate_lines(done, found), *notes]
     if len(done) < len(rows):
         missing = f"{len(done)} of {len(rows)} runs are done"
         missing += f", {len(failed)} failed: {failed[0]['status'].removeprefix('failed: ')}" if failed else ""

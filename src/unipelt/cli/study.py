@@ -203,7 +203,11 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
         done = {key for key, status in store.statuses() if status in DONE}
         missing = [key for key in keys if key not in done]
         notes = _notes(missing, study, cache)
-        store.plan(keys, identities(missing, study, cache))
+        again = store.plan(keys, identities(missing, study, cache))
+        if again:
+            notes.append(
+                f"{again} finished runs are trained again: with other epochs the learning rate's schedule is another"
+            )
         width, mixed = planned_width(study, target), target.type != "cpu"
         store.assign(lambda free: in_fleets(free, width, mixed))
         with StudyWatch(store) as watch:

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from unipelt.spec import Location
-from unipelt.train.records import RunRecord, tensors_header
+from unipelt.train.progress import tensors_header
+from unipelt.train.records import RunRecord
 
 PIPED = 1000  # columns where no terminal sets a width: a table's row stays one line
 

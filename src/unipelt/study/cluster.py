@@ -100,7 +100,7 @@ class Cluster:
 
         def begin(keys: list[RunKey]) -> Any:
             todo = set(store.pending()) & set(keys)
-            return task.remote(keys, todo, study, self.device.type, store.rows(), self.gpus)
+            return task.remote(keys, todo, study, self.device.type, store.rows(), self.gpus, store.identity())
 
         working, deaths = {begin(keys): keys for keys in fleets}, Counter[RunKey]()
         while working:
@@ -129,7 +129,13 @@ class Cluster:
 
 
 def train(
-    keys: list[RunKey], todo: set[RunKey], study: StudyConfig, device: str, rows: dict[str, str], share: float
+    keys: list[RunKey],
+    todo: set[RunKey],
+    study: StudyConfig,
+    device: str,
+    rows: dict[str, str],
+    share: float,
+    identity: dict[str, str] | None = None,
 ) -> Iterator[tuple[RunKey, RunRecord]]:
     """Train a fleet in a worker and yield its results. Begun again it yields the same, for all its runs are trained anew.
 
@@ -143,7 +149,7 @@ def train(
             raise DataError(
                 f"{where}: its examples of {name} are {mine}, and the study's are {expected}; put the same files there"
             )
-    for run in train_fleet(keys, todo, study, torch.device(device), _cache(), share=share):
+    for run in train_fleet(keys, todo, study, torch.device(device), _cache(), share=share, identity=identity):
         yield run.key, run.record
 
 

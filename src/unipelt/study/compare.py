@@ -1,17 +1,26 @@
 """Several methods on one's own examples: which runs are trained together, and the checkpoint of each method's best seed."""
 
+import json
+import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
+from unipelt.checkpoint.description import CARD
+from unipelt.checkpoint.disk import write_whole
 from unipelt.errors import CheckpointError
 from unipelt.study.plan import file_name, fleet_name
-from unipelt.study.store import Store
-from unipelt.train.records import RunKey, write_record
+from unipelt.train.json_types import fits
+from unipelt.train.lock import alone_in
+from unipelt.train.records import RunKey, read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.train_run import save_checkpoint
+
+WRITTEN = "copied.json"  # in the folder `runs`: by file that was copied elsewhere, its hashes
+Written = dict[str, list[str]]
 
 
 def in_rounds(free: Iterable[RunKey]) -> dict[str, list[RunKey]]:
@@ -23,22 +32,24 @@ def in_rounds(free: Iterable[RunKey]) -> dict[str, list[RunKey]]:
 
 
 class CheckpointSaver:
-    """Saves, for each method and rate, the checkpoint of the seed with the best validation metric."""
+    """Saves, for each method and rate, the checkpoint of the seed with the best validation metric.
 
-    def __init__(self, store: Store):
-        self.store, self.folder = store, store.path.parent / "runs"
+    study: the study's folder. Several processes may save at once.
+    """
+
+    def __init__(self, study: Path):
+        self.folder = study / "runs"
 
     def __call__(self, run: FinishedRun) -> None:
-        key, mine = run.key, run.record.validation
-        others = [  # another process may have finished some meanwhile
-            row["validation"]
-            for row in self.store.runs(["method", "lr", "validation"])
-            if (row["method"], row["lr"]) == (key.method, key.lr) and row["validation"] is not None
-        ]
-        if mine is None or any(mine < other for other in others):
-            return
-        save_checkpoint(run, self.folder_of(key.method, key.lr))
-        write_record(self.folder_of(key.method, key.lr), run.record)
+        folder, mine = self.folder_of(run.key.method, run.key.lr), run.record
+        with alone_in(folder, wait=True):
+            held = None
+            with suppress(CheckpointError):  # a kill may have left files without a record
+                held = read_record(folder)
+            if held is not None and held.done and held.recipe == mine.recipe and held.validation > mine.validation:  # type: ignore[operator]
+                return
+            save_checkpoint(run, folder)
+            write_record(folder, mine)
 
     def folder_of(self, method: str, lr: float | None) -> Path:
         """Where the checkpoint of a method and rate is: `runs/lora-0.003`."""
@@ -46,18 +57,81 @@ class CheckpointSaver:
         exact = file_name(method) == method and float(f"{lr:g}") == lr
         return self.folder / (name if exact else f"{name}-{sha256(repr((method, lr)).encode()).hexdigest()[:6]}")
 
-    def put(self, method: str, lr: float, place: Path) -> None:
-        """Copy the checkpoint of a method and rate to a folder; what is there stays until the copy is complete.
+    def copy(self, method: str, lr: float, target: Path) -> list[str]:
+        """Copy the checkpoint of a method and rate to a folder. Only files that an earlier copy wrote are replaced or
+        removed; a file that already is the one to copy is not written again.
 
-        Raises CheckpointError where it cannot be copied.
+        Returns notes about files of others that stay.
+
+        Raises CheckpointError where a file cannot be copied, or where one that must be replaced was changed meanwhile.
         """
+        source, notes = self.folder_of(method, lr), []
+        with alone_in(target, wait=True):
+            for left in target.parent.glob(f".{target.name}.*"):  # of a copy that was killed
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
+            written, there = self._written(), {path.name: _hash(path) for path in target.iterdir()}
+            wanted = {
+                path.name: _hash(path) for path in sorted(source.iterdir()) if path.is_file() and path.name[0] != "."
+            }
+            new = {name for name, digest in wanted.items() if there.get(name) != digest}
+            for name in sorted(new & there.keys()):
+                if there[name] in written.get(name, ()):
+                    continue  # as an earlier copy wrote it
+                if name != CARD:
+                    raise CheckpointError(
+                        f"{target / name}: would be replaced, but is not as this command wrote it; move it away"
+                    )
+                new.discard(name)
+                notes.append(f"{target / name}: was changed by hand and stays so")
+            stale = [name for name in there.keys() - wanted.keys() if there[name] in written.get(name, ())]
+            if others := sorted(there.keys() - wanted.keys() - {*stale}):
+                notes.append(f"{target} also holds {', '.join(others[:5])}{' …' * (len(others) > 5)}, which stays")
+            try:
+                if new or stale:
+                    self._replace(source, target, new, stale, written, wanted)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{target}: cannot copy the checkpoint ({error.strerror or error}); the same command tries again"
+                ) from None
+        return notes
+
+    def _replace(
+        self, source: Path, target: Path, new: set[str], stale: list[str], written: Written, wanted: dict[str, str]
+    ) -> None:
+        """Put the new files in place. Until all are, what was written before and what is being written both count as ours."""
+        beside = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            with TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as beside:
-                new = shutil.copytree(self.folder_of(method, lr), Path(beside) / "new")
-                if place.exists():
-                    place.rename(Path(beside) / "old")
-                new.rename(place)
-        except OSError as error:
-            raise CheckpointError(
-                f"{place}: cannot copy the checkpoint ({error.strerror or error}); the same command tries again"
-            ) from None
+            for name in new:
+                shutil.copyfile(source / name, beside / name)
+            both = {
+                name: [*written.get(name, ()), *([wanted[name]] if name in new else ())] for name in {*written, *new}
+            }
+            write_whole(self.folder, {WRITTEN: json.dumps(both).encode()})
+            for name in sorted(new):
+                os.replace(beside / name, target / name)
+            for name in stale:
+                (target / name).unlink()
+            ours = {name: [digest] for name, digest in wanted.items() if name in new or digest in written.get(name, ())}
+            write_whole(self.folder, {WRITTEN: json.dumps(ours).encode()})
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def _written(self) -> Written:
+        """By name, the hashes of each file that copies wrote."""
+        try:
+            found = json.loads((self.folder / WRITTEN).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if fits(found, dict[str, list[str]]) else {}
+
+
+def _hash(path: Path) -> str:
+    """sha256 of a file's content; empty where it is no regular file."""
+    if path.is_symlink() or not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        digest = sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -78,7 +78,7 @@ def measure(
         log(f"{name} on {model}")
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         config = RunConfig(model=model, task="sst2", method=name)
-        made, _, _ = load_tuned(config, classes=2, seeds=[0], device=device)
+        made, *_ = load_tuned(config, classes=2, seeds=[0], device=device)
         if length > (most := most_tokens(made, length)):
             raise UserError(f"--length {length}: {model} has {most} positions; expected at most that")
         rows = _rows(made, batch, length)

@@ -20,9 +20,10 @@ from unipelt.study.store import Store
 from unipelt.study.width import measure_width
 from unipelt.train.fleet import Observer, OutOfTime
 from unipelt.train.lock import Busy, alone_in
-from unipelt.train.records import STATE, RunKey, failed
+from unipelt.train.records import RunKey, failed
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, build_fleet, device_of
+from unipelt.train.state import clear_state
 
 CPU_WIDTH = 4  # 64 examples a step: more are no faster there, and the longest of more batches is longer
 GPU_WIDTH = 64  # at most: beyond, a step's time grows with the examples
@@ -56,8 +57,9 @@ def run_study(
                     with suppress(DataError):  # another command's file that has gone: its runs will say so
                         store.check(identities(keys, study, cache))
                     for run in train_fleet(
-                        keys, todo, study, target, cache, folder=folder, on_step=on_step, deadline=deadline
-                    ):
+                        keys, todo, study, target, cache, folder=folder, on_step=on_step, deadline=deadline,
+                        identity=store.identity(),
+                    ):  # fmt: skip
                         if keep is not None and run.record.done:
                             keep(run)
                         store.finish({run.key: run.record})
@@ -80,12 +82,14 @@ def identities(keys: Iterable[RunKey], study: StudyConfig, cache: DatasetCache) 
 def train_fleet(
     keys: list[RunKey], todo: set[RunKey], study: StudyConfig, device: torch.device, cache: DatasetCache, *,
     folder: Path | None = None, on_step: Observer | None = None, deadline: float | None = None, share: float = 1.0,
+    identity: dict[str, str] | None = None,
 ) -> Iterator[FinishedRun]:  # fmt: skip
     """Train one fleet, and yield those runs of `todo` that have ended; until the deadline.
 
     After any disturbance the whole fleet is trained again as planned, since dropout is drawn for all runs of a step
     together: a run's result is that of an undisturbed fleet of the width that its record names. Too little memory halves
     the width. A run that cannot be trained is yielded as failed. folder: where the state is saved. share: of a GPU.
+    identity: fingerprints of the base and tokenizer of the study's other runs.
 
     Raises what says nothing about the runs, such as a full disk.
     """
@@ -112,8 +116,9 @@ def train_fleet(
             if device.type == "cuda" and width > 1 and not study.width:
                 width = measure_width(configs, cache, device, width, share)
             fleet = build_fleet(
-                configs, width=width, device=device, cache=cache, folder=folder, on_step=on_step, deadline=deadline
-            )
+                configs, width=width, device=device, cache=cache, folder=folder, on_step=on_step, deadline=deadline,
+                identity=identity,
+            )  # fmt: skip
             for run in fleet.train():
                 if run.key in todo:
                     todo.discard(run.key)
@@ -140,7 +145,7 @@ def train_fleet(
 
 def _forget(folder: Path | None) -> None:
     if folder is not None:
-        (folder / STATE).unlink(missing_ok=True)
+        clear_state(folder)
 
 
 def versions() -> dict[str, str]:

@@ -12,8 +12,9 @@ from unipelt import spec
 from unipelt.data import GLUE
 from unipelt.data.builtin import TASK
 from unipelt.errors import UserError, did_you_mean
+from unipelt.train.json_types import fits, in_words
 from unipelt.train.recipes import Recipe, default_recipe
-from unipelt.train.records import DRAWN, FILES, FLAGS, FULL, RunConfig, RunKey, fits, in_words, option_of
+from unipelt.train.records import DRAWN, FILES, FLAGS, FULL, RunConfig, RunKey, option_of
 
 METHODS = (
     FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",

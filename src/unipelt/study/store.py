@@ -1,15 +1,17 @@
-"""The durable store of a study: one SQLite file, one row a run. A kill at any moment loses no finished run. Knows no torch."""
+"""The store of a study: one SQLite file, one row per run. A kill at any moment loses no finished run. Imports no torch."""
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from unipelt.errors import StoreError
+from unipelt.train.json_types import check_fields
 from unipelt.train.records import DONE as DONE
 from unipelt.train.records import RunKey, RunRecord, other_option
 
@@ -17,7 +19,8 @@ FILE, FORMAT = "study.sqlite", 2
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 COMPARISON = "data"  # the fact that a comparison on one file has and no other study: that file
 PLANNED = "planned"
-ROWS = "rows of "  # before a task's name, among what a study is: the rows that its runs have
+ROWS = "rows of "  # before a task's name, in the table `study`: the identity of its examples
+FLEET = re.compile(r"[\w=+][\w.=+-]*")  # a fleet's name, which is a folder's
 
 
 KEYS = tuple(f.name for f in fields(RunKey))
@@ -27,6 +30,7 @@ COLUMNS = (*KEYS, *VALUES, "fleet")
 TYPES = {"seed": "INTEGER", "lr": "REAL", "validation": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
           "steps": "INTEGER", "seconds": "REAL", "width": "INTEGER"}  # fmt: skip
 _TEXT = {"status", "metric", "device", "fleet"}
+_KINDS = get_type_hints(RunRecord) | get_type_hints(RunKey) | {"lr": float}
 _JSON = {name for name in VALUES if name not in TYPES and name not in _TEXT}
 _TABLES = f"""
 CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -72,7 +76,7 @@ class Store:
         store = cls(path, connection, facts)
         try:
             with _said(path):
-                store._agree()
+                store._agree(more_epochs=True)
         except StoreError:
             store.close()
             raise
@@ -93,28 +97,55 @@ class Store:
         with _said(self.path):
             found = self._connection.execute("SELECT value FROM study WHERE name = 'facts'").fetchone()
             facts = json.loads(found[0]) if found else None
-            if not isinstance(facts, dict):
+            if not isinstance(facts, dict) or not all(
+                isinstance(facts.get(n, {}), dict) for n in ("recipe", "columns")
+            ):
                 raise ValueError("what its runs share is not there")
             return facts
 
-    def plan(self, keys: Iterable[RunKey], rows: dict[str, str] | None = None) -> None:
-        """Add the runs that are not there yet, in order, and plan those anew that failed, for another fleet; but not while
-        their fleet has runs to do, for it is trained as it was planned. rows: what each task's are (`Dataset.identity`).
+    def identity(self) -> dict[str, str] | None:
+        """Fingerprints of the base and the tokenizer of its finished runs; None before the first."""
+        with _said(self.path):
+            return self._identity()
 
-        Raises StoreError, and adds none, where a task has runs on other rows; one of which every run has failed may change.
+    def _identity(self) -> dict[str, str] | None:
+        found = self._connection.execute("SELECT identity FROM runs WHERE identity NOT NULL LIMIT 1").fetchone()
+        return _value("identity", found[0]) if found else None
+
+    @property
+    def minutes(self) -> float:
+        """The largest time budget that was given so far; 0: none."""
+        with _said(self.path):
+            found = self._connection.execute("SELECT value FROM study WHERE name = 'minutes'").fetchone()
+            return float(found[0]) if found else 0.0
+
+    def plan(self, keys: Iterable[RunKey], rows: dict[str, str] | None = None, minutes: float = 0.0) -> int:
+        """Add the runs that are not there yet, in order, and plan failed ones again; but not while their fleet has runs to
+        do, for it is trained as it was planned. Where more epochs are asked for, plan every run again.
+
+        rows: identity of each task's examples (`Dataset.identity`). minutes: the time budget, kept for later commands.
+
+        Returns how many finished runs are planned again. Raises StoreError, and adds none, where a task has runs on other
+        examples (one of which every run has failed may change), or a run has more epochs.
         """
+        nothing = ", ".join(f"{name} = NULL" for name in (*VALUES, "fleet") if name != "status")
         with _said(self.path), self._writing() as connection:
-            if not self._agree():
-                connection.execute(
-                    "UPDATE study SET value = ? WHERE name = 'facts'", (json.dumps(self._asked, sort_keys=True),)
-                )
+            begun = self._agree(more_epochs=True)
             found = connection.execute("SELECT task FROM runs GROUP BY task HAVING max(status NOT LIKE 'failed%')")
-            begun = {task for (task,) in found}
-            self.check({task: said for task, said in (rows or {}).items() if task in begun})
-            for task, said in (rows or {}).items():
-                connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (ROWS + task, said))
+            started = {task for (task,) in found}
+            self.check({task: said for task, said in (rows or {}).items() if task in started})
+            again = self._shorter() if begun else []
+            if again or not begun:
+                facts = json.dumps(self._asked, sort_keys=True)
+                connection.execute("UPDATE study SET value = ? WHERE name = 'facts'", (facts,))
+            done = sum(status in DONE for _, status in again)
+            for one, _ in again:
+                connection.execute(f"UPDATE runs SET status = ?, {nothing} WHERE id = ?", (PLANNED, one))
+            said = [(ROWS + task, text) for task, text in (rows or {}).items()]
+            if minutes > 0:
+                said.append(("minutes", str(minutes)))
+            connection.executemany("INSERT OR REPLACE INTO study VALUES (?, ?)", said)
             first = connection.execute("SELECT coalesce(max(place), -1) + 1 FROM runs").fetchone()[0]
-            nothing = ", ".join(f"{name} = NULL" for name in (*VALUES, "fleet") if name != "status")
             for place, key in enumerate(keys, start=first):
                 connection.execute(
                     f"UPDATE runs SET status = ?, {nothing} WHERE id = ? AND status LIKE 'failed%'"
@@ -126,11 +157,31 @@ class Store:
                     f"INSERT OR IGNORE INTO runs (id, place, status, {', '.join(KEYS)}) VALUES (?, ?, ?, {', '.join('?' * len(KEYS))})",
                     (key.id, place, PLANNED, *values),
                 )
+        return done
 
-    def _agree(self) -> bool:
-        """Whether there are runs. Raises StoreError where they have other facts than were asked for."""
+    def _shorter(self) -> list[tuple[str, str]]:
+        """(id, status) of every run where more epochs are asked for than the study has; else none."""
+        asked, held = (given.get("recipe", {}).get("epochs") for given in (self._asked or {}, self.facts))
+        if asked is None or asked == held:
+            return []
+        found = self._connection.execute("SELECT id, status, recipe FROM runs").fetchall()
+        longest = max((_value("recipe", recipe).get("epochs", 0) for *_, recipe in found if recipe), default=0)
+        if max(longest, held or 0) > asked:
+            raise StoreError(
+                f"--out {self.path.parent}: holds runs of {max(longest, held or 0)} epochs; got --epochs {asked}, expected"
+                " as many or more"
+            )
+        return [(one, status) for one, status, _ in found]
+
+    def _agree(self, more_epochs: bool = False) -> bool:
+        """Whether there are runs. more_epochs: their number of epochs may be another where one is asked for.
+
+        Raises StoreError where they have other facts than were asked for.
+        """
         begun = self._connection.execute("SELECT 1 FROM runs").fetchone() is not None
-        if begun and (other := other_option(self.facts, json.loads(json.dumps(self._asked)))):
+        asked = json.loads(json.dumps(self._asked or {}))
+        but = "epochs" if more_epochs and asked.get("recipe", {}).get("epochs") is not None else ""
+        if begun and (other := other_option(self.facts, asked, but=but)):
             folder = self.path.parent
             raise StoreError(f"--out {folder}: holds a study with {other}; take another folder, or the same options")
         return begun
@@ -166,15 +217,27 @@ class Store:
                 f"SELECT fleet, {', '.join(KEYS)} FROM runs WHERE fleet NOT NULL ORDER BY place"
             )
             for name, *values in found.fetchall():
+                if not FLEET.fullmatch(name):  # it names a folder, which must not be outside the study's own
+                    raise ValueError(f"{name[:80]!r} is no name of a fleet")
                 fleets.setdefault(name, []).append(_key(dict(zip(KEYS, values))))
             return fleets
 
     def finish(self, records: dict[RunKey, RunRecord]) -> None:
-        """Write what came out of some runs: all of them, or none. A run that is done already stays as it is."""
+        """Write the results of some runs, all or none. A run that is done already stays unchanged.
+
+        Raises StoreError where another command has meanwhile changed the study's options, or other runs had another base.
+        """
         names = ", ".join(f"{name} = ?" for name in VALUES)
         with _said(self.path), self._writing() as connection:
+            self._agree()
+            identity = self._identity()
             for key, record in records.items():
                 values = asdict(record)
+                if identity is not None and record.identity not in (None, identity):
+                    raise StoreError(
+                        f"--out {self.path.parent}: other runs have another base or tokenizer than {key.method}; put back"
+                        " what was there, or take another folder"
+                    )
                 row = [
                     None if values[n] is None else json.dumps(values[n]) if n in _JSON else int(values[n]) if n == "complete" else values[n]
                     for n in VALUES
@@ -234,11 +297,16 @@ def _key(values: dict[str, Any]) -> RunKey:
 
 
 def _value(name: str, value: Any) -> Any:
+    """A column's value as Python has it. Raises ValueError for one of another type."""
     if name == "k":
-        return int(value) if value.isdecimal() else value
-    if name == "complete" and value is not None:
-        return bool(value)
-    return json.loads(value) if name in _JSON and value is not None else value
+        value = int(value) if value.isdecimal() else value
+    elif name == "complete" and value is not None:
+        value = bool(value)
+    elif name in _JSON and value is not None:
+        value = json.loads(value)
+    if value is not None and name in _KINDS:
+        check_fields({name: value}, _KINDS)
+    return value
 
 
 def _check(path: Path, begun: bool = False) -> None:
@@ -270,5 +338,5 @@ def _said(path: Path) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise StoreError(f"{path}: {error}; what is stored is untouched, the same command goes on") from None
-    except (sqlite3.DatabaseError, ValueError) as error:
+    except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path}: no study, or a damaged one ({error}); it is left untouched") from None

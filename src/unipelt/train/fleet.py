@@ -5,11 +5,13 @@ of a step lie in equal blocks, one block per run. A run that ends gives its plac
 fleet of one.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from unipelt.train.batches import Encoded, collate, epoch_order
 from unipelt.train.capture import Captured, CudaGraphs
 from unipelt.train.evaluation import decisions, logits_of, predict
 from unipelt.train.optimizer import AdamW, ParameterMatrix
+from unipelt.train.progress import STATE, Loop, Progress
 from unipelt.train.records import DONE, RunRecord
-from unipelt.train.runs import FinishedRun, Plan, Progress, loss
+from unipelt.train.runs import FinishedRun, Plan, loss
 from unipelt.train.state import load_state, save_state
 
 INPUT = "input "  # before the names of what the model itself reads
@@ -302,32 +305,46 @@ class Fleet:
         self._show(values)
 
     def _save(self) -> None:
-        facts = {
-            "runs": self.runs, "width": self.width, "waiting": self.waiting, "seconds": self.seconds,
-            "progress": [vars(one) for one in self.progress],
-        }  # fmt: skip
-        save_state(self.folder, self._tensors(), facts)  # type: ignore[arg-type]
+        loop = Loop(self.runs, self.width, self.waiting, self.seconds, self._identity(), self.progress)
+        save_state(self.folder, self._tensors(), loop)  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor]:
         optimizer = self.optimizer
         return {"values": self.matrix.values, "best": self.best, "first": optimizer.first, "second": optimizer.second}
 
+    def _identity(self) -> dict[str, str]:
+        """What the training depends on: another base, tokenizer or plan must not resume from its state."""
+        asked = [(plan.key.id, asdict(plan.recipe), plan.record.rows) for plan in self.plans]
+        plans = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        return {**(self.plans[0].record.identity or {}), "plans": plans}
+
     def _restore(self) -> None:
         found = load_state(self.folder) if self.folder is not None else None
         if found is None:
             return
-        tensors, facts = found
-        expected = (len(facts["runs"]), self.matrix.values.shape[1])
+        tensors, loop = found
+        assert self.folder is not None
+        mine = self._identity()
+        for name in mine.keys() - {"plans"}:
+            if loop.identity.get(name) != mine[name]:
+                raise CheckpointError(
+                    f"{self.folder}: its training began with another {name}; put that back, or remove"
+                    f" {self.folder / STATE} to start again"
+                )
+        if loop.identity.get("plans") != mine["plans"]:  # of fewer epochs, say: it is replaced by the next state
+            torch.manual_seed(self.plans[0].key.seed)
+            return
+        expected = (len(loop.runs), self.matrix.values.shape[1])
         if any(name not in tensors or tensors[name].shape != expected for name in self._tensors()):
             raise CheckpointError(
-                f"{self.folder}: its training's state is of another base or method; remove it to start again"
+                f"{self.folder}: its training's state is of another base or method; remove {self.folder / STATE} to start"
+                " again"
             )
         values, self.best, self.optimizer.first, self.optimizer.second = (
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()
         )  # a copy is aligned as torch aligns: sums over a file's own memory end in other last bits
-        self._train(values, facts["runs"])
-        self.width, self.waiting, self.seconds = facts["width"], facts["waiting"], facts["seconds"]
-        self.progress = [Progress(**progress) for progress in facts["progress"]]
+        self._train(values, loop.runs)
+        self.width, self.waiting, self.seconds, self.progress = loop.width, loop.waiting, loop.seconds, loop.progress
 
     def _vector(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=self.matrix.values.dtype, device=self.device)

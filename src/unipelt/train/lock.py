@@ -1,4 +1,4 @@
-"""One training at a time in a folder."""
+"""A lock per folder: one process at a time writes in it."""
 
 import os
 from collections.abc import Iterator
@@ -9,19 +9,22 @@ from unipelt.errors import CheckpointError
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing to lock a folder with
+except ImportError:  # Windows cannot lock a folder
     fcntl = None  # type: ignore[assignment]
 
 
 class Busy(CheckpointError):
-    """Another training is at work in a folder."""
+    """Another process has the lock of a folder."""
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Make a folder and keep other trainings out of it until the block ends; if it stays empty, it goes again.
+def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Make a folder and lock it until the block ends; a folder that was made and stays empty is removed again.
 
-    The lock is the operating system's, on the folder itself: it leaves no file, and ends with its process, however that ends.
+    The lock is the operating system's, on the folder itself: it leaves no file, and ends with its process. wait: for
+    another process's lock to end.
+
+    Raises Busy where another process has the lock, CheckpointError where the folder cannot be made.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     held = None
@@ -37,7 +40,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             if fcntl is not None:
                 held = os.open(folder, os.O_RDONLY)
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise Busy(
                 f"--out {folder}: another training is at work in it; wait for its end, or take another folder"

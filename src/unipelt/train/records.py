@@ -2,17 +2,18 @@
 
 import json
 import os
-import struct
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from unipelt import spec
 from unipelt.checkpoint.disk import write_whole
 from unipelt.errors import CheckpointError, UserError, did_you_mean
+from unipelt.train.json_types import typed
+from unipelt.train.progress import last_state
+from unipelt.train.recipes import Recipe
 
-RECORD, STATE, FORMAT = "run.json", "training.safetensors", 2
+RECORD, FORMAT = "run.json", 2
 FULL = "full"
 DONE = ("finished", "stopped early")  # statuses of a run that has a result
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -168,6 +169,8 @@ class RunRecord:
     """runs that were trained at once"""
     device: str | None = None
     versions: dict[str, str] | None = None
+    identity: dict[str, str] | None = None
+    """fingerprints of the base's weights and of its tokenizer"""
     format: int = FORMAT
 
     @property
@@ -200,7 +203,7 @@ def read_record(folder: Path, config: RunConfig | None = None) -> RunRecord | No
 
     Hidden files do not count as content: a kill may have left them.
 
-    Raises CheckpointError where the folder holds something else, or another run than `config`.
+    Raises CheckpointError where the folder holds something else, or a run that differs from `config` in more than epochs.
     """
     path = folder / RECORD
     if not path.exists():
@@ -210,64 +213,40 @@ def read_record(folder: Path, config: RunConfig | None = None) -> RunRecord | No
             )
         return None
     try:
-        record = as_record(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, OSError, RecursionError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.get("format") != FORMAT:
+            raise ValueError(f"format {found.get('format')!r}, this version reads format {FORMAT}")
+        record = _checked(typed(RunRecord, found))
+    except (ValueError, OSError, RecursionError, UserError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start again") from None
     if config is not None:
         ours = json.loads(json.dumps(asdict(config)))
-        if other := other_option(record.config, ours):
+        if other := other_option(record.config, ours, but="epochs"):
             raise CheckpointError(f"--out {folder}: holds another run, with {other}; take another folder, or remove it")
     if not record.done and (state := last_state(folder)) is not None:
-        record.seconds, record.curve = state["seconds"], state["progress"][0]["curve"]
+        record.seconds, record.curve = state.seconds, state.progress[0].curve
     return record
 
 
-def as_record(found: Any) -> RunRecord:
-    """A RunRecord from JSON. Raises ValueError for another format, an unknown field or a value of a wrong type."""
-    if not isinstance(found, dict):
-        raise ValueError(f"holds a {type(found).__name__}, expected an object")
-    if (form := found.get("format")) != FORMAT:
-        raise ValueError(f"format {form!r}, this version reads format {FORMAT}")
-    kinds = get_type_hints(RunRecord)
-    for name, value in found.items():
-        if name not in kinds:
-            raise ValueError(f"has a field {name!r}, which is not known")
-        if not fits(value, kinds[name]):
-            raise ValueError(f"{name} is {json.dumps(value)[:80]}, expected {in_words(kinds[name])}")
-    return RunRecord(**found)
+def _checked(record: RunRecord) -> RunRecord:
+    """A record that was read, its options complete. Raises ValueError or UserError where something in it is wrong."""
+    record.config = asdict(typed(RunConfig, record.config))
+    if record.recipe is not None:
+        record.recipe = asdict(typed(Recipe, record.recipe))
+    for entry in (*(record.curve or ()), *([record.validation_metrics] if record.done else ())):
+        if entry is None or not {"epoch", record.metric} <= entry.keys():
+            raise ValueError(f"has no epoch or {record.metric or 'metric'} where an evaluation should be")
+    return record
 
 
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value read from JSON or TOML is of an annotated type: a whole number is a number, true is not one."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any or kind is None or kind is type(None):
-        return kind is Any or value is None
-    if origin is dict:
-        return isinstance(value, dict) and all(fits(one, inner[1]) for one in value.values())
-    if origin is UnionType:
-        return any(fits(value, one) for one in inner)
-    if inner:  # a list or a sequence
-        return isinstance(value, list) and all(fits(one, inner[0]) for one in value)
-    return type(value) is kind or (kind is float and type(value) is int)
+def other_option(theirs: dict[str, Any], ours: dict[str, Any], but: str = "") -> str:
+    """`seed=0 and not 5` for the first option that differs, those of a recipe and of columns one by one; else empty.
 
-
-def in_words(kind: Any) -> str:
-    """An annotated type as a user would say it."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        return " or ".join(in_words(one) for one in inner if one is not type(None))
-    if origin is dict:
-        return "a table"
-    if inner:
-        return f"a list, each {in_words(inner[0])}"
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(kind, "a value")
-
-
-def other_option(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """`seed=0 and not 5` for the first option that differs, those of a recipe and of columns one by one; else empty."""
+    but: an option that may differ.
+    """
     held, asked = _options(theirs), _options(ours)
     for name in asked | held:
-        if _resolved(name, held) != _resolved(name, asked):
+        if name != but and _resolved(name, held) != _resolved(name, asked):
             return f"{name}={_shown(held.get(name))} and not {_shown(asked.get(name))}"
     return ""
 
@@ -289,22 +268,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "its default" if value is None or value == "" else str(value)
-
-
-def last_state(folder: Path) -> dict[str, Any] | None:
-    """Steps, seconds and progress of an unfinished training; None before its first state."""
-    path = folder / STATE
-    try:
-        return json.loads(tensors_header(path)["__metadata__"]["facts"]) if path.exists() else None
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start again") from None
-
-
-def tensors_header(path: Path) -> dict[str, Any]:
-    """Read the header of a safetensors file without torch."""
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            return json.loads(file.read(min(length, 100_000_000)))
-    except (OSError, ValueError, struct.error) as error:
-        raise CheckpointError(f"{path}: damaged or not readable ({error})") from None

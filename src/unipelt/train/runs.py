@@ -1,4 +1,4 @@
-"""What the training loop knows of one run: its plan, its progress, its loss, and the run when it has ended."""
+"""What the training loop knows of one run: its plan, its loss, and the run when it has ended."""
 
 import math
 from dataclasses import dataclass, field
@@ -46,25 +46,6 @@ class Plan:
         """Learning rate of a step: linear warm-up, linear decay to 0."""
         warm = max(1, math.ceil(self.recipe.warmup * self.steps))
         return self.recipe.lr * min((step + 1) / warm, max(0.0, (self.steps - step) / max(1, self.steps - warm)))
-
-
-@dataclass
-class Progress:
-    """The state of one run in the loop."""
-
-    step: int = 0
-    best: float = -math.inf
-    best_epoch: int = -1
-    waited: int = 0
-    ended: str = ""
-    """status at the end: finished, stopped early, or `failed: ` and the reason; empty while the run trains or waits"""
-    losses: float = 0.0
-    """sum of the losses of `steps` steps since the last evaluation"""
-    steps: int = 0
-    seconds: float = 0.0
-    """the run's share of the time"""
-    curve: list[dict[str, float]] = field(default_factory=list)
-    """one entry per evaluation: epoch, step, loss, metrics"""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from unipelt import data, spec
 from unipelt.checkpoint.bases import declared_pooling, load_both
-from unipelt.errors import UserError
+from unipelt.checkpoint.fingerprint import tokenizer_fingerprint, weights_fingerprint
+from unipelt.errors import CheckpointError, UserError
 from unipelt.inject.attach import attach
 from unipelt.inject.heads import find_head, output_of
 from unipelt.inject.record import trainable_parameters
@@ -67,10 +68,14 @@ class DatasetCache:
 def build_fleet(
     configs: Sequence[RunConfig], *, width: int, device: torch.device, cache: DatasetCache | None = None,
     folder: Path | None = None, on_step: Observer | None = None, deadline: float | None = None,
+    identity: dict[str, str] | None = None,
 ) -> Fleet:  # fmt: skip
     """Build the fleet of these runs, at most `width` at once; they differ in task, examples, seed and recipe alone.
 
-    Raises DataError where a run's examples cannot be had, UserError where the base cannot take the method.
+    identity: fingerprints of the base and tokenizer that earlier runs had.
+
+    Raises DataError where a run's examples cannot be had, UserError where the base cannot take the method, and
+    CheckpointError where the base or its tokenizer is not that of `identity`.
     """
     cache, first = cache or DatasetCache(), configs[0]
     if first.full and len(configs) > 1:
@@ -78,40 +83,55 @@ def build_fleet(
     splits = [cache.splits(config) for config in configs]
     classes = max(len(one.task.labels) or 1 for one in splits)
     seeds = [config.seed for config in configs[:width]]
-    model, tokenizer, parameters = load_tuned(first, classes=classes, seeds=seeds, device=device)
+    model, tokenizer, parameters, mine = load_tuned(first, classes=classes, seeds=seeds, device=device)
+    check_identity(first.model, mine, identity)
     count = _counter(model, parameters, classes)
-    plans = [plan_of(config, one, cache, model, tokenizer, count) for config, one in zip(configs, splits)]
+    plans = [plan_of(config, one, cache, model, tokenizer, count, mine) for config, one in zip(configs, splits)]
     torch.manual_seed(first.seed)  # dropout
     return Fleet(model, plans, tokenizer, folder=folder, on_step=on_step, deadline=deadline)
 
 
 def load_tuned(
     config: RunConfig, *, classes: int, seeds: Sequence[int], device: torch.device
-) -> tuple[PreTrainedModel, Any, dict[str, int]]:
+) -> tuple[PreTrainedModel, Any, dict[str, int], dict[str, str]]:
     """Load a run's base with a head for `classes` (1: a regression) and attach its method, one run per seed; full: make
     the whole model trainable.
 
-    Returns the model, its tokenizer, and the trainable parameters of one run by change.
+    Returns the model, its tokenizer, the trainable parameters of one run by change, and the fingerprints of base and
+    tokenizer.
     """
     model, tokenizer = load_both(config.model, classes=classes, seed=config.seed)
+    head = head_of(model)
+    identity = {"base": weights_fingerprint(model, head), "tokenizer": tokenizer_fingerprint(tokenizer)}
     if config.full:
         counts = {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
-        return model.to(device), tokenizer, counts
+        return model.to(device), tokenizer, counts, identity
     pooling = declared_pooling(config.model) if config.head == "auto" else config.head
     mixture = spec.mixture(config.method)
     attach(
         model, mixture, runs=len(seeds), seeds=list(seeds), head=config.policy, pooling=pooling, fresh_head=True,
-        head_modules=head_of(model),
+        head_modules=head,
     )  # fmt: skip
     counts = trainable_parameters(model)
     if not sum(counts.values()):
         raise UserError(f"--head-policy {config.policy}: {mixture.name!r} has nothing else to train; expected train")
-    return model.to(device), tokenizer, counts
+    return model.to(device), tokenizer, counts, identity
+
+
+def check_identity(name: str, mine: dict[str, str], expected: dict[str, str] | None) -> None:
+    """Raises CheckpointError where a base or its tokenizer has another fingerprint than it had."""
+    words = {"base": "its weights are not those", "tokenizer": "its tokenizer is not the one"}
+    for part, value in (expected or {}).items():
+        if mine.get(part) != value:
+            raise CheckpointError(
+                f"--model {name}: {words.get(part, part)} that the training began with; put back what was there, or take"
+                " another --out"
+            )
 
 
 def plan_of(
     config: RunConfig, splits: data.Splits, cache: DatasetCache, model: PreTrainedModel, tokenizer: Any,
-    parameters: Callable[[int], dict[str, int]],
+    parameters: Callable[[int], dict[str, int]], identity: dict[str, str],
 ) -> Plan:  # fmt: skip
     """Plan one run: its examples as tokens, its recipe with the defaults filled in, and what its record says so far."""
     task = splits.task
@@ -121,7 +141,7 @@ def plan_of(
     record = RunRecord(
         config=asdict(config), description=asdict(task) | {"labels": list(task.labels)}, metric=task.metric,
         recipe=asdict(recipe), labels=list(task.labels), rows=splits.prints, parameters=parameters(len(task.labels) or 1),
-        complete=config.k != "all" or cache.dataset(config).complete, majority=_majority(splits),
+        complete=config.k != "all" or cache.dataset(config).complete, majority=_majority(splits), identity=identity,
     )  # fmt: skip
     return Plan(
         key=config.key, task=task, recipe=recipe, train=encoded["train"], validation=encoded["validation"],

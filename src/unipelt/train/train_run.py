@@ -12,9 +12,11 @@ from unipelt.checkpoint.folder import save
 from unipelt.errors import CheckpointError, UserError
 from unipelt.train.fleet import Observer
 from unipelt.train.lock import alone_in
-from unipelt.train.records import STATE, RunConfig, RunRecord, last_state, read_record, write_record
+from unipelt.train.progress import last_state
+from unipelt.train.records import RunConfig, RunRecord, read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, build_fleet, device_of
+from unipelt.train.state import clear_state
 
 
 def train_run(
@@ -34,7 +36,7 @@ def _train_run(
     target, cache = device_of(device), DatasetCache()
     before = read_record(folder, config)
     if before is not None and before.failed:
-        (folder / STATE).unlink(missing_ok=True)
+        clear_state(folder)
         raise UserError(f"{folder}: {before.status}; take another --out")
     splits = cache.splits(config)
     task = splits.task
@@ -42,27 +44,39 @@ def _train_run(
         raise CheckpointError(
             f"--out {folder}: its run was started on other rows of {config.task!r}; take another folder, or remove it"
         )
-    if before is not None and before.done:
-        (folder / STATE).unlink(missing_ok=True)  # a kill may have come before its removal
+    if before is not None and before.done and before.config["recipe"].get("epochs") == config.recipe.get("epochs"):
+        clear_state(folder)  # a kill may have come before its removal
         log(f"{folder}: already finished, nothing trained")
         return before
     for note in (describe_columns(config, task), *splits.notes):
         log(note)
     log("examples: " + ", ".join(f"{len(rows):,} {part}" for part, rows in splits.parts.items()))
 
-    fleet = build_fleet([config], width=1, device=target, cache=cache, folder=folder, on_step=on_step)
+    identity = None if before is None else before.identity
+    fleet = build_fleet(
+        [config], width=1, device=target, cache=cache, folder=folder, on_step=on_step, identity=identity
+    )
     (plan,) = fleet.plans
+    if before is not None and before.recipe is not None and before.recipe != plan.record.recipe:
+        held, epochs = before.recipe["epochs"], plan.recipe.epochs
+        if epochs < held:
+            raise CheckpointError(f"--out {folder}: holds a run of {held} epochs; got --epochs {epochs}, expected more")
+        kept = "; its checkpoint stays until the new one is written" if before.done else ""
+        log(
+            f"--epochs {epochs} instead of {held}: trains again from the first step, as the learning rate's schedule is another{kept}"
+        )
+        clear_state(folder)
     log("recipe: " + ", ".join(f"{name}={value}" for name, value in asdict(plan.recipe).items()))
     write_record(folder, plan.record)
     if (state := last_state(folder)) is not None:
-        step = state["progress"][0]["step"]
+        step = state.progress[0].step
         epoch = min(step // plan.steps_per_epoch + 1, plan.recipe.epochs)
         log(f"resumed after step {step} of {plan.steps}, in epoch {epoch} of {plan.recipe.epochs}")
     (finished,) = fleet.train()
     if finished.record.done:
         save_checkpoint(finished, folder)
     write_record(folder, finished.record)
-    (folder / STATE).unlink(missing_ok=True)
+    clear_state(folder)
     if finished.record.failed:
         raise UserError(finished.record.failed)
     return finished.record

@@ -1,0 +1,97 @@
+"""How far a training is, as its saved state says; read without torch."""
+
+import json
+import math
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unipelt.errors import CheckpointError
+from unipelt.train.json_types import fits, typed
+
+STATE = "training.safetensors"
+
+
+@dataclass
+class Progress:
+    """The state of one run in the loop."""
+
+    step: int = 0
+    best: float = -math.inf
+    best_epoch: int = -1
+    waited: int = 0
+    ended: str = ""
+    """status at the end: finished, stopped early, or `failed: ` and the reason; empty while the run trains or waits"""
+    losses: float = 0.0
+    """sum of the losses of `steps` steps since the last evaluation"""
+    steps: int = 0
+    seconds: float = 0.0
+    """the run's share of the time"""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """one entry per evaluation: epoch, step, loss, metrics"""
+
+
+@dataclass
+class Loop:
+    """The state of a fleet's loop, beside its tensors."""
+
+    runs: list[int]
+    """the plan that each run of the model trains"""
+    width: int
+    """runs at once when the training began"""
+    waiting: list[int]
+    """plans that have no run yet"""
+    seconds: float
+    identity: dict[str, str]
+    """what the training depends on, by name: base, tokenizer, plans"""
+    progress: list[Progress]
+    """of every plan"""
+
+    @classmethod
+    def from_json(cls, text: str) -> "Loop":
+        """Raises ValueError where the text is not what a training wrote."""
+        found = json.loads(text)
+        if not isinstance(found, dict) or not fits(found.get("progress"), list[dict[str, Any]]):
+            raise ValueError("its progress is missing")
+        found["progress"] = [typed(Progress, one) for one in found["progress"]]
+        loop = typed(cls, {name: value for name, value in found.items() if name != "progress"} | {"progress": []})
+        loop.progress = found["progress"]
+        places = {*range(len(loop.progress))}
+        if not loop.runs or {*loop.runs, *loop.waiting} - places or len({*loop.runs}) != len(loop.runs):
+            raise ValueError(f"its runs {loop.runs} and {loop.waiting} are not among its {len(places)} plans")
+        return loop
+
+
+def last_state(folder: Path) -> Loop | None:
+    """The loop of an unfinished training; None before its first state."""
+    path = folder / STATE
+    if not path.exists():
+        return None
+    found = tensors_header(path).get("__metadata__")
+    try:
+        return Loop.from_json(found["facts"] if isinstance(found, dict) else "")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start again") from None
+
+
+def tensors_header(path: Path) -> dict[str, Any]:
+    """Read the header of a safetensors file without torch: by tensor its dtype, shape and data_offsets.
+
+    Raises CheckpointError where it is none.
+    """
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 100_000_000)))
+        if not isinstance(header, dict):
+            raise ValueError("its header is not an object")
+        for name, entry in header.items():
+            shape, ends = (entry.get(key) if isinstance(entry, dict) else None for key in ("shape", "data_offsets"))
+            if name != "__metadata__" and not (
+                fits(shape, list[int]) and fits(ends, list[int]) and len(ends or ()) == 2
+            ):
+                raise ValueError(f"its header does not say where {name[:80]!r} is")
+        return header
+    except (OSError, ValueError, struct.error, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged or not readable ({error})") from None

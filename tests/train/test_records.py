@@ -1,0 +1,50 @@
+"""run.json: what is written is read, and whatever is wrong with a file is one line."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from unipelt.errors import CheckpointError
+from unipelt.train.recipes import Recipe
+from unipelt.train.records import RECORD, RunConfig, RunRecord, read_record, write_record
+
+CONFIG = RunConfig(task="rte", recipe={"epochs": 3})
+EVALUATED = {"epoch": 1, "accuracy": 0.5}
+DONE = RunRecord(
+    config=asdict(CONFIG), description={"labels": ["no", "yes"]}, status="finished", metric="accuracy", validation=0.5,
+    validation_metrics=EVALUATED, curve=[{"step": 3, "loss": 0.7, **EVALUATED}], recipe=asdict(Recipe()), seconds=1.0,
+)  # fmt: skip
+
+
+def test_what_is_written_is_read(tmp_path: Path):
+    write_record(tmp_path, DONE)
+    assert read_record(tmp_path) == read_record(tmp_path, CONFIG) == DONE
+    assert read_record(tmp_path, RunConfig(task="rte", recipe={"epochs": 9})) == DONE, "more epochs may be asked for"
+    with pytest.raises(CheckpointError, match="holds another run, with task=rte and not mrpc"):
+        read_record(tmp_path, RunConfig(task="mrpc", recipe={"epochs": 3}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("status", 5), ("format", "2"), ("format", 1), ("validation", "high"), ("seconds", True), ("curve", {}), ("curve", [1]),
+        ("curve", [{"epoch": "one"}]), ("curve", [{"loss": 1}]), ("validation_metrics", None), ("validation_metrics", {"epoch": 1}),
+        ("parameters", {"head": 1.5}), ("labels", "yes"), ("predictions", "none"), ("rows", 3), ("description", []), ("surprise", 1),
+        ("config", {}), ("config", {"task": 3}), ("config", {"task": "rte", "recipe": 5}), ("config", {"task": "rte", "head": "x"}),
+        ("config", {"task": "rte", "lr": 1}), ("recipe", {"epochs": "3"}), ("recipe", {"epochs": 0}), ("recipe", {"speed": 1}),
+        ("identity", {"base": 1}),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named(field: str, value: object, tmp_path: Path):
+    (tmp_path / RECORD).write_text(json.dumps(asdict(DONE) | {field: value}))
+    with pytest.raises(CheckpointError, match=rf"{RECORD}: damaged \(.+\); remove .* to start again"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", '"x"', "null", "[" * 100_000, "\udcff"])
+def test_what_is_no_record_is_named(text: str, tmp_path: Path):
+    (tmp_path / RECORD).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=rf"{RECORD}: damaged"):
+        read_record(tmp_path)
