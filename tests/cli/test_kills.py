@@ -147,6 +147,7 @@ def test_killed_while_a_state_is_written(run, finished, train_words, tmp_path: P
 
     with monkeypatch.context() as patch:
         patch.setattr("unipelt.train.state.save_file", killed)
+        patch.setattr("unipelt.train.state.shutil.rmtree", lambda *_, **__: None)
         assert run(*words).code == 130
     assert [path.name for path in (tmp_path / "run").rglob(".tmp*")] == [".tmpXYZ"]
     assert run(*words).code == 0

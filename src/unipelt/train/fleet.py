@@ -29,7 +29,7 @@ from unipelt.train.capture import Captured, CudaGraphs
 from unipelt.train.evaluation import decisions, logits_of, predict
 from unipelt.train.optimizer import AdamW, ParameterMatrix
 from unipelt.train.progress import STATE, Loop, Progress
-from unipelt.train.records import DONE, RunRecord
+from unipelt.train.records import RunRecord
 from unipelt.train.runs import FinishedRun, Plan, loss
 from unipelt.train.state import load_state, save_state
 
@@ -130,6 +130,8 @@ class Fleet:
         if self.on_step is not None:
             self.on_step(self, event)
         if self.deadline is not None and time.monotonic() > self.deadline:
+            if self.folder is not None and event != "prediction":  # amid predictions a step is half done
+                self._save()
             raise OutOfTime
 
     def _is_due(self, plan: int) -> bool:
@@ -149,7 +151,7 @@ class Fleet:
         each: dict[str, list[Any]] = {
             "step": [step + 1.0 for step in steps], "rate": [plan.rate(step) for plan, step in zip(plans, steps)],
             "clip": [plan.recipe.clip for plan in plans], "decay": [plan.recipe.weight_decay for plan in plans],
-            "targets": [_targets(plan, rows, weights.shape[1]) for plan, (_, rows) in zip(plans, parts)],
+            "targets": [plan.targets(rows, weights.shape[1]) for plan, (_, rows) in zip(plans, parts)],
             "regression": [plan.task.kind == "regression" for plan in plans],
             "classes": [len(plan.task.labels) or 1 for plan in plans],
         }  # fmt: skip
@@ -240,31 +242,8 @@ class Fleet:
             states = [
                 self.model.state_dict() if self.tuned is None else self.tuned.state_of(i) for i in range(len(plans))
             ]
-        return [(self._record(*one), state) for *one, state in zip(plans, logits, gates, states)]
-
-    def _record(self, number: int, logits: Tensor | None, gates: dict[str, Tensor]) -> RunRecord:
-        """The record of an ended run, from its test logits and the gate values of its test examples."""
-        plan, progress = self.plans[number], self.progress[number]
-        record = replace(
-            plan.record, status=progress.ended, metric=plan.task.metric, curve=progress.curve, steps=progress.step,
-            width=self.width, device=str(self.device),
-        )  # fmt: skip
-        if progress.ended not in DONE:
-            return record
-        best = max(progress.curve, key=lambda entry: entry[plan.task.metric])
-        record.validation = best[plan.task.metric]
-        record.validation_metrics = {name: value for name, value in best.items() if name not in ("step", "loss")}
-        if logits is not None and plan.test is not None and plan.test.labels is not None:
-            predicted = decisions(plan.task, logits)
-            record.test_metrics = score(plan.task, predicted, plan.test.labels)
-            record.test = record.test_metrics[plan.task.metric]
-            record.targets = list(plan.test.labels)
-            record.predictions = predicted if plan.task.kind == "classification" else [round(v, 6) for v in predicted]
-        record.gates = {
-            path: {"mean": float(values.mean()), "sd": float(values.std(correction=0))}
-            for path, values in gates.items()
-        }
-        return record
+        records = [plan.result(self.progress[number], *one) for number, plan, *one in zip(plans, chosen, logits, gates)]
+        return [(replace(one, width=self.width, device=str(self.device)), state) for one, state in zip(records, states)]
 
     @torch.no_grad()
     def _refill(self, ended: list[int]) -> None:
@@ -353,9 +332,3 @@ class Fleet:
 def _rows_of(matrix: Tensor, rows: list[int]) -> Tensor:
     """The matrix itself where that is all of it."""
     return matrix if len(rows) == len(matrix) else matrix[rows]
-
-
-def _targets(plan: Plan, rows: list[int], block: int) -> list[float]:
-    mean, deviation = plan.unit
-    mine = [(plan.train.labels[row] - mean) / deviation for row in rows]  # type: ignore[index]
-    return mine + mine[:1] * (block - len(mine))

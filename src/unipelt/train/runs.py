@@ -1,7 +1,7 @@
 """What the training loop knows of one run: its plan, its loss, and the run when it has ended."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt.data import Task
+from unipelt.tasks.metrics import score
 from unipelt.train.batches import Encoded
+from unipelt.train.evaluation import decisions
+from unipelt.train.progress import Progress
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RunKey, RunRecord
+from unipelt.train.records import DONE, RunKey, RunRecord
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,33 @@ class Plan:
         """Learning rate of a step: linear warm-up, linear decay to 0."""
         warm = max(1, math.ceil(self.recipe.warmup * self.steps))
         return self.recipe.lr * min((step + 1) / warm, max(0.0, (self.steps - step) / max(1, self.steps - warm)))
+
+    def targets(self, rows: list[int], block: int) -> list[float]:
+        """What some training examples are trained towards, filled up to a block by the first."""
+        mean, deviation = self.unit
+        mine = [(self.train.labels[row] - mean) / deviation for row in rows]  # type: ignore[index]
+        return mine + mine[:1] * (block - len(mine))
+
+    def result(self, progress: Progress, logits: Tensor | None, gates: dict[str, Tensor]) -> RunRecord:
+        """The record of the run when it has ended, from its test logits and the gate values of its test examples."""
+        record = replace(self.record, status=progress.ended, metric=self.task.metric, curve=progress.curve)
+        record.steps = progress.step
+        if progress.ended not in DONE:
+            return record
+        best = max(progress.curve, key=lambda entry: entry[self.task.metric])
+        record.validation = best[self.task.metric]
+        record.validation_metrics = {name: value for name, value in best.items() if name not in ("step", "loss")}
+        if logits is not None and self.test is not None and self.test.labels is not None:
+            predicted = decisions(self.task, logits)
+            record.test_metrics = score(self.task, predicted, self.test.labels)
+            record.test = record.test_metrics[self.task.metric]
+            record.targets = list(self.test.labels)
+            record.predictions = predicted if self.task.kind == "classification" else [round(v, 6) for v in predicted]
+        record.gates = {
+            path: {"mean": float(values.mean()), "sd": float(values.std(correction=0))}
+            for path, values in gates.items()
+        }
+        return record
 
 
 @dataclass(frozen=True)
