@@ -53,11 +53,11 @@ def plan(seed: int = 0, train: int = 20, validation: int = 17, classes: int = CL
 
 def fleet(
     plans: list[Plan], preset: str = "unipelt-apl", arch: str = "bert", dropout: bool = False, width: int = 0,
-    on_step: Observer = lambda trained, event: None, **how: Any,
+    on_step: Observer = lambda trained, event: None, dtype: torch.dtype = torch.float64, **how: Any,
 ) -> Fleet:  # fmt: skip
-    """A fleet over the same base every time, in float64; `full`: the base itself is tuned. width: runs at once, all by
+    """A fleet over the same base every time, in float64 by default; `full`: the base itself is tuned. width: runs at once, all by
     default. on_step: called after steps and evaluations."""
-    model = tiny.build(arch, dtype=torch.float64, **({} if dropout else NO_DROPOUT[arch]))
+    model = tiny.build(arch, dtype=dtype, **({} if dropout else NO_DROPOUT[arch]))
     if preset == "full":
         model.requires_grad_(True)
     else:

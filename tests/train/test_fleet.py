@@ -18,7 +18,7 @@ from unipelt.train.runs import FinishedRun, Plan
 
 UNLIKE = {  # runs that differ in all that a fleet leaves to each run
     "slow": lambda: plan(seed=1, train=20, lr=1e-3, epochs=4),
-    "short": lambda: plan(seed=2, train=33, lr=3e-2, epochs=1, weight_decay=0.1),
+    "short": lambda: plan(seed=2, train=33, lr=3e-2, epochs=1, weight_decay=0.1, lr_head=1e-3),
     "stops early": lambda: plan(seed=3, train=11, validation=30, lr=1e-3, epochs=9, patience=2),
     "two classes": lambda: plan(seed=4, train=17, batch_size=5, classes=2, clip=0.0, evaluate_every=2),
     "regression": lambda: plan(seed=5, train=9, classes=0, clip=0.3, warmup=0.5),
@@ -175,13 +175,26 @@ def test_the_optimiser_is_torchs(clip: float, weight_decay: float):
                 torch.testing.assert_close(mine[run], its, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("preset", ["lora", "full"])
-def test_the_loop_is_a_plain_torch_loop(preset: str):
-    """One run, float64: the loop's parameters are those of torch's own AdamW over the same batches."""
-    one = plan(seed=1, weight_decay=0.05, clip=0.7, epochs=2)
+RATES = {"lr_prefix": 3e-3, "lr_adapter": 2e-2, "lr_gate": 5e-2, "lr_head": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("preset", "own"), [("lora", {}), ("full", {}), ("unipelt-apl", RATES), ("unipelt-central", RATES)]
+)
+def test_the_loop_is_a_plain_torch_loop(preset: str, own: dict[str, float]):
+    """One run, float64: the loop's parameters are those of torch's own AdamW over the same batches, each at its rate."""
+    one = plan(seed=1, weight_decay=0.05, clip=0.7, epochs=2, **own)
     model = fleet([one], preset).model
     tuned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimiser = torch.optim.AdamW(tuned.values(), lr=1, weight_decay=0.05)
+
+    def factor(name: str) -> float:
+        words = {"gate": ".gate.", "head": ".head.", "prefix": "prefix", "adapter": "bottleneck"}
+        kind = next((kind for kind, word in words.items() if word in name), "")
+        return own.get(f"lr_{kind}", one.recipe.lr) / one.recipe.lr
+
+    groups = [{"params": [p], "factor": factor(name)} for name, p in tuned.items()]
+    assert len({group["factor"] for group in groups}) == (5 if own else 1)
+    optimiser = torch.optim.AdamW(groups, lr=1, weight_decay=0.05)
     lengths = one.train.lengths()
     batches = [
         batch for epoch in range(2) for batch in epoch_order(lengths, one.recipe.batch_size, one.key.seed, epoch)
@@ -195,7 +208,8 @@ def test_the_loop_is_a_plain_torch_loop(preset: str):
         optimiser.zero_grad(set_to_none=False)
         nn.functional.cross_entropy(logits, labels).backward()
         nn.utils.clip_grad_norm_(tuned.values(), 0.7)
-        optimiser.param_groups[0]["lr"] = one.rate(step)
+        for group in optimiser.param_groups:
+            group["lr"] = one.rates(step, []) * group["factor"]
         optimiser.step()
 
     def compare(trained: Fleet, event: str) -> None:
@@ -211,13 +225,13 @@ def test_the_loop_is_a_plain_torch_loop(preset: str):
 
 def test_the_learning_rate_rises_and_falls_in_straight_lines():
     one = plan(train=40, batch_size=2, epochs=5, warmup=0.1, lr=0.5)
-    rates = [one.rate(step) for step in range(one.steps + 1)]
+    rates = [one.rates(step, []) for step in range(one.steps + 1)]
     peak = rates.index(max(rates))
     assert (one.steps, peak, rates[peak], rates[-1]) == (100, 9, 0.5, 0.0)
     rises, falls = ({round(b - a, 12) for a, b in pairwise(part)} for part in (rates[: peak + 1], rates[peak + 1 :]))
     assert rises == {0.05} and falls == {round(-0.5 / 90, 12)}
     assert all(rate > 0 for rate in rates[:-1]), "no step is wasted"
-    assert [plan(train=3, warmup=w, epochs=1).rate(0) for w in (0.0, 1.0)] == [1e-2, 1e-2], "one step alone"
+    assert [plan(train=3, warmup=w, epochs=1).rates(0, []) for w in (0.0, 1.0)] == [1e-2, 1e-2], "one step alone"
 
 
 def test_predictions_are_in_the_order_of_the_rows_whatever_the_batches(monkeypatch: pytest.MonkeyPatch):

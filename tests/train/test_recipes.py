@@ -7,7 +7,10 @@ import pytest
 from unipelt import PRESETS
 from unipelt.cli.fields import docs
 from unipelt.errors import UserError
-from unipelt.train.recipes import RATES, Recipe, default_recipe
+from unipelt.spec.forms import FORMS
+from unipelt.study.plan import parse_options
+from unipelt.train.recipes import GATE, HEAD, KINDS, RATES, Recipe, default_recipe, kinds_of, own_rates
+from unipelt.train.records import RunConfig, RunKey
 
 
 @pytest.mark.parametrize("method", [*PRESETS, "full", "lora(r=2)", " full "])
@@ -29,7 +32,7 @@ def test_more_samples_never_ask_for_more_epochs():
 @pytest.mark.parametrize(
     ("name", "value"),
     [("lr", 0.0), ("lr", -1.0), ("lr", float("nan")), ("lr", 11.0), ("epochs", 0), ("batch_size", 0), ("patience", -1),
-     ("evaluate_every", 0), ("warmup", 1.5), ("weight_decay", -0.1), ("clip", -1.0), ("max_length", 1)],
+     ("evaluate_every", 0), ("warmup", 1.5), ("weight_decay", -0.1), ("clip", -1.0), ("max_length", 1), ("lr_gate", 0.0), ("lr_head", 11.0)],
 )  # fmt: skip
 def test_a_number_that_cannot_train_is_refused_by_its_flag(name: str, value: float):
     with pytest.raises(UserError, match=rf"--{name.replace('_', '-')} {value}: expected .* to "):
@@ -38,3 +41,33 @@ def test_a_number_that_cannot_train_is_refused_by_its_flag(name: str, value: flo
 
 def test_every_field_says_what_it_is():
     assert docs(Recipe).keys() == {field.name for field in fields(Recipe)}
+
+
+def test_every_form_has_a_learning_rate():
+    """A new form names the option of its rate in KINDS, and the recipe has the field."""
+    assert KINDS.keys() == FORMS.keys()
+    names = {field.name for field in fields(Recipe)}
+    assert {f"lr_{kind}" for kind in (*KINDS.values(), GATE, HEAD)} <= names
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_a_rate_of_what_a_method_lacks_is_refused_with_what_it_has(method: str):
+    kinds = kinds_of(method)
+    assert kinds[-1] == HEAD
+    for kind in dict.fromkeys((*KINDS.values(), GATE, HEAD)):
+        asked = {f"lr_{kind}": 1e-3}
+        if kind in kinds:
+            assert RunConfig(task="rte", method=method, recipe=asked).recipe == own_rates(method, asked) == asked
+            continue
+        with pytest.raises(UserError, match=rf"--lr-{kind}: {method} takes .*--lr-head or --lr$"):
+            RunConfig(task="rte", method=method, recipe=asked)
+        assert own_rates(method, asked) == {}, "a study's method that lacks it"
+
+
+def test_a_study_takes_a_rate_that_one_of_its_methods_has():
+    with pytest.raises(UserError, match=r"--lr-head: full has one rate, --lr$"):
+        parse_options({"methods": ["full"], "lr_head": 1e-3})
+    _, study = parse_options({"methods": ["full", "lora", "prefix"], "lr_prefix": 1e-2})
+    for method, expected in (("full", {}), ("lora", {}), ("prefix", {"lr_prefix": 1e-2})):
+        config = study.config(RunKey(task="rte", k=100, method=method, seed=0, lr=1e-3))
+        assert config.recipe == {"lr": 1e-3, **expected}

@@ -77,10 +77,12 @@ def recipe_defaults() -> dict[str, str]:
     found = {}
     for field in dataclasses.fields(Recipe):
         values = [getattr(default_recipe(spec.DEFAULT, HIDDEN, size), field.name) for size in (*sizes, sizes[-1] + 1)]
+        if values[0] is None:
+            continue
         if field.name == "lr":
             found["lr"] = f"{values[0]:g} for {spec.DEFAULT} on {BASE}; `unipelt methods` lists each method's"
         elif len(set(values)) == 1:
-            found[field.name] = f"{values[0]:g}"
+            found[field.name] = values[0] if isinstance(values[0], str) else f"{values[0]:g}"
         else:
             firsts = [i for i, value in enumerate(values) if i == len(values) - 1 or value != values[i + 1]]
             parts = [f"{values[i]} up to {sizes[i]:,}" for i in firsts[:-1]]

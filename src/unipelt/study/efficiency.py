@@ -21,7 +21,7 @@ from unipelt.checkpoint.disk import write_whole
 from unipelt.errors import UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.study.store import EFFICIENCY
-from unipelt.train.evaluation import precision
+from unipelt.train.precision import autocast
 from unipelt.train.records import FULL, RunConfig
 from unipelt.train.setup import load_tuned
 
@@ -35,7 +35,7 @@ def training(model: nn.Module, batch: Batch) -> Step:
 
     def step() -> None:
         model.train()
-        with precision(batch["labels"].device):
+        with autocast(batch["labels"].device):
             loss = model(**batch).loss
         loss.backward()
         optimiser.step()
@@ -51,7 +51,7 @@ def inference(model: nn.Module, batch: Batch) -> Step:
     @torch.no_grad()
     def step() -> None:
         model.eval()
-        with precision(batch["labels"].device):
+        with autocast(batch["labels"].device):
             model(**inputs)
 
     return step

@@ -13,7 +13,7 @@ from unipelt.data import GLUE
 from unipelt.data.builtin import TASK
 from unipelt.errors import UserError, did_you_mean
 from unipelt.train.json_types import fits, in_words
-from unipelt.train.recipes import Recipe, default_recipe
+from unipelt.train.recipes import Recipe, check_rates, default_recipe, own_rates
 from unipelt.train.records import DRAWN, FILES, FLAGS, FULL, RunConfig, RunKey, option_of
 
 METHODS = (
@@ -147,7 +147,7 @@ class StudyConfig:
         own = {name: value for name, value in given.items() if _takes(key.task, name)}
         return RunConfig(
             model=self.model, task=key.task, k=key.k, method=key.method, seed=key.seed, head=self.head, policy=self.policy,
-            recipe={**self.recipe, "lr": key.lr}, **own,
+            recipe=own_rates(key.method, {**self.recipe, "lr": key.lr}), **own,
         )  # fmt: skip
 
 
@@ -196,6 +196,7 @@ def parse_options(given: dict[str, Any]) -> tuple[Grid, StudyConfig]:
     kinds = (get_type_hints(Grid), get_type_hints(StudyConfig), get_type_hints(Recipe).keys() - {"lr"}, COLUMNS)
     grid, setting, recipe, columns = ({name: given[name] for name in names if name in given} for names in kinds)
     plan = Grid(**grid)
+    check_rates([*plan.methods], recipe)
     for name in (one for one in given if one in ("data_dir", *COLUMNS)):
         if not any(_takes(task, name) for task in plan.tasks):
             what = "GLUE tasks" if name == "data_dir" else "files"

@@ -1,6 +1,5 @@
 """What runs say of rows: logits, decisions and gate values, for all runs of a model in one pass over batches of like length."""
 
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache, partial
@@ -16,6 +15,7 @@ from unipelt.forms.gate import GroupGate
 from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import MixtureState, attached_state
 from unipelt.train.batches import Encoded, collate, longest_first
+from unipelt.train.precision import autocast
 
 CPU_ROWS = 32  # a forward, without gradients: more do not fit into a CPU's caches
 GPU_TOKENS, GPU_ROWS = 65_536, 512  # a forward on a GPU: so many tokens, and so many rows at least
@@ -25,7 +25,7 @@ LEAST_ROWS = 8  # of each run
 @torch.no_grad()
 def predict(
     model: PreTrainedModel, tokenizer: Any, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None,
-    gates: list[dict[str, Tensor]] | None = None,
+    gates: list[dict[str, Tensor]] | None = None, precision: str = "auto",
 ) -> list[Tensor]:  # fmt: skip
     """Logits `[rows, classes]` of every run for its own rows, in their order; batches of like length, largest first.
 
@@ -39,7 +39,7 @@ def predict(
         parts = list(zip(data, batch))
         inputs, _ = collate(parts, tokenizer, device)
         with nullcontext() if gates is None else record_gates(model) as recorded:
-            said = {"": logits_of(model, inputs).cpu()}
+            said = {"": logits_of(model, inputs, precision).cpu()}
         if recorded is not None:
             said |= _by_row(model, recorded, inputs["attention_mask"])
         for name, values in said.items():
@@ -74,10 +74,10 @@ def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], mask: Ten
     return said
 
 
-def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor], precision: str = "auto") -> Tensor:
     """Logits in float32 at least; nothing is kept for a next token, which a decoder would copy all keys and values for."""
     uncached = {"use_cache": False} if _can_cache(type(model)) else {}  # type: ignore[arg-type]  # a class is hashable
-    with precision(model.device):
+    with autocast(model.device, precision):
         logits = model(**inputs, **uncached).logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -92,17 +92,3 @@ def decisions(task: Task, logits: Tensor, unit: tuple[float, float] = (0.0, 1.0)
     if task.kind == "regression":
         return (logits[:, 0] * unit[1] + unit[0]).tolist()
     return logits[:, : len(task.labels)].argmax(dim=-1).tolist()
-
-
-def precision(device: torch.device) -> Any:
-    """bf16 where the device has it; the tuned parameters stay float32."""
-    return torch.autocast("cuda", dtype=torch.bfloat16) if _has_bf16(device.type) else nullcontext()
-
-
-@cache
-def _has_bf16(kind: str) -> bool:
-    """Said once of a GPU that has none."""
-    if kind != "cuda" or torch.cuda.is_bf16_supported():
-        return kind == "cuda"
-    warnings.warn("this GPU has no bfloat16: it computes in float32", stacklevel=2)
-    return False

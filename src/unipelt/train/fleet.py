@@ -29,6 +29,7 @@ from unipelt.train.capture import Captured, CudaGraphs
 from unipelt.train.evaluation import decisions, logits_of, predict
 from unipelt.train.optimizer import AdamW, ParameterMatrix
 from unipelt.train.progress import STATE, Loop, Progress
+from unipelt.train.recipes import kind_of
 from unipelt.train.records import RunRecord
 from unipelt.train.runs import FinishedRun, Plan, loss
 from unipelt.train.state import load_state, save_state
@@ -72,7 +73,11 @@ class Fleet:
             parameters = [p for p in model.parameters() if p.requires_grad]
         else:
             parameters = list(self.tuned.parameters())
-        self.matrix = ParameterMatrix(parameters, self.width, run_axis=self.tuned is not None)
+        kinds = [] if self.tuned is None else [kind_of(self.tuned.mixture, at) for at, _ in self.tuned.located()]
+        self.kinds = list(dict.fromkeys(kinds)) if any(plan.recipe.rates for plan in plans) else []
+        """the kinds of parameters that have learning rates of their own; empty where no run asks for one"""
+        columns = [self.kinds.index(kind) for kind in kinds] if self.kinds else None
+        self.matrix = ParameterMatrix(parameters, self.width, run_axis=self.tuned is not None, kinds=columns)
         self.best = self.matrix.values.clone()
         self.optimizer = AdamW(self.matrix)
         self.orders: dict[tuple[int, int], list[list[int]]] = {}
@@ -109,7 +114,10 @@ class Fleet:
 
     def predict(self, data: list[Encoded], **how: Any) -> list[Float[Tensor, "example class"]]:
         """Logits of every run for its own examples, in their order."""
-        return predict(self.model, self.tokenizer, data, lambda rows: self._notify("prediction"), **how)
+        return predict(
+            self.model, self.tokenizer, data, lambda rows: self._notify("prediction"),
+            precision=self.plans[0].recipe.precision, **how,
+        )  # fmt: skip
 
     def step(self) -> None:
         """Take one step of every run."""
@@ -149,7 +157,7 @@ class Fleet:
         parts = [(plan.train, self._examples(number)) for number, plan in zip(self.runs, plans)]
         inputs, weights = collate(parts, self.tokenizer, self.device)
         each: dict[str, list[Any]] = {
-            "step": [step + 1.0 for step in steps], "rate": [plan.rate(step) for plan, step in zip(plans, steps)],
+            "step": [step + 1.0 for step in steps], "rate": [plan.rates(step, self.kinds) for plan, step in zip(plans, steps)],
             "clip": [plan.recipe.clip for plan in plans], "decay": [plan.recipe.weight_decay for plan in plans],
             "targets": [plan.targets(rows, weights.shape[1]) for plan, (_, rows) in zip(plans, parts)],
             "regression": [plan.task.kind == "regression" for plan in plans],
@@ -166,13 +174,14 @@ class Fleet:
         """Forward, backward and update, without waiting for a number: the losses, and whether all was finite."""
         self.model.train()
         inputs = {name.removeprefix(INPUT): value for name, value in batch.items() if name.startswith(INPUT)}
-        logits = logits_of(self.model, inputs).unflatten(0, (len(batch["step"]), -1))
+        logits = logits_of(self.model, inputs, self.plans[0].recipe.precision).unflatten(0, (len(batch["step"]), -1))
         losses = loss(logits, batch["targets"], batch["weights"], batch["classes"], batch["regression"])
         losses.sum().backward()  # a loss that is not finite reaches its own run's gradients alone
         losses, gradients = losses.detach(), self.matrix.gather()
         finite = losses.isfinite() & gradients.isfinite().all(dim=1)
         gradients.masked_fill_(~finite[:, None], 0.0)
-        self.optimizer.step(batch["step"], batch["rate"] * finite, batch["clip"], batch.get("decay"))
+        rates = batch["rate"] * (finite[:, None] if self.kinds else finite)
+        self.optimizer.step(batch["step"], rates, batch["clip"], batch.get("decay"))
         return torch.stack([losses, finite.to(losses.dtype)])
 
     def _written(self) -> list[Tensor]:

@@ -3,23 +3,28 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
 class ParameterMatrix:
     """One matrix `[run, parameters]` of which every parameter of a model is a view.
 
-    parameters: each `[run, …]`, or without a run axis where the model itself is tuned (run_axis=False, one run).
+    parameters: each `[run, …]`, or without a run axis where the model itself is tuned (run_axis=False, one run). kinds: by
+    parameter, the column of AdamW's rates that it trains at.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], runs: int, run_axis: bool = True):
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], runs: int, run_axis: bool = True, kinds: Sequence[int] | None = None
+    ):
         self.parameters, self.run_axis = list(parameters), run_axis
         self.sizes = [parameter.numel() // runs for parameter in self.parameters]
         flat = [parameter.data.reshape(runs, -1) for parameter in self.parameters]
         trained = [torch.full((size,), float(p.requires_grad)) for p, size in zip(self.parameters, self.sizes)]
         self.trained: Float[Tensor, " parameters"] = torch.cat(trained).to(flat[0])
         """1 where a number is trained"""
+        each = torch.tensor(kinds or [0] * len(self.parameters)).repeat_interleave(torch.tensor(self.sizes))
+        self.kinds: Int[Tensor, " parameters"] = each.to(flat[0].device)
         self.train(torch.cat(flat, dim=1))
 
     def train(self, values: Float[Tensor, "run parameters"]) -> None:
@@ -63,14 +68,14 @@ class AdamW:
     def step(
         self,
         steps: Float[Tensor, " run"],
-        rates: Float[Tensor, " run"],
+        rates: Float[Tensor, " run"] | Float[Tensor, "run kind"],
         clip: Float[Tensor, " run"],
         decay: Float[Tensor, " run"] | None = None,
     ) -> None:
         """Update every run by the gathered gradients.
 
-        steps: number of this step, from 1. rates: learning rate, 0 for a run that stands still. clip: largest gradient
-        norm, 0 for none. decay: weight decay, None where no run has one.
+        steps: number of this step, from 1. rates: learning rate, of all parameters or by kind; 0 for a run that stands
+        still. clip: largest gradient norm, 0 for none. decay: weight decay, None where no run has one.
         """
         gradients, (one, two) = self.matrix.gradients, self.betas
         norms = gradients.norm(dim=1)
@@ -80,9 +85,10 @@ class AdamW:
         self.second.mul_(two).addcmul_(gradients, gradients, value=1 - two)
         of_first, of_second = ((1 - beta ** steps.double()).to(steps.dtype)[:, None] for beta in self.betas)
         denominator = (self.second / of_second).sqrt_().add_(self.eps)
+        rate = rates[:, None] if rates.dim() == 1 else rates[:, self.matrix.kinds]
         if decay is not None:
-            self.matrix.values.mul_(1 - torch.outer(rates * decay, self.matrix.trained))
-        self.matrix.values.sub_(rates[:, None] / of_first * self.first / denominator)
+            self.matrix.values.mul_(1 - rate * decay[:, None] * self.matrix.trained)
+        self.matrix.values.sub_(rate / of_first * self.first / denominator)
         self.matrix.clear()
 
     def reset(self, run: int) -> None:

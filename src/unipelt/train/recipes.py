@@ -1,4 +1,4 @@
-"""How a mixture is trained: never a part of the mixture. Defaults per preset, per size of the base and per number of samples.
+"""How a mixture is trained, which is no part of the mixture. Defaults by preset, size of the base and number of examples.
 
 Imports nothing heavy: the command line reads its help from here.
 """
@@ -6,21 +6,29 @@ Imports nothing heavy: the command line reads its help from here.
 from dataclasses import dataclass, replace
 from typing import Any
 
+from unipelt import spec
 from unipelt.errors import UserError
+
+KINDS = {
+    "prefix": "prefix", "bottleneck": "adapter", "kronecker": "adapter", "low_rank": "lora", "bias": "bias", "norm": "norm",
+}  # fmt: skip
+"""by form: what its learning rate is called, as in --lr-lora"""
+GATE, HEAD = "gate", "head"  # further kinds of parameters with a learning rate of their own
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The recipe of one run."""
+    """How one run is trained."""
 
     lr: float = 5e-4
     """peak learning rate; reached after warm-up, then linear decay to 0"""
     epochs: int = 50
-    """passes over the training rows, at most"""
+    """most passes over the training examples"""
     batch_size: int = 16
-    """rows a step"""
+    """training examples per step"""
     evaluate_every: int = 1
-    """epochs between evaluations on the validation rows; the last epoch is always evaluated"""
+    """epochs between evaluations on the validation examples; the last epoch is always evaluated"""
     patience: int = 10
     """evaluations without a better validation metric before training stops; 0: never stops early"""
     warmup: float = 0.06
@@ -29,18 +37,78 @@ class Recipe:
     """decoupled weight decay, as AdamW's"""
     clip: float = 1.0
     """largest gradient norm of a run; 0: no clipping"""
+    precision: str = "auto"
+    """fp32, or bf16 for the base's matrix products; auto: bf16 on a GPU that has it, fp32 on a CPU"""
     max_length: int = 128
-    """tokens a text or pair is cut to"""
+    """most tokens of a text or pair; the rest is cut off"""
+    lr_prefix: float | None = None
+    """peak learning rate of prefixes (default: --lr)"""
+    lr_adapter: float | None = None
+    """peak learning rate of adapters (default: --lr)"""
+    lr_lora: float | None = None
+    """peak learning rate of LoRA's matrices (default: --lr)"""
+    lr_bias: float | None = None
+    """peak learning rate of biases (default: --lr)"""
+    lr_norm: float | None = None
+    """peak learning rate of LayerNorms (default: --lr)"""
+    lr_gate: float | None = None
+    """peak learning rate of gates (default: --lr)"""
+    lr_head: float | None = None
+    """peak learning rate of the head (default: --lr)"""
 
     def __post_init__(self):
         for name, least, most in (
-            ("lr", 0.0, 10.0), ("epochs", 1, 100_000), ("batch_size", 1, 65_536), ("evaluate_every", 1, 100_000), ("patience", 0, 100_000),
+            ("epochs", 1, 100_000), ("batch_size", 1, 65_536), ("evaluate_every", 1, 100_000), ("patience", 0, 100_000),
             ("warmup", 0.0, 1.0), ("weight_decay", 0.0, 10.0), ("clip", 0.0, float("inf")), ("max_length", 2, 1_000_000),
         ):  # fmt: skip
-            value = getattr(self, name)
-            if not least <= value <= most or (name == "lr" and value == 0):
-                bounds = f"above 0, to {most}" if name == "lr" else f"{least} to {most}"
-                raise UserError(f"--{name.replace('_', '-')} {value}: expected {bounds}")
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {least} to {most}")
+        for name, rate in {"lr": self.lr, **{f"lr_{kind}": rate for kind, rate in self.rates.items()}}.items():
+            if not 0 < rate <= 10:
+                raise UserError(f"--{name.replace('_', '-')} {rate}: expected above 0, to 10.0")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision {self.precision}: expected {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rates that are not `lr`, by kind of parameter."""
+        kinds = dict.fromkeys((*KINDS.values(), GATE, HEAD))
+        given = {kind: getattr(self, f"lr_{kind}") for kind in kinds}
+        return {kind: rate for kind, rate in given.items() if rate is not None}
+
+
+def kinds_of(method: str) -> list[str]:
+    """The kinds of parameters that a method has, each with a learning rate of its own; full fine-tuning has one rate."""
+    if method.strip() == "full":
+        return []
+    changes = spec.mixture(method).changes
+    gated = any(isinstance(change.weight, spec.Gate) for change in changes)
+    return [*dict.fromkeys(KINDS[change.form.name] for change in changes), *([GATE] if gated else []), HEAD]
+
+
+def kind_of(mixture: spec.Mixture, location: spec.Location) -> str:
+    """The kind of a parameter of an attached mixture."""
+    change = dict(mixture.named()).get(location.change)
+    if change is None:  # the head's, or of gates that a group shares
+        return HEAD if location.change == HEAD else GATE
+    gated = isinstance(change.weight, spec.Gate) and "gate" in location.part.split(".")
+    return GATE if gated else KINDS[change.form.name]
+
+
+def own_rates(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe that a method takes: without the learning rates of kinds that it lacks."""
+    known = {f"lr_{kind}" for kind in kinds_of(method)}
+    return {name: value for name, value in given.items() if not name.startswith("lr_") or name in known}
+
+
+def check_rates(methods: list[str], given: dict[str, Any]) -> None:
+    """Raises UserError for a learning rate of a kind of parameters that none of the methods has."""
+    kinds = list(dict.fromkeys(kind for method in methods for kind in kinds_of(method)))
+    for name in given:
+        if name.startswith("lr_") and given[name] is not None and name.removeprefix("lr_") not in kinds:
+            flags = ", ".join(f"--lr-{kind}" for kind in kinds)
+            has = f"takes {flags} or --lr" if flags else "has one rate, --lr"
+            raise UserError(f"--lr-{name.removeprefix('lr_')}: {', '.join(methods)[:200]} {has}")
 
 
 # Peak learning rates: for a base of 512 hidden units or more those of a third party's script that cites U (REFERENCE.md,
@@ -61,18 +129,21 @@ RATES: dict[str, tuple[float, float]] = {
     "mam": (1e-4, 1e-3),
     "unipelt": (5e-4, 1e-3),
 }
+KIND_RATES: dict[str, dict[str, float]] = {}
+"""by preset: rates of kinds of parameters, such as {"lr_head": 1e-3}; so far none was better than one rate beyond chance"""
 SMALL = 512  # hidden units
-# most samples, epochs, epochs between evaluations: U names none, these are ours; at K = 100 an evaluation on 1,000
-# validation rows costs four epochs
+# most examples, epochs, epochs between evaluations: U names none, these are ours; at K = 100 an evaluation on 1,000
+# validation examples costs four epochs
 EPOCHS = ((100, 50, 2), (500, 25, 1), (1000, 20, 1), (5000, 10, 1))
 MANY = (3, 1)  # beyond
 
 
 def default_recipe(method: str, hidden: int, samples: int, **given: Any) -> Recipe:
-    """The recipe of a method on a base with `hidden` units and `samples` training rows; what is given takes precedence."""
+    """The recipe of a method on a base with `hidden` units and `samples` training examples; what is given comes first."""
     name = method.partition("(")[0].strip()
     name = "unipelt" if name.startswith("unipelt") else name
     large, small = RATES.get(name, RATES["unipelt"])
     epochs, every = next((plan for most, *plan in EPOCHS if samples <= most), MANY)
     recipe = Recipe(lr=small if hidden < SMALL else large, epochs=epochs, evaluate_every=every)
-    return replace(recipe, **{key: value for key, value in given.items() if value is not None})
+    own: dict[str, Any] = KIND_RATES.get(name, {}) | {key: value for key, value in given.items() if value is not None}
+    return replace(recipe, **own)

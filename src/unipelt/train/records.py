@@ -11,7 +11,7 @@ from unipelt.checkpoint.disk import write_whole
 from unipelt.errors import CheckpointError, UserError, did_you_mean
 from unipelt.train.json_types import typed
 from unipelt.train.progress import last_state
-from unipelt.train.recipes import Recipe
+from unipelt.train.recipes import Recipe, check_rates
 
 RECORD, FORMAT = "run.json", 2
 FULL = "full"
@@ -111,6 +111,8 @@ class RunConfig:
                 raise UserError(f"{option_of(name)} {value}: {did_you_mean(str(value), [one for one in known if one])}")
         if not 0 <= self.seed < SEEDS:
             raise UserError(f"--seed {self.seed}: expected 0 to {SEEDS - 1}")
+        if any(name.startswith("lr_") for name in self.recipe):
+            check_rates([self.method], self.recipe)
 
     @property
     def key(self) -> RunKey:

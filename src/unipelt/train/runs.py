@@ -45,10 +45,15 @@ class Plan:
         """Whether the run is evaluated after this many steps."""
         return step == self.steps or step % (self.steps_per_epoch * self.recipe.evaluate_every) == 0
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, linear decay to 0."""
+    def rates(self, step: int, kinds: list[str]) -> float | list[float]:
+        """Learning rates of a step by kind of parameter; one rate where no kinds are given."""
+        factor, own = self.schedule(step), self.recipe.rates
+        return [own.get(kind, self.recipe.lr) * factor for kind in kinds] if kinds else self.recipe.lr * factor
+
+    def schedule(self, step: int) -> float:
+        """Share of the peak learning rate at a step: linear warm-up, linear decay to 0."""
         warm = max(1, math.ceil(self.recipe.warmup * self.steps))
-        return self.recipe.lr * min((step + 1) / warm, max(0.0, (self.steps - step) / max(1, self.steps - warm)))
+        return min((step + 1) / warm, max(0.0, (self.steps - step) / max(1, self.steps - warm)))
 
     def targets(self, rows: list[int], block: int) -> list[float]:
         """What some training examples are trained towards, filled up to a block by the first."""

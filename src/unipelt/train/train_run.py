@@ -66,7 +66,7 @@ def _train_run(
             f"--epochs {epochs} instead of {held}: trains again from the first step, as the learning rate's schedule is another{kept}"
         )
         clear_state(folder)
-    log("recipe: " + ", ".join(f"{name}={value}" for name, value in asdict(plan.recipe).items()))
+    log("recipe: " + ", ".join(f"{name}={value}" for name, value in asdict(plan.recipe).items() if value is not None))
     write_record(folder, plan.record)
     if (state := last_state(folder)) is not None:
         step = state.progress[0].step

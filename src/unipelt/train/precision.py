@@ -1,0 +1,30 @@
+"""In which precision a model computes: its tuned parameters, the optimizer and the loss stay float32 in each."""
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+
+import torch
+
+
+def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
+    """bf16 matrix products where they are asked for and the device has them. precision: auto, fp32 or bf16, as in a Recipe."""
+    wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted and has_bf16(device.type) else nullcontext()
+
+
+@cache
+def has_bf16(kind: str) -> bool:
+    """Whether a kind of device multiplies in bf16; said once where it does not."""
+    found = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and cpu_has_bf16()
+    if not found:
+        warnings.warn(
+            f"this {'GPU' if kind == 'cuda' else kind.upper()} has no bfloat16: it computes in float32", stacklevel=3
+        )
+    return found
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has AVX-512 BF16 or AMX, without which bf16 is slower than fp32."""
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(ask is not None and ask() for ask in asked)

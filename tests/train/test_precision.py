@@ -1,0 +1,57 @@
+"""bf16 on a CPU: the matrix products alone, deterministic, near float32; said once where a CPU lacks it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from train.fleets import fleet, plan, train
+from train.test_resume import Stopped, assert_same, stop_at
+from unipelt.errors import UserError
+from unipelt.train import precision
+from unipelt.train.recipes import Recipe
+
+BF16 = pytest.mark.skipif(not precision.cpu_has_bf16(), reason="this CPU has neither AVX-512 BF16 nor AMX")
+
+
+def single(asked: str, folder: Path | None = None, **how):
+    """A fleet in float32, as the command line has it: autocast leaves float64 alone."""
+    trained = fleet([plan(seed=1, precision=asked)], folder=folder, dtype=torch.float32, **how)
+    torch.manual_seed(0)
+    return trained
+
+
+@BF16
+def test_bf16_is_near_float32_and_leaves_parameters_and_moments_there(tmp_path: Path):
+    half, full = single("bf16"), single("fp32")
+    ours, theirs = train(half)[0], train(full)[0]
+    assert {value.dtype for value in [*ours.state.values(), *half._tensors().values()]} == {torch.float32}
+    differs = False
+    for mine, its in zip(ours.record.curve or (), theirs.record.curve or (), strict=True):
+        assert mine["loss"] == pytest.approx(its["loss"], rel=0.02)
+        differs |= mine["loss"] != its["loss"]
+    assert differs, "nothing was computed in bf16"
+    again = train(single("bf16"))
+    assert_same({0: ours}, again)
+    with pytest.raises(Stopped):
+        train(single("bf16", tmp_path, on_step=stop_at(6)))
+    assert_same(train(single("bf16", tmp_path)), again)
+
+
+def test_auto_is_float32_on_a_cpu():
+    assert_same(train(single("auto")), train(single("fp32")))
+
+
+def test_a_cpu_without_bf16_computes_in_float32_and_says_so_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    precision.has_bf16.cache_clear()
+    with pytest.warns(UserWarning, match="^this CPU has no bfloat16: it computes in float32$") as said:
+        half = train(single("bf16"))
+    precision.has_bf16.cache_clear()
+    assert len(said) == 1
+    assert half[0].record.curve == train(single("fp32"))[0].record.curve
+
+
+def test_a_precision_that_there_is_none_of_is_refused():
+    with pytest.raises(UserError, match="--precision fp8: expected auto, fp32 or bf16"):
+        Recipe(precision="fp8")
