@@ -148,5 +148,5 @@ def test_a_comparison_on_a_cp1252_terminal_leaves_its_winner(
     said = run(*words, "--device", "cpu", "--out", out)
     assert said.code == 0, said.err
     shown.flush()
-    assert "-> take this one" in shown.buffer.getvalue().decode("cp1252")  # type: ignore[attr-defined]
+    assert "recommended" in shown.buffer.getvalue().decode("cp1252")  # type: ignore[attr-defined]
     assert (out / "winner" / "unipelt.json").exists() and (out / "report" / "report.html").exists()

@@ -19,6 +19,7 @@ def row(seed: int, lr: float, validation: float | None = 0.5, status: str = "fin
         "validation": validation,
         "test": 0.1,
         "status": status,
+        "metric": "accuracy",
     } | more
 
 
@@ -37,6 +38,7 @@ def rate(rows) -> float | None:
         ([row(0, 1e-3, 0.6), row(1, 1e-3, 0.6), row(0, 3e-3, 0.9), row(1, 3e-3, status="failed: no")], 1e-3),
         ([row(0, 1e-3, 0.6), row(1, 3e-3, 0.7)], 3e-3),  # no rate has every seed
         ([row(0, 3e-3, 0.5), row(0, 1e-3, 0.5)], 1e-3),  # a tie
+        ([row(0, 1e-3, 0.2, metric="rmse"), row(0, 3e-3, 0.1, metric="rmse")], 3e-3),  # of an error the least
         ([row(0, 1e-3, None), row(0, 3e-3, 0.1)], 3e-3),
         ([row(0, 1e-3, None)], 1e-3),
         ([row(0, 1e-3, 0.4, "stopped early")], 1e-3),

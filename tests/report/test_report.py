@@ -1,5 +1,7 @@
 """The command: what it writes and says, on finished, growing and damaged studies."""
 
+import csv
+import io
 import json
 import re
 import sqlite3
@@ -31,22 +33,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_written_and_said(made: Path, run, tmp_path: Path):
     said = run("report", made, "--out", tmp_path / "out")
     assert said.code == 0 and said.err == ""
-    assert "minilm: 40 of 40 runs finished" in said.out and "K = 100: unipelt-apl" in said.out
-    assert "average test metric ×100" in said.out and "unipelt-apl is never the worst: " in said.out
-    assert f"{tmp_path / 'out' / 'report.html'}: the page; beside it" in said.out
+    assert "minilm: 40 of 40 runs finished" in said.out and "K = 100, 2 tasks, 2 seeds" in said.out
+    assert "K = 100: unipelt-apl is never the worst: " in said.out
+    assert f"{tmp_path / 'out' / 'report.html'}: the page; " in said.out
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    tables = {
-        "table1-test",
-        "table1d-validation",
-        "table2-bound",
-        "table3-all",
-        "table4-seconds",
-        "beside-the-paper",
-        "differences",
-        "ranks",
-        "claims",
-        "rates",
-    }
+    tables = {"comparison", "table1", "table1-validation", "table2-bound", "table3-all", "table4-seconds", "beside-the-paper", "differences", "claims", "rates"}  # fmt: skip
     figures = {"answer", "curves-k100", "curves-kall", "gates-k100-unipelt-apl", "gates-kall-unipelt-apl"}
     expected = {f"{t}.{kind}" for t in tables for kind in ("md", "csv", "tex")} | {
         f"{f}.{kind}" for f in figures for kind in ("svg", "pdf")
@@ -54,6 +45,31 @@ def test_what_is_written_and_said(made: Path, run, tmp_path: Path):
     assert names == expected | {"report.html", "runs.csv", "gates.csv"}
     again = run("report", made, "--out", tmp_path / "out")
     assert again.out == said.out
+
+
+def test_one_seed_is_judged_nowhere(run, tmp_path: Path):
+    """Terminal, page, Markdown, CSV and LaTeX; a lead of thirty points."""
+    results = lively(cells(["rte", "cola", "sst2", "qnli"], [100], METHODS, [0]), rows=100)
+    for key, one in results.items():
+        if key.method == "unipelt-apl":
+            one.test, one.predictions = 1.0, one.targets
+    folder = write(tmp_path / "study", results)
+    said = run("report", folder).out
+    texts = {
+        path.name: path.read_text()
+        for path in (folder / "report").iterdir()
+        if path.suffix in (".html", ".md", ".csv", ".tex")
+    }
+    assert "1 seed" in said and "1 seed" in texts["report.html"] and "not judged: one seed" in said
+    assert {"real", "yes", "no"}.isdisjoint(
+        cell for row in csv.reader(io.StringIO(texts["comparison.csv"] + texts["claims.csv"])) for cell in row
+    )
+    assert 'class="real"' not in texts["report.html"] and 'class="verdict real"' not in texts["report.html"]
+    for name in ("comparison.md", "differences.md", "table1.md", "claims.md"):
+        assert not re.search(r"\*\*[+−\d]", texts[name]), f"nothing is bold in {name}"
+    assert "ranks.md" not in texts and "never the worst" not in texts["table1.md"]
+    assert "test examples only" in said and "test examples and training seeds" not in texts["comparison.csv"]
+    assert "-0.0" not in "".join(texts[name] for name in texts if name.endswith(".csv"))
 
 
 def test_the_page_needs_nothing_but_itself(made: Path):
@@ -103,7 +119,7 @@ def test_a_study_that_is_still_being_written(run, tmp_path: Path):
 def test_one_method_is_compared_with_nothing(run, tmp_path: Path):
     folder = write(tmp_path / "study", flat(cells(["rte"], [100], ["lora"], [0]), lambda cell: 0.5))
     said = run("report", folder)
-    assert said.code == 0 and "lora, 50.0 on one task; nothing to compare it with" in said.out
+    assert said.code == 0 and "lora alone, nothing to compare it with" in said.out
 
 
 def test_measured_cost_takes_the_place_of_the_runs_own(run, tmp_path: Path):
@@ -120,7 +136,7 @@ def test_measured_cost_takes_the_place_of_the_runs_own(run, tmp_path: Path):
         ("no database", "no study, or a damaged one"),
         ("another database", "a database, but no study; it is left untouched"),
         ("json", "no study, or a damaged one"),
-        ("unfinished", "none of its 20 runs is finished (0 failed); expected one at least, so let `unipelt study` go on"),
+        ("unfinished", "none of its 20 runs is finished (0 failed); expected at least one; let `unipelt study` or `unipelt compare` continue"),
         ("failed", "none of its 20 runs is finished (20 failed)"),
         ("efficiency", "efficiency.json: {'method': 'lora', 'train': 'fast'}; expected a list such as"),
         ("efficiency range", "efficiency.json: {'method': 'lora', 'train': 1, 'train_range': [0.5]}; expected a list such as"),

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import io
 import json
 import os
 import re
@@ -13,12 +12,9 @@ from pathlib import Path
 
 import pytest
 from cli.conftest import SMALL, replaced, write_reviews
-from rich.console import Console
 
-from unipelt.cli.tables import verdict_table
 from unipelt.errors import CheckpointError
-from unipelt.report.recommendation import verdict
-from unipelt.report.study import read
+from unipelt.report.build import build
 from unipelt.study import compare, engine
 from unipelt.study.store import Store
 from unipelt.train.recipes import Recipe
@@ -47,11 +43,11 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(ask, run, reviews: Pa
     assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("head", SMALL["lora"]) for s in (0, 1)}
     assert len(rows) == 8, "two rates each"
     assert len(Store.read(out).fleets()) == 4
-    found = verdict(rows)
-    assert f"{found.take}, ready for" in said.out and found.why in said.out and "take this one" in said.out
+    found = build(out).recommendation
+    assert found and f"{found.take}, ready for" in said.out
     record = json.loads((out / "winner" / "run.json").read_text())
-    mine = [row for row in rows if (row["method"], row["lr"]) == (found.take, found.chosen.lr)]
-    assert record["config"]["method"] == found.take and record["recipe"]["lr"] == found.chosen.lr
+    mine = [row for row in rows if (row["method"], row["lr"]) == (found.take, found.lr)]
+    assert record["config"]["method"] == found.take and record["recipe"]["lr"] == found.lr
     assert record["validation"] == max(row["validation"] for row in mine), "the seed with the best validation metric"
     assert record["test"] in {row["test"] for row in mine}
     predicted = run("predict", out / "winner", "--data", unlabelled)
@@ -59,15 +55,10 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(ask, run, reviews: Pa
     page = (out / "report" / "report.html").read_text()
     head = rf"<h1>Take {re.escape(found.take)}</h1>\s*<p class=.why.>{re.escape(found.why)}</p>"
     assert re.search(head, page), "the page says to take what the terminal says"
-    table = list(csv.DictReader((out / "report" / "decision.csv").read_text().splitlines()))
-    assert [row["method"] for row in table] == [*(line.method for line in found.lines), "largest class"]
-    assert {row["method"] for row in table if row[f"against {found.take}"] == "take this one"} == {found.take}
-    assert [float(row["test accuracy"]) for row in table[:-1]] == [100 * line.test.value for line in found.lines]
-    assert "The best on the test rows" not in page, "no second answer beside the one"
-    assert "the paper" not in page and "never the worst" not in page, "the paper's questions are not those of one file"
-    assert f"\nTake {found.take}: {found.why}\n" in run("report", out, "--out", tmp_path / "again").out.replace(
-        "\n ", " "
-    )
+    table = list(csv.DictReader((out / "report" / "comparison.csv").read_text().splitlines()))
+    assert [row["method"] for row in table] == [*(line.method for line in found.comparison.lines), "largest class"]
+    assert f"\nTake {found.take}: {found.why}\n" in said.out
+    assert f"\nTake {found.take}: {found.why}\n" in run("report", out, "--out", tmp_path / "again").out
 
 
 def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -265,113 +256,3 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
 def test_mistakes_are_one_line_before_anything_is_trained(more, expected: str, ask, run, reviews: Path, tmp_path: Path):
     assert expected in run(*ask(reviews, tmp_path / "out", *more)).line
     assert not (tmp_path / "out" / "runs").exists()
-
-
-def runs(method: str, size: int, validation: list[float], test: list[float], rows: int = 400) -> list[dict]:
-    """Finished runs whose predictions are right in that share, from the first row on."""
-    return [
-        {
-            "task": "t", "k": "all", "method": method, "lr": 1e-3, "seed": seed, "status": "finished", "metric": "accuracy",
-            "validation": a, "test": b, "parameters": {"head": size}, "majority": 0.5, "targets": [1] * (rows - 1) + [0],
-            "predictions": [1 if i < b * rows else 0 for i in range(rows - 1)] + [0],
-        }
-        for seed, (a, b) in enumerate(zip(validation, test))
-    ]  # fmt: skip
-
-
-def test_the_development_rows_choose_and_the_test_rows_have_no_say():
-    low, high = [0.6, 0.61, 0.6], [0.9, 0.91, 0.9]
-    rows = runs("a", 10, high, low) + runs("b", 20, low, high)
-    found = verdict(rows)
-    assert (found.take, found.best, [line.method for line in found.lines]) == ("a", "a", ["a", "b"])
-    assert "b did better, beyond chance" in found.why
-    assert found == verdict(rows[::-1]), "the order of the rows has no say either"
-
-
-def test_where_the_difference_is_noise_the_smallest_is_taken():
-    noisy = runs("big", 1000, [0.8, 0.7, 0.78], [0.75, 0.74, 0.76]) + runs(
-        "small", 10, [0.79, 0.72, 0.76], [0.74, 0.75, 0.75]
-    )
-    found = verdict(noisy)
-    assert (found.best, found.take) == ("big", "small") and "no difference to it is beyond chance" in found.why
-    clear = runs("big", 1000, [0.9, 0.91, 0.9], [0.9, 0.9, 0.91]) + runs(
-        "small", 10, [0.7, 0.71, 0.7], [0.7, 0.71, 0.7]
-    )
-    found = verdict(clear)
-    assert found.take == "big" and "better than small, beyond chance" in found.why
-    one = verdict([row for row in noisy if row["seed"] == 0])
-    assert one.take == "big" and "One seed cannot tell" in one.why
-
-
-@pytest.mark.parametrize(
-    ("seeds", "ranked", "take", "said"),
-    [
-        ({"small": {0: 0.82, 1: 0.7}, "big": {0: 0.8}}, ["small", "big"], "small", "Against big it was judged on seed 0 alone, which both have. One seed cannot tell"),
-        ({"small": {0: 0.78}, "big": {0: 0.8, 1: 0.7}}, ["big", "small"], "big", "Against small it was judged on seed 0 alone, which both have. One seed cannot tell"),
-        ({"small": {0: 0.8, 1: 0.8}, "big": {0: 0.82, 1: 0.79, 2: 0.1}}, ["big", "small"], "small", "Against small it was judged on seeds 0 and 1 alone, which both have."),
-        ({"small": {0: 0.1}, "big": {1: 0.9}}, ["small", "big"], "small", "nothing more is known: no other method has finished a seed that small has."),
-        ({"small": {0: 0.8}, "big": {0: 0.9}, "huge": {1: 0.95}}, ["big", "huge", "small"], "big", "Of huge nothing is known beside it"),
-        ({"small": {0: 0.81, 1: 0.6, 2: 0.6}, "big": {0: 0.8, 1: 0.8, 2: 0.79}, "huge": {0: 0.7}}, ["big", "small", "huge"], "big", "Against huge it was judged on seed 0 alone"),
-        ({"small": {0: 0.8, 1: 0.8}, "big": {0: 0.7}, "huge": {0: 0.7}}, ["small", "big", "huge"], "small", "Against big and huge it was judged on seed 0 alone, which all have. One seed cannot tell how much of that is chance; more can, by --seeds, or by --minutes where"),
-        ({"small": {0: 0.8}}, ["small"], "small", "There is no other method to compare small with."),
-        ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.8, 1: 0.7}}, ["small", "big"], "small", "small is the smallest of 2 that are equal, and the best, on the validation rows."),
-        ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.1, 1: 0.2}}, ["small", "big"], "small", "small is the best on the validation rows."),
-    ],
-)  # fmt: skip
-def test_methods_are_judged_on_the_seeds_that_they_share(seeds: dict, ranked: list[str], take: str, said: str):
-    """As a budget, a kill or a failure leaves them."""
-    sizes = {"small": 10, "big": 1000, "huge": 100000}
-    rows = [
-        runs(method, sizes[method], [value], [value])[0] | {"seed": seed}
-        for method, values in seeds.items()
-        for seed, value in values.items()
-    ]
-    found = verdict(rows)
-    assert ([line.method for line in found.lines], found.take) == (ranked, take) and said in found.why
-    assert ("alone" in found.why or "nothing" in found.why) == (len({*map(frozenset, seeds.values())}) > 1)
-    assert {line.method for line in found.lines if line.gap is None} == {m for m in seeds if m == take or not seeds[m].keys() & seeds[take].keys()}  # fmt: skip
-    table = terminal_text(found)
-    assert table.count("take this one") == 1 and "largest class" in table
-    assert "largest class" not in terminal_text(verdict([row | {"metric": "f1"} for row in rows])), "it is an accuracy"
-    assert ("no seed in common" in table) == (len(seeds) > 1 and any(not s.keys() & seeds[take].keys() for s in seeds.values()))  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("test", "metric", "said"),
-    [([0.5], "accuracy", True), ([0.53], "accuracy", True), ([0.7, 0.9], "accuracy", True), ([0.7], "accuracy", False), ([0.5], "f1", False)],
-)  # fmt: skip
-def test_one_answer_for_all_rows_is_what_a_method_has_to_beat(test: list[float], metric: str, said: bool):
-    """Half of the rows are of the largest class; two seeds that are far apart show nothing."""
-    found = verdict([row | {"metric": metric} for row in runs("a", 10, [0.8] * len(test), test)])
-    assert ("It is not shown to be better than always naming the largest class: 0.5000." in found.why) == said
-    assert (found.majority is None) == (metric != "accuracy")
-
-
-@pytest.mark.parametrize(("metric", "least"), [("accuracy", 0.0), ("macro_f1", 0.0), ("spearman", -1.0)])
-def test_no_interval_leaves_the_range_of_its_metric(metric: str, least: float):
-    rows = [row | {"metric": metric} for row in runs("a", 10, [0.8, 0.8], [0.1, 0.95])]
-    (line,) = verdict(rows).lines
-    assert (line.test.low, line.test.high) == (least, 1.0)
-
-
-def terminal_text(found) -> str:
-    console = Console(file=io.StringIO(), width=1000)
-    console.print(verdict_table(found))
-    return console.file.getvalue()
-
-
-def test_the_terminal_and_the_page_give_one_interval_for_a_difference(tmp_path: Path):
-    validation = {"a": [0.8, 0.82, 0.79], "b": [0.7, 0.9, 0.6], "c": [0.6, 0.61, 0.59]}
-    found, results = [], {}
-    for size, (method, values) in enumerate(validation.items()):
-        rows = runs(method, size + 1, values, [value - 0.02 for value in values])
-        found += rows
-        for row in rows:
-            cell = RunKey(**{name: row[name] for name in ("task", "k", "method", "seed", "lr")})
-            results[cell] = RunRecord(**{name: row[name] for name in ("status", "metric", "validation", "test", "parameters", "majority", "targets", "predictions")})  # fmt: skip
-    store = Store.create(tmp_path, {"model": "m", "data": "a file"})
-    store.plan([*results])
-    store.finish(results)
-    on_the_page = read(store).compared["all"]
-    assert on_the_page.best == verdict(found).take == "a"
-    assert {line.method: line.gap for line in verdict(found).lines if line.gap} == on_the_page.to_best

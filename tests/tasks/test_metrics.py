@@ -20,31 +20,43 @@ LABELS = [stream.randrange(2) for _ in range(200)]
 GUESSES = [label if stream.random() < 0.7 else 1 - label for label in LABELS]
 
 
+def answers(kind: str) -> tuple[list, list, list]:
+    """Targets, predictions that are right, and some that are not."""
+    if kind == "texts":
+        texts = [f"this text has the number {label} and the place {i % 9}" for i, label in enumerate(LABELS)]
+        return texts, texts, [f"this text has the number {guess} at last" for guess in GUESSES]
+    if kind == "losses":
+        return LABELS, [(0.0, 3)] * 200, [(1.0 + guess, 3 + guess) for guess in GUESSES]
+    return LABELS, LABELS, GUESSES
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_right_answers_score_best(name):
     metric = METRICS[name]
-    assert metric(LABELS, LABELS) == pytest.approx(metric.high if metric.higher_is_better else metric.low)
-    assert metric.low <= metric(GUESSES, LABELS) <= metric.high
-    assert metric.better(metric(LABELS, LABELS), metric(GUESSES, LABELS))
+    targets, right, guesses = answers(metric.of)
+    best = metric(right, targets)
+    assert best == pytest.approx(metric.high if metric.higher_is_better else metric.low)
+    assert metric.low <= metric(guesses, targets) <= metric.high
+    assert metric.better(best, metric(guesses, targets))
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_many_samples_at_once_are_the_metric_of_each(name):
-    """Classes, numbers with ties, constants and a run that diverged; the loop that a metric without a batch form takes."""
+    """Classes, numbers with ties, constants, a run that diverged, texts; the loop that a metric without a batch form takes."""
     metric, draw = METRICS[name], numpy.random.default_rng(0)
-    targets = draw.integers(0, 2 if name == "f1" else 3, 60).astype(float)
     samples = draw.integers(0, 60, (20, 60))
-    guesses = [targets, numpy.ones(60), draw.integers(0, 3, 60).astype(float), targets + draw.random(60).round(1)]
-    guesses += (
-        [numpy.where(numpy.arange(60) == 7, math.nan, targets)]
-        if not metric.higher_is_better or (metric.low < 0 and name != "matthews")
-        else []
-    )
-    for predictions in guesses:
-        expected = [metric(predictions[rows].tolist(), targets[rows].tolist()) for rows in samples]
-        loop = replace(metric, batch=None).sampled(predictions, targets, samples)
-        numpy.testing.assert_allclose(metric.sampled(predictions, targets, samples), expected, atol=1e-12)
-        numpy.testing.assert_allclose(loop, expected, atol=1e-12)
+    if metric.of in ("texts", "losses"):
+        targets, *guesses = (numpy.array(of[:60]) for of in answers(metric.of))
+        samples = samples[:3]
+    else:
+        targets = draw.integers(0, 2 if name == "f1" else 3, 60).astype(float)
+        guesses = [targets, numpy.ones(60), draw.integers(0, 3, 60).astype(float), targets + draw.random(60).round(1)]
+        if metric.of == "numbers":
+            guesses.append(numpy.where(numpy.arange(60) == 7, math.nan, targets))
+    expected = [[metric(one[rows].tolist(), targets[rows].tolist()) for rows in samples] for one in guesses]
+    for form in (metric, replace(metric, batch=None, averages=False)):
+        found = form.sampled(numpy.stack(guesses), targets, samples)
+        numpy.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,9 @@ def _rows(study: Any, plan: list[Any], cache: Any) -> list[str]:
 def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> None:
     """The ranked answer; the chosen model and the report put in their places. whole: seconds that the fleet at work takes."""
     from unipelt.checkpoint.disk import write_whole
-    from unipelt.cli.tables import gate_lines, terminal, verdict_table
+    from unipelt.cli.tables import terminal
     from unipelt.report.build import PAGE, build
-    from unipelt.report.recommendation import verdict
+    from unipelt.report.terminal import show
     from unipelt.study.budget import minutes_of
     from unipelt.study.store import DONE
 
@@ -148,17 +148,19 @@ def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> No
         raise UserError(
             f"--minutes {minutes:g}: too short for one run{took}; the same command with more minutes goes on"
         )
-    found, console = verdict(done), terminal()
-    notes = keeper.copy(found.take, found.chosen.lr, out / WINNER)  # everything is on disk before anything is shown
-    write_whole(out / "report", build(out).files)
-    console.print(verdict_table(found))
-    lines = [found.why, *gate_lines(done, found), *notes]
+    made, console = build(out), terminal()
+    assert made.recommendation, "a comparison has a recommendation"
+    take, winner = made.recommendation.take, out / WINNER
+    notes = keeper.copy(take, made.recommendation.lr, winner)  # everything is on disk before anything is shown
+    write_whole(out / "report", made.files)
+    show(made, console)
+    lines = [*notes]
     if len(done) < len(rows):
         missing = f"{len(done)} of {len(rows)} runs are done"
         missing += f", {len(failed)} failed: {failed[0]['status'].removeprefix('failed: ')}" if failed else ""
         more = "; run the same command with more --minutes for the rest" if len(done) + len(failed) < len(rows) else ""
         lines.append(missing + more)
-    lines.append(f"{out / WINNER}: {found.take}, ready for `unipelt predict {out / WINNER} --data FILE`")
+    lines.append(f"{winner}: {take}, ready for `unipelt predict {winner} --data FILE`")
     lines.append(f"{out / 'report' / PAGE}: the evidence")
     for line in lines:
         console.print(line, markup=False, highlight=False)

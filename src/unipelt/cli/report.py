@@ -18,12 +18,11 @@ def report(
     """
     from pathlib import Path
 
-    from rich.console import Console
-
     from unipelt.checkpoint.disk import write_whole
+    from unipelt.cli.tables import terminal
     from unipelt.errors import UserError
     from unipelt.report.build import PAGE, build
-    from unipelt.report.summary import summary
+    from unipelt.report.terminal import show
     from unipelt.study.store import FILE
 
     place = Path(results).parent if Path(results).name == FILE else Path(results)
@@ -36,8 +35,8 @@ def report(
         )
     made = build(place)
     write_whole(folder, made.files)
-    console = Console(soft_wrap=True)
-    summary(made, console)
+    console = terminal()
+    show(made, console)
     console.print(
-        f"{folder / PAGE}: the page; beside it {len(made.files) - 1} tables and figures", markup=False, highlight=False
+        f"{folder / PAGE}: the page; {len(made.files) - 1} tables and figures beside it", markup=False, highlight=False
     )

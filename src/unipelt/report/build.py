@@ -1,49 +1,42 @@
-"""A whole report: its page, its tables and figures as files, its short answer. Nothing is written here."""
+"""A whole report: its page, its tables and figures as files, and its answer. Nothing is written here."""
 
-import csv
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unipelt.errors import UserError
-from unipelt.report import evidence
-from unipelt.report.answer import Answer, answers, headline
-from unipelt.report.claims import Claim
-from unipelt.report.decision import decision
+from unipelt.report import details, paper_comparison
+from unipelt.report.claims import Claim, claim_table, claims
+from unipelt.report.comparison import Comparison, comparison_table, headline
 from unipelt.report.drawing import Figure
 from unipelt.report.figures import figures, gate_means
 from unipelt.report.page import Section, page
-from unipelt.report.paper_comparison import beside, bound
-from unipelt.report.recommendation import verdict
+from unipelt.report.recommendation import Recommendation, recommend
+from unipelt.report.runs import LISTED
 from unipelt.report.scores import scores, whole
 from unipelt.report.study import Study, read
-from unipelt.report.table import Table, comma_separated, latex, markdown
-from unipelt.study.store import DONE, EFFICIENCY, KEYS, Store
+from unipelt.report.tables import FORMS, Table, as_csv
+from unipelt.study.store import EFFICIENCY, Store
 
 PAGE = "report.html"
-ASKED_OF_STUDIES = (
-    "Table 2",
-    "beside the paper",
-    "differences",
-    "average ranks",
-    "claims",
-    "sweeps",
-)  # and not of one's own file
-RUNS = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")
 
 
 @dataclass(frozen=True)
 class Report:
     study: Study
-    said: str
-    """the answer in words"""
-    answers: list[Answer]
+    headline: str
+    why: str
+    """what else there is to say of it"""
+    comparisons: dict[int | str, Comparison]
+    """by size; of a comparison on one's own file, that beside the recommended method"""
+    recommendation: Recommendation | None
+    """of a comparison on one's own file"""
     claims: dict[int | str, list[Claim]]
+    tables: dict[str, Table]
     missing: list[str]
-    """tables that the runs have no data for, in words"""
+    """tables and figures that the runs have no data for, in words"""
     files: dict[str, bytes]
 
 
@@ -52,39 +45,35 @@ def build(folder: Path) -> Report:
     store = Store.read(folder)
     try:
         study = read(store)
-        # the page of a comparison begins with what `unipelt compare` says to take
-        chosen = verdict([row for row in store.runs() if row["status"] in DONE]) if study.own_rows else None
     finally:
         store.close()
     measured = efficiency_of(folder / EFFICIENCY)
-    judged = {} if study.own_rows else evidence.judged(study)
-    drawn = figures(study)
+    advice = recommend(study) if study.own_file else None
+    compared = dict.fromkeys(study.sizes[:1], advice.comparison) if advice else study.compared
     tables = {
-        "Table 1": scores(study), "Table 1, validation": scores(study, "validation"), "Table 2": bound(study), "Table 3": whole(study),
-        "Table 4": evidence.efficiency(study, measured), "beside the paper": beside(study), "differences": evidence.differences(study),
-        "average ranks": evidence.ranks(study), "claims": evidence.claim_table(judged), "sweeps": evidence.swept(study),
-        "rates": evidence.rates(study), "failed": evidence.failures(study),
+        "comparison": comparison_table(compared, study.own_file), "table 1": scores(study), "validation": scores(study, "validation"),
+        "table 3": whole(study), "table 4": details.efficiency(study, measured), "rates": details.rates(study), "failed": details.failures(study),
     }  # fmt: skip
-    if chosen:
-        tables = {name: table for name, table in tables.items() if name not in ASKED_OF_STUDIES}
-        tables["decision"] = decision(chosen)
-    missing = [] if study.own_rows else _missing(tables, drawn, measured is not None)
-    found = [] if chosen else answers(study)
-    head, why = (f"Take {chosen.take}", chosen.why) if chosen else (headline(found), "")
-    said = f"{head}: {why}" if why else head
-    files = {
-        PAGE: page(study, head, why, found, _sections(tables, drawn), missing).encode(),
-        "runs.csv": _runs(study),
-        **_gates(study),
-    }
-    for table in filter(None, tables.values()):
-        files |= {
-            f"{table.name}.{kind}": of(table).encode()
-            for kind, of in (("md", markdown), ("csv", comma_separated), ("tex", latex))
-        }
-    for figure in drawn:
-        files |= {f"{figure.name}.{kind}": data for kind, data in figure.files.items()}
-    return Report(study, said, found, judged, missing, files)
+    judged = {} if advice else {k: claims(study.samples_of(k)) for k in study.sizes}
+    if not advice:
+        tables |= {
+            "table 2": paper_comparison.bound(study), "beside the paper": paper_comparison.beside(study), "differences": details.differences(study),
+            "ranks": details.ranks(study), "claims": claim_table(judged), "sweeps": details.swept(study),
+        }  # fmt: skip
+    drawn = figures(study)
+    missing = [] if study.own_file else _missing(tables, drawn, measured is not None)
+    head, why = (f"Take {advice.take}", advice.why) if advice else (headline(compared), "")
+    shown = {} if advice else compared
+    files = {PAGE: page(study, head, why, shown, _sections(tables, drawn), missing).encode()}
+    files |= {f"{table.name}.{kind}": form(table).encode() for table in filter(None, tables.values()) for kind, form in FORMS.items()}  # fmt: skip
+    files |= {f"{figure.name}.{kind}": data for figure in drawn for kind, data in figure.files.items()}
+    files["runs.csv"] = as_csv([LISTED, *([getattr(run, name) for name in LISTED] for run in study.chosen)]).encode()
+    gates = [
+        (*key, *place, value) for key, (_, _, means) in gate_means(study).items() for place, value in means.items()
+    ]
+    if gates:
+        files["gates.csv"] = as_csv([("k", "method", "task", "layer", "change", "mean"), *gates]).encode()
+    return Report(study, head, why, compared, advice, judged, tables, missing, files)
 
 
 def _sections(tables: dict[str, Table], drawn: Sequence[Figure]) -> list[Section]:
@@ -94,30 +83,27 @@ def _sections(tables: dict[str, Table], drawn: Sequence[Figure]) -> list[Section
     def pictures(start: str) -> list[Table | Figure]:
         return [figure for figure in drawn if figure.name.startswith(start)]
 
-    real = [*pictures("answer"), *those("claims", "differences", "average ranks")]
     return [
-        Section("Which method to take", those("decision")),
-        Section("Which differences are real", real),
-        Section("Scores", those("Table 1", "Table 2", "Table 3")),
-        Section("Cost", those("Table 4")),
+        Section("Comparison", [*pictures("answer"), *those("comparison", "claims", "differences", "ranks")]),
+        Section("Scores", those("table 1", "table 2", "table 3")),
+        Section("Cost", those("table 4")),
         Section("Beside the paper", those("beside the paper")),
         Section("One option varied", [*pictures("sweep"), *those("sweeps")]),
         Section("Gates", pictures("gates")),
         Section("Learning curves", pictures("curves")),
-        Section("Details", those("Table 1, validation", "rates", "failed"), folded=True),
+        Section("Details", those("validation", "rates", "failed"), folded=True),
     ]
 
 
 def _missing(tables: dict[str, Table], drawn: Sequence[Figure], timed: bool) -> list[str]:
     """What a study's runs have no data for, in words. timed: whether inference was."""
     absent = {
-        "Table 1": "table 1 (no runs with K other than all)", "Table 2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts, each with one set of options)",
-        "Table 3": "table 3 (no runs with K = all)", "Table 4": f"table 4 (no {EFFICIENCY}, and no finished runs of full and another method)",
-        "beside the paper": "the paper's numbers (no task, size and method in common)", "differences": "differences (needs two methods on the same tasks)",
-        "average ranks": "average ranks (needs two methods on two tasks)",
+        "table 1": "table 1 (no runs with K other than all)", "table 2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts, each with one set of options)",
+        "table 3": "table 3 (no runs with K = all)", "table 4": f"table 4 (no {EFFICIENCY}, and no finished runs of full and another method)",
+        "beside the paper": "the paper's numbers (no task, size and method in common)", "ranks": "average ranks (needs four methods, four tasks and two seeds)",
     }  # fmt: skip
     missing = [said for name, said in absent.items() if not tables[name]]
-    if not timed and tables["Table 4"]:
+    if not timed and tables["table 4"]:
         missing.append(f"inference time (no {EFFICIENCY})")
     pictures = {
         "curves": "learning curves (no run was evaluated twice)", "gates": "gates (no run has recorded any)",
@@ -137,7 +123,7 @@ def efficiency_of(path: Path) -> list[dict[str, Any]] | None:
         raise UserError(f"{path}: cannot be read ({error}); {expected}, or remove it") from None
     for row in found if isinstance(found, list) else [None]:
         if not (isinstance(row, dict) and isinstance(row.get("method"), str)) or not all(
-            _is_ratio(row.get(name)) and _is_range(row.get(f"{name}_range")) for name in evidence.RATIOS
+            _is_ratio(row.get(name)) and _is_range(row.get(f"{name}_range")) for name in details.RATIOS
         ):
             raise UserError(f"{path}: {str(row)[:80]}; {expected}, or remove it")
     return found
@@ -149,22 +135,3 @@ def _is_ratio(value: Any) -> bool:
 
 def _is_range(value: Any) -> bool:
     return value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_ratio, value)))
-
-
-def _table(rows: Iterator[Sequence[Any]]) -> bytes:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue().encode()
-
-
-def _runs(study: Study) -> bytes:
-    return _table(iter([RUNS, *([row[name] for name in RUNS] for row in study.chosen)]))
-
-
-def _gates(study: Study) -> dict[str, bytes]:
-    rows = [
-        (k, method, task, *place, value)
-        for (k, method, task), (_, _, means) in gate_means(study).items()
-        for place, value in means.items()
-    ]
-    return {"gates.csv": _table(iter([("k", "method", "task", "layer", "change", "mean"), *rows]))} if rows else {}

@@ -1,11 +1,15 @@
 """The paper's three claims, judged on a study's own runs.          Mao et al. 2022, arXiv:2110.07577, §4.2"""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 
-from unipelt.report.cells import mean
-from unipelt.report.names import FULL, OURS, PARTS, occurrences, task_label
-from unipelt.report.significance import LEVEL, Estimate, Sample, average_difference, difference, estimate
+from unipelt.report.comparison import scaled
+from unipelt.report.names import FULL, OURS, PARTS, occurrences, size_label, task_label
+from unipelt.report.samples import Sample, difference
+from unipelt.report.statistics import BOTH, LEVEL, Estimate, estimate
+from unipelt.report.study import seeds_text
+from unipelt.report.tables import Block, Cell, Table
 
 UNDECIDED = "not decided"
 
@@ -22,6 +26,11 @@ class Claim:
     why: str
 
 
+def claims(samples: Sequence[Sample]) -> list[Claim]:
+    """Judged over all of these tasks. Not decided: the interval holds 0, or there is one seed alone."""
+    return [_beats_its_parts(samples), _beats_full(samples), _never_worst(samples)]
+
+
 def standing(samples: Sequence[Sample], presets: Sequence[str]) -> tuple[list[str], str]:
     """The methods that stand for these presets on every task, whatever their options; else none, and why not."""
     there = {preset: occurrences(preset, {method for of in samples for method in of.values}) for preset in presets}
@@ -35,14 +44,21 @@ def standing(samples: Sequence[Sample], presets: Sequence[str]) -> tuple[list[st
 
 
 def best_parts(samples: Sequence[Sample], methods: Sequence[str]) -> list[tuple[str, str]]:
-    """methods: a mixture and its submodules. The mixture beside the best of them, for each task."""
+    """methods: a mixture and its parts. The mixture beside the best of them, for each task."""
     mixture, *parts = methods
-    return [(mixture, max(parts, key=lambda part: mean(of.values[part]))) for of in samples]
+    return [(mixture, max(parts, key=lambda part: _mean(of, part))) for of in samples]
 
 
-def claims(samples: Sequence[Sample]) -> list[Claim]:
-    """Judged over all of these tasks; a difference whose interval holds 0 decides nothing."""
-    return [_beats_its_parts(samples), _beats_full(samples), _never_worst(samples)]
+def average_difference(samples: Sequence[Sample], pairs: Sequence[tuple[str, str]]) -> Estimate:
+    """Mean over tasks of the difference of each task's pair of methods."""
+    return estimate([difference(of, *pair) for of, pair in zip(samples, pairs)])
+
+
+def verdict(found: Estimate) -> str:
+    """Whether a number is above 0, by its interval over test examples and seeds."""
+    if found.covers != BOTH or found.low is None or found.high is None:
+        return UNDECIDED
+    return "yes" if found.low > 0 else "no" if found.high < 0 else UNDECIDED
 
 
 def _beats_its_parts(samples: Sequence[Sample]) -> Claim:
@@ -51,7 +67,7 @@ def _beats_its_parts(samples: Sequence[Sample]) -> Claim:
     if not methods:
         return Claim(text, UNDECIDED, None, why)
     found = average_difference(samples, best_parts(samples, methods))
-    return _judged(text, found, f"{_with_options(methods[0])}over the best part of each task")
+    return Claim(text, verdict(found), found, f"{_with_options(methods[0])}over the best part of each task")
 
 
 def _beats_full(samples: Sequence[Sample]) -> Claim:
@@ -61,12 +77,12 @@ def _beats_full(samples: Sequence[Sample]) -> Claim:
         return Claim(text, UNDECIDED, None, why)
     ours, full = methods
     found = average_difference(samples, [(ours, full)] * len(samples))
-    return _judged(text, found, f"{_with_options(ours)}over full fine-tuning")
+    return Claim(text, verdict(found), found, f"{_with_options(ours)}over full fine-tuning")
 
 
 def _never_worst(samples: Sequence[Sample]) -> Claim:
-    """Yes: on every task the lowest other method is surely below. No: on some task even the lowest is surely above, the
-    interval pad_mask to that many tasks (Bonferroni)."""
+    """Yes: on every task the lowest other method is surely below. No: on some task even the lowest is surely above, with an
+    interval widened to that many tasks (Bonferroni)."""
     text = f"{OURS} is never the worst"
     methods, why = standing(samples, (OURS,))
     if not methods or any(len(of.values) < 2 for of in samples):
@@ -74,30 +90,48 @@ def _never_worst(samples: Sequence[Sample]) -> Claim:
     (ours,) = methods
     margins = []
     for of in samples:
-        lowest = min((method for method in of.values if method != ours), key=lambda method: mean(of.values[method]))
+        lowest = min((method for method in of.values if method != ours), key=lambda method: _mean(of, method))
         gap = [difference(of, ours, lowest)]
-        margins.append((estimate(gap), estimate(gap, LEVEL / len(samples)).verdict, of.name.rpartition("/")[2], lowest))
-    found = {"no"} & {wide for _, wide, _, _ in margins} or {one.verdict for one, _, _, _ in margins}
+        margins.append(
+            (estimate(gap), verdict(estimate(gap, LEVEL / len(samples))), of.name.rpartition("/")[2], lowest)
+        )
+    found = {"no"} & {wide for _, wide, _, _ in margins} or {verdict(one) for one, _, _, _ in margins}
     said = found.pop() if len(found) == 1 else UNDECIDED
     least, _, task, lowest = min(
         margins, key=lambda margin: margin[0].value if margin[0].low is None else margin[0].low
     )
-    return Claim(
-        text,
-        said,
-        least,
-        f"{_with_options(ours)}over {lowest}, the lowest other, on {task_label(task)}, the least sure task",
-    )
+    return Claim(text, said, least, f"{_with_options(ours)}over {lowest}, the lowest other, on {task_label(task)}, the least sure task")  # fmt: skip
 
 
-def _judged(text: str, found: Estimate, why: str) -> Claim:
-    return Claim(
-        text,
-        found.verdict,
-        found,
-        why if found.low is not None else f"{why}; no interval: one seed, and no predictions",
-    )
+def _mean(of: Sample, method: str) -> float:
+    """Higher is better."""
+    value = round(fmean(of.values[method].values()), 12)
+    return value if of.metric.higher_is_better else -value
 
 
 def _with_options(ours: str) -> str:
     return "" if ours == OURS else f"{ours} "
+
+
+def claim_table(found: Mapping[int | str, Sequence[Claim]]) -> Table:
+    """A row a claim, a column a size; empty where the runs for every claim are missing."""
+    rows = [[Cell(of[0].text), *map(_cell, of)] for of in zip(*found.values()) if any(claim.number for claim in of)]
+    note = "Yes or no: the 95 % interval over test examples and training seeds leaves out 0, with two seeds at least; else not decided. Differences ×100."
+    return Table("claims", "The paper's three claims on these runs", ["claim", *map(size_label, found)], [Block("", rows)], [note])  # fmt: skip
+
+
+def claim_line(k: int | str, claim: Claim) -> str:
+    """One line; empty where the runs for it are missing."""
+    if claim.number is None:
+        return ""
+    shown = scaled(claim.number, 100, signed=True)
+    return f"{size_label(k)}: {claim.text}: {claim.verdict} ({', '.join(filter(None, [shown.text, shown.spread, seeds_text(claim.number.seeds)]))})"
+
+
+def _cell(claim: Claim) -> Cell:
+    if claim.number is None:
+        return Cell(claim.verdict, note=claim.why)
+    shown = scaled(claim.number, 100, signed=True)
+    mark = "" if claim.verdict == UNDECIDED else claim.verdict
+    note = f"{shown.text} {claim.why}; {seeds_text(claim.number.seeds)}, interval over {claim.number.covers}"
+    return replace(shown, value=claim.verdict, mark=mark, note=note)

@@ -6,10 +6,10 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from unipelt.report.cells import Grid, gather, mean, spread
+from unipelt.report.comparison import Comparison
 from unipelt.report.drawing import INK, Figure, across, canvas, finish, looks, multiples, wrapped
 from unipelt.report.names import method_order, size_label, size_order, task_label, task_order
-from unipelt.report.study import Study
+from unipelt.report.study import Grid, Study, gather, mean, scale, seeds_text, spread
 from unipelt.report.sweeps import Sweep, sweep_places
 from unipelt.spec import Location
 
@@ -25,10 +25,11 @@ def figures(study: Study) -> list[Figure]:
 
 
 def answer(study: Study) -> list[Figure]:
-    """Each method's average difference to the best, with its interval."""
-    if study.own_rows or not study.compared:  # one's own rows have their answer by the validation rows
+    """Each method's average difference to the best, with its interval. One's own file has its answer by validation instead."""
+    compared = {k: one for k, one in study.compared.items() if one.others}
+    if study.own_file or not compared:
         return []
-    which = {k: [compared.best, *compared.to_best] for k, compared in study.compared.items()}
+    which = {k: [line.method for line in one.lines] for k, one in compared.items()}
     most, lines = max(map(len, which.values())), max(wrapped(m).count("\n") + 1 for of in which.values() for m in of)
     with canvas("answer", 1, 1, 1.0, 1.0) as (drawing, (trial,)):
         named = across(*(trial.text(0, 0, wrapped(method)) for of in which.values() for method in of))
@@ -37,53 +38,45 @@ def answer(study: Study) -> list[Figure]:
         rows = -(-len(which) // columns)
         drawing.set_size_inches(0.2 + columns * (named + PLOT_WIDE), rows * (0.9 + most * (0.12 + 0.15 * lines)))
         axes = drawing.subplots(rows, columns, squeeze=False).flatten().tolist()
-        for panel, (k, compared) in zip(axes, study.compared.items()):
-            style = looks(which[k])
-            panel.axvline(0, color=INK, linewidth=0.8)
-            panel.plot([0], [0], "D", color=style[compared.best]["color"], markersize=6)
-            for place, (method, found) in enumerate(compared.to_best.items(), start=1):
-                colour, real = style[method]["color"], compared.real(method)
-                if found.low is not None and found.high is not None:
-                    panel.plot(
-                        [100 * found.low, 100 * found.high],
-                        [place, place],
-                        color=colour,
-                        linewidth=2.2,
-                        solid_capstyle="butt",
-                    )
-                face = colour if real else "none"
-                panel.plot(
-                    [100 * found.value],
-                    [place],
-                    "o",
-                    markersize=6,
-                    markerfacecolor=face,
-                    markeredgecolor=colour,
-                    markeredgewidth=1.5,
-                )
+        for panel, (k, one) in zip(axes, compared.items()):
+            _differences(panel, one)
             panel.set_yticks(range(len(which[k])), map(wrapped, which[k]))
             panel.set_ylim(most - 0.5, -0.5)
-            panel.set_title(size_label(k))
-            panel.set_xlabel("points behind the best average")
-            panel.locator_params(axis="x", nbins=5)
-            panel.grid(axis="x")
-            panel.tick_params(axis="y", length=0)
+            panel.set_title(f"{size_label(k)}, {seeds_text(one.seeds)}")
         for panel in axes[len(which) :]:
             panel.set_visible(False)
-        caption = "Difference of the average test metric to the best method's (diamond), ×100, with its 95 % interval over test rows and seeds. Filled: real after Holm's correction; hollow: not decided."  # fmt: skip
-        return [finish("answer", "Average test metric, against the best method", caption, drawing)]
+        caption = "Difference of the average test metric to the best method's (diamond), with its 95 % interval: over test examples and training seeds; with one seed over test examples only. Filled: real after Holm's correction; hollow: may be chance, or one seed."  # fmt: skip
+        return [finish("answer", "Average test metric, less the best method's", caption, drawing)]
+
+
+def _differences(panel: Any, one: Comparison) -> None:
+    style = looks([line.method for line in one.lines])
+    panel.axvline(0, color=INK, linewidth=0.8)
+    panel.plot([0], [0], "D", color=style[one.reference]["color"], markersize=6)
+    for place, line in enumerate(one.others, start=1):
+        found, colour = line.gap, style[line.method]["color"]
+        if found is None:
+            continue
+        if found.low is not None and found.high is not None:
+            edges = [one.scale * found.low, one.scale * found.high]
+            panel.plot(edges, [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
+        face = colour if line.real else "none"
+        point = {"markersize": 6, "markerfacecolor": face, "markeredgecolor": colour, "markeredgewidth": 1.5}
+        panel.plot([one.scale * found.value], [place], "o", **point)
+    panel.set_xlabel("points behind the best average")
+    panel.locator_params(axis="x", nbins=5)
+    panel.grid(axis="x")
+    panel.tick_params(axis="y", length=0)
 
 
 def sweeps(study: Study) -> list[Figure]:
     """The paper's figures 2 and 3: the test metric against one option, a panel a task and size, a line a preset."""
     grid, found = gather(study.chosen), []
+    caption = "Test metric, mean and standard deviation over seeds, each point at its own chosen learning rate."
     for option in sorted({sweep.option for sweep in study.sweeps}):
         lines = [sweep for sweep in study.sweeps if sweep.option == option]
-        texts = (
-            f"Test metric against {option}",
-            "Test metric ×100, mean and standard deviation over seeds, each point at its own chosen learning rate.",
-        )
         if places := sweep_places(lines, grid):
+            texts = (f"Test metric against {option}", caption)
             found.append(multiples(f"sweep-{option}", texts, places, partial(_sweep, lines, grid)))
     return found
 
@@ -92,10 +85,11 @@ def _sweep(lines: list[Sweep], grid: Grid, panel: Any, place: tuple[int | str, s
     style = looks([sweep.label for sweep in lines])
     for sweep in lines:
         points = [(value, grid[(*place, method)]) for method, value in sweep.values.items() if (*place, method) in grid]
-        means = [100 * mean(cell) for _, cell in points]
-        wide = [100 * (spread([*cell.values()]) or 0.0) for _, cell in points]
+        wide = [spread([*cell.values()]) or 0.0 for _, cell in points]
         marked = {"marker": "o", "markersize": 4, "capsize": 2.5, "elinewidth": 0.9, **style[sweep.label]}
-        panel.errorbar([value for value, _ in points], means, yerr=wide, label=sweep.label, **marked)
+        panel.errorbar(
+            [x for x, _ in points], [mean(cell) for _, cell in points], yerr=wide, label=sweep.label, **marked
+        )
     values = sorted({value for sweep in lines for value in sweep.values.values()})
     if values[0] > 0 and values[-1] / values[0] >= 8:  # doublings stand at equal distances
         panel.set_xscale("log")
@@ -108,34 +102,24 @@ def _sweep(lines: list[Sweep], grid: Grid, panel: Any, place: tuple[int | str, s
 def curves(study: Study) -> list[Figure]:
     """The validation metric over epochs, a figure a size whose runs were evaluated more than once."""
     runs: dict[Any, dict[str, dict[str, list[Curve]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for row in study.listed:
-        if row["curve"]:
-            points = {point["epoch"]: point[row["metric"]] for point in row["curve"] if row["metric"] in point}
-            runs[row["k"]][row["task"]][row["method"]].append(points)
-    caption = (
-        "The best validation metric chooses the epoch. Line: mean over seeds, band: one standard deviation; drawn while at "
-        "least half of the seeds still train."
-    )
+    for run in study.listed:
+        if run.curve:
+            points = {at["epoch"]: scale(run.metric) * at[run.metric] for at in run.curve if run.metric in at}
+            runs[run.k][run.task][run.method].append(points)
+    caption = "The best validation metric chooses the epoch. Line: mean over seeds, band: one standard deviation; drawn while at least half of the seeds still train."  # fmt: skip
     return [
-        multiples(
-            f"curves-k{k}",
-            (f"Validation metric over epochs, {size_label(k)}", caption),
-            sorted(runs[k], key=task_order),
-            partial(_learning, runs[k]),
-        )
+        multiples(f"curves-k{k}", (f"Validation metric over epochs, {size_label(k)}", caption), sorted(runs[k], key=task_order), partial(_learning, runs[k]))
         for k in sorted(runs, key=size_order)
         if any(len(points) > 1 for task in runs[k].values() for seeds in task.values() for points in seeds)
-    ]
+    ]  # fmt: skip
 
 
 def _learning(runs: dict[str, dict[str, list[Curve]]], panel: Any, task: str) -> None:
     style = looks(sorted({method for of in runs.values() for method in of}, key=method_order))
     for method in sorted(runs[task], key=method_order):
         seeds = runs[task][method]
-        at = {
-            e: [100 * points[e] for points in seeds if e in points]
-            for e in sorted({e for points in seeds for e in points})
-        }
+        epochs = sorted({e for points in seeds for e in points})
+        at = {e: [points[e] for points in seeds if e in points] for e in epochs}
         held = {e: values for e, values in at.items() if 2 * len(values) >= len(seeds)}
         means, wide = [fmean(values) for values in held.values()], [spread(values) or 0.0 for values in held.values()]
         lone = {} if len(held) > 1 else {"marker": "o", "markersize": 4}  # no line goes through one point
@@ -166,7 +150,7 @@ def gates(study: Study) -> list[Figure]:
             for panel in axes[len(places) :]:
                 panel.set_visible(False)
             drawing.colorbar(mesh, ax=axes, label="mean gate", aspect=30, pad=0.01).outline.set_visible(False)
-            caption = "How much each layer opens each part: the gate's mean over test rows and seeds, from 0 (closed) to 1 (open)."
+            caption = "How much each layer opens each part: the gate's mean over test examples and seeds, from 0 (closed) to 1 (open)."
             found.append(finish(name, f"Gates of {method}, {size_label(k)}", caption, drawing))
     return found
 
@@ -177,17 +161,10 @@ def _heat(panel: Any, rows: list[str], columns: list[str], means: dict[tuple[str
     for y, line in enumerate(cells):
         for x, value in enumerate(line):
             if value == value:
-                ink = "#ffffff" if value < 0.6 else "#111111"  # viridis is dark up to there
-                panel.text(
-                    x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=7, in_layout=False
-                )
-    panel.set_xticks(
-        [x + 0.5 for x in range(len(columns))],
-        [c.replace("_", " ") for c in columns],
-        rotation=25,
-        ha="right",
-        fontsize=8,
-    )
+                style = {"color": "#ffffff" if value < 0.6 else "#111111", "fontsize": 7}  # viridis is dark up to there
+                panel.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", in_layout=False, **style)
+    names = [column.replace("_", " ") for column in columns]
+    panel.set_xticks([x + 0.5 for x in range(len(columns))], names, rotation=25, ha="right", fontsize=8)
     panel.set_yticks([y + 0.5 for y in range(len(rows))], rows, fontsize=8)
     panel.set_ylim(len(rows), 0)
     panel.tick_params(length=0)
@@ -198,9 +175,9 @@ def _heat(panel: Any, rows: list[str], columns: list[str], means: dict[tuple[str
 def gate_means(study: Study) -> dict[tuple, tuple[list[str], list[str], dict[tuple[str, str], float]]]:
     """By (k, method, task): the layers, the changes, and the mean over seeds by layer and change."""
     collected: dict[tuple, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in study.listed:
-        for path, of in (row["gates"] or {}).items():
-            collected[row["k"], row["method"], row["task"]][split(path)].append(of["mean"])
+    for run in study.listed:
+        for path, value in run.gates.items():
+            collected[run.k, run.method, run.task][split(path)].append(value)
     found = {}
     for key in sorted(collected, key=lambda key: (size_order(key[0]), method_order(key[1]), task_order(key[2]))):
         means = {place: fmean(sorted(values)) for place, values in collected[key].items()}

@@ -1,17 +1,17 @@
 """One HTML page that needs nothing but itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from unipelt.report.answer import Answer, interval, progress, signed
+from unipelt.report.comparison import Comparison
 from unipelt.report.drawing import Figure
-from unipelt.report.names import task_label, task_order
+from unipelt.report.names import size_label, task_label, task_order
 from unipelt.report.scores import ALL
-from unipelt.report.study import Study
-from unipelt.report.table import Table
-from unipelt.study.store import COMPARISON
+from unipelt.report.statistics import Estimate
+from unipelt.report.study import Study, seeds_text
+from unipelt.report.tables import Cell, Table
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Section:
 
 
 def page(
-    study: Study, headline: str, why: str, found: Sequence[Answer], sections: Sequence[Section], missing: Sequence[str]
-) -> str:
-    """headline: the answer in words; why: what else is to be said of it. missing: what could not be shown, in words."""
+    study: Study, headline: str, why: str, cards: Mapping[int | str, Comparison], sections: Sequence[Section], missing: Sequence[str]
+) -> str:  # fmt: skip
+    """headline: the answer in words; why: what else there is to say of it. missing: what could not be shown, in words."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -35,13 +35,12 @@ def page(
         return files("unipelt.report").joinpath(name).read_text(encoding="utf-8")
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"signed": signed, "interval": interval}
+    environment.filters |= {"size": size_label, "seeds": seeds_text, "difference": _difference}
     return environment.from_string(text("page.html")).render(
         study=study,
-        answers=found,
+        cards=cards,
         headline=headline,
         why=why,
-        progress=progress(study),
         sections=[section for section in sections if section.parts],
         missing=missing,
         facts=_facts(study),
@@ -52,30 +51,22 @@ def page(
     )
 
 
+def _difference(found: Estimate, scale: float) -> Cell:
+    low, high = (None if edge is None else scale * edge for edge in (found.low, found.high))
+    return Cell(scale * found.value, low=low, high=high, digits=1, signed=True)
+
+
 def _facts(study: Study) -> list[tuple[str, str]]:
     """What a reader needs to know about the runs, in words."""
-    first: dict[str, Any] = study.chosen[0]
-    shown = [("base", study.model), ("tasks", ", ".join(dict.fromkeys(task_label(row["task"]) for row in study.runs)))]
-    shown += [("sizes", ", ".join(map(str, study.sizes))), ("seeds", str(len({row["seed"] for row in study.runs})))]
-    shown += [
-        (name.replace("_", " "), _words(value))
-        for name, value in study.facts.items()
-        if name not in ("model", COMPARISON) and _words(value)
-    ]
+    first = study.chosen[0]
+    shown = [("base", study.model), ("tasks", ", ".join(dict.fromkeys(task_label(run.task) for run in study.runs)))]
+    shown += [("sizes", ", ".join(map(str, study.sizes))), ("seeds", str(len({run.seed for run in study.runs})))]
+    shown += [(name.replace("_", " "), _words(value)) for name, value in study.facts.items() if name != "model"]
     if ALL in study.sizes and study.incomplete:
-        shown.append(
-            (
-                "subsets",
-                f"K = all is not the published training set of {', '.join(map(task_label, sorted(study.incomplete, key=task_order)))}",
-            )
-        )
-    shown += [("device", first["device"])] if first["device"] else []
-    shown += (
-        [("versions", ", ".join(f"{name} {version}" for name, version in first["versions"].items()))]
-        if first["versions"]
-        else []
-    )
-    return shown
+        subsets = ", ".join(map(task_label, sorted(study.incomplete, key=task_order)))
+        shown.append(("subsets", f"K = all is not the published training set of {subsets}"))
+    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
+    return [(name, words) for name, words in [*shown, ("device", first.device or ""), ("versions", versions)] if words]
 
 
 def _words(value: Any) -> str:

@@ -1,36 +1,50 @@
-"""Ours beside the paper's: table 2 of both, and the scores of the methods, tasks and sizes that both have."""
+"""Ours beside the paper's numbers, as printed.          Mao et al. 2022, arXiv:2110.07577, tables 1 to 4"""
 
+import tomllib
 from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
 from statistics import fmean
+from typing import Any
 
-from unipelt.report.cells import average, mean
-from unipelt.report.claims import best_parts, standing
+from unipelt.report.claims import average_difference, best_parts, standing, verdict
+from unipelt.report.comparison import scaled
 from unipelt.report.names import PARTS, size_label, task_label
-from unipelt.report.paper import paper, printed
-from unipelt.report.scores import ALL, gap, ranked, scaled, union
-from unipelt.report.significance import Estimate, average_difference
-from unipelt.report.study import Study
-from unipelt.report.table import Block, Cell, Table
+from unipelt.report.scores import ALL, marks, union
+from unipelt.report.statistics import Estimate
+from unipelt.report.study import Study, average, mean
+from unipelt.report.tables import Block, Cell, Table
 
 Means = dict[str, dict[str, float]]
 """method → task → test metric ×100"""
 
 
+@cache
+def paper() -> dict[str, Any]:
+    """See paper.toml."""
+    return tomllib.loads(files("unipelt.report").joinpath("paper.toml").read_text(encoding="utf-8"))
+
+
+def printed(k: int | str) -> Means:
+    """The paper's; nothing for a size that it has not, or has an average of alone."""
+    return {method: dict(zip(paper()["tasks"], row)) for method, row in paper()["scores"].get(str(k), {}).items()}
+
+
 def means(study: Study, k: int | str) -> Means:
-    """Our own, as the paper's are printed."""
+    """Our own."""
     found: Means = {}
     for (size, task, method), cell in study.test.items():
         if size == k:
-            found.setdefault(method, {})[task] = 100 * mean(cell)
+            found.setdefault(method, {})[task] = mean(cell)
     return found
 
 
 def _ours(study: Study, k: int | str) -> str:
-    return f"{size_label(k)} · ours, {study.model}"
+    return f"{size_label(k)} · ours, {study.model} · {study.seeds(k)}"
 
 
 def _theirs(k: int | str) -> str:
-    return f"{size_label(k)} · the paper, {paper()['base']}"
+    return f"{size_label(k)} · the paper, {paper()['base']} · 5 seeds"
 
 
 def bound(study: Study) -> Table:
@@ -50,19 +64,19 @@ def bound(study: Study) -> Table:
     return Table(
         "table2-bound", "Mixtures beside the best of their parts, test metric ×100 (the paper's table 2)", ["", *map(task_label, over), "average"], blocks,
         ["The best part is taken for each task by its test mean, as the paper does: it knows more than any method may, so it is an upper bound of choosing one.",
-         "Last column of ours: 95 % interval over test rows and seeds; bold where it leaves out 0."],
+         "Last column of ours: 95 % interval, of one seed over test examples only. Bold: it is over test examples and training seeds, and leaves out 0."],
     )  # fmt: skip
 
 
-def _against_parts(
-    methods: Sequence[str], of: Means, tasks: Sequence[str], over: Sequence[str], found: Estimate | None = None
-) -> list[list[Cell]]:
+def _against_parts(methods: Sequence[str], of: Means, tasks: Sequence[str], over: Sequence[str], found: Estimate | None = None) -> list[list[Cell]]:  # fmt: skip
     """methods: a mixture and its parts. The best part of each task, the mixture, and the difference."""
     mixture, *parts = methods
     tops = {task: max(parts, key=lambda part, task=task: of[part][task]) for task in tasks}  # type: ignore[misc]
     best = {task: of[top][task] for task, top in tops.items()}
     gaps = {task: of[mixture][task] - best[task] for task in tasks}
-    last = Cell(fmean(gaps.values()), signed=True) if found is None else gap(found, found.verdict != "not decided")
+    last = Cell(fmean(gaps.values()), signed=True)
+    if found is not None:
+        last = scaled(found, 100, signed=True, mark="" if verdict(found) == "not decided" else "real")
     return [
         [Cell(f"best of {', '.join(parts)}"), *(Cell(best.get(t), note=tops.get(t, "")) for t in over), Cell(fmean(best.values()))],
         [Cell(mixture), *(Cell(of[mixture].get(t) if t in tasks else None) for t in over), Cell(fmean(of[mixture][t] for t in tasks))],
@@ -79,11 +93,11 @@ def beside(study: Study) -> Table:
         which = [method for method in study.methods(k) if method in printed(k)]
         if which and here:
             blocks.append(Block(_ours(study, k), _rows(which, means(study, k), here, over)))
-            blocks.append(Block(_theirs(k), _rows(which, printed(k), here, over)))
+            blocks.append(Block(_theirs(k), _rows(which, printed(k), here, over, marked=True)))
     if ALL in study.sizes and not study.incomplete and {*study.tasks(ALL)} == {*known}:
         whole, empty = paper()["whole"], [Cell()] * len(over)
         which = [method for method in study.methods(ALL) if method in whole]
-        ours = [[Cell(m), *empty, scaled(*(average(study.test, ALL, m, known) or (None,)))] for m in which]
+        ours = [[Cell(m), *empty, Cell(*(average(study.test, ALL, m, known) or (None,)))] for m in which]
         blocks += [
             Block(_ours(study, ALL), ours),
             Block(_theirs(ALL), [[Cell(m), *empty, Cell(whole[m])] for m in which]),
@@ -91,16 +105,18 @@ def beside(study: Study) -> Table:
     return Table(
         "beside-the-paper", f"Beside the paper's own numbers ({paper()['base']})", ["method", *map(task_label, over), "average"], blocks,
         [f"The paper: {paper()['source']}, tables 1 and 3. Its base is {paper()['base']}; ours is {study.model}: another base has other numbers, so compare orders and gaps, not levels.",
-         "Averages are over the tasks that stand in the block."],
+         "Averages are over the tasks that stand in the block. Marks are in the paper's blocks alone."],
     )  # fmt: skip
 
 
-def _rows(which: Sequence[str], of: Means, here: Sequence[str], over: Sequence[str]) -> list[list[Cell]]:
+def _rows(
+    which: Sequence[str], of: Means, here: Sequence[str], over: Sequence[str], marked: bool = False
+) -> list[list[Cell]]:
     found = {method: [of[method].get(task) if task in here else None for task in over] for method in which}
-    columns = [list(column) for column in zip(*found.values())]
-    averages = [fmean(of[method][task] for task in here) if {*here} <= of[method].keys() else None for method in which]
-    marks = [*map(ranked, columns), ranked(averages)]
+    for method, row in found.items():
+        row.append(fmean(of[method][task] for task in here) if {*here} <= of[method].keys() else None)
+    tops = [marks(column) if marked else [""] * len(which) for column in zip(*found.values())]
     return [
-        [Cell(method), *(Cell(value, mark=column[place]) for value, column in zip([*found[method], averages[place]], marks))]
+        [Cell(method), *(Cell(value, mark=column[place]) for value, column in zip(found[method], tops))]
         for place, method in enumerate(which)
-    ]  # fmt: skip
+    ]

@@ -1,11 +1,9 @@
 """Sweeps: methods of one preset that differ in exactly one option."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from unipelt.report.cells import Grid
 from unipelt.report.names import method_order, options_of, preset_of
 
 LEAST = 3
@@ -32,10 +30,10 @@ class Sweep:
         return f"{self.preset}({self.fixed})" if self.fixed else self.preset
 
 
-def find_sweeps(rows: Iterable[dict[str, Any]]) -> list[Sweep]:
+def find_sweeps(methods: Iterable[str]) -> list[Sweep]:
     """Every sweep of a number; a method may be a point of several."""
     lines: dict[tuple[str, str, str], dict[float, str]] = defaultdict(dict)
-    for method in sorted({row["method"] for row in rows}, key=method_order):
+    for method in sorted(set(methods), key=method_order):
         options = options_of(method)
         for option, value in options.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -49,18 +47,18 @@ def find_sweeps(rows: Iterable[dict[str, Any]]) -> list[Sweep]:
     return sorted(found, key=lambda sweep: (sweep.option, method_order(sweep.preset), sweep.fixed))
 
 
-def sweep_places(sweeps: Sequence[Sweep], grid: Grid) -> list[tuple[int | str, str]]:
-    """The sizes and tasks where one of the sweeps has two points at least."""
-    places = dict.fromkeys((k, task) for k, task, _ in grid)
+def sweep_places(sweeps: Iterable[Sweep], present: Iterable[tuple[int | str, str, str]]) -> list[tuple[int | str, str]]:
+    """The sizes and tasks where one of the sweeps has two points at least; present: size, task and method of what is there."""
+    found, sweeps = list(present), list(sweeps)
+    places = dict.fromkeys((k, task) for k, task, _ in found)
     return [
         place
         for place in places
-        if any(sum((*place, method) in grid for method in sweep.methods) > 1 for sweep in sweeps)
+        if any(sum((*place, method) in found for method in sweep.methods) > 1 for sweep in sweeps)
     ]
 
 
 def _fixed(method: str, preset: str, option: str) -> str:
     defaults = options_of(preset)
-    return ", ".join(
-        f"{name}={value}" for name, value in options_of(method).items() if name != option and value != defaults[name]
-    )
+    shown = {name: value for name, value in options_of(method).items() if name != option and value != defaults[name]}
+    return ", ".join(f"{name}={value}" for name, value in shown.items())

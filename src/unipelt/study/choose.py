@@ -1,4 +1,4 @@
-"""Which learning rate stands for a method: the validation rows choose, the test rows have no say. Knows no torch."""
+"""Which learning rate stands for a method: the validation metric chooses, test results have no say. Imports no torch."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from unipelt.study.store import DONE
+from unipelt.tasks.metrics import METRICS
 
 Run = dict[str, Any]
 
@@ -20,7 +21,11 @@ def choose(rows: Iterable[Run]) -> list[Run]:
     rates: dict[tuple, dict[float, list[float | None]]] = defaultdict(lambda: defaultdict(list))
     for row in done:
         rates[_group(row)][row["lr"]].append(row["validation"])
-    chosen = {group: max(found, key=lambda lr: _rank(lr, found[lr])) for group, found in rates.items()}
+    lower = {_group(row) for row in done if row["metric"] in METRICS and not METRICS[row["metric"]].higher_is_better}
+    chosen = {
+        group: max(found, key=lambda lr: _rank(lr, found[lr], -1 if group in lower else 1))
+        for group, found in rates.items()
+    }
     return [row for row in done if row["lr"] == chosen[_group(row)]]
 
 
@@ -28,6 +33,6 @@ def _group(row: Run) -> tuple:
     return row["task"], row["k"], row["method"]
 
 
-def _rank(lr: float, validation: list[float | None]) -> tuple:
+def _rank(lr: float, validation: list[float | None], sign: int) -> tuple:
     known = sorted(value for value in validation if value is not None)  # sorted: a sum depends on its order
-    return len(validation), fmean(known) if len(known) == len(validation) else float("-inf"), -lr
+    return len(validation), sign * fmean(known) if len(known) == len(validation) else float("-inf"), -lr

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,11 @@ class Metric:
     high: float = 1.0
     higher_is_better: bool = True
     batch: Callable[[Array, Array], Array] | None = None
-    """the same of many samples at once: predictions and targets `[…, example]` to values `[…]`"""
+    """the same of many samples at once: predictions and targets `[…, example]`, broadcast, to values `[…]`"""
+    of: Literal["classes", "numbers", "texts", "losses"] = "texts"
+    """what is predicted"""
+    averages: bool = False
+    """whether it is the mean of its values of single examples"""
 
     def __call__(self, predictions: Values, targets: Values) -> float:
         """Raises DataError where there are no examples, or not one prediction for each target."""
@@ -40,13 +44,28 @@ class Metric:
             )
         return float(self.function(predictions, targets))
 
+    @property
+    def fast(self) -> bool:
+        """Whether a hundred samples cost little more than one."""
+        return self.batch is not None or self.averages
+
+    @property
+    def shown_as(self) -> float:
+        """What tables multiply it with: shares and correlations stand ×100."""
+        return 100.0 if self.high == 1.0 else 1.0
+
     def sampled(self, predictions: Array, targets: Array, samples: NDArray[np.intp]) -> NDArray[np.float64]:
-        """The metric of each sample of the examples; samples: indices `[sample, example]`."""
+        """The metric `[run, sample]` of predictions `[run, example]` on samples of the examples: indices `[sample, example]`."""
+        if self.averages and self.batch is None:
+            places = range(len(targets))
+            each = [[self.function(one[i : i + 1], targets[i : i + 1]) for i in places] for one in predictions]
+            return np.array(each, dtype=np.float64)[:, samples].mean(axis=-1)
         if self.batch is None or targets.ndim > 1:
-            return np.array([self.function(predictions[rows], targets[rows]) for rows in samples], dtype=np.float64)
-        size = max(1, 2_000_000 // samples.shape[1])  # samples at once: 2 million values are 16 MB
+            found = [[self.function(one[rows], targets[rows]) for rows in samples] for one in predictions]
+            return np.array(found, dtype=np.float64)
+        size = max(1, 2_000_000 // (samples.shape[1] * len(predictions)))  # samples at once: 2 million values are 16 MB
         pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
-        return np.concatenate([self.batch(predictions[piece], targets[piece]) for piece in pieces])
+        return np.concatenate([self.batch(predictions[:, piece], targets[piece]) for piece in pieces], axis=-1)
 
     def better(self, one: float, other: float) -> bool:
         """Whether one value is better than another."""
@@ -130,11 +149,15 @@ def _centred(values: Array) -> Array:
 
 
 def _spearman(predictions: Array, targets: Array) -> Array:
+    return _pearson(_ranks(predictions), _ranks(targets))
+
+
+def _ranks(values: Array) -> Array:
+    """Ties their mean; all alike where not all are finite."""
     from scipy.stats import rankdata
 
-    usable = np.asarray(np.isfinite(predictions).all(axis=-1) & np.isfinite(targets).all(axis=-1))
-    ranks = [rankdata(np.where(usable[..., None], values, 0.0), axis=-1) for values in (predictions, targets)]
-    return _pearson(*ranks)
+    usable = np.isfinite(values).all(axis=-1, keepdims=True)
+    return rankdata(np.where(usable, values, 0.0), axis=-1)
 
 
 def _errors(predictions: Array, targets: Array) -> Array:
@@ -190,19 +213,22 @@ mae = _of_numbers(_mae)
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(name="accuracy", function=accuracy, batch=_accuracy),
-        Metric(name="f1", function=f1, batch=_f1),
-        Metric(name="macro_f1", function=macro_f1, batch=_macro_f1),
-        Metric(name="micro_f1", function=micro_f1, batch=_micro_f1),
-        Metric(name="matthews", function=matthews, low=-1.0, batch=_matthews),
-        Metric(name="pearson", function=pearson, low=-1.0, batch=_pearson),
-        Metric(name="spearman", function=spearman, low=-1.0, batch=_spearman),
-        Metric(name="rmse", function=rmse, high=inf, higher_is_better=False, batch=_rmse),
-        Metric(name="mae", function=mae, high=inf, higher_is_better=False, batch=_mae),
-        *(Metric(name=name, function=function, high=100.0) for name, function in TEXT_METRICS.items()),
-        Metric(name="exact_match", function=exact_match),
-        Metric(name="loss", function=loss, high=inf, higher_is_better=False),
-        Metric(name="perplexity", function=perplexity, low=1.0, high=inf, higher_is_better=False),
+        Metric(name="accuracy", of="classes", function=accuracy, batch=_accuracy, averages=True),
+        Metric(name="f1", of="classes", function=f1, batch=_f1),
+        Metric(name="macro_f1", of="classes", function=macro_f1, batch=_macro_f1),
+        Metric(name="micro_f1", of="classes", function=micro_f1, batch=_micro_f1),
+        Metric(name="matthews", of="classes", function=matthews, low=-1.0, batch=_matthews),
+        Metric(name="pearson", of="numbers", function=pearson, low=-1.0, batch=_pearson),
+        Metric(name="spearman", of="numbers", function=spearman, low=-1.0, batch=_spearman),
+        Metric(name="rmse", of="numbers", function=rmse, high=inf, higher_is_better=False, batch=_rmse),
+        Metric(name="mae", of="numbers", function=mae, high=inf, higher_is_better=False, batch=_mae, averages=True),
+        *(
+            Metric(name=name, function=function, high=100.0, averages=name.startswith("rouge"))
+            for name, function in TEXT_METRICS.items()
+        ),
+        Metric(name="exact_match", function=exact_match, averages=True),
+        Metric(name="loss", of="losses", function=loss, high=inf, higher_is_better=False),
+        Metric(name="perplexity", of="losses", function=perplexity, low=1.0, high=inf, higher_is_better=False),
     )
 }
 """A new metric is one entry; `batch` may be left out, and is then a loop over `function`."""

@@ -1,12 +1,18 @@
-"""A table as a value, and as Markdown, CSV and LaTeX."""
+"""A table as a value, and as Markdown, CSV, LaTeX and on a terminal."""
 
 import csv
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
 
 NOTHING = "–"
+PARTS = ("sd", "low", "high", "note")
+"""of a cell, that get a column of their own in CSV"""
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,32 @@ class Table:
     def __bool__(self) -> bool:
         return any(block.rows for block in self.blocks)
 
+    @property
+    def rows(self) -> list[tuple[str, Sequence[Cell]]]:
+        """Each with its block's heading."""
+        return [(block.heading, row) for block in self.blocks for row in block.rows]
+
+
+def on_terminal(table: Table, block: Block) -> "RichTable":
+    """One block for rich: texts as they are, no markup in them."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(
+        box=None, pad_edge=False, title=Text(block.heading) if block.heading else None, title_justify="left"
+    )
+    for place, column in enumerate(table.columns):
+        numbers = any(isinstance(row[place].value, float | int) and row[place].low is None for row in block.rows)
+        shown.add_column(Text(column), justify="right" if numbers else "left")
+    for row in block.rows:
+        shown.add_row(*(Text(f"{cell.text} {cell.aside}".rstrip(), style="bold" if cell.mark else "") for cell in row))
+    return shown
+
 
 def markdown(table: Table) -> str:
     lines = [f"### {_plain(table.title)}", ""]
     for block in table.blocks:
-        if block.heading:
-            lines += [f"**{_plain(block.heading)}**", ""]
+        lines += [f"**{_plain(block.heading)}**", ""] if block.heading else []
         lines += [
             "| " + " | ".join(map(_plain, table.columns)) + " |",
             "|" + " --- |" + " ---: |" * (len(table.columns) - 1),
@@ -96,39 +122,32 @@ def _plain(text: str) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """One row a row of the table, its block first; a column of its own for each spread and note that is there."""
-    rows = [(block.heading, row) for block in table.blocks for row in block.rows]
-    extras = [
-        [
-            part
-            for part in ("sd", "low", "high", "note")
-            if any(getattr(row[c], part) not in (None, "") for _, row in rows)
-        ]
-        for c in range(len(table.columns))
+    """A line a row of the table, its block first; a column of its own for each spread and note that is there."""
+    there = [[part for part in PARTS if any(getattr(row[c], part) not in (None, "") for _, row in table.rows)] for c in range(len(table.columns))]  # fmt: skip
+    names = [
+        name
+        for column, parts in zip(table.columns, there)
+        for name in (column, *(f"{column} {part}" for part in parts))
     ]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
+    lines = [
         [
-            "block",
+            heading,
             *(
-                name
-                for c, column in enumerate(table.columns)
-                for name in (column, *(f"{column} {part}" for part in extras[c]))
+                value
+                for cell, parts in zip(row, there)
+                for value in (cell.value, *(getattr(cell, part) for part in parts))
             ),
         ]
-    )
-    for heading, row in rows:
-        writer.writerow(
-            [
-                heading,
-                *(
-                    value
-                    for c, cell in enumerate(row)
-                    for value in (cell.value, *(getattr(cell, part) for part in extras[c]))
-                ),
-            ]
-        )
+        for heading, row in table.rows
+    ]
+    return as_csv([["block", *names], *lines])
+
+
+def as_csv(rows: Sequence[Sequence[object]]) -> str:
+    """0 without a sign."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([value + 0.0 if isinstance(value, float) else value for value in row] for row in rows)
     return buffer.getvalue()
 
 
@@ -139,19 +158,10 @@ def latex(table: Table) -> str:
              rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule", " & ".join(map(escape, table.columns)) + r" \\"]  # fmt: skip
     for block in table.blocks:
         lines.append(r"\midrule")
-        if block.heading:
-            lines += [rf"\multicolumn{{{width}}}{{l}}{{\textit{{{escape(block.heading)}}}}} \\"]
+        lines += [rf"\multicolumn{{{width}}}{{l}}{{\textit{{{escape(block.heading)}}}}} \\"] if block.heading else []
         lines += [" & ".join(map(_latex_cell, row)) + r" \\" for row in block.rows]
-    return "\n".join(
-        [
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            *(f"% {' '.join(note.split())}" for note in table.notes),
-            r"\end{table}",
-            "",
-        ]
-    )
+    notes = [f"% {' '.join(note.split())}" for note in table.notes]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}", ""])
 
 
 def _latex_cell(cell: Cell) -> str:
@@ -169,3 +179,7 @@ _SPECIAL = {
 
 def escape(text: str) -> str:
     return "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
+
+
+FORMS = {"md": markdown, "csv": comma_separated, "tex": latex}
+"""by the suffix of a file"""

@@ -1,0 +1,232 @@
+"""Methods beside one of them: the one object that the terminal, the page and every file of a report show."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from unipelt.report.names import listed, size_label
+from unipelt.report.samples import LARGEST, TIE, Sample, difference, own
+from unipelt.report.statistics import BOTH, EXAMPLES, NOTHING, Estimate, estimate, holm, own_estimate
+from unipelt.report.tables import Block, Cell, Table
+
+REAL, CHANCE, ONE_SEED = "real", "may be chance", "not judged: one seed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One method."""
+
+    method: str
+    score: Estimate
+    """its own test metric, the mean over tasks"""
+    gap: Estimate | None = None
+    """this method less the reference, positive where it is better; None for the reference itself"""
+    corrected: float | None = None
+    """p of the gap after Holm's correction"""
+    validation: float | None = None
+    lr: float | None = None
+    parameters: int | None = None
+    """numbers that were trained"""
+
+    @property
+    def real(self) -> bool:
+        """Whether the gap is beyond chance."""
+        return self.gap is not None and self.gap.real(self.corrected)
+
+    @property
+    def equal(self) -> bool:
+        return self.gap is not None and abs(self.gap.value) < TIE
+
+    @property
+    def word(self) -> str:
+        """What the gap means."""
+        if self.gap is None:
+            return ""
+        if self.gap.covers == NOTHING:
+            return "no seed in common" if not self.gap.seeds else "not judged: one seed, no predictions"
+        if self.gap.covers == EXAMPLES:
+            return ONE_SEED
+        if self.gap.covers != BOTH:
+            return "not judged: no predictions"
+        return REAL if self.real else "equal" if self.equal else CHANCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Methods on the same tasks, beside one of them. Numbers are in the metric's own unit; tables show them × scale."""
+
+    tasks: int
+    metric: str
+    """empty where tasks have different ones"""
+    scale: float
+    higher_is_better: bool
+    reference: str
+    lines: Sequence[Line]
+    """in the order in which they are shown"""
+    largest: float | None
+    """the metric of always naming the most frequent class of the test examples; None where there are no classes"""
+
+    @property
+    def chosen(self) -> Line:
+        """The reference's own line."""
+        return next(line for line in self.lines if line.method == self.reference)
+
+    @property
+    def others(self) -> list[Line]:
+        return [line for line in self.lines if line.method != self.reference]
+
+    @property
+    def best(self) -> str:
+        """The reference, or all methods that are as good."""
+        tied = [self.reference, *(line.method for line in self.others if line.equal)]
+        return f"all {len(tied)} methods" if 2 < len(tied) == len(self.lines) else listed(tied)
+
+    @property
+    def next(self) -> Line | None:
+        """The best of those that are not as good."""
+        return next((line for line in self.others if not line.equal), None)
+
+    @property
+    def lead(self) -> Estimate | None:
+        """Of the reference over the next."""
+        return self.next.gap.turned if self.next and self.next.gap else None
+
+    @property
+    def seeds(self) -> int:
+        """That its methods share, at least."""
+        return min((line.gap.seeds for line in self.others if line.gap), default=self.chosen.score.seeds)
+
+    def shown(self, value: float | None) -> float | None:
+        return None if value is None else self.scale * value
+
+
+def compare(samples: Sequence[Sample], methods: Sequence[str], reference: str | None = None) -> Comparison:
+    """Every method less the reference, averaged over these tasks, whose metrics have one direction and unit.
+
+    p is corrected by Holm's method: over the methods where a reference is given, which test examples must not have chosen; else
+    the reference is the method with the best test metric, and every pair of methods counts.
+    """
+    judge = samples[0].metric
+    sign = 1.0 if judge.higher_is_better else -1.0
+    scores = {method: _score(samples, method) for method in methods}
+    order = sorted(methods, key=lambda method: -round(sign * scores[method].value, 12))
+    first = reference or order[0]
+    rest = [method for method in order if method != first]
+    gaps = {method: estimate([difference(of, method, first) for of in samples]) for method in rest}
+    pairs = 0 if reference else len(methods) * (len(methods) - 1) // 2
+    corrected = dict(zip(rest, holm([gaps[method].p for method in rest], pairs)))
+    lines = [Line(method=m, score=scores[m], gap=gaps.get(m), corrected=corrected.get(m)) for m in [first, *rest]]
+    names = {of.metric.name for of in samples}
+    return Comparison(
+        tasks=len(samples), metric=judge.name if len(names) == 1 else "", scale=judge.shown_as, reference=first, lines=lines,
+        higher_is_better=judge.higher_is_better, largest=_largest(samples),
+    )  # fmt: skip
+
+
+def _score(samples: Sequence[Sample], method: str) -> Estimate:
+    if len(samples) == 1:
+        return own_estimate(own(samples[0], method), samples[0].metric)
+    return estimate([own(of, method) for of in samples])
+
+
+def _largest(samples: Sequence[Sample]) -> float | None:
+    """A constant correlates with nothing: 0 for a task of numbers."""
+    known = [of.largest for of in samples]
+    if not any(known) or any(not one and of.metric.low == 0 for one, of in zip(known, samples)):
+        return None
+    return fmean(fmean(one.values()) if one else 0.0 for one in known)
+
+
+def beside_largest_class(of: Sample, method: str) -> Estimate | None:
+    """A method less always naming the largest class; None where there are no classes or predictions."""
+    return estimate([difference(of, method, LARGEST)]) if of.largest else None
+
+
+def headline(found: Mapping[int | str, Comparison]) -> str:
+    """All sizes in a few sentences: the best method, and whether its lead is real. Nothing is judged from one seed."""
+    judged = {k: one for k, one in found.items() if one.others}
+    if not judged:
+        alone = [f"{size_label(k)}: {one.reference} alone, nothing to compare it with" for k, one in found.items()]
+        return "; ".join(alone) or "Nothing can be compared yet"
+    leaders: dict[str, list[int | str]] = {}
+    for k, one in judged.items():
+        leaders.setdefault(one.best, []).append(k)
+    what = "average" if any(one.tasks > 1 for one in judged.values()) else "test result"
+    said = [f"{best} {'share' if _several(judged[sizes[0]]) else 'has'} the best {what} at {_sizes(sizes)}" for best, sizes in leaders.items()]  # fmt: skip
+    leads: dict[tuple[str, int], list[int | str]] = {}
+    for k, one in judged.items():
+        if one.next is not None:
+            leads.setdefault((one.next.word, one.seeds), []).append(k)
+    verdicts = [f"{_verdict(word)} at {_sizes(sizes)} ({_seeds(seeds)})" for (word, seeds), sizes in leads.items()]
+    return "; ".join(said) + "." + (f" The lead over the next method {listed(verdicts)}." if verdicts else "")
+
+
+def _several(one: Comparison) -> bool:
+    return any(line.equal for line in one.others)
+
+
+def _verdict(word: str) -> str:
+    return word if word == CHANCE else f"is {word.partition(':')[0]}"
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed{'s' * (number != 1)}"
+
+
+def _sizes(sizes: Sequence[int | str]) -> str:
+    return f"K\u00a0=\u00a0{listed(sizes)}"
+
+
+def scaled(found: Estimate | None, scale: float, turn: bool = False, **more: object) -> Cell:
+    """A number with its interval, as tables show it; turn: of a metric that is better when lower, the difference as it is."""
+    if found is None:
+        return Cell()
+    found = found.turned if turn else found
+    low, high = (None if edge is None else scale * edge for edge in (found.low, found.high))
+    return replace(Cell(scale * found.value, low=low, high=high), **more)  # type: ignore[arg-type]
+
+
+NOTES = [
+    "95 % intervals; the last column says what they allow for. Differences are paired: over the same seeds and test examples.",
+    "Real: p < 0.05 after Holm's correction over the comparisons, with two seeds at least. One seed cannot show what training changes, so nothing is judged from it.",
+]  # fmt: skip
+
+
+def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> Table:
+    """A block a size: every method beside the reference. own_file: validation chose the reference, so it stands first too."""
+    blocks = []
+    columns: list[str] = []
+    for k, one in found.items():
+        unit = "" if one.scale == 1 else " ×100"
+        what = one.metric.replace("_", " ") if one.metric else "metric, average"
+        more = [f"validation {what}{unit}"] if own_file else []
+        against = f"less {one.reference}" if own_file else "less the best"
+        extra = ["learning rate", "trained parameters"] if own_file else []
+        columns = ["method", *more, f"test {what}{unit}", against, "verdict", *extra, "seeds", "intervals over"]
+        rows = [_row(one, line, own_file) for line in one.lines]
+        if one.largest is not None:
+            empty = Cell("")
+            rows.append(
+                [Cell(LARGEST), *[empty] * len(more), Cell(one.shown(one.largest)), *[empty] * (4 + len(extra))]
+            )
+        tasks = f"{one.tasks} tasks" if one.tasks > 1 else ""
+        blocks.append(
+            Block("" if own_file else ", ".join(filter(None, [size_label(k), tasks, _seeds(one.seeds)])), rows)
+        )
+    title = "Every method beside the recommended one" if own_file else "Every method beside the best"
+    notes = ["Validation examples rank the methods and choose their learning rates; test examples chose nothing."] if own_file else ["The best is chosen by test results, so the correction counts every pair of methods."]  # fmt: skip
+    return Table("comparison", title, columns, blocks, [*notes, *NOTES])
+
+
+def _row(one: Comparison, line: Line, own_file: bool) -> list[Cell]:
+    first = line.method == one.reference
+    gap = scaled(line.gap, one.scale, not one.higher_is_better, signed=True, mark="real" if line.real else "")
+    gap = (
+        Cell("recommended" if own_file else "best") if first else gap if line.word != "no seed in common" else Cell("")
+    )
+    extra = [Cell(line.lr, digits=-1), Cell(f"{line.parameters:,}" if line.parameters else "")] if own_file else []
+    covers = line.gap.covers if line.gap else line.score.covers
+    return [
+        Cell(line.method, mark="best" if first else ""), *([Cell(one.shown(line.validation))] if own_file else []),
+        scaled(line.score, one.scale), gap, Cell(line.word), *extra, Cell(line.score.seeds, digits=0), Cell(covers if line.word != "no seed in common" else line.score.covers),
+    ]  # fmt: skip

@@ -1,0 +1,99 @@
+"""The runs of a study's store. Every name of a column that a report needs stands here."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unipelt.report.names import method_order, size_order, task_order
+from unipelt.report.samples import Row
+from unipelt.study.choose import choose
+from unipelt.study.store import COMPARISON, DONE, KEYS, PLANNED, Store
+
+LIGHT = ("id", *KEYS, "status", "metric", "validation", "test", "complete", "steps", "seconds", "width", "parameters", "device", "versions")  # fmt: skip
+LISTED = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")
+"""columns of runs.csv"""
+Curve = list[dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One planned run; what is not there yet is None."""
+
+    id: str
+    task: str
+    k: int | str
+    method: str
+    seed: int
+    lr: float
+    status: str
+    metric: str
+    validation: float | None
+    """the best validation metric: it alone chose the epoch"""
+    test: float | None
+    complete: bool
+    """whether the training set is the whole published one"""
+    steps: int | None
+    seconds: float | None
+    width: int | None
+    """runs that were trained at once"""
+    parameters: int | None
+    """numbers that were trained"""
+    device: str | None
+    versions: dict[str, str]
+    curve: Curve
+    """an entry an evaluation; of chosen runs"""
+    gates: dict[str, float]
+    """mean over test examples by location; of chosen runs"""
+
+    @property
+    def done(self) -> bool:
+        return self.status in DONE
+
+    @property
+    def planned(self) -> bool:
+        return self.status == PLANNED
+
+    @property
+    def failed(self) -> bool:
+        return not self.done and not self.planned
+
+    @property
+    def reason(self) -> str:
+        """Why it failed."""
+        return self.status.removeprefix("failed: ")
+
+
+def read_runs(store: Store) -> tuple[list[Run], list[Run]]:
+    """Every planned run, and the finished ones of the learning rates that validation chose, with curves and gates."""
+    rows = sorted(store.runs(LIGHT), key=lambda row: (*_order(row), row["seed"], row["lr"]))
+    chosen = [row["id"] for row in choose(rows)]
+    deep = {row["id"]: row for row in store.runs(("id", "gates", "curve"), chosen)}
+    by_id = {row["id"]: row for row in rows}
+    return [_run(row) for row in rows], [_run(by_id[name] | deep[name]) for name in chosen]
+
+
+def _order(row: dict[str, Any]) -> tuple:
+    return task_order(row["task"]), size_order(row["k"]), method_order(row["method"])
+
+
+def _run(row: dict[str, Any]) -> Run:
+    more = {
+        "complete": row["complete"] is not False,
+        "parameters": sum(row["parameters"].values()) if row["parameters"] else None,
+        "versions": row["versions"] or {},
+        "curve": row.get("curve") or [],
+        "gates": {path: value["mean"] for path, value in (row.get("gates") or {}).items()},
+    }
+    return Run(**{**{name: row[name] for name in LIGHT}, **more})
+
+
+def answers(store: Store, runs: Sequence[Run]) -> Iterator[Row]:
+    """Method, seed, predictions and targets of each run."""
+    for row in store.runs(("method", "seed", "predictions", "targets"), [run.id for run in runs]):
+        yield row["method"], row["seed"], row["predictions"], row["targets"]
+
+
+def facts_of(store: Store) -> tuple[dict[str, Any], bool]:
+    """What all runs share, by name; and whether it is a comparison on one file."""
+    facts = store.facts
+    return {name: value for name, value in facts.items() if name != COMPARISON}, COMPARISON in facts

@@ -1,0 +1,194 @@
+"""How sure a difference is, over the test examples and the training seeds.
+
+The difference of two methods on a task is the mean of their differences gₛ over the seeds s that both have. Two things move it:
+- the test examples: variance v, by a jackknife that leaves out one group of examples at a time from the mean over seeds;
+- training: variance u = (variance of gₛ over seeds) / seeds.
+The chance of a difference as large as |x| without a true one is P(|√v tₐ + √u t_b| ≥ |x|), where tₐ and t_b are Student's with
+groups − 1 and seeds − 1 degrees of freedom (Behrens 1929, Fisher 1935). It is conservative; Welch's approximation is not, with
+two or three seeds (benchmarks/false_claims.py). Where few test examples differ, an exact test of exchanged predictions has the last
+word: McNemar's for accuracy with one seed. With one seed training's part is not known, so nothing is called real.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import exp, isfinite
+from statistics import fmean
+
+import numpy as np
+
+from unipelt.report.samples import TIE, Difference, Sample, Values
+from unipelt.tasks.metrics import Metric
+
+LEVEL = 0.05
+NODES = 1001
+NOTHING, EXAMPLES, SEEDS, BOTH = (
+    "nothing",
+    "test examples only",
+    "training seeds only",
+    "test examples and training seeds",
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, its 95 % interval, and how easily chance alone gives one as far from 0."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    seeds: int = 0
+    """that each method has, at least"""
+    covers: str = NOTHING
+    """what the interval allows for"""
+
+    def real(self, p: float | None) -> bool:
+        """Whether the number differs from 0 beyond chance; p: its own, or corrected for the number of comparisons."""
+        return self.covers == BOTH and p is not None and p < LEVEL
+
+    @property
+    def turned(self) -> "Estimate":
+        """Of the other less the one."""
+        low, high = (None if edge is None else 0.0 - edge for edge in (self.high, self.low))
+        return replace(self, value=0.0 - self.value, low=low, high=high)
+
+
+def estimate(differences: Sequence[Difference], level: float = LEVEL) -> Estimate:
+    """The mean over tasks, with the interval of all numbers that are not too far from it at this level."""
+    number = len(differences)
+    value = fmean(one.value for one in differences)
+    examples, groups, training, freedom = _joined(differences)
+    seeds = min(one.seeds for one in differences)
+    if examples is None and (training or 0.0) <= TIE**2:  # nothing, or a variance of 0 from the few seeds there are
+        return Estimate(value, seeds=seeds)
+    covers = SEEDS if examples is None else EXAMPLES if training is None else BOTH
+    v, u = (examples or 0.0) / number**2, (training or 0.0) / number**2
+    p, half = tail(abs(value), v, groups, u, freedom), half_width(level, v, groups, u, freedom)
+    low, high = value - half, value + half
+    exact = exact_p([one.exchanged for one in differences], value)
+    p = max(p, exact)
+    if exact > level:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Estimate(value, low, high, p, seeds, covers)
+
+
+def _joined(differences: Sequence[Difference]) -> tuple[float | None, int, float | None, float]:
+    """Sums over tasks: variance and groups of test examples, variance and degrees of freedom of training.
+
+    The freedom is Welch's and Satterthwaite's (Σ u)² / Σ (u² / (seeds − 1)); a part that is not known for one task is not for all.
+    """
+    examples = [one.examples for one in differences]
+    training = [(one.training, one.seeds - 1) for one in differences]
+    v = sum(examples) if None not in examples else None  # type: ignore[arg-type]
+    groups = min(one.groups for one in differences)
+    known = [(u, freedom) for u, freedom in training if u is not None]
+    if len(known) < len(training):
+        return v, groups, None, 1.0
+    u = sum(part for part, _ in known)
+    squares = sum(part**2 / freedom for part, freedom in known)
+    return v, groups, u, u**2 / squares if squares > 0 else 1.0
+
+
+def own_estimate(found: Difference, metric: Metric) -> Estimate:
+    """A metric with an interval that stays within its range: Wilson's of a share, with the number of examples whose share would
+    vary as much (Wilson 1927; Kott and Carr 1997); of a metric without upper end, of its logarithm."""
+    plain = estimate([replace(found, exchanged=None)])
+    if plain.low is None or plain.high is None:
+        return plain
+    half = (plain.high - plain.low) / 2
+    if not isfinite(metric.high):
+        wide = exp(min(half / plain.value, 700.0)) if plain.value > 0 else 1.0
+        return replace(plain, low=plain.value / wide, high=plain.value * wide)
+    whole = metric.high - metric.low
+    share, half = (plain.value - metric.low) / whole, half / whole
+    spread = share * (1 - share)
+    if half <= TIE or spread <= TIE:  # all alike: what n alike examples say
+        spread, half, number = 0.0, 0.0, float(found.groups)
+        quantile = 1.96
+    else:
+        quantile = half / max(((found.examples or 0.0) + (found.training or 0.0)) ** 0.5 / whole, TIE)
+        number = spread * (quantile / half) ** 2
+    shrink = 1 + quantile**2 / number
+    middle = (share + quantile**2 / (2 * number)) / shrink
+    wide = quantile / shrink * (spread / number + quantile**2 / (4 * number**2)) ** 0.5
+    low, high = (metric.low + whole * min(1.0, max(0.0, edge)) for edge in (middle - wide, middle + wide))
+    return replace(plain, low=min(low, plain.value), high=max(high, plain.value))
+
+
+@lru_cache(maxsize=64)
+def _nodes(freedom: int) -> Values:
+    """Points of Student's distribution, near together at 0, and what each weighs."""
+    from scipy.stats import t
+
+    grid = np.linspace(-7.6, 7.6, NODES)  # sinh(7.6) is 1,000
+    points = np.sinh(grid)
+    weights = t.pdf(points, freedom) * np.cosh(grid)
+    return points, weights / weights.sum()
+
+
+def tail(distance: float, examples: float, groups: int, training: float, freedom: float) -> float:
+    """P(|√examples tₐ + √training t_b| ≥ distance), a = groups − 1, b = freedom."""
+    from scipy.special import stdtr
+
+    if distance < TIE:
+        return 1.0
+    if training <= TIE**2 or examples <= TIE**2:
+        scale, of = (examples, groups - 1) if training <= TIE**2 else (training, freedom)
+        return float(2 * stdtr(of, -distance / scale**0.5)) if scale > TIE**2 else 0.0
+    points, weights = _nodes(groups - 1)
+    return min(1.0, float(2 * (weights * stdtr(freedom, (points * examples**0.5 - distance) / training**0.5)).sum()))
+
+
+def half_width(level: float, examples: float, groups: int, training: float, freedom: float) -> float:
+    """The distance whose `tail` is the level."""
+    from scipy.optimize import brentq
+    from scipy.special import stdtrit
+
+    scales = [(scale**0.5, of) for scale, of in ((examples, groups - 1), (training, freedom)) if scale > TIE**2]
+    if not scales:
+        return 0.0
+    most = sum(scale * -float(stdtrit(of, level / 4)) for scale, of in scales)  # Bonferroni: surely far enough
+    return float(brentq(lambda x: tail(x, examples, groups, training, freedom) - level, TIE, most, xtol=1e-5 * most))
+
+
+def exact_p(parts: Sequence[Values | None], value: float) -> float:
+    """Share of exchanges whose mean over tasks is as far from 0; 0 where too many examples differ for an exact test."""
+    values, chances = np.zeros(1), np.ones(1)
+    for part in parts:
+        if part is None or len(values) * len(part[0]) > 100_000:
+            return 0.0
+        values = (values[:, None] + part[0]).ravel()
+        chances = (chances[:, None] * part[1]).ravel()
+    return min(1.0, float(chances[np.abs(values) / len(parts) >= abs(value) - TIE].sum()))
+
+
+def holm(p: Sequence[float | None], comparisons: int = 0) -> list[float | None]:
+    """Holm's step-down correction of the p that are there, as some of this many comparisons."""
+    known = sorted((value, place) for place, value in enumerate(p) if value is not None)
+    corrected: list[float | None] = [None] * len(p)
+    least = 0.0
+    for rank, (value, place) in enumerate(known):
+        least = max(least, min(1.0, value * (max(comparisons, len(known)) - rank)))
+        corrected[place] = least
+    return corrected
+
+
+def average_ranks(samples: Sequence[Sample], methods: Sequence[str]) -> dict[str, float]:
+    """Mean rank over tasks, 1 the best, ties their mean; the best first."""
+    from scipy.stats import rankdata
+
+    signs = [-1.0 if of.metric.higher_is_better else 1.0 for of in samples]
+    ranks = [
+        rankdata([round(sign * fmean(of.values[m].values()), 12) for m in methods]) for of, sign in zip(samples, signs)
+    ]
+    means = dict(zip(methods, np.mean(ranks, axis=0).tolist()))
+    return dict(sorted(means.items(), key=lambda item: item[1]))
+
+
+def critical_difference(methods: int, tasks: int) -> float:
+    """q √(k (k + 1) / 6N): average ranks nearer than this do not differ          Nemenyi 1963; Demšar 2006, §3.2.2"""
+    from scipy.stats import studentized_range
+
+    q = studentized_range.ppf(1 - LEVEL, methods, np.inf) / 2**0.5
+    return float(q * (methods * (methods + 1) / (6 * tasks)) ** 0.5)

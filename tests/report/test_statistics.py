@@ -1,0 +1,308 @@
+"""Variances, exact tests, intervals and corrections against what is known of them; what may be called real, and what never."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from unipelt.report.claims import average_difference, claims
+from unipelt.report.comparison import Comparison, compare
+from unipelt.report.samples import LARGEST, Sample, difference, own, sample
+from unipelt.report.statistics import (
+    BOTH,
+    EXAMPLES,
+    NOTHING,
+    SEEDS,
+    average_ranks,
+    critical_difference,
+    estimate,
+    exact_p,
+    half_width,
+    holm,
+    own_estimate,
+    tail,
+)
+from unipelt.tasks.metrics import METRICS
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import false_claims
+
+FAST = [name for name, metric in METRICS.items() if metric.batch is not None]
+
+
+def made(metric: str, answers: dict[str, list[np.ndarray]], targets: np.ndarray) -> Sample:
+    """Runs with these predictions, a list of seeds a method."""
+    values = {m: {s: METRICS[metric](p, targets) for s, p in enumerate(of)} for m, of in answers.items()}
+    rows = [(m, s, p.tolist(), targets.tolist()) for m, of in answers.items() for s, p in enumerate(of)]
+    return sample("100/task", metric, values, rows)
+
+
+def drawn(
+    metric: str, seeds: int = 1, examples: int = 80, skill: tuple[float, ...] = (0.8, 0.7), luck: int = 0
+) -> Sample:
+    """Methods a, b, … with about this skill."""
+    chance = np.random.default_rng(luck)
+    if METRICS[metric].of == "numbers":
+        targets = chance.normal(size=examples)
+        answers = {
+            m: [targets + chance.normal(size=examples) / s for _ in range(seeds)] for m, s in zip("abcde", skill)
+        }
+    else:
+        targets = chance.integers(0, 2 if metric == "f1" else 3, examples)
+        wrong = (targets + 1) % (2 if metric == "f1" else 3)
+        answers = {m: [np.where(chance.random(examples) < s, targets, wrong) for _ in range(seeds)] for m, s in zip("abcde", skill)}  # fmt: skip
+    return made(metric, answers, targets)
+
+
+@given(st.integers(50, 399), st.floats(0.7, 0.95), st.integers(1, 3))
+def test_one_example_is_never_a_difference(examples: int, accuracy: float, seeds: int):
+    """McNemar's exact p of one discordant example is 1, and the interval holds 0; whatever the rounding of the metric."""
+    targets = np.arange(examples) % 2
+    one = np.where(np.arange(examples) < accuracy * examples, targets, 1 - targets)
+    other = one.copy()
+    other[-1] = 1 - other[-1]
+    found = compare([made("accuracy", {"one": [one] * seeds, "other": [other] * seeds}, targets)], ["one", "other"])
+    gap = found.others[0].gap
+    assert gap.p == 1 and gap.low <= 0 <= gap.high and not found.others[0].real
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_one_seed_of_accuracy_has_mcnemars_exact_p(ours: int, theirs: int):
+    targets = np.zeros(200)
+    one, other = np.zeros((2, 200))
+    other[:ours], one[ours : ours + theirs] = 1, 1
+    found = difference(made("accuracy", {"one": [one], "other": [other]}, targets), "one", "other")
+    expected = stats.binomtest(ours, ours + theirs).pvalue if ours + theirs else 1.0
+    assert exact_p([found.exchanged], found.value) == pytest.approx(expected)
+    assert estimate([found]).p >= expected - 1e-9
+
+
+@pytest.mark.parametrize("metric", FAST)
+def test_few_differing_examples_are_all_exchanged(metric: str):
+    """The distribution of exchanges is that of calling the metric on every exchange, and is symmetric."""
+    of = drawn(metric, seeds=2)
+    targets, first = of.answers["a", 0].targets, [of.answers["a", seed].predictions for seed in (0, 1)]
+    second = [np.where(np.arange(len(targets)) < 4, np.roll(one, 1), one) for one in first]
+    few = made(metric, {"a": first, "b": second}, targets)
+    values, chances = difference(few, "a", "b").exchanged
+    expected = []
+    for swap in range(16):
+        mask = np.array([swap >> i & 1 for i in range(4)] + [0] * (len(targets) - 4), dtype=bool)
+        sides = [[np.where(mask, q, p), np.where(mask, p, q)] for p, q in zip(first, second)]
+        expected.append(np.mean([METRICS[metric](p, targets) - METRICS[metric](q, targets) for p, q in sides]))
+    for edge in {round(abs(value), 9) for value in expected}:
+        share = np.mean(np.abs(expected) >= edge - 1e-9)
+        assert chances[np.abs(values) >= edge - 1e-9].sum() == pytest.approx(share)
+    assert chances.sum() == pytest.approx(1) and (values * chances).sum() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", FAST)
+def test_the_variance_over_test_examples_is_the_bootstraps(metric: str):
+    of, chance = drawn(metric, examples=300), np.random.default_rng(1)
+    (a, b), samples = [of.answers[m, 0].predictions for m in "ab"], chance.integers(0, 300, (2000, 300))
+    gaps = of.metric.sampled(np.stack([a, b]), of.answers["a", 0].targets, samples)
+    found = difference(of, "a", "b")
+    assert found.examples**0.5 == pytest.approx((gaps[0] - gaps[1]).std(), rel=0.2)
+    if metric == "accuracy":  # up to 100 examples, exactly the paired t test's
+        small = drawn(metric, examples=90)
+        right = [small.answers[m, 0].predictions == small.answers["a", 0].targets for m in "ab"]
+        gaps = right[0].astype(float) - right[1]
+        assert difference(small, "a", "b").examples == pytest.approx(gaps.var(ddof=1) / 90)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4])
+@pytest.mark.parametrize("training", [0.0, 0.001, 1.0, 1000.0])
+def test_the_tail_is_that_of_two_students_together(training: float, freedom: int):
+    luck = np.random.default_rng(0)
+    sums = luck.standard_t(59, 400_000) + training**0.5 * luck.standard_t(freedom, 400_000)
+    for share in (0.5, 0.05):
+        edge = float(np.quantile(np.abs(sums), 1 - share))
+        assert tail(edge, 1.0, 60, training, freedom) == pytest.approx(share, rel=0.03)
+    edge = half_width(0.05, 1.0, 60, training, freedom)
+    assert tail(edge, 1.0, 60, training, freedom) == pytest.approx(0.05, rel=1e-3)
+    alone = half_width(0.05, 0.0, 60, 1.0, freedom)
+    assert alone == pytest.approx(stats.t.isf(0.025, freedom), rel=1e-4)
+
+
+@pytest.mark.parametrize("metric", FAST)
+def test_one_seed_is_never_real_and_the_other_way_round_is_the_mirror_image(metric: str):
+    of = drawn(metric, seeds=1, skill=(0.99, 0.2), examples=200)
+    assert not any(line.real for line in compare([of], ["a", "b"]).lines)
+    there, back = (estimate([difference(of, *pair)]) for pair in (("a", "b"), ("b", "a")))
+    assert there.covers == EXAMPLES and there.p < 0.01
+    assert (back.value, back.low, back.high, back.p) == pytest.approx((-there.value, -there.high, -there.low, there.p))
+    several = compare([drawn(metric, seeds=3, skill=(0.99, 0.2), examples=200)], ["a", "b"])
+    assert [line.word for line in several.others] == ["real"] and several.others[0].gap.covers == BOTH
+    assert several.reference == "a" and several.others[0].gap.value < 0, "a gap below 0 is worse, also of an error"
+
+
+@pytest.mark.parametrize("metric", FAST)
+def test_a_methods_own_interval_stays_within_the_metric(metric: str):
+    low, high = METRICS[metric].low, METRICS[metric].high
+    for seeds in (1, 2):
+        for skill in (0.05, 0.6, 0.995):
+            of = drawn(metric, seeds, 50, (skill, skill))
+            found = own_estimate(own(of, "a"), of.metric)
+            assert low <= found.low <= found.value <= found.high <= high
+    of = made("accuracy", {"a": [np.zeros(60)]}, np.zeros(60))
+    assert own_estimate(own(of, "a"), of.metric).low < 0.97, "sixty right answers do not show that all are"
+    of = drawn("accuracy", 1, 90)
+    peer = stats.binomtest(round(90 * of.values["a"][0]), 90).proportion_ci(method="wilson")
+    found = own_estimate(own(of, "a"), of.metric)
+    assert (found.low, found.high) == (pytest.approx(peer.low, abs=4e-3), pytest.approx(peer.high, abs=4e-3))
+
+
+@pytest.mark.parametrize("gaps", [[0.05, 0.04, 0.02, 0.07, 0.01], [0.01, 0.03]])
+def test_without_predictions_the_interval_is_the_paired_t_test_and_nothing_is_judged(gaps: list[float]):
+    of = seeds(one=[0.6 + gap for gap in gaps], other=[0.6] * len(gaps))
+    found, peer = estimate([difference(of, "one", "other")]), stats.ttest_1samp(gaps, 0)
+    low, high = peer.confidence_interval()
+    assert (found.low, found.high, found.p) == (pytest.approx(low, rel=1e-3), pytest.approx(high, rel=1e-3), pytest.approx(peer.pvalue))  # fmt: skip
+    assert found.covers == SEEDS and compare([of], ["one", "other"]).others[0].word == "not judged: no predictions"
+    equal = seeds(one=[0.7] * 3, other=[0.6] * 3)
+    assert estimate([difference(equal, "one", "other")]).covers == NOTHING, (
+        "three equal gaps do not show a variance of 0"
+    )
+
+
+def seeds(**methods: list[float]) -> Sample:
+    values = {method.replace("_", "-"): dict(enumerate(of)) for method, of in methods.items()}
+    return Sample("100/task", METRICS["accuracy"], values)
+
+
+def test_methods_that_are_alike_are_equal():
+    of = drawn("accuracy", seeds=3)
+    same = Sample(of.name, of.metric, dict.fromkeys("ab", of.values["a"]), {(m, s): of.answers["a", s] for m in "ab" for s in range(3)})  # fmt: skip
+    found = compare([same], ["a", "b"])
+    assert [(line.word, line.gap.value, line.gap.low, line.gap.high, line.gap.p) for line in found.others] == [
+        ("equal", 0, 0, 0, 1)
+    ]
+    assert found.best == "a and b" and found.next is None and found.lead is None
+
+
+def test_only_seeds_that_both_have_are_compared():
+    of = Sample(
+        "x", METRICS["accuracy"], {"one": {0: 0.5, 1: 0.9, 2: 0.6}, "other": {0: 0.4, 2: 0.4}, "third": {3: 0.1}}
+    )
+    assert difference(of, "one", "other").value == pytest.approx(0.15) and difference(of, "one", "other").seeds == 2
+    lone = {line.method: line for line in compare([of], ["one", "other", "third"], "one").lines}["third"]
+    assert lone.word == "no seed in common" and not lone.real
+
+
+def test_seeds_with_other_test_examples_are_independent_in_them():
+    same, chance = drawn("accuracy", seeds=2, examples=100), np.random.default_rng(5)
+    rows = []
+    for seed in (0, 1):
+        order = chance.permutation(100)
+        rows += [
+            (m, seed, same.answers[m, 0].predictions[order].tolist(), same.answers[m, 0].targets[order].tolist())
+            for m in "ab"
+        ]
+    apart = sample("x", "accuracy", {m: {0: of[0], 1: of[0]} for m, of in same.values.items()}, rows)
+    together = made("accuracy", {m: [same.answers[m, 0].predictions] * 2 for m in "ab"}, same.answers["a", 0].targets)
+    assert difference(apart, "a", "b").examples == pytest.approx(difference(together, "a", "b").examples / 2)
+
+
+def test_the_largest_class_is_compared_like_a_method():
+    targets = np.array([0] * 60 + [1] * 40)
+    of = made("accuracy", {"a": [np.zeros(100, int)] * 2, "b": [targets] * 2}, targets)
+    assert of.largest == {0: 0.6, 1: 0.6} and difference(of, "a", LARGEST).value == 0
+    assert compare([of], ["a", "b"]).largest == 0.6 and estimate([difference(of, "b", LARGEST)]).low > 0
+    assert made("f1", {"a": [targets] * 2}, targets).largest == {0: 0, 1: 0}
+    assert compare([drawn("rmse")], ["a"]).largest is None and drawn("spearman").largest == {}
+
+
+def test_texts_and_lists_are_compared_too():
+    """A metric without a batch form, over texts; predictions of unequal length; a metric that is not known here."""
+    targets = [f"a text of {i % 7} words" for i in range(60)]
+    wrong = [text if i % 3 else "another" for i, text in enumerate(targets)]
+    worse = [text if i % 3 == 1 else "another" for i, text in enumerate(targets)]
+    rows = [(m, s, said, targets) for m, said in (("a", wrong), ("b", worse)) for s in (0, 1)]
+    values = {"a": {0: 2 / 3, 1: 2 / 3}, "b": {0: 1 / 3, 1: 1 / 3}}
+    found = compare([sample("x", "exact_match", values, rows)], ["a", "b"])
+    assert found.others[0].word == "real" and found.largest is None
+    ragged = [("a", 0, [[1], [0, 1], [1]], [[1], [0, 1], [0]])]
+    assert sample("x", "accuracy", {"a": {0: 2 / 3}}, ragged).answers["a", 0].predictions.dtype == object
+    unknown = compare([sample("x", "of a plug-in", values, rows)], ["a", "b"])
+    assert unknown.others[0].gap.covers == NOTHING
+
+
+def test_claims_are_judged_by_their_intervals_and_never_from_one_seed():
+    names = dict(zip("abcde", ("unipelt-apl", "full", "adapter", "prefix", "lora")))
+
+    def named(skill: tuple[float, ...], seeds: int = 3, luck: int = 0) -> Sample:
+        of = drawn("accuracy", seeds, 400, skill, luck)
+        return Sample(of.name, of.metric, {names[m]: v for m, v in of.values.items()}, {(names[m], s): v for (m, s), v in of.answers.items() if m in names})  # fmt: skip
+
+    above, below = named((0.95, 0.7, 0.6, 0.5, 0.75)), named((0.3, 0.7, 0.6, 0.5, 0.75), luck=1)
+    assert [claim.verdict for claim in claims([above] * 2)] == ["yes", "yes", "yes"]
+    assert [claim.verdict for claim in claims([below])] == ["no", "no", "no"]
+    assert claims([above, below])[2].verdict == "no", "the worst on one task is the worst once"
+    assert [claim.verdict for claim in claims([named((0.95, 0.7, 0.6, 0.5, 0.75), 1)])] == ["not decided"] * 3
+    assert [claim.verdict for claim in claims([])] == ["not decided"] * 3
+    assert claims([above])[0].number == average_difference([above], [("unipelt-apl", "lora")]), "lora is the best part"
+    less = Sample(
+        "x", above.metric, {m: v for m, v in above.values.items() if m not in ("prefix", "lora")}, above.answers
+    )
+    first, second, third = claims([less])
+    assert first.number is None and "needs unipelt-apl, adapter, prefix, lora" in first.why
+    assert (second.verdict, third.verdict) == ("yes", "yes")
+    twice = Sample("x", above.metric, above.values | {"lora(r=4)": above.values["lora"], "lora(r=16)": above.values["lora"]}, above.answers)  # fmt: skip
+    del twice.values["lora"]
+    assert claims([twice])[0].why == "lora occurs with several sets of options: lora(r=4), lora(r=16)"
+
+
+def test_every_pair_counts_where_test_results_choose_the_best():
+    of = drawn("accuracy", 3, 200, (0.8, 0.79, 0.78, 0.77))
+    free, given_one = compare([of], "abcd"), compare([of], "abcd", compare([of], "abcd").reference)
+    for line in free.others:
+        other = next(one for one in given_one.lines if one.method == line.method)
+        assert line.gap == other.gap and line.corrected >= other.corrected
+    first = min(free.others, key=lambda line: line.gap.p)
+    assert first.corrected == pytest.approx(min(1, 6 * first.gap.p))
+
+
+def test_holm():
+    assert holm([0.01, 0.04, None, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([0.01], 6) == [pytest.approx(0.06)]
+
+
+def test_ranks_and_their_critical_difference():
+    """Demšar 2006, table 5: q for 5 % and 2 to 10 methods. The least error is first."""
+    for methods, q in ((2, 1.960), (4, 2.569), (10, 3.164)):
+        assert critical_difference(methods, 14) == pytest.approx(
+            q * (methods * (methods + 1) / (6 * 14)) ** 0.5, rel=1e-3
+        )
+    samples = [seeds(a=[0.9], b=[0.5], c=[0.5]), seeds(a=[0.1], b=[0.2], c=[0.0])]
+    assert average_ranks(samples, ["a", "b", "c"]) == {"a": 1.5, "b": 1.75, "c": 2.75}
+    errors = [replace(of, metric=METRICS["rmse"]) for of in samples]
+    assert average_ranks(errors, ["a", "b", "c"]) == {"c": 1.25, "b": 2.25, "a": 2.5}
+
+
+@pytest.mark.parametrize("metric", false_claims.METRIC_NAMES)
+def test_chance_is_rarely_called_real(metric: str):
+    """The short form of benchmarks/false_claims.py; 5 % and two and a half standard errors."""
+    case = false_claims.Case(metric, 50, 3, True, training=0.06)
+    assert false_claims.called_real(case, 100) <= 0.05 + 2.5 * (0.05 * 0.95 / 100) ** 0.5
+
+
+def test_chance_is_rarely_called_real_with_two_seeds_that_differ_much():
+    """Where Welch's approximation calls one in ten real."""
+    case = false_claims.Case("accuracy", 300, 2, True, training=0.06)
+    assert false_claims.called_real(case, 400) <= 0.05 + 2.5 * (0.05 * 0.95 / 400) ** 0.5
+
+
+def test_a_large_difference_is_found():
+    case = false_claims.Case("accuracy", 300, 5, True, better=0.15)
+    assert false_claims.called_real(case, 30) > 0.8
+
+
+def test_the_seeds_of_a_comparison_are_the_fewest_that_two_methods_share():
+    of = Sample("x", METRICS["accuracy"], {"a": {0: 0.5, 1: 0.6, 2: 0.6}, "b": {0: 0.4, 2: 0.4}})
+    found: Comparison = compare([of], ["a", "b"])
+    assert found.seeds == 2 and found.chosen.score.seeds == 3
