@@ -147,7 +147,7 @@ def test_a_rerun_changes_only_what_it_wrote(ask, run, reviews: Path, unlabelled:
     more = ask(reviews, out, "--methods", "head", "full", "--rates", 1, "--seeds", 3)
     store = Store.read(out)
     assert run(*more).code == 0
-    take = verdict(store.runs()).take
+    take = build(out).recommendation.take
     saver = compare.CheckpointSaver(out)
     other = "full" if take == "head" else "head"
     rate = next(row["lr"] for row in store.runs() if row["method"] == other)
