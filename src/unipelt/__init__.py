@@ -15,9 +15,9 @@ __version__ = "0.1.0"
 _WHERE = {
     "attach": "inject.attach",
     "detach": "inject.attach",
-    "disabled": "inject.attach",
-    "dropped": "inject.drop",
-    "route": "inject.attach",
+    "disabled": "inject.state",
+    "dropped": "inject.state",
+    "route": "inject.state",
     "compile": "inject.compiled",
     "fix_gates": "inject.fixed_gates",
     "save": "checkpoint.folder",

@@ -15,8 +15,8 @@ from laws.lawbook import (
     is_pre_norm,
     kernel,
     listen,
-    on_each,
     precision,
+    presets_of,
     randomise,
     real_tokens,
     result,
@@ -81,7 +81,7 @@ def test_a_gated_pfeiffer_adapter_is_its_equation(arch: str):
         unipelt.detach(model)
 
 
-@pytest.mark.parametrize(("arch", "preset"), [(arch, preset) for preset in PRESETS for arch in on_each(preset)])
+@pytest.mark.parametrize(("arch", "preset"), [(arch, p) for arch in tiny.ARCHITECTURES for p in presets_of(arch)])
 def test_which_presets_start_from_the_base(arch: str, preset: str):
     model = tiny.build(arch, dtype=precision(arch), attn=kernel(arch))
     given = tiny.inputs(arch, model)

@@ -1,5 +1,6 @@
 """Rule 19: gradient checkpointing, both kinds, with two forwards of different masks before one backward, changes no gradient."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -87,15 +88,45 @@ def test_the_layers_are_indeed_recomputed(arch: str, reentrant: bool):
     assert len(calls) == 3 * once
 
 
-@pytest.mark.parametrize("arch", on_each("unipelt-apl", CHECKPOINTED))
-def test_a_route_by_rows_is_refused_under_checkpointing(arch: str):
-    model = attached(arch, "unipelt-apl", runs=RUNS).train()
+INSIDE = {
+    "a route by rows": lambda model: unipelt.route(model, [1, 0, 1, 1]),
+    "a layer dropped": lambda model: unipelt.dropped(model, 1),
+}
+
+
+@pytest.mark.parametrize("mixtures", [1, 2])
+@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize("arch", ["bert", "llama", "bart", "t5"])
+def test_a_recomputed_layer_knows_the_route_and_the_switches_of_its_forward(arch: str, inside: str, mixtures: int):
+    """Also where it is recomputed in a thread of its own, as on a GPU: what this thread has set is nothing to that one."""
+    what, runs = ([small("unipelt-apl"), small("mam")], [1, 1]) if mixtures == 2 else (small("unipelt-apl"), 2)
+    model = without_dropout(attached(arch, what, runs=runs)).train()
+    given, found = tiny.inputs(arch, model, batch=4, pads=(0, 3, 5)), []
+    for checkpointed in (False, True):
+        model.zero_grad()
+        if checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with INSIDE[inside](model):
+            loss = scalar(result(model(**given)))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(loss.backward).result()
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        equal(found[1][name], gradient, arch, what=name)
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize(("arch", "preset"), [("deberta-v2", "adapter"), ("llama", "houlsby")])
+def test_layers_that_cannot_know_are_refused(arch: str, preset: str, inside: str):
+    """Those that pass no keywords on, and those that are changed before their attention block."""
+    model = attached(arch, preset, runs=RUNS).train()
     model.gradient_checkpointing_enable()
     with (
-        unipelt.route(model, [1, 0, 1]),
-        pytest.raises(UserError, match="expected equal blocks; sort the batch by run"),
+        INSIDE[inside](model),
+        pytest.raises(UserError, match="expected equal blocks of rows, or no gradient checkpointing"),
     ):
-        model(**tiny.inputs(arch, model))
+        model(**tiny.inputs(arch, model, batch=4))
 
 
 def test_every_architecture_is_here_but_two_that_have_no_checkpointing():

@@ -114,7 +114,7 @@ def test_a_frozen_head_receives_none(arch: str):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("arch", ["bert", "llama", "bart", "t5", "deberta-v2", "gpt2"])
+@pytest.mark.parametrize("arch", ["bert", "deberta-v2"])
 def test_the_head_trains_for_every_method_whatever_its_name(arch: str, preset: str):
     if arch in on_each(preset):
         model = attached(arch, preset)

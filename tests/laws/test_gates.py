@@ -157,7 +157,7 @@ def test_a_prefix_with_a_gate_of_zero_keeps_its_softmax_mass(arch: str):
             with unipelt.disabled(model):
                 model(**given)
         heads, without = (calls[i][0][0] for i in (0, len(calls) // 2))
-        width = mixture_state(model).get_submodule(f"{rows(arch)[0].name}.stack.prefix_heads.self").width
+        width = mixture_state(model).get_submodule(f"{rows(arch)[0].name}.stack.prefix_heads.self").shape.value
         heads, without = (h.unflatten(-1, (-1, width)) for h in (heads, without))
         factor = (heads * without).sum(dim=-1) / without.square().sum(dim=-1)
         equal(heads, factor[..., None] * without, arch, what="the head keeps its direction")

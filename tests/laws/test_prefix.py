@@ -104,10 +104,15 @@ def unseen(given: dict, stack, kind: str, queries: int, keys: int) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.parametrize(
-    ("arch", "attn"), [(a, n) for a in PREFIXED for n in tiny.ARCHITECTURES[a].attention], ids=lambda value: value
-)
+def kernels_and_mixtures() -> list[tuple[str, str, str]]:
+    """All on one architecture of each kind and on grouped heads, position biases and fused projections; two on the others."""
+    every = [(a, n) for a in PREFIXED for n in tiny.ARCHITECTURES[a].attention]
+    some = ("prefix, gated by token", "relu, gated")
+    varied = ("bert", "llama", "bart", "t5", "gpt2")
+    return [(a, n, mixture) for a, n in every for mixture in (MIXTURES if a in varied else some)]
+
+
+@pytest.mark.parametrize(("arch", "attn", "mixture"), kernels_and_mixtures())
 def test_every_attention_is_the_mixture(arch: str, attn: str, mixture: str):
     model = attached(arch, MIXTURES[mixture], attn=attn, dtype=torch.float64, top="base")
     padded = tiny.inputs(arch, model)

@@ -43,12 +43,19 @@ PLACES_OF_TWO = {  # of an encoder and a decoder
     "bottleneck_attention.cross_attention": "adapter_cross_attn",
     "bottleneck_heads.heads": "adapter_self_attn",
     "bottleneck_heads.cross_heads": "adapter_cross_attn",
+    "prefix_heads.heads": "prefix.self_attn",
+    "prefix_heads.cross_heads": "prefix.cross_attn",
     "low_rank_query.query": "lora.self_attn.query",
     "low_rank_query.cross_query": "lora.cross_attn.query",
     "low_rank_value.value": "lora.self_attn.value",
     "low_rank_value.cross_value": "lora.cross_attn.value",
     "low_rank_linear.fc1": "lora.fc1",
     "low_rank_linear_2.fc2": "lora.fc2",
+}
+FORMS: dict[str, Any] = {  # of prefixes
+    "concatenated": "softmax",
+    "explicit gated addition": "softmax",  # the λ form: the same function
+    "multi-head parallel adapter (relu)": "relu",
 }
 PREFIX_SITES = {"encoder.self": "encoder", "decoder.self": "decoder_self", "decoder.cross": "decoder_cross"}
 PREFIX_PARTS = {"embedding": "embedding", "hidden": "mlp.fc1", "outputs": "mlp.fc2"}
@@ -85,6 +92,12 @@ class Case:
         return any(name.startswith(("grad.base.", "pelt.head.")) for name in self.tensors)
 
     @property
+    def hidden_columns(self) -> int:
+        """How many columns of our attention weights the reference does not show: it adds the prefix to the base's attention."""
+        prefix = self.method.get("prefix", {})
+        return prefix["length"] if prefix.get("form") == "explicit gated addition" else 0
+
+    @property
     def stacks(self) -> tuple:
         return ARCHITECTURES[self.model["model_type"]]
 
@@ -105,7 +118,21 @@ class Case:
         sites = [
             f"{s.name} {kind}_attn" for s in self.stacks for kind in ("self", "cross") if kind == "self" or s.cross
         ]
-        one_of(settings, "sites", sites)
+        short = [site.split()[-1] for site in sites]  # an encoder's alone need not say that it is one
+        one_of(settings, "sites", sites, *([short] if len(self.stacks) == 1 else ()))
+
+    def prefix_site(self, path: str) -> str:
+        """Their name of the attentions that a prefix of ours is in, with a dot; nothing where there is one stack."""
+        stack, _, _, part = Location.parse(path)
+        return PREFIX_SITES[f"{stack}.{part.split('.')[0]}"] + "." if len(self.stacks) > 1 else ""
+
+    def names(self, path: str, parameter: Tensor) -> list[tuple[int | None, str]]:
+        """Their names of a parameter of ours, each with the layer of it that it names; None: all of it."""
+        _, layer, _, part = Location.parse(path)
+        if layer is None and (found := re.fullmatch(r"(?:self|cross)\.(key|value)", part)):
+            site = self.prefix_site(path)
+            return [(i, f"prefix.{site}layer.{i}.{found[1]}") for i in range(parameter.shape[1])]
+        return [(None, self.name(path))]
 
     def name(self, path: str) -> str:
         """Their name of our parameter or gate."""
@@ -114,8 +141,7 @@ class Case:
         if change == "head":
             return re.sub(r"\.linear\.", ".", path)
         if layer is None and (found := re.fullmatch(r"(self|cross)\.(embedding|hidden|outputs)(?:\.\d+)?(.*)", part)):
-            site = PREFIX_SITES[f"{stack}.{found[1]}"] + "." if two else ""
-            return f"prefix.{site}{PREFIX_PARTS[found[2]]}{found[3]}"
+            return f"prefix.{self.prefix_site(path)}{PREFIX_PARTS[found[2]]}{found[3]}"
         place = f"{change}.{part}"
         places = PLACES_OF_TWO if two else PLACES
         ours = max((p for p in places if place.startswith(p + ".")), key=len, default=None)
@@ -185,8 +211,8 @@ def _lora(case: Case, settings: dict, group: str) -> list[Change]:
 def _prefix(case: Case, settings: dict, group: str) -> list[Change]:
     case.everywhere(settings)
     one_of(settings, "mlp_activation", "tanh")
-    one_of(settings, "form", "concatenated")
-    form = Prefix(length=settings.pop("length"), mlp=settings.pop("mlp_hidden"))
+    function = FORMS[one_of(settings, "form", *FORMS)]
+    form = Prefix(length=settings.pop("length"), mlp=settings.pop("mlp_hidden", 0), function=function)
     return [Change(form=form, site="heads", reads="queries", weight=_weight(settings, group, 1.0))]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from unipelt import attach, record_gates
-from unipelt.forms.prefix import PrefixMLP
+from unipelt.forms.prefix import PrefixMLP, PrefixTable
 from unipelt.forms.routed import Route
 from unipelt.inject.state import MixtureState, mixture_state
 
@@ -45,11 +45,11 @@ def test_the_function_is_that_of_the_reference(folder: Path):
     with nullcontext() if stock is None else Float64():
         model, mixture = case.base(), case.mixture()
         model.load_state_dict(case.take("base."), strict=True)
-        attach(model, mixture, head_modules=None if mixture.changes and case.has_head else [])
-        tuned = mixture_state(model)
-        parameters = by_name(case, tuned)
-        if not mixture.changes:  # the plain base, whose own parameters have gradients
-            parameters = {f"base.{name}": p.requires_grad_() for name, p in model.named_parameters()}
+        if mixture.changes:
+            attach(model, mixture, head_modules=None if case.has_head else [])
+            parameters = by_name(case, mixture_state(model))
+        else:  # the plain base, whose own parameters have gradients
+            parameters = {f"base.{name}": p for name, p in model.named_parameters()}
         load(parameters, case.take("pelt."))
 
         inputs = case.take("in.")
@@ -59,8 +59,14 @@ def test_the_function_is_that_of_the_reference(folder: Path):
         if cotangent is not None:
             outputs["loss"] = (outputs["logits"] * cotangent).sum()
         outputs["loss"].backward()
-        outputs |= values_of_gates(case, gates) | values_of_prefixes(case, tuned)
+        outputs |= values_of_gates(case, gates) | (
+            values_of_prefixes(case, mixture_state(model)) if mixture.changes else {}
+        )
 
+    if columns := case.hidden_columns:
+        for name in [name for name in outputs if "attentions" in name]:
+            own = outputs[name][..., columns:]
+            outputs[name] = own / own.sum(dim=-1, keepdim=True)
     golden, beside = case.take("out."), {"last_hidden_state", "encoder_last_hidden_state", "pooler_output"}
     assert set(golden) <= set(outputs) <= set(golden) | beside
     for name, value in golden.items():
@@ -85,48 +91,49 @@ def close(name: str, ours: Tensor, golden: Tensor) -> None:
     torch.testing.assert_close(ours.detach(), golden, rtol=1e-9, atol=1e-10, msg=lambda text: f"{name}: {text}")
 
 
-def by_name(case: Case, tuned: MixtureState) -> "dict[str, AttachedState]":
+def by_name(case: Case, tuned: MixtureState) -> "dict[str, Tensors]":
     """Every tuned parameter by its golden name; the head's are the base's own values, unless the method brings a head."""
-    parameters = {}
+    found: dict[str, Tensors] = {}
     for path, parameter in tuned.named_parameters():
-        name = case.name(path)
-        of_base = name.startswith("head.") and f"pelt.{name}" not in case.tensors
-        name = f"base.{name.removeprefix('head.')}" if of_base else f"pelt.{name}"
-        assert name not in parameters or ".outputs." in path
-        parameters[name] = (
-            AttachedState([*parameters[name].parts, parameter]) if name in parameters else AttachedState([parameter])
-        )
-    return parameters
+        for layer, name in case.names(path, parameter):
+            of_base = name.startswith("head.") and f"pelt.{name}" not in case.tensors
+            name = f"base.{name.removeprefix('head.')}" if of_base else f"pelt.{name}"
+            assert name not in found or ".outputs." in path
+            found.setdefault(name, Tensors([])).parts.append((parameter, layer))
+    return found
 
 
 @dataclass
-class AttachedState:
-    """A golden tensor and what it is of ours: one parameter, or one a layer, their rows one behind the other."""
+class Tensors:
+    """A golden tensor and what it is of ours: one parameter, a layer of one, or one a layer, their rows one behind the other."""
 
-    parts: list[torch.nn.Parameter]
+    parts: list[tuple[torch.nn.Parameter, int | None]]
+
+    def joined(self, tensors: list[Tensor]) -> Tensor:
+        own = [t if layer is None else t[:, layer] for t, (_, layer) in zip(tensors, self.parts)]
+        return torch.cat(own, dim=1) if len(own) > 1 else own[0]
 
     @property
     def shape(self) -> torch.Size:
-        return (
-            torch.cat([p.detach() for p in self.parts], dim=1).shape if self.parts[0].dim() > 1 else self.parts[0].shape
-        )
+        return self.joined([p.detach() for p, _ in self.parts]).shape
 
     @property
     def grad(self) -> Tensor:
-        grads = [p.grad for p in self.parts]
-        return torch.cat(grads, dim=1) if len(grads) > 1 else grads[0]
+        return self.joined([p.grad for p, _ in self.parts])
 
     def copy_(self, value: Tensor) -> None:
         start = 0
-        for part in self.parts:
-            rows = part.shape[1] if part.dim() > 1 else 0
-            part.copy_(value[:, start : start + rows] if len(self.parts) > 1 else value)
+        for part, layer in self.parts:
+            own = part if layer is None else part[:, layer]
+            rows = own.shape[1] if own.dim() > 1 else 0
+            own.copy_(value[:, start : start + rows] if len(self.parts) > 1 else value)
             start += rows
 
 
 @torch.no_grad()
-def load(parameters: "dict[str, AttachedState]", pelt: dict[str, Tensor]) -> None:
-    assert {name.removeprefix("pelt.") for name in parameters if name.startswith("pelt.")} == set(pelt)
+def load(parameters: dict[str, Tensors], pelt: dict[str, Tensor]) -> None:
+    ours = {name.removeprefix("pelt.") for name in parameters if name.startswith("pelt.")}
+    assert ours == set(pelt), f"only ours: {sorted(ours - set(pelt))}, only theirs: {sorted(set(pelt) - ours)}"
     for name, value in pelt.items():
         assert parameters[f"pelt.{name}"].shape == (1, *value.shape), name
         parameters[f"pelt.{name}"].copy_(value[None])
@@ -136,7 +143,7 @@ def forward(model: torch.nn.Module, inputs: dict[str, Tensor]) -> tuple[dict[str
     """Everything that the model and its base return, tuples item by item; and what every gate gave."""
     returned = {}
     handle = model.base_model.register_forward_hook(lambda module, args, output: returned.update(output))
-    with record_gates(model) as gates:
+    with record_gates(model) if hasattr(model, "unipelt") else nullcontext({}) as gates:
         returned |= model(**inputs, output_hidden_states=True, output_attentions=True)
     handle.remove()
     outputs = {}
@@ -164,9 +171,9 @@ def values_of_prefixes(case: Case, tuned: MixtureState) -> dict[str, Tensor]:
     """P_k and P_v before any gate, `[head, prefix, d]`."""
     outputs = {}
     for path, table in tuned.named_modules():
-        if isinstance(table, PrefixMLP):
-            site = case.name(f"{path}.embedding").removesuffix("embedding")
-            for layer in range(len(table.outputs)):
+        if isinstance(table, PrefixMLP | PrefixTable):
+            site = case.prefix_site(path)
+            for layer in range(len(table.outputs) if isinstance(table, PrefixMLP) else table.key.shape[1]):
                 pair = zip(("key", "value"), table(layer, Route.blocks(1), 1))
-                outputs |= {f"{site}layer.{layer}.{which}": heads[0] for which, heads in pair}
+                outputs |= {f"prefix.{site}layer.{layer}.{which}": heads[0] for which, heads in pair}
     return outputs

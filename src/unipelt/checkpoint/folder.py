@@ -28,8 +28,7 @@ from unipelt.errors import CheckpointError
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach
 from unipelt.inject.fixed_gates import folded
-from unipelt.inject.merge import own_weights
-from unipelt.inject.state import attached_state, mixture_state
+from unipelt.inject.state import attached_state, mixture_state, own_weights
 
 
 def save(
@@ -62,7 +61,7 @@ def save(
     if problem := not_finite(tensors):
         raise CheckpointError(f"{folder}: nothing was written: {problem}")
     data = save_tensors(tensors, metadata={"format": "pt"})
-    with own_weights(model):
+    with own_weights(attached_state(model)):
         prints = fingerprint(model, tuned.head_modules())
     description = Description(
         mixture=mixture.to_dict(),

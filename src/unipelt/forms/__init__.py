@@ -1,17 +1,15 @@
-"""What a change computes. Every form is written once, on the run axis; this room knows no transformer."""
+"""What a change computes. Every form is written once, on the run axis; nothing here knows transformers."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from torch import nn
 
 from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.bottleneck import Bottleneck, NormedInput
-from unipelt.forms.gate import FusedGates, Gate, Scored
 from unipelt.forms.kronecker import Kronecker
 from unipelt.forms.low_rank import LowRank
-from unipelt.forms.routed import FusedLinear, Route, RoutedLinear
+from unipelt.forms.routed import Route, RoutedLinear
 
 
 def _bottleneck(form: spec.Bottleneck, runs: int, inputs: int, outputs: int) -> nn.Module:
@@ -47,23 +45,4 @@ def takes_weight(form: spec.Form, path: str) -> bool:
     return path.endswith(tuple("." + name for name in last))
 
 
-def reader(module: nn.Module | float) -> RoutedLinear | None:
-    """The linear by which a form or a gate reads its tensor, where it reads that very tensor."""
-    if isinstance(module, Scored):
-        return module.score
-    if isinstance(module, Bottleneck) or (isinstance(module, LowRank) and isinstance(module.dropout, nn.Identity)):
-        return module.down
-    return None
-
-
-def product(modules: Sequence[Any]) -> FusedLinear:
-    """Of forms and gates that read one tensor, each as often as it is asked; of gates that pool alike, σ and the mean too."""
-    alike: dict[Any, list[Scored]] = {}
-    for module in modules:
-        if isinstance(module, Scored):
-            alike.setdefault(module.pool if isinstance(module, Gate) else module, []).append(module)
-    takers = [FusedGates(gates) if len(gates) > 1 else gates[0].score for gates in alike.values()]
-    return FusedLinear([*takers, *(reader(module) for module in modules if not isinstance(module, Scored))])
-
-
-__all__ = ["MAPS", "Route", "RoutedLinear", "product", "reader", "takes_weight"]
+__all__ = ["MAPS", "Route", "RoutedLinear", "takes_weight"]

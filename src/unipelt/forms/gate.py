@@ -4,13 +4,13 @@ A weight is called with the tensor that it reads, the shares of that tensor's to
 `[batch, 1, 1]` or `[batch, seq, 1]`, in float32 at least, and part of the graph.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from unipelt.forms.routed import FusedLinear, Route, RoutedLinear, SharedResult, draw_normal
+from unipelt.forms.routed import Route, RoutedLinear, draw_normal
 
 Scores = Float[Tensor, "batch seq n"]
 Shares = Float[Tensor, "batch seq 1"] | None
@@ -49,11 +49,8 @@ class Scored(nn.Module):
         super().__init__()
         self.score = RoutedLinear(runs, inputs, members)
         self.pool = pool
-        self.alike: FusedGates | None = None
 
     def forward(self, h: Float[Tensor, "batch seq d"], shares: Shares, route: Route) -> Float[Tensor, "batch _ n"]:
-        if self.alike is not None:
-            return self.alike.of(self, h, shares, route)
         return self.value(self.score(h, route), shares)
 
     def value(self, scores: Scores, shares: Shares) -> Float[Tensor, "batch _ n"]:
@@ -75,26 +72,6 @@ class GroupGate(Scored):
 
     def value(self, scores: Scores, shares: Shares) -> Float[Tensor, "batch _ n"]:
         return self.pool(upcast(scores).relu(), shares).softmax(dim=-1)
-
-
-class FusedGates(SharedResult):
-    """One tensor's gates that pool alike, or one group's, asked for each of its changes: their value in one pass."""
-
-    def __init__(self, gates: Sequence[Scored]):
-        """gates: each as often as it is asked."""
-        super().__init__(gates)
-        self.linears = tuple(gate.score for gate in self.takers)
-        self.product: FusedLinear | None = None
-        for gate in self.takers:
-            gate.alike = self
-
-    def of(self, gate: Scored, h: Tensor, shares: Shares, route: Route) -> Float[Tensor, "batch _ n"]:
-        return self.take(gate, h, lambda: self._all(h, shares, route))
-
-    def _all(self, h: Tensor, shares: Shares, route: Route) -> Sequence[Tensor]:
-        assert self.product is not None
-        values = self.takers[0].value(self.product.of(self, h, route), shares)
-        return values.split([linear.weight.shape[1] for linear in self.linears], dim=-1)
 
 
 class Learned(nn.Module):

@@ -35,10 +35,7 @@ class PrefixTable(nn.Module):
         self.value = nn.Parameter(torch.zeros(runs, layers, length, shape.heads * shape.value))
         self.heads, self.function = shape.heads, function
 
-    def share(self) -> None:
-        """Its layers have nothing in common."""
-
-    def forward(self, layer: int, route: Route, batch: int, shared: None = None) -> Pair:
+    def forward(self, layer: int, route: Route, batch: int) -> Pair:
         key, value = (route.pick(p[:, layer], batch) for p in (self.key, self.value))
         return split_heads(key, self.heads), split_heads(value, self.heads)
 
@@ -62,13 +59,10 @@ class PrefixMLP(nn.Module):
         self.outputs = nn.ModuleList(RoutedLinear(runs, mlp, outputs) for _ in range(layers))
         self.shape, self.heads, self.init = shape, shape.heads, init
 
-    def share(self) -> Float[Tensor, "run prefix mlp"]:
-        """tanh(E W + b), which all layers read"""
-        return torch.tanh(self.hidden(self.embedding, Route.blocks(len(self.embedding))))
-
-    def forward(self, layer: int, route: Route, batch: int, shared: Tensor | None = None) -> Pair:
-        shared = self.share() if shared is None else shared
-        pair = route.pick(self.outputs[layer](shared, Route.blocks(len(shared))), batch)
+    def forward(self, layer: int, route: Route, batch: int) -> Pair:
+        every = Route.blocks(len(self.embedding))
+        hidden = torch.tanh(self.hidden(self.embedding, every))
+        pair = route.pick(self.outputs[layer](hidden, every), batch)
         heads, keys, values = self.shape
         key, value = pair.split([heads * keys, heads * values], dim=-1)
         return split_heads(key, heads), split_heads(value, heads)
@@ -106,7 +100,7 @@ Attend = Callable[..., tuple[Float[Tensor, "batch query head d"], Tensor | None]
 
 
 def pad_mask(mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """A mask with columns in front that all attend: 0 and −∞, to be added, where True and False came.
+    """A mask with columns in front to which every query attends: 0 and −∞, to be added, in place of True and False.
 
     Examples start at multiples of 8 numbers: a GPU's kernels copy what does not.
     """
@@ -125,13 +119,12 @@ def prefix_attention(
     prefix_k: Tensor,
     prefix_v: Tensor,
     bias: Tensor | None,
-    widen: Callable[[Tensor, int, torch.dtype], Tensor] = pad_mask,
 ) -> tuple[Tensor, Tensor | None]:
-    """softmax(q [P_k; k]ᵀ / √d) [P_v; v]; P_k and P_v come weighed, the mask is pad_mask by columns that all attend"""
+    """softmax(q [P_k; k]ᵀ / √d) [P_v; v]; P_k and P_v are weighed already"""
     batch, columns = k.shape[0], prefix_k.shape[-2]
     keys = torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=-2)
     values = torch.cat([prefix_v.expand(batch, -1, -1, -1), v], dim=-2)
-    mask = None if mask is None else widen(mask, columns, q.dtype)
+    mask = None if mask is None else pad_mask(mask, columns, q.dtype)
     bias = None if bias is None else F.pad(bias, (columns, 0))
     return attend(q, keys, values, mask, bias)
 

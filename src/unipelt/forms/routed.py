@@ -1,7 +1,7 @@
 """The run axis: every tuned parameter is `[run, ...]`, and the route says which run each row of a batch belongs to."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -82,84 +82,13 @@ class RoutedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(runs, outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(runs, outputs)) if bias else None
-        self.product: FusedLinear | None = None
 
     def forward(
         self, x: Float[Tensor, "batch *seq inputs"], route: Route, onto: Float[Tensor, "batch *seq outputs"] | None = None
     ) -> Float[Tensor, "batch *seq outputs"]:  # fmt: skip
         """onto: what y is added to, in one pass, where there is no bias."""
-        if self.product is not None:
-            return self.product.of(self, x, route)
         weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         return _routed(x, weight, bias, route) if onto is None else _added(onto, x, weight, route)
-
-    @property
-    def linears(self) -> tuple["RoutedLinear", ...]:
-        """As a taker of a product, alone."""
-        return (self,)
-
-
-class SharedResult:
-    """What several take of one tensor: the first that asks computes for all, and each takes its own.
-
-    Another tensor is another turn. So no formula knows of it, and what does not read the tensor after all is still right.
-    """
-
-    def __init__(self, takers: Sequence[Any]):
-        """takers: in any order, each as often as it asks of one tensor."""
-        self.takers = list(dict.fromkeys(takers))
-        self.times = [list(takers).count(taker) for taker in self.takers]
-        self.turn: tuple[Tensor | None, list[list[Tensor]]] = None, []
-        """the tensor, and what each has not taken yet; nothing outlives the layer"""
-
-    def leave(self, taker: Any) -> None:
-        """It does not ask any more."""
-        place = self.takers.index(taker)
-        del self.takers[place], self.times[place]
-
-    def take(self, taker: Any, x: Tensor, compute: Callable[[], Sequence[Tensor]]) -> Tensor:
-        """compute: what each gets, in their order."""
-        place = self.takers.index(taker)
-        read, parts = self.turn
-        if read is not x or not parts[place]:  # taken: by a forward of the same tensor that was broken off
-            self.turn = _, parts = x, [[part] * times for part, times in zip(compute(), self.times)]
-        taken = parts[place].pop()
-        if not any(parts):
-            self.turn = None, []
-        return taken
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy begins with no tensor of a forward."""
-        return vars(self) | {"turn": (None, [])}
-
-
-class FusedLinear(SharedResult):
-    """Linears that read one tensor, such as gates' and LoRA's down-projections, as one matrix product.
-
-    Each takes its columns; a taker of several `linears` takes theirs together.
-    """
-
-    def __init__(self, takers: Sequence[Any]):
-        super().__init__(sorted(takers, key=lambda taker: taker.linears[0].bias is None))
-        for taker in self.takers:
-            taker.product = self
-
-    def leave(self, taker: Any) -> None:
-        taker.product = None
-        super().leave(taker)
-
-    def of(self, taker: Any, x: Tensor, route: Route) -> Tensor:
-        return self.take(taker, x, lambda: self._all(x, route))
-
-    def _all(self, x: Tensor, route: Route) -> Sequence[Tensor]:
-        linears: list[RoutedLinear] = [linear for taker in self.takers for linear in taker.linears]
-        weights: list[Tensor] = [linear.weight for linear in linears]
-        weight = torch.cat(weights, dim=1)
-        biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
-        if without := sum(linear.weight.shape[1] for linear in linears if linear.bias is None):  # which come last
-            biases.append(weight.new_zeros(len(weight), without))
-        y = _routed(x, weight.to(x.dtype), torch.cat(biases, dim=1).to(x.dtype), route)
-        return y.split([sum(linear.weight.shape[1] for linear in taker.linears) for taker in self.takers], dim=-1)
 
 
 def _routed(x: Tensor, weight: Tensor, bias: Tensor | None, route: Route) -> Tensor:

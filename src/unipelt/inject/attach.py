@@ -1,23 +1,24 @@
 """Attach a mixture to a base, and give the base back as it was."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SiteError, SpecError, did_you_mean
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attention import Kernels
-from unipelt.inject.compiled import forget, refuse_compiled, reset_dynamo
-from unipelt.inject.context import AttentionEntry, InputCapture, StackHooks, checkpoints
+from unipelt.inject.build import build
+from unipelt.inject.compiled import refuse_compiled, uncompile
 from unipelt.inject.discover import rows_of
-from unipelt.inject.heads import POLICIES, POOLINGS, HeadHook, Pooling, build_head, find_head
-from unipelt.inject.plan import Build
-from unipelt.inject.resolve import ResolvedStack, find_stacks
+from unipelt.inject.heads import POLICIES, POOLINGS, build_head, find_head, train_head
+from unipelt.inject.plan import Base
+from unipelt.inject.registration import Joined, hooks_of
+from unipelt.inject.resolve import find_stacks
 from unipelt.inject.state import NAME, AttachedState, MixtureState, MultiMixtureState, attached_state
 from unipelt.spec.location import HEAD
 
@@ -27,7 +28,6 @@ CLASSES = ("id2label", "label2id")
 """those by which its config names classes, which a checkpoint may name anew"""
 
 
-@torch.inference_mode(False)  # else nothing that is made here could be trained later
 def attach(
     model: PreTrainedModel,
     mixture: str | spec.Mixture | Sequence[str | spec.Mixture] = spec.DEFAULT,
@@ -47,61 +47,60 @@ def attach(
     sets of parameters stand side by side (see `route`); of several mixtures, how many of each, in their order. seeds: one a
     run, from which its initial values are drawn; 0, 1, … if none are given. head: `train` for every method, `frozen`, or
     `paper` (with an adapter it trains, with BitFit its bias alone, else it stays as it is: U's code). pooling: what the head
-    reads, `model` (its own), `cls` or `mean`. fresh_head: draw a head that trains from the seeds too, instead of starting
-    from the base's values. sites: rows for an architecture that the table lacks; without them the rows are found by running
-    the model on a few tokens, unless discover=False.
+    reads, `model` (its own), `cls` or `mean`. sites: rows for an architecture that the table lacks; without them the rows are
+    found by running the model on a few tokens, unless discover=False. fresh_head: draw a head that trains from the seeds too, instead of starting from the base's values. head_modules: the paths
+    of the head's modules, where they are not to be found by structure.
 
-    Raises SpecError for a misspelt preset or option, SiteError where the base lacks what a change asks for; the base is
-    then as it was.
+    Raises SpecError for a misspelt preset or option, SiteError where the base lacks what a change asks for, where nothing
+    would train, or where its weights are not in memory; the base is then as it was.
     """
-    given: list = list(mixture) if isinstance(mixture, list | tuple) else [mixture]
-    mixtures = [spec.mixture(one) for one in given]
-    shares: list = list(runs) if isinstance(runs, list | tuple) else [runs] * len(mixtures)
-    if not mixtures:
-        raise SpecError("got an empty list; expected a mixture, or a list of at least one, such as ['lora', 'adapter']")
-    if len(shares) != len(mixtures) or any(type(share) is not int or share < 1 for share in shares):
-        raise SpecError(f"runs={runs!r} of {len(mixtures)} mixtures: expected at least one run of each")
-    try:
-        seeds = list(range(sum(shares))) if seeds is None else list(seeds)
-    except TypeError:
-        raise SpecError(f"seeds={seeds!r}: expected a list, one seed a run, such as [{seeds!r}]") from None
+    mixtures, shares, seeds = _given(mixture, runs, seeds)
     for name, value, known in (("head", head, POLICIES), ("pooling", pooling, POOLINGS)):
         if value not in known:
             raise SpecError(f"{name}={value!r}: {did_you_mean(value, known)}")
-    if len(seeds) != sum(shares):
-        raise SpecError(f"runs={runs!r} with {len(seeds)} seeds: expected one seed each")
     _check_model(model)
+    options = {"head": head, "pooling": pooling, "sites": rows_of(model, sites, discover)}
+    return join(model, mixtures, shares, seeds, options, fresh_head, head_modules, refuse_untrained=True)
 
-    sites = rows_of(model, sites, discover)
-    stacks = find_stacks(model, sites, sum(shares))
-    build = Build(model, stacks, set(find_head(model)), several=sum(shares) > 1)
-    options = {"head": head, "pooling": pooling, "sites": sites}
+
+@torch.inference_mode(False)  # else nothing that is made here could be trained later
+def join(
+    model: PreTrainedModel, mixtures: list[spec.Mixture], shares: list[int], seeds: list[int], options: dict[str, Any],
+    fresh_head: bool, head_modules: list[str] | None, *, refuse_untrained: bool,
+) -> PreTrainedModel:  # fmt: skip
+    """What `attach` does once its options are checked. refuse_untrained: whether each mixture must train something."""
+    head, pooling = options["head"], options["pooling"]
+    stacks = find_stacks(model, options["sites"])
+    base = Base(model, stacks, frozenset(find_head(model)), several=sum(shares) > 1)
     parts, heads = [], []
-    for one, share in zip(mixtures, shares):
+    joined: Joined = []
+    for number, (one, share) in enumerate(zip(mixtures, shares)):
+        built = build(one, share, number, base)
+        joined += built.joined
         part = MixtureState(one, share, options, fresh_head)
         heads.append(build_head(model, head_modules, share))
         own = {spec.Location("", None, HEAD, path): module for path, module in heads[-1].items()}
-        for location, module in {**build.mixture(one, share), **own}.items():
+        for location, module in {**built.modules, **own}.items():
             part.place(location, module)
-        _head_policy(part, head)
+        train_head(part, head)
+        if refuse_untrained and not any(p.requires_grad for p in part.parameters()):
+            _refuse_untrained(model, one, head, bool(heads[-1]))
         parts.append(part)
-    if len(parts) == 1:
-        build.products()
-    tuned = parts[0] if len(parts) == 1 else MultiMixtureState(parts)
-    _cast(tuned, model)
+    state: AttachedState = parts[0] if len(parts) == 1 else MultiMixtureState(parts)
+    state.depth = max(stack.layers[-1].index + 1 for stack in stacks)
+    _cast(state, model)
     for run, seed in enumerate(seeds):
-        tuned.begin(run, seed)
-    _device(tuned, build, model)
-    tuned.hooks = _hooks(tuned, build, stacks, heads, model, pooling)
+        state.begin(run, seed)
+    _to_devices(state, joined, model)
+    for path, module in state.named_modules():
+        module.path = path  # type: ignore[assignment]  # by which DataParallel's copy of it is found
+    if any(point.side == "attention" for point, _ in joined):
+        state.kernels = Kernels(list(_configs(model).values()))
+    state.hooks = hooks_of(state, base, joined, heads, pooling)
+    if state.kernels is not None:
+        state.kernels.wrap()
 
-    if build.prefixes:
-        modules = [*model.modules()]
-        configs = {
-            id(m.config): m.config for m in modules if hasattr(getattr(m, "config", None), "_attn_implementation")
-        }
-        tuned.kernels = Kernels(list(configs.values()))
-        tuned.kernels.enter()
-    tuned.before = {
+    state.before = {
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
         "saving": {name: vars(model)[name] for name in SAVING if name in vars(model)},
         "classes": class_names(model),
@@ -110,29 +109,29 @@ def attach(
     # a Trainer's checkpoint holds the tuned part alone; exactly what it lacks, or a resuming Trainer warns
     model._keys_to_ignore_on_save = list(model.state_dict())
     model._weight_conversions = []  # type: ignore[assignment]  # its keys are saved as they are: renaming is for the base's
-    model.add_module(NAME, tuned)
-    tuned.train(model.training)
-    tuned.register_hooks(model)
+    model.add_module(NAME, state)
+    state.train(model.training)
+    state.register_hooks(model)
     reset_dynamo()
     return model
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Give the base back: weights, hooks, requires_grad, attention implementation and attributes are as they were."""
-    tuned = attached_state(model)
-    forget(model)
+    state = attached_state(model)
+    uncompile(model)
     refuse_compiled(model)
-    tuned.remove_hooks()
-    if tuned.kernels is not None:
-        tuned.kernels.restore()
+    state.remove_hooks()
+    if state.kernels is not None:
+        state.kernels.restore()
     delattr(model, NAME)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(tuned.before["requires_grad"][name])
+        parameter.requires_grad_(state.before["requires_grad"][name])
     for name in SAVING:
         delattr(model, name)
-    for name, value in tuned.before["saving"].items():
+    for name, value in state.before["saving"].items():
         setattr(model, name, value)
-    for name, value in tuned.before["classes"].items():
+    for name, value in state.before["classes"].items():
         setattr(model.config, name, value)
     reset_dynamo()
     return model
@@ -143,51 +142,35 @@ def class_names(model: PreTrainedModel) -> dict[str, Any]:
     return {name: getattr(model.config, name) for name in CLASSES if hasattr(model.config, name)}
 
 
-@contextmanager
-def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Inside the block the model is its plain base, its own head included."""
-    tuned = attached_state(model)
-    if not tuned.hooked:  # inside another such block
-        yield model
-        return
-    tuned.remove_hooks()
-    if tuned.kernels is not None:
-        tuned.kernels.restore()
+def reset_dynamo() -> None:
+    """Make torch.compile look again: the code that it has made knows nothing of hooks that came or went."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
+def _given(mixture: Any, runs: Any, seeds: Any) -> tuple[list[spec.Mixture], list[int], list[int]]:
+    """The mixtures, how many runs each has, and one seed a run."""
+    mixtures = [spec.mixture(one) for one in (mixture if isinstance(mixture, list | tuple) else [mixture])]
+    shares = list(runs) if isinstance(runs, list | tuple) else [runs] * len(mixtures)
+    if not mixtures:
+        raise SpecError("got an empty list; expected a mixture, or a list of at least one, such as ['lora', 'adapter']")
+    if len(shares) != len(mixtures) or any(type(share) is not int or share < 1 for share in shares):
+        raise SpecError(f"runs={runs!r} of {len(mixtures)} mixtures: expected at least one run of each")
     try:
-        yield model
-    finally:
-        if getattr(model, NAME, None) is tuned:  # else it was detached, or another mixture took its place
-            if tuned.kernels is not None:
-                tuned.kernels.enter()
-            tuned.register_hooks(model)
+        seeds = list(range(sum(shares))) if seeds is None else list(seeds)
+    except TypeError:
+        raise SpecError(f"seeds={seeds!r}: expected a list, one seed a run, such as [{seeds!r}]") from None
+    if len(seeds) != sum(shares):
+        raise SpecError(f"runs={runs!r} with {len(seeds)} seeds: expected one seed each")
+    return mixtures, shares, seeds
 
 
-@contextmanager
-def route(model: PreTrainedModel, rows: Sequence[int] | Tensor | None = None) -> Iterator[PreTrainedModel]:
-    """Inside the block each row of a batch belongs to the run that `rows` names; without it, to equal blocks of rows.
-
-    A model with several runs takes equal blocks, the first block run 0, unless told otherwise. Generation with beams
-    repeats the route as it repeats the rows. Raises SpecError for a run that is not there; a forward of another number of
-    rows raises SiteError.
-    """
-    tuned = attached_state(model)
-    before = tuned.route
-    tuned.route = before._replace(rows=None if rows is None else _whole_numbers(rows, tuned))
-    try:
-        yield model
-    finally:
-        tuned.route = before
-
-
-def _whole_numbers(rows: Sequence[int] | Tensor, tuned: AttachedState) -> Tensor:
-    try:
-        given = torch.as_tensor(rows, device=next((p.device for p in tuned.parameters()), None))
-    except (TypeError, ValueError, RuntimeError):
-        given = torch.empty(0)
-    whole = given.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    if not whole or given.dim() != 1 or len(given) == 0 or int(given.min()) < 0 or int(given.max()) >= tuned.runs:
-        raise SpecError(f"rows={rows!r}: expected one run of 0 to {tuned.runs - 1} for each row, as whole numbers")
-    return given.long()
+def _refuse_untrained(model: PreTrainedModel, mixture: spec.Mixture, policy: str, has_head: bool) -> None:
+    why = f"head={policy!r} keeps the head as it is" if has_head else f"{type(model).__name__} has no head of its own"
+    raise SiteError(
+        f"{mixture.name!r}: nothing would train, because it changes nothing in the base and {why}; "
+        + ("use head='train'" if has_head else "use another method, such as lora, or a model class with a head")
+    )
 
 
 def _check_model(model: PreTrainedModel) -> None:
@@ -197,8 +180,8 @@ def _check_model(model: PreTrainedModel) -> None:
         )
     if not hasattr(model, "base_model") or not hasattr(model, "config"):
         raise SiteError(f"expected a transformers PreTrainedModel; got {type(model).__name__}")
-    if isinstance(joined := getattr(model, NAME, None), AttachedState):
-        raise SiteError(f"the model has {joined.name!r} attached already; call unipelt.detach(model) first")
+    if isinstance(state := getattr(model, NAME, None), AttachedState):
+        raise SiteError(f"the model has {state.name!r} attached already; call unipelt.detach(model) first")
     if hasattr(model, NAME):
         raise SiteError(f"the model has an attribute {NAME!r} of its own: nothing can be attached under that name")
     for path, module in model.named_modules():
@@ -209,113 +192,47 @@ def _check_model(model: PreTrainedModel) -> None:
                     "detach that first, or attach to a copy"
                 )
     refuse_compiled(model)
+    _check_memory(model)
 
 
-def _head_policy(tuned: MixtureState, policy: str) -> None:
-    """What of the head is trained; `paper`, as U's code: all with an adapter, its bias alone with BitFit, else nothing."""
-    forms = {change.form.name for change in tuned.mixture.changes}
-    if policy == "paper":
-        adapted = forms & {"bottleneck", "kronecker"} or not forms
-        policy = "train" if adapted else "bias" if forms == {"bias"} else "frozen"
-    for name, parameter in tuned.named_parameters():
-        if name.startswith("head."):
-            parameter.requires_grad_(policy == "train" or (policy == "bias" and name.endswith("bias")))
+def _check_memory(model: PreTrainedModel) -> None:
+    """Raise SiteError where weights are offloaded to disk or main memory; a model that is all on `meta` computes nothing, and
+    its parameters can be counted."""
+    offloaded = [name for name, p in model.named_parameters() if p.is_meta]
+    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
+    if offloaded and (hooked or len(offloaded) < len(list(model.parameters()))):
+        raise SiteError(
+            f"{len(offloaded)} of the base's parameters are not in memory, {offloaded[0]!r} for one: device_map has offloaded them; "
+            "expected all on devices that compute: load with a smaller dtype, quantised, or with more devices"
+        )
 
 
-def _cast(tuned: AttachedState, model: PreTrainedModel) -> None:
-    """MixtureState parameters are float32 beside a half-precision base, float64 beside a float64 one."""
+def _cast(state: AttachedState, model: PreTrainedModel) -> None:
+    """Tuned parameters are float32 beside a half-precision base, float64 beside a float64 one."""
     floating = [p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1]
-    dtype = torch.promote_types(floating[0], torch.float32) if floating else torch.float32
-    tuned.to(dtype)
+    state.to(torch.promote_types(floating[0], torch.float32) if floating else torch.float32)
 
 
-def _device(tuned: AttachedState, build: Build, model: PreTrainedModel) -> None:
-    """A change lives where its target lives: joined modules may be on several devices."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    tuned.to(device) if device.type != "meta" else tuned.to_empty(device=device)
-    if len({p.device for p in model.parameters()}) < 2:
+def _to_devices(state: AttachedState, joined: Joined, model: PreTrainedModel) -> None:
+    """Put each change where the module is that it changes: these may be on several devices."""
+    devices = {p.device: None for p in model.parameters()}
+    device = next(iter(devices), torch.device("cpu"))
+    state.to(device) if device.type != "meta" else state.to_empty(device=device)
+    if len(devices) < 2:
         return
-    for side in (build.before, build.after):
-        for path, hook_on in side.items():
-            target = next(model.get_submodule(path).parameters(), None)
-            for delta in hook_on.deltas:
-                if target is not None:
-                    delta.form.to(target.device)
-                    if isinstance(delta.weight, nn.Module):
-                        delta.weight.to(target.device)
-    for path, entry in build.prefixes.items():
-        for delta in entry.deltas:
-            if isinstance(delta.weight, nn.Module):
-                delta.weight.to(next(model.get_submodule(path).parameters()).device)
+    for point, change in joined:
+        target = next(model.get_submodule(point.path).parameters(), None)
+        own = [change.weight] if point.side == "attention" else [change.form, change.weight]  # a table is of all layers
+        for module in own:
+            if target is not None and isinstance(module, nn.Module):
+                module.to(target.device)
+    for part in state.parts:
+        for path in part.head_modules():
+            target = next(model.get_submodule(path).parameters())
+            part.get_submodule(f"{HEAD}.{path}").to(target.device)
 
 
-def _hooks(
-    tuned: AttachedState,
-    build: Build,
-    stacks: list[ResolvedStack],
-    heads: list[dict[str, Any]],
-    model: PreTrainedModel,
-    pooling: str,
-) -> list[tuple[str, str, Any]]:
-    """Every hook of an attached model, in the order in which they are to register_hooks."""
-    hooks: list[tuple[str, str, Any]] = []
-    for stack in stacks:
-        pooled = {mask for name, mask in build.pooled if name == stack.row.name}
-        hands_on = stack.row.attention.prefix and stack.row.keywords
-        by_mask = not hands_on and getattr(model, "supports_gradient_checkpointing", False)
-        every = [delta for entry in build.prefixes.values() if entry.flow is stack.flow for delta in entry.deltas]
-        prefixes = list({delta.table: delta for delta in every}.values())
-        door = StackHooks(stack.module, stack.flow, tuned.current_route, pooled, hands_on, prefixes)
-        flows = pooled or prefixes or tuned.runs > 1
-        if build.prefixes:
-            hooks.append((stack.path, "pre with keywords", AttentionHook(tuned).enter))
-        if flows or any(flow is stack.flow for flow, _ in build.holds.values()):
-            hooks.append((stack.path, "pre with keywords", door.enter))
-            hooks.append((stack.path, "post", door.leave))
-        for layer in stack.layers:
-            for _, attention in stack.attentions():
-                path = f"{layer.path}.{attention.module}"
-                held = build.holds.pop(path, (None, None))[1]
-                hooks.append((path, "pre with keywords", AttentionEntry(stack.flow, held, by_mask).enter))
-    hooks += [(path, "pre with keywords", InputCapture(flow, name).enter) for path, (flow, name) in build.holds.items()]
-    hooks += [(path, "pre with keywords", entry.enter) for path, entry in build.prefixes.items()]
-    hooks += [(path, "pre", hook_on.before) for path, hook_on in build.before.items()]
-    hooks += [(path, "post", hook_on.after) for path, hook_on in build.after.items()]
-    for path in heads[0]:
-        hooks.append((path, "post", HeadHook([head[path] for head in heads], tuned.current_route).after))
-    if pooling != "model":
-        if len(stacks) != 1 or stacks[0].row.causal or model.base_model is model:
-            raise SiteError(
-                f"pooling={pooling!r}: {type(model).__name__} is no encoder with a head that pools; use pooling='model'"
-            )
-        path = next(path for path, module in model.named_modules() if module is model.base_model)
-        hooks.append((path, "post with keywords", Pooling(pooling == "mean").after))
-    try:
-        embeddings = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # a model that has none, or names none
-        embeddings = None
-    place = next((path for path, module in model.named_modules() if module is embeddings), None)
-    if place:
-        hooks.append((place, "post", Checkpointed(model).after))
-    return hooks
-
-
-class AttentionHook:
-    """Looks at each forward whether the user has set another attention implementation."""
-
-    def __init__(self, tuned: AttachedState):
-        self.tuned = tuned
-
-    def enter(self, *_: Any) -> None:
-        self.tuned.kernels.enter()
-
-
-class Checkpointed:
-    """Reentrant gradient checkpointing drops the gradients of a layer whose input needs none: then the embeddings need one."""
-
-    def __init__(self, model: PreTrainedModel):
-        self.model = model
-
-    def after(self, embeddings: nn.Module, args: tuple, output: Any) -> None:
-        if isinstance(output, Tensor) and not output.requires_grad and checkpoints(self.model, "reentrant"):
-            output.requires_grad_(True)
+def _configs(model: PreTrainedModel) -> dict[int, Any]:
+    """Every config of a model that names an attention implementation."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return {id(config): config for config in configs if hasattr(config, "_attn_implementation")}

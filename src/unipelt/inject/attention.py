@@ -1,6 +1,6 @@
-"""Prefixes inside any attention kernel: functions registered beside transformers' own, and the masks that they need.
+"""Prefixes inside any attention kernel: functions registered beside transformers' own.
 
-A pre-hook on the attention block puts its prefixes into one keyword, which the block hands to its attention function.
+A pre-hook on the attention block puts its prefixes into one keyword, which the block passes to its attention function.
 """
 
 import sys
@@ -9,29 +9,30 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unipelt.errors import SiteError
-from unipelt.forms.prefix import mixed, multi_head_parallel, pad_mask, prefix_attention
-from unipelt.inject.context import Context, ForwardState, together
-from unipelt.inject.hooks import BoundChange
+from unipelt.forms.prefix import mixed, multi_head_parallel, prefix_attention
+from unipelt.inject.context import KEYWORD, Context, ForwardState, LayerHook, together
+from unipelt.inject.hooks import BoundChange, module_of
 from unipelt.spec import Location
 
-KEYWORD = "unipelt_prefixes"
+PREFIXES = "unipelt_prefixes"
 MARK = "unipelt_"
 KERNELS = ("eager", "sdpa")
 
 
 class PrefixCall(NamedTuple):
-    """One prefix of one forward: P_k and P_v `[rows, head, prefix, d]`; weight `[batch, query, 1]` where each query has its own."""
+    """One prefix of one forward; a weight where each query has its own, else P_k and P_v are weighed already."""
 
     function: str
-    key: Tensor
-    value: Tensor
-    weight: Tensor | None
+    key: Float[Tensor, "rows head prefix k"]
+    value: Float[Tensor, "rows head prefix v"]
+    weight: Float[Tensor, "rows query 1"] | None
 
     def to(self, dtype: torch.dtype) -> "PrefixCall":
         """In the kernel's own precision: keys of two would be put together in the wider one."""
@@ -39,95 +40,105 @@ class PrefixCall(NamedTuple):
         return self._replace(key=self.key.to(dtype), value=self.value.to(dtype), weight=weight)
 
 
+Calls = list[tuple[Any, tuple[PrefixCall, ...]]]
+"""for each mixture that is attached: its rows, or None for all, and its prefixes"""
+
+
 class BoundPrefix(BoundChange):
     """A prefix's weight multiplies P_k and P_v (softmax) or Δ (relu); `form` gives the prefixes of one layer of its stack."""
 
-    def __init__(
-        self, location: Location, form: nn.Module, weight: Any, *, table: str, layer: int, function: str, **rest: Any
-    ):
-        """table: which one the form is, of those whose layers share something."""
+    def __init__(self, location: Location, form: nn.Module, weight: Any, *, layer: int, function: str, **rest: Any):
+        """layer: which one of the form's."""
         super().__init__(location, form, weight, "queries", **rest)
-        self.table, self.layer, self.function = table, layer, function
+        self.layer, self.function = layer, function
 
-    def call(self, x: Tensor, context: Context) -> PrefixCall:
-        pair = self.form(self.layer, context.route, x.shape[0], self._shared(context))
+    def call(self, x: Float[Tensor, "rows seq d"], context: Context) -> PrefixCall:
+        pair = module_of(self.form, context)(self.layer, context.route, x.shape[0])
         key, value = (p.to(x.device) for p in pair)
-        weight = self.gate(x, context).to(key) if callable(self.weight) else None
+        weight = self.gate(x, context).to(key) if isinstance(self.weight, nn.Module) else None
         if weight is not None and (weight.shape[1] > 1 or self.function == "relu"):
             return PrefixCall(self.function, key, value, weight)
         scale: Any = self.weight if weight is None else weight[:, None]  # rows head prefix d
         return PrefixCall(self.function, key if self.function == "relu" else key * scale, value * scale, None)
 
-    def _shared(self, context: Context) -> Tensor | None:
-        """What all layers read of the table, computed at the stack's door."""
-        every = context.shared or {}
-        if self.table in every and every[self.table].requires_grad and not torch.is_grad_enabled():
-            del every[self.table]  # reentrant checkpointing: the layer comes again, and has gradients of its own
-        return every.get(self.table)
 
+class AttentionHook:
+    """Attention hooks: the pre-hook reads the forward's context, captures the block's input and adds its prefixes to the call."""
 
-class PrefixEntry:
-    """Puts an attention block's prefixes into the call of its attention function."""
-
-    def __init__(self, flow: ForwardState):
-        self.flow = flow
-        self.deltas: list[BoundPrefix] = []
+    def __init__(
+        self, attention: nn.Module, forwards: ForwardState, averaged: set[str], captures: str | None,
+        kernels: "Kernels | None",
+    ):  # fmt: skip
+        """captures: the name under which the block's input is captured, if a later module reads it."""
+        self.forwards, self.captures, self.kernels = forwards, captures, kernels
+        self.own_context = LayerHook(attention, forwards, averaged)
+        self.changes: list[BoundPrefix] = []
 
     def enter(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        thread = self.forwards.thread
+        if KEYWORD in kwargs:
+            thread.context = kwargs[KEYWORD]
+            kwargs = {name: value for name, value in kwargs.items() if name != KEYWORD}
+        elif thread.context is None:
+            self.own_context.enter(attention, args, kwargs)
+            thread.alone = True
+        context = thread.context
         x = args[0] if args else kwargs["hidden_states"]
+        if self.captures is not None:
+            thread.captured[self.captures] = x
+        if self.changes and context is not None and not context.off:
+            if self.kernels is not None:
+                self.kernels.wrap()
+            kwargs = {**kwargs, PREFIXES: self._calls(x, context.on(x.device))}
+        return args, kwargs
+
+    def leave(self, attention: nn.Module, args: tuple, output: Any) -> None:
+        """Also after a forward that has failed."""
+        if self.forwards.thread.alone:
+            self.own_context.leave(attention, args, output)
+
+    def _calls(self, x: Tensor, context: Context) -> Calls:
         calls = []
-        for context in self.flow.context.parts or (self.flow.context,):
-            own = x if context.mine is None else x[context.mine]
-            deltas = [delta for delta in self.deltas if delta.mixture == context.mixture]
-            calls.append((context.mine, tuple(delta.call(own, context) for delta in deltas)))
-        return args, {**kwargs, KEYWORD: (calls, self.flow.pad_mask)}
+        for part in context.parts or (context,):
+            own = x if part.mine is None else x[part.mine]
+            calls.append((part.mine, tuple(c.call(own, part) for c in self.changes if c.takes_part(part))))
+        return calls
 
 
 def attend_with_prefixes(
     name: str,
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
+    query: Float[Tensor, "batch head query d"],
+    key: Float[Tensor, "batch kv_head key d"],
+    value: Float[Tensor, "batch kv_head key v"],
+    attention_mask: Shaped[Tensor, "_ _ query key"] | None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention function `name`, each prefix of the call around it in tuple order.
+) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:
+    """transformers' attention function `name`, and around it each prefix of the call, in tuple order.
 
     Of mixtures side by side, each attends in its own rows; as these have unlike numbers of keys, no weights are returned.
     """
-    calls: list[tuple[Any, tuple[PrefixCall, ...]]]
-    calls, widen = kwargs.pop(KEYWORD, ([(None, ())], pad_mask))
-    bias, dropout = kwargs.pop("position_bias", None), kwargs.pop("dropout", 0.0)
+    calls: Calls = kwargs.pop(PREFIXES, [])
     kernel = eager_of(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    if not any(prefixes for _, prefixes in calls):
+        return kernel(module, query, key, value, attention_mask, **kwargs)
+    bias, dropout = kwargs.pop("position_bias", None), kwargs.pop("dropout", 0.0)
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    is_causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
+    if attention_mask is None and query.shape[-2] > 1 and is_causal:
+        attention_mask = causal_mask(query, key, name)
 
     def plain(q, k, v, mask, bias, dropout=dropout):
         extra = {} if bias is None else {"position_bias": bias}
         return kernel(module, q, k, v, mask, dropout=dropout, **extra, **kwargs)
-
-    if (
-        attention_mask is None
-        and any(prefixes for _, prefixes in calls)
-        and query.shape[-2] > 1
-        and kwargs.get("is_causal", getattr(module, "is_causal", False))
-    ):
-        queries, keys = query.shape[-2], key.shape[-2]
-        attention_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[
-            None, None
-        ]
-        if name == "eager":
-            attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(
-                ~attention_mask, torch.finfo(query.dtype).min
-            )
 
     def changed(prefixes, q, k, v, mask, bias):
         attend: Callable = plain
         prefixes = [prefix.to(q.dtype) for prefix in prefixes]
         for prefix in prefixes:
             if prefix.function == "softmax" and prefix.weight is None:
-                attend = partial(_prefix_attention, attend, prefix, widen)
+                attend = partial(_concatenated, attend, prefix)
             elif prefix.function == "softmax":
                 attend = partial(_mixed, attend, prefix, scaling, kwargs.get("softcap"), dropout)
         output, weights = attend(q, k, v, mask, bias)
@@ -148,27 +159,27 @@ def attend_with_prefixes(
     return together(rows, parts), None
 
 
-def _prefix_attention(attend: Callable, prefix: PrefixCall, widen: Callable, q, k, v, mask, bias, **kwargs):
-    return prefix_attention(partial(attend, **kwargs), q, k, v, mask, prefix.key, prefix.value, bias, widen)
+def _concatenated(attend: Callable, prefix: PrefixCall, q, k, v, mask, bias, **kwargs):
+    return prefix_attention(partial(attend, **kwargs), q, k, v, mask, prefix.key, prefix.value, bias)
 
 
 def _mixed(
-    attend: Callable,
-    prefix: PrefixCall,
-    scaling: float,
-    softcap: float | None,
-    dropout: float,
-    q,
-    k,
-    v,
-    mask,
-    bias,
-    **kwargs,
-):
+    attend: Callable, prefix: PrefixCall, scaling: float, softcap: float | None, dropout: float,
+    q, k, v, mask, bias, **kwargs,
+):  # fmt: skip
     quiet = partial(attend, dropout=0.0) if dropout else None
     keys, values, weight = prefix.key, prefix.value, prefix.weight
     assert weight is not None
     return mixed(partial(attend, **kwargs), quiet, q, k, v, mask, keys, values, bias, weight, scaling, softcap)
+
+
+def causal_mask(query: Tensor, key: Tensor, name: str) -> Shaped[Tensor, "1 1 query key"]:
+    """The mask that a kernel would else make by itself (`is_causal`), which prefix keys in front would shift."""
+    queries, keys = query.shape[-2], key.shape[-2]
+    mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    if name != "eager":
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
 
 
 def eager_of(module: nn.Module) -> Callable:
@@ -176,33 +187,28 @@ def eager_of(module: nn.Module) -> Callable:
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
-def _explicit(kernel: str, *args: Any, **kwargs: Any) -> Tensor | None:
-    """transformers' mask, never left to a kernel's `is_causal`: with prefix keys in front that is aligned to the wrong corner."""
-    return ALL_MASK_ATTENTION_FUNCTIONS[kernel](*args, **{**kwargs, "allow_is_causal_skip": False})
-
-
 for _kernel in KERNELS:
     AttentionInterface.register(MARK + _kernel, partial(attend_with_prefixes, _kernel))
-    AttentionMaskInterface.register(MARK + _kernel, partial(_explicit, _kernel))
+    AttentionMaskInterface.register(MARK + _kernel, ALL_MASK_ATTENTION_FUNCTIONS[_kernel])
 
 
 class Kernels:
-    """Keeps every config of a model on the wrapper of the kernel that its user set, also when it is set anew."""
+    """Keeps every config of a model on the wrapper of the kernel that its user has set, also when it is set anew."""
 
     def __init__(self, configs: list[Any]):
         self.configs = configs
 
-    def enter(self, *_: Any) -> None:
-        """A pre-hook of each stack, before its masks are built."""
-        unknown = next((n for n in map(kernel_of, self.configs) if n not in KERNELS), None)
-        if unknown is not None:
-            raise SiteError(
-                f"attention implementation {unknown!r} with a prefix: expected one of {', '.join(KERNELS)}; "
-                "call model.set_attn_implementation('sdpa')"
-            )
+    def wrap(self) -> None:
+        """Raises SiteError for a kernel that cannot take prefixes."""
         for config in self.configs:
-            if config._attn_implementation != MARK + kernel_of(config):
-                config._attn_implementation_internal = MARK + kernel_of(config)
+            kernel = kernel_of(config)
+            if kernel not in KERNELS:
+                raise SiteError(
+                    f"attention implementation {kernel!r} with a prefix: expected one of {', '.join(KERNELS)}; "
+                    "call model.set_attn_implementation('sdpa')"
+                )
+            if config._attn_implementation != MARK + kernel:
+                config._attn_implementation_internal = MARK + kernel
 
     def restore(self) -> None:
         for config in self.configs:

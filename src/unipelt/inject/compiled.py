@@ -60,7 +60,7 @@ def compile(model: PreTrainedModel, *, lengths: Sequence[int] = (), backend: str
     return model
 
 
-def forget(model: nn.Module) -> None:
+def uncompile(model: nn.Module) -> None:
     """The model runs as it is again, where `compile` has compiled it."""
     if isinstance(model._compiled_call_impl, Compiled):
         model._compiled_call_impl = None
@@ -74,12 +74,6 @@ def refuse_compiled(model: nn.Module) -> None:
             raise SiteError(
                 f"{what} compiled in place, and compiled code ignores new hooks: attach or detach before model.compile()"
             )
-
-
-def reset_dynamo() -> None:
-    """Code that torch.compile has made knows nothing of hooks that came or went: make it look again."""
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
 
 
 class Compiled:
@@ -144,7 +138,8 @@ class Compiled:
             return None
         if config.output_attentions or config.output_hidden_states or not config.return_dict:
             return None
-        if self._watching() != self.watched or checkpoints(self.model):
+        thread = attached_state(self.model).forwards.thread
+        if self._watching() != self.watched or checkpoints(self.model) or thread.off or thread.dropped:
             return None
         if "labels" in given and config.problem_type is None and not self.decided:
             self.decided = True  # by the model, which writes into its config: compiled code would be made twice

@@ -1,8 +1,9 @@
-"""What one forward of a stack carries beside the hidden states: what each token counts, and which run each row belongs to.
+"""What one forward carries beside the hidden states: which run each row belongs to, and which tokens are real.
 
-A pre-hook on the stack makes a `Context` and adds it as one keyword; the layers hand the keyword on, and the pre-hook of
-each attention block takes it out again. So a layer that is recomputed for its gradients finds the context of its own
-forward, which a variable that outlives the forward would not give.
+A pre-hook on each stack makes a `Context` and adds it as a keyword, which the layers pass on; the pre-hooks of a layer and of
+its attention block read it there. So a layer that is recomputed for its gradients, which runs the pre-hooks of what is inside it
+alone, has the context of its own forward from its attention block on, in whichever thread that happens. A layer without the keyword (its stack's `forward` was called directly, it was called alone, or its architecture passes
+no keywords on) makes the same context from the thread's route and from its own attention mask. Nothing outlives the layer.
 """
 
 import inspect
@@ -11,50 +12,58 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from unipelt.errors import SiteError
 from unipelt.forms.gate import shares_of
-from unipelt.forms.prefix import pad_mask
 from unipelt.forms.routed import Route
 
 KEYWORD = "unipelt_context"
 
 
 class Context(NamedTuple):
-    """Shapes: real `[batch, seq, 1]` and source `[batch, source, 1]`, each token's share in the mean over its row's real ones;
-    none given: all are real, or no gate averages.
-
-    Where several mixtures are side by side, `parts` are the contexts of each one's own rows.
-    """
+    """Shapes: real `[batch, seq, 1]` and source `[batch, source, 1]`, each token's share in the mean over its row's real ones,
+    of the stack's own stream and of the encoder's output; None: all tokens are real, or no gate averages."""
 
     route: Route
-    batch: int | None = None
+    batch: int
     real: Tensor | None = None
     source: Tensor | None = None
+    off: bool = False
+    """inside `disabled`: no change takes part"""
+    dropped: int = 0
+    """changes in so many of the lowest layers take no part: see `dropped`"""
+    replica: nn.Module | None = None
+    """what holds the parameters in place of the attached state: DataParallel's copy for one device"""
     mixture: int = 0
-    """whose it is, where several are side by side"""
     mine: Any = None
-    """the mixture's rows of the batch; none: all"""
+    """the rows of the batch that belong to the mixture; None: all"""
     parts: tuple["Context", ...] = ()
-    shared: dict[str, Tensor] | None = None
-    """what all layers read of a prefix's table, by its name"""
+    """one context for each mixture's rows, where several mixtures are attached side by side"""
 
-    @classmethod
-    def of(
-        cls,
-        route: Route,
-        batch: int,
-        real: Tensor | None = None,
-        source: Tensor | None = None,
-        shared: dict[str, Tensor] | None = None,
-    ) -> "Context":
-        """The context of a batch, cut by mixtures where there are several."""
+    def split(self) -> "Context":
+        """The same, with one part for each mixture that has rows, where there are several mixtures."""
         parts = []
-        for mixture, mine, own in route.split(batch):
-            shares = [None if every is None else every[mine] for every in (real, source)]
-            parts.append(cls(own, real=shares[0], source=shares[1], mixture=mixture, mine=mine, shared=shared))
-        return cls(route, batch, real, source, parts=tuple(parts), shared=shared)
+        for mixture, mine, own in self.route.split(self.batch):
+            real, source = (None if t is None else t.expand(self.batch, -1, -1)[mine] for t in (self.real, self.source))
+            parts.append(self._replace(route=own, real=real, source=source, mixture=mixture, mine=mine))
+        return self._replace(parts=tuple(parts))
+
+    def on(self, device: torch.device) -> "Context":
+        """The same on a device: the layers of one base may be on several."""
+        held = [
+            t
+            for t in (self.real, self.source, self.route.rows, *(part.mine for part in self.parts))
+            if isinstance(t, Tensor)
+        ]
+        if all(t.device == device for t in held):
+            return self
+        real, source = (None if t is None else t.to(device) for t in (self.real, self.source))
+        mine = self.mine.to(device) if isinstance(self.mine, Tensor) else self.mine
+        route = self.route if self.route.rows is None else self.route._replace(rows=self.route.rows.to(device))
+        parts = tuple(part.on(device) for part in self.parts)
+        return self._replace(route=route, real=real, source=source, mine=mine, parts=parts)
 
     def each(self, change: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
         """change(context, *rows) of each mixture's own rows, put together again; of all rows where there is one mixture."""
@@ -70,104 +79,96 @@ def together(rows: Sequence[slice | Tensor], parts: Sequence[Tensor]) -> Tensor:
     return whole if isinstance(rows[0], slice) else whole[torch.cat(list(rows)).argsort()]  # type: ignore[arg-type]
 
 
-class ForwardState(threading.local):
-    """The context of the forward under way, and the tensors held between two modules of a layer, by what they are: of each
-    thread's own forward, for a model that serves may run in several.
-
-    Between forwards it has the context that needs no forward: equal blocks. A module before the attention block, when a
-    layer is recomputed, finds that one.
-    """
-
-    def __init__(self, runs: int):
-        self.runs = runs
-        self.between = self.context = Context(Route.blocks(runs))
-        self.held: dict[str, Tensor] = {}
-        self.pad_mask = Widened()
-
-    def __reduce__(self):
-        """A copy begins between forwards."""
-        return ForwardState, (self.runs,)
-
-
-class Widened:
-    """Masks that have been pad_mask for prefixes in this forward: a stack's layers have theirs in common."""
+class PerThread(threading.local):
+    """What one thread has set for its forwards, and what the layer that it is in has captured."""
 
     def __init__(self):
-        self.made: list[tuple[Tensor, tuple[int, torch.dtype], Tensor]] = []
+        self.rows: Tensor | None = None
+        self.off, self.dropped = False, 0
+        self.replica: nn.Module | None = None
+        self.context: Context | None = None
+        self.alone = False
+        """whether the context is that of an attention block which was called without its layer"""
+        self.captured: dict[str, Tensor] = {}
 
-    def __call__(self, mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-        for given, how, wide in self.made:
-            if given is mask and how == (columns, dtype):
-                return wide
-        wide = pad_mask(mask, columns, dtype)
-        self.made.append((mask, (columns, dtype), wide))
-        return wide
+    def __reduce__(self):
+        """A copy begins outside of any forward."""
+        return PerThread, ()
 
 
-class StackHooks:
-    """Makes the context at a stack's door, clears it at the end."""
+class ForwardState:
+    """Makes contexts: the same for all threads is which runs a model has, a thread's own are its route and its switches."""
 
-    def __init__(
-        self, stack: nn.Module, flow: ForwardState, route: Callable[[], Route], pooled: set[str], hands_on: bool,
-        prefixes: Sequence[Any],
-    ):  # fmt: skip
-        """pooled: the masks over which a gate averages; hands_on: its layers hand keywords on to their attention blocks;
-        prefixes: a delta of each prefix's table."""
-        self.flow, self.route, self.pooled, self.hands_on, self.prefixes = flow, route, pooled, hands_on, prefixes
-        self.names = [name for name in inspect.signature(type(stack).forward).parameters if name != "self"]
+    def __init__(self, runs: int):
+        self.route = Route.blocks(runs)
+        self.thread = PerThread()
 
-    def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]):
-        first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-        for name in ("input_ids", "inputs_embeds", "pixel_values"):
-            given = argument(self.names, args, kwargs, name)
-            first = given if isinstance(given, Tensor) else first
-        batch = None if first is None else first.shape[0]
-        route = self._route(stack, batch, args, kwargs)
-        dtype = next(stack.parameters()).dtype
-        real, source = (
-            self._shares(args, kwargs, name, dtype) for name in ("attention_mask", "encoder_attention_mask")
-        )
-        context = (
-            Context(route) if batch is None else Context.of(route, batch, real, source, self._shared(stack, route))
-        )
-        self.flow.context = context
-        return (args, {**kwargs, KEYWORD: context}) if self.hands_on else None
+    def context(
+        self, batch: int, real: Tensor | None = None, source: Tensor | None = None, *, repeats: bool = True
+    ) -> Context:
+        """The context of a batch of so many rows. repeats: whether generation may have repeated the rows of a route.
 
-    def leave(self, stack: nn.Module, args: tuple, output: Any) -> None:
-        self.flow.context = self.flow.between
-        self.flow.held.clear()
-        self.flow.pad_mask.made.clear()
-
-    def _route(self, stack: nn.Module, batch: int | None, args: tuple, kwargs: dict[str, Any]) -> Route:
-        """The route of this forward. Raises SiteError where it does not fit the batch, or the way that gradients are computed."""
-        route = self.route()
-        if batch is not None and route.rows is not None and batch != len(route.rows):
-            if argument(self.names, args, kwargs, "past_key_values") is None:  # only generation hands a cache in
-                raise SiteError(
-                    f"the route has {len(route.rows)} rows, the batch {batch}: expected one each; only generation with its cache, "
-                    "which repeats rows for its beams, repeats a route"
-                )
-            route = route.repeated(batch)
-        if route.rows is None and batch is not None and batch % route.runs:
+        Raises SiteError for a batch that does not fit the route.
+        """
+        own = self.thread
+        route = self.route if own.rows is None else self.route._replace(rows=own.rows)
+        if route.rows is not None and batch != len(route.rows) and not repeats:
+            raise SiteError(
+                f"the route has {len(route.rows)} rows, the batch {batch}: expected one each; only generation with its cache, "
+                "which repeats rows for its beams, repeats a route"
+            )
+        if route.rows is None and batch % route.runs and not own.off:
             raise SiteError(
                 f"a batch of {batch} rows for {route.runs} runs in equal blocks: expected a multiple of {route.runs}"
             )
-        if (route.rows is not None or route.shares) and checkpoints(stack):
-            what = "several mixtures" if route.shares else "a route by rows"
-            expected = "one mixture" if route.shares else "equal blocks; sort the batch by run"
-            raise SiteError(f"{what} with gradient checkpointing: expected {expected}")
-        return route
+        if own.replica is not None and route.runs > 1:
+            raise SiteError(
+                f"DataParallel splits a batch over devices, so that no device knows which of {route.runs} runs its rows belong to: "
+                "expected one run, or one process for each device (DistributedDataParallel)"
+            )
+        context = Context(route.repeated(batch), batch, real, source, own.off, own.dropped, own.replica)
+        return context.split() if route.shares and not own.off else context
 
-    def _shared(self, stack: nn.Module, route: Route) -> dict[str, Tensor]:
-        """What all layers read of each prefix's table; not for layers that will be recomputed one by one."""
-        if not self.prefixes or checkpoints(stack):  # which looks at every module
-            return {}
-        with_runs = [delta for delta in self.prefixes if not route.shares or route.shares[delta.mixture]]
-        found = {delta.table: delta.form.share() for delta in with_runs}
-        return {table: shared for table, shared in found.items() if shared is not None}
+    def at(self, x: Tensor) -> Context | None:
+        """The context in which a module changes the rows of x; None where no change takes part."""
+        context = self.thread.context
+        if context is None:
+            context = self.context(x.shape[0])
+        return None if context.off else context.on(x.device)
+
+
+class StackHook:
+    """Stack pre-hook: makes the context of this forward and gives it to the layers as a keyword."""
+
+    def __init__(
+        self, stack: nn.Module, forwards: ForwardState, averaged: set[str], passes_keywords: bool, changes_first: bool
+    ):
+        """averaged: the names of the masks over which a gate averages; passes_keywords: whether the layers get it;
+        changes_first: whether a layer is changed before its attention block."""
+        self.stack, self.forwards, self.averaged = stack, forwards, averaged
+        self.passes_keywords, self.recomputes = passes_keywords, passes_keywords and not changes_first
+        self.names = parameters_of(stack)
+
+    def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        given = (argument(self.names, args, kwargs, name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
+        every = [value for value in (*given, *args, *kwargs.values()) if isinstance(value, Tensor)]
+        own = self.forwards.thread
+        own.context = None
+        if not self.recomputes and (own.rows is not None or own.off or own.dropped) and checkpoints(stack):
+            raise SiteError(
+                f"{type(stack).__name__} recomputes its layers for their gradients (gradient checkpointing), and these cannot be "
+                "told of a route by rows, `disabled` or `dropped`: expected equal blocks of rows, or no gradient checkpointing"
+            )
+        if not every or not self.passes_keywords:
+            return None
+        cached = argument(self.names, args, kwargs, "past_key_values") is not None  # only generation gives one
+        dtype = next(self.stack.parameters()).dtype  # a replica has tensors in place of parameters
+        real, source = (self._shares(args, kwargs, f"{side}attention_mask", dtype) for side in ("", "encoder_"))
+        context = self.forwards.context(len(every[0]), real, source, repeats=cached)
+        return args, {**kwargs, KEYWORD: context}
 
     def _shares(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
-        mask = argument(self.names, args, kwargs, name) if name in self.pooled else None
+        mask = argument(self.names, args, kwargs, name) if name in self.averaged else None
         if mask is None:
             return None
         if not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -178,46 +179,84 @@ class StackHooks:
         return shares_of(mask, dtype)
 
 
-class AttentionEntry:
-    """At the door of an attention block: the context of this very forward, and the block's input for whom it may concern."""
+class LayerHook:
+    """Layer hooks: the pre-hook sets the context in which the layer's modules change their rows, the other clears it."""
 
-    def __init__(self, flow: ForwardState, holds: str | None, mask_argument: bool):
-        self.flow, self.holds, self.mask_argument = flow, holds, mask_argument
+    def __init__(self, layer: nn.Module, forwards: ForwardState, averaged: set[str]):
+        self.forwards, self.averaged = forwards, averaged
+        self.names = parameters_of(layer)
 
-    def enter(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
-        if self.holds is not None:
-            self.flow.held[self.holds] = args[0] if args else kwargs["hidden_states"]
+    def enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        own = self.forwards.thread
+        own.captured.clear()
         if KEYWORD in kwargs:
-            kwargs = {name: value for name, value in kwargs.items() if name != KEYWORD or self._take(value)}
-            return args, kwargs
-        if self.mask_argument:  # a layer without keywords: its own mask, real ⊗ real, is what a recomputation has
-            mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-            if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] == mask.shape[-2]:
-                real = shares_of(mask[:, 0].diagonal(dim1=-2, dim2=-1), next(attention.parameters()).dtype)
-                self.flow.context = self.flow.context._replace(real=real)
-        return None
+            own.context = kwargs[KEYWORD]
+            return
+        x: Tensor = args[0] if args else kwargs["hidden_states"]
+        cached = argument(self.names, args, kwargs, "past_key_values") is not None
+        real, source = (self._shares(args, kwargs, f"{side}attention_mask", x.dtype) for side in ("", "encoder_"))
+        own.context = self.forwards.context(x.shape[0], real, source, repeats=cached)
 
-    def _take(self, context: Context) -> bool:
-        self.flow.context = context
-        return False
+    def leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
+        """Also after a forward that has failed."""
+        thread = self.forwards.thread
+        thread.context, thread.alone = None, False
+        thread.captured.clear()
+
+    def _shares(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
+        mask = argument(self.names, args, kwargs, name) if name in self.averaged else None
+        return None if mask is None else shares_of(real_keys(mask), dtype)
+
+
+def real_keys(mask: Shaped[Tensor, "batch *head_query key"]) -> Shaped[Tensor, "batch key"]:
+    """True at each key to which some query attends: of a mask of padding, or of an attention mask `[batch, head, query, key]`
+    that is True or 1 where a query attends, or 0 where it does and hugely negative elsewhere.
+
+    Raises SiteError for another kind of mask.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        raise SiteError(
+            f"an attention mask of type {type(mask).__name__}: a gate that averages over a sequence needs to know its padding; "
+            "use the sdpa or eager attention, or Gate(pool='token')"
+        )
+    if mask.dim() == 2:
+        return mask
+    attends = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
+    return attends.flatten(1, 2).any(dim=1)
 
 
 class InputCapture:
-    """Keeps a module's first argument until a later module of the same layer reads it."""
+    """Pre-hook: keeps a module's first argument until a later module of the same layer reads it."""
 
-    def __init__(self, flow: ForwardState, name: str):
-        self.flow, self.name = flow, name
+    def __init__(self, forwards: ForwardState, name: str):
+        self.forwards, self.name = forwards, name
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.flow.held[self.name] = args[0] if args else kwargs["hidden_states"]
+        self.forwards.thread.captured[self.name] = args[0] if args else kwargs["hidden_states"]
+
+
+class ReplicaHook:
+    """Pre-hook of the whole model: notes where DataParallel has put the parameters for the device of this thread."""
+
+    def __init__(self, forwards: ForwardState, name: str):
+        self.forwards, self.name = forwards, name
+
+    def enter(self, model: nn.Module, args: tuple) -> None:
+        is_replica = getattr(model, "_is_replica", False)
+        self.forwards.thread.replica = getattr(model, self.name) if is_replica else None
+
+
+def parameters_of(module: nn.Module) -> list[str]:
+    """The names of the parameters of a module's forward, in order."""
+    return [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
 
 
 def argument(names: list[str], args: tuple, kwargs: dict[str, Any], name: str) -> Any:
     """An argument of a forward, given by position or by keyword."""
     if name in kwargs:
         return kwargs[name]
-    place = names.index(name) if name in names else len(args)
-    return args[place] if place < len(args) else None
+    index = names.index(name) if name in names else len(args)
+    return args[index] if index < len(args) else None
 
 
 def checkpoints(model: nn.Module, kind: str = "any") -> bool:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from unipelt import spec
 from unipelt.errors import SpecError, did_you_mean
 from unipelt.forms.prefix import PrefixMLP, fold
-from unipelt.inject.attach import attach, detach
+from unipelt.inject.attach import detach, join
 from unipelt.inject.state import MixtureState, mixture_state
 
 
@@ -23,7 +23,7 @@ def swap(
     options, runs, training, head = tuned.options, runs or tuned.runs, model.training, tuned.head_modules()
     trains = {name: p.requires_grad for name, p in tuned.named_parameters()}
     detach(model)
-    attach(model, mixture, runs=runs, head_modules=head, **options)
+    join(model, [mixture], [runs], list(range(runs)), options, False, head, refuse_untrained=False)
     new = mixture_state(model)
     with torch.no_grad():
         for name, parameter in new.named_parameters():

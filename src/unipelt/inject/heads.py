@@ -12,8 +12,10 @@ from unipelt.errors import SiteError, did_you_mean
 from unipelt.forms.constants import scale_and_shift
 from unipelt.forms.gate import mean_of_real, shares_of
 from unipelt.forms.routed import Route, RoutedLinear, draw_normal
-from unipelt.inject.context import Context
-from unipelt.inject.state import NAME, AttachedState
+from unipelt.inject.context import ForwardState, argument, parameters_of
+from unipelt.inject.hooks import module_of
+from unipelt.inject.state import NAME, AttachedState, MixtureState
+from unipelt.spec.location import HEAD
 
 POLICIES = ("train", "frozen", "paper")
 POOLINGS = ("model", "cls", "mean")
@@ -22,10 +24,10 @@ POOLINGS = ("model", "cls", "mean")
 class HeadLinear(nn.Module):
     """A linear of the head, one a run; it starts from the base's own values."""
 
-    def __init__(self, runs: int, linear: nn.Linear, spread: float):
+    def __init__(self, runs: int, linear: nn.Linear, deviation: float):
         super().__init__()
         self.linear = RoutedLinear(runs, linear.in_features, linear.out_features, linear.bias is not None)
-        self.spread = spread
+        self.deviation = deviation
         copy_to_runs(self.linear.weight, linear.weight)
         if linear.bias is not None:
             copy_to_runs(self.linear.bias, linear.bias)
@@ -36,7 +38,7 @@ class HeadLinear(nn.Module):
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         """As transformers initialises a head: N(0, initializer_range), bias 0. Class by class: more classes change no row."""
         for row in self.linear.weight.transpose(0, 1):
-            draw_normal(row, run, generator, self.spread)
+            draw_normal(row, run, generator, self.deviation)
         if self.linear.bias is not None and not self.linear.bias.is_meta:
             self.linear.bias.data[run] = 0
 
@@ -64,25 +66,28 @@ class HeadNorm(nn.Module):
 
 
 class HeadHook:
-    """Replaces a head module's output by that of each row's run: one module a mixture."""
+    """Forward hook: replaces a head module's output by that of each row's run. modules: one for each mixture."""
 
-    def __init__(self, modules: Sequence[HeadLinear | HeadNorm], route: Any):
-        self.modules, self.route = modules, route
+    def __init__(self, modules: Sequence[HeadLinear | HeadNorm], forwards: ForwardState):
+        self.modules, self.forwards = modules, forwards
 
-    def after(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        batch = args[0].shape[0]
-        context = Context.of(self.route().repeated(batch), batch)
-        return context.each(lambda own, x: self.modules[own.mixture](x, own.route), args[0])
+    def after(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        context = self.forwards.at(args[0])
+        if context is None:
+            return None
+        return context.each(lambda own, x: module_of(self.modules[own.mixture], own)(x, own.route), args[0])
 
 
 class Pooling:
-    """Gives the head the mean over real tokens, or the first token, where the model would give it its own pooling."""
+    """Forward hook: gives the head the mean over real tokens, or the first token, in place of the model's own pooling."""
 
-    def __init__(self, mean: bool):
-        self.mean = mean
+    def __init__(self, mean: bool, forwards: ForwardState):
+        self.mean, self.forwards = mean, forwards
 
     def after(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        states, mask = output.last_hidden_state, kwargs.get("attention_mask")
+        if self.forwards.thread.off:
+            return None
+        states, mask = output.last_hidden_state, argument(parameters_of(base), args, kwargs, "attention_mask")
         if self.mean:
             shares = None if mask is None else shares_of(mask, states.dtype)
             pooled = mean_of_real(states, shares)[:, 0].to(states.dtype)
@@ -94,27 +99,26 @@ class Pooling:
 
 
 def find_head(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules of the head, by path: what `from_pretrained` had to initialise, tied outputs apart, or, for a model made
-    from a config, what stands outside the base model; a language model's outputs are no head then."""
-    outputs = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    tied = set()
-    if outputs is not None and model.get_input_embeddings() is not None:
-        shared = {id(p) for p in model.get_input_embeddings().parameters()}
-        if any(id(p) in shared for p in outputs.parameters()):
-            tied = {id(p) for p in outputs.parameters()}
-    headed = model.base_model is not model and outputs is None
-    inside = {id(p) for p in model.base_model.parameters()} if headed else None
-    loaded = any(getattr(p, "_is_hf_initialized", False) for p in model.parameters())
-    head = {}
-    for path, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in tied]
-        if loaded:
-            new = [p for p in own if not getattr(p, "_is_hf_initialized", False)]
-        else:
-            new = [p for p in own if inside is not None and id(p) not in inside]
-        if new:
-            head[path] = module
-    return head
+    """The modules of the head, by path: what has parameters of its own and stands outside of the base model.
+
+    A language model has none: its logits come from its output embeddings, with whatever stands before these.
+    """
+    if model.base_model is model or _output_embeddings(model) is not None:
+        return {}
+    inside = {id(p) for p in model.base_model.parameters()}
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if any(id(p) not in inside for p in module.parameters(recurse=False))
+        and path.split(".")[0] != NAME
+    }  # fmt: skip
+
+
+def _output_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> dict[str, HeadLinear | HeadNorm]:
@@ -126,19 +130,30 @@ def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> di
             if path not in modules:
                 raise SiteError(f"the base has no head module {path!r}: {did_you_mean(path, found)}")
         found = {path: modules[path] for path in paths}
-    spread = getattr(model.config, "initializer_range", 0.02)
+    deviation = getattr(model.config, "initializer_range", 0.02)
     head: dict[str, HeadLinear | HeadNorm] = {}
     for path, module in found.items():
         if isinstance(module, nn.Linear):
-            head[path] = HeadLinear(runs, module, spread)
+            head[path] = HeadLinear(runs, module, deviation)
         elif isinstance(module, nn.LayerNorm):
             head[path] = HeadNorm(runs, module)
         else:
             raise SiteError(
-                f"the base's {path!r} was not in its checkpoint and is a {type(module).__name__}; a head of linears and "
-                "LayerNorms can be tuned: load a base that has these weights"
+                f"the head's {path!r} is a {type(module).__name__}; expected linears and LayerNorms, which can be tuned run by run: "
+                "name those that are to be tuned, attach(…, head_modules=[…]), or none, head_modules=[]"
             )
     return head
+
+
+def train_head(state: MixtureState, policy: str) -> None:
+    """Set what of the head trains; `paper`, as U's code: all with an adapter, its bias alone with BitFit, else nothing."""
+    forms = {change.form.name for change in state.mixture.changes}
+    if policy == "paper":
+        adapted = forms & {"bottleneck", "kronecker"} or not forms
+        policy = "train" if adapted else "bias" if forms == {"bias"} else "frozen"
+    for location, parameter in state.located():
+        if location.change == HEAD:
+            parameter.requires_grad_(policy == "train" or (policy == "bias" and location.part.endswith("bias")))
 
 
 def output_of(model: PreTrainedModel | AttachedState) -> RoutedLinear | nn.Linear | None:

@@ -1,15 +1,18 @@
-"""Where changes join a module: one hook a module, which composes that module's changes in tuple order."""
+"""Hooks that join changes to modules of a base: one hook a module, which composes that module's changes in tuple order."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from unipelt.forms.gate import Scored
 from unipelt.forms.low_rank import LowRank
 from unipelt.inject.context import Context, ForwardState
 from unipelt.spec import Location
+
+Weight = Float[Tensor, "rows _ 1"]
 
 
 class FusedPart:
@@ -18,15 +21,15 @@ class FusedPart:
     def __init__(self, groups: int, sizes: Sequence[int], index: int):
         self.groups, self.sizes, self.index = groups, list(sizes), index
 
-    def take(self, y: Tensor) -> Tensor:
+    def take(self, y: Float[Tensor, "*rows fused"]) -> Float[Tensor, "*rows part"]:
         return y.unflatten(-1, (self.groups, -1)).split(self.sizes, dim=-1)[self.index].flatten(-2)
 
-    def add(self, y: Tensor, delta: Tensor) -> Tensor:
+    def add(self, y: Float[Tensor, "*rows fused"], delta: Float[Tensor, "*rows part"]) -> Float[Tensor, "*rows fused"]:
         parts = list(y.unflatten(-1, (self.groups, -1)).split(self.sizes, dim=-1))
         parts[self.index] = parts[self.index] + delta.unflatten(-1, (self.groups, -1))
         return torch.cat(parts, dim=-1).flatten(-2)
 
-    def rows(self, weight: Tensor) -> Tensor:
+    def rows(self, weight: Float[Tensor, "fused ..."]) -> Float[Tensor, "part ..."]:
         """This part's rows of the fused weight or bias; a view where there is one group."""
         return weight.unflatten(0, (self.groups, -1)).split(self.sizes, dim=1)[self.index].flatten(0, 1)
 
@@ -34,10 +37,10 @@ class FusedPart:
 class Channels:
     """A convolution's output, whose features are its second dimension."""
 
-    def take(self, y: Tensor) -> Tensor:
+    def take(self, y: Float[Tensor, "batch d *rest"]) -> Float[Tensor, "batch *rest d"]:
         return y.movedim(1, -1)
 
-    def add(self, y: Tensor, delta: Tensor) -> Tensor:
+    def add(self, y: Float[Tensor, "batch d *rest"], delta: Tensor) -> Float[Tensor, "batch d *rest"]:
         return y + delta.movedim(-1, 1)
 
 
@@ -45,101 +48,129 @@ Part = FusedPart | Channels
 
 
 class BoundChange:
-    """w · Δ(reads) of one change at one module. `weight` is a number, or a callable on (h, shares, route)."""
+    """w · Δ(reads) of one change at one module. `weight` is a number, or a module called with (h, shares, route)."""
 
     def __init__(
-        self, location: Location, form: nn.Module, weight: float | Callable[..., Tensor], reads: str,
-        *, held: str | None = None, source: bool = False, member: int = 0, part: Part | None = None, mixture: int = 0,
+        self, location: Location, form: nn.Module, weight: float | nn.Module, reads: str,
+        *, captured: str | None = None, source: bool = False, member: int = 0, part: Part | None = None, mixture: int = 0,
     ):  # fmt: skip
+        """captured: the name of the tensor that Δ reads instead of the module's own; source: whether that is the encoder's
+        output; member: the column of a gate that a group shares."""
         self.location, self.form, self.weight, self.reads = location, form, weight, reads
-        self.held, self.source, self.member, self.part, self.mixture = held, source, member, part, mixture
+        self.captured, self.source, self.member, self.part, self.mixture = captured, source, member, part, mixture
+
+    def takes_part(self, context: Context) -> bool:
+        layer = self.location.layer
+        return self.mixture == context.mixture and (layer is None or layer >= context.dropped)
 
     def of(self, x: Tensor, context: Context) -> Tensor:
-        return self.weigh(self.form(x, context.route), x, context)
-
-    def add_to(self, h: Tensor, x: Tensor, context: Context) -> Tensor:
-        """h + w Δ(x), in one pass over h where w is a gate; a number or a learned scalar rounds as peft's α/r does"""
-        if not isinstance(self.weight, Scored):
-            return h + self.of(x, context)
-        if isinstance(self.form, LowRank):
-            return self.form.onto(h, x, self.gate(x, context), context.route)
-        delta = self.form(x, context.route)
-        return torch.addcmul(h, delta, self.gate(x, context).to(delta.dtype))
-
-    def weigh(self, delta: Tensor, x: Tensor, context: Context) -> Tensor:
-        if not callable(self.weight):
+        delta = module_of(self.form, context)(x, context.route)
+        if not isinstance(self.weight, nn.Module):
             return delta if self.weight == 1 else delta * self.weight
         return delta * self.gate(x, context).to(delta.dtype)
 
-    def gate(self, x: Tensor, context: Context) -> Tensor:
-        """The weight of each row or token, `[batch, 1 or seq, 1]`."""
-        value = self.weight(x, context.source if self.source else context.real, context.route)  # type: ignore[operator]
+    def add_to(self, h: Tensor, x: Tensor, context: Context) -> Tensor:
+        """h + w Δ(x), in one pass over h where w is a gate; a number or a learned scalar rounds as peft's α/r does.
+
+        In the precision of h: T5 in half precision keeps some weights, and so some of what Δ reads, in float32.
+        """
+        if not isinstance(self.weight, Scored):
+            return h + self.of(x, context).to(h.dtype)
+        form: Any = module_of(self.form, context)
+        if isinstance(form, LowRank):
+            return form.onto(h, x, self.gate(x, context), context.route)
+        delta = form(x, context.route).to(h.dtype)
+        return torch.addcmul(h, delta, self.gate(x, context).to(h.dtype))
+
+    def gate(self, x: Tensor, context: Context) -> Weight:
+        """The weight of each row, or of each token."""
+        assert isinstance(self.weight, nn.Module)
+        shares = context.source if self.source else context.real
+        value = module_of(self.weight, context)(x, shares, context.route)
         return value[..., self.member : self.member + 1]
 
 
+def module_of(module: nn.Module, context: Context) -> nn.Module:
+    """The module itself, or DataParallel's copy of it on the device of this thread."""
+    return module if context.replica is None else context.replica.get_submodule(str(module.path))
+
+
 class ModuleHook:
-    """The changes of one module: h ← h + w Δ for each, in tuple order; for `normed` changes LN(s) ← LN(s + w Δ(LN(s))).
+    """The changes of one module: h ← h + w Δ for each, in tuple order; for `normed sum` changes LN(s) ← LN(s + w Δ(LN(s))).
 
     Of mixtures side by side, each changes its own rows.
     """
 
-    def __init__(self, path: str, flow: ForwardState):
-        self.path, self.flow = path, flow
-        self.deltas: list[BoundChange] = []
+    def __init__(self, path: str, forwards: ForwardState):
+        self.path, self.forwards = path, forwards
+        self.changes: list[BoundChange] = []
 
-    def before(self, module: nn.Module, args: tuple) -> tuple:
-        """A pre-hook: the changed representation is the module's input, as the heads are the output projection's."""
+    def before(self, module: nn.Module, args: tuple) -> tuple | None:
+        """Pre-hook: changes the module's input, as the concatenated heads are the output projection's."""
+        context = self.forwards.at(args[0])
+        if context is None:
+            return None
 
         def changed(context: Context, h: Tensor) -> Tensor:
-            for delta in self._of(context):
-                h = delta.add_to(h, self._held(delta, context, h), context)
+            for change in self._active(context):
+                h = change.add_to(h, self._read(change, context, h), context)
             return h
 
-        return (self.flow.context.each(changed, self._rows(args[0])).reshape(args[0].shape), *args[1:])
+        rows = context.each(changed, self._rows(args[0], context))
+        return (rows.reshape(args[0].shape), *args[1:])
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        """A forward hook: the changed representation is the module's output."""
+        """Forward hook: changes the module's output."""
         y = output[0] if isinstance(output, tuple) else output
-        x = self._rows(args[0]) if args else None
+        context = self.forwards.at(args[0] if args else y)
+        if context is None:
+            return None
+        x = self._rows(args[0], context) if args else None
 
         def change(context: Context, x: Any, y: Tensor) -> Tensor:
-            return self._changed(module, x, y, self._of(context), context)
+            return self._changed(module, x, y, self._active(context), context)
 
-        rows = self._rows(y)
+        rows = self._rows(y, context)
         if x is not None and rows.dim() == 2 and x.dim() == 3 and len(rows) == x.shape[0] * x.shape[1]:
             rows = rows.unflatten(0, x.shape[:2])  # a sparse FFN that gives [batch·seq, d] for [batch, seq, d]
-        changed = self.flow.context.each(change, x, rows)
+        changed = context.each(change, x, rows)
         if changed.shape != y.shape:  # else no view: FSDP warns of layers that return one
             changed = changed.reshape(y.shape)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    def _changed(self, module: nn.Module, x: Any, y: Tensor, deltas: list[BoundChange], context: Context) -> Tensor:
+    def _changed(self, module: nn.Module, x: Any, y: Tensor, changes: list[BoundChange], context: Context) -> Tensor:
         """The module's output for x after these changes, y being what it is after none."""
-        if not deltas:
+        if not changes:
             return y
-        *earlier, delta = deltas
+        *earlier, change = changes
         y = self._changed(module, x, y, earlier, context)
-        if delta.reads == "normed sum":
-            s = delta.add_to(x, y, context)
+        if change.reads == "normed sum":
+            s = change.add_to(x, y, context)
             return self._changed(module, s, module.forward(s), earlier, context)
-        read = self._held(delta, context, x if delta.reads == "input" else y)
-        if delta.part is not None:
-            return delta.part.add(y, delta.of(read if delta.reads == "input" else delta.part.take(y), context))
-        return delta.add_to(y, read, context)
+        read = self._read(change, context, x if change.reads == "input" else y)
+        if change.part is not None:
+            delta = change.of(read if change.reads == "input" else change.part.take(y), context)
+            return change.part.add(y, delta.to(y.dtype))
+        return change.add_to(y, read, context)
 
-    def _of(self, context: Context) -> list[BoundChange]:
-        return [delta for delta in self.deltas if delta.mixture == context.mixture]
+    def _active(self, context: Context) -> list[BoundChange]:
+        return [change for change in self.changes if change.takes_part(context)]
 
-    def _held(self, delta: BoundChange, context: Context, other: Tensor) -> Tensor:
-        """What an earlier module of the layer has kept for a change, or, where it asks for nothing kept, the other."""
-        if delta.held is None:
-            return other
-        held = self._rows(self.flow.held[delta.held])
-        return held if context.mine is None else held[context.mine]
+    def _read(self, change: BoundChange, context: Context, own: Tensor) -> Tensor:
+        """What an earlier module of the layer has captured for a change, or, where it reads nothing captured, the module's own."""
+        if change.captured is None:
+            return own
+        read = self._rows(self.forwards.thread.captured[change.captured], context)
+        return read if context.mine is None else read[context.mine]
 
-    def _rows(self, x: Tensor) -> Tensor:
-        """OPT flattens its FFN to [batch·seq, d]: back to rows, so that each finds its run and its gate."""
-        batch = self.flow.context.batch
-        if batch is None or x.dim() != 2 or x.shape[0] == batch or x.shape[0] % batch:
+    def _rows(self, x: Tensor, context: Context) -> Tensor:
+        """OPT flattens its FFN to [batch·seq, d]: back to rows, so that each has its run and its gate."""
+        batch = context.batch
+        if x.dim() != 2 or x.shape[0] == batch or x.shape[0] % batch:
             return x
         return x.unflatten(0, (batch, -1))
+
+
+def changes_of(method: Callable) -> list[BoundChange]:
+    """The changes that a hook of an attached model applies."""
+    return getattr(method.__self__, "changes", [])  # type: ignore[attr-defined]

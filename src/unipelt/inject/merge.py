@@ -1,7 +1,6 @@
 """Folding changes into the base's own weights, where the merged base computes the same function."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,16 +10,15 @@ from transformers.pytorch_utils import Conv1D
 
 from unipelt import spec
 from unipelt.errors import SpecError, did_you_mean
-from unipelt.forms import reader
 from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.gate import Learned
 from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Route
-from unipelt.inject.attach import class_names, detach
-from unipelt.inject.compiled import forget, refuse_compiled, reset_dynamo
-from unipelt.inject.hooks import BoundChange
+from unipelt.inject.attach import class_names, detach, reset_dynamo
+from unipelt.inject.compiled import refuse_compiled, uncompile
+from unipelt.inject.hooks import BoundChange, changes_of
 from unipelt.inject.resolve import features, is_linear
-from unipelt.inject.state import MixtureState, attached_state, mixture_state
+from unipelt.inject.state import Hook, MixtureState, mixture_state
 
 
 class Joint(NamedTuple):
@@ -84,15 +82,17 @@ def merge(
 
 
 class InWeights:
-    """Changes that register_hooks in the weight of their module instead of on a hook of it: its own handle, `remove` gives it back."""
+    """Changes that stand in the weight of their module instead of on a hook of it: its own handle, `remove` takes them out."""
 
     def __init__(self, found: list[Joint]):
-        self.found, self.deltas = found, [joint.delta for joint in found]
+        self.found, self.changes = found, [joint.delta for joint in found]
         self.before: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def write(self, module: nn.Module) -> "InWeights":
         self.module = module
+        if self.before:
+            return self
         self.before = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
         _fold(module, self.found, 1, 0)
         return self
@@ -107,49 +107,35 @@ class InWeights:
 def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[Joint], str | None]) -> PreTrainedModel:
     """Hang in a module's weight the first of its changes that fold: what comes behind another must wait for it."""
     tuned = mixture_state(model)
-    forget(model)
+    uncompile(model)
     refuse_compiled(model)
     hooks = []
-    for path, kind, method in tuned.hooks:
-        deltas = [id(delta) for delta in getattr(method.__self__, "deltas", ())] if kind == "post" else []
-        mine = [joint for joint in found if id(joint.delta) in deltas]
+    for hook in tuned.hooks:
+        changes = [id(change) for change in changes_of(hook.method)] if hook.kind == "post" else []
+        mine = [joint for joint in found if id(joint.delta) in changes]
         foldable = [not isinstance(joint.change.weight, spec.Gate) and reason(joint) is None for joint in mine]
         first = (*foldable, False).index(False)
         if first:
-            hooks.append((path, "weight", InWeights(mine[:first]).write))
+            hooks.append(Hook(hook.path, "weight", InWeights(mine[:first]).write))
             for joint in mine[:first]:
                 joint.delta.form.requires_grad_(False)
-                linear = reader(joint.delta.form)
-                if linear is not None and linear.product is not None:
-                    linear.product.leave(linear)
-            method.__self__.deltas = method.__self__.deltas[first:]
+            del changes_of(hook.method)[:first]
         if not mine or mine[first:]:
-            hooks.append((path, kind, method))
-    with tuned.changing(model):
-        tuned.hooks = hooks
+            hooks.append(hook)
+    tuned.remove_hooks()
+    tuned.hooks = hooks
+    tuned.register_hooks(model)
     reset_dynamo()
     return model
 
 
-@contextmanager
-def own_weights(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the base has its own weights, whatever hangs in them."""
-    written = [handle for handle in attached_state(model).handles if isinstance(handle, InWeights) and handle.before]
-    for handle in written:
-        handle.remove()
-    try:
-        yield
-    finally:
-        for handle in written:
-            handle.write(handle.module)
-
-
 def joints(tuned: MixtureState) -> Iterator[Joint]:
-    """Every place where a change joins, in order."""
-    changes = dict(tuned.mixture.named())
-    for path, hook, method in tuned.hooks:
-        for delta in getattr(method.__self__, "deltas", ()):
-            yield Joint(path, hook, delta.location.change, changes[delta.location.change], delta)
+    """Every module that a change joins, change by change in tuple order."""
+    bound = [(hook, change) for hook in tuned.hooks for change in changes_of(hook.method)]
+    for name, change in tuned.mixture.named():
+        for hook, one in bound:
+            if one.location.change == name:
+                yield Joint(hook.path, hook.kind, name, change, one)
 
 
 def refuse(
@@ -204,7 +190,7 @@ def _reason(joint: Joint, module: nn.Module, runs: int, run: int) -> str | None:
         return "its own LayerNorm is not linear"
     if isinstance(form, spec.Bottleneck | spec.Kronecker) and form.activation != "identity":
         return f"an adapter is not linear (its activation is {form.activation})"
-    if delta.held is not None or joint.hook == "pre" or delta.reads not in ("input", "output"):
+    if delta.captured is not None or joint.hook == "pre" or delta.reads not in ("input", "output"):
         return f"it reads {joint.change.reads!r}, which is neither the input nor the output of {joint.path!r}"
     if not isinstance(form, spec.Bias | spec.Norm) and not is_linear(module):
         return f"{joint.path!r} is a {type(module).__name__}, no linear map"

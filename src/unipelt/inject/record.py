@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,7 +15,7 @@ from unipelt.inject.state import MixtureState, attached_state, mixture_state
 
 @contextmanager
 def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect every gate's value for the forwards inside the block, by path: `[batch]`, `[batch, seq]` or `[…, changes]`.
+    """Collect every gate's value, by path, for this thread's forwards inside the block: `[batch]`, `[batch, seq]` or `[…, changes]`.
 
     Values are part of the graph: a loss may use them. Where mixtures are side by side, a path begins with the mixture's
     number, and the values are those of its own rows.
@@ -22,8 +23,12 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
     values: dict[str, list[Tensor]] = defaultdict(list)
     gates = {path: m for path, m in attached_state(model).shown().named_modules() if isinstance(m, Scored)}
 
+    mine = get_ident()
+
     def keep(path: str):
         def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:
+            if get_ident() != mine:
+                return
             value = output.squeeze(-1) if isinstance(gate, Gate) else output
             values[path].append(value[:, 0] if output.shape[1] == 1 else value)
 

@@ -15,7 +15,6 @@ from transformers.pytorch_utils import Conv1D
 from unipelt.errors import SiteError, did_you_mean
 from unipelt.forms.prefix import HeadShape
 from unipelt.inject.architectures import ARCHITECTURES, Attention, Stack, row_name
-from unipelt.inject.context import ForwardState
 from unipelt.inject.hooks import FusedPart, Part
 
 
@@ -42,7 +41,6 @@ class ResolvedStack:
     path: str
     module: nn.Module
     layers: list[Layer]
-    flow: ForwardState
 
     def attentions(self) -> Iterator[tuple[str, Attention]]:
         yield "self", self.row.attention
@@ -53,7 +51,7 @@ class ResolvedStack:
         return next((layer for layer in self.layers if path.startswith(layer.path + ".")), None)
 
 
-def find_stacks(model: PreTrainedModel, sites: tuple[Stack, ...] | None, runs: int) -> list[ResolvedStack]:
+def find_stacks(model: PreTrainedModel, sites: tuple[Stack, ...] | None) -> list[ResolvedStack]:
     """The stacks of a model. Raises SiteError for an architecture that has no row, or whose row does not fit."""
     base = model.base_model
     name = row_name(base.config)
@@ -78,7 +76,7 @@ def find_stacks(model: PreTrainedModel, sites: tuple[Stack, ...] | None, runs: i
         try:
             module = base.get_submodule(row.module)
             layers = _layers(base, row.layers)
-            stack = ResolvedStack(row, _join(prefix, row.module), module, [], ForwardState(runs))
+            stack = ResolvedStack(row, _join(prefix, row.module), module, [])
             every = [Layer(i, _join(prefix, path), layer) for i, (path, layer) in enumerate(layers)]
             stack.layers = [layer for layer in every if not _missing(layer, row)]
             if not stack.layers:

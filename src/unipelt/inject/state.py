@@ -1,43 +1,66 @@
 """The one child module of a base that holds everything tuned, and the hooks that join it to the base."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from unipelt import spec
 from unipelt.errors import SiteError, SpecError
 from unipelt.forms.routed import Route
+from unipelt.inject.context import ForwardState
+from unipelt.inject.hooks import changes_of
 
 NAME = "unipelt"
+WEIGHTS = Lock()  # two threads do not take changes out of weights, or put them back, at once
+
+
+class Hook(NamedTuple):
+    """A method to register as a hook of one module of the base."""
+
+    path: str
+    kind: str
+    """one of KINDS, or `weight`: the method changes the module's weights and returns the handle that takes the change back"""
+    method: Callable[..., Any]
+
+
+KINDS: dict[str, Callable[[nn.Module, Callable[..., Any]], Any]] = {
+    "pre": lambda module, method: module.register_forward_pre_hook(method),
+    "pre with keywords": lambda module, method: module.register_forward_pre_hook(method, with_kwargs=True),
+    "post": lambda module, method: module.register_forward_hook(method),
+    "post with keywords": lambda module, method: module.register_forward_hook(method, with_kwargs=True),
+    "always": lambda module, method: module.register_forward_hook(method, always_call=True),  # after a failure too
+    "weight": lambda module, method: method(module),
+}
 
 
 class AttachedState(nn.Module):
-    """What hangs on a base: one mixture's tuned part, or several side by side."""
+    """What is attached to a base: the tuned part of one mixture, or of several side by side."""
 
     def __init__(self, runs: int):
         super().__init__()
-        self.runs, self.route = runs, Route.blocks(runs)
-        self.hooks: list[tuple[str, str, Any]] = []
-        """module path, kind of hook and the bound method that hangs there, in order"""
-        self.without: tuple[str, ...] = ()
-        """paths below which no change joins now: see `dropped`"""
+        self.runs = runs
+        self.forwards = ForwardState(runs)
+        self.hooks: list[Hook] = []
         self.handles: list[Any] = []
-        self.hooked = False
+        self.taken_out = 0
+        """how many blocks of `own_weights` are open"""
+        self.depth = 0
+        """layers of the deepest stack"""
         self.before: dict[str, Any] = {}
         """what detach gives back: requires_grad of each parameter and attributes of the base"""
         self.kernels: Any = None
 
     @property
     def parts(self) -> list["MixtureState"]:
-        """One a mixture: this alone, or those inside."""
-        return (
-            [self]
-            if isinstance(self, MixtureState)
-            else [part for part in self.children() if isinstance(part, MixtureState)]
-        )
+        """One for each mixture: this alone, or those inside."""
+        if isinstance(self, MixtureState):
+            return [self]
+        return [part for part in self.children() if isinstance(part, MixtureState)]
 
     def shown(self) -> "AttachedState":
         """The part that alone has runs now; all of it where several have."""
@@ -48,22 +71,19 @@ class AttachedState(nn.Module):
     def name(self) -> str:
         return ", ".join(part.mixture.name for part in self.parts)
 
-    def current_route(self) -> Route:
-        return self.route
-
     def show(self, shares: Sequence[int]) -> None:
-        """So many runs of each part stand in the parameters now."""
+        """Note that the parameters hold so many runs of each mixture now."""
         for part, runs in zip(self.parts, shares):
-            part.runs, part.route = runs, Route.blocks(runs)
+            part.runs, part.forwards.route = runs, Route.blocks(runs)
 
     def begin(self, run: int, seed: int) -> None:
-        """Initial values of one run, drawn from its own seed."""
+        """Draw initial values of one run from its own seed."""
         part, own = self.one_run(run)
         part.start(own, seed)
 
     def one_run(self, run: int | None) -> tuple["MixtureState", int]:
-        """The run that is meant, as its part and its place there; none named: the only one. Raises SpecError where there are
-        more, or no such run."""
+        """The mixture of a run, and the run's number in it; None is the only run. Raises SpecError where there are more, or
+        no such run."""
         if run is None and self.runs == 1:
             run = 0
         if isinstance(run, bool) or not isinstance(run, int) or not 0 <= run < self.runs:
@@ -76,41 +96,23 @@ class AttachedState(nn.Module):
 
     def register_hooks(self, base: nn.Module) -> None:
         """Register every hook, in order."""
-        self.hooked = True
-        for path, kind, method in self.hooks:
-            if hasattr(method.__self__, "deltas") and f"{path}.".startswith(self.without):
-                continue
-            module = base.get_submodule(path)
-            if kind == "pre":
-                self.handles.append(module.register_forward_pre_hook(method))
-            elif kind == "pre with keywords":
-                self.handles.append(module.register_forward_pre_hook(method, with_kwargs=True))
-            elif kind == "weight":  # its own handle
-                self.handles.append(method(module))
-            elif kind == "post with keywords":
-                self.handles.append(module.register_forward_hook(method, with_kwargs=True))
-            else:
-                self.handles.append(module.register_forward_hook(method))
+        self.handles = [KINDS[hook.kind](base.get_submodule(hook.path), hook.method) for hook in self.hooks]
+        if self.taken_out:
+            for handle in self.in_weights():
+                handle.remove()
 
     def remove_hooks(self) -> None:
         for handle in self.handles:
             handle.remove()
-        self.handles.clear()
-        self.hooked = False
+        self.handles = []
 
-    @contextmanager
-    def changing(self, base: nn.Module) -> Iterator[None]:
-        """Inside the block the hooks, or what they leave out, may become others. They register_hooks again where they did: not inside
-        `disabled`, nor where this was detached meanwhile."""
-        hooked = self.hooked
-        self.remove_hooks()
-        yield
-        if hooked:
-            self.register_hooks(base)
+    def in_weights(self) -> list[Any]:
+        """The handles of changes that stand in the base's weights."""
+        return [handle for handle, hook in zip(self.handles, self.hooks) if hook.kind == "weight"]
 
 
 class MultiMixtureState(AttachedState):
-    """MixtureState parts of several mixtures side by side, each with runs of its own: one mixture's runs after another's."""
+    """Several mixtures side by side, each with runs of its own: one mixture's runs after another's."""
 
     def __init__(self, parts: Sequence["MixtureState"]):
         super().__init__(0)
@@ -121,7 +123,7 @@ class MultiMixtureState(AttachedState):
     def show(self, shares: Sequence[int]) -> None:
         super().show(shares)
         self.runs = sum(shares)
-        self.route = Route(self.runs, None, tuple(shares))
+        self.forwards.route = Route(self.runs, None, tuple(shares))
 
 
 class MixtureState(AttachedState):
@@ -145,7 +147,7 @@ class MixtureState(AttachedState):
 
     @torch.no_grad()
     def start(self, run: int, seed: int) -> None:
-        """Initial values of one run from its own generator, in the order of the mixture: they do not depend on its fleet."""
+        """Draw initial values of one run from its own generator, in the order of the mixture: they depend on no other run."""
         if not self.blank:
             self.blank = {name: _blank(p[0]) for name, p in self.named_parameters() if not p.is_meta}
         for name, parameter in self.named_parameters():
@@ -157,7 +159,7 @@ class MixtureState(AttachedState):
             if hasattr(module, "reset_parameters") and fresh:  # what is inside it and draws too comes on its own
                 module.reset_parameters(run, generator)
 
-    def state_of(self, run: int) -> dict[str, Tensor]:
+    def state_of(self, run: int) -> dict[str, Shaped[Tensor, "..."]]:
         """One run's parameters, without the run axis."""
         return {name: parameter.detach()[run] for name, parameter in self.named_parameters()}
 
@@ -186,7 +188,7 @@ class MixtureState(AttachedState):
 
     def change_locations(self) -> list[spec.Location]:
         """Where each change joins the base."""
-        return [delta.location for _, _, method in self.hooks for delta in getattr(method.__self__, "deltas", ())]
+        return [change.location for hook in self.hooks for change in changes_of(hook.method)]
 
     def located(self) -> Iterator[tuple[spec.Location, nn.Parameter]]:
         """Each parameter with its location."""
@@ -202,18 +204,102 @@ def _blank(values: Tensor) -> Tensor:
 
 def attached_state(model: nn.Module) -> AttachedState:
     """What is attached to a model. Raises SiteError where nothing is."""
-    joined = getattr(model, NAME, None)
-    if not isinstance(joined, AttachedState):
+    state = getattr(model, NAME, None)
+    if not isinstance(state, AttachedState):
         raise SiteError(f"{type(model).__name__} has nothing attached; call unipelt.attach(model, …) first")
-    return joined
+    return state
 
 
 def mixture_state(model: nn.Module) -> MixtureState:
     """The tuned part of an attached model. Raises SiteError where nothing is attached, or mixtures side by side."""
-    joined = attached_state(model)
-    if not isinstance(joined, MixtureState):
+    state = attached_state(model)
+    if not isinstance(state, MixtureState):
         raise SiteError(
-            f"{len(joined.parts)} mixtures are attached side by side ({joined.name}), and one was expected; "
+            f"{len(state.parts)} mixtures are attached side by side ({state.name}), and one was expected; "
             "unipelt.save(model, folder, run=…) writes a run of one, to be loaded alone"
         )
-    return joined
+    return state
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside the block the model is its plain base, its own head included, for forwards of this thread.
+
+    Changes that `merge(…, rest="attached")` has written into weights are taken out of them meanwhile, for all threads.
+    """
+    state = attached_state(model)
+    thread = state.forwards.thread
+    before, thread.off = thread.off, True
+    try:
+        with own_weights(state):
+            yield model
+    finally:
+        thread.off = before
+
+
+@contextmanager
+def own_weights(state: AttachedState) -> Iterator[None]:
+    """Inside the block the base has its own weights, without the changes that were written into them."""
+    with WEIGHTS:
+        state.taken_out += 1
+        for handle in state.in_weights():
+            handle.remove()
+    try:
+        yield
+    finally:
+        with WEIGHTS:
+            state.taken_out -= 1
+            for handle in () if state.taken_out else state.in_weights():
+                handle.write(handle.module)
+
+
+@contextmanager
+def dropped(model: nn.Module, layers: int) -> Iterator[nn.Module]:
+    """Inside the block no change takes part in the lowest `layers` layers of each stack, in forwards of this thread; they
+    cost nothing there, forward or backward          AdapterDrop: Rücklé et al. 2021, arXiv:2010.11918, §3
+
+    For inference, or around each step of a training with a number drawn anew: AdapterDrop's robust variant. Backward belongs
+    inside the block. A model that `compile` has compiled runs as it is inside.
+
+    Raises SpecError for a number of layers that the base has not.
+    """
+    state = attached_state(model)
+    if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= state.depth:
+        raise SpecError(f"layers={layers!r}: expected a whole number from 0 to {state.depth}, the layers of the base")
+    thread = state.forwards.thread
+    before = thread.dropped
+    thread.dropped = max(before, layers)
+    try:
+        yield model
+    finally:
+        thread.dropped = before
+
+
+@contextmanager
+def route(model: nn.Module, rows: Sequence[int] | Shaped[Tensor, " batch"] | None = None) -> Iterator[nn.Module]:
+    """Inside the block, in this thread, each row of a batch belongs to the run that `rows` names; without it, rows are in
+    equal blocks.
+
+    A model with several runs takes equal blocks, the first block for run 0, unless told otherwise. Generation with beams
+    repeats the route as it repeats the rows. Raises SpecError for a run that is not there; a forward of another number of
+    rows raises SiteError.
+    """
+    state = attached_state(model)
+    given = None if rows is None else _whole_numbers(rows, state)
+    thread = state.forwards.thread
+    before, thread.rows = thread.rows, given
+    try:
+        yield model
+    finally:
+        thread.rows = before
+
+
+def _whole_numbers(rows: Sequence[int] | Tensor, state: AttachedState) -> Tensor:
+    try:
+        given = torch.as_tensor(rows, device=next((p.device for p in state.parameters()), None))
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.empty(0)
+    whole = given.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if not whole or given.dim() != 1 or len(given) == 0 or int(given.min()) < 0 or int(given.max()) >= state.runs:
+        raise SpecError(f"rows={rows!r}: expected one run of 0 to {state.runs - 1} for each row, as whole numbers")
+    return given.long()

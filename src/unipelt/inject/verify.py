@@ -27,7 +27,7 @@ def broken_laws(model: PreTrainedModel, rows: tuple[Stack, ...]) -> list[str]:
     base: Any = model.base_model
     broken = []
     with prepared(base), torch.no_grad():
-        for stack in find_stacks(model, rows, 1):
+        for stack in find_stacks(model, rows):
             tried: set[tuple] = set()
             for layer in stack.layers:
                 kind = tuple((path, type(module)) for path, module in layer.module.named_modules())

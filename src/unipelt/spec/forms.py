@@ -70,12 +70,17 @@ class Prefix:
 
     length: int = 10
     """number of prefix positions in front of every layer's keys and values"""
-    mlp: int = 512
-    """width of the training-time reparameterisation (embedding → tanh → linear); 0: the prefixes are parameters themselves"""
+    mlp: int = None  # type: ignore[assignment]
+    """width of the training-time reparameterisation (embedding → tanh → linear), 512 if none is given; 0: the prefixes are
+    parameters themselves, as those of relu always are"""
     function: Literal["softmax", "relu"] = "softmax"
     """softmax: prefix tuning; relu: the multi-head parallel adapter of He et al."""
     init: Literal["unipelt", "torch"] = "unipelt"
     """unipelt: N(0, 0.02) everywhere (prefix std ≈ 0.005); torch: PyTorch's default for the MLP, as He et al. (std ≈ 0.27)"""
+
+    def __post_init__(self):
+        if self.mlp is None:
+            object.__setattr__(self, "mlp", 0 if self.function == "relu" else 512)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,5 +123,9 @@ def check_settings(form: Form) -> None:
             raise SpecError(f"{what}: expected a probability below 1")
         if field.name == "alpha" and not value:
             raise SpecError(f"{what}: expected a number above 0, or the change is never there")
+    if isinstance(form, Prefix) and form.function == "relu" and form.mlp:
+        raise SpecError(
+            f"prefix(function='relu', mlp={form.mlp}): a relu prefix has no MLP; expected mlp=0, or function='softmax'"
+        )
     if isinstance(form, Kronecker) and form.size % form.terms:
         raise SpecError(f"kronecker(size={form.size}, terms={form.terms}): size must be a multiple of terms")

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from unipelt.errors import UserError
-from unipelt.inject.attach import route
-from unipelt.inject.state import NAME
+from unipelt.inject.state import NAME, route
 
 ROWS = 32  # prompts answered at once
 IGNORED = -100  # target of a position that no loss counts, as in transformers

@@ -20,11 +20,10 @@ from unipelt import spec
 from unipelt.errors import DataError, SpecError
 from unipelt.forms import takes_weight
 from unipelt.forms.gate import GroupGate
-from unipelt.inject.attach import route
 from unipelt.inject.fixed_gates import folded, swap
 from unipelt.inject.merge import Joint, joints, merge
 from unipelt.inject.record import gate_location, record_gates
-from unipelt.inject.state import MixtureState, mixture_state
+from unipelt.inject.state import MixtureState, mixture_state, route
 
 DEVIATION, LEAST = 0.05, 0.02  # at most 0.5 points lost on validation rows: experiments/LOG.md
 

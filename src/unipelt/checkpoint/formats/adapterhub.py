@@ -72,7 +72,7 @@ def load_adapterhub(model: PreTrainedModel, folder: str | os.PathLike) -> PreTra
     """
     folder = resolve(folder, (CONFIG, TENSORS, PICKLED, HEAD_TENSORS, HEAD_PICKLED))
     config = read_json(folder / CONFIG, "a folder that save_adapter of `adapters` wrote")
-    path, stacks = folder / CONFIG, find_stacks(model, None, 1)
+    path, stacks = folder / CONFIG, find_stacks(model, None)
     _check_base(model, config, path)
     parts = config["config"]
     parts = parts.get("configs") if parts.get("architecture") == "union" else [parts]

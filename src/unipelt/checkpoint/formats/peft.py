@@ -161,7 +161,7 @@ def _lora(config: dict[str, Any], path: str, half: dict[str, Tensor], size: tupl
 
 def _changes(model: PreTrainedModel, loras: dict[str, Lora], folder: Path):
     """The fewest changes whose sites are exactly these linears: by name, by name and layers, else path by path."""
-    stacks, head = find_stacks(model, None, 1), set(find_head(model))
+    stacks, head = find_stacks(model, None), set(find_head(model))
     reached = set(match_linears(stacks, model, ".*", head))
     if beyond := sorted(loras.keys() - reached):
         raise CheckpointError(f"{folder}: a LoRA on {beyond[0]!r}, outside the layers of the base; peft can merge it")

@@ -1,0 +1,122 @@
+"""The modules of a mixture, made for the hook points of its plan: forms, weights, and what binds them to the base."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from unipelt import spec
+from unipelt.forms import MAPS
+from unipelt.forms.constants import Bias, Norm
+from unipelt.forms.gate import Gate, GroupGate, Learned, each_token, mean_of_all, mean_of_real
+from unipelt.forms.prefix import PrefixMLP, PrefixTable
+from unipelt.inject.attention import BoundPrefix
+from unipelt.inject.hooks import BoundChange
+from unipelt.inject.plan import Base, HookPoint, plan
+from unipelt.inject.resolve import normaliser
+from unipelt.spec import Location
+
+
+@dataclass
+class BuiltMixture:
+    """A mixture's modules by location, and its changes in tuple order with the points where they join."""
+
+    mixture: spec.Mixture
+    runs: int
+    number: int
+    """which of the mixtures that are attached side by side it is"""
+    modules: dict[Location, nn.Module] = field(default_factory=dict)
+    joined: list[tuple[HookPoint, BoundChange]] = field(default_factory=list)
+
+    def add(self, name: str, change: spec.Change, base: Base) -> None:
+        """Build one more change."""
+        for point in plan(name, change, base):
+            form = self._form(change, point, base)
+            weight, member = self._weight(change, point)
+            rest: dict[str, Any] = {"source": point.source, "member": member, "mixture": self.number}
+            if point.table is not None:
+                function: str = change.form.function  # type: ignore[union-attr]
+                bound: BoundChange = BoundPrefix(
+                    point.location, form, weight, layer=point.table.slot, function=function, **rest
+                )
+            else:
+                bound = BoundChange(
+                    point.location, form, weight, point.reads, captured=point.captured, part=point.part, **rest
+                )
+            self.joined.append((point, bound))
+
+    def _form(self, change: spec.Change, point: HookPoint, base: Base) -> nn.Module:
+        form: Any = change.form
+        if point.table is not None:
+            location, shape, layers, _ = point.table
+            if location in self.modules:
+                return self.modules[location]
+            if form.mlp:
+                table: nn.Module = PrefixMLP(self.runs, layers, form.length, shape, point.inputs, form.mlp, form.init)
+            else:
+                table = PrefixTable(self.runs, layers, form.length, shape, form.function)
+            return self.modules.setdefault(location, table)
+        if form.name == "bias":
+            made: nn.Module = Bias(self.runs, point.outputs)
+        elif form.name == "norm":
+            norm = base.model.get_submodule(point.path)
+            made = Norm(self.runs, point.outputs, normaliser(norm), getattr(norm, "bias", None) is not None)
+        else:
+            made = MAPS[form.name](form, self.runs, point.inputs, point.outputs)
+        return self.modules.setdefault(point.location, made)
+
+    def _weight(self, change: spec.Change, point: HookPoint) -> tuple[float | nn.Module, int]:
+        """The weight of a change at one point, and its column in a gate that a group shares."""
+        weight, location = change.weight, point.location
+        cross = "cross_" if location.is_cross else ""
+        if isinstance(weight, spec.Learned):
+            return self._shared(location._replace(part=f"{cross}scale"), lambda: Learned(self.runs, weight.start)), 0
+        if not isinstance(weight, spec.Gate):
+            return weight, 0
+        pool, source = pool_of(weight, point), "source_" if point.source else ""
+        if weight.group:
+            members = self.mixture.members(weight.group)
+            location = location._replace(change=weight.group)
+            # a cross-attention's value reads the encoder's output, its query the decoder's stream, and each pools its own
+            makers = (f"{cross}gate", f"{cross}source_gate")
+            for part in makers:
+                gate: Any = self._shared(
+                    location._replace(part=part), lambda: GroupGate(self.runs, point.inputs, pool, len(members))
+                )
+                if gate.pool is pool:
+                    break
+            return gate, members.index(point.location.change)
+        part = f"{location.part}.gate" if len(change.sites) == 1 else f"{cross}{source}gate"
+        return self._shared(location._replace(part=part), lambda: Gate(self.runs, point.inputs, pool)), 0
+
+    def _shared(self, location: Location, make: Callable[[], nn.Module]) -> nn.Module:
+        if location not in self.modules:
+            self.modules[location] = make()
+        return self.modules[location]
+
+
+def pool_of(gate: spec.Gate, point: HookPoint) -> Callable:
+    """How a gate makes one value of its tokens' at a point."""
+    if gate.pool == "reference":
+        return mean_of_all
+    causal = point.stack.row.causal and not point.source
+    return each_token if gate.pool == "token" or (causal and gate.pool == "auto") else mean_of_real
+
+
+def build(mixture: spec.Mixture, runs: int, number: int, base: Base) -> BuiltMixture:
+    """The modules of a mixture for so many runs. Raises SiteError where the base has no place for a change."""
+    built = BuiltMixture(mixture, runs, number)
+    for name, change in mixture.named():
+        built.add(name, change, base)
+    return built
+
+
+def averaged_masks(joined: list[tuple[HookPoint, BoundChange]]) -> dict[str, set[str]]:
+    """By stack, the names of the masks over which some gate averages."""
+    masks: dict[str, set[str]] = {}
+    for point, bound in joined:
+        if getattr(bound.weight, "pool", None) is mean_of_real:
+            name = "encoder_attention_mask" if point.source else "attention_mask"
+            masks.setdefault(point.stack.row.name, set()).add(name)
+    return masks

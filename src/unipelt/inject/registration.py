@@ -1,0 +1,131 @@
+"""Every hook of an attached model, in the order in which they are registered."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from unipelt.errors import SiteError
+from unipelt.forms.constants import Bias, Norm
+from unipelt.inject.attention import AttentionHook, BoundPrefix, Kernels
+from unipelt.inject.build import averaged_masks
+from unipelt.inject.context import InputCapture, LayerHook, ReplicaHook, StackHook, checkpoints
+from unipelt.inject.heads import HeadHook, HeadLinear, HeadNorm, Pooling
+from unipelt.inject.hooks import BoundChange, ModuleHook
+from unipelt.inject.plan import Base, HookPoint
+from unipelt.inject.state import NAME, AttachedState, Hook
+
+Joined = list[tuple[HookPoint, BoundChange]]
+
+
+def hooks_of(
+    state: AttachedState, base: Base, joined: Joined, heads: list[dict[str, HeadLinear | HeadNorm]], pooling: str
+) -> list[Hook]:
+    """The hooks that join changes and heads to a base. Raises SiteError for a pooling that the model has not."""
+    forwards, masks = state.forwards, averaged_masks(joined)
+    hooks = [Hook("", "pre", ReplicaHook(forwards, NAME).enter)]
+    blocks = attention_hooks(state, base, joined, masks)
+    captures = dict.fromkeys((point.captured_at, str(point.captured)) for point, _ in joined if point.captured_at)
+    for stack in base.stacks:
+        if state.kernels is not None:
+            hooks.append(Hook(stack.path, "pre", KernelHook(state.kernels, state).enter))
+        averaged = masks.get(stack.row.name, set())
+        passes_keywords = stack.row.attention.prefix and stack.row.keywords
+        changes_first = stack.row.attention.norm is None and any(
+            point.stack is stack and isinstance(change.form, Bias | Norm) for point, change in joined
+        )
+        own = StackHook(stack.module, forwards, averaged, passes_keywords, changes_first)
+        hooks.append(Hook(stack.path, "pre with keywords", own.enter))
+        for layer in stack.layers:
+            inside = LayerHook(layer.module, forwards, averaged)
+            hooks += [Hook(layer.path, "pre with keywords", inside.enter), Hook(layer.path, "always", inside.leave)]
+            for _, attention in stack.attentions():
+                path = f"{layer.path}.{attention.module}"
+                hooks.append(Hook(path, "pre with keywords", blocks[path].enter))
+                hooks.append(Hook(path, "always", blocks[path].leave))
+    hooks += [Hook(path, "pre with keywords", InputCapture(forwards, name).enter) for path, name in captures]
+    before: dict[str, ModuleHook] = {}
+    after: dict[str, ModuleHook] = {}
+    for point, change in joined:
+        if point.side != "attention":
+            side = before if point.side == "before" else after
+            side.setdefault(point.path, ModuleHook(point.path, forwards)).changes.append(change)
+    hooks += [Hook(path, "pre", hook.before) for path, hook in before.items()]
+    changed = [Hook(path, "post", hook.after) for path, hook in after.items()]
+    # a layer's context ends with the layer, so what changes the layer's own output comes first
+    hooks = [*hooks[:1], *changed, *hooks[1:]]
+    for path in heads[0]:
+        hooks.append(Hook(path, "post", HeadHook([head[path] for head in heads], forwards).after))
+    if pooling != "model":
+        hooks.append(pooling_hook(state, base, pooling))
+    embeddings = embeddings_of(base.model)
+    if embeddings is not None:
+        hooks.append(Hook(embeddings, "post", Checkpointed(base.model, state).after))
+    return hooks
+
+
+def attention_hooks(
+    state: AttachedState, base: Base, joined: Joined, masks: dict[str, set[str]]
+) -> dict[str, AttentionHook]:
+    """One hook for each attention block, with the prefixes that join it."""
+    hooks: dict[str, AttentionHook] = {}
+    read = {
+        (point.layer.path, point.captured)
+        for point, _ in joined
+        if point.layer is not None and point.captured and not point.captured_at
+    }
+    for stack in base.stacks:
+        for layer in stack.layers:
+            for kind, attention in stack.attentions():
+                captures = kind if (layer.path, kind) in read else None
+                hooks[f"{layer.path}.{attention.module}"] = AttentionHook(
+                    layer.get(attention.module), state.forwards, masks.get(stack.row.name, set()), captures, state.kernels
+                )  # fmt: skip
+    for point, change in joined:
+        if isinstance(change, BoundPrefix):
+            hooks[point.path].changes.append(change)
+    return hooks
+
+
+def pooling_hook(state: AttachedState, base: Base, pooling: str) -> Hook:
+    """What gives the head another pooling than the model's own. Raises SiteError where no head pools."""
+    model, stacks = base.model, base.stacks
+    if len(stacks) != 1 or stacks[0].row.causal or model.base_model is model:
+        raise SiteError(
+            f"pooling={pooling!r}: {type(model).__name__} is no encoder with a head that pools; use pooling='model'"
+        )
+    path = next(path for path, module in model.named_modules() if module is model.base_model)
+    return Hook(path, "post with keywords", Pooling(pooling == "mean", state.forwards).after)
+
+
+def embeddings_of(model: PreTrainedModel) -> str | None:
+    """The path of a model's input embeddings; None where it has none, or names none."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return next((path for path, module in model.named_modules() if module is embeddings), None)
+
+
+class KernelHook:
+    """Stack pre-hook: wraps the attention implementation again if the user has changed it since the last forward."""
+
+    def __init__(self, kernels: Kernels, state: AttachedState):
+        self.kernels, self.state = kernels, state
+
+    def enter(self, *_: Any) -> None:
+        if not self.state.forwards.thread.off:
+            self.kernels.wrap()
+
+
+class Checkpointed:
+    """Reentrant gradient checkpointing drops the gradients of a layer whose input needs none: then the embeddings need one."""
+
+    def __init__(self, model: PreTrainedModel, state: AttachedState):
+        self.model, self.state = model, state
+
+    def after(self, embeddings: nn.Module, args: tuple, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.requires_grad or self.state.forwards.thread.off:
+            return
+        if checkpoints(self.model, "reentrant"):
+            output.requires_grad_(True)
