@@ -26,9 +26,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+SLOW = (  # files of which each test takes seconds: commands in processes of their own, studies, other libraries' loops
+    "cli/test_kills.py", "cli/test_commands.py", "study/test_", "tools/test_", "train/test_capture.py", "report/test_browser.py",
+    "laws/test_compiled.py", "laws/test_checkpointing.py", "test_benchmarks.py", "docs/test_examples.py",
+)  # fmt: skip
+
+
 def first_cases(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """The first case of each test function that is neither slow nor compiled."""
+    """The first case of each test that is neither slow nor compiled."""
     quick = [item for item in items if not any(item.get_closest_marker(name) for name in ("slow", "inductor"))]
+    quick = [item for item in quick if not any(part in item.nodeid for part in SLOW)]
     firsts: dict[str, pytest.Item] = {}
     for item in quick:
         firsts.setdefault(item.nodeid.partition("[")[0], item)
