@@ -28,7 +28,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 SLOW = (  # files of which each test takes seconds: commands in processes of their own, studies, other libraries' loops
     "cli/test_kills.py", "cli/test_commands.py", "study/test_", "tools/test_", "train/test_capture.py", "report/test_browser.py",
-    "laws/test_compiled.py", "laws/test_checkpointing.py", "test_benchmarks.py", "docs/test_examples.py",
+    "laws/test_compiled.py", "laws/test_shapes.py", "laws/test_kernels.py", "report/test_report.py", "test_docstring",
+    "cli/test_progress.py", "test_a_compiled_model", "another_model_was_compiled", "order_of_the_runs",
+    "test_a_full_disk", "laws/test_checkpointing.py", "test_benchmarks.py", "docs/test_examples.py",
 )  # fmt: skip
 
 
