@@ -24,6 +24,7 @@ from unipelt.spec import (
     RULES,
     Bottleneck,
     Change,
+    Dora,
     Form,
     Gate,
     Kronecker,
@@ -39,6 +40,7 @@ FORM_SETTINGS: dict[str, tuple[Form, ...]] = {
     "bottleneck": (Bottleneck(size=6, norm=True),),
     "kronecker": (Kronecker(size=4, terms=2, rank=2),),
     "low_rank": (LowRank(r=2, alpha=3.0),),
+    "dora": (Dora(r=2, alpha=3.0),),
     "prefix": (Prefix(length=3, mlp=0), Prefix(length=3, mlp=5, init="torch"), Prefix(length=3, function="relu")),
 }
 THOROUGH = ("bert", "bart")
@@ -85,6 +87,8 @@ def why_refused(arch: str, mixture: Mixture, runs: int = 1) -> str | None:
             return "belong to no row of a batch"
         if change.form.name == "prefix" and not rows(arch)[0].attention.prefix:
             return "computes its attention by itself"
+        if "ffn_hidden" in change.sites and arch == "mixtral":
+            return "expected one"
         if change.form.name == "bias" and not BIASED[arch]:
             return "no biases to tune"
         if (change.reads, change.site) == ("normed sum", "attention") and rows(arch)[0].attention.norm is None:

@@ -40,6 +40,8 @@ def without_head(base: str, what: str) -> int:
         ("prefix(mlp=0)", 184_320),
         ("prefix", 9_857_024),
         ("lora", 294_912),
+        ("dora", 294_912 + 2 * D * LAYERS),
+        ("ia3", (D + D + 4 * D) * LAYERS),
         ("adapter", 894_528),
         ("unipelt-ap(mlp=0)", 1_097_304),
         ("unipelt-apl(mlp=0)", 1_410_672),

@@ -10,6 +10,7 @@ from unipelt.forms.bottleneck import Bottleneck, NormedInput
 from unipelt.forms.kronecker import Kronecker
 from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Route, RoutedLinear
+from unipelt.forms.scaling import Scaling
 
 
 def _bottleneck(form: spec.Bottleneck, runs: int, inputs: int, outputs: int) -> nn.Module:
@@ -27,13 +28,23 @@ def _low_rank(form: spec.LowRank, runs: int, inputs: int, outputs: int) -> nn.Mo
     return LowRank(runs, inputs, outputs, form.r, form.alpha, form.dropout)
 
 
-MAPS: dict[str, Callable[..., nn.Module]] = {"bottleneck": _bottleneck, "kronecker": _kronecker, "low_rank": _low_rank}
+def _scaling(form: spec.Scaling, runs: int, inputs: int, outputs: int) -> nn.Module:
+    return Scaling(runs, outputs)
+
+
+MAPS: dict[str, Callable[..., nn.Module]] = {
+    "bottleneck": _bottleneck,
+    "kronecker": _kronecker,
+    "low_rank": _low_rank,
+    "scaling": _scaling,
+}
 """The forms that are maps from `inputs` to `outputs` features, each with the function that builds it from its settings."""
 
 LAST: dict[str, tuple[str, ...]] = {
     "bottleneck": ("up.weight", "up.bias"),
     "kronecker": ("up.right", "up.bias"),
     "low_rank": ("up.weight",),
+    "scaling": ("offset",),
     "prefix": ("key", "value"),
 }
 """The parameters, of each form that may be gated, that a constant weight can be multiplied into."""

@@ -4,18 +4,41 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from unipelt import spec
+from unipelt.errors import SiteError
 from unipelt.forms import MAPS
 from unipelt.forms.constants import Bias, Norm
+from unipelt.forms.dora import Dora
 from unipelt.forms.gate import Gate, GroupGate, Learned, each_token, mean_of_all, mean_of_real
 from unipelt.forms.prefix import PrefixMLP, PrefixTable
 from unipelt.inject.attention import BoundPrefix
-from unipelt.inject.hooks import BoundChange
+from unipelt.inject.hooks import BoundChange, FusedPart, Part
 from unipelt.inject.plan import Base, HookPoint, plan
-from unipelt.inject.resolve import normaliser
+from unipelt.inject.resolve import normaliser, unreadable
 from unipelt.spec import Location
+
+
+class FrozenLinear:
+    """Gives the base's own weight `[outputs, inputs]` and bias of a linear, or of one part of a fused one."""
+
+    def __init__(self, module: Any, part: Part | None, path: str):
+        if not module.weight.is_meta and (found := unreadable(module)) is not None:
+            raise SiteError(
+                f"dora at {path!r}: its weight is {found}; DoRA reads it, so load the base in floating point"
+            )
+        self.module, self.part = module, part
+
+    def __call__(self) -> tuple[Float[Tensor, "outputs inputs"], Float[Tensor, " outputs"] | None]:
+        weight = self.module.weight.detach()
+        weight = weight.T if isinstance(self.module, Conv1D) else weight
+        bias = None if self.module.bias is None else self.module.bias.detach()
+        if isinstance(self.part, FusedPart):
+            return self.part.rows(weight), None if bias is None else self.part.rows(bias)
+        return weight, bias
 
 
 @dataclass
@@ -62,6 +85,9 @@ class BuiltMixture:
         elif form.name == "norm":
             norm = base.model.get_submodule(point.path)
             made = Norm(self.runs, point.outputs, normaliser(norm), getattr(norm, "bias", None) is not None)
+        elif form.name == "dora":
+            frozen = FrozenLinear(base.model.get_submodule(point.path), point.part, point.path)
+            made = Dora(self.runs, point.inputs, point.outputs, form.r, form.alpha, frozen)
         else:
             made = MAPS[form.name](form, self.runs, point.inputs, point.outputs)
         return self.modules.setdefault(point.location, made)

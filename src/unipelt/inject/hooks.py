@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unipelt.forms.dora import Dora
 from unipelt.forms.gate import Scored
 from unipelt.forms.low_rank import LowRank
 from unipelt.inject.context import Context, ForwardState
@@ -63,19 +64,21 @@ class BoundChange:
         layer = self.location.layer
         return self.mixture == context.mixture and (layer is None or layer >= context.dropped)
 
-    def of(self, x: Tensor, context: Context) -> Tensor:
-        delta = module_of(self.form, context)(x, context.route)
+    def of(self, x: Tensor, context: Context, plain: Tensor | None = None) -> Tensor:
+        """w Δ(x). plain: what the module itself gives for x, where that is known."""
+        form: Any = module_of(self.form, context)
+        delta = form(x, context.route, plain) if isinstance(form, Dora) else form(x, context.route)
         if not isinstance(self.weight, nn.Module):
             return delta if self.weight == 1 else delta * self.weight
         return delta * self.gate(x, context).to(delta.dtype)
 
-    def add_to(self, h: Tensor, x: Tensor, context: Context) -> Tensor:
+    def add_to(self, h: Tensor, x: Tensor, context: Context, plain: Tensor | None = None) -> Tensor:
         """h + w Δ(x), in one pass over h where w is a gate; a number or a learned scalar rounds as peft's α/r does.
 
         In the precision of h: T5 in half precision keeps some weights, and so some of what Δ reads, in float32.
         """
         if not isinstance(self.weight, Scored):
-            return h + self.of(x, context).to(h.dtype)
+            return h + self.of(x, context, plain).to(h.dtype)
         form: Any = module_of(self.form, context)
         if isinstance(form, LowRank):
             return form.onto(h, x, self.gate(x, context), context.route)
@@ -148,10 +151,12 @@ class ModuleHook:
             s = change.add_to(x, y, context)
             return self._changed(module, s, module.forward(s), earlier, context)
         read = self._read(change, context, x if change.reads == "input" else y)
+        plain = None if earlier else y
         if change.part is not None:
-            delta = change.of(read if change.reads == "input" else change.part.take(y), context)
+            own = change.part.take(y)
+            delta = change.of(read if change.reads == "input" else own, context, None if plain is None else own)
             return change.part.add(y, delta.to(y.dtype))
-        return change.add_to(y, read, context)
+        return change.add_to(y, read, context, plain)
 
     def _active(self, context: Context) -> list[BoundChange]:
         return [change for change in self.changes if change.takes_part(context)]

@@ -11,13 +11,15 @@ from transformers.pytorch_utils import Conv1D
 from unipelt import spec
 from unipelt.errors import SpecError, did_you_mean
 from unipelt.forms.constants import Bias, Norm
+from unipelt.forms.dora import Dora
 from unipelt.forms.gate import Learned
 from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Route
+from unipelt.forms.scaling import Scaling
 from unipelt.inject.attach import class_names, detach, reset_dynamo
 from unipelt.inject.compiled import refuse_compiled, uncompile
 from unipelt.inject.hooks import BoundChange, changes_of
-from unipelt.inject.resolve import features, is_linear
+from unipelt.inject.resolve import features, is_linear, unreadable
 from unipelt.inject.state import Hook, MixtureState, mixture_state
 
 
@@ -169,18 +171,6 @@ def weight_of(delta: BoundChange, run: int) -> float:
     return delta.weight.scale[run].item() if isinstance(delta.weight, Learned) else float(delta.weight)  # type: ignore[arg-type]
 
 
-def quantised(module: nn.Module) -> str | None:
-    """The type of a module's weight where it is no plain floating-point parameter that could be written."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
-        return "no weight"
-    known = not is_linear(module) or isinstance(module, nn.Linear | Conv1D)
-    plain = known and weight.is_floating_point() and weight.dtype.itemsize > 1 and not weight.is_meta
-    return (
-        None if plain else f"{type(weight).__name__} of {str(weight.dtype).removeprefix('torch.')} on {weight.device}"
-    )
-
-
 def _reason(joint: Joint, module: nn.Module, runs: int, run: int) -> str | None:
     """Why a change does not fold into its module, or None."""
     form, delta = joint.change.form, joint.delta
@@ -190,19 +180,25 @@ def _reason(joint: Joint, module: nn.Module, runs: int, run: int) -> str | None:
         return "its own LayerNorm is not linear"
     if isinstance(form, spec.Bottleneck | spec.Kronecker) and form.activation != "identity":
         return f"an adapter is not linear (its activation is {form.activation})"
+    if isinstance(delta.form, Scaling) and joint.hook == "pre" and is_linear(module):
+        return _unwritable(joint, module)
     if delta.captured is not None or joint.hook == "pre" or delta.reads not in ("input", "output"):
         return f"it reads {joint.change.reads!r}, which is neither the input nor the output of {joint.path!r}"
     if not isinstance(form, spec.Bias | spec.Norm) and not is_linear(module):
         return f"{joint.path!r} is a {type(module).__name__}, no linear map"
-    if (weight := quantised(module)) is not None:
-        return f"{joint.path!r} is quantised or not loaded ({weight}); load the base in full precision and merge there"
-    if isinstance(form, spec.Bias | spec.Norm):
-        return None
-    if isinstance(delta.form, LowRank):
+    if (why := _unwritable(joint, module)) is not None:
+        return why
+    if isinstance(form, spec.Bias | spec.Norm | spec.LowRank | spec.Dora | spec.Scaling):
         return None
     if module.bias is None and affine(joint, module, runs, run)[1].any():
         return f"{joint.path!r} has no bias to take the adapter's"
     return None
+
+
+def _unwritable(joint: Joint, module: nn.Module) -> str | None:
+    if (weight := unreadable(module)) is None:
+        return None
+    return f"{joint.path!r} is quantised or not loaded ({weight}); load the base in full precision and merge there"
 
 
 def _shared(module: nn.Module, path: str, users: dict[int, list[str]]) -> str | None:
@@ -216,6 +212,9 @@ def affine(joint: Joint, module: nn.Module, runs: int, run: int) -> tuple[Tensor
     part: Any = joint.delta.part
     if isinstance(form, LowRank):
         a = form.scale * form.up.weight[run].double() @ form.down.weight[run].double()
+        return a, a.new_zeros(len(a))
+    if isinstance(form, Dora):
+        a = form.change_of_weight(run)
         return a, a.new_zeros(len(a))
     inputs, outputs = features(module)
     if joint.delta.reads == "output":
@@ -235,11 +234,15 @@ def _fold(module: Any, found: list[Joint], runs: int, run: int) -> None:
     weight = (scale.T if isinstance(module, Conv1D) else scale).double()
     bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device) if shift is None else shift.double()
     weight, bias = weight.clone(), bias.clone()
-    for joint in found:
+    for joint in sorted(
+        found, key=lambda joint: joint.hook == "pre"
+    ):  # what changes the input changes it for all others
         form: Any = joint.delta.form
         part: Any = joint.delta.part
         factor = weight_of(joint.delta, run)
-        if isinstance(form, Bias):
+        if joint.hook == "pre":
+            weight *= 1 + factor * form.offset[run].double()
+        elif isinstance(form, Bias):
             bias += factor * form.bias[run].double()
         elif isinstance(form, Norm):
             weight += factor * form.weight[run].double()

@@ -13,7 +13,7 @@ from unipelt.errors import SiteError
 from unipelt.forms.prefix import HeadShape
 from unipelt.inject.architectures import Attention
 from unipelt.inject.hooks import Channels, Part
-from unipelt.inject.resolve import Layer, ResolvedStack, by_head_shape, features, match_linears, projection
+from unipelt.inject.resolve import Layer, ResolvedStack, by_head_shape, features, last_linear, match_linears, projection
 from unipelt.spec import Location
 from unipelt.spec.compatibility import LINEARS
 
@@ -97,6 +97,8 @@ def in_stack(name: str, change: spec.Change, site: str, stack: ResolvedStack, co
     for layer in layers if change.form.name != "prefix" else ():
         if change.form.name == "norm":
             yield from norms(name, stack, layer)
+        elif site == "ffn_hidden":
+            yield ffn_hidden(name, stack, layer)
         elif site in ("ffn", "layer"):
             yield ffn(name, stack, layer, site, change.reads)
         else:
@@ -123,6 +125,16 @@ def ffn(name: str, stack: ResolvedStack, layer: Layer, site: str, reads: str) ->
     if reads in ("input", "residual"):
         return at_output if entry == output else replace(at_output, captured="ffn", captured_at=entry)
     return replace(at_output, reads="output")
+
+
+def ffn_hidden(name: str, stack: ResolvedStack, layer: Layer) -> HookPoint:
+    """The FFN's hidden activations: the input of its last linear."""
+    path = last_linear(layer, stack.row)
+    width = features(layer.get(path))[0]
+    return HookPoint(
+        stack=stack, layer=layer, location=Location(stack.row.name, layer.index, name, "ffn_hidden"),
+        path=f"{layer.path}.{path}", inputs=width, outputs=width, side="before",
+    )  # fmt: skip
 
 
 def in_attention(

@@ -132,6 +132,34 @@ def _join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
+def unreadable(module: nn.Module) -> str | None:
+    """The type of a module's weight where it is no plain floating-point parameter that could be written."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return "no weight"
+    known = not is_linear(module) or isinstance(module, nn.Linear | Conv1D)
+    plain = known and weight.is_floating_point() and weight.dtype.itemsize > 1 and not weight.is_meta
+    return (
+        None if plain else f"{type(weight).__name__} of {str(weight.dtype).removeprefix('torch.')} on {weight.device}"
+    )
+
+
+def last_linear(layer: Layer, row: Stack) -> str:
+    """The path, from its layer, of the linear that ends the FFN: the FFN's output, or the one inside of it that gives as many
+    features as the layer has. Raises SiteError where there is not exactly one, as in a sum of experts."""
+    ffn, d_model = layer.get(row.ffn_output), features(layer.get(row.attention.out))[1]
+    if is_linear(ffn):
+        return row.ffn_output
+    linears = [(path, module) for path, module in ffn.named_modules() if is_linear(module)]
+    last = [path for path, module in linears if features(module)[1] == d_model]
+    if len(last) != 1:
+        raise SiteError(
+            f"ffn_hidden: {layer.path}.{row.ffn_output} has {len(last)} linears that give {d_model} features, expected one; "
+            "leave ffn_hidden out of the mixture, or name a linear, such as site='linear:NAME'"
+        )
+    return f"{row.ffn_output}.{last[0]}"
+
+
 def is_linear(module: nn.Module) -> bool:
     """A linear map over the last dimension: nn.Linear, Conv1D, or a quantised linear that names its features."""
     return isinstance(module, nn.Linear | Conv1D) or (

@@ -11,7 +11,7 @@ from unipelt.errors import SpecError, did_you_mean
 
 LINEARS = "linear:"  # a site by module name: `linear:all-linear`, `linear:fc1`, …
 PROJECTIONS = ("query", "key", "value", LINEARS)
-SITES = (*PROJECTIONS, "heads", "attention", "ffn", "layer", "biases", "norms")
+SITES = (*PROJECTIONS, "heads", "attention", "ffn", "ffn_hidden", "layer", "biases", "norms")
 READS = ("input", "output", "normed sum", "residual", "queries", "nothing")
 ANY_WEIGHT = ("number", "learned", "gate", "group")
 
@@ -41,6 +41,10 @@ NO_GROUP = ("number", "learned", "gate")
 RULES = (
     Rule(("low_rank",), PROJECTIONS, ("input",), ANY_WEIGHT,
         "h + w (α/r) x W↓ W↑", "Hu et al. 2021; gated: Mao et al. 2022, §3.2"),
+    Rule(("dora",), PROJECTIONS, ("input",), ("number", "learned"),
+        "h + w x (m ⊙ V/‖V‖ − W)ᵀ, V = W + (α/r) B A", "Liu et al. 2024, eq. 5 and §4.3"),
+    Rule(("scaling",), (*PROJECTIONS, "ffn_hidden"), ("output",), NO_GROUP,
+        "h ⊙ (1 + w d)", "Liu et al. 2022, §3.3; gated: unpublished"),
     Rule(MAPS, PROJECTIONS, ("input",), ANY_WEIGHT,
         "h + w f(x W↓) W↑", "unpublished: a parallel adapter on one linear"),
     Rule(MAPS, PROJECTIONS, ("output",), ("number", "learned"),
@@ -75,6 +79,9 @@ REFUSALS: dict[tuple[str, str], str] = {
     ("low_rank", "output"): "LoRA is a change to a linear map's weight, so it reads the map's input; sequential on its output it is "
                             "a bottleneck: use Bottleneck(activation='identity')",
     ("low_rank", "elsewhere"): "LoRA is a change to a linear map's weight; at this site use a Bottleneck, or name a linear",
+    ("dora", "elsewhere"): "DoRA splits a linear map's weight into magnitude and direction; its site is a linear and it reads the 'input'",
+    ("scaling", "elsewhere"): "IA³ rescales a linear's output or the FFN's hidden activations; its site is a linear or 'ffn_hidden', "
+                              "and it reads 'output'",
     ("prefix", "elsewhere"): "a prefix adds keys and values to the attention heads; its site is 'heads' and it reads 'queries'",
     ("bias", "elsewhere"): "BitFit tunes the biases that the base has; its site is 'biases' and it reads 'nothing'",
     ("norm", "elsewhere"): "this form tunes the LayerNorms that the base has; its site is 'norms' and it reads 'input'",

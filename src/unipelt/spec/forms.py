@@ -63,6 +63,25 @@ class LowRank:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dora:
+    """Δ(x) = x (W' − W)ᵀ, W' = m ⊙ (W + (α / r) B A) / ‖W + (α / r) B A‖, the norm of each row          DoRA: Liu et al. 2024, arXiv:2402.09353"""
+
+    name: ClassVar[str] = "dora"
+
+    r: int = 8
+    """rank of B A, the change of direction"""
+    alpha: float = 16.0
+    """numerator of the scale α / r"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """Δ(h) = h ⊙ d, so that h + Δ = h ⊙ (1 + d)          IA³: Liu et al. 2022, arXiv:2205.05638, where l = 1 + d"""
+
+    name: ClassVar[str] = "scaling"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prefix:
     """softmax: head = softmax(q [P_k; K]ᵀ / √d) [P_v; V];  relu: head = h + ReLU(q P_kᵀ) P_v          Li & Liang 2021, arXiv:2101.00190"""
 
@@ -97,8 +116,10 @@ class Norm:
     name: ClassVar[str] = "norm"
 
 
-Form = Bottleneck | Kronecker | LowRank | Prefix | Bias | Norm
-FORMS: dict[str, type] = {form.name: form for form in (Bottleneck, Kronecker, LowRank, Prefix, Bias, Norm)}
+Form = Bottleneck | Kronecker | LowRank | Dora | Scaling | Prefix | Bias | Norm
+FORMS: dict[str, type] = {
+    form.name: form for form in (Bottleneck, Kronecker, LowRank, Dora, Scaling, Prefix, Bias, Norm)
+}
 
 
 def check_settings(form: Form) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from unipelt.errors import SpecError, did_you_mean
 from unipelt.spec.change import Change, Gate, Learned, Mixture, Weight
 from unipelt.spec.compatibility import LINEARS
-from unipelt.spec.forms import Bias, Bottleneck, Kronecker, LowRank, Norm, Prefix
+from unipelt.spec.forms import Bias, Bottleneck, Dora, Kronecker, LowRank, Norm, Prefix, Scaling
 
 Layers = tuple[int, ...] | None
 PRESETS: dict[str, Callable[..., Mixture]] = {}
@@ -42,6 +42,13 @@ def _lora(form: LowRank, site: str | tuple[str, ...], weight: Weight, layers: La
     return Change(form=form, site=site, reads="input", weight=weight, layers=layers)
 
 
+def _linear_sites(target_modules: str | Sequence[str]) -> list[str]:
+    targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    if not targets:
+        raise SpecError("target_modules=[]: expected at least one linear, such as 'query', or 'all-linear'")
+    return [target if target in ("query", "key", "value") else LINEARS + target for target in targets]
+
+
 @preset("adapter")
 def adapter(bottleneck: int = 48, init: str = "bert", dropout: float = 0.0, layers: Layers = None) -> Mixture:
     """LN(s + f(LN(s) W↓) W↑) after the FFN          Pfeiffer et al. 2021, arXiv:2005.00247"""
@@ -64,15 +71,36 @@ def lora(
     alpha: float = 16.0,
     dropout: float = 0.0,
     target_modules: str | Sequence[str] = ("query", "value"),
+    use_rslora: bool = False,
     layers: Layers = None,
 ) -> Mixture:
-    """W + (α/r) B A on query and value, or on any linear by name          Hu et al. 2021, arXiv:2106.09685"""
-    targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    if not targets:
-        raise SpecError("target_modules=[]: expected at least one linear, such as 'query', or 'all-linear'")
-    form = LowRank(r=r, alpha=alpha, dropout=dropout)
-    sites = [target if target in ("query", "key", "value") else LINEARS + target for target in targets]
-    return Mixture(tuple(_lora(form, site, 1.0, layers) for site in sites))
+    """W + (α/r) B A on query and value, or on any linear by name          Hu et al. 2021, arXiv:2106.09685
+
+    use_rslora: the scale is α/√r          Kalajdzievski 2023, arXiv:2312.03732
+    """
+    form = LowRank(r=r, alpha=alpha * r**0.5 if use_rslora else alpha, dropout=dropout)
+    return Mixture(tuple(_lora(form, site, 1.0, layers) for site in _linear_sites(target_modules)))
+
+
+@preset("dora")
+def dora(
+    r: int = 8, alpha: float = 16.0, target_modules: str | Sequence[str] = ("query", "value"), layers: Layers = None
+) -> Mixture:
+    """m ⊙ V / ‖V‖, V = W + (α/r) B A, on query and value, or on any linear by name          Liu et al. 2024, arXiv:2402.09353"""
+    form = Dora(r=r, alpha=alpha)
+    return Mixture(
+        tuple(Change(form=form, site=site, reads="input", layers=layers) for site in _linear_sites(target_modules))
+    )
+
+
+@preset("ia3")
+def ia3(gated: bool = False, layers: Layers = None) -> Mixture:
+    """keys, values and the FFN's hidden activations, rescaled: h ⊙ (1 + d)          Liu et al. 2022, arXiv:2205.05638"""
+    weight = Gate() if gated else 1.0
+    sites = ("key", "value", "ffn_hidden")
+    return Mixture(
+        tuple(Change(form=Scaling(), site=site, reads="output", weight=weight, layers=layers) for site in sites)
+    )
 
 
 @preset("prefix")
