@@ -10,6 +10,7 @@ from torch import nn
 
 import unipelt
 from laws.lawbook import attached, result
+from laws.test_lora import take_head
 from unipelt.errors import SiteError
 from unipelt.forms.dora import Dora
 from unipelt.forms.scaling import Scaling
@@ -17,10 +18,15 @@ from unipelt.inject.merge import joints
 from unipelt.inject.resolve import features
 from unipelt.inject.state import mixture_state
 
-IA3 = {  # targets, of which the last reads its input: the FFN's hidden activations
-    "bert": (["key", "value", "output.dense"], r".*layer\.\d+\.output\.dense|.*\.(key|value)"),
-    "llama": (["k_proj", "v_proj", "down_proj"], None),
-    "t5": (["k", "v", "wo"], None),
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)  # peft asks for it
+
+FFN = r".*layer\.\d+\.output\.dense"  # of BERT, whose attention has an output.dense too
+IA3 = {  # targets, and those whose input is the FFN's hidden activations, as peft names them
+    "bert": (rf"{FFN}|.*\.(key|value)", FFN),
+    "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+    "t5": (["k", "v", "wo"], ["wo"]),
 }
 QUERIES = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"], "t5": ["q", "v"]}
 
@@ -42,10 +48,9 @@ def compare(arch: str, theirs: nn.Module, ours: nn.Module, pairs: list[tuple[nn.
 def test_ia3_is_pefts(arch: str):
     ours = attached(arch, "ia3")
     base = unipelt.detach(deepcopy(ours)).eval()
-    targets, pattern = IA3[arch]
-    config = peft.IA3Config(
-        target_modules=pattern or targets, feedforward_modules=[".*output.dense" if pattern else targets[-1]]
-    )
+    take_head(base, ours)
+    targets, hidden = IA3[arch]
+    config = peft.IA3Config(target_modules=targets, feedforward_modules=hidden)
     theirs = peft.get_peft_model(base, config)
     layers = dict(theirs.base_model.model.named_modules())
     pairs = []
@@ -62,6 +67,7 @@ def test_ia3_is_pefts(arch: str):
 def test_dora_is_pefts(arch: str):
     ours = attached(arch, "dora(r=2, alpha=3)")
     base = unipelt.detach(deepcopy(ours)).eval()
+    take_head(base, ours)
     config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=QUERIES[arch], use_dora=True)
     theirs = peft.get_peft_model(base, config)
     layers = dict(theirs.base_model.model.named_modules())
@@ -81,8 +87,9 @@ def test_dora_is_pefts(arch: str):
 @pytest.mark.parametrize("arch", [arch for arch in tiny.ARCHITECTURES if arch != "mixtral"])
 def test_hidden_activations_are_the_input_of_the_linear_that_ends_the_ffn(arch: str):
     """At −1 they are zero, and the FFN gives the bias of its last linear alone."""
-    ours = attached(arch, "ia3", head="frozen")
+    ours = attached(arch, "ia3")
     base = unipelt.detach(deepcopy(ours))
+    take_head(base, ours)
     with torch.no_grad():
         for joint in joints(mixture_state(ours)):
             ends = joint.delta.location.part == "ffn_hidden"
