@@ -117,9 +117,17 @@ def test_every_target_must_match():
         unipelt.attach(base, small("lora", target_modules=("q_proj", "v_porj")))
 
 
-def test_a_target_that_is_no_linear_says_what_it_is():
-    with pytest.raises(UserError, match="names a LayerNorm, not a linear"):
-        unipelt.attach(tiny.build("bert"), "lora(target_modules='LayerNorm')")
+@pytest.mark.parametrize(
+    ("arch", "top", "target", "said"),
+    [
+        ("bert", "classifier", "LayerNorm", "names a LayerNorm, not a linear"),
+        ("bert", "classifier", "classifier", "is outside of the layers"),
+        ("llama", "generator", "lm_head", "is outside of the layers"),
+    ],
+)
+def test_a_target_that_cannot_be_changed_says_what_it_is(arch: str, top: str, target: str, said: str):
+    with pytest.raises(UserError, match=f"target_modules='{target}' {said}"):
+        unipelt.attach(tiny.build(arch, top), f"lora(target_modules='{target}')")
 
 
 def test_all_linear_leaves_embeddings_and_head_alone():

@@ -24,6 +24,8 @@ from unipelt.spec.location import HEAD
 
 SAVING = ("_keys_to_ignore_on_save", "_weight_conversions")
 """attributes by which a PreTrainedModel says what it saves, and under which names"""
+TRAINABLE = "_hf_peft_config_loaded"
+"""the attribute by which transformers' Trainer knows that something trains on top of quantised weights"""
 CLASSES = ("id2label", "label2id")
 """those by which its config names classes, which a checkpoint may name anew"""
 
@@ -102,13 +104,15 @@ def join(
 
     state.before = {
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
-        "saving": {name: vars(model)[name] for name in SAVING if name in vars(model)},
+        "attributes": {name: vars(model)[name] for name in (*SAVING, TRAINABLE) if name in vars(model)},
         "classes": class_names(model),
     }
     model.requires_grad_(False)
     # a Trainer's checkpoint holds the tuned part alone; exactly what it lacks, or a resuming Trainer warns
     model._keys_to_ignore_on_save = list(model.state_dict())
     model._weight_conversions = []  # type: ignore[assignment]  # its keys are saved as they are: renaming is for the base's
+    if getattr(model, "is_quantized", False):
+        setattr(model, TRAINABLE, True)
     model.add_module(NAME, state)
     state.train(model.training)
     state.register_hooks(model)
@@ -127,9 +131,9 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     delattr(model, NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(state.before["requires_grad"][name])
-    for name in SAVING:
+    for name in {*SAVING, TRAINABLE} & vars(model).keys():
         delattr(model, name)
-    for name, value in state.before["saving"].items():
+    for name, value in state.before["attributes"].items():
         setattr(model, name, value)
     for name, value in state.before["classes"].items():
         setattr(model.config, name, value)

@@ -264,10 +264,10 @@ def match_linears(stacks: list[ResolvedStack], model: PreTrainedModel, target: s
         named = [p for p, short in linears.items() if pattern.fullmatch(p) or pattern.fullmatch(short)]
     if not named:
         known = sorted({path.rsplit(".", 1)[-1] for path in linears} | {"all-linear", "query", "key", "value"})
-        kind = next(
-            (type(m).__name__ for p, m in model.named_modules() if p == target or p.endswith("." + target)), None
-        )
-        what = f"names a {kind}, not a linear" if kind else "matches no linear"
+        other = next((m for p, m in model.named_modules() if p == target or p.endswith("." + target)), None)
+        what = "matches no linear" if other is None else f"names a {type(other).__name__}, not a linear,"
+        if other is not None and is_linear(other):
+            what = "is outside of the layers (the head, or the output embeddings), where nothing is changed; inside it names no linear"
         raise SiteError(f"target_modules={target!r} {what} of this model: {did_you_mean(target, known, most=5)}")
     return named
 

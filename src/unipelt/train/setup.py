@@ -101,7 +101,7 @@ def load_tuned(
     tokenizer.
     """
     model, tokenizer = load_both(config.model, classes=classes, seed=config.seed)
-    head = head_of(model)
+    head = list(find_head(model))
     identity = {"base": weights_fingerprint(model, head), "tokenizer": tokenizer_fingerprint(tokenizer)}
     if config.full:
         counts = {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
@@ -109,8 +109,7 @@ def load_tuned(
     pooling = declared_pooling(config.model) if config.head == "auto" else config.head
     mixture = spec.mixture(config.method)
     attach(
-        model, mixture, runs=len(seeds), seeds=list(seeds), head=config.policy, pooling=pooling, fresh_head=True,
-        head_modules=head,
+        model, mixture, runs=len(seeds), seeds=list(seeds), head=config.policy, pooling=pooling, fresh_head=True
     )  # fmt: skip
     counts = trainable_parameters(model)
     if not sum(counts.values()):
@@ -178,16 +177,6 @@ def _counter(model: PreTrainedModel, parameters: dict[str, int], widest: int) ->
     output, owner = output_of(model), FULL if FULL in parameters else "head"
     each = 0 if output is None else output.weight.shape[-1] + (output.bias is not None)
     return lambda classes: parameters | ({owner: parameters[owner] - (widest - classes) * each} if each else {})
-
-
-def head_of(model: PreTrainedModel) -> list[str]:
-    """The modules that were not in the base's checkpoint, and those outside the base model: another task's head."""
-    new, inside = find_head(model), {id(p) for p in model.base_model.parameters()}
-    return [
-        path
-        for path, module in model.named_modules()
-        if path in new or any(id(p) not in inside for p in module.parameters(recurse=False))
-    ]
 
 
 def device_of(name: str) -> torch.device:
