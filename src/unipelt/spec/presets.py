@@ -74,10 +74,7 @@ def lora(
     use_rslora: bool = False,
     layers: Layers = None,
 ) -> Mixture:
-    """W + (α/r) B A on query and value, or on any linear by name          Hu et al. 2021, arXiv:2106.09685
-
-    use_rslora: the scale is α/√r          Kalajdzievski 2023, arXiv:2312.03732
-    """
+    """W + (α/r) B A, with use_rslora (α/√r) B A, on any linear          Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732"""
     form = LowRank(r=r, alpha=alpha * r**0.5 if use_rslora else alpha, dropout=dropout)
     return Mixture(tuple(_lora(form, site, 1.0, layers) for site in _linear_sites(target_modules)))
 
