@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from unipelt.report.claims import average_difference, claims
-from unipelt.report.comparison import Comparison, compare
+from unipelt.report.comparison import compare, headline
 from unipelt.report.samples import LARGEST, Sample, difference, own, sample
 from unipelt.report.statistics import (
     BOTH,
@@ -302,7 +302,8 @@ def test_a_large_difference_is_found():
     assert false_claims.called_real(case, 30) > 0.8
 
 
-def test_the_seeds_of_a_comparison_are_the_fewest_that_two_methods_share():
-    of = Sample("x", METRICS["accuracy"], {"a": {0: 0.5, 1: 0.6, 2: 0.6}, "b": {0: 0.4, 2: 0.4}})
-    found: Comparison = compare([of], ["a", "b"])
-    assert found.seeds == 2 and found.chosen.score.seeds == 3
+def test_the_seeds_of_a_comparison_are_those_that_two_methods_share():
+    of = Sample("x", METRICS["accuracy"], {"a": {0: 0.5, 1: 0.6, 2: 0.6}, "b": {0: 0.4, 2: 0.4}, "c": {1: 0.4}})
+    found = compare([of], ["a", "b", "c"])
+    assert found.seeds == "1 to 2 seeds" and found.chosen.score.seeds == 3
+    assert headline({100: found}).endswith("(2 seeds)."), "the next method's"

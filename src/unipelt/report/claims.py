@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from unipelt.report.comparison import scaled
-from unipelt.report.names import FULL, OURS, PARTS, occurrences, size_label, task_label
+from unipelt.report.names import FULL, OURS, PARTS, occurrences, seeds_text, size_label, task_label
 from unipelt.report.samples import Sample, difference
 from unipelt.report.statistics import BOTH, LEVEL, Estimate, estimate
-from unipelt.report.study import seeds_text
 from unipelt.report.tables import Block, Cell, Table
 
 UNDECIDED = "not decided"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from unipelt.report.names import listed, size_label
+from unipelt.report.names import listed, seeds_text, size_label
 from unipelt.report.samples import LARGEST, TIE, Sample, difference, own
 from unipelt.report.statistics import BOTH, EXAMPLES, NOTHING, Estimate, estimate, holm, own_estimate
 from unipelt.report.tables import Block, Cell, Table
@@ -92,9 +92,9 @@ class Comparison:
         return self.next.gap.turned if self.next and self.next.gap else None
 
     @property
-    def seeds(self) -> int:
-        """That its methods share, at least."""
-        return min((line.gap.seeds for line in self.others if line.gap), default=self.chosen.score.seeds)
+    def seeds(self) -> str:
+        """`3 seeds` that two methods share, or `1 to 3 seeds`."""
+        return seeds_text(*sorted({line.gap.seeds for line in self.others if line.gap} or {self.chosen.score.seeds}))
 
     def shown(self, value: float | None) -> float | None:
         return None if value is None else self.scale * value
@@ -155,9 +155,9 @@ def headline(found: Mapping[int | str, Comparison]) -> str:
     said = [f"{best} {'share' if _several(judged[sizes[0]]) else 'has'} the best {what} at {_sizes(sizes)}" for best, sizes in leaders.items()]  # fmt: skip
     leads: dict[tuple[str, int], list[int | str]] = {}
     for k, one in judged.items():
-        if one.next is not None:
-            leads.setdefault((one.next.word, one.seeds), []).append(k)
-    verdicts = [f"{_verdict(word)} at {_sizes(sizes)} ({_seeds(seeds)})" for (word, seeds), sizes in leads.items()]
+        if one.next is not None and one.next.gap is not None:
+            leads.setdefault((one.next.word, one.next.gap.seeds), []).append(k)
+    verdicts = [f"{_verdict(word)} at {_sizes(sizes)} ({seeds_text(seeds)})" for (word, seeds), sizes in leads.items()]
     return "; ".join(said) + "." + (f" The lead over the next method {listed(verdicts)}." if verdicts else "")
 
 
@@ -167,10 +167,6 @@ def _several(one: Comparison) -> bool:
 
 def _verdict(word: str) -> str:
     return word if word == CHANCE else f"is {word.partition(':')[0]}"
-
-
-def _seeds(number: int) -> str:
-    return f"{number} seed{'s' * (number != 1)}"
 
 
 def _sizes(sizes: Sequence[int | str]) -> str:
@@ -210,9 +206,7 @@ def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> T
                 [Cell(LARGEST), *[empty] * len(more), Cell(one.shown(one.largest)), *[empty] * (4 + len(extra))]
             )
         tasks = f"{one.tasks} tasks" if one.tasks > 1 else ""
-        blocks.append(
-            Block("" if own_file else ", ".join(filter(None, [size_label(k), tasks, _seeds(one.seeds)])), rows)
-        )
+        blocks.append(Block("" if own_file else ", ".join(filter(None, [size_label(k), tasks, one.seeds])), rows))
     title = "Every method beside the recommended one" if own_file else "Every method beside the best"
     notes = ["Validation examples rank the methods and choose their learning rates; test examples chose nothing."] if own_file else ["The best is chosen by test results, so the correction counts every pair of methods."]  # fmt: skip
     return Table("comparison", title, columns, blocks, [*notes, *NOTES])

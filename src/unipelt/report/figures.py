@@ -9,7 +9,7 @@ from typing import Any
 from unipelt.report.comparison import Comparison
 from unipelt.report.drawing import INK, Figure, across, canvas, finish, looks, multiples, wrapped
 from unipelt.report.names import method_order, size_label, size_order, task_label, task_order
-from unipelt.report.study import Grid, Study, gather, mean, scale, seeds_text, spread
+from unipelt.report.study import Grid, Study, gather, mean, scale, spread
 from unipelt.report.sweeps import Sweep, sweep_places
 from unipelt.spec import Location
 
@@ -42,7 +42,7 @@ def answer(study: Study) -> list[Figure]:
             _differences(panel, one)
             panel.set_yticks(range(len(which[k])), map(wrapped, which[k]))
             panel.set_ylim(most - 0.5, -0.5)
-            panel.set_title(f"{size_label(k)}, {seeds_text(one.seeds)}")
+            panel.set_title(f"{size_label(k)}, {one.seeds}")
         for panel in axes[len(which) :]:
             panel.set_visible(False)
         caption = "Difference of the average test metric to the best method's (diamond), with its 95 % interval: over test examples and training seeds; with one seed over test examples only. Filled: real after Holm's correction; hollow: may be chance, or one seed."  # fmt: skip

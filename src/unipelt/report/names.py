@@ -31,6 +31,12 @@ def listed(words: Iterable[object]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def seeds_text(*numbers: int) -> str:
+    """`1 seed`, `3 seeds`, `1 to 3 seeds`."""
+    said = f"{min(numbers)} to {max(numbers)}" if min(numbers) < max(numbers) else str(numbers[0])
+    return f"{said} seed{'' if said == '1' else 's'}"
+
+
 def preset_of(method: str) -> str:
     return method.partition("(")[0].strip()
 

@@ -10,7 +10,7 @@ from unipelt.report.drawing import Figure
 from unipelt.report.names import size_label, task_label, task_order
 from unipelt.report.scores import ALL
 from unipelt.report.statistics import Estimate
-from unipelt.report.study import Study, seeds_text
+from unipelt.report.study import Study
 from unipelt.report.tables import Cell, Table
 
 
@@ -35,7 +35,7 @@ def page(
         return files("unipelt.report").joinpath(name).read_text(encoding="utf-8")
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"size": size_label, "seeds": seeds_text, "difference": _difference}
+    environment.filters |= {"size": size_label, "difference": _difference}
     return environment.from_string(text("page.html")).render(
         study=study,
         cards=cards,

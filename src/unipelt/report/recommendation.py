@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from unipelt.report.comparison import Comparison, beside_largest_class, compare
-from unipelt.report.names import listed
+from unipelt.report.names import listed, seeds_text
 from unipelt.report.samples import Seeds
 from unipelt.report.statistics import BOTH, EXAMPLES, LEVEL, Estimate
-from unipelt.report.study import Study, seeds_text
+from unipelt.report.study import Study
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from unipelt.errors import UserError
 from unipelt.report.comparison import Comparison, compare
-from unipelt.report.names import method_order, size_order, task_order
+from unipelt.report.names import method_order, seeds_text, size_order, task_order
 from unipelt.report.runs import Run, answers, facts_of, read_runs
 from unipelt.report.samples import Sample, Seeds, sample
 from unipelt.report.sweeps import Sweep, find_sweeps
@@ -154,12 +154,6 @@ class Study:
         if self.failed:
             said += f", {len(self.failed):,} failed"
         return said + (f", {self.open:,} still to come" if self.open else "")
-
-
-def seeds_text(*numbers: int) -> str:
-    """`1 seed`, `3 seeds`, `1 to 3 seeds`."""
-    said = f"{min(numbers)} to {max(numbers)}" if min(numbers) < max(numbers) else str(numbers[0])
-    return f"{said} seed{'' if said == '1' else 's'}"
 
 
 def read(store: Store) -> Study:
