@@ -1,24 +1,16 @@
-"""Data sets, their examples and the low-resource protocol. Knows no model: neither torch nor transformers."""
+"""Reads data sets and splits them. Knows no model and no task: neither torch nor transformers."""
 
 from unipelt.data.builtin import causal_texts, load_docstrings
-from unipelt.data.files import load_file
+from unipelt.data.columns import choose_columns
+from unipelt.data.examples import Columns, Dataset, Examples
 from unipelt.data.glue import GLUE, load_glue
-from unipelt.data.load import load
-from unipelt.data.protocol import Splits, split
-from unipelt.data.task import Columns, Dataset, Examples, Task, class_counts
+from unipelt.data.load import Source, find
+from unipelt.data.readers import read_table
+from unipelt.data.splits import Splits, split
+from unipelt.data.tables import Dialect, Table
+from unipelt.data.writers import table_bytes
 
 __all__ = [
-    "GLUE",
-    "Columns",
-    "Dataset",
-    "Examples",
-    "Splits",
-    "Task",
-    "causal_texts",
-    "class_counts",
-    "load",
-    "load_docstrings",
-    "load_file",
-    "load_glue",
-    "split",
-]
+    "GLUE", "Columns", "Dataset", "Dialect", "Examples", "Source", "Splits", "Table", "causal_texts", "choose_columns", "find",
+    "load_docstrings", "load_glue", "read_table", "split", "table_bytes",
+]  # fmt: skip

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from unipelt.data.task import Columns, Dataset, Examples, Task
+from unipelt.data.examples import Columns
+from unipelt.data.load import BUILT_IN, Source
+from unipelt.data.tables import Table
 from unipelt.errors import DataError
 
 AREAS: dict[str, str] = {  # modules that a version lacks are passed over
@@ -42,11 +44,6 @@ SHORTEST = 4  # words of letters: below that, nothing tells the area
 ALIKE = 0.5  # Jaccard similarity from which two rows count as one
 TEST_SHARE = 5  # every fifth row, by hash
 
-COLUMNS = Columns(text="text", pair=None, label="area")
-TASK = Task(
-    name="docstrings", kind="classification", labels=tuple(AREAS), metric="accuracy", pair=False, columns=COLUMNS
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class DocstringExamples:
@@ -58,15 +55,25 @@ class DocstringExamples:
     """rows left out of test because a train row is like them"""
 
 
-def load_docstrings() -> Dataset:
-    """The built-in classification task; no validation set, so `protocol.split` takes one from train."""
+def load_docstrings() -> Source:
+    """The built-in classification task; validation examples are taken from train."""
     corpus = docstring_corpus()
-    source = (
+    where = (
         f"docstrings of Python {platform.python_version()}'s standard library "
         f"({corpus.near_duplicates} near-duplicates of train left out of test)"
     )
-    train, test = _rows(corpus.train), _rows(corpus.test)
-    return Dataset(task=TASK, train=train, test=test, validation=None, complete=True, source=source)
+    tables = {
+        part: Table(
+            name=f"{BUILT_IN}, {part}",
+            columns={"text": [text for text, _ in rows], "area": [area for _, area in rows]},
+            classes={"area": tuple(AREAS)},
+        )
+        for part, rows in {"train": corpus.train, "test": corpus.test}.items()
+    }
+    columns = Columns(text="text", label="area")
+    return Source(
+        name=BUILT_IN, tables=tables, columns=columns, where=where, kind="classification", labels=tuple(AREAS)
+    )
 
 
 def causal_texts() -> tuple[list[str], list[str]]:
@@ -163,7 +170,3 @@ def _of_definitions(node: ast.AST) -> Iterator[str]:
 
 def _letters(key: str) -> int:
     return sum(word.isalpha() and len(word) > 1 for word in key.split())
-
-
-def _rows(pairs: tuple[tuple[str, int], ...]) -> Examples:
-    return Examples(first=[text for text, _ in pairs], second=None, labels=[area for _, area in pairs])

@@ -1,99 +1,102 @@
-"""One name for every kind of data: a GLUE task, the built-in task, a file, or a data set of the hub."""
+"""One name for every kind of data: a GLUE task, the built-in task, a file, or a data set of the Hugging Face hub."""
 
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from unipelt.data.builtin import TASK, load_docstrings
-from unipelt.data.columns import Table, choose_columns, label_name, missing, task_and_rows
-from unipelt.data.files import READERS, read_table
-from unipelt.data.glue import GLUE, load_glue
-from unipelt.data.hub import load_hub
-from unipelt.data.task import Dataset, Examples, Kind
+from unipelt.data.columns import choose_columns
+from unipelt.data.examples import Columns
+from unipelt.data.readers import READERS, read_table
+from unipelt.data.tables import Table
 from unipelt.errors import DataError, did_you_mean
 
+BUILT_IN = "docstrings"
 
-def load(
-    name_or_path: str | Path,
-    *,
-    data_dir: str | Path | None = None,
-    text: str | None = None,
-    pair: str | None = None,
-    label: str | None = None,
-    kind: Kind | None = None,
-    validation: str | Path | None = None,
-    test: str | Path | None = None,
-    group: str | None = None,
-) -> Dataset:
-    """The data set of that name. data_dir: GLUE's Parquet files; text … group: only for files; validation, test and group not for the hub.
 
-    group: column of what no split may part: rows of one author, say, are all in train, all in validation or all in test;
-    where it is empty a row is alone with those of its text.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The tables of a data set, and which of their columns are read; what they mean is for a task to say."""
+
+    name: str
+    tables: dict[str, Table]
+    """by set: train, and validation and test where they are given"""
+    columns: Columns
+    where: str
+    """where the tables came from, in words"""
+    kind: str | None = None
+    """kind of task, where the data set is known"""
+    labels: tuple[str, ...] = ()
+    """class names in their order, where the data set is known"""
+    metric: str | None = None
+    """metric that the literature reports for it"""
+    complete: bool = True
+    """False where train is a subset of the published set"""
+
+
+def find(
+    name_or_path: str | Path, *, data_dir: str | Path | None = None, text_column: str | None = None,
+    text_pair_column: str | None = None, label_column: str | None = None, validation: str | Path | None = None,
+    test: str | Path | None = None, group_column: str | None = None, encoding: str | None = None,
+) -> Source:  # fmt: skip
+    """The data set of that name.
+
+    data_dir: folder of GLUE's Parquet files. Columns and encoding: of files, and columns of hub data sets. validation, test:
+    files with examples of their own, read with the columns of the training file. Raises DataError.
     """
     name = str(name_or_path)
-    columns = {"--text": text, "--pair": pair, "--label": label, "--kind": kind}
-    parts = {"--validation": validation, "--test": test, "--group": group}
+    columns = {"text": text_column, "text_pair": text_pair_column, "label": label_column}
+    column_flags: dict[str, object] = {f"--{role.replace('_', '-')}-column": value for role, value in columns.items()}
+    file_flags: dict[str, object] = {
+        "--validation": validation, "--test": test, "--group-column": group_column, "--encoding": encoding,
+    }  # fmt: skip
+    glue_flags: dict[str, object] = {"--data-dir": data_dir}
 
-    def leave_out(given: dict[str, Any], because: str) -> None:
-        flags = [flag for flag, value in given.items() if value is not None]
-        if flags:
-            raise DataError(f"{name} {because}; leave out {', '.join(flags)}")
+    from unipelt.data.glue import GLUE, load_glue
 
-    if name in GLUE or name == TASK.name:
-        own = {} if name in GLUE else {"--data-dir": data_dir}
-        leave_out(columns | parts | own, "knows its own columns and test set")
-        return load_docstrings() if name == TASK.name else load_glue(name, data_dir)
+    if name == BUILT_IN:
+        _leave_out(name, column_flags | file_flags | glue_flags, "knows its own columns and test set")
+        from unipelt.data.builtin import load_docstrings
+
+        return load_docstrings()
+    if name in GLUE:
+        _leave_out(name, column_flags | file_flags, "knows its own columns and test set")
+        return load_glue(name, data_dir)
     path = Path(name_or_path)
     in_a_folder = path.parent != Path() and path.parent.is_dir()
     if path.exists() or path.suffix.lower() in READERS or in_a_folder or isinstance(name_or_path, Path):
-        leave_out({"--data-dir": data_dir}, "is a file, and --data-dir is where GLUE's files are")
-        return _load_files(
-            path, text=text, pair=pair, label=label, kind=kind, validation=validation, test=test, group=group
-        )
+        _leave_out(name, glue_flags, "is a file, and --data-dir is where GLUE's files are")
+        return _files(path, columns, {"validation": validation, "test": test}, group_column, encoding)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        leave_out(parts | {"--data-dir": data_dir}, "is a data set of the hub and brings its own test set")
-        return load_hub(name, text=text, pair=pair, label=label, kind=kind)
-    raise DataError(f"{name!r} is no task, file or hub data set (owner/name); {did_you_mean(name, [*GLUE, TASK.name])}")
+        _leave_out(name, file_flags | glue_flags, "is a data set of the hub and brings its own test set")
+        from unipelt.data.hub import load_hub
+
+        return load_hub(name, columns)
+    raise DataError(f"{name!r} is no task, file or hub data set (owner/name); {did_you_mean(name, [*GLUE, BUILT_IN])}")
 
 
-def _load_files(
+def _leave_out(name: str, flags: Mapping[str, object], because: str) -> None:
+    if given := [flag for flag, value in flags.items() if value is not None]:
+        raise DataError(f"{name} {because}; leave out {', '.join(given)}")
+
+
+def _files(
     path: Path,
-    *,
-    text: str | None,
-    pair: str | None,
-    label: str | None,
-    kind: Kind | None,
-    validation: str | Path | None,
-    test: str | Path | None,
+    columns: dict[str, str | None],
+    others: dict[str, str | Path | None],
     group: str | None,
-) -> Dataset:
-    """The columns found in the training file are those of the other files."""
-    table = read_table(path)
-    columns = choose_columns(table, text=text, pair=pair, label=label, for_prediction=False)
-    task, train = task_and_rows(table, columns, name=path.stem, kind=kind)
-    if group is not None and group not in table.columns:
-        raise DataError(f"{path} has no column {group!r} (--group); {did_you_mean(group, table.columns)}")
-    train = _grouped(train, table, group)
-    seen, parts, source = {train.fingerprint(): f"{path} trains on"}, {}, str(path)
-    for name, given in {"validation": validation, "test": test}.items():
-        if given is None:
-            continue
-        other = read_table(given)
-        own = choose_columns(other, text=columns.text, pair=columns.pair, label=columns.label, for_prediction=False)
-        rows = task_and_rows(other, own, name=task.name, labels=task.labels, kind=task.kind)[1]
-        parts[name] = _grouped(rows, other, group)
-        if (before := seen.setdefault(rows.fingerprint(), f"--{name} {given} has")) != f"--{name} {given} has":
-            raise DataError(f"--{name} {given}: has the very rows that {before}; leave it out, and rows are held out")
-        source += f", {name} {given}"
-    return Dataset(
-        task=task, train=train, test=parts.get("test"), validation=parts.get("validation"), complete=True, source=source
-    )
-
-
-def _grouped(rows: Examples, table: Table, group: str | None) -> Examples:
-    """The rows with what they have in common, where the table says it; one that it leaves empty with rows of its text alone."""
-    if group is None or group not in table.columns:
-        return rows
-    named = zip(rows.first, table.columns[group])
-    return replace(rows, groups=[text if missing(value) else label_name(value) for text, value in named])
+    encoding: str | None,
+) -> Source:
+    tables = {"train": read_table(path, encoding)}
+    chosen = choose_columns(tables["train"], **columns)  # type: ignore[arg-type]
+    where = str(path)
+    for part, given in others.items():
+        if given is not None:
+            tables[part] = read_table(given, encoding)
+            choose_columns(tables[part], text=chosen.text, text_pair=chosen.text_pair, label=chosen.label)
+            where += f", {part} {given}"
+    if group is not None and group not in tables["train"].columns:
+        raise DataError(
+            f"{path} has no column {group!r} (--group-column); {did_you_mean(group, tables['train'].columns)}"
+        )
+    return Source(name=path.stem, tables=tables, columns=chosen, where=where)

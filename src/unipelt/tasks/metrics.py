@@ -8,8 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unipelt.data.task import Task
-from unipelt.errors import DataError, did_you_mean
+from unipelt.errors import DataError
 from unipelt.tasks.text_metrics import TEXT_METRICS, exact_match, loss, perplexity
 
 Array = NDArray[Any]
@@ -210,6 +209,14 @@ rmse = _of_numbers(_rmse)
 mae = _of_numbers(_mae)
 """mean absolute error, in the targets' unit"""
 
+
+def span_f1(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> float:
+    """2TP / (2TP + FP + FN) of spans in the tags B-X, I-X and O, as conlleval counts them; 0 without any."""
+    from seqeval.metrics import f1_score
+
+    return float(f1_score(list(targets), list(predictions), zero_division=0))
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -222,6 +229,7 @@ METRICS: dict[str, Metric] = {
         Metric(name="spearman", of="numbers", function=spearman, low=-1.0, batch=_spearman),
         Metric(name="rmse", of="numbers", function=rmse, high=inf, higher_is_better=False, batch=_rmse),
         Metric(name="mae", of="numbers", function=mae, high=inf, higher_is_better=False, batch=_mae, averages=True),
+        Metric(name="span_f1", function=span_f1),
         *(
             Metric(name=name, function=function, high=100.0, averages=name.startswith("rouge"))
             for name, function in TEXT_METRICS.items()
@@ -232,18 +240,3 @@ METRICS: dict[str, Metric] = {
     )
 }
 """A new metric is one entry; `batch` may be left out, and is then a loop over `function`."""
-
-
-def score(task: Task, predictions: Values, labels: Values) -> dict[str, float]:
-    """The task's own metric first, then the others that its kind allows; errors of a regression where they are finite.
-
-    Raises DataError for a metric that is not known, and where there is not one prediction for each label.
-    """
-    if task.metric not in METRICS:
-        raise DataError(f"task {task.name!r} has metric {task.metric!r}; {did_you_mean(task.metric, METRICS)}")
-    if task.kind == "regression":
-        fitting = ["spearman", "pearson", "rmse", "mae"]
-    else:
-        fitting = ["accuracy", "f1" if len(task.labels) == 2 else "macro_f1", "matthews"]
-    found = {name: METRICS[name](predictions, labels) for name in dict.fromkeys([task.metric, *fitting])}
-    return {name: value for name, value in found.items() if name == task.metric or np.isfinite(value)}

@@ -1,0 +1,252 @@
+"""Train, validation and test examples: the low-resource protocol of UniPELT.          Mao et al. 2022, arXiv:2110.07577, §4.1
+
+Train is shuffled by the seed; its first K examples train, the next ones validate, GLUE's own validation set is the test set.
+A data set without a test set gives up a fifth of its examples first, the same for every seed. Examples of one group, or of one
+text, are never in two of the sets.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+from typing import Literal
+
+from unipelt.data.examples import Dataset, Examples
+from unipelt.errors import DataError
+
+FEWEST = 10  # validation or test examples: with fewer, one example moves a metric by over a tenth
+LARGEST_TEST = 1000  # examples held out of a data set without a test set, as many as the protocol's validation set
+TEST_SEED = 0  # one test set for every seed, as GLUE has
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The examples that one run trains on, selects its checkpoint by, and is measured on."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    notes: tuple[str, ...]
+    """what departs from the protocol or needs attention, one sentence each"""
+
+    @property
+    def parts(self) -> dict[str, Examples]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @cached_property
+    def fingerprints(self) -> dict[str, dict[str, int | str]]:
+        """Number and fingerprint of the examples of each set."""
+        return {name: {"number": len(part), "fingerprint": part.fingerprint} for name, part in self.parts.items()}
+
+
+def split(
+    dataset: Dataset, train_rows: int | Literal["all"], seed: int, validation_rows: int = 1000, stratify: bool = False
+) -> Splits:
+    """`train_rows` training examples and up to `validation_rows` others; "all": all but a tenth (10 or more) that validates.
+
+    stratify: each class has its share of each set to within two examples, and one in train at least; groups stay whole.
+    Raises DataError where the data set is too small for that.
+    """
+    name, notes = dataset.name, list(dataset.notes)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise DataError(f"seed {seed!r}, expected a whole number from 0")
+    if train_rows != "all" and (isinstance(train_rows, bool) or not isinstance(train_rows, int) or train_rows < 1):
+        raise DataError(f"--train-rows {train_rows}: expected a whole number from 1, or all")
+    if validation_rows < FEWEST:
+        raise DataError(
+            f"--validation-rows {validation_rows}: expected {FEWEST} or more; with fewer, one example moves a metric by over a tenth"
+        )
+    if train_rows == "all" and not dataset.complete:
+        notes.append(f"{name} has {len(dataset.train)} training examples, a subset: all of them are not the paper's.")
+    _check_sets(dataset)
+    if stratify and dataset.classes is None:
+        stratify = False
+        notes.append(f"{name} has no single class per example: --stratify changes nothing there.")
+    pool, test = dataset.train, dataset.test
+    if test is None:
+        pool, test, note = hold_out(dataset, stratify)
+        notes.append(note)
+
+    spare = FEWEST if dataset.validation is None else 0  # examples of the pool that cannot train
+    if len(pool) <= spare:
+        raise DataError(f"{name} has {len(pool)} training examples, expected more than {spare}; add examples")
+    count = len(pool) if train_rows == "all" else train_rows
+    if train_rows != "all" and count > len(pool) - spare:
+        reserved = f", and {spare} of them are kept for validation" if spare else ""
+        raise DataError(
+            f"--train-rows {count}: {name} has {len(pool)} training examples{reserved}; expected up to {len(pool) - spare}"
+        )
+    units, fixed = ordered(pool, seed, pool.targets if dataset.classes else None, stratify)
+    if train_rows == "all":
+        wanted = max(spare, min(validation_rows, len(pool) // 10)) if spare else 0
+        taken, rest = last_of(units, wanted, fixed) if wanted else ([index for unit in units for index in unit], [])
+    else:
+        taken, rest = first_of(units, count)
+    validation = dataset.validation
+    if validation is None and not (taken and rest):
+        smaller = "" if train_rows == "all" else ", or take smaller --train-rows"
+        raise DataError(
+            f"--group-column: the {len(pool)} training examples of {name} leave no group for validation; leave it out{smaller}"
+        )
+    train = pool.take(taken)
+    _check_sample(dataset, train, seed, train_rows == "all")
+    if validation is None:
+        validation = pool.take(rest[:validation_rows])
+        if train_rows == "all":
+            notes.append(f"{len(validation)} training examples of {name} are kept for validation.")
+        elif len(validation) < validation_rows:
+            notes.append(
+                f"{len(validation)} examples validate instead of {validation_rows}: {name} has no more of them."
+            )
+    for part, what in ((validation, "validation"), (test, "test")):
+        if len(part) < FEWEST:
+            plural = "s" * (len(part) > 1)
+            notes.append(f"{name} has {len(part)} {what} example{plural}: one example moves a metric by over a tenth.")
+    notes += _overlaps(name, train, validation, test)
+    return Splits(train=train, validation=validation, test=test, notes=tuple(notes))
+
+
+def hold_out(dataset: Dataset, stratify: bool = False) -> tuple[Examples, Examples, str]:
+    """(train, test, note): a fifth of train, at most LARGEST_TEST; no text of test stays in train.
+
+    Each class gives its share, with groups only where `stratify` asks for it. Raises DataError for fewer than 30 examples.
+    """
+    name, examples = dataset.name, dataset.train
+    if len(examples) < 3 * FEWEST:
+        raise DataError(
+            f"{name} has {len(examples)} examples and no test set; give a --test file, or at least {3 * FEWEST} examples"
+        )
+    balanced = stratify or examples.groups is None
+    units, fixed = ordered(examples, TEST_SEED, examples.targets if dataset.classes else None, balanced)
+    rest, chosen = last_of(units, max(FEWEST, min(LARGEST_TEST, len(examples) // 5)), fixed)
+    if len(chosen) < FEWEST or not rest:
+        raise DataError(
+            f"{name} has no test set, and {len(chosen)} of its {len(examples)} examples can be held out if each class is to "
+            f"train; expected {FEWEST}: give a --test file{', or leave out --group-column' if examples.groups else ''}"
+        )
+    held = {examples.keys[index] for index in chosen}
+    train = [index for index in sorted(rest) if examples.keys[index] not in held]
+    note = f"{len(chosen)} of the {len(examples)} examples of {name} are held out as the test set."
+    if len(train) < len(rest):
+        note += f" {len(rest) - len(train)} training examples that repeat a test text are left out."
+    return examples.take(train), examples.take(sorted(chosen)), note
+
+
+def shuffled(length: int, seed: int) -> list[int]:
+    """Indices ordered by `random.Random(seed).random()`, the one stream that Python promises never to change."""
+    stream = Random(seed)
+    keys = [stream.random() for _ in range(length)]
+    return sorted(range(length), key=keys.__getitem__)
+
+
+def ordered(
+    examples: Examples, seed: int, classes: Sequence[int] | None, stratify: bool
+) -> tuple[list[list[int]], int]:
+    """Units in the order of the seed, and how many at the beginning must train. Examples of one group, or of one text, are a unit.
+
+    classes: the class of each example; the only unit of a class must train. stratify: unit i of a class with n stands at
+    (i + u) / n of the way, where u in (0, 1) is drawn for each class (systematic sampling), so that each beginning of the order
+    has each class's share of it; the first unit of every class must train.
+    """
+    found: dict[str, list[int]] = {}
+    names = examples.groups or examples.keys
+    for index in shuffled(len(examples), seed):
+        found.setdefault(names[index], []).append(index)
+    units = list(found.values())
+    if classes is None:
+        return units, 1
+    owner = [Counter(classes[index] for index in unit).most_common(1)[0][0] for unit in units]
+    sizes: Counter[int] = Counter()
+    for unit, label in zip(units, owner):
+        sizes[label] += len(unit)
+    number = Counter(owner)
+    stream = Random(seed)
+    offset = {label: stream.random() for label in sorted(sizes)}
+    before: Counter[int] = Counter()
+    positions = []
+    for unit, label in zip(units, owner):
+        must_train = number[label] == 1 or (stratify and not before[label])
+        share = (before[label] + offset[label] * len(unit)) / sizes[label] if stratify else 0.0
+        positions.append(-1.0 if must_train else share)
+        before[label] += len(unit)
+    order = sorted(range(len(units)), key=positions.__getitem__)
+    return [units[i] for i in order], max(1, positions.count(-1.0))
+
+
+def first_of(units: list[list[int]], count: int) -> tuple[list[int], list[int]]:
+    """The first `count` examples, and those behind them; what else is of the last unit is in neither."""
+    taken: list[int] = []
+    for number, unit in enumerate(units):
+        taken += unit
+        if len(taken) >= count:
+            return taken[:count], [index for later in units[number + 1 :] for index in later]
+    return taken, []
+
+
+def last_of(units: list[list[int]], count: int, fixed: int) -> tuple[list[int], list[int]]:
+    """(others, the last units of together about `count` examples), where the first `fixed` units are others.
+
+    The smallest unit where each has more examples.
+    """
+    chosen: set[int] = set()
+    size = 0
+    for number in range(len(units) - 1, fixed - 1, -1):
+        if size < count and size + len(units[number]) <= count + count // 2:
+            chosen.add(number)
+            size += len(units[number])
+    if not chosen and len(units) > fixed:
+        chosen = {min(range(fixed, len(units)), key=lambda number: len(units[number]))}
+    others = [index for number, unit in enumerate(units) if number not in chosen for index in unit]
+    return others, [index for number in sorted(chosen) for index in units[number]]
+
+
+def _check_sets(dataset: Dataset) -> None:
+    for part, what in ((dataset.train, "train"), (dataset.validation, "validation"), (dataset.test, "test")):
+        if part is not None and part.targets is None:
+            raise DataError(
+                f"the {what} examples of {dataset.name} have no labels; name their column with --label-column"
+            )
+        if part is not None and len(part) == 0:
+            raise DataError(f"{dataset.name} has no {what} examples; expected at least one")
+    present = {*(dataset.train.targets or ())}
+    if dataset.classes and len(present) < 2:
+        raise DataError(
+            f"every training example of {dataset.name} is {dataset.classes[present.pop()]!r}; training needs two classes or more"
+        )
+
+
+def _check_sample(dataset: Dataset, train: Examples, seed: int, everything: bool) -> None:
+    """Raise DataError where a class that the data has is not seen in training."""
+    if dataset.classes is None:
+        return
+    counts, drawn = Counter(dataset.train.targets), {*(train.targets or ())}
+    if len(train) < len(counts):
+        raise DataError(
+            f"--train-rows {len(train)}: {dataset.name} has {len(counts)} classes; expected {len(counts)} or more, an example of each"
+        )
+    for label, count in counts.items():
+        if label not in drawn:
+            advice = "add --stratify, or more examples of it" if everything else "add --stratify, or more --train-rows"
+            raise DataError(
+                f"seed {seed} draws {len(train)} training examples of {dataset.name}, none of class "
+                f"{dataset.classes[label]!r} ({count} of {len(dataset.train)} examples); {advice}"
+            )
+
+
+def _overlaps(name: str, train: Examples, validation: Examples, test: Examples) -> list[str]:
+    """Notes on examples of one set whose text or group another set has; only sets that were given as such can share them."""
+    notes = []
+    for part, what, other, whose in (
+        (train, "training", test, "test"), (validation, "validation", train, "training"), (validation, "validation", test, "test"),
+    ):  # fmt: skip
+        texts, groups = {*other.keys}, {*(other.groups or ())}
+        repeated = sum(key in texts for key in part.keys)
+        if repeated:
+            notes.append(f"{repeated} {what} examples repeat a {whose} text of {name}; they stay as they are.")
+        shared = sum(group in groups for group in part.groups or ())
+        if shared:
+            notes.append(
+                f"{shared} {what} examples are of a group that has {whose} examples of {name}; they stay as they are."
+            )
+    return notes

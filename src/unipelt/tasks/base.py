@@ -1,0 +1,218 @@
+"""The interface of a task: everything that depends on what is predicted. No other file asks for the kind of a task."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unipelt.data import Columns, Examples, Table
+from unipelt.data.tables import class_name, is_missing
+from unipelt.errors import DataError
+from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, fill, first_tokens, pad
+from unipelt.tasks.metrics import METRICS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """What is predicted from an example. All runs of a fleet have one kind of task; their label counts may differ."""
+
+    name: str
+    """of the data set"""
+    metric: str
+    """the metric that selects checkpoints and is reported first"""
+    columns: Columns
+    labels: tuple[str, ...] = ()
+    """class names in the order of their indices; empty where there are none"""
+
+    kind: ClassVar[str]
+    """its name in TASKS"""
+    auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    """the class of transformers that loads a base with this task's head"""
+    problem_type: ClassVar[str | None] = None
+    """what transformers calls this task, where it has a name for it"""
+    pooled: ClassVar[bool] = True
+    """whether the head reads one state per example, so that `--head mean` or `cls` chooses which"""
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, table: Table, columns: Columns, separator: str | None) -> bool:
+        """Whether a table holds this kind of task. separator: between several labels of one cell, where it is given."""
+
+    @classmethod
+    @abstractmethod
+    def metrics(cls, labels: Sequence[str]) -> tuple[str, ...]:
+        """Names of the metrics that this kind offers, the default first."""
+
+    @classmethod
+    def label_names(cls, table: Table, column: str, indices: Sequence[int], separator: str | None) -> tuple[str, ...]:
+        """The class names of a training table."""
+        return ()
+
+    @classmethod
+    def required(cls, columns: Columns) -> tuple[str | None, ...]:
+        """The columns in which no cell may be empty."""
+        return columns.text, columns.text_pair, columns.label
+
+    @classmethod
+    def find(
+        cls, name: str, table: Table, columns: Columns, *, labels: tuple[str, ...] = (), metric: str | None = None,
+        separator: str | None = None, skip_empty: bool = False,
+    ) -> Self:  # fmt: skip
+        """The task of a training table; `labels` where they are known. Raises DataError for a metric that it does not offer."""
+        assert columns.label is not None, "training data has a label column"
+        if not labels:
+            kept = table.complete(cls.required(columns), skip_empty=skip_empty)
+            labels = cls.label_names(table, columns.label, kept, separator)
+        offered = cls.metrics(labels)
+        if metric is not None and metric not in offered:
+            raise DataError(f"--metric {metric}: {name} is {cls.kind} and offers {', '.join(offered)}")
+        own = cls.settings(name, separator)
+        return cls(name=name, metric=metric or offered[0], columns=columns, labels=labels, **own)
+
+    @classmethod
+    def settings(cls, name: str, separator: str | None) -> dict[str, Any]:
+        """The fields of this kind alone. Raises DataError for an option that it does not have."""
+        if separator is not None:
+            raise DataError(
+                f"--label-separator {separator!r}: {name} is {cls.kind}; leave it out, or add --kind multi-label"
+            )
+        return {}
+
+    def read(
+        self, table: Table, columns: Columns, *, group: str | None = None, skip_empty: bool = False
+    ) -> tuple[Examples, list[int]]:
+        """Examples, and the index of each in the table; with `skip_empty`, incomplete ones are left out.
+
+        Targets are read where `columns` names a label. Raises DataError with the line of an example that cannot be used.
+        """
+        kept = table.complete(self.required(columns), skip_empty=skip_empty)
+        targets = None if columns.label is None else self.targets(table, columns.label, kept)
+        examples = Examples(inputs=self.inputs(table, columns, kept), targets=targets)
+        if group is not None and group in table.columns:  # without a group an example is alone with those of its text
+            named = zip(examples.keys, (table.columns[group][index] for index in kept))
+            groups = [key if is_missing(value) else class_name(value) for key, value in named]
+            examples = replace(examples, groups=groups)
+        return examples, kept
+
+    def inputs(self, table: Table, columns: Columns, indices: Sequence[int]) -> dict[str, list]:
+        """The inputs by name, checked."""
+        named = {"text": columns.text, "text_pair": columns.text_pair}
+        return {name: table.texts(column, indices) for name, column in named.items() if column is not None}
+
+    @abstractmethod
+    def targets(self, table: Table, column: str, indices: Sequence[int]) -> list:
+        """The targets as the metrics take them, checked."""
+
+    def notes(self, train: Examples) -> list[str]:
+        """What a user should know about the targets, one sentence each."""
+        return []
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names where each target is the index of one class, by which splits can be balanced."""
+        return None
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the head has."""
+        return len(self.labels) or 1
+
+    @property
+    def unit(self) -> tuple[float, float]:
+        """(mean, standard deviation) in which the head's outputs count while it trains; afterwards the head is rescaled."""
+        return 0.0, 1.0
+
+    def fit(self, targets: Sequence[Any], *, bias: bool | None) -> "Task":
+        """The task as one run trains it. bias: whether the head's last linear has one; None: the head does not train."""
+        return self
+
+    def load(self, base: str, *, outputs: int | None = None, seed: int = 0) -> tuple[Any, Any]:
+        """A base with a head of so many outputs, and its tokenizer. Raises UserError."""
+        from unipelt.checkpoint.bases import load_both
+
+        return load_both(
+            base, auto=self.auto, outputs=outputs or self.outputs, problem_type=self.problem_type, seed=seed
+        )
+
+    def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
+        """Tokenise texts, pairs of texts or lists of words, cut to `max_length` tokens.
+
+        A special token that is written inside a text is split as plain text.
+        """
+        limit = min(max_length, tokenizer.model_max_length)
+        values = list(examples.inputs.values())
+        words = isinstance(values[0][0], list) if len(examples) else False
+        coded = tokenizer(
+            *values,
+            is_split_into_words=words,
+            truncation=True,
+            max_length=limit,
+            padding=False,
+            split_special_tokens=True,
+        )
+        features = {name: [np.array(tokens, dtype=np.int32) for tokens in coded[name]] for name in coded}
+        firsts = [first_tokens(coded.word_ids(i), len(own)) for i, own in enumerate(values[0])] if words else []
+        return Encoded(features, examples.targets, limit, firsts)
+
+    @classmethod
+    def collate(cls, parts: Sequence[Part], tokenizer: Any, device: torch.device) -> Batch:
+        """One batch of several runs' examples in equal blocks; a shorter block is filled with its first example."""
+        filled, weights = fill(parts)
+        padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        inputs = pad(filled, padding, device)
+        targets = cls.stack([part.task.numeric(part) for part in filled], inputs["input_ids"].shape[1])
+        outputs = torch.tensor([part.task.outputs for part in parts], device=device)
+        return Batch(inputs, torch.from_numpy(targets).to(device), weights.to(device), outputs)
+
+    def numeric(self, part: Part) -> list[Any]:
+        """The targets of one run's part of a batch as the loss takes them; zeros where examples have none."""
+        targets = part.encoded.targets
+        return [0 if targets is None else targets[index] for index in part.indices]
+
+    @classmethod
+    def stack(cls, targets: list[list[Any]], width: int) -> np.ndarray:
+        """`[run, block, …]` of the numeric targets of every run; those of tokens are padded to the `width` of the inputs."""
+        if isinstance(targets[0][0], np.ndarray):
+            short = [[width - len(one) for one in own] for own in targets]
+            targets = [
+                [np.pad(one, (0, n), constant_values=IGNORED) for one, n in zip(*both)] for both in zip(targets, short)
+            ]
+        return np.array(targets)
+
+    @staticmethod
+    @abstractmethod
+    def loss(logits: Float[Tensor, "run block ..."], batch: Batch) -> Float[Tensor, " run"]:
+        """Each run's own mean over its examples that count, never over the fleet."""
+
+    @abstractmethod
+    def decide(self, logits: Float[Tensor, "example ..."], encoded: Encoded) -> list:
+        """Predictions as the metrics take them, one per example."""
+
+    @abstractmethod
+    def present(
+        self, logits: Float[Tensor, "example ..."], encoded: Encoded, *, probabilities: bool
+    ) -> dict[str, list]:
+        """Columns for a user: `prediction`, and `p(label)` where probabilities are asked for."""
+
+    def constant(self, train: Sequence[Any]) -> Any:
+        """The prediction that needs no text, such as the largest class; None where there is none."""
+        return None
+
+    def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
+        """Every metric that the task offers, its own first; those that are not defined here are left out."""
+        if len(predictions) != len(targets) or not len(targets):
+            raise DataError(
+                f"task {self.name!r}: {len(predictions)} predictions for {len(targets)} targets; expected one for each"
+            )
+        names = dict.fromkeys((self.metric, *self.metrics(self.labels)))
+        values = {name: METRICS[name].function(predictions, targets) for name in names}
+        return {name: value for name, value in values.items() if name == self.metric or np.isfinite(value)}
+
+    def describe(self) -> dict[str, Any]:
+        """JSON that a checkpoint keeps: `kind` and every field."""
+        return {"kind": self.kind, **asdict(self), "labels": list(self.labels)}

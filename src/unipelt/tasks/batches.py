@@ -1,0 +1,115 @@
+"""Encoded examples, and batches of several runs' examples in equal blocks, whose padding no result depends on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+MULTIPLE = 8  # on a GPU widths are rounded up to it: fewer shapes, and the matrix units' own granularity
+IGNORED = -100  # target of a position that no loss counts, as in transformers
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenised examples: per example its tokens by name, and its target."""
+
+    features: dict[str, list[np.ndarray]]
+    """`[tokens]` each: a fleet's batch is a thousand of them, joined by one copy"""
+    targets: list | None
+    """as the metrics take them"""
+    longest: int
+    """tokens that an example was cut to: no batch is wider, so that no base runs out of positions"""
+    first_tokens: Sequence[np.ndarray] = ()
+    """where the inputs are lists of words: the first token of each word `[words]`, -1 for a word that was cut off"""
+
+    def __len__(self) -> int:
+        return len(self.features["input_ids"])
+
+    def lengths(self) -> list[int]:
+        return [len(tokens) for tokens in self.features["input_ids"]]
+
+
+class Part(NamedTuple):
+    """One run's share of a batch."""
+
+    task: Any
+    """the run's Task"""
+    encoded: Encoded
+    indices: Sequence[int]
+    """examples of `encoded`"""
+
+
+class Batch(NamedTuple):
+    """Examples of several runs in equal blocks, one block a run."""
+
+    inputs: dict[str, Int[Tensor, "run*block seq"]]
+    """keyword arguments of the model"""
+    targets: Tensor
+    """`[run, block, …]`, as the task's loss reads them"""
+    weights: Float[Tensor, "run block"]
+    """1 for an example, 0 for filling"""
+    outputs: Int[Tensor, " run"]
+    """how many of the model's outputs are the run's own"""
+
+
+def fill(parts: Sequence[Part]) -> tuple[list[Part], Float[Tensor, "run block"]]:
+    """Parts of equal length, a shorter one filled with its first example, and which examples count."""
+    block = max(len(part.indices) for part in parts)
+    weights = [[1.0] * len(part.indices) + [0.0] * (block - len(part.indices)) for part in parts]
+    filled = [
+        part._replace(indices=[*part.indices, *[part.indices[0]] * (block - len(part.indices))]) for part in parts
+    ]
+    return filled, torch.tensor(weights)
+
+
+def pad(
+    parts: Sequence[Part], padding: Mapping[str, int], device: torch.device
+) -> dict[str, Int[Tensor, "run*block seq"]]:
+    """The tokens of every example, padded on the right whichever side the tokenizer names: bases that number positions from the
+    left, such as GPT-2, would else give an example another result in another batch. padding: values other than 0 by name."""
+    lengths = np.array([len(part.encoded.features["input_ids"][i]) for part in parts for i in part.indices])
+    longest = int(lengths.max())
+    multiple = 1 if device.type == "cpu" else MULTIPLE
+    width = max(longest, min(-(-longest // multiple) * multiple, *(part.encoded.longest for part in parts)))
+    real = np.arange(width) < lengths[:, None]
+    inputs = {}
+    for name in parts[0].encoded.features:
+        padded = np.full(real.shape, padding.get(name, 0))
+        padded[real] = np.concatenate([part.encoded.features[name][i] for part in parts for i in part.indices])
+        inputs[name] = torch.from_numpy(padded).to(device)
+    return inputs
+
+
+def first_tokens(words: Sequence[int | None], count: int) -> np.ndarray:
+    """The first token of each of `count` words `[words]`, -1 for a word without one. words: of each token, None for special ones."""
+    first = np.full(count, -1)
+    for token in range(len(words) - 1, -1, -1):
+        if (word := words[token]) is not None:
+            first[word] = token
+    return first
+
+
+def weighted_mean(losses: Float[Tensor, "run block"], weights: Float[Tensor, "run block"]) -> Float[Tensor, " run"]:
+    """Σ wᵢ ℓᵢ / Σ wᵢ over each run's own examples."""
+    return (losses * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def foreign(outputs: Int[Tensor, " run"], width: int) -> Tensor:
+    """`[run, width]`: True at the outputs that are beyond a run's own, in a fleet whose head is as wide as its widest task."""
+    return torch.arange(width, device=outputs.device) >= outputs[:, None]
+
+
+def token_mean(
+    logits: Float[Tensor, "run block seq output"],
+    targets: Int[Tensor, "run block seq"],
+    weights: Float[Tensor, "run block"],
+) -> Float[Tensor, " run"]:
+    """Cross-entropy, averaged over each run's own targets that are not IGNORED; 0 for a run without any."""
+    each = F.cross_entropy(logits.movedim(-1, 1), targets, reduction="none", ignore_index=IGNORED)
+    counted = (targets != IGNORED) * weights[..., None]
+    return (each * counted).sum(dim=(1, 2)) / counted.sum(dim=(1, 2)).clamp(min=1)

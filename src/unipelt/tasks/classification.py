@@ -1,0 +1,87 @@
+"""One class per example."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from unipelt.data import Columns, Examples, Table
+from unipelt.errors import DataError
+from unipelt.tasks.base import Task
+from unipelt.tasks.batches import Batch, Encoded, foreign, weighted_mean
+from unipelt.tasks.labels import in_order, index_of, probability_columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(Task):
+    """One class per example; targets are class indices."""
+
+    kind: ClassVar[str] = "classification"
+    problem_type: ClassVar[str | None] = "single_label_classification"
+
+    @classmethod
+    def matches(cls, table: Table, columns: Columns, separator: str | None) -> bool:
+        return separator is None
+
+    @classmethod
+    def metrics(cls, labels: Sequence[str]) -> tuple[str, ...]:
+        return ("accuracy", "f1", "macro_f1", "matthews") if len(labels) == 2 else ("accuracy", "macro_f1", "matthews")
+
+    @classmethod
+    def label_names(cls, table: Table, column: str, indices: Sequence[int], separator: str | None) -> tuple[str, ...]:
+        labels = in_order(table.names(column, indices), table.classes.get(column, ()))
+        if len(labels) < 2:
+            raise DataError(
+                f"{table.name}: every label in column {column!r} is {labels[0]!r}; training needs two classes or more"
+            )
+        return labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.labels
+
+    def targets(self, table: Table, column: str, indices: Sequence[int]) -> list[int]:
+        names = table.names(column, indices)
+        return [index_of(self.labels, name, table, index, column) for index, name in zip(indices, names)]
+
+    def notes(self, train: Examples) -> list[str]:
+        counts = Counter(train.targets)
+        notes = []
+        if single := [repr(self.labels[label]) for label, count in sorted(counts.items()) if count == 1]:
+            names = ", ".join(single[:5]) + ", …" * (len(single) > 5)
+            has = f"Class {names} has" if len(single) == 1 else f"{len(single)} classes ({names}) have"
+            notes.append(f"{has} a single example: it trains, so that none is left for validation and test.")
+        for mark in "|;,":
+            parts = {part.strip() for label in self.labels for part in label.split(mark)}
+            mixed = [label for label in self.labels if mark in label]
+            if mixed and len(parts) < len(self.labels):
+                notes.append(
+                    f"Labels such as {mixed[0]!r} are read as one class; if they are several, add --label-separator '{mark}'."
+                )
+        return notes
+
+    @staticmethod
+    def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:
+        """Mean cross-entropy over the run's own classes."""
+        own = logits.masked_fill(foreign(batch.outputs, logits.shape[-1])[:, None], -torch.inf)
+        return weighted_mean(F.cross_entropy(own.mT, batch.targets, reduction="none"), batch.weights)
+
+    def decide(self, logits: Float[Tensor, "example output"], encoded: Encoded) -> list[int]:
+        return logits[:, : self.outputs].argmax(dim=-1).tolist()
+
+    def present(
+        self, logits: Float[Tensor, "example output"], encoded: Encoded, *, probabilities: bool
+    ) -> dict[str, list]:
+        columns: dict[str, list] = {"prediction": [self.labels[index] for index in self.decide(logits, encoded)]}
+        if probabilities:
+            columns |= probability_columns(self.labels, logits[:, : self.outputs].softmax(dim=-1))
+        return columns
+
+    def constant(self, train: Sequence[int]) -> int:
+        """The largest class."""
+        return Counter(train).most_common(1)[0][0]

@@ -1,0 +1,105 @@
+"""Any number of classes per example."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from unipelt.data import Columns, Examples, Table
+from unipelt.data.tables import class_name, declared_name, is_missing
+from unipelt.errors import DataError
+from unipelt.tasks.base import Task
+from unipelt.tasks.batches import Batch, Encoded, foreign, weighted_mean
+from unipelt.tasks.labels import in_order, index_of, probability_columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabel(Task):
+    """Any number of classes per example; targets are lists of 0 and 1, one per class."""
+
+    kind: ClassVar[str] = "multi-label"
+    problem_type: ClassVar[str | None] = "multi_label_classification"
+    separator: str = "|"
+    """between the class names in a cell; a cell that is a list, as in JSON, needs none"""
+
+    @classmethod
+    def matches(cls, table: Table, columns: Columns, separator: str | None) -> bool:
+        label = table.columns.get(columns.label or "", [])
+        return separator is not None or any(isinstance(value, list) for value in label)
+
+    @classmethod
+    def required(cls, columns: Columns) -> tuple[str | None, ...]:
+        return columns.text, columns.text_pair
+
+    @classmethod
+    def metrics(cls, labels: Sequence[str]) -> tuple[str, ...]:
+        return "micro_f1", "macro_f1", "accuracy"
+
+    @classmethod
+    def settings(cls, name: str, separator: str | None) -> dict[str, Any]:
+        return {"separator": separator or "|"}
+
+    @classmethod
+    def label_names(cls, table: Table, column: str, indices: Sequence[int], separator: str | None) -> tuple[str, ...]:
+        found = [name for index in indices for name in _split(table, column, index, separator or "|")]
+        labels = in_order(found, table.classes.get(column, ()))
+        if len(labels) < 2:
+            raise DataError(f"{table.name}: column {column!r} names {len(labels)} classes; training needs two or more")
+        return labels
+
+    def targets(self, table: Table, column: str, indices: Sequence[int]) -> list[list[int]]:
+        found = []
+        for index in indices:
+            own = [0] * len(self.labels)
+            for name in _split(table, column, index, self.separator):
+                own[index_of(self.labels, name, table, index, column)] = 1
+            found.append(own)
+        return found
+
+    def notes(self, train: Examples) -> list[str]:
+        none = sum(not any(own) for own in train.targets or ())
+        return [f"{none} examples name no class: they are read as belonging to none."] * bool(none)
+
+    @classmethod
+    def stack(cls, targets: list[list[Any]], width: int) -> np.ndarray:
+        most = max(len(own[0]) for own in targets)
+        return np.array([[one + [0] * (most - len(one)) for one in own] for own in targets])
+
+    @staticmethod
+    def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:
+        """Mean binary cross-entropy over the run's own classes."""
+        beyond = foreign(batch.outputs, logits.shape[-1])[:, None]
+        targets = F.pad(batch.targets, (0, logits.shape[-1] - batch.targets.shape[-1])).to(logits.dtype)
+        each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").masked_fill(beyond, 0.0)
+        return weighted_mean(each.sum(dim=-1) / batch.outputs[:, None], batch.weights)
+
+    def decide(self, logits: Float[Tensor, "example output"], encoded: Encoded) -> list[list[int]]:
+        """Every class with a probability over one half."""
+        return (logits[:, : self.outputs] > 0).int().tolist()
+
+    def present(
+        self, logits: Float[Tensor, "example output"], encoded: Encoded, *, probabilities: bool
+    ) -> dict[str, list]:
+        said = [[name for name, one in zip(self.labels, own) if one] for own in self.decide(logits, encoded)]
+        columns: dict[str, list] = {"prediction": [self.separator.join(names) for names in said]}
+        if probabilities:
+            columns |= probability_columns(self.labels, logits[:, : self.outputs].sigmoid())
+        return columns
+
+    def constant(self, train: Sequence[list[int]]) -> list[int]:
+        """The classes that more than half of the examples have."""
+        return [int(2 * sum(column) > len(train)) for column in zip(*train)]
+
+
+def _split(table: Table, column: str, index: int, separator: str) -> list[str]:
+    """The class names in a cell; an empty cell names none."""
+    cell, declared = table.columns[column][index], table.classes.get(column, ())
+    if is_missing(cell):
+        return []
+    parts = cell if isinstance(cell, list) else [cell] if declared else str(class_name(cell)).split(separator)
+    names = [class_name(declared_name(part, declared, table.example(index), column)) for part in parts]
+    return [name for name in names if name]

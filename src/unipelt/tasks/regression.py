@@ -1,0 +1,92 @@
+"""A number per example."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from unipelt.data import Columns, Table
+from unipelt.data.tables import as_number
+from unipelt.errors import DataError
+from unipelt.tasks.base import Task
+from unipelt.tasks.batches import Batch, Encoded, Part, weighted_mean
+
+LARGEST = 1e30  # beyond it, a head that is rescaled to the targets' unit leaves float32
+ORDINARY = 10.0  # largest size of a target, and the inverse of the least spread, that is trained as it stands
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression(Task):
+    """A number per example; targets are floats."""
+
+    kind: ClassVar[str] = "regression"
+    problem_type: ClassVar[str | None] = "regression"
+    mean: float = 0.0
+    deviation: float = 1.0
+    """while a run trains, its head's output is (target - mean) / deviation"""
+
+    @classmethod
+    def matches(cls, table: Table, columns: Columns, separator: str | None) -> bool:
+        """Numbers with a fraction. Raises DataError for labels that could be classes or numbers."""
+        if separator is not None or columns.label is None or columns.label in table.classes:
+            return False
+        values = table.columns[columns.label]
+        numbers = [number for value in values if (number := as_number(value)) is not None]
+        if len(numbers) == len(values) and any(number % 1 for number in numbers):
+            return True
+        different = len({str(value) for value in values})
+        if different > 20 and 2 * different > len(values):  # more than half of the labels occur once: no classes
+            raise DataError(
+                f"{table.name}: column {columns.label!r} has {different} different labels in {len(values)} examples; "
+                "choose another with --label-column, or add --kind classification or --kind regression"
+            )
+        return False
+
+    @classmethod
+    def metrics(cls, labels: Sequence[str]) -> tuple[str, ...]:
+        return "spearman", "pearson", "rmse", "mae"
+
+    def targets(self, table: Table, column: str, indices: Sequence[int]) -> list[float]:
+        return table.numbers(column, indices, LARGEST)
+
+    @property
+    def unit(self) -> tuple[float, float]:
+        return self.mean, self.deviation
+
+    def fit(self, targets: Sequence[float], *, bias: bool | None) -> "Regression":
+        """The task in standard units of these targets; targets of ordinary size, such as STS-B's 0 to 5, stay as the papers train."""
+        ordinary = max(map(abs, targets)) <= ORDINARY and pstdev(targets) >= 1 / ORDINARY
+        if bias is None or ordinary:
+            return self
+        mean = fmean(targets) if bias else 0.0
+        return replace(self, mean=mean, deviation=math.sqrt(fmean((one - mean) ** 2 for one in targets)) or 1.0)
+
+    def numeric(self, part: Part) -> list[float]:
+        return [(target - self.mean) / self.deviation for target in super().numeric(part)]
+
+    @staticmethod
+    def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:
+        """Mean squared error, in the unit that each run trains in."""
+        return weighted_mean((logits[..., 0] - batch.targets.to(logits.dtype)).square(), batch.weights)
+
+    def decide(self, logits: Float[Tensor, "example output"], encoded: Encoded) -> list[float]:
+        return (logits[:, 0].double() * self.deviation + self.mean).tolist()
+
+    def present(
+        self, logits: Float[Tensor, "example output"], encoded: Encoded, *, probabilities: bool
+    ) -> dict[str, list]:
+        if probabilities:
+            raise DataError("--proba: a regression predicts a number and has no classes; leave it out")
+        return {"prediction": [round(value, 6) for value in self.decide(logits, encoded)]}
+
+    def constant(self, train: Sequence[float]) -> float:
+        """The mean."""
+        return fmean(train)
+
+    def describe(self) -> dict[str, Any]:
+        """Without the training unit: a trained head is rescaled to the targets' own."""
+        return {name: value for name, value in super().describe().items() if name not in ("mean", "deviation")}

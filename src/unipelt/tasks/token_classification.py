@@ -1,0 +1,82 @@
+"""One class per word: named entities, parts of speech."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unipelt.data import Columns, Table
+from unipelt.errors import DataError
+from unipelt.tasks.base import Task
+from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, foreign, token_mean
+from unipelt.tasks.labels import in_order, index_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClassification(Task):
+    """A tag per word, read at the word's first token; targets are lists of tags such as B-PER."""
+
+    kind: ClassVar[str] = "token-classification"
+    auto: ClassVar[str] = "AutoModelForTokenClassification"
+    pooled: ClassVar[bool] = False
+
+    @classmethod
+    def matches(cls, table: Table, columns: Columns, separator: str | None) -> bool:
+        return any(isinstance(cell, list) for cell in table.columns[columns.text])
+
+    @classmethod
+    def metrics(cls, labels: Sequence[str]) -> tuple[str, ...]:
+        return ("span_f1",)
+
+    @classmethod
+    def label_names(cls, table: Table, column: str, indices: Sequence[int], separator: str | None) -> tuple[str, ...]:
+        return in_order(chain(*table.lists(column, indices)), table.classes.get(column, ()))
+
+    def inputs(self, table: Table, columns: Columns, indices: Sequence[int]) -> dict[str, list]:
+        return {"tokens": table.lists(columns.text, indices)}
+
+    def targets(self, table: Table, column: str, indices: Sequence[int]) -> list[list[str]]:
+        found = table.lists(column, indices)
+        for index, words, tags in zip(indices, table.lists(self.columns.text, indices), found):
+            if len(tags) != len(words):
+                raise DataError(
+                    f"{table.example(index)}: {len(words)} words and {len(tags)} tags; expected a tag per word"
+                )
+            for tag in tags:
+                index_of(self.labels, tag, table, index, column)
+        return found
+
+    def numeric(self, part: Part) -> list[np.ndarray]:
+        rows = []
+        for index, tags in zip(part.indices, super().numeric(part)):
+            row = np.full(len(part.encoded.features["input_ids"][index]), IGNORED)
+            for token, tag in zip(part.encoded.first_tokens[index], tags or ()):
+                if token >= 0:
+                    row[token] = self.labels.index(tag)
+            rows.append(row)
+        return rows
+
+    @staticmethod
+    def loss(logits: Float[Tensor, "run block seq output"], batch: Batch) -> Float[Tensor, " run"]:
+        """Mean cross-entropy over the run's own words and classes."""
+        beyond = foreign(batch.outputs, logits.shape[-1])[:, None, None]
+        return token_mean(logits.masked_fill(beyond, -torch.inf), batch.targets, batch.weights)
+
+    def decide(self, logits: Float[Tensor, "example seq output"], encoded: Encoded) -> list[list[str]]:
+        """A tag per word; for a word that was cut off, O where that is a tag."""
+        best = logits[..., : self.outputs].argmax(dim=-1).tolist()
+        outside = "O" if "O" in self.labels else self.labels[0]
+        pairs = zip(best, encoded.first_tokens)
+        return [[self.labels[own[token]] if token >= 0 else outside for token in tokens] for own, tokens in pairs]
+
+    def present(
+        self, logits: Float[Tensor, "example seq output"], encoded: Encoded, *, probabilities: bool
+    ) -> dict[str, list]:
+        if probabilities:
+            raise DataError("--proba: a prediction is a list of tags; leave it out")
+        return {"prediction": self.decide(logits, encoded)}

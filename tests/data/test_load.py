@@ -1,0 +1,162 @@
+"""One name for every kind of data, the hub's behind a stand-in; and what importing the package costs."""
+
+import subprocess
+import sys
+
+import datasets
+import pytest
+
+from unipelt.data import Examples, split
+from unipelt.errors import DataError
+from unipelt.tasks.registry import load
+
+HEADER = "text,label\n"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands in for datasets.load_dataset: answers with the splits put into it."""
+    answers = {}
+
+    def load_dataset(name, config=None):
+        if name not in answers:
+            raise ConnectionError("cannot reach the hub.\nTry later.")
+        return answers[name]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return answers
+
+
+def rows(labels, word="text"):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    texts = [f"{word} {index}" for index in range(len(labels))]
+    return datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
+
+
+def test_a_test_file_is_read_with_the_columns_and_labels_of_training(tmp_path):
+    train, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    train.write_text("words,grade\na b,3\nc d,1\n")
+    test.write_text("grade,text,words\n3,other,e f\n3,other,g h\n")
+    assert load(train, test=test)[1].test == Examples(inputs={"text": ["e f", "g h"]}, targets=[1, 1])
+    test.write_text("grade,words\n3,e f\n7,g h\n")
+    with pytest.raises(DataError, match=r"test.csv, example 2 .*'7' .* did not occur in training"):
+        load(train, test=test)
+    test.write_text("grade,wods\n3,e f\n")
+    with pytest.raises(DataError, match=r"test.csv has no column 'words'.*did you mean 'wods'"):
+        load(train, test=test)
+
+
+def test_given_sets_are_used_whole(tmp_path):
+    paths = {name: tmp_path / f"{name}.csv" for name in ("train", "validation", "test")}
+    for name, path in paths.items():
+        path.write_text("text,label,author\n" + "".join(f"{name} {i},{i % 2},{name} {i // 3}\n" for i in range(30)))
+    dataset = load(paths["train"], validation=paths["validation"], test=paths["test"], group_column="author")[1]
+    assert all(dataset.source.count(str(path)) == 1 for path in paths.values())
+    parts = split(dataset, "all", seed=0)
+    for name, part in parts.parts.items():
+        assert len(part) == 30 and all(text.startswith(name) for text in part.inputs["text"])
+    assert parts.validation.groups[:4] == [*["validation 0"] * 3, "validation 1"] and not parts.notes
+
+
+@pytest.mark.parametrize("name", ["docstings", "Docstrings", "ssst2", "MRPC"])
+def test_a_misspelt_name_gets_the_nearest(name):
+    with pytest.raises(DataError, match=r"did you mean '(docstrings|sst2|mrpc)'"):
+        load(name)
+
+
+def test_a_missing_file_is_no_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("reviews.csv", tmp_path / "reviews", "data/reviews"):
+        with pytest.raises(DataError, match="does not exist"):
+            load(name)
+
+
+def test_options_are_refused_where_they_count_for_nothing(hub):
+    for name, given, expected in (
+        ("sst2", {"text_column": "a", "label_column": "b"}, "leave out --text-column, --label-column"),
+        ("docstrings", {"test": "test.csv"}, "docstrings knows its own columns and test set; leave out --test"),
+        ("docstrings", {"data_dir": "glue"}, "leave out --data-dir"),
+        ("owner/name", {"test": "test.csv", "data_dir": "glue"}, "data set of the hub.*leave out --test, --data-dir"),
+        ("new.csv", {"data_dir": "glue"}, "is a file, and --data-dir .*; leave out --data-dir"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            load(name, **given)
+
+
+def test_examples_without_a_group_are_alone(tmp_path):
+    train, validation = tmp_path / "train.csv", tmp_path / "validation.jsonl"
+    train.write_text("text,label,author\na b,0,\nc d,1,7\ne f,0,7\ng h,1, \n")
+    validation.write_text('{"text": "i", "label": 0, "author": null}\n{"text": "j", "label": 1, "author": 7.0}\n')
+    dataset = load(train, validation=validation, group_column="author")[1]
+    assert dataset.train.groups[1:3] == ["7", "7"] and dataset.validation.groups[1] == "7", "in whatever format"
+    assert len({*dataset.train.groups, *dataset.validation.groups}) == 4
+
+
+@pytest.mark.parametrize("way", ["itself", "a copy"])
+def test_training_examples_are_no_test_examples(tmp_path, way):
+    path = tmp_path / "train.csv"
+    path.write_text(HEADER + "a b,3\nc d,1\n")
+    test = path if way == "itself" else tmp_path / "test.csv"
+    test.write_bytes(path.read_bytes())
+    for name in ("validation", "test"):
+        with pytest.raises(DataError, match=rf"--{name} .*: has the very examples of .*train.csv; leave it out"):
+            load(path, **{name: test})
+
+
+def test_a_hub_out_of_reach_is_one_line(hub):
+    with pytest.raises(DataError, match=r"nyu-mll/glue .*cannot reach the hub.*--data-dir") as caught:
+        load("sst2")
+    assert "\n" not in str(caught.value)
+
+
+def test_glue_from_the_hub_is_glue_from_a_folder(hub, tmp_path):
+    columns = {"sentence": ["a b", "c d", "e f"], "label": [1, 0, 1], "idx": [0, 1, 2]}
+    names = datasets.ClassLabel(names=["negative", "positive"])
+    features = datasets.Features({"sentence": datasets.Value("string"), "label": names, "idx": datasets.Value("int32")})
+    table = datasets.Dataset.from_dict(columns, features=features)
+    other = datasets.Dataset.from_dict(columns | {"sentence": ["g", "h", "i"]}, features=features)
+    withheld = datasets.Dataset.from_dict({**columns, "label": [-1] * 3}, features=features)
+    hub["nyu-mll/glue"] = datasets.DatasetDict({"train": table, "validation": other, "test": withheld})
+    (tmp_path / "sst2").mkdir()
+    for part, rows_ in (("train", table), ("validation", other)):
+        rows_.to_parquet(tmp_path / "sst2" / f"{part}.parquet")
+    (task, online), (same, local) = load("sst2"), load("sst2", data_dir=tmp_path)
+    assert task == same and (online.train, online.test) == (local.train, local.test)
+
+
+def test_a_hub_data_set_brings_its_names_and_splits(hub):
+    train, test, withheld = rows([0, 1, 1]), rows([1, 0], "test"), rows([-1, -1])
+    hub["owner/name"] = datasets.DatasetDict({"train": train, "validation": test, "test": withheld})
+    task, dataset = load("owner/name")
+    assert task.labels == ("no", "yes") and task.name == "name"
+    assert dataset.test.inputs["text"] == ["test 0", "test 1"] and dataset.validation is None
+    hub["owner/name"] = datasets.DatasetDict({"train": train, "validation": rows([1], "validation"), "test": test})
+    dataset = load("owner/name")[1]
+    assert (len(dataset.test), len(dataset.validation)) == (2, 1)
+    hub["owner/name"] = datasets.DatasetDict({"validation": train})
+    with pytest.raises(DataError, match="no split 'train' but validation"):
+        load("owner/name")
+
+
+def test_examples_are_values():
+    pair = Examples(inputs={"text": ["a", "b"], "text_pair": ["c", "d"]}, targets=[0, 1])
+    assert len(pair) == 2
+    assert pair.take([1]) == Examples(inputs={"text": ["b"], "text_pair": ["d"]}, targets=[1])
+    assert pair.take([0, 1]).fingerprint == pair.fingerprint
+    different = [
+        pair.take([1, 0]),
+        Examples(inputs=pair.inputs, targets=[1, 0]),
+        Examples(inputs={"text": ["a", "b"]}, targets=[0, 1]),
+        Examples(inputs={"text": ["ab", ""], "text_pair": ["c", "d"]}, targets=[0, 1]),
+    ]
+    assert len({one.fingerprint for one in [pair, *different]}) == 5
+    with pytest.raises(DataError, match=r"unequal length \[1, 2\]"):
+        Examples(inputs={"text": ["a", "b"], "text_pair": ["c"]})
+
+
+def test_importing_data_loads_nothing_heavy():
+    program = "import sys, unipelt.data; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in ran.stdout.split()}
+    assert not loaded & {"torch", "transformers", "datasets", "pyarrow", "sklearn", "scipy", "numpy", "pandas"}
