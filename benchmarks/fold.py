@@ -33,14 +33,14 @@ def main() -> None:
     from unipelt import data
     from unipelt.checkpoint.bases import load_base
     from unipelt.checkpoint.description import describe
-    from unipelt.tasks.metrics import score
-    from unipelt.train.batches import encode
-    from unipelt.train.evaluation import decisions, predict
+    from unipelt.tasks.registry import load
+    from unipelt.train.evaluation import predict
     from unipelt.train.predictor import Predictor
 
     torch.set_num_threads(1)
-    splits = data.split(data.load(given.task, data_dir=given.data_dir), given.k, given.seed, given.validation_rows)
-    task, test = splits.task, splits.test
+    task, dataset = load(given.task, data_dir=given.data_dir)
+    splits = data.split(dataset, given.k, given.seed, given.validation_rows)
+    test = splits.test
 
     runs = {"unfolded": Predictor.load(given.run, device="cpu")}
     tokenizer, longest = runs["unfolded"].tokenizer, runs["unfolded"].max_length
@@ -55,13 +55,14 @@ def main() -> None:
             said = predictor.fold(splits.validation, deviation=deviation)
             cells = [f"{said.share(done):.3f}" for done in ("kept", "fixed", "merged", "dropped")]
             cells += [f"{said.before:.4f}", f"{said.after:.4f}", f"{said.moved:.2g}"]
-        logits = predict(predictor.model, tokenizer, [encode(tokenizer, test, longest)])[0]
-        cells.insert(6, f"{score(task, decisions(task, logits), test.labels)[task.metric]:.4f}")
+        coded = task.encode(tokenizer, test, longest)
+        logits = predict(predictor.model, tokenizer, [coded])[0]
+        cells.insert(6, f"{task.score(task.decide(logits, coded), test.targets)[task.metric]:.4f}")
         print("| " + " | ".join([name, *cells]) + " |", flush=True)
 
-    models = {"plain": load_base(describe(given.run).base["name"], classes=len(task.labels) or 1)}
+    models = {"plain": load_base(describe(given.run).base["name"], classes=task.outputs)}
     models |= {name: predictor.model for name, predictor in runs.items()}
-    timed = [encode(tokenizer, test.take(range(min(given.rows, len(test)))), longest)]
+    timed = [task.encode(tokenizer, test.take(range(min(given.rows, len(test)))), longest)]
     taken: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(given.rounds + 1):  # the first warms up
         for name, model in models.items():

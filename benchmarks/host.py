@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from unipelt.train.batches import Encoded, collate
+from unipelt.tasks.batches import Encoded, Part, model_inputs
 
 WORDS = SimpleNamespace(pad_token_id=0, pad_token_type_id=0)
 CPU = torch.device("cpu")
-Parts = list[tuple[Encoded, list[int]]]
+Parts = list[Part]
 
 
 def made(runs: int, shortest: int, longest: int, rows: int = 16, every: int = 1000) -> Parts:
@@ -30,7 +30,7 @@ def made(runs: int, shortest: int, longest: int, rows: int = 16, every: int = 10
         ids = [chance.integers(1, 30_000, chance.integers(shortest, longest + 1)).astype(np.int32) for _ in range(every)]  # fmt: skip
         ones, zeros = [np.ones_like(row) for row in ids], [np.zeros_like(row) for row in ids]
         coded = Encoded({"input_ids": ids, "token_type_ids": zeros, "attention_mask": ones}, None, longest)
-        parts.append((coded, chance.choice(every, rows, replace=False).tolist()))
+        parts.append(Part(None, coded, chance.choice(every, rows, replace=False).tolist()))
     return parts
 
 
@@ -60,8 +60,8 @@ def main() -> None:
     for shortest, longest in ((128, 128), (20, 60)):
         for runs in given.runs:
             parts = made(runs, shortest, longest)
-            lists = [({n: [row.tolist() for row in rows] for n, rows in one.features.items()}, mine) for one, mine in parts]  # fmt: skip
-            ours, theirs = partial(collate, parts, WORDS, CPU), partial(of_lists, lists)
+            lists = [({n: [row.tolist() for row in rows] for n, rows in one.encoded.features.items()}, one.indices) for one in parts]  # fmt: skip
+            ours, theirs = partial(model_inputs, parts, WORDS, CPU), partial(of_lists, lists)
             assert all(torch.equal(ours()[0][name], value) for name, value in theirs().items())
             turns = [(milliseconds(ours), milliseconds(theirs)) for _ in range(given.rounds)]
             times = [median(column) for column in zip(*turns)]

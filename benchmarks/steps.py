@@ -103,8 +103,9 @@ def fleet_of(model: Any, made: list[dict[str, Any]], runs: int) -> Any:
     all between is captured. Examples lie as a study's do, like lengths together."""
     import numpy as np
 
-    from unipelt.data import Task
-    from unipelt.train.batches import Encoded
+    from unipelt.data import Columns
+    from unipelt.tasks.batches import Encoded
+    from unipelt.tasks.classification import Classification
     from unipelt.train.fleet import Fleet
     from unipelt.train.recipes import Recipe
     from unipelt.train.records import RunKey
@@ -123,7 +124,7 @@ def fleet_of(model: Any, made: list[dict[str, Any]], runs: int) -> Any:
             for name, kept in features.items():
                 kept += [row[mask] for row, mask in zip(mine[name], real)]
             labels += mine["labels"].tolist()
-        task = Task(name="random", kind="classification", labels=("no", "yes"), metric="accuracy", pair=False)
+        task = Classification(name="random", metric="accuracy", columns=Columns(text="text"), labels=("no", "yes"))
         longest = max(len(row) for row in features["input_ids"])
         rows = Encoded({name: [np.array(row) for row in kept] for name, kept in features.items()}, labels, longest)
         key = RunKey(task="random", k="all", method="", seed=run, lr=None)

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
-from unipelt.data import causal_texts, class_counts, load_docstrings
+from unipelt.data import causal_texts
 from unipelt.data.builtin import (
     ALIKE,
     AREAS,
@@ -19,18 +20,19 @@ from unipelt.data.builtin import (
     words,
 )
 from unipelt.errors import DataError
+from unipelt.tasks.registry import load
 
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_docstrings()
+    return load("docstrings")[1]
 
 
 def test_a_few_thousand_rows_of_every_area(dataset):
-    assert dataset.task.labels == tuple(AREAS) and 6 <= len(AREAS) <= 8
+    assert dataset.classes == tuple(AREAS) and 6 <= len(AREAS) <= 8
     assert len(dataset.train) >= 3000 and len(dataset.test) >= 500
     for rows in (dataset.train, dataset.test):
-        counts = class_counts(dataset.task, rows).values()
+        counts = Counter(rows.targets).values()
         assert sum(counts) == len(rows)
         assert max(counts) < 3 * min(counts)  # no area drowns another
 
@@ -41,21 +43,21 @@ def test_no_module_stands_in_two_areas():
 
 
 def test_rows_are_prose_of_bounded_length(dataset):
-    for text in dataset.train.first + dataset.test.first:
+    for text in dataset.train.inputs["text"] + dataset.test.inputs["text"]:
         assert len(text.split()) <= LONGEST and len(words(text)) >= SHORTEST
         assert ">>>" not in text and "\n" not in text and text == text.strip()
 
 
 def test_no_test_row_is_like_a_train_row(dataset):
     """Jaccard similarity by brute force over the rows that share a word triple with the test row."""
-    train = [shingles(text) for text in dataset.train.first]
-    for text in dataset.test.first[::10]:
+    train = [shingles(text) for text in dataset.train.inputs["text"]]
+    for text in dataset.test.inputs["text"][::10]:
         parts = shingles(text)
         assert max(len(parts & other) / len(parts | other) for other in train) < ALIKE
 
 
 def test_no_text_occurs_twice(dataset):
-    keys = [" ".join(words(text)) for text in dataset.train.first + dataset.test.first]
+    keys = [" ".join(words(text)) for text in dataset.train.inputs["text"] + dataset.test.inputs["text"]]
     assert len(keys) == len(set(keys))
 
 
@@ -73,24 +75,24 @@ def test_the_count_of_what_was_left_out_is_said(dataset):
 def test_rows_do_not_depend_on_the_process(dataset):
     """Another hash seed, other modules imported: the same rows in the same order."""
     program = (
-        "import email, json; from unipelt.data import load_docstrings; print(load_docstrings().train.fingerprint())"
+        "import email, json; from unipelt.tasks.registry import load; print(load('docstrings')[1].train.fingerprint)"
     )
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         ran = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
         )
-        assert ran.stdout.strip() == dataset.train.fingerprint()
+        assert ran.stdout.strip() == dataset.train.fingerprint
 
 
 def test_causal_texts_are_the_same_docstrings(dataset):
     train, held_out = causal_texts()
-    assert (train, held_out) == (dataset.train.first, dataset.test.first)
+    assert (train, held_out) == (dataset.train.inputs["text"], dataset.test.inputs["text"])
 
 
 def test_what_a_caller_changes_stays_with_the_caller(dataset):
-    load_docstrings().train.first.clear()
-    assert load_docstrings().train == dataset.train
+    load("docstrings")[1].train.inputs["text"].clear()
+    assert load("docstrings")[1].train == dataset.train
 
 
 def test_cleaning_keeps_prose():

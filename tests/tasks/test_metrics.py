@@ -9,12 +9,15 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from unipelt.data import Task
+from unipelt.data import Columns
 from unipelt.errors import DataError
-from unipelt.tasks.metrics import METRICS, score
+from unipelt.tasks.classification import Classification
+from unipelt.tasks.metrics import METRICS
+from unipelt.tasks.regression import Regression
 
-CLASSES = Task(name="made", kind="classification", labels=("no", "yes"), metric="f1", pair=False)
-NUMBERS = Task(name="made", kind="regression", labels=(), metric="spearman", pair=False)
+COLUMNS = Columns(text="text")
+CLASSES = Classification(name="made", labels=("no", "yes"), metric="f1", columns=COLUMNS)
+NUMBERS = Regression(name="made", metric="spearman", columns=COLUMNS)
 stream = Random(0)
 LABELS = [stream.randrange(2) for _ in range(200)]
 GUESSES = [label if stream.random() < 0.7 else 1 - label for label in LABELS]
@@ -106,36 +109,34 @@ def test_f1_without_a_positive_is_zero():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_run_that_diverged_scores_zero(bad):
-    assert score(NUMBERS, [bad, 1.0, 2.0], [0.0, 1.0, 2.0]) == {"spearman": 0.0, "pearson": 0.0}
+    assert NUMBERS.score([bad, 1.0, 2.0], [0.0, 1.0, 2.0]) == {"spearman": 0.0, "pearson": 0.0}
 
 
 def test_nearly_constant_predictions_raise_no_warning():
-    found = score(NUMBERS, [1.0, 1.0 + 1e-16, 1.0 + 3e-16], [0.0, 1.0, 2.0])
+    found = NUMBERS.score([1.0, 1.0 + 1e-16, 1.0 + 3e-16], [0.0, 1.0, 2.0])
     assert all(-1 <= found[name] <= 1 for name in ("spearman", "pearson"))
 
 
 def test_a_regressions_error_is_in_the_labels_unit():
-    assert score(NUMBERS, [12.0, 16.0, 40.0], [15.0, 20.0, 40.0])["rmse"] == pytest.approx(math.sqrt(25 / 3))
-    assert "rmse" not in score(NUMBERS, [1e308, 2.0], [-1e308, 1.0])
+    assert NUMBERS.score([12.0, 16.0, 40.0], [15.0, 20.0, 40.0])["rmse"] == pytest.approx(math.sqrt(25 / 3))
+    assert "rmse" not in NUMBERS.score([1e308, 2.0], [-1e308, 1.0])
 
 
 def test_the_main_metric_comes_first():
-    assert next(iter(score(CLASSES, GUESSES, LABELS))) == "f1"
-    assert next(iter(score(NUMBERS, [0.0, 1.0], [0.0, 1.0]))) == "spearman"
-    three = Task(name="made", kind="classification", labels=("a", "b", "c"), metric="accuracy", pair=False)
-    assert list(score(three, [0, 1, 2], [0, 1, 1])) == ["accuracy", "macro_f1", "matthews"]
+    assert next(iter(CLASSES.score(GUESSES, LABELS))) == "f1"
+    assert next(iter(NUMBERS.score([0.0, 1.0], [0.0, 1.0]))) == "spearman"
+    three = Classification(name="made", labels=("a", "b", "c"), metric="accuracy", columns=COLUMNS)
+    assert list(three.score([0, 1, 2], [0, 1, 1])) == ["accuracy", "macro_f1", "matthews"]
 
 
 def test_every_score_is_a_plain_float():
     for task, values in ((CLASSES, LABELS), (NUMBERS, [float(value) for value in LABELS])):
-        scores = score(task, numpy.array(values), numpy.array(values))
+        scores = task.score(numpy.array(values), numpy.array(values))
         assert all(type(value) is float for value in scores.values())
 
 
 def test_mistakes():
     with pytest.raises(DataError, match="2 predictions for 3 labels"):
-        score(CLASSES, [0, 1], [0, 1, 1])
+        CLASSES.score([0, 1], [0, 1, 1])
     with pytest.raises(DataError, match="0 predictions for 0 labels"):
-        score(CLASSES, [], [])
-    with pytest.raises(DataError, match="did you mean 'accuracy'"):
-        score(Task(name="made", kind="classification", labels=("a", "b"), metric="acuracy", pair=False), [0], [0])
+        CLASSES.score([], [])

@@ -9,8 +9,10 @@ import torch
 from laws.lawbook import small
 
 import unipelt
-from unipelt.data import Task
-from unipelt.train.batches import Encoded
+from unipelt.data import Columns
+from unipelt.tasks.batches import Encoded
+from unipelt.tasks.classification import Classification
+from unipelt.tasks.regression import Regression
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunKey
@@ -43,8 +45,8 @@ def rows(count: int, seed: int = 0, classes: int = CLASSES) -> Encoded:
 
 
 def plan(seed: int = 0, train: int = 20, validation: int = 17, classes: int = CLASSES, **recipe: Any) -> Plan:
-    kind, metric = ("classification", "accuracy") if classes else ("regression", "spearman")
-    task = Task(name="words", kind=kind, labels=tuple("abcdef"[:classes]), metric=metric, pair=False)
+    kind, metric = (Classification, "accuracy") if classes else (Regression, "spearman")
+    task = kind(name="words", metric=metric, columns=Columns(text="text"), labels=tuple("abcdef"[:classes]))
     recipe = {"lr": 1e-2, "epochs": 3, "batch_size": 8, "patience": 0} | recipe
     given = rows(train, seed, classes), rows(validation, seed + 100, classes)
     key = RunKey(task="words", k=train, method="small", seed=seed, lr=recipe["lr"])

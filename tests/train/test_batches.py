@@ -6,9 +6,9 @@ import tiny
 import torch
 
 from train.fleets import Words, rows
-from unipelt.data import Examples
 from unipelt.inject.shapes import bucket, most_tokens
-from unipelt.train.batches import Encoded, collate, encode, epoch_order, longest_first
+from unipelt.tasks.batches import Encoded, Part, model_inputs
+from unipelt.train.batches import epoch_order, longest_first
 from unipelt.train.evaluation import rows_each
 
 CPU = torch.device("cpu")
@@ -62,7 +62,8 @@ def test_a_gpu_takes_no_more_tokens_than_of_the_longest_rows():
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_is_on_the_right_and_blocks_are_filled_with_rows_that_do_not_count(side: str):
     data, other = rows(6, seed=1), rows(6, seed=2)
-    inputs, weights = collate([(data, [0, 3, 5]), (other, [2])], Words(pad_token_id=9, padding_side=side), CPU)
+    parts = [Part(None, data, [0, 3, 5]), Part(None, other, [2])]
+    inputs, _, weights = model_inputs(parts, Words(pad_token_id=9, padding_side=side), CPU)
     assert weights.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert inputs["input_ids"].shape == inputs["attention_mask"].shape
     expected = [data.features["input_ids"][row] for row in (0, 3, 5)] + [other.features["input_ids"][2]] * 3
@@ -74,9 +75,11 @@ def test_padding_is_on_the_right_and_blocks_are_filled_with_rows_that_do_not_cou
 
 def test_no_batch_is_wider_than_the_base_has_positions():
     data = Encoded({"input_ids": [np.full(13, 5), np.full(2, 6)]}, None, longest=13)
-    assert collate([(data, [0, 1])], Words(), CPU)[0]["input_ids"].shape == (2, 13)
-    assert collate([(data, [1])], Words(), CPU)[0]["input_ids"].shape == (1, 2), "a CPU pads no further than it must"
-    assert collate([(data, [1])], Words(), torch.device("meta"))[0]["input_ids"].shape == (1, 8)
+    assert model_inputs([Part(None, data, [0, 1])], Words(), CPU)[0]["input_ids"].shape == (2, 13)
+    assert model_inputs([Part(None, data, [1])], Words(), CPU)[0]["input_ids"].shape == (1, 2), (
+        "a CPU pads no further than it must"
+    )
+    assert model_inputs([Part(None, data, [1])], Words(), torch.device("meta"))[0]["input_ids"].shape == (1, 8)
 
 
 def test_the_lengths_that_cost_a_graph_are_few_and_near():
@@ -93,19 +96,3 @@ def test_a_row_of_the_most_tokens_fits_the_base(arch: str):
     if arch != "t5":
         tiny_inputs = tiny.inputs(arch, model, batch=1, length=most, pads=(0,))
         assert model(**tiny_inputs).logits.isfinite().all()
-
-
-def test_texts_are_cut_to_the_shorter_of_both_limits():
-    class Letters(Words):
-        model_max_length = 6
-
-        def __call__(self, first, second, truncation, max_length, padding):
-            assert truncation and not padding
-            pairs = zip(first, second or [""] * len(first))
-            return {"input_ids": [[ord(letter) for letter in (a + b)[:max_length]] for a, b in pairs]}
-
-    given = Examples(first=["abcdefgh", "ab"], second=["x", "yz"], labels=[1, 0])
-    for limit, expected in ((4, ["abcd", "abyz"]), (100, ["abcdef", "abyz"])):
-        encoded = encode(Letters(), given, limit)
-        assert ["".join(map(chr, row)) for row in encoded.features["input_ids"]] == expected
-        assert (encoded.longest, encoded.labels, len(encoded)) == (min(limit, 6), [1, 0], 2)

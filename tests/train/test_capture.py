@@ -131,7 +131,7 @@ def test_a_step_looks_at_no_number(arch: str, preset: str, monkeypatch: pytest.M
     monkeypatch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
     rand = torch.rand  # transformers 5.17's OPT draws its LayerDrop on the host, which no device waits for
     monkeypatch.setattr(torch, "rand", lambda *size, **how: 1.0 if size == ([],) else rand(*size, **how))
-    plans = [plan(seed=1, weight_decay=0.1), plan(seed=2, classes=0)][: 1 if preset == "full" else 2]
+    plans = [plan(seed=1, weight_decay=0.1), plan(seed=2, classes=2)][: 1 if preset == "full" else 2]
     trained = fleet(plans, preset, arch=arch, dropout=True)
     batch = trained._batch()
     with Looks() as looks:

@@ -21,7 +21,7 @@ UNLIKE = {  # runs that differ in all that a fleet leaves to each run
     "short": lambda: plan(seed=2, train=33, lr=3e-2, epochs=1, weight_decay=0.1, lr_head=1e-3),
     "stops early": lambda: plan(seed=3, train=11, validation=30, lr=1e-3, epochs=9, patience=2),
     "two classes": lambda: plan(seed=4, train=17, batch_size=5, classes=2, clip=0.0, evaluate_every=2),
-    "regression": lambda: plan(seed=5, train=9, classes=0, clip=0.3, warmup=0.5),
+    "fewer classes": lambda: plan(seed=5, train=9, classes=2, clip=0.3, warmup=0.5),
 }
 
 
@@ -88,7 +88,7 @@ def test_a_run_stops_early_and_keeps_its_best():
     assert early.best == max(row["accuracy"] for row in early.curve) and early.best_epoch < early.curve[-1]["epoch"]
     for place, one in enumerate(plans):
         predicted = finished[place].record.predictions or []
-        right = sum(p == y for p, y in zip(predicted, one.validation.labels or []))
+        right = sum(p == y for p, y in zip(predicted, one.validation.targets or []))
         assert right / len(one.validation) == trained.progress[place].best == finished[place].record.validation, (
             "the parameters are not those of the best evaluation"
         )
@@ -97,12 +97,13 @@ def test_a_run_stops_early_and_keeps_its_best():
 @pytest.mark.parametrize("preset", ["unipelt-apl", "full"])
 def test_a_regression_is_trained_in_standard_units_and_answers_in_its_own(preset: str):
     """Targets a·y + b: the same training, to the bit of the best epoch, and answers that are a·(answer) + b."""
-    one = UNLIKE["regression"]()
-    far = [10_000.0 * label + 250_000.0 for label in one.train.labels]  # type: ignore[union-attr]
+    one = plan(seed=5, train=9, classes=0, clip=0.3, warmup=0.5)
+    far = [10_000.0 * target + 250_000.0 for target in one.train.targets or []]
     mean, deviation = 0.7, 1.3
     answers = []
-    for labels, unit in ((one.train.labels, (mean, deviation)), (far, (10_000 * mean + 250_000, 10_000 * deviation))):
-        given = replace(one, train=replace(one.train, labels=labels), unit=unit)
+    for targets, unit in ((one.train.targets, (mean, deviation)), (far, (10_000 * mean + 250_000, 10_000 * deviation))):
+        task = replace(one.task, mean=unit[0], deviation=unit[1])
+        given = replace(one, task=task, train=replace(one.train, targets=targets))
         answers.append(torch.tensor(train(fleet([given], preset))[0].record.predictions, dtype=torch.float64))
     assert answers[0].std() > 0.01
     torch.testing.assert_close(answers[1], 10_000 * answers[0] + 250_000, rtol=0, atol=0.02)  # predictions are rounded
@@ -113,7 +114,7 @@ def broken(kind: str) -> Plan:
     if kind == "grows":
         return plan(seed=7, lr=10.0, weight_decay=10.0, epochs=200)  # each step multiplies the values by -99
     one = plan(seed=7, classes=0)
-    return replace(one, train=replace(one.train, labels=[1e200] * len(one.train)))  # its square is no float64
+    return replace(one, train=replace(one.train, targets=[1e200] * len(one.train)))  # its square is no float64
 
 
 @pytest.mark.parametrize("kind", ["grows", "overflows"])
@@ -203,7 +204,7 @@ def test_the_loop_is_a_plain_torch_loop(preset: str, own: dict[str, float]):
         ids = [one.train.features["input_ids"][row].tolist() for row in batch]
         width = max(map(len, ids))
         given = torch.tensor([row + [0] * (width - len(row)) for row in ids])
-        labels = torch.tensor([one.train.labels[row] for row in batch])  # type: ignore[index]
+        labels = torch.tensor([one.train.targets[row] for row in batch])  # type: ignore[index]
         logits = model(input_ids=given, attention_mask=(given != 0).long()).logits
         optimiser.zero_grad(set_to_none=False)
         nn.functional.cross_entropy(logits, labels).backward()
@@ -247,5 +248,5 @@ def test_predictions_are_in_the_order_of_the_rows_whatever_the_batches(monkeypat
         alone = fleet([plan(seed=seed)])
         for index in (0, 5, 8):
             features = {name: [part[index]] for name, part in data[run].features.items()}
-            single = predict(alone.model, alone.tokenizer, [replace(data[run], features=features, labels=None)])[0]
+            single = predict(alone.model, alone.tokenizer, [replace(data[run], features=features, targets=None)])[0]
             close(single[0], together[run][index])

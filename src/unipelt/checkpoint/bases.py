@@ -58,18 +58,23 @@ def declared_pooling(name: str) -> str:
     return "cls" if modes.get("pooling_mode_cls_token") or modes.get("pooling_mode") == "cls" else "model"
 
 
-def load_base(name: str, *, classes: int | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A base with a classification head for `classes` (1: regression; none given: a language model). Raises UserError."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+def load_base(
+    name: str, *, classes: int | None = None, auto: str | None = None, problem_type: str | None = None,
+    dtype: torch.dtype = torch.float32, seed: int = 0,
+) -> Any:  # fmt: skip
+    """A base with a head of so many outputs, drawn from the seed where the base has none of that size. Raises UserError.
+
+    auto: class of transformers that loads it; a classifier where `classes` is given, else a language model. One output without
+    a `problem_type` is a regression.
+    """
+    import transformers
 
     torch.manual_seed(seed)
-    kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
-    extra: dict[str, Any] = (
-        {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
-    )  # a head of other classes is drawn anew
-    if classes == 1:
-        extra["problem_type"] = "regression"
-    return from_hub(name, lambda path: kind.from_pretrained(path, dtype=dtype, **extra))
+    auto = auto or ("AutoModelForCausalLM" if classes is None else "AutoModelForSequenceClassification")
+    extra: dict[str, Any] = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
+    if problem_type or classes == 1:
+        extra["problem_type"] = problem_type or "regression"
+    return from_hub(name, lambda path: getattr(transformers, auto).from_pretrained(path, dtype=dtype, **extra))
 
 
 def load_tokenizer(name: str) -> Any:
@@ -82,9 +87,12 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def load_both(name: str, *, classes: int, seed: int = 0) -> tuple[Any, Any]:
-    """A base for `classes` and its tokenizer, of one padding token."""
-    model, tokenizer = load_base(name, classes=classes, seed=seed), load_tokenizer(name)
+def load_both(
+    name: str, *, outputs: int | None, auto: str | None = None, problem_type: str | None = None, seed: int = 0
+) -> tuple[Any, Any]:
+    """A base, as `load_base` has it, and its tokenizer, with the same padding token."""
+    model = load_base(name, classes=outputs, auto=auto, problem_type=problem_type, seed=seed)
+    tokenizer = load_tokenizer(name)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 

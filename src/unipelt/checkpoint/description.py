@@ -21,7 +21,7 @@ KINDS: dict[str, Any] = {  # of what stands in the JSON; base and head have all 
     "base": {"name": str, "model_type": str, "fingerprint": str, "values": str},
     "head": {"policy": str, "pooling": str, "modules": [str]},
     "sha256": str,
-    "task": {"name": str, "kind": str, "metric": str, "labels": [str], "pair": bool},
+    "task": {"name": str, "kind": str, "metric": str, "labels": [str], "columns": dict},
     "results": dict,
     "recipe": {"max_length": int},
     "library": str,
@@ -38,7 +38,7 @@ class Description:
     sha256: str
     """of the safetensors file"""
     task: dict[str, Any] = field(default_factory=dict)
-    """name, kind, metric, label names, pair"""
+    """kind, name, metric, label names, columns"""
     results: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT

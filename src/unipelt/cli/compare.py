@@ -125,7 +125,7 @@ def _rows(study: Any, plan: list[Any], cache: Any) -> list[str]:
         config = study.config(key)
         splits = cache.splits(config)
         if key.seed == plan[0].seed:
-            notes |= dict.fromkeys((describe_columns(config, splits.task), *splits.notes))
+            notes |= dict.fromkeys((describe_columns(config, cache.task(config)), *splits.notes))
     return list(notes)
 
 

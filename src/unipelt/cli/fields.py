@@ -16,10 +16,10 @@ from unipelt.train.records import FLAGS, option_of
 
 SHORT = {  # a second, shorter name of an option
     "k": "--k",
-    "text": "--text",
-    "pair": "--pair",
-    "label": "--label",
-    "group": "--group",
+    "text_column": "--text",
+    "text_pair_column": "--pair",
+    "label_column": "--label",
+    "group_column": "--group",
 }
 MODEL = ("model", "method", "methods", "head", "policy")
 TRAINING = ("seed", "seeds", "rates", "lr", "width")

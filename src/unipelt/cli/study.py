@@ -209,7 +209,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
                 f"{again} finished runs are trained again: with other epochs the learning rate's schedule is another"
             )
         width, mixed = planned_width(study, target), target.type != "cpu"
-        store.assign(lambda free: in_fleets(free, width, mixed))
+        store.assign(lambda free: in_fleets(free, width, mixed, lambda key: cache.task(study.config(key)).kind))
         with StudyWatch(store) as watch:
             for note in notes:
                 watch.log(note)
@@ -233,7 +233,7 @@ def _notes(keys: list[RunKey], study: StudyConfig, cache: Any) -> list[str]:
     for task in dict.fromkeys(key.task for key in keys):
         firsts = {key.k: study.config(key) for key in reversed(keys) if key.task == task}
         whole = replace(next(iter(firsts.values())), k="all")
-        notes[describe_columns(whole, cache.splits(whole).task)] = None
+        notes[describe_columns(whole, cache.task(whole))] = None
         for config in reversed(firsts.values()):
             with suppress(DataError):  # a size that these rows do not have: said in each of its runs' rows
                 notes |= dict.fromkeys(cache.splits(config).notes)

@@ -209,7 +209,7 @@ def _check_sets(dataset: Dataset) -> None:
             )
         if part is not None and len(part) == 0:
             raise DataError(f"{dataset.name} has no {what} examples; expected at least one")
-    present = {*(dataset.train.targets or ())}
+    present = {*(dataset.train.targets or ())} if dataset.classes else set()
     if dataset.classes and len(present) < 2:
         raise DataError(
             f"every training example of {dataset.name} is {dataset.classes[present.pop()]!r}; training needs two classes or more"

@@ -10,7 +10,8 @@ from unipelt.data.tables import Dialect, as_cell, is_missing
 from unipelt.errors import DataError
 
 JSON = (".json", ".jsonl")
-SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
+TEXT = (".csv", ".tsv", *JSON)
+SUFFIXES = (*TEXT, ".parquet", ".xlsx")
 
 
 def table_bytes(columns: dict[str, list[Any]], suffix: str, dialect: Dialect) -> bytes:

@@ -52,7 +52,7 @@ def time_method(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache,
     steps = [_seconds(fleet.step) for _ in range(1 + STEPS)]
     stride = -(-len(plan.validation) // EXAMPLES)
     features = {name: values[::stride] for name, values in plan.validation.features.items()}
-    some = replace(plan.validation, features=features, labels=None)
+    some = replace(plan.validation, features=features, targets=None)
     predicted = _seconds(lambda: fleet.predict([some] * width))
     times, recipe = len(keys) / width, plan.recipe
     assert plan.test is not None

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from unipelt import spec
 from unipelt.checkpoint.disk import write_whole
+from unipelt.data import Columns
 from unipelt.errors import UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.study.store import EFFICIENCY
+from unipelt.tasks.classification import Classification
 from unipelt.train.precision import autocast
 from unipelt.train.records import FULL, RunConfig
 from unipelt.train.setup import load_tuned
@@ -72,13 +74,14 @@ def measure(
     for name in names:
         if name != FULL:
             spec.mixture(name)  # a misspelt one is said before anything is loaded
+    task = Classification(name="efficiency", metric="accuracy", columns=Columns(text="text"), labels=("0", "1"))
     steps: dict[tuple[str, str], Step] = {}
     memory: dict[str, int] = {}
     for name in names:
         log(f"{name} on {model}")
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         config = RunConfig(model=model, task="sst2", method=name)
-        made, *_ = load_tuned(config, classes=2, seeds=[0], device=device)
+        made, *_ = load_tuned(config, task, outputs=2, seeds=[0], device=device)
         if length > (most := most_tokens(made, length)):
             raise UserError(f"--length {length}: {model} has {most} positions; expected at most that")
         rows = _rows(made, batch, length)

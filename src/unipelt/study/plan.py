@@ -3,18 +3,18 @@
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from unipelt import spec
 from unipelt.data import GLUE
-from unipelt.data.builtin import TASK
+from unipelt.data.load import BUILT_IN
 from unipelt.errors import UserError, did_you_mean
 from unipelt.train.json_types import fits, in_words
 from unipelt.train.recipes import Recipe, check_rates, default_recipe, own_rates
-from unipelt.train.records import DRAWN, FILES, FLAGS, FULL, RunConfig, RunKey, option_of
+from unipelt.train.records import ANY, DRAWN, FILES, FLAGS, FULL, RunConfig, RunKey, option_of
 
 METHODS = (
     FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",
@@ -31,7 +31,7 @@ LENGTHS = {
     "mrpc": 53,
     "rte": 70,
 }  # tokens, about
-COLUMNS = (*FILES, *DRAWN)  # of a request: how files are read and rows are drawn
+COLUMNS = (*FILES, *DRAWN, *ANY)  # of a request: how files are read and rows are drawn
 MOST_SEEDS = 10_000
 MOST_RATES = 5
 STEP = 3.0  # between one learning rate of a method and the next lower
@@ -69,8 +69,8 @@ class Grid:
             if method != FULL:
                 spec.mixture(method)
         for task in self.tasks:
-            if task not in (*GLUE, TASK.name) and not Path(task).exists() and "/" not in task:
-                raise UserError(f"{task!r} is no task or file; {did_you_mean(task, [*GLUE, TASK.name])}")
+            if task not in (*GLUE, BUILT_IN) and not Path(task).exists() and "/" not in task:
+                raise UserError(f"{task!r} is no task or file; {did_you_mean(task, [*GLUE, BUILT_IN])}")
         for k in self.k:
             if k != "all" and (isinstance(k, str) or k < 1):
                 raise UserError(f"{FLAGS['k']} {k}: expected a whole number from 1, or all")
@@ -99,7 +99,7 @@ def canonical_method(method: str) -> str:
 def placed(task: str) -> str:
     """The one way to name a task: a file by its path from here where it lies below, so that ./reviews.csv is reviews.csv."""
     path, here = Path(task), Path.cwd()
-    if task in (*GLUE, TASK.name) or not path.exists():
+    if task in (*GLUE, BUILT_IN) or not path.exists():
         return task
     path = path.parent.resolve() / path.name
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
@@ -134,7 +134,7 @@ class StudyConfig:
         if self.width < 0:
             raise UserError(f"--width {self.width}: expected at least 0")
         Recipe(**self.recipe)
-        RunConfig(model=self.model, task=TASK.name, head=self.head, policy=self.policy, **self.columns)
+        RunConfig(model=self.model, task=BUILT_IN, head=self.head, policy=self.policy, **self.columns)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -153,11 +153,13 @@ class StudyConfig:
 
 def _takes(task: str, option: str) -> bool:
     """Whether an option is one of the task's: GLUE has a folder, files have columns, all have rows that are drawn."""
-    return option in DRAWN or (task in GLUE if option == "data_dir" else task not in (*GLUE, TASK.name))
+    return option in (*DRAWN, *ANY) or (task in GLUE if option == "data_dir" else task not in (*GLUE, BUILT_IN))
 
 
-def in_fleets(keys: Iterable[RunKey], width: int, mixed: bool) -> dict[str, list[RunKey]]:
-    """Group runs into fleets of one method and size, a few widths long; full fine-tuning alone.
+def in_fleets(
+    keys: Iterable[RunKey], width: int, mixed: bool, kind: Callable[[RunKey], str] = lambda key: ""
+) -> dict[str, list[RunKey]]:
+    """Group runs into fleets of one method, size and kind of task, a few widths long; full fine-tuning alone.
 
     mixed: tasks side by side, those of like lengths together. A GPU has room for them; on a CPU the shorter task would
     only pay for the longer one's padding.
@@ -166,7 +168,7 @@ def in_fleets(keys: Iterable[RunKey], width: int, mixed: bool) -> dict[str, list
     keys = list(keys)
     for key in sorted(keys, key=lambda key: LENGTHS.get(key.task, 0)) if mixed else keys:
         apart: tuple = (key.task, key.seed, key.lr) if key.full else () if mixed else (key.task,)
-        groups.setdefault((key.k, key.method, *apart), []).append(key)
+        groups.setdefault((key.k, key.method, kind(key), *apart), []).append(key)
     fleets = {}
     for group in groups.values():
         for start in range(0, len(group), width * QUEUE):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from unipelt.train.batches import Encoded
+from unipelt.tasks.batches import Encoded
 from unipelt.train.records import RunConfig
 from unipelt.train.runs import Plan
 from unipelt.train.setup import DatasetCache, build_fleet
@@ -67,5 +67,6 @@ def _longest(plan: Plan) -> Plan:
     place = max(range(len(coded)), key=coded.lengths().__getitem__)
     size = min(plan.recipe.batch_size, len(coded))
     features = {name: [values[place]] * size for name, values in coded.features.items()}
-    labels: list = [coded.labels[place]] * size  # type: ignore[index]
-    return replace(plan, train=Encoded(features, labels, coded.longest))
+    targets = [(coded.targets or [])[place]] * size
+    first_tokens = [coded.first_tokens[place]] * size if coded.first_tokens else ()
+    return replace(plan, train=Encoded(features, targets, coded.longest, first_tokens))

@@ -13,7 +13,7 @@ from torch import Tensor
 from unipelt.data import Columns, Examples, Table
 from unipelt.data.tables import class_name, is_missing
 from unipelt.errors import DataError
-from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, fill, first_tokens, pad
+from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, first_tokens, model_inputs
 from unipelt.tasks.metrics import METRICS
 
 
@@ -131,6 +131,10 @@ class Task(ABC):
         """The task as one run trains it. bias: whether the head's last linear has one; None: the head does not train."""
         return self
 
+    def natural(self) -> "Task":
+        """The task once the head is rescaled: outputs count in the targets' own unit."""
+        return self
+
     def load(self, base: str, *, outputs: int | None = None, seed: int = 0) -> tuple[Any, Any]:
         """A base with a head of so many outputs, and its tokenizer. Raises UserError."""
         from unipelt.checkpoint.bases import load_both
@@ -162,12 +166,10 @@ class Task(ABC):
     @classmethod
     def collate(cls, parts: Sequence[Part], tokenizer: Any, device: torch.device) -> Batch:
         """One batch of several runs' examples in equal blocks; a shorter block is filled with its first example."""
-        filled, weights = fill(parts)
-        padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-        inputs = pad(filled, padding, device)
+        inputs, filled, weights = model_inputs(parts, tokenizer, device)
         targets = cls.stack([part.task.numeric(part) for part in filled], inputs["input_ids"].shape[1])
         outputs = torch.tensor([part.task.outputs for part in parts], device=device)
-        return Batch(inputs, torch.from_numpy(targets).to(device), weights.to(device), outputs)
+        return Batch(inputs, torch.from_numpy(targets).to(device), weights, outputs)
 
     def numeric(self, part: Part) -> list[Any]:
         """The targets of one run's part of a batch as the loss takes them; zeros where examples have none."""
@@ -204,14 +206,17 @@ class Task(ABC):
         return None
 
     def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
-        """Every metric that the task offers, its own first; those that are not defined here are left out."""
-        if len(predictions) != len(targets) or not len(targets):
-            raise DataError(
-                f"task {self.name!r}: {len(predictions)} predictions for {len(targets)} targets; expected one for each"
-            )
+        """Every metric that the task offers, its own first; others that are not finite are left out. Raises DataError."""
         names = dict.fromkeys((self.metric, *self.metrics(self.labels)))
-        values = {name: METRICS[name].function(predictions, targets) for name in names}
+        values = {name: METRICS[name](predictions, targets) for name in names}
         return {name: value for name, value in values.items() if name == self.metric or np.isfinite(value)}
+
+    def in_words(self) -> str:
+        """Kind and labels, for a log."""
+        if not self.labels:
+            return self.kind
+        labels = ", ".join(self.labels)
+        return f"{self.kind}, {len(self.labels)} labels: {labels[:200]}{'…' * (len(labels) > 200)}"
 
     def describe(self) -> dict[str, Any]:
         """JSON that a checkpoint keeps: `kind` and every field."""

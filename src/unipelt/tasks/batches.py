@@ -94,6 +94,15 @@ def first_tokens(words: Sequence[int | None], count: int) -> np.ndarray:
     return first
 
 
+def model_inputs(
+    parts: Sequence[Part], tokenizer: Any, device: torch.device
+) -> tuple[dict[str, Int[Tensor, "run*block seq"]], list[Part], Float[Tensor, "run block"]]:
+    """The model's inputs for equal blocks of examples, one block a run, the parts after filling, and which examples count."""
+    filled, weights = fill(parts)
+    padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    return pad(filled, padding, device), filled, weights.to(device)
+
+
 def weighted_mean(losses: Float[Tensor, "run block"], weights: Float[Tensor, "run block"]) -> Float[Tensor, " run"]:
     """Σ wᵢ ℓᵢ / Σ wᵢ over each run's own examples."""
     return (losses * weights).sum(dim=1) / weights.sum(dim=1)

@@ -67,7 +67,7 @@ class MultiLabel(Task):
     @classmethod
     def stack(cls, targets: list[list[Any]], width: int) -> np.ndarray:
         most = max(len(own[0]) for own in targets)
-        return np.array([[one + [0] * (most - len(one)) for one in own] for own in targets])
+        return np.array([[one + [0] * (most - len(one)) for one in own] for own in targets], dtype=np.float32)
 
     @staticmethod
     def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:

@@ -61,7 +61,10 @@ def task_of(description: dict[str, Any]) -> Task:
         labels = fields.pop("labels")
         if not isinstance(labels, list | tuple) or not all(isinstance(one, str) for one in labels):
             raise TypeError(f"labels {labels!r}, expected names")
-        return TASKS[kind](columns=columns, labels=tuple(labels), **fields)
+        task = TASKS[kind](columns=columns, labels=tuple(labels), **fields)
+        if task.metric not in TASKS[kind].metrics(task.labels):
+            raise TypeError(f"metric {task.metric!r}, expected one of {', '.join(TASKS[kind].metrics(task.labels))}")
+        return task
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"the task is not described as expected: {error}") from None
 

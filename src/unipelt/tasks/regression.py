@@ -65,6 +65,9 @@ class Regression(Task):
         mean = fmean(targets) if bias else 0.0
         return replace(self, mean=mean, deviation=math.sqrt(fmean((one - mean) ** 2 for one in targets)) or 1.0)
 
+    def natural(self) -> "Regression":
+        return replace(self, mean=0.0, deviation=1.0)
+
     def numeric(self, part: Part) -> list[float]:
         return [(target - self.mean) / self.deviation for target in super().numeric(part)]
 

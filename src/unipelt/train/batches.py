@@ -1,42 +1,10 @@
-"""Texts become tokens, tokens become batches of rows of like length, whose padding no result depends on."""
+"""Which examples make a batch: in training in an order of the seed's own, in evaluation from the longest to the shortest."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from unipelt.data import Examples
-
-MULTIPLE = 8  # on a GPU lengths are rounded up to it: fewer shapes, and the matrix units' own granularity
-CHUNK = 8  # batches that are sorted by length together: like lengths meet, and rows still meet at random
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Tokenised rows: per row its tokens by name, and its label or target."""
-
-    features: dict[str, list[np.ndarray]]
-    """`[tokens]` each: a fleet's batch is a thousand of them, joined by one copy"""
-    labels: list[int] | list[float] | None
-    longest: int
-    """tokens that a row was cut to: no batch is wider, so that no base runs out of positions"""
-
-    def __len__(self) -> int:
-        return len(self.features["input_ids"])
-
-    def lengths(self) -> list[int]:
-        return [len(row) for row in self.features["input_ids"]]
-
-
-def encode(tokenizer: Any, rows: Examples, max_length: int) -> Encoded:
-    """Tokenise rows, single texts or pairs, cut to `max_length` tokens."""
-    limit = min(max_length, tokenizer.model_max_length)
-    coded = tokenizer(rows.first, rows.second, truncation=True, max_length=limit, padding=False)
-    features = {name: [np.array(row, dtype=np.int32) for row in coded[name]] for name in coded}
-    return Encoded(features, rows.labels, limit)
+CHUNK = 8  # batches that are sorted by length together: padding is short, and examples still come together at random
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -67,30 +35,3 @@ def longest_first(lengths: Sequence[Sequence[int]], rows: Callable[[int], int]) 
         taken = rows(max(mine[order[min(start, len(order) - 1)]] for mine, order in zip(lengths, orders)))
         yield [order[start : start + taken] or order[-1:] for order in orders]
         start += taken
-
-
-def collate(
-    parts: Sequence[tuple[Encoded, list[int]]], tokenizer: Any, device: torch.device
-) -> tuple[dict[str, Tensor], Tensor]:
-    """One batch of several runs' rows in equal blocks, and which rows count: a shorter block is filled with its first row.
-
-    Padding is on the right, whichever side the tokenizer names: bases that number positions from the left, such as GPT-2,
-    would else give a row another result in another batch.
-
-    Returns the model's inputs `[run · block, seq]` and weights `[run, block]`, 1 for a row and 0 for filling.
-    """
-    block = max(len(rows) for _, rows in parts)
-    filled = [(data, [*rows, *rows[:1] * (block - len(rows))]) for data, rows in parts]
-    weights = torch.tensor([[1.0] * len(rows) + [0.0] * (block - len(rows)) for _, rows in parts])
-    lengths = np.array([len(data.features["input_ids"][row]) for data, rows in filled for row in rows])
-    longest = int(lengths.max())
-    multiple = 1 if device.type == "cpu" else MULTIPLE
-    width = max(longest, min(-(-longest // multiple) * multiple, *(data.longest for data, _ in filled)))
-    real = np.arange(width) < lengths[:, None]
-    pads = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    inputs = {}
-    for name in filled[0][0].features:
-        padded = np.full(real.shape, pads.get(name, 0))
-        padded[real] = np.concatenate([data.features[name][row] for data, rows in filled for row in rows])
-        inputs[name] = torch.from_numpy(padded)
-    return {name: value.to(device) for name, value in inputs.items()}, weights.to(device)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unipelt.data import Task
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import MixtureState, attached_state
-from unipelt.train.batches import Encoded, collate, longest_first
+from unipelt.tasks.batches import Encoded, Part, model_inputs
+from unipelt.train.batches import longest_first
 from unipelt.train.precision import autocast
 
 CPU_ROWS = 32  # a forward, without gradients: more do not fit into a CPU's caches
@@ -27,7 +27,7 @@ def predict(
     model: PreTrainedModel, tokenizer: Any, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None,
     gates: list[dict[str, Tensor]] | None = None, precision: str = "auto",
 ) -> list[Tensor]:  # fmt: skip
-    """Logits `[rows, classes]` of every run for its own rows, in their order; batches of like length, largest first.
+    """Logits `[example, …]` of every run for its own examples, in their order; batches of like length, longest first.
 
     gates: one dictionary a run, which gets each gate's value for each row, `[rows]`, by the location of the change that it
     weighs, as text. A gate of each token's own is averaged over the row's tokens.
@@ -36,17 +36,18 @@ def predict(
     device = next(model.parameters()).device
     results: list[dict[str, Tensor]] = [{} for _ in data]
     for batch in longest_first([encoded.lengths() for encoded in data], partial(rows_each, device, len(data))):
-        parts = list(zip(data, batch))
-        inputs, _ = collate(parts, tokenizer, device)
+        parts = [Part(None, encoded, indices) for encoded, indices in zip(data, batch)]
+        inputs, *_ = model_inputs(parts, tokenizer, device)
         with nullcontext() if gates is None else record_gates(model) as recorded:
             said = {"": logits_of(model, inputs, precision).cpu()}
         if recorded is not None:
             said |= _by_row(model, recorded, inputs["attention_mask"])
         for name, values in said.items():
-            for run, ((encoded, rows), mine) in enumerate(zip(parts, values.unflatten(0, (len(data), -1)))):
-                kept = results[run].setdefault(name, mine.new_empty(len(encoded), *mine.shape[1:]))
-                kept[torch.tensor(rows)] = mine[: len(rows)]
-        watch(sum(len(rows) for _, rows in parts))
+            for run, (part, mine) in enumerate(zip(parts, values.unflatten(0, (len(data), -1)))):
+                kept = results[run].setdefault(name, mine.new_zeros(len(part.encoded), *mine.shape[1:]))
+                widths = [slice(width) for width in mine.shape[1:]]  # the first batch has the longest sequences
+                kept[(torch.tensor(part.indices), *widths)] = mine[: len(part.indices)]  # type: ignore[index]
+        watch(sum(len(part.indices) for part in parts))
     logits = [result.pop("") for result in results]
     for mine, result in zip(gates or (), results):
         mine.update(result)
@@ -85,10 +86,3 @@ def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor], precision: str 
 @cache
 def _can_cache(kind: type[PreTrainedModel]) -> bool:
     return "use_cache" in signature(kind.forward).parameters
-
-
-def decisions(task: Task, logits: Tensor, unit: tuple[float, float] = (0.0, 1.0)) -> list[Any]:
-    """Predicted class indices; or values of a regression, whose logits count in `unit`: (mean, standard deviation)."""
-    if task.kind == "regression":
-        return (logits[:, 0] * unit[1] + unit[0]).tolist()
-    return logits[:, : len(task.labels)].argmax(dim=-1).tolist()

@@ -23,15 +23,16 @@ from transformers import PreTrainedModel
 from unipelt.errors import CheckpointError
 from unipelt.inject.heads import to_units
 from unipelt.inject.state import NAME, MixtureState
-from unipelt.tasks.metrics import score
-from unipelt.train.batches import Encoded, collate, epoch_order
+from unipelt.tasks.batches import Batch, Encoded, Part
+from unipelt.tasks.metrics import METRICS
+from unipelt.train.batches import epoch_order
 from unipelt.train.capture import Captured, CudaGraphs
-from unipelt.train.evaluation import decisions, logits_of, predict
+from unipelt.train.evaluation import logits_of, predict
 from unipelt.train.optimizer import AdamW, ParameterMatrix
 from unipelt.train.progress import STATE, Loop, Progress
 from unipelt.train.recipes import kind_of
 from unipelt.train.records import RunRecord
-from unipelt.train.runs import FinishedRun, Plan, loss
+from unipelt.train.runs import FinishedRun, Plan
 from unipelt.train.state import load_state, save_state
 
 INPUT = "input "  # before the names of what the model itself reads
@@ -62,6 +63,7 @@ class Fleet:
         self.progress = [Progress() for _ in plans]
         self.seconds, self.saving = 0.0, 0.0
         self.device = next(model.parameters()).device
+        self.loss = plans[0].task.loss
         self.tuned: MixtureState | None = getattr(model, NAME, None)
         self.width = 1 if self.tuned is None else self.tuned.runs
         """runs at once when the training began"""
@@ -154,19 +156,17 @@ class Fleet:
     def _batch(self) -> dict[str, Tensor]:
         """What the next step depends on besides the parameters: the model's inputs, and the values of each run."""
         plans, steps = [self.plans[plan] for plan in self.runs], [self.progress[plan].step for plan in self.runs]
-        parts = [(plan.train, self._examples(number)) for number, plan in zip(self.runs, plans)]
-        inputs, weights = collate(parts, self.tokenizer, self.device)
+        parts = [Part(plan.task, plan.train, self._examples(number)) for number, plan in zip(self.runs, plans)]
+        batch = plans[0].task.collate(parts, self.tokenizer, self.device)
         each: dict[str, list[Any]] = {
             "step": [step + 1.0 for step in steps], "rate": [plan.rates(step, self.kinds) for plan, step in zip(plans, steps)],
             "clip": [plan.recipe.clip for plan in plans], "decay": [plan.recipe.weight_decay for plan in plans],
-            "targets": [plan.targets(rows, weights.shape[1]) for plan, (_, rows) in zip(plans, parts)],
-            "regression": [plan.task.kind == "regression" for plan in plans],
-            "classes": [len(plan.task.labels) or 1 for plan in plans],
         }  # fmt: skip
         if not any(each["decay"]):
             del each["decay"]
         return {
-            **{INPUT + name: value for name, value in inputs.items()}, "weights": weights,
+            **{INPUT + name: value for name, value in batch.inputs.items()},
+            "targets": batch.targets, "weights": batch.weights, "outputs": batch.outputs,
             **{name: self._vector(values) for name, values in each.items()},
         }  # fmt: skip
 
@@ -175,7 +175,7 @@ class Fleet:
         self.model.train()
         inputs = {name.removeprefix(INPUT): value for name, value in batch.items() if name.startswith(INPUT)}
         logits = logits_of(self.model, inputs, self.plans[0].recipe.precision).unflatten(0, (len(batch["step"]), -1))
-        losses = loss(logits, batch["targets"], batch["weights"], batch["classes"], batch["regression"])
+        losses = self.loss(logits, Batch(inputs, batch["targets"], batch["weights"], batch["outputs"]))
         losses.sum().backward()  # a loss that is not finite reaches its own run's gradients alone
         losses, gradients = losses.detach(), self.matrix.gather()
         finite = losses.isfinite() & gradients.isfinite().all(dim=1)
@@ -205,13 +205,15 @@ class Fleet:
             every = self.predict([plan.validation for plan in plans])
         for run, plan, logits in zip(due, plans, every):
             progress = self.progress[self.runs[run]]
-            metrics = score(plan.task, decisions(plan.task, logits, plan.unit), plan.validation.labels or [])
+            predicted = plan.task.decide(logits, plan.validation)
+            metrics = plan.task.score(predicted, plan.validation.targets or [])
             value, epoch = metrics[plan.task.metric], progress.step // plan.steps_per_epoch
             progress.curve.append(
                 {"epoch": epoch, "step": progress.step, "loss": progress.losses / max(1, progress.steps), **metrics}
             )
             progress.losses, progress.steps = 0.0, 0
-            if value > progress.best:
+            first = progress.best_epoch < 0 and not math.isnan(value)
+            if first or METRICS[plan.task.metric].better(value, progress.best):
                 progress.best, progress.best_epoch, progress.waited = value, epoch, 0
                 self.best[run].copy_(self.matrix.values[run])
             else:
@@ -243,7 +245,7 @@ class Fleet:
         """Test the best parameters of these plans. best: a copy, which the state dicts are views of."""
         chosen = [self.plans[plan] for plan in plans]
         with self._holding(best):
-            to_units(self.model, [plan.unit for plan in chosen])
+            to_units(self.model, [plan.task.unit for plan in chosen])
             logits: list[Any] = [None] * len(plans)
             gates: list[dict[str, Tensor]] = [{} for _ in plans]
             if all(plan.test is not None for plan in chosen):

@@ -10,12 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import data
-from unipelt.checkpoint.bases import load_base, load_both, load_tokenizer
 from unipelt.checkpoint.description import CONFIG, describe
 from unipelt.checkpoint.disk import resolve
 from unipelt.checkpoint.folder import load
-from unipelt.data.columns import choose_columns, task_and_rows
-from unipelt.data.files import read_table
 from unipelt.errors import CheckpointError, UserError
 from unipelt.forms.gate import Scored
 from unipelt.inject.fixed_gates import fix_gates
@@ -23,9 +20,11 @@ from unipelt.inject.merge import merge
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
 from unipelt.spec import Location
-from unipelt.tasks import metrics
-from unipelt.train.batches import collate, encode, longest_first
-from unipelt.train.evaluation import decisions, predict, rows_each
+from unipelt.tasks.base import Task
+from unipelt.tasks.batches import Part
+from unipelt.tasks.registry import task_of
+from unipelt.train.batches import longest_first
+from unipelt.train.evaluation import predict, rows_each
 from unipelt.train.fold import Folded, fold
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RECORD, read_record
@@ -38,7 +37,7 @@ class Predictor:
 
     model: PreTrainedModel
     tokenizer: Any
-    task: dict[str, Any]
+    task: Task
     max_length: int
     tuned: bool
 
@@ -49,13 +48,13 @@ class Predictor:
         if not (folder / CONFIG).exists() and (folder / RECORD).exists():
             return cls._whole(folder, target)
         description = describe(folder)
-        task = description.task
-        if not {"labels", "pair"} <= task.keys():
+        if not description.task:
             raise CheckpointError(f"{run}: does not say which task it was trained for; load it with unipelt.load")
+        task = task_of(description.task)
         name = base or description.base["name"]
         if not name:
             raise CheckpointError(f"{run}: does not say where its base is; name it with --model")
-        model, tokenizer = load_both(name, classes=len(task["labels"]) or 1)
+        model, tokenizer = task.load(name)
         longest = most_tokens(model, description.recipe.get("max_length", Recipe.max_length))
         merge(load(model, folder), rest="attached")
         return cls(model.to(target).eval(), tokenizer, task, longest, True)
@@ -71,78 +70,80 @@ class Predictor:
             )
         if not record.whole:
             raise CheckpointError(f"{folder}: no {CONFIG} in it, though its run is finished; train it again")
-        model, task = load_base(str(folder), classes=len(record.description["labels"]) or 1), record.description
+        task = task_of(record.description)
+        model, tokenizer = task.load(str(folder))
         longest = most_tokens(model, (record.recipe or {})["max_length"])
-        return cls(model.to(target).eval(), load_tokenizer(str(folder)), task, longest, False)
+        return cls(model.to(target).eval(), tokenizer, task, longest, False)
 
     def columns(
-        self, path: str, *, text: str | None, pair: str | None, proba: bool, gates: bool
-    ) -> dict[str, list[Any]]:
-        """The columns of a file, and behind them `prediction`, probabilities `p(label)` and gates `gate(path)`."""
+        self, path: str, *, text: str | None, pair: str | None, encoding: str | None = None, proba: bool = False,
+        gates: bool = False,
+    ) -> tuple[dict[str, list[Any]], data.Dialect]:  # fmt: skip
+        """The columns of a file, and behind them `prediction`, probabilities `p(label)` and gates `gate(location)`; and how the
+        file is written. An example without a text has none of them."""
         if gates and not (self.tuned and gate_paths(self.model)):
             raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
-        if proba and not self.task["labels"]:
-            raise UserError("--proba: a regression has no classes")
-        columns, rows = self.read(path, text=text, pair=pair)
-        labels = self.task["labels"]
-        ours = ["prediction", *(f"p({label})" for label in labels if proba)]
-        for name in columns:
-            if name in ours or (gates and name.startswith("gate(")):
-                raise UserError(f"{path}: has a column {name!r} already, which predict writes; rename it")
-        encoded = encode(self.tokenizer, rows, self.max_length)
+        table, examples, kept = self.read_table(path, text=text, pair=pair, encoding=encoding)
+        encoded = self.task.encode(self.tokenizer, examples, self.max_length)
         gated: dict[str, Tensor] = {}
         logits = predict(self.model, self.tokenizer, [encoded], gates=[gated] if gates else None)[0]
-        if labels:
-            columns["prediction"] = [labels[i] for i in logits.argmax(dim=-1).tolist()]
-        else:
-            columns["prediction"] = [round(value, 6) for value in logits[:, 0].tolist()]
-        if proba:
-            for label, values in zip(labels, logits.softmax(dim=-1).T.tolist()):
-                columns[f"p({label})"] = [round(value, 6) for value in values]
-        for name, values in gated.items():
-            columns[f"gate({name})"] = [round(value, 6) for value in values.tolist()]
-        return columns
+        found = self.task.present(logits, encoded, probabilities=proba)
+        found |= {f"gate({name})": [round(value, 6) for value in values.tolist()] for name, values in gated.items()}
+        columns = dict(table.columns)
+        for name, values in found.items():
+            if name in columns:
+                raise UserError(f"{path}: has a column {name!r} already, which predict writes; rename it")
+            columns[name] = [None] * len(table)
+            for index, value in zip(kept, values):
+                columns[name][index] = value
+        return columns, table.dialect
+
+    def read_table(
+        self, path: str, *, text: str | None, pair: str | None, encoding: str | None = None, labelled: bool = False
+    ) -> tuple[data.Table, data.Examples, list[int]]:
+        """A file's table, its complete examples, and the index of each in the table.
+
+        The columns are those given, else those of the training; labels are read where they are asked for and the file has them.
+        """
+        table, trained = data.read_table(path, encoding), self.task.columns
+        label = trained.label if labelled and trained.label in table.columns else None
+        columns = data.choose_columns(
+            table, text=text, text_pair=pair, label=label, labelled=False, trained=trained
+        )  # fmt: skip
+        if (columns.text_pair is None) != (trained.text_pair is None):
+            counts = {False: "pairs of texts", True: "single texts"}
+            raise UserError(
+                f"{path}: has {counts[columns.text_pair is None]}, the run was trained on {counts[trained.text_pair is None]}; "
+                "name the columns with --text-column and --text-pair-column"
+            )
+        return table, *self.task.read(table, columns, skip_empty=True)
 
     def read(
         self, path: str, *, text: str | None, pair: str | None, labelled: bool = False
     ) -> tuple[dict[str, list[Any]], data.Examples]:
-        """A file's columns, and its texts: from the columns given, else from those of the training; its labels too, where
-        they are asked for and the file has them."""
-        table, trained = read_table(path), self.task.get("columns")
-        label = (trained or {}).get("label") if labelled else None
-        columns = choose_columns(
-            table, text=text, pair=pair, label=label if label in table.columns else None, for_prediction=True,
-            trained=data.Columns(**trained) if trained else None,
-        )  # fmt: skip
-        found, rows = task_and_rows(table, columns, name=path, labels=self.task["labels"], kind=self.task.get("kind"))
-        if found.pair != self.task["pair"]:
-            counts = {True: "pairs of texts", False: "single texts"}
-            raise UserError(
-                f"{path}: has {counts[found.pair]}, the run was trained on {counts[self.task['pair']]}; name the columns with --text and --pair"
-            )
-        return dict(table.columns), rows
+        """A file's columns and its complete examples, as `read_table` has them."""
+        table, examples, _ = self.read_table(path, text=text, pair=pair, labelled=labelled)
+        return table.columns, examples
 
     def gates(self, rows: data.Examples) -> dict[str, Tensor]:
         """Each gate's value for each row `[rows]`; a gate of each token's own is averaged over the row's tokens."""
         values: dict[str, Tensor] = {}
-        predict(self.model, self.tokenizer, [encode(self.tokenizer, rows, self.max_length)], gates=[values])
+        predict(self.model, self.tokenizer, [self.task.encode(self.tokenizer, rows, self.max_length)], gates=[values])
         return values
 
     def fold(self, rows: data.Examples, **thresholds: Any) -> Folded:
-        """What `unipelt.fold` does over these rows; with labels, by the task's own metric."""
-        encoded, batches = encode(self.tokenizer, rows, self.max_length), []
+        """What `unipelt.fold` does over these examples; with targets, by the task's own metric, or the loss for tasks of tokens."""
+        encoded, batches, order = self.task.encode(self.tokenizer, rows, self.max_length), [], []
         for (mine,) in longest_first([encoded.lengths()], partial(rows_each, self.model.device, 1)):
-            inputs, _ = collate([(encoded, mine)], self.tokenizer, self.model.device)
-            if rows.labels is not None:
-                inputs["labels"] = torch.tensor([rows.labels[row] for row in mine], device=self.model.device)
-            batches.append(inputs)
-        known = {name: self.task[name] for name in ("name", "kind", "metric", "pair")}
-        task = data.Task(labels=tuple(self.task["labels"]), **known)
+            batch = self.task.collate([Part(self.task, encoded, mine)], self.tokenizer, self.model.device)
+            batches.append(batch.inputs | ({"labels": batch.targets[0]} if rows.targets is not None else {}))
+            order += mine
+        targets = [] if rows.targets is None else [rows.targets[index] for index in order]
 
         def score(logits: Tensor, labels: Tensor) -> float:
-            return metrics.score(task, decisions(task, logits), labels.tolist())[task.metric]
+            return self.task.score(self.task.decide(logits, encoded), targets)[self.task.metric]
 
-        return fold(self.model, batches, score=(task.metric, score), **thresholds)
+        return fold(self.model, batches, score=(self.task.metric, score) if self.task.pooled else None, **thresholds)
 
 
 def gate_paths(model: PreTrainedModel) -> list[str]:

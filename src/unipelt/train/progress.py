@@ -19,6 +19,7 @@ class Progress:
 
     step: int = 0
     best: float = -math.inf
+    """best validation metric, where best_epoch is not negative"""
     best_epoch: int = -1
     waited: int = 0
     ended: str = ""

@@ -19,14 +19,16 @@ DONE = ("finished", "stopped early")  # statuses of a run that has a result
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "head": ("auto", "model", "cls", "mean"),
     "policy": ("train", "frozen", "paper"),
-    "kind": (None, "classification", "regression"),
 }
 FLAGS = {  # of fields whose option has another name
-    "policy": "--head-policy", "task": "--data", "tasks": "--data", "k": "--train-rows", "text": "--text-column",
-    "pair": "--text-pair-column", "label": "--label-column", "group": "--group-column",
+    "policy": "--head-policy", "task": "--data", "tasks": "--data", "k": "--train-rows",
 }  # fmt: skip
 PATHS = ("model", "task", "data_dir", "validation", "test")  # fields that may name a file or folder
-FILES = ("text", "pair", "label", "kind", "validation", "test", "group")  # fields that say how files are read
+FILES = (  # fields that say how files are read
+    "text_column", "text_pair_column", "label_column", "group_column", "kind", "label_separator", "validation", "test",
+    "encoding", "skip_empty",
+)  # fmt: skip
+ANY = ("metric",)  # fields that every task takes
 DRAWN = ("validation_rows", "stratify")  # fields that say how examples are drawn, beside k and the seed
 SEEDS = 2**32  # fewer than the generators take: an epoch's seed is a million times the run's
 
@@ -70,7 +72,7 @@ class RunConfig:
     model: str = "minilm"
     """base model: minilm, a folder, or a name on the hub"""
     task: str
-    """a GLUE task, docstrings (the built-in task), a CSV, JSONL or Parquet file, or a hub data set"""
+    """a GLUE task, docstrings (the built-in task), a hub data set, or a file: CSV, TSV, JSON, JSONL, Parquet, Excel, CoNLL"""
     k: int | str = "all"
     """number of training examples, drawn by the seed; all: every example that is not held out"""
     method: str = spec.DEFAULT
@@ -83,20 +85,28 @@ class RunConfig:
     """whether the head trains: train, frozen, or paper (the papers' own policy)"""
     data_dir: str | None = None
     """folder with GLUE as Parquet files (default: downloaded from the hub)"""
-    text: str | None = None
-    """column of the text, or of the first text of a pair (default: found)"""
-    pair: str | None = None
+    text_column: str | None = None
+    """column of the text, of the first text of a pair, or of the words (default: found)"""
+    text_pair_column: str | None = None
     """column of the second text (default: found)"""
-    label: str | None = None
-    """column of the label (default: found)"""
+    label_column: str | None = None
+    """column of the label, or of the words' tags (default: found)"""
+    group_column: str | None = None
+    """column whose examples stay in one split, such as the author of a text; an empty cell is a group of one"""
     kind: str | None = None
-    """classification or regression (default: found from the labels)"""
+    """classification, multi-label, regression or token-classification (default: found from the columns)"""
+    label_separator: str | None = None
+    """what separates several labels in one cell, such as '|' (default: a cell is one label)"""
+    metric: str | None = None
+    """metric that selects the checkpoint and is reported first, such as macro_f1 (default: the first that the task has)"""
+    encoding: str | None = None
+    """encoding of text files, such as cp1252 (default: utf-8, or what the file's byte order mark says)"""
+    skip_empty: bool = False
+    """leave out examples with an empty text or label, instead of refusing the file"""
     validation: str | None = None
     """file with the validation examples, which select the checkpoint (default: taken from the training examples)"""
     test: str | None = None
     """file with the test examples (default: a fifth of the examples is held out)"""
-    group: str | None = None
-    """column whose examples stay in one split, such as the author of a text; an empty cell is a group of one"""
     validation_rows: int = 1000
     """most validation examples taken from the training examples, 10 at least; a --validation file is used whole"""
     stratify: bool = False
@@ -134,7 +144,7 @@ class RunRecord:
     config: dict[str, Any] = field(default_factory=dict)
     """the RunConfig"""
     description: dict[str, Any] = field(default_factory=dict)
-    """the task: name, kind, metric, labels, pair, columns"""
+    """the task: kind, name, metric, labels, columns"""
     status: str = "running"
     """running, finished, stopped early, or `failed: ` and the reason"""
     metric: str = ""
@@ -146,7 +156,7 @@ class RunRecord:
     validation_metrics: dict[str, float] | None = None
     test_metrics: dict[str, float] | None = None
     majority: float | None = None
-    """test accuracy of always predicting the largest class of the training examples; None for a regression"""
+    """test accuracy of the best constant prediction, such as the largest class of train; None for a task without accuracy"""
     curve: list[dict[str, float]] | None = None
     """one entry per evaluation: epoch, step, loss, metrics"""
     gates: dict[str, dict[str, float]] | None = None
@@ -156,11 +166,11 @@ class RunRecord:
     rows: dict[str, Any] | None = None
     """number and fingerprint of the examples of train, validation and test"""
     labels: list[str] | None = None
-    """class names; empty for a regression"""
+    """class names; empty for a task without classes"""
     predictions: list[Any] | None = None
-    """class index or value for each test example, in order"""
+    """what was predicted for each test example, in order: a class index, a number, a list"""
     targets: list[Any] | None = None
-    """true class index or value of each test example, in order"""
+    """what is right for each test example, in order"""
     recipe: dict[str, Any] | None = None
     complete: bool = True
     """False where the training set is a subset of the published one, so that k = all is not the paper's"""

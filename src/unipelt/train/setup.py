@@ -2,47 +2,52 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from unipelt import data, spec
-from unipelt.checkpoint.bases import declared_pooling, load_both
+from unipelt.checkpoint.bases import declared_pooling
 from unipelt.checkpoint.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from unipelt.errors import CheckpointError, UserError
 from unipelt.inject.attach import attach
 from unipelt.inject.heads import find_head, output_of
 from unipelt.inject.record import trainable_parameters
 from unipelt.inject.shapes import most_tokens
-from unipelt.train.batches import Encoded, encode
+from unipelt.tasks.base import Task
+from unipelt.tasks.batches import Encoded
+from unipelt.tasks.metrics import METRICS
+from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.recipes import default_recipe
-from unipelt.train.records import DRAWN, FILES, FULL, RunConfig, RunRecord
+from unipelt.train.records import ANY, DRAWN, FILES, FULL, RunConfig, RunRecord
 from unipelt.train.runs import Plan
 
-ORDINARY = 10.0  # largest absolute value, and inverse of the smallest deviation, of targets that are trained unchanged
-SOURCE = ("task", "data_dir", *FILES)  # fields of a RunConfig that say where its examples come from
+SOURCE = ("task", "data_dir", *FILES, *ANY)  # fields of a RunConfig that say where its examples come from
 
 
 class DatasetCache:
-    """Data sets, their splits and their tokens, each made once and shared by many runs."""
+    """Tasks, data sets, their splits and their tokens, each made once and shared by many runs."""
 
     def __init__(self):
-        self.datasets: dict[tuple, data.Dataset] = {}
+        self.loaded: dict[tuple, tuple[Task, data.Dataset]] = {}
         self.parts: dict[tuple, data.Splits] = {}
-        self.tokens: dict[tuple, dict[str, np.ndarray]] = {}
+        self.encoded: dict[tuple, Encoded] = {}
+
+    def _load(self, config: RunConfig) -> tuple[Task, data.Dataset]:
+        key = tuple(getattr(config, name) for name in SOURCE)
+        if key not in self.loaded:
+            name, *options = key
+            self.loaded[key] = load(name, **dict(zip(SOURCE[1:], options)))
+        return self.loaded[key]
+
+    def task(self, config: RunConfig) -> Task:
+        return self._load(config)[0]
 
     def dataset(self, config: RunConfig) -> data.Dataset:
-        key = tuple(getattr(config, name) for name in SOURCE)
-        if key not in self.datasets:
-            task, *rest = key
-            self.datasets[key] = data.load(task, **dict(zip(SOURCE[1:], rest)))
-        return self.datasets[key]
+        return self._load(config)[1]
 
     def splits(self, config: RunConfig) -> data.Splits:
         k = config.k if config.k == "all" else int(config.k)
@@ -52,17 +57,12 @@ class DatasetCache:
             self.parts[key] = data.split(self.dataset(config), *drawn)  # type: ignore[arg-type]
         return self.parts[key]
 
-    def encode(self, tokenizer: Any, rows: data.Examples, longest: int) -> Encoded:
-        """`batches.encode`, which tokenises no text twice."""
-        keys = [(tokenizer.name_or_path, longest, rows.second is None, *texts) for texts in rows.texts]
-        new = [place for place, key in enumerate(keys) if key not in self.tokens]
-        if new:
-            coded = encode(tokenizer, rows.take(new), longest)
-            for place, values in zip(new, zip(*coded.features.values())):
-                self.tokens[keys[place]] = dict(zip(coded.features, values))
-        found = [self.tokens[key] for key in keys]
-        features = {name: [one[name] for one in found] for name in found[0]}
-        return Encoded(features, rows.labels, min(longest, tokenizer.model_max_length))
+    def encode(self, task: Task, tokenizer: Any, examples: data.Examples, max_length: int) -> Encoded:
+        """`task.encode`, which tokenises no set of examples twice."""
+        key = task.kind, tokenizer.name_or_path, max_length, examples.fingerprint
+        if key not in self.encoded:
+            self.encoded[key] = task.encode(tokenizer, examples, max_length)
+        return self.encoded[key]
 
 
 def build_fleet(
@@ -75,38 +75,43 @@ def build_fleet(
     identity: fingerprints of the base and tokenizer that earlier runs had.
 
     Raises DataError where a run's examples cannot be had, UserError where the base cannot take the method, and
-    CheckpointError where the base or its tokenizer is not that of `identity`.
+    CheckpointError where the base or its tokenizer is not that of `identity`. All runs have one kind of task.
     """
     cache, first = cache or DatasetCache(), configs[0]
     if first.full and len(configs) > 1:
         raise UserError(f"{FULL} tunes the base itself: expected one run, got {len(configs)}")
-    splits = [cache.splits(config) for config in configs]
-    classes = max(len(one.task.labels) or 1 for one in splits)
-    seeds = [config.seed for config in configs[:width]]
-    model, tokenizer, parameters, mine = load_tuned(first, classes=classes, seeds=seeds, device=device)
+    splits, tasks = [cache.splits(config) for config in configs], [cache.task(config) for config in configs]
+    if len(kinds := dict.fromkeys(task.kind for task in tasks)) > 1:
+        raise UserError(f"a fleet trains one kind of task: expected one, got {', '.join(kinds)}")
+    outputs, seeds = max(task.outputs for task in tasks), [config.seed for config in configs[:width]]
+    model, tokenizer, parameters, mine = load_tuned(first, tasks[0], outputs=outputs, seeds=seeds, device=device)
     check_identity(first.model, mine, identity)
-    count = _counter(model, parameters, classes)
+    count = _counter(model, parameters, outputs)
     plans = [plan_of(config, one, cache, model, tokenizer, count, mine) for config, one in zip(configs, splits)]
     torch.manual_seed(first.seed)  # dropout
     return Fleet(model, plans, tokenizer, folder=folder, on_step=on_step, deadline=deadline)
 
 
 def load_tuned(
-    config: RunConfig, *, classes: int, seeds: Sequence[int], device: torch.device
+    config: RunConfig, task: Task, *, outputs: int, seeds: Sequence[int], device: torch.device
 ) -> tuple[PreTrainedModel, Any, dict[str, int], dict[str, str]]:
-    """Load a run's base with a head for `classes` (1: a regression) and attach its method, one run per seed; full: make
-    the whole model trainable.
+    """Load a run's base with a head of so many outputs and attach its method, one run per seed; full: make the whole model
+    trainable.
 
     Returns the model, its tokenizer, the trainable parameters of one run by change, and the fingerprints of base and
     tokenizer.
     """
-    model, tokenizer = load_both(config.model, classes=classes, seed=config.seed)
+    if not task.pooled and config.head not in ("auto", "model"):
+        raise UserError(f"--head {config.head}: {task.kind} reads the state of every token; expected model")
+    model, tokenizer = task.load(config.model, outputs=outputs, seed=config.seed)
     head = list(find_head(model))
     identity = {"base": weights_fingerprint(model, head), "tokenizer": tokenizer_fingerprint(tokenizer)}
     if config.full:
         counts = {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
         return model.to(device), tokenizer, counts, identity
-    pooling = declared_pooling(config.model) if config.head == "auto" else config.head
+    pooling = config.head
+    if pooling == "auto":
+        pooling = declared_pooling(config.model) if task.pooled else "model"
     mixture = spec.mixture(config.method)
     attach(
         model, mixture, runs=len(seeds), seeds=list(seeds), head=config.policy, pooling=pooling, fresh_head=True
@@ -133,47 +138,33 @@ def plan_of(
     parameters: Callable[[int], dict[str, int]], identity: dict[str, str],
 ) -> Plan:  # fmt: skip
     """Plan one run: its examples as tokens, its recipe with the defaults filled in, and what its record says so far."""
-    task = splits.task
+    task = cache.task(config)
     recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **config.recipe)
     longest = most_tokens(model, recipe.max_length)
-    encoded = {name: cache.encode(tokenizer, part, longest) for name, part in splits.parts.items()}
+    encoded = {name: cache.encode(task, tokenizer, part, longest) for name, part in splits.parts.items()}
     record = RunRecord(
-        config=asdict(config), description=asdict(task) | {"labels": list(task.labels)}, metric=task.metric,
-        recipe=asdict(recipe), labels=list(task.labels), rows=splits.prints, parameters=parameters(len(task.labels) or 1),
-        complete=config.k != "all" or cache.dataset(config).complete, majority=_majority(splits), identity=identity,
+        config=asdict(config), description=task.describe(), metric=task.metric, recipe=asdict(recipe),
+        labels=list(task.labels), rows=splits.fingerprints, parameters=parameters(task.outputs),
+        complete=config.k != "all" or cache.dataset(config).complete, majority=_majority(task, splits), identity=identity,
     )  # fmt: skip
+    output = output_of(model)
+    bias = None if output is None else output.bias is not None
     return Plan(
-        key=config.key, task=task, recipe=recipe, train=encoded["train"], validation=encoded["validation"],
-        test=encoded["test"], unit=unit_of(model, task, splits.train), record=record,
+        key=config.key, task=task.fit(splits.train.targets or [], bias=bias), recipe=recipe, train=encoded["train"],
+        validation=encoded["validation"], test=encoded["test"], record=record,
     )  # fmt: skip
 
 
-def unit_of(model: PreTrainedModel, task: data.Task, train: data.Examples) -> tuple[float, float]:
-    """(mean, standard deviation) of a regression's training targets, which the head's output is scaled back by at the end.
-
-    Targets of ordinary size, such as STS-B's 0 to 5, stay unchanged, as the papers train them.
-    """
-    output, targets = output_of(model), list[Any](train.labels or [])
-    if (
-        task.kind != "regression"
-        or output is None
-        or (max(map(abs, targets)) <= ORDINARY and pstdev(targets) >= 1 / ORDINARY)
-    ):
-        return 0.0, 1.0
-    mean = fmean(targets) if output.bias is not None else 0.0
-    return mean, sqrt(fmean((target - mean) ** 2 for target in targets)) or 1.0
-
-
-def _majority(splits: data.Splits) -> float | None:
-    """Test accuracy of always predicting the largest class of the training examples; None for a regression."""
-    labels, targets = list[Any](splits.train.labels or []), list[Any](splits.test.labels or [])
-    if splits.task.kind == "regression":
+def _majority(task: Task, splits: data.Splits) -> float | None:
+    """Test accuracy of the constant prediction, such as the largest class; None for a task without accuracy."""
+    constant, targets = task.constant(splits.train.targets or []), splits.test.targets or []
+    if constant is None or "accuracy" not in task.metrics(task.labels):
         return None
-    return targets.count(max(set(labels), key=labels.count)) / len(targets)
+    return METRICS["accuracy"]([constant] * len(targets), targets)
 
 
 def _counter(model: PreTrainedModel, parameters: dict[str, int], widest: int) -> Callable[[int], dict[str, int]]:
-    """Trainable parameters by change for a task of so many classes; a fleet's head is as wide as its widest task."""
+    """Trainable parameters by change for a task of so many outputs; a fleet's head is as wide as its widest task."""
     output, owner = output_of(model), FULL if FULL in parameters else "head"
     each = 0 if output is None else output.weight.shape[-1] + (output.bias is not None)
     return lambda classes: parameters | ({owner: parameters[owner] - (widest - classes) * each} if each else {})

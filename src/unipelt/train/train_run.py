@@ -6,10 +6,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from unipelt import data, spec
+from unipelt import spec
 from unipelt.checkpoint.bases import load_tokenizer, name_classes, quiet
 from unipelt.checkpoint.folder import save
 from unipelt.errors import CheckpointError, UserError
+from unipelt.tasks.base import Task
 from unipelt.train.fleet import Observer
 from unipelt.train.lock import alone_in
 from unipelt.train.progress import last_state
@@ -38,11 +39,10 @@ def _train_run(
     if before is not None and before.failed:
         clear_state(folder)
         raise UserError(f"{folder}: {before.status}; take another --out")
-    splits = cache.splits(config)
-    task = splits.task
-    if before is not None and (before.rows, before.labels) != (splits.prints, list(task.labels)):
+    splits, task = cache.splits(config), cache.task(config)
+    if before is not None and (before.rows, before.labels) != (splits.fingerprints, list(task.labels)):
         raise CheckpointError(
-            f"--out {folder}: its run was started on other rows of {config.task!r}; take another folder, or remove it"
+            f"--out {folder}: its run was started on other examples of {config.task!r}; take another folder, or remove it"
         )
     if before is not None and before.done and before.config["recipe"].get("epochs") == config.recipe.get("epochs"):
         clear_state(folder)  # a kill may have come before its removal
@@ -82,13 +82,11 @@ def _train_run(
     return finished.record
 
 
-def describe_columns(config: RunConfig, task: data.Task) -> str:
+def describe_columns(config: RunConfig, task: Task) -> str:
     """Which columns are used for what, and what the task is."""
-    columns, labels = task.columns, ", ".join(task.labels)
-    assert columns is not None, "every task that has a name knows its columns"
-    texts = f"texts {columns.text!r} and {columns.pair!r}" if columns.pair else f"text {columns.text!r}"
-    asked = f"{len(task.labels)} classes: {labels[:200]}{'…' * (len(labels) > 200)}" if labels else "regression"
-    return f"{config.task}: {texts}, label {columns.label!r}; {asked}"
+    columns = task.columns
+    pair = f" and {columns.text_pair!r}" if columns.text_pair else ""
+    return f"{config.task}: text {columns.text!r}{pair}, label {columns.label!r}; {task.in_words()}"
 
 
 def save_checkpoint(finished: FinishedRun, folder: Path) -> None:
