@@ -22,7 +22,7 @@ MAY_IMPORT = {  # each room, and the rooms below it
     "inject": ("forms", "spec", "errors"),
     "checkpoint": ("inject", "forms", "spec", "errors"),
     "data": ("errors",),
-    "tasks": ("data", "errors"),
+    "tasks": ("checkpoint", "inject", "data", "errors"),
     "train": ("tasks", "checkpoint", "inject", "forms", "spec", "data", "errors"),
     "study": ("train", "tasks", "checkpoint", "inject", "forms", "spec", "data", "errors"),
     "report": ("study", "tasks", "spec", "data", "errors"),

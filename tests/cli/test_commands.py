@@ -18,6 +18,7 @@ from unipelt import PRESETS, Change, Gate, LowRank, Mixture
 from unipelt.checkpoint.bases import load_base
 from unipelt.checkpoint.description import equations
 from unipelt.cli.figures import draw_gates
+from unipelt.data import read_table
 from unipelt.spec import RULES, mixture
 
 
@@ -30,8 +31,8 @@ def test_what_train_writes_predict_reads(method: str, run, train_words, unlabell
     out = tmp_path / "run"
     said = run(*train_words(out, method))
     assert said.code == 0, said.err
-    assert "reviews.csv: text 'review', label 'stars'; 2 classes: no, yes\n" in said.err
-    assert "recipe: lr=0.003, epochs=4, batch_size=8" in said.err and "held out as test set" in said.err
+    assert "reviews.csv: text 'review', label 'stars'; classification, 2 labels: no, yes\n" in said.err
+    assert "recipe: lr=0.003, epochs=4, batch_size=8" in said.err and "held out as the test set" in said.err
     assert "\nexamples: 38 train, 10 validation, 12 test\n" in said.err
     for word in (
         "validation  accuracy",
@@ -110,11 +111,14 @@ def test_pairs_and_numbers(run, train_words, tmp_path: Path):
     data = write_reviews(tmp_path / "pairs.csv", pairs=True, numbers=True)
     said = run(*train_words(tmp_path / "run", "lora", "--data", data, "--text", "review", "--pair", "other"))
     assert said.code == 0 and "test spearman" in said.out and "largest class" not in said.out, said.err
-    assert "texts 'review' and 'other', label 'stars'; regression" in said.err
+    assert "text 'review' and 'other', label 'stars'; regression" in said.err
     given, answered = table(data.read_text()), table(run("predict", tmp_path / "run", "--data", data).out)
     assert all(math.isfinite(float(row.pop("prediction"))) for row in answered)
     assert answered == given, "every column of the user's stays as it was"
-    assert "a regression has no classes" in run("predict", tmp_path / "run", "--data", data, "--proba").line
+    assert (
+        "a regression predicts a number and has no classes"
+        in run("predict", tmp_path / "run", "--data", data, "--proba").line
+    )
     single = write_reviews(tmp_path / "single.csv", labels=False)
     assert "no column 'other', which the run was trained on" in run("predict", tmp_path / "run", "--data", single).line
 
@@ -123,9 +127,30 @@ def test_predictions_stand_behind_whatever_the_file_holds(run, finished, tmp_pat
     rows = [{"id": 7, "review": "word1 good", "tags": ["ü", {"n": None}], "seen": True}, {"review": "bad", "id": None}]
     data = tmp_path / "new.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    first, second = table(run("predict", finished("lora"), "--data", data).out)
+    lines = [json.loads(line) for line in run("predict", finished("lora"), "--data", data).out.splitlines()]
+    assert all({**row, **line} == line and line["prediction"] for row, line in zip(rows, lines)), "JSONL as it came"
+    run("predict", finished("lora"), "--data", data, "--out", tmp_path / "out.csv")
+    first, second = table((tmp_path / "out.csv").read_text())
     assert [*first] == ["id", "review", "tags", "seen", "prediction"] and first["id"] == "7" and second["id"] == ""
     assert (json.loads(first["tags"]), json.loads(first["seen"])) == (rows[0]["tags"], True)
+
+
+def test_predictions_follow_the_file_and_an_empty_text_has_none(run, finished, tmp_path: Path):
+    """Delimiter, encoding and byte order mark as they came; a text that looks like a formula stays as it is."""
+    data, out = tmp_path / "new.csv", tmp_path / "out.csv"
+    data.write_bytes("\ufeffreview;n\ngut für word1;1\n;2\n=1+2;3\n[SEP] [CLS];4\n".encode())
+    assert run("predict", finished("lora"), "--data", data, "--out", out).code == 0
+    lines = out.read_bytes().decode("utf-8").splitlines()
+    assert lines[0] == "\ufeffreview;n;prediction" and lines[2] == ";2;"
+    assert [line.rsplit(";", 1)[0] for line in lines[1:]] == ["gut für word1;1", ";2", "=1+2;3", "[SEP] [CLS];4"]
+    data.write_bytes("review;n\ngut für word1;1\n".encode("cp1252"))
+    assert "--encoding cp1252" in run("predict", finished("lora"), "--data", data).line
+    assert run("predict", finished("lora"), "--data", data, "--encoding", "cp1252", "--out", out).code == 0
+    assert "gut für word1;1;" in out.read_bytes().decode("cp1252")
+    for suffix in (".jsonl", ".xlsx", ".parquet", ".tsv", ".json"):
+        other = tmp_path / f"out{suffix}"
+        run("predict", finished("lora"), "--data", data, "--encoding", "cp1252", "--out", other)
+        assert read_table(other).columns["review"] == ["gut für word1"]
 
 
 def test_gates_are_shown_for_each_text_layer_and_change(run, finished, unlabelled: Path, tmp_path: Path):

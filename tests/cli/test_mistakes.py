@@ -63,14 +63,14 @@ def test_mistaken_words(words: list[str], expected: str, run):
         (["--method", "lora(r=4"], "lora(r=4"),
         (["--method", "lora(r=2, target_modules='qeury')"], "'qeury'"),
         (["--data", "sst3"], "'sst3' is no task, file or hub data set (owner/name); did you mean 'sst2'"),
-        (["--text", "reviw"], "has no column 'reviw' (--text); did you mean 'review'?"),
-        (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
-        (["--text", "stars", "--label", "review"], "has 60 different labels in 60 rows; choose another with --label"),
+        (["--text", "reviw"], "has no column 'reviw' (--text-column); did you mean 'review'?"),
+        (["--label", "star"], "has no column 'star' (--label-column); did you mean 'stars'?"),
+        (["--text", "stars", "--label", "review"], "has 60 different labels in 60 examples; choose another with --label-column"),
         (["--model", "./nowhere"], "--model ./nowhere: no such base, neither a folder nor on the hub"),
         (["--device", "tpu9"], "--device tpu9: not on this machine; expected auto, cpu"),
         (["--device", "meta"], "--device meta: not on this machine; expected auto, cpu"),
-        (["--k", "5000"], "--k 5000: reviews has 48 training rows, and 10 of them are kept to choose the checkpoint; expected up to 38"),
-        (["--k", "1"], "--k 1: reviews has 2 classes; expected 2 or more, a row of each"),
+        (["--k", "5000"], "--train-rows 5000: reviews has 48 training examples, and 10 of them are kept for validation; expected up to 38"),
+        (["--k", "1"], "--train-rows 1: reviews has 2 classes; expected 2 or more, an example of each"),
         (["--k", "0"], "--train-rows 0: expected a whole number from 1, or all"),
         (["--data-dir", "glue"], "is a file, and --data-dir is where GLUE's files are; leave out --data-dir"),
         (["--kind", "regression"], "expected a number (regression)"),
@@ -93,19 +93,19 @@ def test_a_device_that_is_not_there(run, train_words, tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "contents", "expected"),
     [
-        ("none.csv", None, "does not exist; give the path of a file: .csv, .tsv, .jsonl, .parquet"),
-        ("empty.csv", b"", "is empty; expected a header and rows"),
-        ("header.csv", b"text,label\n", "has a header and no rows"),
-        ("zero.csv", b"text,label\na\0b,1\n", "is a binary file (a zero at byte 12), expected text in UTF-8"),
+        ("none.csv", None, "does not exist; give the path of a file: .csv, .tsv, .json"),
+        ("empty.csv", b"", "is empty; expected a header and examples"),
+        ("header.csv", b"text,label\n", "has a header and no examples"),
+        ("zero.csv", b"text,label\na\0b,1\n", "is a binary file (a zero at character 12), expected text"),
         ("excel.csv", b"PK\x03\x04 not a table", "is a zip or Excel file by its first bytes, not text"),
         ("latin.csv", "text,label\ncafé,1\n".encode("latin-1"), "is not UTF-8: byte 0xe9 at position 14 (line 2); save it as UTF-8"),
-        ("notes.docx", b"text", "ends in '.docx'; expected .csv, .tsv, .jsonl, .parquet: convert or rename it"),
-        ("gap.csv", b"text,label\nfine,1\n,0\n", "row 2 (line 3): no text in column 'text'; fill it in or remove the row"),
-        ("gaps.csv", b"text,label\nfine,1\n,0\n  ,1\n", "row 2 (line 3): no text in column 'text', nor in 1 more (row 3); fill them in or remove these rows"),
-        ("empties.csv", b"text,label\n" + b"fine,\n" * 12, "row 1 (line 2): no label in column 'label', nor in 11 more (row 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, …);"),
-        ("unlabelled.csv", b"text,label\nfine,1\nbad,\n", "row 2 (line 3): no label in column 'label'; fill it in or remove the row"),
-        ("one.csv", b"text,label\n" + b"fine day,yes\n" * 40, "every label in column 'label' is 'yes'; training needs at least two classes"),
-        ("few.csv", b"text,label\nfine day,a\nbad day,b\n", "few has 2 rows and no test set; give a test file, or at least 30 rows"),
+        ("notes.docx", b"text", "ends in '.docx'; expected .csv, .tsv, .json, .jsonl, .parquet, .xlsx, .conll, .bio: convert or rename it"),
+        ("gap.csv", b"text,label\nfine,1\n,0\n", "example 2 (line 3): no value in column 'text'; fill it in or remove the example, or add --skip-empty"),
+        ("gaps.csv", b"text,label\nfine,1\n,0\n  ,1\n", "example 2 (line 3): no value in column 'text', nor in 1 more (example 3); fill in or remove them"),
+        ("empties.csv", b"text,label\n" + b"fine,\n" * 12, "example 1 (line 2): no value in column 'label', nor in 11 more (example 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, …);"),
+        ("unlabelled.csv", b"text,label\nfine,1\nbad,\n", "example 2 (line 3): no value in column 'label'; fill it in"),
+        ("one.csv", b"text,label\n" + b"fine day,yes\n" * 40, "every label in column 'label' is 'yes'; training needs two classes or more"),
+        ("few.csv", b"text,label\nfine day,a\nbad day,b\n", "few has 2 examples and no test set; give a --test file, or at least 30 examples"),
         ("broken.parquet", b"PAR1 but no more", "is no readable Parquet file"),
         ("broken.jsonl", b'{"text": "fine", "label": 1\n', "line 1"),
     ],
@@ -127,7 +127,7 @@ def test_a_label_that_training_has_not_seen(run, train_words, tmp_path: Path):
     test = tmp_path / "test.csv"
     test.write_text("review,stars\nword1 good,yes\nword2 bad,maybe\n")
     line = run(*train_words(tmp_path / "run", "lora", "--test", test)).line
-    assert "test.csv, row 2 (line 3): label 'maybe' in column 'stars' did not occur in training" in line
+    assert "test.csv, example 2 (line 3): label 'maybe' in column 'stars' did not occur in training" in line
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_a_run_that_is_not_finished_predicts_nothing(run, finished, unlabelled: 
 @pytest.mark.parametrize(
     ("header", "more", "expected"),
     [
-        ("review", ["--text", "revew"], "has no column 'revew' (--text); did you mean 'review'?"),
+        ("review", ["--text", "revew"], "has no column 'revew' (--text-column); did you mean 'review'?"),
         (
             "a good day",
             [],

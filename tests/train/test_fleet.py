@@ -119,7 +119,8 @@ def broken(kind: str) -> Plan:
 
 @pytest.mark.parametrize("kind", ["grows", "overflows"])
 def test_a_run_that_is_not_finite_fails_with_its_reason_and_harms_no_other(kind: str):
-    good, bad, values = plan(seed=1), broken(kind), []
+    bad, values = broken(kind), []
+    good = plan(seed=1, classes=len(bad.task.labels))
     together = fleet(
         [bad, good, good], width=2, on_step=lambda trained, event: values.append(trained.matrix.values[0].clone())
     )

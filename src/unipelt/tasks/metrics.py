@@ -29,7 +29,7 @@ class Metric:
     higher_is_better: bool = True
     batch: Callable[[Array, Array], Array] | None = None
     """the same of many samples at once: predictions and targets `[…, example]`, broadcast, to values `[…]`"""
-    of: Literal["classes", "numbers", "texts", "losses"] = "texts"
+    of: Literal["classes", "numbers", "tags", "texts", "losses"] = "texts"
     """what is predicted"""
     averages: bool = False
     """whether it is the mean of its values of single examples"""
@@ -229,7 +229,7 @@ METRICS: dict[str, Metric] = {
         Metric(name="spearman", of="numbers", function=spearman, low=-1.0, batch=_spearman),
         Metric(name="rmse", of="numbers", function=rmse, high=inf, higher_is_better=False, batch=_rmse),
         Metric(name="mae", of="numbers", function=mae, high=inf, higher_is_better=False, batch=_mae, averages=True),
-        Metric(name="span_f1", function=span_f1),
+        Metric(name="span_f1", of="tags", function=span_f1),
         *(
             Metric(name=name, function=function, high=100.0, averages=name.startswith("rouge"))
             for name, function in TEXT_METRICS.items()
