@@ -164,7 +164,7 @@ def test_folders_that_are_not_this_runs(run, finished, train_words, tmp_path: Pa
     line = run(*train_words(finished("lora"), "lora", "--seed", "5")).line
     assert "holds another run, with seed=0 and not 5; take another folder, or remove it" in line
     line = run(*train_words(finished("lora"), "lora", "--text", "review", "--warmup", "0.5")).line
-    assert "holds another run, with text=its default and not review" in line
+    assert "holds another run, with text_column=its default and not review" in line
     line = run(*train_words(finished("lora"), "lora", "--warmup", "0.5")).line
     assert "holds another run, with warmup=its default and not 0.5" in line
     (tmp_path / "thesis.doc").write_text("of great worth")
@@ -194,7 +194,7 @@ def test_other_rows_under_the_same_name_are_another_run(run, train_words, tmp_pa
         record.write_text(json.dumps(json.loads(record.read_text()) | {"status": status}))
         for changed in (before.replace("yes", "ja"), before.replace("good", "fine", 1), before + before):
             data.write_text(changed)
-            assert "was started on other rows of" in run(*words).line
+            assert "was started on other examples of" in run(*words).line
 
 
 def checkpoint(finished, tmp_path: Path) -> Path:
@@ -333,10 +333,10 @@ def test_predictions_replace_nothing_but_a_table(
     assert unlabelled.read_text() == texts and (tmp_path / "target.csv").read_text() == "kept"
 
 
-@pytest.mark.parametrize("name", ["answers.jsonl", "answers.parquet", "answers"])
+@pytest.mark.parametrize("name", ["answers.txt", "answers"])
 def test_predictions_are_not_written_as_what_they_are_not(name: str, run, finished, unlabelled: Path, tmp_path: Path):
     line = run("predict", finished("lora"), "--data", unlabelled, "--out", tmp_path / name).line
-    assert f"{name}: what is written is CSV; expected a .csv file, such as {tmp_path / 'answers.csv'}" in line
+    assert f"{name}: expected a file that ends in .csv, .tsv, .json" in line
     assert not (tmp_path / name).exists()
 
 

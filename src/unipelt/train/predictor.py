@@ -90,9 +90,10 @@ class Predictor:
         found = self.task.present(logits, encoded, probabilities=proba)
         found |= {f"gate({name})": [round(value, 6) for value in values.tolist()] for name, values in gated.items()}
         columns = dict(table.columns)
-        for name, values in found.items():
-            if name in columns:
+        for name in columns:
+            if name in found or (gates and name.startswith("gate(")):
                 raise UserError(f"{path}: has a column {name!r} already, which predict writes; rename it")
+        for name, values in found.items():
             columns[name] = [None] * len(table)
             for index, value in zip(kept, values):
                 columns[name][index] = value
