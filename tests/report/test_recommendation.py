@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from report.studies import write
+from unipelt.errors import UserError
 from unipelt.report.build import Report, build
 from unipelt.report.comparison import headline
 from unipelt.report.samples import Seeds
@@ -25,7 +27,8 @@ def recommended(folder: Path, validation: dict[str, Seeds], test: dict[str, Seed
     results = {}
     for method, values in validation.items():
         for seed, value in values.items():
-            guesses = [target if i < test[method][seed] * rows else 1 - target for i, target in enumerate(targets)]
+            right = min(test[method][seed], 1.0) * rows
+            guesses = [target if i < right else 1 - target for i, target in enumerate(targets)]
             key = RunKey(task="reviews", k="all", method=method, seed=seed, lr=1e-3)
             results[key] = RunRecord(
                 status="finished", metric=metric, validation=value, test=test[method][seed], parameters={"head": SIZES[method]},
@@ -71,6 +74,15 @@ def test_the_least_error_is_the_best(tmp_path: Path):
         "a is worse by"
     )
     assert float(rows[0]["validation rmse"]) == pytest.approx(0.2), "in its own unit"
+
+
+def test_a_run_that_diverged_counts_as_missing(tmp_path: Path):
+    errors = numbered(a=[0.5, 0.51, 0.5], b=[0.2, math.inf, 0.19])
+    made = recommended(tmp_path / "study", errors, errors, "rmse")
+    assert made.recommendation.take == "b" and "b and a are compared on seeds 0 and 2" in made.why
+    assert "inf" not in made.files["comparison.csv"].decode()
+    with pytest.raises(UserError, match="none of its 1 runs is finished"):
+        recommended(tmp_path / "none", numbered(a=[math.inf]), numbered(a=[math.inf]), "rmse")
 
 
 @pytest.mark.parametrize(

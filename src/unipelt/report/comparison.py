@@ -43,7 +43,9 @@ class Line:
         if self.gap is None:
             return ""
         if self.gap.covers == NOTHING:
-            return "no seed in common" if not self.gap.seeds else "not judged: one seed, no predictions"
+            return ("no seed in common", "not judged: one seed, no predictions", "not judged: no interval")[
+                min(self.gap.seeds, 2)
+            ]
         if self.gap.covers == EXAMPLES:
             return ONE_SEED
         if self.gap.covers != BOTH:

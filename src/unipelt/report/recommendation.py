@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
+from unipelt.errors import UserError
 from unipelt.report.comparison import Comparison, beside_largest_class, compare
 from unipelt.report.names import listed, seeds_text
 from unipelt.report.samples import Seeds
@@ -23,7 +24,7 @@ class Recommendation:
 
 
 def recommend(study: Study) -> Recommendation:
-    """The smallest method whose mean validation metric is within one standard error of the best (Breiman et al. 1984, §3.4.3, for
+    """Recommend the smallest method whose mean validation metric is within one standard error of the best (Breiman et al. 1984, §3.4.3, for
     sizes of trees), which takes two seeds; without them the best itself.
 
     Two methods are compared on the seeds that both have: where a budget or a failure left one of them fewer, its seeds may be
@@ -34,8 +35,12 @@ def recommend(study: Study) -> Recommendation:
     runs = [run for run in study.listed if (run.k, run.task) == (k, task)]
     validation: dict[str, Seeds] = {}
     for run in runs:
-        if run.method in of.values and run.validation is not None:
+        if run.seed in of.values.get(run.method, ()) and run.validation is not None:
             validation.setdefault(run.method, {})[run.seed] = sign * run.validation
+    if not validation:
+        raise UserError(
+            "no finished run has a validation metric, so nothing can be recommended; repeat `unipelt compare`"
+        )
     sizes = {run.method: run.parameters or 0 for run in runs}
     rates = {run.method: run.lr for run in runs}
     ahead = {one: sum(_lead(validation[one], other) for other in validation.values()) for one in validation}

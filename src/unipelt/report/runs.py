@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from unipelt.report.names import method_order, size_order, task_order
@@ -78,6 +79,7 @@ def _order(row: dict[str, Any]) -> tuple:
 
 def _run(row: dict[str, Any]) -> Run:
     more = {
+        **{name: _finite(row[name]) for name in ("validation", "test")},
         "complete": row["complete"] is not False,
         "parameters": sum(row["parameters"].values()) if row["parameters"] else None,
         "versions": row["versions"] or {},
@@ -85,6 +87,11 @@ def _run(row: dict[str, Any]) -> Run:
         "gates": {path: value["mean"] for path, value in (row.get("gates") or {}).items()},
     }
     return Run(**{**{name: row[name] for name in LIGHT}, **more})
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what a run that diverged has, such as an infinite error."""
+    return value if value is not None and isfinite(value) else None
 
 
 def answers(store: Store, runs: Sequence[Run]) -> Iterator[Row]:

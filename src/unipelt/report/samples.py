@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from statistics import fmean, variance
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,7 @@ def own(of: Sample, method: str) -> Difference:
 
 def _spread(of: Sample, gains: list[float], seeds: list[int], without: Any, *methods: str) -> Difference:
     """Both variances. Seeds with other test examples are independent of each other in them."""
-    training = variance(gains) / len(seeds) if len(seeds) > 1 else None
+    training = _variance(gains, 1) / len(seeds) if len(seeds) > 1 else None
     if not all((method, seed) in of.answers for method in methods for seed in seeds):
         return Difference(fmean(gains), training=training, seeds=len(seeds))
     tests: dict[int, list[int]] = {}
@@ -155,9 +155,15 @@ def _spread(of: Sample, gains: list[float], seeds: list[int], without: Any, *met
     for here in tests.values():
         left = np.mean([without(seed) for seed in here], axis=0)
         groups = min(groups, len(left))
-        examples += (len(here) / len(seeds)) ** 2 * (len(left) - 1) * float(np.var(left))
+        examples += (len(here) / len(seeds)) ** 2 * (len(left) - 1) * _variance(left, 0)
     known = groups > 1
     return Difference(fmean(gains), examples if known else None, groups, training, len(seeds))
+
+
+def _variance(values: Any, lost: int) -> float:
+    """Infinite where the values are too large, as a perplexity may be; lost: degrees of freedom."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.var(values, ddof=lost))
 
 
 def _exchanged(of: Sample, one: str, other: str, seeds: list[int], sign: float) -> Values | None:

@@ -62,6 +62,8 @@ def estimate(differences: Sequence[Difference], level: float = LEVEL) -> Estimat
     seeds = min(one.seeds for one in differences)
     if examples is None and (training or 0.0) <= TIE**2:  # nothing, or a variance of 0 from the few seeds there are
         return Estimate(value, seeds=seeds)
+    if not isfinite((examples or 0.0) + (training or 0.0)):
+        return Estimate(value, seeds=seeds)
     covers = SEEDS if examples is None else EXAMPLES if training is None else BOTH
     v, u = (examples or 0.0) / number**2, (training or 0.0) / number**2
     p, half = tail(abs(value), v, groups, u, freedom), half_width(level, v, groups, u, freedom)
