@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 WORKERS ?= 2
 PACKAGE = build/package
 
-.PHONY: install lint test test-quick docs package demo clean
+.PHONY: install census lint test test-quick docs package demo clean
 
 install: $(VENV)/installed
 
@@ -44,6 +44,10 @@ package: install
 # The README's first commands: a comparison of methods on real text with a real base, without a network.
 demo: install
 	$(BIN)/python docs/first_commands.py build/demo
+
+# Runs a tiny model of every model type of transformers and writes the table of architectures; it goes on where it was stopped.
+census: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/census.py
 
 clean:
 	rm -rf build

@@ -10,7 +10,7 @@ from typing import Any
 import unipelt
 from unipelt import spec
 from unipelt.errors import CheckpointError, SpecError
-from unipelt.inject.architectures import ARCHITECTURES
+from unipelt.inject.architectures import ARCHITECTURES, Stack, rows_from_json
 
 FORMAT = 2
 CONFIG, TENSORS, CARD = "unipelt.json", "unipelt.safetensors", "README.md"
@@ -25,6 +25,7 @@ KINDS: dict[str, Any] = {  # of what stands in the JSON; base and head have all 
     "results": dict,
     "recipe": {"max_length": int},
     "library": str,
+    "sites": list,
 }
 
 
@@ -43,6 +44,8 @@ class Description:
     recipe: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
     library: str = unipelt.__version__
+    sites: list[Any] = field(default_factory=list)
+    """the rows of the base's architecture: a load never has to find them"""
 
     def __post_init__(self):
         for problem in _problems("", vars(self), KINDS):
@@ -50,8 +53,13 @@ class Description:
         for name in ("base", "head"):
             for key in KINDS[name].keys() - vars(self)[name].keys():
                 raise CheckpointError(f"{name} has no {key!r}")
+        self.rows()
         if self.recipe.get("max_length", 1) < 1:
             raise CheckpointError(f"recipe.max_length={self.recipe['max_length']}, expected a whole number from 1")
+
+    def rows(self) -> tuple[Stack, ...] | None:
+        """The rows of the base's architecture. Raises ValueError for what are none."""
+        return rows_from_json(self.sites) if self.sites else None
 
 
 def describe(folder: str | os.PathLike) -> Description:

@@ -25,7 +25,7 @@ from unipelt.checkpoint.disk import resolve, settle, write_whole
 from unipelt.checkpoint.fill import fill, not_finite
 from unipelt.checkpoint.fingerprint import check_base, fingerprint
 from unipelt.errors import CheckpointError
-from unipelt.inject.architectures import Stack
+from unipelt.inject.architectures import Stack, rows_for, rows_to_json
 from unipelt.inject.attach import attach
 from unipelt.inject.fixed_gates import folded
 from unipelt.inject.state import attached_state, mixture_state, own_weights
@@ -71,6 +71,7 @@ def save(
         task=task or {},
         results=results or {},
         recipe=recipe or {},
+        sites=rows_to_json(tuned.options["sites"]),
     )
     folder = Path(folder)
     try:
@@ -103,7 +104,14 @@ def load(
             if type(size) is int and size > most:  # before room is made for it
                 raise CheckpointError(f"{folder / CONFIG}: {name} has {setting}={size}, more than {TENSORS} holds")
     head = description.head
-    attach(model, mixture, head=head["policy"], pooling=head["pooling"], head_modules=head["modules"], sites=sites)
+    attach(
+        model,
+        mixture,
+        head=head["policy"],
+        pooling=head["pooling"],
+        head_modules=head["modules"],
+        sites=sites or rows_for(model.base_model.config) or description.rows(),
+    )
     fill(model, tensors, folder / TENSORS)
     labels = description.task.get("labels") or []
     if len(labels) == getattr(model.config, "num_labels", 0):

@@ -31,13 +31,13 @@ def _version(asked: bool) -> None:
 
 def build() -> typer.Typer:
     """The application with all its commands."""
-    from unipelt.cli import compare, export, inspect, methods, predict, report, study, train
+    from unipelt.cli import architectures, compare, export, inspect, methods, predict, report, study, train
 
     app = typer.Typer(
         name="unipelt", cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
     app.callback(cls=Group)(_before)
-    for module in (methods, train, compare, predict, inspect, export, report):
+    for module in (methods, architectures, train, compare, predict, inspect, export, report):
         app.command(cls=Command)(getattr(module, module.__name__.rsplit(".", 1)[-1]))
     app.add_typer(study.app, name="study", cls=Group)
     return app

@@ -1,9 +1,12 @@
-"""Where each architecture keeps its parts: one row of paths per `config.model_type`, for transformers 5.17 to 5.23.
+"""Where each architecture keeps its parts: one row of paths per stack and `config.model_type`.
 
-A table and no behaviour: it imports neither torch nor transformers, and knows nothing of changes.
+A table and no behaviour: it imports neither torch nor transformers, and knows nothing of changes. architectures.json holds the
+rows that `make census` found by running tiny models, and that the laws accepted; here are those that running does not find.
 """
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from importlib import resources
 from typing import Any
 
 
@@ -65,262 +68,174 @@ class Stack:
     keywords: bool = True
 
 
-def _projections(module: str, query: str, key: str, value: str, out: str, **rest: Any) -> Attention:
-    """The usual case: all four projections are children of the attention module."""
-    query, key, value, out = (f"{module}.{name}" for name in (query, key, value, out))
-    return Attention(module=module, query=query, key=key, value=value, out=out, **rest)
-
-
-_BERT = Stack(
+_DEBERTA = Stack(  # the projections read relative positions too, which a norm outside the layers has made
     name="encoder",
     module="",
     layers="encoder.layer",
     causal=False,
     attention=Attention(
         module="attention.self",
-        query="attention.self.query",
-        key="attention.self.key",
-        value="attention.self.value",
+        query="attention.self.query_proj",
+        key="attention.self.key_proj",
+        value="attention.self.value_proj",
         out="attention.output.dense",
         norm="attention.output.LayerNorm",
+        prefix=False,
     ),
     ffn_input="intermediate.dense",
     ffn_output="output.dense",
     ffn_norm="output.LayerNorm",
     norms=("attention.output.LayerNorm", "output.LayerNorm"),
+    positions=("query_proj", "key_proj", "pos_query_proj", "pos_key_proj", "encoder.LayerNorm"),
 )
 
-_LLAMA = Stack(
+_CODEGEN = Stack(
     name="decoder",
     module="",
-    layers="layers",
+    layers="h",
     causal=True,
-    attention=_projections("self_attn", "q_proj", "k_proj", "v_proj", "o_proj"),
+    attention=Attention(
+        module="attn",
+        query="attn.qkv_proj",
+        key="attn.qkv_proj",
+        value="attn.qkv_proj",
+        out="attn.out_proj",
+        order=("query", "value", "key"),
+        groups=4,  # whatever the number of heads, which a model of four heads does not show
+        prefix=False,
+    ),
     ffn_input="mlp",
     ffn_output="mlp",
-    ffn_residual="post_attention_layernorm",
-    norms=("input_layernorm", "post_attention_layernorm"),
+    ffn_residual="ln_1",
+    norms=("ln_1",),
 )
 
-_GEMMA = replace(  # a norm before and one after each sub-layer, inside the residual: no post-LN
-    _LLAMA,
-    ffn_residual="pre_feedforward_layernorm",
-    norms=(
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    ),
-)
+HAND_WRITTEN: dict[str, tuple[Stack, ...]] = {"deberta-v2": (_DEBERTA,), "codegen": (_CODEGEN,)}
 
-_OPT = Stack(  # the FFN and the norm before it see [batch·seq, d]
-    name="decoder",
-    module="decoder",
-    layers="decoder.layers",
-    causal=True,
-    attention=_projections("self_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
-    ffn_input="fc1",
-    ffn_output="fc2",
-    ffn_residual="final_layer_norm",
-    norms=("self_attn_layer_norm", "final_layer_norm"),
-)
-
-_BART_ENCODER = Stack(
-    name="encoder",
-    module="encoder",
-    layers="encoder.layers",
-    causal=False,
-    attention=_projections("self_attn", "q_proj", "k_proj", "v_proj", "out_proj", norm="self_attn_layer_norm"),
-    ffn_input="fc1",
-    ffn_output="fc2",
-    ffn_norm="final_layer_norm",
-    norms=("self_attn_layer_norm", "final_layer_norm"),
-)
-_BART_DECODER = replace(
-    _BART_ENCODER,
-    name="decoder",
-    module="decoder",
-    layers="decoder.layers",
-    causal=True,
-    cross=_projections("encoder_attn", "q_proj", "k_proj", "v_proj", "out_proj", norm="encoder_attn_layer_norm"),
-    norms=("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
-)
+Kind = type[Attention] | type[Stack]
+DEFAULTS: dict[Kind, dict[str, Any]] = {
+    kind: {f.name: f.default for f in fields(kind) if f.default is not MISSING} for kind in (Attention, Stack)
+}
+TEXT, TRUTH, NUMBER = (str,), (bool,), (int, str)
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "module", "layers", "query", "key", "value", "out", "ffn_input", "ffn_output"), TEXT),
+    **dict.fromkeys(("norm", "ffn_norm", "ffn_residual"), (str, type(None))),
+    **dict.fromkeys(("causal", "prefix", "keywords"), TRUTH),
+    "groups": NUMBER,
+}
+LISTS: dict[str, tuple[type, ...]] = {"norms": TEXT, "positions": TEXT, "order": TEXT, "shape": NUMBER}
 
 
-def _before(stack: Stack) -> Stack:
-    """BART's paths with each norm before its sub-layer instead of after."""
-    return replace(
-        stack,
-        attention=replace(stack.attention, norm=None),
-        cross=stack.cross and replace(stack.cross, norm=None),
-        ffn_norm=None,
-        ffn_residual=stack.ffn_norm,
+def rows_to_json(rows: tuple[Stack, ...]) -> list[dict[str, Any]]:
+    """Rows as JSON, without what is as by default."""
+    return [_short(Stack, asdict(row)) for row in rows]
+
+
+def _short(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:
+    short = {
+        name: _short(Attention, value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if name not in DEFAULTS[kind] or value != DEFAULTS[kind][name]
+    }
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in short.items()}
+
+
+def rows_from_json(rows: Any) -> tuple[Stack, ...]:
+    """The rows that `rows_to_json` has written. Raises ValueError for anything else."""
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"sites: expected a list of rows, got {type(rows).__name__}")
+    return tuple(_read(Stack, row) for row in rows)
+
+
+def _read(kind: Kind, values: Any) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"sites: expected an object with the fields of {kind.__name__}, got {type(values).__name__}")
+    known = {f.name for f in fields(kind)}
+    if wrong := [*(values.keys() - known), *(known - values.keys() - DEFAULTS[kind].keys())]:
+        raise ValueError(f"sites: {kind.__name__} with or without {wrong[0]!r}")
+    return kind(**{name: _value(kind, name, value) for name, value in values.items()})
+
+
+def _value(kind: Kind, name: str, value: Any) -> Any:
+    if kind is Stack and name in ("attention", "cross"):
+        return None if name == "cross" and value is None else _read(Attention, value)
+    allowed = LISTS[name] if name in LISTS else KINDS[name]
+    each = value if name in LISTS and isinstance(value, list) else [value]
+    if name in LISTS and value is None and name == "shape":
+        return None
+    if (name in LISTS) != isinstance(value, list) or any(type(one) not in allowed for one in each):
+        raise ValueError(f"sites: {kind.__name__}.{name}={value!r} is not of its kind")
+    return tuple(value) if name in LISTS else value
+
+
+def without_prefix(rows: tuple[Stack, ...]) -> tuple[Stack, ...]:
+    """The same rows, with attention that no prefix enters."""
+    return tuple(
+        replace(
+            row,
+            attention=replace(row.attention, prefix=False),
+            cross=row.cross and replace(row.cross, prefix=False),
+            keywords=True,
+        )
+        for row in rows
     )
 
 
-_T5_ENCODER = Stack(
-    name="encoder",
-    module="encoder",
-    layers="encoder.block",
-    causal=False,
-    attention=_projections("layer.0.SelfAttention", "q", "k", "v", "o"),
-    ffn_input="layer.1.DenseReluDense",
-    ffn_output="layer.1.DenseReluDense",
-    ffn_residual="layer.1.layer_norm",
-    norms=("layer.0.layer_norm", "layer.1.layer_norm"),
-)
-_T5_DECODER = replace(
-    _T5_ENCODER,
-    name="decoder",
-    module="decoder",
-    layers="decoder.block",
-    causal=True,
-    cross=_projections("layer.1.EncDecAttention", "q", "k", "v", "o"),
-    ffn_input="layer.2.DenseReluDense",
-    ffn_output="layer.2.DenseReluDense",
-    ffn_residual="layer.2.layer_norm",
-    norms=("layer.0.layer_norm", "layer.1.layer_norm", "layer.2.layer_norm"),
-)
+@dataclass(frozen=True)
+class Known:
+    """What the census says of one model type."""
 
-ARCHITECTURES: dict[str, tuple[Stack, ...]] = {
-    "bert": (_BERT,),
-    "roberta": (_BERT,),
-    "xlm-roberta": (_BERT,),
-    "camembert": (_BERT,),
-    "electra": (_BERT,),
-    "distilbert": (
-        Stack(
-            name="encoder",
-            module="",
-            layers="transformer.layer",
-            causal=False,
-            attention=_projections("attention", "q_lin", "k_lin", "v_lin", "out_lin", norm="sa_layer_norm"),
-            ffn_input="ffn",
-            ffn_output="ffn",
-            ffn_norm="output_layer_norm",
-            norms=("sa_layer_norm", "output_layer_norm"),
-        ),
-    ),
-    "albert": (
-        Stack(
-            name="encoder",
-            module="",
-            layers="encoder.albert_layer_groups.*.albert_layers",
-            causal=False,
-            attention=_projections("attention", "query", "key", "value", "dense", norm="attention.LayerNorm"),
-            ffn_input="ffn",
-            ffn_output="ffn_output",
-            ffn_norm="full_layer_layer_norm",
-            norms=("attention.LayerNorm", "full_layer_layer_norm"),
-        ),
-    ),
-    "mpnet": (
-        replace(
-            _BERT,
-            attention=_projections("attention.attn", "q", "k", "v", "o", norm="attention.LayerNorm", prefix=False),
-            norms=("attention.LayerNorm", "output.LayerNorm"),
-        ),
-    ),
-    "deberta-v2": (
-        replace(
-            _BERT,
-            attention=replace(
-                _BERT.attention,
-                query="attention.self.query_proj",
-                key="attention.self.key_proj",
-                value="attention.self.value_proj",
-                prefix=False,
-            ),
-            positions=("query_proj", "key_proj", "pos_query_proj", "pos_key_proj", "encoder.LayerNorm"),
-        ),
-    ),
-    "modernbert": (
-        Stack(
-            name="encoder",
-            module="",
-            layers="layers",
-            causal=False,
-            attention=_projections("attn", "Wqkv", "Wqkv", "Wqkv", "Wo"),
-            ffn_input="mlp",
-            ffn_output="mlp",
-            ffn_residual="mlp_norm",
-            norms=("attn_norm", "mlp_norm"),  # the first layer's attn_norm is an Identity
-        ),
-    ),
-    "vit": (
-        Stack(
-            name="encoder",
-            module="",
-            layers="layers",
-            causal=False,
-            attention=_projections("attention", "q_proj", "k_proj", "v_proj", "o_proj"),
-            ffn_input="mlp",
-            ffn_output="mlp",
-            ffn_residual="layernorm_after",
-            norms=("layernorm_before", "layernorm_after"),
-        ),
-    ),
-    "gpt2": (
-        Stack(
-            name="decoder",
-            module="",
-            layers="h",
-            causal=True,
-            attention=_projections("attn", "c_attn", "c_attn", "c_attn", "c_proj"),
-            ffn_input="mlp",
-            ffn_output="mlp",
-            ffn_residual="ln_2",
-            norms=("ln_1", "ln_2"),
-        ),
-    ),
-    "gpt_neox": (  # parallel residual or not, the paths are the same
-        replace(
-            _LLAMA,
-            attention=_projections(
-                "attention", "query_key_value", "query_key_value", "query_key_value", "dense", groups="heads"
-            ),
-        ),
-    ),
-    "opt": (_OPT,),
-    "opt-post-norm": (
-        replace(
-            _OPT,
-            attention=replace(_OPT.attention, norm="self_attn_layer_norm"),
-            ffn_norm="final_layer_norm",
-            ffn_residual=None,
-        ),
-    ),
-    "llama": (_LLAMA,),
-    "mistral": (_LLAMA,),
-    "mixtral": (_LLAMA,),  # mlp is the sparse block: its experts are no modules, its sum over them is the FFN's output
-    "qwen2": (_LLAMA,),
-    "qwen3": (_LLAMA,),
-    "phi3": (replace(_LLAMA, attention=_projections("self_attn", "qkv_proj", "qkv_proj", "qkv_proj", "o_proj")),),
-    "gemma2": (_GEMMA,),
-    "gemma3_text": (_GEMMA,),
-    "gemma3_text-bidirectional": (replace(_GEMMA, name="encoder", causal=False),),
-    "olmo2": (  # norms after each sub-layer but inside the residual, none before: the FFN reads the stream itself
-        replace(_LLAMA, ffn_residual="mlp", norms=("post_attention_layernorm", "post_feedforward_layernorm")),
-    ),
-    "bart": (_BART_ENCODER, _BART_DECODER),
-    "mbart": (_before(_BART_ENCODER), _before(_BART_DECODER)),
-    "t5": (_T5_ENCODER, _T5_DECODER),
-}
+    rows: tuple[Stack, ...] = ()
+    """empty where none was found"""
+    flags: dict[str, bool | str] | None = None
+    """the switches of the config under which the rows were found"""
+    refuses: dict[str, str] | None = None
+    """methods that do not work, and why"""
+    why: str = ""
+    """why it has no row"""
 
 
-def row_name(config: Any) -> str:
-    """The key of a model's row: its model_type, and what its config changes about order or causality.
+def _census() -> tuple[str, dict[str, Known]]:
+    data = json.loads(resources.files("unipelt.inject").joinpath("architectures.json").read_text(encoding="utf-8"))
+    known: dict[str, Known] = {}
+    for name, entry in data["types"].items():
+        rows = entry.get("rows", [])
+        found = known[rows].rows if isinstance(rows, str) else rows_from_json(rows) if rows else ()
+        known[name] = Known(found, entry.get("flags"), entry.get("refuses", {}), entry.get("why", ""))
+    return data["transformers"], known
 
-    A name that the table lacks (bert-decoder, llama-bidirectional) is a model that is not supported.
-    """
-    name = config.model_type
-    kind = ARCHITECTURES[name][0].name if name in ARCHITECTURES else None
-    if name == "opt" and not config.do_layer_norm_before:
-        return "opt-post-norm"
-    if kind == "encoder" and getattr(config, "is_decoder", False):
-        return f"{name}-decoder"
-    if kind == "decoder" and (
-        not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False)
-    ):
-        return f"{name}-bidirectional"
-    return name
+
+CENSUS_OF, CENSUS = _census()
+"""the version of transformers that the census is of, and what it found of each of its model types"""
+
+ARCHITECTURES: dict[str, tuple[Stack, ...]] = {name: known.rows for name, known in CENSUS.items() if known.rows}
+ARCHITECTURES |= HAND_WRITTEN
+
+NO_SWITCHES = ("act", "bias", "cache", "dropout", "dtype", "init", "label", "loss", "output", "problem", "return", "scale",
+               "tie", "topk", "torch", "_name", "transformers_version", "attn_impl", "model_type", "chunk", "feat_extract",
+               "language")  # fmt: skip
+"""parts of names of config fields that move no module"""
+
+
+USUAL = {"add_cross_attention": False, "is_causal": True, "is_decoder": False, "use_bidirectional_attention": False}
+"""switches that any config may have"""
+
+
+def flags_of(config: Any) -> dict[str, bool | str]:
+    """The switches of a config that may change where its parts are, or whether tokens see later ones."""
+    values = {name: value for name, value in vars(config).items() if isinstance(value, bool | str)}
+    return {n: v for n, v in sorted(values.items()) if n[0] != "_" and not any(part in n for part in NO_SWITCHES)}
+
+
+def rows_for(config: Any) -> tuple[Stack, ...] | None:
+    """The rows of the table for a model's config; None where it has none, or found them under other switches."""
+    return None if other_switch(config) is not None else ARCHITECTURES.get(config.model_type)
+
+
+def other_switch(config: Any) -> str | None:
+    """The first switch of a config that is not as it was when the rows of its type were found, with its value."""
+    known = CENSUS.get(config.model_type)
+    if known is None or known.flags is None or config.model_type not in ARCHITECTURES:
+        return None
+    now, before = USUAL | flags_of(config), USUAL | known.flags
+    return next((f"{name}={now[name]!r}" for name, was in before.items() if now.get(name, was) != was), None)

@@ -73,6 +73,7 @@ def join(
     """What `attach` does once its options are checked. refuse_untrained: whether each mixture must train something."""
     head, pooling = options["head"], options["pooling"]
     stacks = find_stacks(model, options["sites"])
+    options = options | {"sites": tuple(stack.row for stack in stacks)}
     base = Base(model, stacks, frozenset(find_head(model)), several=sum(shares) > 1)
     parts, heads = [], []
     joined: Joined = []

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt.errors import SiteError
-from unipelt.inject.architectures import ARCHITECTURES, Stack, row_name
+from unipelt.inject.architectures import Stack, rows_for
 from unipelt.inject.layer_row import LayerRow, NotFound
 from unipelt.inject.trace import (
     KEYWORD,
@@ -45,8 +45,8 @@ from unipelt.inject.verify import broken_laws
 
 def rows_of(model: PreTrainedModel, sites: tuple[Stack, ...] | None, search: bool) -> tuple[Stack, ...] | None:
     """The rows to use for a model: those given, None for those of the table, or else those that running it gives."""
-    name = row_name(model.base_model.config)
-    return sites if sites is not None or not search or name in ARCHITECTURES else discover(model)
+    known = sites is not None or not search or rows_for(model.base_model.config) is not None
+    return sites if known else discover(model)
 
 
 def discover(model: PreTrainedModel) -> tuple[Stack, ...]:

@@ -17,6 +17,9 @@ from unipelt.inject.resolve import Layer, ResolvedStack, by_head_shape, features
 from unipelt.spec import Location
 from unipelt.spec.compatibility import LINEARS
 
+CHANNELS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+"""modules whose features are the second dimension of what they give"""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -210,7 +213,7 @@ def biases(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
         stack, layer = owner_of(paths[module], base)
         if change.layers is None or (layer is not None and layer.index in change.layers):
             location = Location(stack.row.name, layer.index if layer else None, name, path)
-            part = Channels() if isinstance(module, nn.modules.conv._ConvNd) else None
+            part = Channels() if isinstance(module, CHANNELS) else None
             points.append(
                 HookPoint(
                     stack=stack, layer=layer, location=location, path=paths[module], inputs=len(bias),

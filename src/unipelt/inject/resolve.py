@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from unipelt.errors import SiteError, did_you_mean
 from unipelt.forms.prefix import HeadShape
-from unipelt.inject.architectures import ARCHITECTURES, Attention, Stack, row_name
+from unipelt.inject.architectures import ARCHITECTURES, Attention, Stack, other_switch, rows_for
 from unipelt.inject.hooks import FusedPart, Part
 
 
@@ -53,15 +53,16 @@ class ResolvedStack:
 
 def find_stacks(model: PreTrainedModel, sites: tuple[Stack, ...] | None) -> list[ResolvedStack]:
     """The stacks of a model. Raises SiteError for an architecture that has no row, or whose row does not fit."""
-    base = model.base_model
-    name = row_name(base.config)
+    base: Any = model.base_model
+    name: str = base.config.model_type
+    sites = rows_for(base.config) if sites is None else sites
     if sites is None:
-        if name not in ARCHITECTURES:
-            raise SiteError(
-                f"model_type={name!r} has no row in the table of architectures ({did_you_mean(name, ARCHITECTURES)}); add one to "
-                "unipelt/inject/architectures.py, or give attach(…, sites=(Stack(…),))"
-            )
-        sites = ARCHITECTURES[name]
+        switch = other_switch(base.config)
+        why = f"with {switch} " if switch else ""
+        raise SiteError(
+            f"model_type={name!r} {why}has no row in the table of architectures ({did_you_mean(name, ARCHITECTURES)}); "
+            "attach with discover=True, or give attach(…, sites=(Stack(…),))"
+        )
     if getattr(base.config, "chunk_size_feed_forward", 0):
         raise SiteError(
             "chunk_size_feed_forward cuts sequences apart: expected 0; set config.chunk_size_feed_forward = 0"
@@ -123,7 +124,7 @@ def _say_which_layers_attend(name: str, every: list[Layer], attending: list[Laye
     if len(attending) < len(every):
         numbers = ", ".join(str(layer.index) for layer in attending)
         logging.getLogger("unipelt").warning(
-            "%s: only layers %s of %d have attention and an FFN as its row says; changes go into these",
+            "%s: layers %s of %d have attention and an FFN; changes go into these alone",
             name, numbers, len(every),
         )  # fmt: skip
 

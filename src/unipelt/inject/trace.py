@@ -198,7 +198,7 @@ class _Products(TorchFunctionMode):
         return output
 
 
-def example_inputs(base: PreTrainedModel) -> dict[str, Tensor]:
+def example_inputs(base: PreTrainedModel, batch: int = 2, length: int = 8) -> dict[str, Tensor]:
     """Two rows of eight tokens, or two small images."""
     config, device = base.config, next(base.parameters()).device
     generator = torch.Generator().manual_seed(1)
@@ -206,11 +206,11 @@ def example_inputs(base: PreTrainedModel) -> dict[str, Tensor]:
         vision = getattr(config, "vision_config", config)
         size = getattr(vision, "image_size", 32)
         size = size if isinstance(size, list | tuple) else (size, size)
-        shape = (2, getattr(vision, "num_channels", 3) or 3, *size)
+        shape = (batch, getattr(vision, "num_channels", 3) or 3, *size)
         dtype = next(p.dtype for p in base.parameters() if p.is_floating_point())
         return {"pixel_values": torch.randn(shape, generator=generator).to(device, dtype)}
     words = getattr(config.get_text_config(), "vocab_size", 100) or 100
-    ids = torch.randint(min(5, words - 1), min(words, 100), (2, 8), generator=generator).to(device)
+    ids = torch.randint(min(5, words - 1), min(words, 100), (batch, length), generator=generator).to(device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if config.is_encoder_decoder:
         inputs |= {"decoder_input_ids": ids[:, :6].flip(0), "decoder_attention_mask": torch.ones_like(ids[:, :6])}
