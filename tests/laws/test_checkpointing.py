@@ -66,8 +66,11 @@ def test_checkpointing_may_be_enabled_before_attach(arch: str):
         equal(actual[name], expected[name], arch, what=name)
 
 
-@pytest.mark.parametrize("preset", ["unipelt-apl", "houlsby", "mam"])
-@pytest.mark.parametrize("arch", CHECKPOINTED)
+@pytest.mark.parametrize(
+    ("arch", "preset"),
+    [(arch, "unipelt-apl") for arch in CHECKPOINTED]
+    + [(arch, preset) for arch in ("bert", "llama", "bart") for preset in ("houlsby", "mam")],
+)
 def test_gradients_of_a_fleet_are_those_without_checkpointing(arch: str, preset: str):
     preset = preset if arch in on_each(preset, runs=RUNS) else "parallel-adapter"
     assert_checkpointing_changes_nothing(attached(arch, preset, runs=RUNS), arch)

@@ -12,6 +12,7 @@ import unipelt
 from laws.lawbook import (
     DECODERS,
     ENCODERS,
+    FULL,
     SEQ2SEQ,
     WITH_SDPA,
     attached,
@@ -109,8 +110,11 @@ def test_a_row_of_padding_alone_is_finite(arch: str, mixture: Mixture):
     finite_where_the_base_is(arch, mixture)
 
 
-@pytest.mark.parametrize("preset", ["prefix", "unipelt-apl", "unipelt-central", "multi-head-parallel-adapter"])
-@pytest.mark.parametrize("arch", on_each("unipelt-apl", tuple(arch for arch in WITH_SDPA if arch in PADDED)))
+@pytest.mark.parametrize(
+    ("arch", "preset"),
+    [(arch, "unipelt-apl") for arch in on_each("unipelt-apl", tuple(arch for arch in WITH_SDPA if arch in PADDED))]
+    + [(arch, preset) for arch in FULL for preset in ("prefix", "unipelt-central", "multi-head-parallel-adapter")],
+)
 def test_a_row_of_padding_alone_is_finite_under_eager_attention(arch: str, preset: str):
     finite_where_the_base_is(arch, preset, "eager")
 

@@ -201,8 +201,11 @@ def test_a_folded_prefix_gives_the_same_keys_and_values(runs: int, layers: int):
     assert sum(p.numel() for p in table.parameters()) == runs * 2 * 4 * layers * (8 + 6)
 
 
-@pytest.mark.parametrize("preset", ["prefix", "mam", "unipelt-apl", "unipelt-central"])
-@pytest.mark.parametrize("arch", PREFIXED)
+@pytest.mark.parametrize(
+    ("arch", "preset"),
+    [(arch, "unipelt-apl") for arch in PREFIXED]
+    + [(arch, preset) for arch in ("bert", "llama", "bart") for preset in ("prefix", "mam", "unipelt-central")],
+)
 def test_a_model_with_folded_prefixes_gives_the_same_logits(arch: str, preset: str):
     from unipelt.inject.fixed_gates import folded, swap
 

@@ -129,8 +129,8 @@ def prefix_attention(
     return attend(q, keys, values, mask, bias)
 
 
-def mixed(
-    attend: Attend, quiet: Attend | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+def gated_prefix_attention(
+    attend: Attend, without_dropout: Attend | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
     prefix_k: Tensor, prefix_v: Tensor, bias: Tensor | None,
     weight: Float[Tensor, "batch query 1"], scaling: float, softcap: float | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
@@ -138,7 +138,7 @@ def mixed(
 
     One zero key whose bias is LSE_prefix stands for the prefix. A value column that is one at this key and zero at all
     others returns λ, also where an attention sink takes a share too. Where the kernel drops attention weights out,
-    `quiet`, the same without dropout, returns λ.
+    `without_dropout`, the same kernel, returns λ.
     """
     repeat, queries = q.shape[1] // prefix_k.shape[1], q.shape[-2]
     prefix_k, prefix_v = (p.repeat_interleave(repeat, dim=1) for p in (prefix_k, prefix_v))
@@ -156,12 +156,12 @@ def mixed(
     keys, values = (F.pad(t, (0, 0, 1, 0)) for t in (k, v))
     own = F.pad(torch.ones_like(v[..., :1, :1]), (0, 0, 0, k.shape[-2])).expand(*values.shape[:-1], 1)
     bias = None if bias is None else F.pad(bias, (1, 0))
-    if quiet is None:
+    if without_dropout is None:
         h, weights = attend(q, keys, torch.cat([values, own], dim=-1), mask, bias)
         h, share = h[..., :-1], h[..., -1:]  # batch query head d and λ
     else:
         h, weights = attend(q, keys, values, mask, bias)
-        share, _ = quiet(q, keys, own, mask, bias)
+        share, _ = without_dropout(q, keys, own, mask, bias)
     return h + share * delta, weights
 
 

@@ -16,7 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unipelt.errors import SiteError
-from unipelt.forms.prefix import mixed, multi_head_parallel, prefix_attention
+from unipelt.forms.prefix import gated_prefix_attention, multi_head_parallel, prefix_attention
 from unipelt.inject.context import KEYWORD, Context, ForwardState, LayerHook, together
 from unipelt.inject.hooks import BoundChange, module_of
 from unipelt.spec import Location
@@ -140,7 +140,7 @@ def attend_with_prefixes(
             if prefix.function == "softmax" and prefix.weight is None:
                 attend = partial(_concatenated, attend, prefix)
             elif prefix.function == "softmax":
-                attend = partial(_mixed, attend, prefix, scaling, kwargs.get("softcap"), dropout)
+                attend = partial(_gated, attend, prefix, scaling, kwargs.get("softcap"), dropout)
         output, weights = attend(q, k, v, mask, bias)
         for prefix in prefixes:
             if prefix.function == "relu":
@@ -163,14 +163,15 @@ def _concatenated(attend: Callable, prefix: PrefixCall, q, k, v, mask, bias, **k
     return prefix_attention(partial(attend, **kwargs), q, k, v, mask, prefix.key, prefix.value, bias)
 
 
-def _mixed(
+def _gated(
     attend: Callable, prefix: PrefixCall, scaling: float, softcap: float | None, dropout: float,
     q, k, v, mask, bias, **kwargs,
 ):  # fmt: skip
-    quiet = partial(attend, dropout=0.0) if dropout else None
+    without_dropout = partial(attend, dropout=0.0) if dropout else None
     keys, values, weight = prefix.key, prefix.value, prefix.weight
     assert weight is not None
-    return mixed(partial(attend, **kwargs), quiet, q, k, v, mask, keys, values, bias, weight, scaling, softcap)
+    own = q, k, v, mask, keys, values, bias, weight, scaling, softcap
+    return gated_prefix_attention(partial(attend, **kwargs), without_dropout, *own)
 
 
 def causal_mask(query: Tensor, key: Tensor, name: str) -> Shaped[Tensor, "1 1 query key"]:

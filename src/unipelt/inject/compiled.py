@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from unipelt import spec
 from unipelt.errors import SiteError, SpecError, did_you_mean
 from unipelt.inject.context import checkpoints
 from unipelt.inject.shapes import bucket, most_tokens
 from unipelt.inject.state import attached_state
-from unipelt.spec import Gate
 
 PADDING = {"attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "labels": -100, "decoder_attention_mask": 0}
 """what an argument `[batch, seq]` is filled with; ids with the base's own padding"""
@@ -50,7 +50,7 @@ def compile(model: PreTrainedModel, *, lengths: Sequence[int] = (), backend: str
         raise SiteError("the model is compiled already; expected one that is not")
     if not all(isinstance(length, int) and length > 0 for length in lengths):
         raise SpecError(f"lengths={lengths!r}: expected whole numbers from 1, such as (32, 64, 128)")
-    if any(isinstance(change.weight, Gate) and change.weight.pool == "reference" for change in changes):
+    if any(isinstance(change.weight, spec.Gate) and change.weight.pool == "reference" for change in changes):
         raise SpecError(
             "Gate(pool='reference') averages over padding, which compile adds: call model.compile() instead"
         )
