@@ -195,11 +195,15 @@ class Task(ABC):
     def decide(self, logits: Float[Tensor, "example ..."], encoded: Encoded) -> list:
         """Predictions as the metrics take them, one per example."""
 
-    @abstractmethod
     def present(
         self, logits: Float[Tensor, "example ..."], encoded: Encoded, *, probabilities: bool
     ) -> dict[str, list]:
-        """Columns for a user: `prediction`, and `p(label)` where probabilities are asked for."""
+        """Columns for a user: `prediction`, and `p(label)` where probabilities are asked for. Raises DataError where there are none."""
+        if probabilities:
+            raise DataError(
+                f"--proba: {self.kind} predicts no class per example, so there is no probability; leave it out"
+            )
+        return {"prediction": self.decide(logits, encoded)}
 
     def constant(self, train: Sequence[Any]) -> Any:
         """The prediction that needs no text, such as the largest class; None where there is none."""

@@ -82,9 +82,8 @@ class Regression(Task):
     def present(
         self, logits: Float[Tensor, "example output"], encoded: Encoded, *, probabilities: bool
     ) -> dict[str, list]:
-        if probabilities:
-            raise DataError("--proba: a regression predicts a number and has no classes; leave it out")
-        return {"prediction": [round(value, 6) for value in self.decide(logits, encoded)]}
+        columns = super().present(logits, encoded, probabilities=probabilities)
+        return {name: [round(value, 6) for value in values] for name, values in columns.items()}
 
     def constant(self, train: Sequence[float]) -> float:
         """The mean."""

@@ -73,10 +73,3 @@ class TokenClassification(Task):
         outside = "O" if "O" in self.labels else self.labels[0]
         pairs = zip(best, encoded.first_tokens)
         return [[self.labels[own[token]] if token >= 0 else outside for token in tokens] for own, tokens in pairs]
-
-    def present(
-        self, logits: Float[Tensor, "example seq output"], encoded: Encoded, *, probabilities: bool
-    ) -> dict[str, list]:
-        if probabilities:
-            raise DataError("--proba: a prediction is a list of tags; leave it out")
-        return {"prediction": self.decide(logits, encoded)}
