@@ -37,9 +37,9 @@ package: install
 	rm -rf $(PACKAGE)
 	$(BIN)/python -m build --no-isolation --outdir $(PACKAGE)/dist .
 	$(BIN)/python -m venv $(PACKAGE)/environment
-	$(PACKAGE)/environment/bin/pip install --quiet --disable-pip-version-check --no-deps $(PACKAGE)/dist/*.whl
+	PYTHONPATH= $(PACKAGE)/environment/bin/pip install --quiet --disable-pip-version-check --no-deps $(PACKAGE)/dist/*.whl
 	$(BIN)/python docs/first_commands.py --link $(PACKAGE)/environment
-	$(PACKAGE)/environment/bin/python docs/first_commands.py $(PACKAGE)/demo
+	PYTHONPATH= $(PACKAGE)/environment/bin/python docs/first_commands.py $(PACKAGE)/demo
 
 # The README's first commands: a comparison of methods on real text with a real base, without a network.
 demo: install

@@ -1,6 +1,6 @@
 """Writes what the docs take from the code between `<!-- generated: … -->` and `<!-- end -->`: run it after changing either.
 
-presets, mam and lawful are tables; `code PATH NAME …` quotes definitions, `code PATH "some text"` the first call that holds the text.
+presets, mam and compatible are tables; `code PATH NAME …` quotes definitions, `code PATH "some text"` the first call that holds the text.
 """
 
 import ast
@@ -89,7 +89,7 @@ def mam() -> str:
     return table(("base", "preset", "parameters", "of the base", "the paper says"), rows)
 
 
-def lawful() -> str:
+def compatible() -> str:
     rows = [(*map(words, (law.forms, law.sites, law.reads, law.weights)), law.text, law.source) for law in RULES]
     return table(("form", "site", "reads", "weight", "equation", "source"), rows) + "\n" + refused()
 
@@ -158,7 +158,7 @@ def quoted(source: str, name: str) -> str:
 
 def generate(text: str) -> str:
     """A page with everything between its markers made anew."""
-    makers: dict[str, Callable[..., str]] = {"presets": presets, "mam": mam, "lawful": lawful, "code": code}
+    makers: dict[str, Callable[..., str]] = {"presets": presets, "mam": mam, "compatible": compatible, "code": code}
 
     def renew(match: re.Match) -> str:
         maker, *arguments = shlex.split(match[2])

@@ -189,9 +189,9 @@ OTHERS = {
     "depth": ("bert", {"num_hidden_layers": 3}, "whose parameters differ"),
     "width": ("bert", {"hidden_size": 16}, "whose parameters differ"),
     "labels": ("bert", {"num_labels": 5}, r"'head.classifier.linear.weight' is \(3, 32\), expected \(5, 32\)"),
-    "scaled": ("bert", lambda name, value: value * 1.1, "the weights of .* are others"),
-    "negated": ("bert", lambda name, value: -value if value.dim() == 2 else value, "the weights of .* are others"),
-    "noise": ("bert", lambda name, value: value + 0.005 * value.std() * torch.randn(value.shape), "are others"),
+    "scaled": ("bert", lambda name, value: value * 1.1, "the weights of .* differ"),
+    "negated": ("bert", lambda name, value: -value if value.dim() == 2 else value, "the weights of .* differ"),
+    "noise": ("bert", lambda name, value: value + 0.005 * value.std() * torch.randn(value.shape), "differ"),
     "a merged sibling": (
         "bert",
         lambda name, value: value + 0.02 * torch.randn(32, 1) @ torch.randn(1, 32) if "1.attention.self.value.w" in name else value,

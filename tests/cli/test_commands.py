@@ -215,7 +215,7 @@ def test_methods_are_listed_with_their_counts(run, tiny_base: str, base_of):
     line = next(line for line in counted.splitlines() if line.startswith("lora "))
     assert line.split()[1] == f"{2 * 2 * 2 * 8 * 32:,}"  # layers, linears, matrices, rank, width
     assert "bitfit" in counted and "not possible" in run("methods", "--model", base_of("llama")).out
-    lawful = [line.rstrip() for line in run("methods", "--lawful").out.splitlines()]
+    lawful = [line.rstrip() for line in run("methods", "--compatible").out.splitlines()]
     for law in RULES:
         assert any(law.equation in line and line.endswith(law.source) for line in lawful), (
             "no terminal, no wrapped lines"
@@ -241,7 +241,7 @@ def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Pat
     line = run("export", gated, "--merged", tmp_path / "no").line
     assert "gate depends on the input" in line and "--fix-gates" not in line, "its adapter and prefix never fold"
     whole = run("export", finished("full"), "--merged", tmp_path / "no").line
-    assert f"{finished('full')}: a full run is a plain transformers model as it stands" in whole
+    assert f"{finished('full')}: a full run is already a plain transformers model" in whole
     for place, kind in product((folder, merged, merged / "config.json"), ("--merged", "--peft")):
         before = sorted(path.name for path in folder.iterdir())
         assert f"{kind} {place}: not empty; expected a new folder" in run("export", folder, kind, place).line

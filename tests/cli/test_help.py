@@ -107,7 +107,7 @@ def test_an_option_for_one_value_is_given_once(words: str, flag: str, run):
 def test_a_terminal_shows_what_it_can(encoding: str, run, monkeypatch: pytest.MonkeyPatch):
     shown = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", shown)
-    for words in ("methods", "methods --lawful", "train --help", "study sweep --help"):
+    for words in ("methods", "methods --compatible", "train --help", "study sweep --help"):
         assert run(*words.split()).code == 0
     shown.flush()
     said = shown.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]

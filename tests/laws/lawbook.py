@@ -86,7 +86,7 @@ def why_refused(arch: str, mixture: Mixture, runs: int = 1) -> str | None:
         if rows(arch)[0].positions and of_positions & {*change.sites} and (runs > 1 or isinstance(change.weight, Gate)):
             return "belong to no row of a batch"
         if change.form.name == "prefix" and not rows(arch)[0].attention.prefix:
-            return "computes its attention by itself"
+            return "does not use transformers' attention functions"
         if "ffn_hidden" in change.sites and arch == "mixtral":
             return "expected one"
         if change.form.name == "bias" and not BIASED[arch]:

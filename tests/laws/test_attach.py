@@ -193,7 +193,7 @@ def test_a_refused_prefix_leaves_the_base_as_it_was(arch: str, preset: str):
     model = plain(arch)
     given = tiny.inputs(arch, model)
     before = snapshot(model, given)
-    with pytest.raises(UserError, match="computes its attention by itself"):
+    with pytest.raises(UserError, match="does not use transformers' attention functions"):
         unipelt.attach(model, preset)
     assert_same(before, model, given)
 

@@ -71,7 +71,7 @@ def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path,
     assert run(*ask(moved, tmp_path / "moved", "--methods", "head")).code == 0
     moved.write_text(reviews.read_text().replace("word1 ", "word2 "))
     line = run(*ask(moved, tmp_path / "moved", "--methods", "head")).line
-    assert f"its runs of {moved} began on other rows: 60 training and no test rows" in line
+    assert f"its runs of {moved} were trained on other examples: 60 training and no test rows" in line
     line = run(*ask(reviews, tmp_path / "moved", "--methods", "head", "--text", "review")).line
     assert f"holds a study with data={moved} and not {reviews}" in line, "before what else is another"
     held_out = write_reviews(tmp_path / "test.csv", 20, seed=1)
@@ -79,7 +79,7 @@ def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path,
     assert run(*tested).code == 0
     held_out.write_text(held_out.read_text().replace("word1 ", "word2 "))
     assert (
-        f"its runs of {reviews} began on other rows: 60 training and 20 test rows"
+        f"its runs of {reviews} were trained on other examples: 60 training and 20 test rows"
         in run(*replaced(tested, ("--seeds", 3))).line
     )
 
@@ -87,7 +87,7 @@ def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path,
 def test_the_minutes_are_kept_and_more_go_on(ask, run, reviews: Path, tmp_path: Path):
     words = ask(reviews, tmp_path / "out", "--epochs", 40000, "--evaluate-every", 50)
     line = run(*words, "--minutes", 0.1).line
-    said = r"unipelt: --minutes 0.1: too short for one run, which takes (.+) minutes at most by its steps so far; the same command with more minutes goes on"  # fmt: skip
+    said = r"unipelt: --minutes 0.1: too short for one run, which takes (.+) minutes at most by its steps so far; run the same command with more minutes to continue"  # fmt: skip
     assert float(re.fullmatch(said, line)[1]) > 0.1
     assert next((tmp_path / "out" / "fleets").glob("*/training.safetensors")), "what was begun is kept"
 
@@ -231,7 +231,7 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
     validation.write_text("".join(validation.read_text().splitlines(keepends=True)[:-1]))
     line = run(*replaced(words, ("--seeds", 3))).line
     assert (
-        "began on other rows: 60 training, 20 validation and 20 test rows" in line
+        "were trained on other examples: 60 training, 20 validation and 20 test rows" in line
         and "and not 60 training, 19 validation" in line
     )
     assert "does not exist" in run(*ask(reviews, tmp_path / "x", "--validation", tmp_path / "gone.csv")).line

@@ -145,8 +145,13 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
         for kept in (lines[:-1], [lines[0], lines[1].replace("yes", "no"), *lines[2:]], lines[:1] + lines[:0:-1]):
             mine.write_text("".join(kept))
             said = ask("--data", mine, "--k", 16, "--seeds", 2).line
-            assert f"--out {out}: its runs of {mine} began on other rows: 60 training and no test rows, sha256 " in said
-            assert f"and not {len(kept) - 1} training" in said and "give those rows, or take another folder" in said
+            assert (
+                f"--out {out}: its runs of {mine} were trained on other examples: 60 training and no test rows, sha256 "
+                in said
+            )
+            assert (
+                f"and not {len(kept) - 1} training" in said and "restore those examples, or use another folder" in said
+            )
         assert ask("--data", other, mine, "--k", 16, "--seeds", 2).line == said
         assert len(Store.read(out).runs()) == 1, "what is refused plans nothing"
     assert "3 of 3 runs done" in ask("--data", other, "--k", 16, "--seeds", 2).out
@@ -164,7 +169,7 @@ def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, r
         store.plan([RunKey(task=task, k=16, method="head", seed=0, lr=1e-3)], {task: "60 other rows"})
         store.assign(lambda free: {"one": free})
     line = run(*asked, "--out", tmp_path / "reviews").line
-    assert f"its runs of {reviews} began on other rows: 60 other rows, and not 60 training" in line
+    assert f"its runs of {reviews} were trained on other examples: 60 other rows, and not 60 training" in line
     said = run(*asked, "--out", tmp_path / "gone")
     assert f"1 of 2 runs done, 1 failed: {tmp_path}/gone.csv does not exist" in said.out, said.err
 

@@ -23,7 +23,7 @@ def resolve(folder: str | os.PathLike, files: tuple[str, ...] = (CONFIG, TENSORS
         return Path(snapshot_download(str(folder), allow_patterns=list(files)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder}: neither a folder nor a repository that the hub gives ({first})") from None
+        raise CheckpointError(f"{folder}: neither a folder nor a repository on the hub ({first})") from None
 
 
 def write_whole(folder: Path, files: dict[str, bytes]) -> None:

@@ -72,7 +72,7 @@ def check_base(model: PreTrainedModel, description: Description, folder: Path) -
     for name, value, other in zip(names, *(map(float, facts["values"].split()) for facts in (got, expected))):
         if abs(value - other) > STEP * abs(other) + LEAST:  # never so where one is NaN: a weight that cannot be read
             raise CheckpointError(
-                f"{made}; the weights of {mine} are others ({name} holds {value:g} where {other:g} was); load that base instead"
+                f"{made}; the weights of {mine} differ ({name} is {value:g}, expected {other:g}); load that base instead"
             )
 
 

@@ -146,7 +146,7 @@ def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> No
     if not done:
         took = f", which takes {minutes_of(whole)} minutes at most by its steps so far" if whole else ""
         raise UserError(
-            f"--minutes {minutes:g}: too short for one run{took}; the same command with more minutes goes on"
+            f"--minutes {minutes:g}: too short for one run{took}; run the same command with more minutes to continue"
         )
     made, console = build(out), terminal()
     assert made.recommendation, "a comparison has a recommendation"

@@ -75,7 +75,9 @@ def export(
 
     predictor = Predictor.load(run, model or None, "cpu")
     if not predictor.tuned:
-        raise UserError(f"{run}: a full run is a plain transformers model as it stands; load it from its folder")
+        raise UserError(
+            f"{run}: a full run is already a plain transformers model; load its folder with from_pretrained"
+        )
     if folded:
         _, rows = predictor.read(data, text=text or None, pair=pair or None, labelled=True)
         thresholds = {"deviation": deviation, "least": least}

@@ -10,8 +10,8 @@ def methods(
     model: str = option(
         "", panel="Model", help="base model on which each method's parameters are counted, without the head"
     ),
-    lawful: bool = option(
-        False, "--lawful", panel="Output", help="show every compatible combination and its equation instead"
+    compatible: bool = option(
+        False, "--compatible", panel="Output", help="show every compatible combination and its equation instead"
     ),
 ) -> None:
     """List the methods: parameters on a base, paper, formula, options with their defaults.
@@ -19,14 +19,14 @@ def methods(
     Examples:
         unipelt methods
         unipelt methods --model minilm
-        unipelt methods --lawful
+        unipelt methods --compatible
     """
     from rich.table import Table
 
     from unipelt.cli.tables import terminal
 
     console = terminal()
-    if lawful:
+    if compatible:
         table = Table(box=None, pad_edge=False)
         for column in ("form", "site", "reads", "weight", "equation", "source"):
             table.add_column(column, overflow="fold")

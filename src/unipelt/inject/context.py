@@ -114,7 +114,7 @@ class ForwardState:
         route = self.route if own.rows is None else self.route._replace(rows=own.rows)
         if route.rows is not None and batch != len(route.rows) and not repeats:
             raise SiteError(
-                f"the route has {len(route.rows)} rows, the batch {batch}: expected one each; only generation with its cache, "
+                f"the route has {len(route.rows)} rows, the batch {batch}: expected one for each row; only generation with a cache, "
                 "which repeats rows for its beams, repeats a route"
             )
         if route.rows is None and batch % route.runs and not own.off:

@@ -175,7 +175,7 @@ def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) 
     for kind, attention in stack.attentions():
         if not attention.prefix:
             raise SiteError(
-                f"{name}: {config.model_type} computes its attention by itself, so no prefix can enter it; "
+                f"{name}: {config.model_type} does not use transformers' attention functions, so it takes no prefix; "
                 "use a mixture without a prefix, such as lora, adapter or bitfit"
             )
         for group, (shape, alike) in enumerate(by_head_shape(layers, attention, config)):

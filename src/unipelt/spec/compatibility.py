@@ -89,7 +89,7 @@ REFUSALS: dict[tuple[str, str], str] = {
     ("any", "gate"): "a gate needs a stream of tokens to read; this change is a constant of the run or reads a linear's output: "
                      "use a number",
     ("any", "learned"): "this change is learned as a whole, so a learned scale adds nothing: use a number",
-    ("any", "elsewhere"): "no published or derived equation joins this form, site and reads; see `unipelt methods --lawful`",
+    ("any", "elsewhere"): "no published or derived equation joins this form, site and reads; see `unipelt methods --compatible`",
 }
 # fmt: on
 
@@ -107,7 +107,7 @@ def equation(form: Any, site: str, reads: str, weight: Any, pre_norm: bool | Non
     if place not in SITES:
         raise SpecError(f"site={site!r}: {did_you_mean(site, SITES)}")
     if place == LINEARS and site == LINEARS:
-        raise SpecError(f"site={site!r}: expected a name behind the colon, such as 'linear:all-linear'")
+        raise SpecError(f"site={site!r}: expected a name after the colon, such as 'linear:all-linear'")
     if reads not in READS:
         raise SpecError(f"reads={reads!r}: {did_you_mean(reads, READS)}")
     kind = kind_of_weight(weight)

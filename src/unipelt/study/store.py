@@ -55,7 +55,7 @@ class Store:
         path = Path(folder) / FILE
         there = [p.name.removeprefix(".") for p in path.parent.iterdir()] if path.parent.is_dir() else []
         if not path.exists() and any(not name.startswith((FILE, EFFICIENCY)) for name in there):
-            raise StoreError(f"--out {folder}: not empty, and holds no study; expected a new folder, or a study's own")
+            raise StoreError(f"--out {folder}: not empty, and holds no study; expected a new folder, or one of a study")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -198,8 +198,8 @@ class Store:
         for task, said in rows.items():
             if (expected := held.get(task, said)) != said:
                 raise StoreError(
-                    f"--out {self.path.parent}: its runs of {task} began on other rows: {expected}, and not {said}; "
-                    "give those rows, or take another folder"
+                    f"--out {self.path.parent}: its runs of {task} were trained on other examples: {expected}, and not {said}; "
+                    "restore those examples, or use another folder"
                 )
 
     def assign(self, group: Callable[[list[RunKey]], dict[str, list[RunKey]]]) -> None:
@@ -337,6 +337,6 @@ def _said(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise StoreError(f"{path}: {error}; what is stored is untouched, the same command goes on") from None
+        raise StoreError(f"{path}: {error}; stored runs are kept; run the same command again to continue") from None
     except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path}: no study, or a damaged one ({error}); it is left untouched") from None

@@ -129,7 +129,7 @@ class Renderer:
             through = whole if place == len(chat) - 1 else self._chat_tokens(chat[: place + 1], where)
             if whole[: len(before)] != before or whole[: len(through)] != through:
                 raise DataError(
-                    f"{where}: the tokens before an answer are others than those of the whole chat, so the model would be "
+                    f"{where}: the tokens before an answer differ from those of the whole chat, so the model would be "
                     "trained on prompts that it never gets; the chat template changes earlier turns"
                 )
             end = len(before) + self._end(through[len(before) :])

@@ -65,9 +65,7 @@ class Predictor:
         if record is not None and record.failed:
             raise CheckpointError(f"{folder}: {record.status}; train again with another --out")
         if record is None or not record.done:
-            raise CheckpointError(
-                f"{folder}: its run is not finished; the `unipelt train` command that began it goes on with it"
-            )
+            raise CheckpointError(f"{folder}: its run is not finished; repeat its `unipelt train` command to finish it")
         if not record.whole:
             raise CheckpointError(f"{folder}: no {CONFIG} in it, though its run is finished; train it again")
         task = task_of(record.description)

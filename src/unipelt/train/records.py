@@ -221,7 +221,7 @@ def read_record(folder: Path, config: RunConfig | None = None) -> RunRecord | No
     if not path.exists():
         if folder.is_dir() and any(not one.name.startswith(".") for one in folder.iterdir()):
             raise CheckpointError(
-                f"--out {folder}: not empty, and holds no run; expected a new folder, or one that this command began"
+                f"--out {folder}: not empty, and holds no run; expected a new folder, or one of this command's runs"
             )
         return None
     try:

@@ -106,5 +106,5 @@ def save_checkpoint(finished: FinishedRun, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"{folder}: cannot write the model ({reason}); its training is kept, the same command goes on from it"
+            f"{folder}: cannot write the model ({reason}); its training is kept, run the same command again to continue"
         ) from None
