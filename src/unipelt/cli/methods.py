@@ -4,6 +4,7 @@ import inspect
 
 from unipelt.cli.fields import option
 from unipelt.spec import PRESETS, RULES
+from unipelt.train.recipes import SMALL, default_recipe
 
 
 def methods(
@@ -40,8 +41,10 @@ def methods(
     for name, preset in PRESETS.items():
         formula, _, paper = (preset.__doc__ or "").partition("          ")
         count = f"{counts[name]:>14}" if model else ""
+        small, large = (f"{default_recipe(name, hidden, 100).lr:g}" for hidden in (SMALL - 1, SMALL))
+        rates = f"--lr {small} on a base of fewer than {SMALL} hidden units, else {large}"
         console.print(
-            f"{name:<28}{count}   {paper.strip()}\n    {formula.strip()}\n    {_typed(name)}",
+            f"{name:<28}{count}   {paper.strip()}\n    {formula.strip()}\n    {_typed(name)}\n    {rates}",
             markup=False,
             highlight=False,
             soft_wrap=True,
