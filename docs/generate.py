@@ -61,7 +61,7 @@ def presets() -> str:
         base = BertForSequenceClassification(BertConfig())  # the defaults are bert-base
     rows = []
     for name, preset in PRESETS.items():
-        formula, _, paper = (preset.__doc__ or "").partition("          ")
+        formula, _, paper = (preset.__doc__ or "").partition("\n")[0].partition("          ")
         kept, head, training = count(base, name)
         numbers = (f"{kept:,}", f"{kept + head:,}", f"{training:,}" if training != kept else "")
         rows.append((f"`{name}`", formula.strip(), paper.strip(), *numbers, STATED.get(name, "")))

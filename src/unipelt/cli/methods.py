@@ -39,12 +39,14 @@ def methods(
         return
     counts = _counts(model) if model else {}
     for name, preset in PRESETS.items():
-        formula, _, paper = (preset.__doc__ or "").partition("          ")
+        first, _, more = inspect.cleandoc(preset.__doc__ or "").partition("\n")
+        formula, _, paper = first.partition("          ")
         count = f"{counts[name]:>14}" if model else ""
         small, large = (f"{default_recipe(name, hidden, 100).lr:g}" for hidden in (SMALL - 1, SMALL))
         rates = f"--lr {small} on a base of fewer than {SMALL} hidden units, else {large}"
         console.print(
-            f"{name:<28}{count}   {paper.strip()}\n    {formula.strip()}\n    {_typed(name)}\n    {rates}",
+            f"{name:<28}{count}   {paper.strip()}\n    {formula.strip()}\n    {_typed(name)}\n    {rates}"
+            + "".join(f"\n    {' '.join(line.split())}" for line in more.splitlines() if line.strip()),
             markup=False,
             highlight=False,
             soft_wrap=True,
