@@ -195,12 +195,12 @@ OTHERS = {
     "a merged sibling": (
         "bert",
         lambda name, value: value + 0.02 * torch.randn(32, 1) @ torch.randn(1, 32) if "1.attention.self.value.w" in name else value,
-        r"\(encoder.layer.1.attention.self.value.weight holds .* where .* was\)",
+        r"\(encoder.layer.1.attention.self.value.weight is .*, expected .*\)",
     ),
     "one bias": (
         "bert",
         lambda name, value: value + 0.01 if "0.output.dense.bias" in name else value,
-        "encoder.layer.0.output.dense.bias holds",
+        "encoder.layer.0.output.dense.bias is",
     ),
 }  # fmt: skip
 
