@@ -54,6 +54,7 @@ def compare(
     usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in given}
     grid, study = parse_options(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
     from unipelt.cli.progress import StudyWatch
+    from unipelt.study.budget import estimate, in_time
     from unipelt.study.compare import CheckpointSaver, in_rounds
     from unipelt.study.engine import hidden_size, identities, run_study
     from unipelt.study.store import COMPARISON, Store
@@ -77,6 +78,10 @@ def compare(
         )
     store.assign(in_rounds)
     keeper = CheckpointSaver(store.path.parent)
+    if deadline is None and (pending := store.pending()):
+        seconds = [row["seconds"] for row in store.runs(["seconds"]) if row["seconds"] is not None]
+        if left := estimate(pending, seconds, study, cache, target):
+            notes.append(f"{len(pending)} runs to train: about {in_time(left)} at most on this machine")
     with StudyWatch(store) as watch:
         for note in notes:
             watch.log(note)

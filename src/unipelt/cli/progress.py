@@ -55,15 +55,17 @@ class StudyWatch:
         self.store = store
         self.console = Console(stderr=True)
         self.bar = Progress(
-            TextColumn("{task.completed}/{task.total} runs"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.description}"), console=self.console, disable=not sys.stderr.isatty(),
+            TextColumn("{task.completed}/{task.total} runs"), BarColumn(), TextColumn("{task.description}"),
+            console=self.console, disable=not sys.stderr.isatty(),
         )  # fmt: skip
         self.row, self.last = self.bar.add_task("", total=None), 0.0
         self.whole = 0.0
         """seconds that the fleet at work takes from its first to its last step, at most and by those so far; 0 before them"""
+        self.left = 0.0, 0
+        """seconds and runs that the fleet at work has before it"""
 
     def __enter__(self) -> "StudyWatch":
-        self.started, self.first = time.monotonic(), self._done()[0]
+        self.started = time.monotonic()
         self.bar.start()
         return self
 
@@ -79,6 +81,7 @@ class StudyWatch:
         tasks, method = sorted({plan.task.name for plan in running}), fleet.plans[0].key.method
         steps, most = sum(progress.step for progress in fleet.progress), sum(plan.steps for plan in fleet.plans)
         self.whole = fleet.seconds * most / max(1, steps)
+        self.left = self.whole - fleet.seconds, sum(not progress.ended for progress in fleet.progress)
         looking = ", evaluating" * (event == "prediction")
         self.show(f"{len(running)} at once: {method} on {' '.join(tasks)}, {steps} of at most {most} steps{looking}")  # fmt: skip
 
@@ -87,14 +90,19 @@ class StudyWatch:
         if time.monotonic() - self.last > (0.5 if sys.stderr.isatty() else 15):
             self._show(text)
 
-    def _done(self) -> tuple[int, int]:
-        statuses = [status for _, status in self.store.statuses()]
-        return sum(status != "planned" for status in statuses), len(statuses)
-
     def _show(self, text: str) -> None:
-        done, total = self._done()
-        self.bar.update(self.row, completed=done, total=total, description=text)
+        rows = self.store.runs(["status", "seconds"])
+        done = [row["seconds"] for row in rows if row["status"] != "planned"]
+        if text and (left := self._left(len(rows) - len(done), [one for one in done if one is not None])):
+            text += f", about {left:.0f} s left at most"
+        self.bar.update(self.row, completed=len(done), total=len(rows), description=text)
         now = time.monotonic()
         if text and not sys.stderr.isatty():
-            self.log(f"{done}/{total} runs  {text}  {now - self.started:.0f} s")
+            self.log(f"{len(done)}/{len(rows)} runs  {text}  {now - self.started:.0f} s")
         self.last = now
+
+    def _left(self, pending: int, seconds: list[float]) -> float:
+        """Seconds until all runs are done: the fleet at work as its steps say, the others as the runs that are done."""
+        mine, runs = self.left
+        each = sum(seconds) / len(seconds) if seconds else mine / max(1, runs)
+        return mine + each * max(0, pending - runs) if mine else 0.0

@@ -191,6 +191,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
+    from unipelt.study.budget import estimate, in_time
     from unipelt.study.engine import hidden_size, identities, planned_width
     from unipelt.study.plan import in_fleets
     from unipelt.study.store import DONE, Store
@@ -210,6 +211,10 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
             )
         width, mixed = planned_width(study, target), target.type != "cpu"
         store.assign(lambda free: in_fleets(free, width, mixed, lambda key: cache.task(study.config(key)).kind))
+        if (pending := store.pending()) and engine == "here":
+            seconds = [row["seconds"] for row in store.runs(["seconds"]) if row["seconds"] is not None]
+            if left := estimate(pending, seconds, study, cache, target):
+                notes.append(f"{len(pending)} runs to train: about {in_time(left)} at most on this machine")
         with StudyWatch(store) as watch:
             for note in notes:
                 watch.log(note)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from unipelt.errors import UserError
 from unipelt.study.engine import planned_width
 from unipelt.study.plan import StudyConfig
+from unipelt.train.recipes import SMALL, default_recipe
 from unipelt.train.records import RunKey
 from unipelt.train.setup import DatasetCache, build_fleet
 
@@ -61,6 +62,50 @@ def time_method(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache,
         steps=plan.steps_per_epoch, epochs=recipe.epochs, every=recipe.evaluate_every, validation=len(plan.validation),
         test=len(plan.test),
     )  # fmt: skip
+
+
+def estimate(
+    pending: Sequence[RunKey], seconds: Sequence[float], study: StudyConfig, cache: DatasetCache, device: torch.device
+) -> float | None:
+    """Seconds that the pending runs take at most, roughly; None where that cannot be found out.
+
+    seconds: of the study's finished runs, if there are any. Else one run of a method, and one of full fine-tuning, are
+    timed, and other runs are taken to need as much for a step and for a prediction.
+    """
+    if seconds:
+        return fmean(seconds) * len(pending)
+    total = 0.0
+    for full in (False, True):
+        keys = [key for key in pending if key.full == full]
+        with suppress(UserError):  # a base or data that cannot be had: its runs will say so
+            if keys:
+                first = [
+                    key for key in keys if (key.method, key.task, key.k) == (keys[0].method, keys[0].task, keys[0].k)
+                ]
+                total += sum(
+                    _like(time_method(first, study, cache, device), len(first), key, study, cache) for key in keys
+                )
+    return total or None
+
+
+def _like(timed: Work, runs: int, key: RunKey, study: StudyConfig, cache: DatasetCache) -> float:
+    """Seconds of one run whose steps and predictions take as long as those that were timed for so many runs."""
+    config = study.config(key)
+    splits = cache.splits(config)
+    recipe = default_recipe(config.method, SMALL, len(splits.train), **config.recipe)
+    work = replace(
+        timed, step=timed.step / runs, example=timed.example / runs, steps=-(-len(splits.train) // recipe.batch_size),
+        every=recipe.evaluate_every, validation=len(splits.validation), test=len(splits.test),
+    )  # fmt: skip
+    return work.seconds(recipe.epochs)
+
+
+def in_time(seconds: float) -> str:
+    """Seconds, minutes or hours in two digits."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 100 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def epochs_within(works: Sequence[Work], seconds: float) -> int:
