@@ -193,6 +193,7 @@ def test_too_little_memory_halves_the_fleet(
         assert said.code == 0 and "8 of 8 runs done" in said.out
         undisturbed[width] = {row["id"]: row for row in _results(tmp_path / f"of {width}")}
     step, taken = Fleet.step, []
+    monkeypatch.setattr("unipelt.study.budget.estimate", lambda *_: None)
 
     def small(self: Fleet) -> None:
         taken.append(len(self.runs))

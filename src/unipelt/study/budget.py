@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unipelt.errors import UserError
+from unipelt.errors import UserError, out_of_memory
 from unipelt.study.engine import planned_width
 from unipelt.study.plan import StudyConfig
 from unipelt.train.recipes import SMALL, default_recipe
@@ -46,8 +46,19 @@ class Work:
 
 
 def time_method(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache, device: torch.device) -> Work:
-    """Time a few steps and predictions of one method's runs; those beyond the width come one after another."""
+    """Time a few steps and predictions of one method's runs, at most as many at once as the memory holds; the others come
+    one after another."""
     width = 1 if keys[0].full else min(len(keys), planned_width(study, device))
+    while True:
+        try:
+            return _timed(keys, width, study, cache, device)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or width == 1:
+                raise
+            width //= 2
+
+
+def _timed(keys: Sequence[RunKey], width: int, study: StudyConfig, cache: DatasetCache, device: torch.device) -> Work:
     fleet = build_fleet([study.config(key) for key in keys[:width]], width=width, device=device, cache=cache)
     plan = fleet.plans[0]
     steps = [_seconds(fleet.step) for _ in range(1 + STEPS)]
@@ -77,14 +88,15 @@ def estimate(
     total = 0.0
     for full in (False, True):
         keys = [key for key in pending if key.full == full]
-        with suppress(UserError):  # a base or data that cannot be had: its runs will say so
+        with suppress(UserError, MemoryError, RuntimeError):  # what cannot be trained: its runs will say so
             if keys:
                 first = [
                     key for key in keys if (key.method, key.task, key.k) == (keys[0].method, keys[0].task, keys[0].k)
                 ]
-                total += sum(
-                    _like(time_method(first, study, cache, device), len(first), key, study, cache) for key in keys
-                )
+                timed = time_method(first, study, cache, device)
+                for key in keys:
+                    with suppress(UserError):
+                        total += _like(timed, len(first), key, study, cache)
     return total or None
 
 
