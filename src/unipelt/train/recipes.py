@@ -10,7 +10,8 @@ from unipelt import spec
 from unipelt.errors import UserError
 
 KINDS = {
-    "prefix": "prefix", "bottleneck": "adapter", "kronecker": "adapter", "low_rank": "lora", "bias": "bias", "norm": "norm",
+    "prefix": "prefix", "bottleneck": "adapter", "kronecker": "adapter", "low_rank": "lora", "dora": "lora", "scaling": "ia3",
+    "bias": "bias", "norm": "norm",
 }  # fmt: skip
 """by form: what its learning rate is called, as in --lr-lora"""
 GATE, HEAD = "gate", "head"  # further kinds of parameters with a learning rate of their own
@@ -46,7 +47,9 @@ class Recipe:
     lr_adapter: float | None = None
     """peak learning rate of adapters (default: --lr)"""
     lr_lora: float | None = None
-    """peak learning rate of LoRA's matrices (default: --lr)"""
+    """peak learning rate of LoRA and DoRA (default: --lr)"""
+    lr_ia3: float | None = None
+    """peak learning rate of (IA)³'s scaling vectors (default: --lr)"""
     lr_bias: float | None = None
     """peak learning rate of biases (default: --lr)"""
     lr_norm: float | None = None
