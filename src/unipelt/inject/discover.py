@@ -104,12 +104,18 @@ def stacks_of(base: PreTrainedModel, cut: Trace, whole: Trace) -> tuple[Stack, .
         )
     found: dict[str, tuple[dict[str, Any], Call]] = {}
     why: dict[str, str] = {}
+    kinds: dict[tuple, dict[str, Any]] = {}
     for attending in cut.attending:
         for call in numbered(cut, attending):
             if call.path in found:
                 break
             try:
-                found[call.path] = LayerRow(cut, whole, call).row(), call
+                kind = tuple(
+                    (n, type(m), tuple(p.shape for p in m.parameters(False))) for n, m in call.module.named_modules()
+                )
+                if kind not in kinds:  # layers with the same modules have the same row
+                    kinds[kind] = LayerRow(cut, whole, call).row()
+                found[call.path] = kinds[kind], call
                 break
             except NotFound as error:
                 why.setdefault(attending.path, f"{call.path}: {error}")
