@@ -37,7 +37,7 @@ def main() -> None:
     device = device_of(given.device)
     torch.manual_seed(0)
     made = (
-        BertForSequenceClassification(BertConfig()) if given.model == "bert-base" else load_base(given.model, classes=2)
+        BertForSequenceClassification(BertConfig()) if given.model == "bert-base" else load_base(given.model, outputs=2)
     )
     eager = unipelt.attach(made, given.method).to(device)
     compiled = unipelt.compile(copy.deepcopy(eager))

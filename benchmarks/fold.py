@@ -60,7 +60,7 @@ def main() -> None:
         cells.insert(6, f"{task.score(task.decide(logits, coded), test.targets)[task.metric]:.4f}")
         print("| " + " | ".join([name, *cells]) + " |", flush=True)
 
-    models = {"plain": load_base(describe(given.run).base["name"], classes=task.outputs)}
+    models = {"plain": load_base(describe(given.run).base["name"], outputs=task.outputs)}
     models |= {name: predictor.model for name, predictor in runs.items()}
     timed = [task.encode(tokenizer, test.take(range(min(given.rows, len(test)))), longest)]
     taken: dict[str, list[float]] = {name: [] for name in models}

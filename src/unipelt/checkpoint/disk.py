@@ -1,60 +1,186 @@
-"""Where a checkpoint's files are, and how they get there: whole, or not at all. Knows no torch."""
+"""How the files of a folder are found, read and written: whole, or not at all. Knows no torch."""
 
+import json
 import os
 import re
-from contextlib import suppress
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import RLock
+from typing import Any
 
-from unipelt.checkpoint.description import CARD, CONFIG, FOREIGN, TENSORS
-from unipelt.errors import CheckpointError
+from unipelt.errors import CheckpointError, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing to lock a folder with
+    fcntl = None  # type: ignore[assignment]
+
+WAIT = 60.0
+"""seconds to wait for another writer of the same folder"""
+LARGEST_JSON = 2**26
+"""bytes of the longest JSON that is read"""
+NEW = "new"
+"""suffix of a file that is being written"""
+CONFIG, TENSORS, CARD = "unipelt.json", "unipelt.safetensors", "README.md"
+"""the files of our own folder"""
+WEIGHTS = "model.safetensors"
+"""transformers' own name for parameters, where save_pretrained or a Trainer wrote the folder"""
+FOREIGN = "adapter_config.json"
+"""a file of peft's and AdapterHub's folders"""
+
+_LOCKS: dict[tuple[int, int], RLock] = {}
+_HELD: dict[tuple[int, int], int] = {}
 
 
-def resolve(folder: str | os.PathLike, files: tuple[str, ...] = (CONFIG, TENSORS, CARD, FOREIGN)) -> Path:
-    """The local folder of a path, or of a hub repository id such as `owner/name`, of which only these files are taken."""
+def resolve(folder: str | os.PathLike, files: tuple[str, ...] = (CONFIG, TENSORS, WEIGHTS, CARD, FOREIGN)) -> Path:
+    """The local folder of a path, or of a Hub repository such as `owner/name`, of which only `files` are downloaded.
+
+    Raises CheckpointError where there is neither.
+    """
     path = Path(folder)
     if path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
         if not path.is_dir():
             raise CheckpointError(f"{folder}: no such folder")
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(folder), allow_patterns=list(files)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder}: neither a folder nor a repository on the hub ({first})") from None
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder}: neither a folder nor a repository on the hub ({reason})") from None
+
+
+def read_file(path: Path, limit: int | None = None) -> bytes:
+    """The bytes of a regular file; anything else, such as a pipe, is never opened. Raises OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path.name} is not a regular file")
+    with open(path, "rb") as file:
+        data = file.read() if limit is None else file.read(limit + 1)
+    if limit is not None and len(data) > limit:
+        raise OSError(f"{path.name} is larger than {limit:,} bytes")
+    return data
+
+
+def read_json(path: Path, expected: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError where the file is missing, damaged or holds no object."""
+    try:
+        data = json.loads(read_file(path, LARGEST_JSON).decode())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: no {path.name} in it; expected {expected}") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged or not readable ({error})") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: a {type(data).__name__}, expected an object")
+    return data
+
+
+def refuse_existing(path: Path, option: str, overwrite: bool) -> None:
+    """Raise UserError where a file that a command would write is there already, and its user did not ask for it to go."""
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"{option} {path}: exists already; expected a new file, or --overwrite to replace it")
 
 
 def write_whole(folder: Path, files: dict[str, bytes]) -> None:
-    """Write all files beside their places, then put each in its place. Raises CheckpointError where there is no space."""
+    """Write files into a folder, each under a name of its own first, then each in its place, in this order.
+
+    Each file is either the old one or the new one, whatever stops the process. Several files are written under a lock of
+    the folder. A symbolic link is replaced, never followed. Raises CheckpointError where a file cannot be written.
+    """
     folder = Path(folder)
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if len(files) == 1:
+            _write(folder, files)
+            return
+        with folder_lock(folder, WAIT) as alone:
+            if alone:
+                _remove_unfinished(folder, files)
+            _write(folder, files)
+
+
+@contextmanager
+def folder_lock(folder: Path, wait: float = 0.0) -> Iterator[bool]:
+    """Keep other writers out of a folder, of this process and of others; nested blocks of one thread are one.
+
+    The lock is the operating system's, on the folder itself: it leaves no file and ends with its process. Yields False
+    where the file system has no locks. wait: seconds. Raises BlockingIOError where another still holds the lock then.
+    """
+    status = folder.stat()
+    key, end = (status.st_dev, status.st_ino), time.monotonic() + wait
+    lock = _LOCKS.setdefault(key, RLock())
+    if not lock.acquire(timeout=wait):
+        raise BlockingIOError(f"another thread writes to {folder}")
+    handle = None
+    try:
+        if not _HELD.get(key) and fcntl is not None:
+            with suppress(PermissionError):
+                handle = os.open(folder, os.O_RDONLY)
+            while handle is not None:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end:
+                        raise
+                    time.sleep(0.02)
+                except OSError:  # a file system that locks no folders
+                    os.close(handle)
+                    handle = None
+        _HELD[key] = _HELD.get(key, 0) + 1
+        try:
+            yield handle is not None or _HELD[key] > 1
+        finally:
+            _HELD[key] -= 1
+    finally:
+        if handle is not None:
+            os.close(handle)
+        lock.release()
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    new: dict[str, Path] = {}
+    try:
         for name, data in files.items():
-            with open(folder / f".{name}.new", "wb") as file:
+            new[name] = folder / f".{name}.{secrets.token_hex(6)}.{NEW}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            with os.fdopen(os.open(new[name], flags, 0o666), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        for name in files:
-            os.replace(folder / f".{name}.new", folder / name)
-    except OSError as error:
-        for name in files:
+        for name, path in new.items():
+            os.replace(path, folder / name)
+    except OSError:
+        for path in new.values():
             with suppress(OSError):
-                (folder / f".{name}.new").unlink()
+                path.unlink()
+        raise
+
+
+def _remove_unfinished(folder: Path, names: dict[str, bytes]) -> None:
+    """Remove what writers of these files left when they were killed. Only under the folder's lock."""
+    for name in names:
+        for path in folder.glob(f".{name}.*.{NEW}"):
+            if re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.{NEW}", path.name):
+                with suppress(OSError):
+                    path.unlink()
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn an operating system's error into one line."""
+    try:
+        yield
+    except BlockingIOError:
+        raise CheckpointError(
+            f"{folder}: another process has been writing to it for {WAIT:.0f} s; wait for its end, or take another folder"
+        ) from None
+    except OSError as error:
         raise CheckpointError(
             f"{folder}: cannot write ({error.strerror or error}); what was there before is untouched"
         ) from None
-
-
-def settle(folder: Path, names: tuple[str, ...]) -> None:
-    """Finish a save that was stopped between its first and its last replacement; before the first, the old files stay.
-
-    names: as write_whole had them. The first file in its place says that all of them were written.
-    """
-    news = [folder / f".{name}.new" for name in names]
-    if not news[0].exists():
-        for name, new in zip(names, news):
-            if new.exists():
-                with suppress(OSError):  # a folder that cannot be written: its checksum will tell
-                    os.replace(new, folder / name)

@@ -1,37 +1,74 @@
-"""What a file holds goes into what has just been attached: all of it, or the base is plain again."""
+"""What a file holds is attached to a base: all of it, or nothing. Names, shapes and values are checked before anything is built."""
 
-from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unipelt import spec
 from unipelt.errors import CheckpointError
-from unipelt.inject.attach import detach
-from unipelt.inject.state import mixture_state
+from unipelt.inject.attach import attach, detach
+from unipelt.inject.build import build
+from unipelt.inject.discover import rows_of
+from unipelt.inject.heads import build_head, find_head
+from unipelt.inject.plan import Base
+from unipelt.inject.resolve import find_stacks
+from unipelt.inject.state import MixtureState, mixture_state
+from unipelt.spec.location import HEAD
 
 READ = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""what a tuned parameter is read from; the rest cannot hold one: whole numbers, complex ones, 8 bits"""
+"""dtypes from which a tuned parameter is read; whole numbers, complex ones and 8 bits cannot hold one"""
 
 
-def fill(model: PreTrainedModel, values: dict[str, Tensor], place: Path, problem: str | None = None) -> PreTrainedModel:
-    """Copy one run's parameters, by path, into an attached model.
+def attach_values(
+    model: PreTrainedModel, mixture: spec.Mixture, values: dict[str, Shaped[Tensor, "..."]], what: str, **options: Any
+) -> PreTrainedModel:
+    """Attach a mixture with one run's parameters, by name. what: begins the message of an error. options: as `attach` takes
+    them.
 
-    Raises CheckpointError where there is a problem, or they do not fit; nothing is attached then.
+    Raises CheckpointError where the parameters do not fit the mixture on this base; the base is then as it was.
     """
+    if problem := mismatch(expected_shapes(model, mixture, options), values):
+        raise CheckpointError(f"{what}: {problem}")
+    return fill(attach(model, mixture, **options), values, what)
+
+
+def fill(model: PreTrainedModel, values: dict[str, Shaped[Tensor, "..."]], what: str) -> PreTrainedModel:
+    """Copy one run's parameters, by name, into an attached model. Raises CheckpointError and detaches where they do not fit."""
     own = dict(mixture_state(model).named_parameters())
-    problem = problem or mismatch({name: p[0] for name, p in own.items()}, values)
-    if problem:
+    if problem := mismatch({name: parameter[0] for name, parameter in own.items()}, values):
         detach(model)
-        raise CheckpointError(f"{place}: {problem}")
+        raise CheckpointError(f"{what}: {problem}")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter[0].copy_(values[name])
     return model
 
 
-def mismatch(own: dict[str, Tensor], values: dict[str, Tensor]) -> str | None:
-    """What is wrong with these values for these parameters, in a few words."""
+def expected_shapes(
+    model: PreTrainedModel, mixture: spec.Mixture, options: dict[str, Any]
+) -> dict[str, Shaped[Tensor, "..."]]:
+    """The parameters that one run of a mixture has on a base, without values: no memory is taken, whatever a file asks for."""
+    base = Base(
+        model,
+        find_stacks(model, rows_of(model, options.get("sites"), True)),
+        frozenset(find_head(model)),
+        several=False,
+    )
+    state = MixtureState(mixture, 1, options)
+    with torch.device("meta"):
+        head = build_head(model, options.get("head_modules"), 1)
+        modules = build(mixture, 1, 0, base).modules
+    own = {spec.Location("", None, HEAD, path): module for path, module in head.items()}
+    for location, module in {**modules, **own}.items():
+        state.place(location, module)
+    return {name: parameter[0] for name, parameter in state.named_parameters()}
+
+
+def mismatch(own: dict[str, Shaped[Tensor, "..."]], values: dict[str, Shaped[Tensor, "..."]]) -> str | None:
+    """What is wrong with these values for these parameters, in a few words; None: they fit."""
     missing, unknown = sorted(own.keys() - values.keys()), sorted(values.keys() - own.keys())
     if missing:
         return f"has no {missing[0]!r}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
@@ -45,6 +82,7 @@ def mismatch(own: dict[str, Tensor], values: dict[str, Tensor]) -> str | None:
     return not_finite({name: value.to(own[name].dtype) for name, value in values.items()})
 
 
-def not_finite(values: dict[str, Tensor]) -> str | None:
+def not_finite(values: dict[str, Shaped[Tensor, "..."]]) -> str | None:
+    """Which tensor holds values that are not finite, in a few words; None: none does."""
     name = next((name for name, value in values.items() if not value.isfinite().all()), None)
     return name and f"{name!r} holds values that are not finite: its training has diverged; train again"

@@ -1,34 +1,34 @@
-"""Our own checkpoint: a folder of one JSON that says what it is, one safetensors with one run's parameters, and a card.
+"""Our own checkpoint: a folder with one JSON that describes it, one safetensors with one run's parameters, and a card.
 
-Prefixes are folded unless a resumable checkpoint is asked for. Each file is written beside its old one and then put in
-its place, so an interrupted save leaves the old checkpoint whole.
+Prefixes are folded unless a resumable checkpoint is asked for. The safetensors file repeats the JSON in its header: where a
+save was killed between the two, or is under way, what the tensors say of themselves is read.
 """
 
 import hashlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from jaxtyping import Shaped
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import spec
-from unipelt.checkpoint.bases import name_classes, portable_name
-from unipelt.checkpoint.card import card
-from unipelt.checkpoint.description import CARD, CONFIG, TENSORS, Description, describe
-from unipelt.checkpoint.disk import resolve, settle, write_whole
-from unipelt.checkpoint.fill import fill, not_finite
-from unipelt.checkpoint.fingerprint import check_base, fingerprint
+from unipelt.checkpoint.bases import portable_name
+from unipelt.checkpoint.card import card, card_file
+from unipelt.checkpoint.description import Description, describe, parse_description
+from unipelt.checkpoint.disk import CONFIG, WEIGHTS, read_file, resolve, write_whole
+from unipelt.checkpoint.fill import not_finite
+from unipelt.checkpoint.fingerprint import fingerprint
+from unipelt.checkpoint.model_config import task_config
+from unipelt.checkpoint.safe import metadata_of, parse_safetensors
 from unipelt.errors import CheckpointError
-from unipelt.inject.architectures import Stack, rows_for, rows_to_json
-from unipelt.inject.attach import attach
+from unipelt.inject.architectures import rows_to_json
 from unipelt.inject.fixed_gates import folded
-from unipelt.inject.state import attached_state, mixture_state, own_weights
+from unipelt.inject.state import NAME, MixtureState, attached_state, mixture_state, own_weights
 
 
 def save(
@@ -43,11 +43,12 @@ def save(
     recipe: dict[str, Any] | None = None,
     resumable: bool = False,
 ) -> Path:
-    """Write one run of an attached model; of several, `run` says which. resumable: keep the prefix MLPs, so that training
-    can go on.
+    """Write one run of an attached model; of several, `run` says which.
 
     state: parameters of one run by name, to be written instead of those that the model holds. base: the name under which
-    the base can be loaded again, its own if none is given.
+    the base can be loaded again, its own if none is given. resumable: keep the MLPs of
+    prefixes, so that training can go on. A README.md that a person wrote or edited is kept. Raises CheckpointError where
+    the run cannot be written.
     """
     if state is not None:
         with mixture_state(model).holding(state):
@@ -58,78 +59,94 @@ def save(
     else:
         mixture, state = folded(tuned)
     tensors = {name: value[run].contiguous().cpu() for name, value in state.items()}
-    if problem := not_finite(tensors):
-        raise CheckpointError(f"{folder}: nothing was written: {problem}")
-    data = save_tensors(tensors, metadata={"format": "pt"})
-    with own_weights(attached_state(model)):
-        prints = fingerprint(model, tuned.head_modules())
-    description = Description(
-        mixture=mixture.to_dict(),
-        base={"name": base or portable_name(model.config._name_or_path), **prints},
-        head={"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": tuned.head_modules()},
-        sha256=hashlib.sha256(data).hexdigest(),
-        task=task or {},
-        results=results or {},
-        recipe=recipe or {},
-        sites=rows_to_json(tuned.options["sites"]),
-    )
     folder = Path(folder)
-    try:
-        text = json.dumps(asdict(description), indent=1)
-    except TypeError as error:
-        raise CheckpointError(
-            f"{folder}: nothing was written: task, results and recipe must be JSON ({error})"
-        ) from None
-    write_whole(folder, {TENSORS: data, CONFIG: text.encode(), CARD: card(description, tensors, model).encode()})
+    description = describe_model(
+        model, tuned, mixture, base=base, task=task or {}, results=results or {}, recipe=recipe or {}
+    )
+    write_whole(folder, checkpoint_files(folder, model, description, tensors, tensors))
     return folder
 
 
-def load(
-    model: PreTrainedModel, folder: str | os.PathLike, *, sites: tuple[Stack, ...] | None = None
-) -> PreTrainedModel:
-    """Attach what a checkpoint holds to its base, and name its classes. A hub repository id loads like a folder. sites: as
-    `attach` takes them.
-
-    Raises CheckpointError for another base, version, key or shape, and for a damaged file; the base is then as it was.
-    """
-    folder = resolve(folder)
-    settle(folder, (TENSORS, CONFIG, CARD))
-    description = describe(folder)
-    tensors = read_tensors(folder, description)
-    check_base(model, description, folder)
-    mixture = spec.Mixture.from_dict(description.mixture)
-    most = max((value.numel() for value in tensors.values()), default=0)
-    for name, change in mixture.named():
-        for setting, size in asdict(change.form).items():
-            if type(size) is int and size > most:  # before room is made for it
-                raise CheckpointError(f"{folder / CONFIG}: {name} has {setting}={size}, more than {TENSORS} holds")
-    head = description.head
-    attach(
-        model,
-        mixture,
-        head=head["policy"],
-        pooling=head["pooling"],
-        head_modules=head["modules"],
-        sites=sites or rows_for(model.base_model.config) or description.rows(),
+def describe_model(
+    model: PreTrainedModel, tuned: MixtureState, mixture: spec.Mixture, *, base: str | None = None, **facts: Any
+) -> Description:
+    """The description of a mixture that is attached to a model, without the hash of its tensors."""
+    with own_weights(attached_state(model)):
+        identity = fingerprint(model, tuned.head_modules())
+    return Description(
+        mixture=mixture.to_dict(),
+        base={"name": base or portable_name(model.config._name_or_path), **identity},
+        head={"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": tuned.head_modules()},
+        sha256="",
+        config=task_config(model),
+        sites=rows_to_json(tuned.options["sites"]),
+        **facts,
     )
-    fill(model, tensors, folder / TENSORS)
-    labels = description.task.get("labels") or []
-    if len(labels) == getattr(model.config, "num_labels", 0):
-        name_classes(model, labels)
-    return model
 
 
-def read_tensors(folder: Path, description: Description) -> dict[str, Tensor]:
-    path = folder / TENSORS
+def checkpoint_files(
+    folder: Path,
+    model: PreTrainedModel,
+    description: Description,
+    tensors: dict[str, Tensor],
+    stored: dict[str, Tensor],
+) -> dict[str, bytes]:
+    """The files of a checkpoint by name. tensors: of one run; stored: as the file has them.
+
+    Raises CheckpointError for what could not be read again.
+    """
+    if problem := not_finite(tensors):
+        raise CheckpointError(f"{folder}: nothing was written: {problem}")
     try:
-        data = path.read_bytes()
+        _, sha256 = metadata_of(save_tensors(stored))
+        inside = json.dumps(asdict(replace(description, sha256=sha256)))
+        data = save_tensors(stored, metadata={NAME: inside})
+        description = replace(description, sha256=hashlib.sha256(data).hexdigest())
+        text = json.dumps(asdict(description), indent=1)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: nothing was written: task, results and recipe must be JSON ({error})"
+        ) from None
+    files = {description.tensors: data, CONFIG: text.encode()}
+    return files | card_file(folder, card(description, tensors, model))
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """One run as a folder holds it."""
+
+    folder: Path
+    description: Description
+    mixture: spec.Mixture
+    tensors: dict[str, Shaped[Tensor, "..."]]
+
+
+def read_run(folder: str | os.PathLike) -> SavedRun:
+    """What a checkpoint's folder, or a hub repository, holds. Nothing is written. Raises CheckpointError."""
+    folder = resolve(folder)
+    description = describe(folder)
+    path = folder / description.tensors
+    try:
+        data = read_file(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
     if hashlib.sha256(data).hexdigest() != description.sha256:
+        description = _own_description(data, path)
+    tensors = parse_safetensors(data, path)
+    if description.tensors == WEIGHTS:  # as transformers' Trainer reads them: the run axis in front
+        tensors = {name.removeprefix(f"{NAME}."): value[0] for name, value in tensors.items() if value.dim()}
+    return SavedRun(folder, description, spec.Mixture.from_dict(description.mixture), tensors)
+
+
+def _own_description(data: bytes, path: Path) -> Description:
+    """What a safetensors file says of itself, where the JSON beside it belongs to another save."""
+    texts, sha256 = metadata_of(data)
+    try:
+        own = json.loads(texts.get(NAME, ""))
+    except (ValueError, TypeError, RecursionError):
+        own = None
+    if not isinstance(own, dict) or own.get("sha256") != sha256 or own.get("tensors") != path.name:
         raise CheckpointError(
             f"{path}: its {len(data)} bytes are not those that {CONFIG} names: truncated, or of another checkpoint"
         )
-    try:
-        return load_tensors(data)
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
+    return parse_description(own, path)

@@ -1,48 +1,64 @@
-"""Reading what others wrote: JSON and tensors under fixed names. Nothing that a file names is followed, and no code in it runs."""
+"""Reading tensors that others wrote: nothing that a file names is followed, and no code in it runs."""
 
+import hashlib
 import json
+import struct
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
+from unipelt.checkpoint.disk import read_file
 from unipelt.errors import CheckpointError
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError where it is missing, damaged or no object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent}: no {path.name} in it; expected {what}") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged or not readable ({error})") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: a {type(data).__name__}, expected an object")
-    return data
-
-
 def read_tensors(folder: Path, safetensors: str, pickled: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, else of a pickled one, from which only tensors are taken."""
+    """The tensors of a safetensors file, else of a pickled one, from which only tensors are taken. Raises CheckpointError."""
     path = next((folder / name for name in (safetensors, pickled) if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder}: neither {safetensors} nor {pickled} in it")
     try:
+        data = read_file(path)
         if path.name == safetensors:
-            return load_tensors(path.read_bytes())
-        data = torch.load(path, map_location="cpu", weights_only=True)
+            return load_tensors(data)
+        tensors = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises anything; of a pickle weights_only has run nothing
         first = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise CheckpointError(
             f"{path}: refused: truncated, or holds more than tensors ({first}); ask for a safetensors file"
         ) from None
-    if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
-        raise CheckpointError(f"{path}: expected tensors by name; got {type(data).__name__}")
-    for name, value in data.items():  # a pickle may hold more kinds than safetensors
+    if not isinstance(tensors, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()
+    ):
+        raise CheckpointError(f"{path}: expected tensors by name; got {type(tensors).__name__}")
+    for name, value in tensors.items():  # a pickle may hold more kinds than safetensors
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
             raise CheckpointError(
                 f"{path}: {name!r} is sparse, quantised, nested or without values; expected a plain tensor"
             )
-    return data
+        held = value.untyped_storage().nbytes() // value.element_size()
+        if value.numel() > held:  # strides of 0 make a huge tensor of a small file
+            raise CheckpointError(f"{path}: {name!r} has {value.numel():,} values, of which the file holds {held:,}")
+    return tensors
+
+
+def parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors in the bytes of a safetensors file. Raises CheckpointError."""
+    try:
+        return load_tensors(data)
+    except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
+
+
+def metadata_of(data: bytes) -> tuple[dict[str, Any], str]:
+    """The texts in the header of a safetensors file, and the SHA-256 of what follows the header; both empty where damaged."""
+    try:
+        (length,) = struct.unpack_from("<Q", data)
+        texts = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        return dict(texts), hashlib.sha256(data[8 + length :]).hexdigest()
+    except (ValueError, TypeError, AttributeError, RecursionError, struct.error):
+        return {}, ""

@@ -123,6 +123,7 @@ def _epochs(
 
 def _rows(study: Any, plan: list[Any], cache: Any) -> list[str]:
     """What there is to say of the rows, before anything is trained, and as the first seed draws them."""
+    from unipelt.train.setup import export_note
     from unipelt.train.train_run import describe_columns
 
     notes: dict[str, None] = {}
@@ -130,7 +131,7 @@ def _rows(study: Any, plan: list[Any], cache: Any) -> list[str]:
         config = study.config(key)
         splits = cache.splits(config)
         if key.seed == plan[0].seed:
-            notes |= dict.fromkeys((describe_columns(config, cache.task(config)), *splits.notes))
+            notes |= dict.fromkeys((describe_columns(config, cache.task(config)), *splits.notes, *export_note(config)))
     return list(notes)
 
 

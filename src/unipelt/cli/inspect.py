@@ -1,5 +1,7 @@
 """`unipelt inspect`: what a run holds, and what its gates say."""
 
+from pathlib import Path
+
 import typer
 
 from unipelt.cli.fields import option
@@ -23,6 +25,9 @@ def inspect(
     ),
     model: str = option("", panel="Model", help="folder or hub name of the base (default: the one that the run names)"),
     figure: str = option("", panel="Output", help="file for a heat map of the gates, such as gates.png or gates.svg"),
+    overwrite: bool = option(
+        False, "--overwrite", panel="Output", help="replace --figure where it exists (default: refuse)"
+    ),
 ) -> None:
     """Show what a run holds: parameters of each change, size, results, and the gates of each layer on given texts.
 
@@ -31,14 +36,16 @@ def inspect(
         unipelt inspect runs/reviews --data new.csv
         unipelt inspect runs/reviews --data new.csv --figure gates.png
     """
-    from unipelt.checkpoint.description import CONFIG, TENSORS, describe
-    from unipelt.checkpoint.disk import resolve
+    from unipelt.checkpoint.description import CONFIG, describe
+    from unipelt.checkpoint.disk import refuse_existing, resolve
     from unipelt.cli.figures import draw_gates, kind_of
     from unipelt.cli.tables import gate_table, parameter_table, result_lines, terminal
     from unipelt.train.records import RECORD, read_record
 
     if figure:
         kind_of(figure)
+    if figure:
+        refuse_existing(Path(figure), "--figure", overwrite)
     if figure and not data:
         raise UserError("--figure needs --data: gates are drawn on texts")
     folder, console = resolve(run), terminal()
@@ -51,10 +58,10 @@ def inspect(
         return
     description = describe(folder)
     base, task, head = description.base, description.task, description.head
-    size = (folder / TENSORS).stat().st_size if (folder / TENSORS).exists() else 0
+    size = (folder / description.tensors).stat().st_size if (folder / description.tensors).exists() else 0
     console.print(
         f"{description.mixture['name']} on {base['name']} ({base['model_type']}), task {task.get('name', 'not named')}",
-        f"{TENSORS}: {size / 1e3:,.1f} kB; head reads {head['pooling']}, policy {head['policy']}",
+        f"{description.tensors}: {size / 1e3:,.1f} kB; head reads {head['pooling']}, policy {head['policy']}",
         *(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}" for name, value in description.results.items()),
         sep="\n", markup=False, highlight=False,
     )  # fmt: skip

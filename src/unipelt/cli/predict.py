@@ -26,7 +26,17 @@ def predict(
         panel="Output",
         help="file to write, .csv, .tsv, .json, .jsonl, .parquet or .xlsx (default: the terminal, as the input is written)",
     ),
+    overwrite: bool = option(
+        False, "--overwrite", panel="Output", help="replace --out where it exists (default: refuse)"
+    ),
     proba: bool = option(False, "--proba", panel="Output", help="add the probability of each label"),
+    min_confidence: float = option(
+        0.0,
+        "--min-confidence",
+        metavar="NUMBER",
+        panel="Output",
+        help="leave the prediction blank where no label is as probable (default: 0, every example is predicted)",
+    ),
     gates: bool = option(
         False, "--gates", panel="Output", help="add the value of each gate, one column per layer and change"
     ),
@@ -37,13 +47,13 @@ def predict(
 
     Examples:
         unipelt predict runs/reviews --data new.csv
-        unipelt predict runs/reviews --data new.csv --proba --out answers.csv
+        unipelt predict runs/reviews --data new.csv --proba --min-confidence 0.8 --out answers.csv
         unipelt predict results/reviews/winner --data new.csv --text-column comment --gates --out answers.csv
     """
     import sys
     from pathlib import Path
 
-    from unipelt.checkpoint.disk import write_whole
+    from unipelt.checkpoint.disk import refuse_existing, write_whole
     from unipelt.data.tables import Dialect
     from unipelt.data.writers import SUFFIXES, TEXT, table_bytes
     from unipelt.errors import UserError
@@ -56,11 +66,19 @@ def predict(
         raise UserError(f"--out {out}: not a regular file; expected a new file, or an old table to replace")
     if out and path.exists() and path.resolve() == Path(data).resolve():
         raise UserError(f"--out {out}: is --data itself; take another file")
+    if out:
+        refuse_existing(path, "--out", overwrite)
     if out and path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: expected a file that ends in {', '.join(SUFFIXES)}")
     predictor = Predictor.load(run, model or None, device)
     columns, dialect = predictor.columns(
-        data, text=text or None, pair=pair or None, encoding=encoding or None, proba=proba, gates=gates
+        data,
+        text=text or None,
+        pair=pair or None,
+        encoding=encoding or None,
+        proba=proba,
+        gates=gates,
+        least=min_confidence,
     )
     if not out:
         suffix = dialect.suffix if dialect.suffix in TEXT else ".csv"

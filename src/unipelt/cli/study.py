@@ -144,6 +144,9 @@ def efficiency(
 def export(
     out: str = typer.Argument(help="folder of the study"),
     to: str = option("", panel="Output", help="file to write, .csv or .parquet, with one row per run (required)"),
+    overwrite: bool = option(
+        False, "--overwrite", panel="Output", help="replace --to where it exists (default: refuse)"
+    ),
 ) -> None:
     """Write every run of a study into one file for other tools. Fields of runs that are not finished stay empty.
 
@@ -154,9 +157,11 @@ def export(
     """
     if not to:
         raise UserError("--to is missing: expected a file such as rows.parquet or rows.csv")
+    from unipelt.checkpoint.disk import refuse_existing
     from unipelt.study.rows import write_rows
     from unipelt.study.store import Store
 
+    refuse_existing(Path(to), "--to", overwrite)
     print(f"{to}: {write_rows(Store.read(out), Path(to))} rows")
 
 

@@ -1,6 +1,7 @@
 """What a run came to, and its tables: parameters by change, gates by layer."""
 
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +47,23 @@ def result_lines(record: RunRecord) -> list[str]:
 
 def parameter_table(folder: Path, description: Any) -> Table:
     """Parameters and bytes of each change, and of the head; reads the header of the file alone, and no torch."""
-    from unipelt.checkpoint.description import TENSORS, equations
+    from unipelt.checkpoint.description import equations
+    from unipelt.errors import CheckpointError
     from unipelt.spec import Mixture
 
     mixture = Mixture.from_dict(description.mixture)
     formulas = equations(mixture, description.base["model_type"])
     numbers: dict[str, tuple[int, int]] = dict.fromkeys(formulas, (0, 0))
-    for path, entry in tensors_header(folder / TENSORS).items():
-        if path == "__metadata__":
-            continue
-        owner = Location.parse(path).change
-        begin, end = entry["data_offsets"]
-        count = 1
-        for side in entry["shape"]:
-            count *= side
-        before = numbers.get(owner, (0, 0))
-        numbers[owner] = before[0] + count, before[1] + end - begin
+    file = folder / description.tensors
+    try:
+        entries = {path: entry for path, entry in tensors_header(file).items() if path != "__metadata__"}
+        sizes = {path: (prod(entry["shape"]), entry["data_offsets"]) for path, entry in entries.items()}
+        for path, (count, (begin, end)) in sizes.items():
+            owner = Location.parse(path.removeprefix("unipelt.")).change
+            before = numbers.get(owner, (0, 0))
+            numbers[owner] = before[0] + count, before[1] + end - begin
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: its header is damaged ({type(error).__name__}: {error})") from None
     table = Table(box=None, pad_edge=False)
     for column in ("change", "parameters", "kB", "equation"):
         table.add_column(column, justify="right" if column in ("parameters", "kB") else "left")

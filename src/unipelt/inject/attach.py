@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,8 +24,8 @@ from unipelt.inject.resolve import find_stacks
 from unipelt.inject.state import NAME, AttachedState, MixtureState, MultiMixtureState, attached_state
 from unipelt.spec.location import HEAD
 
-SAVING = ("_keys_to_ignore_on_save", "_weight_conversions")
-"""attributes by which a PreTrainedModel says what it saves, and under which names"""
+SAVING = ("_keys_to_ignore_on_save", "_weight_conversions", "save_pretrained")
+"""attributes of a PreTrainedModel that say what it saves, under which names, and how"""
 TRAINABLE = "_hf_peft_config_loaded"
 """the attribute by which transformers' Trainer knows that something trains on top of quantised weights"""
 CLASSES = ("id2label", "label2id")
@@ -112,6 +114,7 @@ def join(
     # a Trainer's checkpoint holds the tuned part alone; exactly what it lacks, or a resuming Trainer warns
     model._keys_to_ignore_on_save = list(model.state_dict())
     model._weight_conversions = []  # type: ignore[assignment]  # its keys are saved as they are: renaming is for the base's
+    model.save_pretrained = partial(save_pretrained, model)  # type: ignore[method-assign]  # survives deepcopy and pickle
     if getattr(model, "is_quantized", False):
         setattr(model, TRAINABLE, True)
     model.add_module(NAME, state)
@@ -140,6 +143,11 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         setattr(model.config, name, value)
     reset_dynamo()
     return model
+
+
+def save_pretrained(model: PreTrainedModel, save_directory: Any, *arguments: Any, **options: Any) -> None:
+    """`model.save_pretrained` while something is attached: see `unipelt.checkpoint.pretrained`, which knows this module."""
+    import_module("unipelt.checkpoint.pretrained").save_pretrained(model, save_directory, *arguments, **options)
 
 
 def class_names(model: PreTrainedModel) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from unipelt.forms.gate import Learned
 from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Route
 from unipelt.forms.scaling import Scaling
-from unipelt.inject.attach import class_names, detach, reset_dynamo
+from unipelt.inject.attach import detach, reset_dynamo
 from unipelt.inject.compiled import refuse_compiled, uncompile
 from unipelt.inject.hooks import BoundChange, changes_of
 from unipelt.inject.resolve import features, is_linear, unreadable
@@ -69,10 +69,13 @@ def merge(
     shared = [_shared(model.get_submodule(path), path, users) for path in tuned.head_modules()]
     refuse("merge", tuned, found, reason, next((why for why in shared if why), None))
     heads = {path: tuned.get_submodule(f"head.{path}") for path in tuned.head_modules()}
-    classes = class_names(model) if heads else {}
+    classes = {name: getattr(model.config, name) for name in tuned.before["classes"]} if heads else {}
+    generation = getattr(model, "generation_config", None)
     detach(model)
     for name, value in classes.items():  # of the head that stays
         setattr(model.config, name, value)
+    if generation is not None:
+        model.generation_config = generation
     with torch.no_grad():
         for path in dict.fromkeys(joint.path for joint in found):
             _fold(model.get_submodule(path), [joint for joint in found if joint.path == path], tuned.runs, run)

@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from unipelt import spec
-from unipelt.errors import SiteError, SpecError
+from unipelt.errors import SiteError, SpecError, did_you_mean
 from unipelt.forms.routed import Route
 from unipelt.inject.context import ForwardState
 from unipelt.inject.hooks import changes_of
@@ -54,6 +54,17 @@ class AttachedState(nn.Module):
         self.before: dict[str, Any] = {}
         """what detach gives back: requires_grad of each parameter and attributes of the base"""
         self.kernels: Any = None
+        self.names: list[str] = []
+        """of the runs, in their order, where they were loaded by name"""
+
+    def numbers(self, rows: Any) -> Any:
+        """Runs by number, where `route` was given their names; anything else as it is. Raises SpecError for another name."""
+        if not isinstance(rows, list | tuple) or not any(isinstance(row, str) for row in rows):
+            return rows
+        if unknown := [row for row in rows if row not in self.names]:
+            known = did_you_mean(unknown[0], self.names) if self.names else "these runs have no names"
+            raise SpecError(f"no run {unknown[0]!r} is attached: {known}")
+        return [self.names.index(row) for row in rows]
 
     @property
     def parts(self) -> list["MixtureState"]:
@@ -276,16 +287,17 @@ def dropped(model: nn.Module, layers: int) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def route(model: nn.Module, rows: Sequence[int] | Shaped[Tensor, " batch"] | None = None) -> Iterator[nn.Module]:
+def route(model: nn.Module, rows: Sequence[int | str] | Shaped[Tensor, " batch"] | None = None) -> Iterator[nn.Module]:
     """Inside the block, in this thread, each row of a batch belongs to the run that `rows` names; without it, rows are in
     equal blocks.
 
-    A model with several runs takes equal blocks, the first block for run 0, unless told otherwise. Generation with beams
+    A run is given by its number, or by the name under which it was loaded. A model with several runs takes equal blocks,
+    the first block for run 0, unless told otherwise. Generation with beams
     repeats the route as it repeats the rows. Raises SpecError for a run that is not there; a forward of another number of
     rows raises SiteError.
     """
     state = attached_state(model)
-    given = None if rows is None else _whole_numbers(rows, state)
+    given = None if rows is None else _whole_numbers(state.numbers(rows), state)
     thread = state.forwards.thread
     before, thread.rows = thread.rows, given
     try:

@@ -9,8 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
 
-from unipelt.checkpoint.description import CARD
-from unipelt.checkpoint.disk import write_whole
+from unipelt.checkpoint.disk import CARD, write_whole
 from unipelt.errors import CheckpointError
 from unipelt.study.plan import file_name, fleet_name
 from unipelt.train.json_types import fits

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from unipelt import data
 from unipelt.checkpoint.description import CONFIG, describe
 from unipelt.checkpoint.disk import resolve
-from unipelt.checkpoint.folder import load
+from unipelt.checkpoint.loading import load
 from unipelt.errors import CheckpointError, UserError
 from unipelt.forms.gate import Scored
 from unipelt.inject.fixed_gates import fix_gates
@@ -75,17 +75,27 @@ class Predictor:
 
     def columns(
         self, path: str, *, text: str | None, pair: str | None, encoding: str | None = None, proba: bool = False,
-        gates: bool = False,
+        gates: bool = False, least: float = 0.0,
     ) -> tuple[dict[str, list[Any]], data.Dialect]:  # fmt: skip
         """The columns of a file, and behind them `prediction`, probabilities `p(label)` and gates `gate(location)`; and how the
-        file is written. An example without a text has none of them."""
+        file is written. An example without a text has none of them.
+
+        least: the probability of the most probable class below which the prediction is left blank.
+        """
         if gates and not (self.tuned and gate_paths(self.model)):
             raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
+        if not 0 <= least <= 1:
+            raise UserError(f"--min-confidence {least:g}: expected a probability, from 0 to 1")
+        if least and self.task.classes is None:
+            raise UserError("--min-confidence: this run does not choose one of several classes; leave it out")
         table, examples, kept = self.read_table(path, text=text, pair=pair, encoding=encoding)
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
         gated: dict[str, Tensor] = {}
         logits = predict(self.model, self.tokenizer, [encoded], gates=[gated] if gates else None)[0]
         found = self.task.present(logits, encoded, probabilities=proba)
+        if least:
+            sure = (logits.softmax(dim=-1).amax(dim=-1) >= least).tolist()
+            found["prediction"] = [label if one else None for label, one in zip(found["prediction"], sure)]
         found |= {f"gate({name})": [round(value, 6) for value in values.tolist()] for name, values in gated.items()}
         columns = dict(table.columns)
         for name in columns:

@@ -109,9 +109,7 @@ def load_tuned(
     if config.full:
         counts = {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
         return model.to(device), tokenizer, counts, identity
-    pooling = config.head
-    if pooling == "auto":
-        pooling = declared_pooling(config.model) if task.pooled else "model"
+    pooling = pooling_of(config) if task.pooled else "model"
     mixture = spec.mixture(config.method)
     attach(
         model, mixture, runs=len(seeds), seeds=list(seeds), head=config.policy, pooling=pooling, fresh_head=True
@@ -120,6 +118,23 @@ def load_tuned(
     if not sum(counts.values()):
         raise UserError(f"--head-policy {config.policy}: {mixture.name!r} has nothing else to train; expected train")
     return model.to(device), tokenizer, counts, identity
+
+
+def pooling_of(config: RunConfig) -> str:
+    """What the head of a run reads: as its config says, else as its base declares."""
+    return declared_pooling(config.model) if config.head == "auto" else config.head
+
+
+def export_note(config: RunConfig) -> list[str]:
+    """What a user must know before training of how the run can be exported, in one sentence or none."""
+    if config.full or (pooling := pooling_of(config)) == "model":
+        return []
+    read = {"mean": "the mean of the tokens", "cls": "the first token"}[pooling]
+    why = f", as {config.model} declares" if config.head == "auto" else ""
+    return [
+        f"the head reads {read}{why}, which no plain transformers model does: `unipelt predict` and unipelt.pipeline use the "
+        "run as it is; to write it with `unipelt export --merged` or `--peft`, train with --head model"
+    ]
 
 
 def check_identity(name: str, mine: dict[str, str], expected: dict[str, str] | None) -> None:

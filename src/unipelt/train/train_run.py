@@ -16,7 +16,7 @@ from unipelt.train.lock import alone_in
 from unipelt.train.progress import last_state
 from unipelt.train.records import RunConfig, RunRecord, read_record, write_record
 from unipelt.train.runs import FinishedRun
-from unipelt.train.setup import DatasetCache, build_fleet, device_of
+from unipelt.train.setup import DatasetCache, build_fleet, device_of, export_note
 from unipelt.train.state import clear_state
 
 
@@ -48,7 +48,7 @@ def _train_run(
         clear_state(folder)  # a kill may have come before its removal
         log(f"{folder}: already finished, nothing trained")
         return before
-    for note in (describe_columns(config, task), *splits.notes):
+    for note in (describe_columns(config, task), *splits.notes, *export_note(config)):
         log(note)
     log("examples: " + ", ".join(f"{len(rows):,} {part}" for part, rows in splits.parts.items()))
 

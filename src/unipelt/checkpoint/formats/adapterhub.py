@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt import spec
-from unipelt.checkpoint.disk import resolve
-from unipelt.checkpoint.fill import fill
+from unipelt.checkpoint.disk import read_json, resolve
+from unipelt.checkpoint.fill import attach_values, expected_shapes
 from unipelt.checkpoint.formats.adapterhub_keys import BERTS, Names, plain_keys
-from unipelt.checkpoint.safe import read_json, read_tensors
+from unipelt.checkpoint.safe import read_tensors
 from unipelt.errors import CheckpointError, SpecError, did_you_mean
-from unipelt.inject.attach import attach
 from unipelt.inject.heads import find_head
 from unipelt.inject.resolve import ResolvedStack, find_stacks
-from unipelt.inject.state import mixture_state
 from unipelt.spec.compatibility import LINEARS
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
@@ -88,11 +86,10 @@ def load_adapterhub(model: PreTrainedModel, folder: str | os.PathLike) -> PreTra
     head = _head(model, folder)
 
     modules = sorted({name.rpartition(".")[0] for name in head})
-    attach(model, mixture, head="train" if modules else "frozen", head_modules=modules)
-    tuned, unused = mixture_state(model), set(tensors)
+    options = {"head": "train" if modules else "frozen", "head_modules": modules}
     names = Names(kind, config["name"], dict(mixture.named()), stacks)
-    problem, values = None, {}
-    for name, parameter in tuned.named_parameters():
+    problem, values, unused = None, {}, set(tensors)
+    for name, parameter in expected_shapes(model, mixture, options).items():
         if name.startswith("head."):
             values[name] = head[re.sub(r"^head\.(.+?)(?:\.linear)?\.(\w+)$", r"\1.\2", name)]
             continue
@@ -102,11 +99,13 @@ def load_adapterhub(model: PreTrainedModel, folder: str | os.PathLike) -> PreTra
             problem = problem or f"has no {key!r}"
         else:
             values[name] = names.value(name, tensors[key])
-            if values[name].shape != parameter[0].shape:
-                problem = problem or f"{key!r} is {tuple(tensors[key].shape)}, expected {tuple(parameter[0].shape)}"
+            if values[name].shape != parameter.shape:
+                problem = problem or f"{key!r} is {tuple(tensors[key].shape)}, expected {tuple(parameter.shape)}"
     if unused:
         problem = problem or f"holds {min(unused)!r}, which its config does not have"
-    return fill(model, values, folder, problem and f"{problem}; another base, or a damaged folder")
+    if problem:
+        raise CheckpointError(f"{folder}: {problem}; another base, or a damaged folder")
+    return attach_values(model, mixture, values, str(folder), **options)
 
 
 def _check_base(model: PreTrainedModel, config: dict[str, Any], path: Path) -> None:

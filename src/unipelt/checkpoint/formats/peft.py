@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt import spec
-from unipelt.checkpoint.disk import resolve
+from unipelt.checkpoint.disk import read_json, resolve
 from unipelt.checkpoint.fill import fill
-from unipelt.checkpoint.safe import read_json, read_tensors
+from unipelt.checkpoint.safe import read_tensors
 from unipelt.errors import CheckpointError, SpecError, did_you_mean
 from unipelt.inject.attach import attach
 from unipelt.inject.heads import find_head
@@ -70,7 +70,7 @@ def load_peft(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedMo
     for path in paths:
         for name, _ in tuned.get_submodule(f"head.{path}").named_parameters():
             values[f"head.{path}.{name}"] = heads[f"{path}.{name.rsplit('.', 1)[-1]}"]
-    return fill(model, values, folder / TENSORS)
+    return fill(model, values, str(folder / TENSORS))
 
 
 def _check_config(config: dict[str, Any], path: Path) -> None:

@@ -1,0 +1,45 @@
+"""What a model's config says of its task, kept in a checkpoint and given to the base that loads it."""
+
+import json
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from unipelt.checkpoint.bases import name_classes
+from unipelt.checkpoint.description import Description
+from unipelt.inject.attach import class_names
+from unipelt.inject.state import attached_state
+
+
+def task_config(model: PreTrainedModel) -> dict[str, Any]:
+    """The model's class, class names, problem type and generation settings, as JSON."""
+    config = model.config
+    found: dict[str, Any] = {"architecture": type(model).__name__}
+    names = getattr(config, "id2label", None) or {}
+    if names and sorted(names) == list(range(len(names))):
+        found["id2label"] = [str(names[index]) for index in range(len(names))]
+    if getattr(config, "problem_type", None):
+        found["problem_type"] = config.problem_type
+    if model.can_generate() and getattr(model, "generation_config", None) is not None:
+        settings = model.generation_config.to_diff_dict()
+        settings.pop("transformers_version", None)
+        found["generation"] = json.loads(json.dumps(settings, default=str))
+    return found
+
+
+def restore_task_config(model: PreTrainedModel, description: Description) -> None:
+    """Give an attached model the class names, problem type and generation settings of a checkpoint.
+
+    `detach` gives back what the base had.
+    """
+    before, kept = attached_state(model).before, description.config
+    names = description.task.get("labels") or kept.get("id2label") or []
+    before["classes"] |= class_names(model)
+    if len(names) == getattr(model.config, "num_labels", 0):
+        name_classes(model, names)
+    if "problem_type" in kept:
+        before["classes"]["problem_type"] = getattr(model.config, "problem_type", None)
+        model.config.problem_type = kept["problem_type"]
+    if "generation" in kept and model.can_generate():
+        before["attributes"]["generation_config"] = model.generation_config
+        model.generation_config = GenerationConfig.from_dict(kept["generation"])

@@ -1,0 +1,61 @@
+"""A saved run as a transformers pipeline."""
+
+import os
+from typing import Any
+
+from unipelt.checkpoint.bases import load_both
+from unipelt.checkpoint.description import Description, describe
+from unipelt.checkpoint.disk import resolve
+from unipelt.checkpoint.loading import load
+from unipelt.errors import CheckpointError
+from unipelt.inject.merge import merge
+
+TASKS = {
+    "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
+    "ForTokenClassification": ("token-classification", "AutoModelForTokenClassification"),
+    "ForCausalLM": ("text-generation", "AutoModelForCausalLM"),
+    "LMHeadModel": ("text-generation", "AutoModelForCausalLM"),
+}
+"""by the end of a model's class: its pipeline and the class that loads it"""
+
+
+def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: Any) -> Any:
+    """A transformers pipeline of a saved run: its base, its tokenizer and its class names. What is linear is merged.
+
+    base: where the base is, the name that the run gives if none is given. options: as `transformers.pipeline` takes them,
+    such as `device`. Texts are cut to the length of the training. Raises CheckpointError where the run does not say what is
+    needed.
+    """
+    import transformers
+
+    path = resolve(folder)
+    description = describe(path)
+    name = base or description.base["name"]
+    if not name:
+        raise CheckpointError(
+            f"{folder}: does not say where its base is; expected base=, its folder or name on the hub"
+        )
+    task, auto = _task(description, folder)
+    labels = description.task.get("labels") or description.config.get("id2label") or []
+    if auto == "AutoModelForCausalLM":
+        model, tokenizer = load_both(name, outputs=None, auto=auto)
+    else:
+        kind = description.config.get("problem_type")
+        model, tokenizer = load_both(name, outputs=len(labels) or 1, auto=auto, problem_type=kind)
+        longest = description.recipe.get("max_length")
+        if longest is not None and task == "text-classification":
+            options = {"truncation": True, "max_length": longest, **options}
+    if task == "text-classification" and not description.task.get("labels", labels):
+        options = {"function_to_apply": "none", **options}  # a regression: the value itself
+    model = merge(load(model, path), rest="attached").eval()
+    make: Any = transformers.pipeline
+    return make(task, model=model, tokenizer=tokenizer, **options)
+
+
+def _task(description: Description, folder: str | os.PathLike) -> tuple[str, str]:
+    kind = description.config.get("architecture", "")
+    for end, found in TASKS.items():
+        if kind.endswith(end):
+            return found
+    raise CheckpointError(f"{folder}: there is no pipeline for a {kind or 'model of unknown class'}; expected one that ends "
+                          f"in {', '.join(TASKS)}")  # fmt: skip

@@ -1,0 +1,78 @@
+"""What `save_pretrained`, a Trainer and `push_to_hub` write of an attached model: a folder that `unipelt.load` reads.
+
+It has transformers' own file names, because a Trainer resumes from them, but not the base: transformers must not read it as
+a whole model with random weights. Its config therefore names no file of weights but a sentence, which `from_pretrained`
+refuses with a message that shows it.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unipelt.checkpoint.disk import CONFIG, WEIGHTS, read_file, write_whole
+from unipelt.checkpoint.folder import checkpoint_files, describe_model, save
+from unipelt.inject.state import NAME, attached_state
+
+REFUSED = (
+    "none, this folder holds only what unipelt tuned: load the base model, then call unipelt.load(model, this folder)"
+)
+"""what transformers shows to whoever loads the folder as a whole model"""
+
+
+def save_pretrained(
+    model: PreTrainedModel,
+    save_directory: str | os.PathLike,
+    is_main_process: bool = True,
+    state_dict: dict[str, Tensor] | None = None,
+    push_to_hub: bool = False,
+    **options: Any,
+) -> None:
+    """Write what is tuned, the config of the base, unipelt.json and a model card.
+
+    The arguments are those of transformers' method; there is one file of weights, whatever `max_shard_size` and `variant`
+    say. Of several runs each is written as a checkpoint of its own, in run-0, run-1, …
+    """
+    folder, own = Path(save_directory), type(model).save_pretrained
+    if push_to_hub:
+        options.setdefault("repo_id", folder.resolve().name)
+        model.push_to_hub(**options)
+    if options.get("distributed_checkpoint"):  # one file for each process, to resume from and for nothing else
+        own(model, save_directory, is_main_process=is_main_process, state_dict=state_dict, **options)
+        return
+    values = (model.state_dict() if state_dict is None else state_dict).items()
+    stored = {name: _whole(value) for name, value in values if name.startswith(f"{NAME}.")}
+    if not is_main_process:
+        return
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    with tempfile.TemporaryDirectory() as temporary:
+        model.config.save_pretrained(temporary)
+        if model.can_generate():
+            model.generation_config.save_pretrained(temporary)
+        files = {path.name: read_file(path) for path in sorted(Path(temporary).iterdir()) if path.is_file()}
+    config = json.loads(files["config.json"]) | {"transformers_weights": REFUSED}
+    files["config.json"] = json.dumps(config, indent=2).encode()
+    state = attached_state(model)
+    if state.runs > 1:
+        write_whole(folder, {WEIGHTS: save_tensors(stored), **files})
+        for run in range(state.runs):
+            save(model, folder / f"run-{run}", run=run, resumable=True)
+        return
+    part, _ = state.one_run(None)
+    tensors = {name.removeprefix(f"{NAME}."): value[0] for name, value in stored.items()}
+    description = describe_model(model, part, part.mixture)
+    description.tensors = WEIGHTS
+    ours = checkpoint_files(folder, model, description, tensors, stored)
+    write_whole(folder, {WEIGHTS: ours.pop(WEIGHTS), CONFIG: ours.pop(CONFIG), **files, **ours})
+
+
+def _whole(value: Any) -> Tensor:
+    """A tensor in the memory of the CPU, gathered where processes hold parts of it."""
+    gathered = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return gathered.detach().cpu().contiguous()
