@@ -104,7 +104,7 @@ def lively(
             {
                 "epoch": float(e),
                 "step": e * 7.0,
-                "loss": 1 / e,
+                "train_loss": 1 / e,
                 kind: test * (1 - 0.4 * 0.75**e) + luck.normal(0, 0.006),
             }
             for e in range(1, 13 + cell.seed % 3)

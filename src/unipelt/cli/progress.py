@@ -38,7 +38,7 @@ class Watch:
         text = "training"
         if progress.curve:
             now, metric = progress.curve[-1], plan.task.metric
-            text = f"epoch {now['epoch']}  loss {now['loss']:.4f}  {metric} {now[metric]:.4f}  best {progress.best:.4f}"
+            text = f"epoch {now['epoch']}  loss {now['train_loss']:.4f}  {metric} {now[metric]:.4f}  best {progress.best:.4f}"
         text += "  evaluating" * (event == "prediction")
         self.bar.update(self.row, completed=progress.step, description=text)
         if event == "evaluation" and not sys.stderr.isatty() and (time.monotonic() - self.last > 5 or progress.ended):

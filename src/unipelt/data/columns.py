@@ -18,6 +18,10 @@ LABELS = (
     "label", "labels", "stars", "rating", "category", "target", "class", "score", "sentiment", "topic", "intent", "tags",
     "ner_tags",
 )  # fmt: skip
+CHATS = ("messages", "conversations")
+ANSWERED = (  # a text and the text that answers it; the last three are those of xsum, samsum and cnn_dailymail
+    ("prompt", "completion"), ("source", "target"), ("document", "summary"), ("dialogue", "summary"), ("article", "highlights"),
+)  # fmt: skip
 INDICES = ("", "id", "idx", "index", "unnamed: 0")  # row numbers, as GLUE and pandas write them
 
 
@@ -41,6 +45,8 @@ def choose_columns(
                     f"{table.name} has no column {column!r}, which the run was trained on, but {listed(table.columns)}; "
                     f"give it that header, or name its column with {flag}"
                 )
+    if text is None and label is None and (generated := _generation_columns(table, labelled)):
+        return generated
     named = [column for column in (text, text_pair, label) if column is not None]
     if len(set(named)) < len(named):
         raise DataError(f"{table.name}: one column is named twice among {listed(named)}; give each flag its own column")
@@ -62,6 +68,20 @@ def choose_columns(
     if label is None and labelled:
         label = _only_other(table, [column for column in free if column not in (text, text_pair)], text)
     return Columns(text=text, text_pair=text_pair, label=label)
+
+
+def _generation_columns(table: Table, labelled: bool) -> Columns | None:
+    """The columns of a chat, or of texts and their answers, where their names say so; a chat holds its own answers."""
+    by_name = {column.casefold(): column for column in table.columns}
+    for name in CHATS:
+        if name in by_name and any(
+            isinstance(cell, list) or str(cell).startswith("[") for cell in table.columns[by_name[name]]
+        ):
+            return Columns(text=by_name[name], label=by_name[name] if labelled else None)
+    for text, answer in ANSWERED:
+        if text in by_name and answer in by_name and _holds_text(table.columns[by_name[answer]]):
+            return Columns(text=by_name[text], label=by_name[answer] if labelled else None)
+    return None
 
 
 def _nearest(column: str, table: Table) -> str:

@@ -31,9 +31,15 @@ class Examples:
     """class indices, numbers, tag sequences: whatever the task reads; None for examples without labels"""
     groups: list[str] | None = None
     """what examples share that must not be split, such as their author"""
+    names: list[str] | None = None
+    """where each stands, such as `chat.jsonl, example 3 (line 4)`, for messages"""
 
     def __post_init__(self) -> None:
-        lengths = {len(values) for values in (*self.inputs.values(), self.targets, self.groups) if values is not None}
+        lengths = {
+            len(values)
+            for values in (*self.inputs.values(), self.targets, self.groups, self.names)
+            if values is not None
+        }
         if len(lengths) > 1:
             raise DataError(f"columns of unequal length {sorted(lengths)}: every example needs each input and a target")
 
@@ -48,7 +54,13 @@ class Examples:
             return None if values is None else [values[index] for index in indices]
 
         inputs = {name: chosen(values) for name, values in self.inputs.items()}
-        return Examples(inputs=inputs, targets=chosen(self.targets), groups=chosen(self.groups))
+        return Examples(
+            inputs=inputs, targets=chosen(self.targets), groups=chosen(self.groups), names=chosen(self.names)
+        )
+
+    def name_of(self, index: int) -> str:
+        """Where an example stands."""
+        return f"example {index + 1}" if self.names is None else self.names[index]
 
     @cached_property
     def keys(self) -> list[str]:

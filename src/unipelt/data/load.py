@@ -11,7 +11,7 @@ from unipelt.data.readers import READERS, read_table
 from unipelt.data.tables import Table
 from unipelt.errors import DataError, did_you_mean
 
-BUILT_IN = "docstrings"
+BUILT_IN, SUMMARIES = "docstrings", "docstring-summaries"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,11 @@ def find(
         from unipelt.data.builtin import load_docstrings
 
         return load_docstrings()
+    if name == SUMMARIES:
+        _leave_out(name, column_flags | file_flags | glue_flags, "knows its own columns and test set")
+        from unipelt.data.docstring_summaries import load_docstring_summaries
+
+        return load_docstring_summaries()
     if name in GLUE:
         _leave_out(name, column_flags | file_flags, "knows its own columns and test set")
         return load_glue(name, data_dir)
@@ -72,7 +77,9 @@ def find(
         from unipelt.data.hub import load_hub
 
         return load_hub(name, columns)
-    raise DataError(f"{name!r} is no task, file or hub data set (owner/name); {did_you_mean(name, [*GLUE, BUILT_IN])}")
+    raise DataError(
+        f"{name!r} is no task, file or hub data set (owner/name); {did_you_mean(name, [*GLUE, BUILT_IN, SUMMARIES])}"
+    )
 
 
 def _leave_out(name: str, flags: Mapping[str, object], because: str) -> None:

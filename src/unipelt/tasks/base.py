@@ -1,7 +1,7 @@
 """The interface of a task: everything that depends on what is predicted. No other file asks for the kind of a task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -37,6 +37,12 @@ class Task(ABC):
     """what transformers calls this task, where it has a name for it"""
     pooled: ClassVar[bool] = True
     """whether the head reads one state per example, so that `--head mean` or `cls` chooses which"""
+    trains_head: ClassVar[bool] = True
+    """whether the base has a head that is trained anew"""
+    longest: ClassVar[int] = 128
+    """tokens that an example is cut to, if nothing else is asked for"""
+    writes: ClassVar[bool] = False
+    """whether predictions are texts, which `answers` writes"""
 
     @classmethod
     @abstractmethod
@@ -92,7 +98,8 @@ class Task(ABC):
         """
         kept = table.complete(self.required(columns), skip_empty=skip_empty)
         targets = None if columns.label is None else self.targets(table, columns.label, kept)
-        examples = Examples(inputs=self.inputs(table, columns, kept), targets=targets)
+        names = [table.example(index) for index in kept]
+        examples = Examples(inputs=self.inputs(table, columns, kept), targets=targets, names=names)
         if group is not None and group in table.columns:  # without a group an example is alone with those of its text
             named = zip(examples.keys, (table.columns[group][index] for index in kept))
             groups = [key if is_missing(value) else class_name(value) for key, value in named]
@@ -111,6 +118,11 @@ class Task(ABC):
     def notes(self, train: Examples) -> list[str]:
         """What a user should know about the targets, one sentence each."""
         return []
+
+    @property
+    def selects_by_text(self) -> bool:
+        """Whether the metric that selects checkpoints is one of written text."""
+        return False
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -143,6 +155,18 @@ class Task(ABC):
             base, auto=self.auto, outputs=outputs or self.outputs, problem_type=self.problem_type, seed=seed
         )
 
+    def prepare(self, model: Any, tokenizer: Any) -> "Task":
+        """The task with what it takes from the base."""
+        return self
+
+    @classmethod
+    def with_options(cls, task: "Task", given: dict[str, Any]) -> "Task":
+        """The task with options of generation. Raises DataError where its kind has none."""
+        if given:
+            option = "--" + next(iter(given)).replace("_", "-")
+            raise DataError(f"{option}: {task.name} is {task.kind}; leave it out, or add --kind generation")
+        return task
+
     def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         """Tokenise texts, pairs of texts or lists of words, cut to `max_length` tokens.
 
@@ -170,6 +194,19 @@ class Task(ABC):
         targets = cls.stack([part.task.numeric(part) for part in filled], inputs["input_ids"].shape[1])
         outputs = torch.tensor([part.task.outputs for part in parts], device=device)
         return Batch(inputs, torch.from_numpy(targets).to(device), weights, outputs)
+
+    @classmethod
+    def evaluation(
+        cls, parts: Sequence[Part], tokenizer: Any, device: torch.device
+    ) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
+        """The model's inputs for equal blocks of examples, and what is kept of the logits, `[run*block, …]`."""
+        return model_inputs(parts, tokenizer, device)[0], lambda logits: logits
+
+    def answers(
+        self, model: Any, tokenizer: Any, every: Sequence[Encoded], on_batch: Callable[[int], None]
+    ) -> list[list[str]]:
+        """The text that each run writes for each of its own examples, where the task `writes`."""
+        raise NotImplementedError
 
     def numeric(self, part: Part) -> list[Any]:
         """The targets of one run's part of a batch as the loss takes them; zeros where examples have none."""

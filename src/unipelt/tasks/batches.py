@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 MULTIPLE = 8  # on a GPU widths are rounded up to it: fewer shapes, and the matrix units' own granularity
+POSITIONS = "answer_positions"  # of a batch's inputs: where the logits are read, of a causal language model
 IGNORED = -100  # target of a position that no loss counts, as in transformers
 
 
@@ -26,6 +27,14 @@ class Encoded:
     """tokens that an example was cut to: no batch is wider, so that no base runs out of positions"""
     first_tokens: Sequence[np.ndarray] = ()
     """where the inputs are lists of words: the first token of each word `[words]`, -1 for a word that was cut off"""
+    positions: Sequence[np.ndarray] = ()
+    """of generated text: the positions whose logits are read `[answer]`"""
+    answers: Sequence[np.ndarray] = ()
+    """the tokens that are learned there `[answer]`"""
+    prompts: Sequence[list[int]] = ()
+    """what is read to write the last answer"""
+    decoder_start: int | None = None
+    """of an encoder-decoder: what its answers begin after"""
 
     def __len__(self) -> int:
         return len(self.features["input_ids"])

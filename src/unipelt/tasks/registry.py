@@ -8,19 +8,20 @@ from unipelt.data import Columns, Dataset
 from unipelt.errors import CheckpointError, DataError, did_you_mean
 from unipelt.tasks.base import Task
 from unipelt.tasks.classification import Classification
+from unipelt.tasks.generation import Generation
 from unipelt.tasks.multi_label import MultiLabel
 from unipelt.tasks.regression import Regression
 from unipelt.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
-    task.kind: task for task in (TokenClassification, MultiLabel, Regression, Classification)
+    task.kind: task for task in (Generation, TokenClassification, MultiLabel, Regression, Classification)
 }
 """by kind; the first whose `matches` says so takes a table, so that the most general stands last"""
 
 
 def load(
     name: str | Path, *, kind: str | None = None, metric: str | None = None, label_separator: str | None = None,
-    skip_empty: bool = False, group_column: str | None = None, **files: Any,
+    skip_empty: bool = False, group_column: str | None = None, generation: dict[str, Any] | None = None, **files: Any,
 ) -> tuple[Task, Dataset]:  # fmt: skip
     """The task and the examples of a data set; `files` as `unipelt.data.find` takes them. Raises DataError."""
     if kind is not None and kind not in TASKS:
@@ -34,6 +35,7 @@ def load(
         source.name, train, columns, labels=source.labels, metric=metric or source.metric,
         separator=label_separator, skip_empty=skip_empty,
     )  # fmt: skip
+    task = TASKS[kind].with_options(task, generation or {})
     parts: dict[str, data.Examples] = {}
     notes: list[str] = []
     for part, table in source.tables.items():

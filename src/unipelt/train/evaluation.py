@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import MixtureState, attached_state
-from unipelt.tasks.batches import Encoded, Part, model_inputs
+from unipelt.tasks.base import Task
+from unipelt.tasks.batches import POSITIONS, Encoded, Part
+from unipelt.tasks.language_model import at_positions
 from unipelt.train.batches import longest_first
 from unipelt.train.precision import autocast
 
@@ -25,7 +27,7 @@ LEAST_ROWS = 8  # of each run
 @torch.no_grad()
 def predict(
     model: PreTrainedModel, tokenizer: Any, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None,
-    gates: list[dict[str, Tensor]] | None = None, precision: str = "auto",
+    gates: list[dict[str, Tensor]] | None = None, precision: str = "auto", task: type[Task] = Task,
 ) -> list[Tensor]:  # fmt: skip
     """Logits `[example, …]` of every run for its own examples, in their order; batches of like length, longest first.
 
@@ -37,11 +39,11 @@ def predict(
     results: list[dict[str, Tensor]] = [{} for _ in data]
     for batch in longest_first([encoded.lengths() for encoded in data], partial(rows_each, device, len(data))):
         parts = [Part(None, encoded, indices) for encoded, indices in zip(data, batch)]
-        inputs, *_ = model_inputs(parts, tokenizer, device)
+        inputs, kept_of = task.evaluation(parts, tokenizer, device)
         with nullcontext() if gates is None else record_gates(model) as recorded:
-            said = {"": logits_of(model, inputs, precision).cpu()}
+            said = {"": kept_of(logits_of(model, inputs, precision)).cpu()}
         if recorded is not None:
-            said |= _by_row(model, recorded, inputs["attention_mask"])
+            said |= _by_row(model, recorded, inputs)
         for name, values in said.items():
             for run, (part, mine) in enumerate(zip(parts, values.unflatten(0, (len(data), -1)))):
                 kept = results[run].setdefault(name, mine.new_zeros(len(part.encoded), *mine.shape[1:]))
@@ -60,11 +62,13 @@ def rows_each(device: torch.device, runs: int, longest: int) -> int:
     return max(LEAST_ROWS, whole // runs)
 
 
-def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], mask: Tensor) -> dict[str, Tensor]:
+def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """One value a gated change and row, `[batch]`, by the change's location."""
     tuned, said = attached_state(model).shown(), {}
     assert isinstance(tuned, MixtureState), "the runs of one mixture are evaluated at once"
     for path, (value, *_) in recorded.items():
+        decoder = gate_location(tuned, path, 0).stack == "decoder"
+        mask = inputs.get("decoder_attention_mask" if decoder else "attention_mask", inputs["attention_mask"])
         central = isinstance(tuned.get_submodule(path), GroupGate)
         value = value.float() if central else value.float()[..., None]
         if value.dim() == 3:
@@ -78,7 +82,9 @@ def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], mask: Ten
 def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor], precision: str = "auto") -> Tensor:
     """Logits in float32 at least; nothing is kept for a next token, which a decoder would copy all keys and values for."""
     uncached = {"use_cache": False} if _can_cache(type(model)) else {}  # type: ignore[arg-type]  # a class is hashable
-    with autocast(model.device, precision):
+    positions = inputs.get(POSITIONS)
+    inputs = {name: value for name, value in inputs.items() if name != POSITIONS}
+    with autocast(model.device, precision), nullcontext() if positions is None else at_positions(model, positions):
         logits = model(**inputs, **uncached).logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

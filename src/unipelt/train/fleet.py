@@ -63,7 +63,7 @@ class Fleet:
         self.progress = [Progress() for _ in plans]
         self.seconds, self.saving = 0.0, 0.0
         self.device = next(model.parameters()).device
-        self.loss = plans[0].task.loss
+        self.loss, self.task = plans[0].task.loss, type(plans[0].task)
         self.tuned: MixtureState | None = getattr(model, NAME, None)
         self.width = 1 if self.tuned is None else self.tuned.runs
         """runs at once when the training began"""
@@ -117,7 +117,7 @@ class Fleet:
     def predict(self, data: list[Encoded], **how: Any) -> list[Float[Tensor, "example class"]]:
         """Logits of every run for its own examples, in their order."""
         return predict(
-            self.model, self.tokenizer, data, lambda rows: self._notify("prediction"),
+            self.model, self.tokenizer, data, lambda rows: self._notify("prediction"), task=self.task,
             precision=self.plans[0].recipe.precision, **how,
         )  # fmt: skip
 
@@ -203,13 +203,20 @@ class Fleet:
         plans = [self.plans[self.runs[run]] for run in due]
         with self._holding(_rows_of(self.matrix.values, due)):
             every = self.predict([plan.validation for plan in plans])
-        for run, plan, logits in zip(due, plans, every):
+            texts = self._texts(plans, "validation", [plan.task.selects_by_text for plan in plans])
+        for run, plan, logits, written in zip(due, plans, every, texts):
             progress = self.progress[self.runs[run]]
             predicted = plan.task.decide(logits, plan.validation)
             metrics = plan.task.score(predicted, plan.validation.targets or [])
+            metrics |= plan.task.score(written, plan.validation.targets or []) if written else {}
             value, epoch = metrics[plan.task.metric], progress.step // plan.steps_per_epoch
             progress.curve.append(
-                {"epoch": epoch, "step": progress.step, "loss": progress.losses / max(1, progress.steps), **metrics}
+                {
+                    "epoch": epoch,
+                    "step": progress.step,
+                    "train_loss": progress.losses / max(1, progress.steps),
+                    **metrics,
+                }
             )
             progress.losses, progress.steps = 0.0, 0
             first = progress.best_epoch < 0 and not math.isnan(value)
@@ -222,6 +229,13 @@ class Fleet:
                 progress.ended = "finished"
             elif plan.recipe.patience and progress.waited >= plan.recipe.patience:
                 progress.ended = "stopped early"
+
+    def _texts(self, plans: list[Plan], part: str, wanted: list[bool]) -> list[list[str] | None]:
+        """What each run writes for its own examples of a part, where any of them is wanted."""
+        if not any(wanted):
+            return [None] * len(plans)
+        every = [getattr(plan, part) for plan in plans]
+        return list(plans[0].task.answers(self.model, self.tokenizer, every, lambda rows: self._notify("prediction")))
 
     def _finished(self) -> Iterator[FinishedRun]:
         """Yield the runs that have ended, after their places have been given to the next plans of the queue."""
@@ -247,13 +261,16 @@ class Fleet:
         with self._holding(best):
             to_units(self.model, [plan.task.unit for plan in chosen])
             logits: list[Any] = [None] * len(plans)
+            texts: list[list[str] | None] = [None] * len(plans)
             gates: list[dict[str, Tensor]] = [{} for _ in plans]
             if all(plan.test is not None for plan in chosen):
                 logits = self.predict([plan.test for plan in chosen], gates=None if self.tuned is None else gates)  # type: ignore[misc]
+                texts = self._texts(chosen, "test", [plan.task.writes for plan in chosen])
             states = [
                 self.model.state_dict() if self.tuned is None else self.tuned.state_of(i) for i in range(len(plans))
             ]
-        records = [plan.result(self.progress[number], *one) for number, plan, *one in zip(plans, chosen, logits, gates)]
+        every = zip(plans, chosen, logits, texts, gates)
+        records = [plan.result(self.progress[number], *one) for number, plan, *one in every]
         return [(replace(one, width=self.width, device=str(self.device)), state) for one, state in zip(records, states)]
 
     @torch.no_grad()

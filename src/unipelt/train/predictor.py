@@ -26,7 +26,6 @@ from unipelt.tasks.registry import task_of
 from unipelt.train.batches import longest_first
 from unipelt.train.evaluation import predict, rows_each
 from unipelt.train.fold import Folded, fold
-from unipelt.train.recipes import Recipe
 from unipelt.train.records import RECORD, read_record
 from unipelt.train.setup import device_of
 
@@ -55,7 +54,7 @@ class Predictor:
         if not name:
             raise CheckpointError(f"{run}: does not say where its base is; name it with --model")
         model, tokenizer = task.load(name)
-        longest = most_tokens(model, description.recipe.get("max_length", Recipe.max_length))
+        longest = most_tokens(model, description.recipe.get("max_length", task.longest))
         merge(load(model, folder), rest="attached")
         return cls(model.to(target).eval(), tokenizer, task, longest, True)
 
@@ -91,8 +90,16 @@ class Predictor:
         table, examples, kept = self.read_table(path, text=text, pair=pair, encoding=encoding)
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
         gated: dict[str, Tensor] = {}
-        logits = predict(self.model, self.tokenizer, [encoded], gates=[gated] if gates else None)[0]
-        found = self.task.present(logits, encoded, probabilities=proba)
+        if not self.task.writes or gates:
+            logits = predict(
+                self.model, self.tokenizer, [encoded], gates=[gated] if gates else None, task=type(self.task)
+            )[0]
+        if self.task.writes:
+            if proba or least:
+                raise UserError("--proba, --least: a written text has no classes; leave them out")
+            found = {"prediction": self.task.answers(self.model, self.tokenizer, [encoded], lambda rows: None)[0]}
+        else:
+            found = self.task.present(logits, encoded, probabilities=proba)
         if least:
             sure = (logits.softmax(dim=-1).amax(dim=-1) >= least).tolist()
             found["prediction"] = [label if one else None for label, one in zip(found["prediction"], sure)]

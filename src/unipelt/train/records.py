@@ -28,6 +28,13 @@ FILES = (  # fields that say how files are read
     "text_column", "text_pair_column", "label_column", "group_column", "kind", "label_separator", "validation", "test",
     "encoding", "skip_empty",
 )  # fmt: skip
+GENERATION = (
+    "max_target_length",
+    "excess_length",
+    "max_new_tokens",
+    "num_beams",
+    "no_repeat_ngram_size",
+)  # fields of generated text
 ANY = ("metric",)  # fields that every task takes
 DRAWN = ("validation_rows", "stratify")  # fields that say how examples are drawn, beside k and the seed
 SEEDS = 2**32  # fewer than the generators take: an epoch's seed is a million times the run's
@@ -94,7 +101,7 @@ class RunConfig:
     group_column: str | None = None
     """column whose examples stay in one split, such as the author of a text; an empty cell is a group of one"""
     kind: str | None = None
-    """classification, multi-label, regression or token-classification (default: found from the columns)"""
+    """classification, multi-label, regression, token-classification or generation (default: found from the columns)"""
     label_separator: str | None = None
     """what separates several labels in one cell, such as '|' (default: a cell is one label)"""
     metric: str | None = None
@@ -111,6 +118,16 @@ class RunConfig:
     """most validation examples taken from the training examples, 10 at least; a --validation file is used whole"""
     stratify: bool = False
     """give each class its share of every split; groups are balanced where possible (the papers do not stratify)"""
+    max_target_length: int | None = None
+    """generation: most tokens of an answer, which is never cut (default: any)"""
+    excess_length: str | None = None
+    """generation: what happens to an example that is too long: trim-prompt, drop or error (default: trim-prompt)"""
+    max_new_tokens: int | None = None
+    """generation: most tokens of a written answer (default: 128, or --max-target-length)"""
+    num_beams: int | None = None
+    """generation: beams of a written answer; 1 takes the likeliest token each time (default: 1)"""
+    no_repeat_ngram_size: int | None = None
+    """generation: no sequence of so many tokens occurs twice in an answer (default: any may)"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """fields of the recipe that are given; the method's defaults fill the rest"""
 
@@ -169,6 +186,8 @@ class RunRecord:
     """class names; empty for a task without classes"""
     predictions: list[Any] | None = None
     """what was predicted for each test example, in order: a class index, a number, a list"""
+    texts: list[str] | None = None
+    """what was written for each test example, in order, where the task is generation"""
     targets: list[Any] | None = None
     """what is right for each test example, in order"""
     recipe: dict[str, Any] | None = None

@@ -49,19 +49,25 @@ class Plan:
         warm = max(1, math.ceil(self.recipe.warmup * self.steps))
         return min((step + 1) / warm, max(0.0, (self.steps - step) / max(1, self.steps - warm)))
 
-    def result(self, progress: Progress, logits: Tensor | None, gates: dict[str, Tensor]) -> RunRecord:
-        """The record of the run when it has ended, from its test logits and the gate values of its test examples."""
+    def result(
+        self, progress: Progress, logits: Tensor | None, texts: list[str] | None, gates: dict[str, Tensor]
+    ) -> RunRecord:
+        """The record of the run when it has ended, from the logits, texts and gate values of its test examples."""
         record = replace(self.record, status=progress.ended, metric=self.task.metric, curve=progress.curve)
         record.steps = progress.step
         if progress.ended not in DONE:
             return record
         best = next((one for one in progress.curve if one["epoch"] == progress.best_epoch), progress.curve[-1])
         record.validation = best[self.task.metric]
-        record.validation_metrics = {name: value for name, value in best.items() if name not in ("step", "loss")}
+        record.validation_metrics = {name: value for name, value in best.items() if name not in ("step", "train_loss")}
         if logits is not None and self.test is not None and self.test.targets is not None:
             record.predictions = self.task.natural().decide(logits, self.test)
             record.targets = list(self.test.targets)
             record.test_metrics = self.task.score(record.predictions, record.targets)
+            if texts:
+                record.texts = texts
+                record.test_metrics |= self.task.score(texts, record.targets)
+                record.predictions = texts if self.task.selects_by_text else record.predictions
             record.test = record.test_metrics[self.task.metric]
         record.gates = {
             path: {"mean": float(values.mean()), "sd": float(values.std(correction=0))}

@@ -22,7 +22,7 @@ from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.recipes import default_recipe
-from unipelt.train.records import ANY, DRAWN, FILES, FULL, RunConfig, RunRecord
+from unipelt.train.records import ANY, DRAWN, FILES, FULL, GENERATION, RunConfig, RunRecord
 from unipelt.train.runs import Plan
 
 SOURCE = ("task", "data_dir", *FILES, *ANY)  # fields of a RunConfig that say where its examples come from
@@ -37,10 +37,11 @@ class DatasetCache:
         self.encoded: dict[tuple, Encoded] = {}
 
     def _load(self, config: RunConfig) -> tuple[Task, data.Dataset]:
-        key = tuple(getattr(config, name) for name in SOURCE)
+        key = tuple(getattr(config, name) for name in (*SOURCE, *GENERATION))
         if key not in self.loaded:
-            name, *options = key
-            self.loaded[key] = load(name, **dict(zip(SOURCE[1:], options)))
+            name, *options = key[: len(SOURCE)]
+            generation = {one: value for one in GENERATION if (value := getattr(config, one)) is not None}
+            self.loaded[key] = load(name, **dict(zip(SOURCE[1:], options)), generation=generation)
         return self.loaded[key]
 
     def task(self, config: RunConfig) -> Task:
@@ -59,7 +60,7 @@ class DatasetCache:
 
     def encode(self, task: Task, tokenizer: Any, examples: data.Examples, max_length: int) -> Encoded:
         """`task.encode`, which tokenises no set of examples twice."""
-        key = task.kind, tokenizer.name_or_path, max_length, examples.fingerprint
+        key = repr(task), tokenizer.name_or_path, max_length, examples.fingerprint
         if key not in self.encoded:
             self.encoded[key] = task.encode(tokenizer, examples, max_length)
         return self.encoded[key]
@@ -104,18 +105,25 @@ def load_tuned(
     if not task.pooled and config.head not in ("auto", "model"):
         raise UserError(f"--head {config.head}: {task.kind} reads the state of every token; expected model")
     model, tokenizer = task.load(config.model, outputs=outputs, seed=config.seed)
-    head = list(find_head(model))
+    head = list(find_head(model)) if task.trains_head else []
     identity = {"base": weights_fingerprint(model, head), "tokenizer": tokenizer_fingerprint(tokenizer)}
     if config.full:
         counts = {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
         return model.to(device), tokenizer, counts, identity
+    if not task.trains_head and config.policy == "paper":
+        raise UserError(f"--head-policy paper: {task.kind} trains no head; leave it out")
     pooling = pooling_of(config) if task.pooled else "model"
     mixture = spec.mixture(config.method)
     attach(
-        model, mixture, runs=len(seeds), seeds=list(seeds), head=config.policy, pooling=pooling, fresh_head=True
+        model, mixture, runs=len(seeds), seeds=list(seeds), head=config.policy if task.trains_head else "frozen",
+        pooling=pooling, fresh_head=True,
     )  # fmt: skip
     counts = trainable_parameters(model)
     if not sum(counts.values()):
+        if not task.trains_head:
+            raise UserError(
+                f"--method {config.method}: tunes a head alone, and {task.kind} has none; take lora or adapter"
+            )
         raise UserError(f"--head-policy {config.policy}: {mixture.name!r} has nothing else to train; expected train")
     return model.to(device), tokenizer, counts, identity
 
@@ -153,8 +161,9 @@ def plan_of(
     parameters: Callable[[int], dict[str, int]], identity: dict[str, str],
 ) -> Plan:  # fmt: skip
     """Plan one run: its examples as tokens, its recipe with the defaults filled in, and what its record says so far."""
-    task = cache.task(config)
-    recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **config.recipe)
+    task = cache.task(config).prepare(model, tokenizer)
+    given = {"max_length": task.longest} | config.recipe
+    recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **given)
     longest = most_tokens(model, recipe.max_length)
     encoded = {name: cache.encode(task, tokenizer, part, longest) for name, part in splits.parts.items()}
     record = RunRecord(
@@ -182,7 +191,9 @@ def _counter(model: PreTrainedModel, parameters: dict[str, int], widest: int) ->
     """Trainable parameters by change for a task of so many outputs; a fleet's head is as wide as its widest task."""
     output, owner = output_of(model), FULL if FULL in parameters else "head"
     each = 0 if output is None else output.weight.shape[-1] + (output.bias is not None)
-    return lambda classes: parameters | ({owner: parameters[owner] - (widest - classes) * each} if each else {})
+    return lambda classes: (
+        parameters | ({owner: parameters[owner] - (widest - classes) * each} if each and owner in parameters else {})
+    )
 
 
 def device_of(name: str) -> torch.device:

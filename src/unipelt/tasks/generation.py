@@ -1,0 +1,256 @@
+"""Generated text: answers in chats, completions of prompts, targets of sources, or plain language modelling."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unipelt.data import Columns, Examples, Table
+from unipelt.data.chats import read_chat
+from unipelt.data.columns import ANSWERED, CHATS
+from unipelt.errors import CheckpointError, DataError, UserError
+from unipelt.inject.shapes import most_tokens
+from unipelt.tasks.base import Task
+from unipelt.tasks.batches import IGNORED, POSITIONS, Batch, Encoded, Part, fill, pad
+from unipelt.tasks.language_model import Writing, token_losses, write
+from unipelt.tasks.metrics import METRICS
+from unipelt.tasks.rendering import Renderer, TooLong
+from unipelt.tasks.text_metrics import TEXT_METRICS
+
+EXCESS = ("trim-prompt", "drop", "error")
+UNLIMITED = 10**9
+OF_TOKENS = ("loss", "perplexity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(Task):
+    """Text per example; targets are the last answers. The loss counts the tokens of answers alone."""
+
+    kind: ClassVar[str] = "generation"
+    pooled: ClassVar[bool] = False
+    trains_head: ClassVar[bool] = False
+    longest: ClassVar[int] = 512
+    writes: ClassVar[bool] = True
+    form: str = "source"
+    """what an example is: messages, prompt, source or text"""
+    max_target_length: int | None = None
+    """most tokens of an answer"""
+    excess_length: str = "trim-prompt"
+    """what happens to an example that is too long: trim-prompt, drop or error"""
+    writing: dict[str, Any] = field(default_factory=dict)
+    """how answers are written: settings of Writing"""
+    template: str | None = None
+    """chat template of training, with which the model is asked too"""
+    stop: tuple[int, ...] = ()
+    """tokens that end an answer"""
+    opening: tuple[int, ...] = ()
+    """tokens that an encoder-decoder's answers begin with; none: the base is causal"""
+    positions: int | None = None
+    """tokens that the base can read; None: any number"""
+
+    def __post_init__(self) -> None:
+        for name in ("stop", "opening"):  # lists in a checkpoint
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.excess_length not in EXCESS:
+            raise DataError(f"--excess-length {self.excess_length}: expected one of {', '.join(EXCESS)}")
+
+    @classmethod
+    def matches(cls, table: Table, columns: Columns, separator: str | None) -> bool:
+        names = columns.text.casefold(), (columns.label or columns.text).casefold()
+        return names in ANSWERED or names[0] == names[1] in CHATS
+
+    @classmethod
+    def metrics(cls, labels: Sequence[str]) -> tuple[str, ...]:
+        return *OF_TOKENS, *TEXT_METRICS, "exact_match"
+
+    @classmethod
+    def find(cls, name: str, table: Table, columns: Columns, **given: Any) -> Self:
+        task = super().find(name, table, columns, **given)
+        chats = any(isinstance(cell, list) for cell in table.columns[columns.text])
+        named = "prompt" if columns.text.casefold() == "prompt" else "source"
+        alone = "messages" if chats or columns.text.casefold() in CHATS else "text"
+        return replace(task, form=alone if columns.label == columns.text else named)
+
+    @classmethod
+    def required(cls, columns: Columns) -> tuple[str | None, ...]:
+        return columns.text, columns.label
+
+    def inputs(self, table: Table, columns: Columns, indices: Sequence[int]) -> dict[str, list]:
+        if self.form != "messages":
+            return {self.form: table.texts(columns.text, indices)}
+        cells, answered = table.columns[columns.text], columns.label is not None
+        return {"messages": [read_chat(cells[i], table.example(i), answered=answered)[0] for i in indices]}
+
+    def targets(self, table: Table, column: str, indices: Sequence[int]) -> list:
+        if self.form == "text":
+            return [None for _ in indices]
+        if self.form == "messages":
+            return [read_chat(table.columns[column][i], table.example(i))[1] for i in indices]
+        for index, text in zip(indices, found := table.texts(column, indices)):
+            if not text.strip():
+                raise DataError(
+                    f"{table.example(index)}: no answer in column {column!r}; fill it in or remove the example"
+                )
+        return found
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    @property
+    def how(self) -> Writing:
+        """How answers are written."""
+        return Writing(**({"max_new_tokens": self.max_target_length or Writing.max_new_tokens} | self.writing))
+
+    @property
+    def selects_by_text(self) -> bool:
+        """Whether the metric that selects checkpoints is one of written text."""
+        return self.metric not in OF_TOKENS
+
+    @classmethod
+    def with_options(cls, task: Task, given: dict[str, Any]) -> Task:
+        own = {name: value for name, value in given.items() if name in ("max_target_length", "excess_length")}
+        writing = {name: value for name, value in given.items() if name not in own}
+        Writing(**writing)
+        assert isinstance(task, cls)
+        return replace(task, **own, writing=writing)
+
+    def load(self, base: str, *, outputs: int | None = None, seed: int = 0) -> tuple[Any, Any]:
+        """A causal or encoder-decoder language model and its tokenizer. Raises UserError for another kind of base."""
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+        from unipelt.checkpoint.bases import from_hub, load_both
+
+        config = from_hub(base, AutoConfig.from_pretrained)
+        for auto in (AutoModelForSeq2SeqLM, AutoModelForCausalLM):
+            encoder = type(config) in AutoModelForMaskedLM._model_mapping and not config.is_decoder
+            if auto is AutoModelForCausalLM and encoder:
+                break
+            if type(config) in auto._model_mapping and config.is_encoder_decoder == (auto is AutoModelForSeq2SeqLM):
+                return load_both(base, auto=auto.__name__, outputs=None, problem_type=None, seed=seed)
+        raise UserError(f"--model {base}: {config.model_type} writes no text; take a causal base such as smollm2")
+
+    def prepare(self, model: Any, tokenizer: Any) -> "Generation":
+        """The task with what it takes from the base: its chat template, and how its answers begin and end."""
+        opening: tuple[int, ...] = ()
+        if model.config.is_encoder_decoder:
+            labels = tokenizer(text_target="a")["input_ids"]
+            first = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([labels]))[0, 0].item()
+            text = next(i for i, token in enumerate(labels) if token not in tokenizer.all_special_ids)
+            opening = (first, *labels[:text])
+        mine = replace(self, opening=opening)
+        renderer = mine.renderer(tokenizer, UNLIMITED)
+        most = None if opening else most_tokens(model, UNLIMITED)
+        positions = None if most == UNLIMITED else most
+        return replace(mine, template=renderer.template, stop=tuple(renderer.stop), positions=positions)
+
+    def renderer(self, tokenizer: Any, max_length: int) -> Renderer:
+        """What makes tokens of an example, with the chat template of training."""
+        if self.template is not None and tokenizer.chat_template != self.template:
+            tokenizer.chat_template = self.template
+        trim = self.excess_length == "trim-prompt"
+        return Renderer(tokenizer, max_length, self.max_target_length, trim, encoder_decoder=bool(self.opening))
+
+    def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
+        """Tokens of each example, and which of them are learned. Raises DataError with the example's line."""
+        renderer, kept, rows, prompts = self.renderer(tokenizer, max_length), [], [], []
+        room = max_length if self.positions is None else min(max_length, self.positions - self.how.max_new_tokens)
+        if room < 1:
+            raise DataError(
+                f"--max-new-tokens {self.how.max_new_tokens}: the base reads {self.positions} tokens; take fewer"
+            )
+        asking = replace(renderer, max_length=room, trim=True)
+        values, targets = next(iter(examples.inputs.values())), examples.targets or [None] * len(examples)
+        for index, (value, target) in enumerate(zip(values, targets)):
+            try:
+                row = renderer.render(self.form, value, target, examples.name_of(index))
+                asked = row.tokens[: row.prompt]
+                if row.trimmed or len(asked) > room:  # where the answer is not known, it takes no room from the prompt
+                    asked = asking.render(self.form, value, None, examples.name_of(index)).tokens
+                rows.append(row)
+                prompts.append(asked)
+                kept.append(index)
+            except TooLong:
+                if self.excess_length != "drop" or examples.targets is None:
+                    raise
+        if not rows:
+            raise DataError(f"{self.name}: every example is longer than --max-length {max_length}; allow more")
+        tokens = [np.array(row.tokens, dtype=np.int32) for row in rows]
+        learned = [np.flatnonzero(row.learned) for row in rows]
+        causal = not self.opening
+        return Encoded(
+            {"input_ids": tokens, "attention_mask": [np.ones_like(one) for one in tokens]},
+            None if examples.targets is None else [targets[index] for index in kept],
+            max_length,
+            (),
+            [where - causal for where in learned],  # a causal model predicts a token at the position before it
+            [row[where] if causal else np.array(one.answer) for row, where, one in zip(tokens, learned, rows)],
+            prompts,
+            None if causal else self.opening[0],
+        )
+
+    @classmethod
+    def collate(cls, parts: Sequence[Part], tokenizer: Any, device: torch.device) -> Batch:
+        filled, weights = fill(parts)
+        inputs = pad(filled, {"input_ids": tokenizer.pad_token_id or 0}, device)
+        rows = [(part.encoded.answers[i], part.encoded.positions[i]) for part in filled for i in part.indices]
+        start = parts[0].encoded.decoder_start
+        width = max(1, *(len(answer) for answer, _ in rows))
+        targets, positions = np.full((len(rows), width), IGNORED), np.zeros((len(rows), width), dtype=np.int64)
+        for row, (answer, where) in enumerate(rows):
+            targets[row, : len(answer)], positions[row, : len(where)] = answer, where
+        if start is not None:
+            shifted = np.concatenate([np.full((len(rows), 1), start), targets[:, :-1]], axis=1)
+            ids = np.where(shifted == IGNORED, tokenizer.pad_token_id or 0, shifted)
+            inputs["decoder_input_ids"] = torch.from_numpy(ids)
+            inputs["decoder_attention_mask"] = torch.from_numpy((targets != IGNORED).astype(np.int64))
+        else:
+            inputs[POSITIONS] = torch.from_numpy(positions)
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        outputs = torch.ones(len(parts), dtype=torch.int64, device=device)
+        blocks = torch.from_numpy(targets).view(*weights.shape, -1)
+        return Batch(inputs, blocks.to(device), weights.to(device), outputs)
+
+    @staticmethod
+    def loss(logits: Float[Tensor, "run block answer vocabulary"], batch: Batch) -> Float[Tensor, " run"]:
+        """Mean over all learned tokens of a run's own examples."""
+        each = token_losses(logits.flatten(0, 1), batch.targets.flatten(0, 1)).view(batch.targets.shape)
+        counted = (batch.targets != IGNORED) * batch.weights[..., None]
+        return (each * counted).sum(dim=(1, 2)) / counted.sum(dim=(1, 2)).clamp(min=1)
+
+    @classmethod
+    def evaluation(
+        cls, parts: Sequence[Part], tokenizer: Any, device: torch.device
+    ) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
+        """Of each example, only the sum of its tokens' losses and how many they are is kept: `[run*block, 2]`."""
+        batch = cls.collate(parts, tokenizer, device)
+        targets = batch.targets.flatten(0, 1)
+
+        def losses(logits: Float[Tensor, "run*block answer vocabulary"]) -> Float[Tensor, "run*block 2"]:
+            each = token_losses(logits, targets).sum(dim=1)
+            return torch.stack([each, (targets != IGNORED).sum(dim=1).to(each.dtype)], dim=1)
+
+        return batch.inputs, losses
+
+    def decide(self, logits: Float[Tensor, "example 2"], encoded: Encoded) -> list[tuple[float, int]]:
+        return [(total, int(count)) for total, count in logits.double().tolist()]
+
+    def answers(
+        self, model: Any, tokenizer: Any, every: Sequence[Encoded], on_batch: Callable[[int], None] = lambda rows: None
+    ) -> list[list[str]]:
+        """The text that each run writes for each of its own examples."""
+        prompts = [one.prompts for one in every]
+        return write(model, tokenizer, prompts, self.how, stop=self.stop, opening=self.opening, on_batch=on_batch)
+
+    def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
+        """Of losses: loss and perplexity; of texts: the other metrics."""
+        texts = isinstance(predictions[0], str)
+        names = [name for name in self.metrics(()) if texts != (name in OF_TOKENS)]
+        return {name: METRICS[name](predictions, targets) for name in names}
+
+    def present(self, logits: Tensor, encoded: Encoded, *, probabilities: bool) -> dict[str, list]:
+        raise CheckpointError("texts are written, not decided")

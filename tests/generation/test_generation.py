@@ -1,0 +1,195 @@
+"""Generated text from a file to a checkpoint and back: what holds for classes holds for texts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from generation.bases import CHAT_TEMPLATE, save_base, save_chats, save_pairs
+
+from unipelt.errors import DataError, UserError
+from unipelt.tasks import registry
+from unipelt.tasks.generation import Generation
+from unipelt.train.fleet import Fleet
+from unipelt.train.predictor import Predictor
+from unipelt.train.records import RunConfig
+from unipelt.train.setup import build_fleet
+from unipelt.train.train_run import train_run
+
+CPU = torch.device("cpu")
+RECIPE = {"epochs": 2, "batch_size": 8, "lr": 3e-2, "max_length": 64}
+METHOD = "unipelt-apl(bottleneck=4, prefix=3, mlp=8, r=2)"
+
+
+def config(folder: Path, **given) -> RunConfig:
+    base = folder / "base" if (folder / "base").exists() else save_base(folder / "base")
+    data = given.pop("task", None) or save_pairs(folder / "pairs.jsonl")
+    recipe = RECIPE | given.pop("recipe", {})
+    settings = {"k": 24, "validation_rows": 10, "method": METHOD, "max_new_tokens": 6}
+    return RunConfig(model=str(base), task=str(data), recipe=recipe, **settings | given)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "bart", "t5"])
+def test_a_run_of_a_fleet_is_the_run_alone(arch: str, tmp_path: Path):
+    """Answers differ in length, so a mean over the fleet's tokens would weigh runs by them."""
+    save_base(tmp_path / "base", arch)
+    configs = [config(tmp_path, seed=seed) for seed in range(3)]
+    together = build_fleet(configs, width=3, device=CPU)
+    alone = [build_fleet([one], width=1, device=CPU) for one in configs]
+    for fleet in (together, *alone):
+        fleet.model.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
+        _without_dropout(fleet)
+        for _ in range(4):
+            fleet.step()
+    for run, fleet in enumerate(alone):
+        torch.testing.assert_close(together.matrix.values[run], fleet.matrix.values[0], atol=2e-5, rtol=1e-4)
+        assert together.progress[run].losses == pytest.approx(fleet.progress[0].losses, rel=1e-5)
+    assert len({progress.losses for progress in together.progress}) == 3
+
+
+def _without_dropout(fleet: Fleet) -> None:
+    for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_rate"):
+        for module in fleet.model.modules():
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+@pytest.mark.parametrize("arch", ["llama", "bart"])
+def test_the_loss_is_that_of_transformers_over_the_answers(arch: str, tmp_path: Path):
+    save_base(tmp_path / "base", arch)
+    fleet = build_fleet([config(tmp_path)], width=1, device=CPU)
+    plan = fleet.plans[0]
+    ours = plan.task.score(
+        plan.task.decide(fleet.predict([plan.validation])[0], plan.validation), [None] * len(plan.validation)
+    )
+    total, count = 0.0, 0
+    for tokens, positions, answer in zip(
+        plan.validation.features["input_ids"], plan.validation.positions, plan.validation.answers
+    ):
+        given = {"input_ids": torch.tensor(tokens[None]).long()}
+        labels = torch.full_like(given["input_ids"], -100)
+        if arch == "llama":
+            labels[0, torch.tensor(positions + 1)] = torch.tensor(answer).long()
+        else:
+            labels = torch.tensor(answer[None]).long()
+        with torch.no_grad():
+            total += fleet.model(**given, labels=labels).loss.item() * len(answer)
+        count += len(answer)
+    assert ours["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert ours["perplexity"] == pytest.approx(torch.tensor(total / count).exp().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("arch", "kind"), [("llama", "pairs"), ("llama", "chats"), ("bart", "pairs")])
+def test_a_run_is_trained_saved_and_asked_again(arch: str, kind: str, tmp_path: Path):
+    save_base(tmp_path / "base", arch, CHAT_TEMPLATE if kind == "chats" else None)
+    data = save_chats(tmp_path / "chats.jsonl") if kind == "chats" else None
+    record = train_run(config(tmp_path, task=data, recipe={"epochs": 8}), tmp_path / "run", log=lambda line: None)
+    assert record.metric == "loss" and record.description["kind"] == "generation"
+    assert record.validation_metrics["loss"] == pytest.approx(min(one["loss"] for one in record.curve))
+    assert record.curve[-1]["loss"] < record.curve[0]["loss"]  # something is learned
+    assert {"loss", "perplexity", "rougeL", "bleu", "exact_match"} <= record.test_metrics.keys()
+    assert len(record.texts) == len(record.targets) == len(record.predictions)
+    predictor = Predictor.load(str(tmp_path / "run"), device="cpu")
+    columns, _ = predictor.columns(record.config["task"], text=None, pair=None)
+    assert len(columns["prediction"]) == 60
+    by_target = dict(zip(map(str, columns[next(iter(columns))]), columns["prediction"]))
+    assert set(record.texts) <= set(
+        by_target.values()
+    )  # the test examples are in the file, and are answered as in training
+
+
+def test_text_can_select_the_checkpoint(tmp_path: Path):
+    record = train_run(config(tmp_path, metric="rougeL"), tmp_path / "run", log=lambda line: None)
+    assert record.metric == "rougeL" and record.validation == max(one["rougeL"] for one in record.curve)
+    assert record.predictions == record.texts
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = train_run(config(tmp_path), tmp_path / "whole", log=lambda line: None)
+    step, taken = Fleet.step, []
+
+    def stopping(fleet: Fleet) -> None:
+        taken.append(fleet)
+        if len(taken) == 5:
+            raise KeyboardInterrupt
+        step(fleet)
+
+    monkeypatch.setattr(Fleet, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config(tmp_path), tmp_path / "stopped", log=lambda line: None)
+    monkeypatch.setattr(Fleet, "step", step)
+    resumed = train_run(config(tmp_path), tmp_path / "stopped", log=lambda line: None)
+    assert (resumed.curve, resumed.texts, resumed.test_metrics) == (whole.curve, whole.texts, whole.test_metrics)
+    states = [(tmp_path / name / "unipelt.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert states[0] == states[1]
+
+
+def test_padding_that_is_eos_changes_nothing(tmp_path: Path):
+    found = []
+    for pad in (0, 2):
+        fleet = build_fleet([config(tmp_path)], width=1, device=CPU)
+        fleet.tokenizer.pad_token_id = pad
+        _without_dropout(fleet)
+        fleet.step()
+        fleet.step()
+        found.append(fleet.matrix.values.clone())
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"excess_length": "error", "recipe": {"max_length": 12}}, r"pairs.jsonl, example \d+ .*--max-length 12"),
+    ({"max_target_length": 3}, r"pairs.jsonl, example \d+ .*--max-target-length 3"),
+    ({"excess_length": "cut"}, "expected one of trim-prompt, drop, error"),
+    ({"metric": "accuracy"}, "offers loss, perplexity"),
+    ({"num_beams": 0}, "--num-beams 0: expected 1 to"),
+    ({"task": "docstrings"}, "--max-new-tokens: docstrings is classification; leave it out"),
+], ids=str)  # fmt: skip
+def test_what_cannot_be_done_is_one_line(given: dict, said: str, tmp_path: Path):
+    with pytest.raises(UserError, match=said) as error:
+        build_fleet([config(tmp_path, **given)], width=1, device=CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_examples_that_are_too_long_are_left_out_on_request(tmp_path: Path):
+    given = {"excess_length": "drop", "max_target_length": 6, "k": "all"}
+    plan = build_fleet([config(tmp_path, **given)], width=1, device=CPU).plans[0]
+    kept = [len(answer) for answer in plan.train.answers]
+    everything = build_fleet([config(tmp_path, k="all")], width=1, device=CPU).plans[0]
+    assert max(kept) <= 6 and len(kept) == sum(len(answer) <= 6 for answer in everything.train.answers) < len(
+        everything.train
+    )
+
+
+def test_an_encoder_writes_no_text(tmp_path: Path):
+    import tiny
+
+    model = tiny.build("bert", "base")
+    model.save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match="bert writes no text; take a causal base"):
+        Generation.load(_task(tmp_path), str(tmp_path / "bert"))
+
+
+def _task(folder: Path) -> Generation:
+    task, _ = registry.load(save_pairs(folder / "pairs.jsonl"))
+    assert isinstance(task, Generation)
+    return task
+
+
+def test_the_template_of_training_is_kept_and_used(tmp_path: Path):
+    save_base(tmp_path / "base", template=CHAT_TEMPLATE)
+    fleet = build_fleet([config(tmp_path, task=save_chats(tmp_path / "chats.jsonl"))], width=1, device=CPU)
+    kept = registry.task_of(fleet.plans[0].task.describe())
+    assert kept == replace(fleet.plans[0].task)
+    words = fleet.tokenizer
+    words.chat_template = "{{ 'another' }}"
+    _, data = registry.load(tmp_path / "chats.jsonl")
+    again = kept.encode(words, data.train, 64)
+    assert all("another" not in words.decode(tokens) for tokens in again.features["input_ids"])
+
+
+@pytest.mark.parametrize("row", ['{"source": "a", "target": ""}', '{"source": "a", "target": null}'])
+def test_a_pair_without_an_answer_is_named(row: str, tmp_path: Path):
+    path = save_pairs(tmp_path / "pairs.jsonl", 40)
+    path.write_text(path.read_text() + row + "\n")
+    with pytest.raises(DataError, match=r"pairs.jsonl, example 41 \(line 41\)"):
+        registry.load(path)
