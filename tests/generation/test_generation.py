@@ -1,12 +1,14 @@
 """Generated text from a file to a checkpoint and back: what holds for classes holds for texts."""
 
+import ast
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from generation.bases import CHAT_TEMPLATE, save_base, save_chats, save_pairs
+from generation.bases import ANSWERS, CHAT_TEMPLATE, save_base, save_chats, save_pairs
 
+from unipelt.cli.labels import label_lines
 from unipelt.errors import DataError, UserError
 from unipelt.tasks import registry
 from unipelt.tasks.generation import Generation
@@ -193,3 +195,30 @@ def test_a_pair_without_an_answer_is_named(row: str, tmp_path: Path):
     path.write_text(path.read_text() + row + "\n")
     with pytest.raises(DataError, match=r"pairs.jsonl, example 41 \(line 41\)"):
         registry.load(path)
+
+
+@pytest.mark.parametrize("arch", ["llama", "bart"])
+def test_labels_are_shown_span_by_span(arch: str, tmp_path: Path):
+    save_base(tmp_path / "base", arch, CHAT_TEMPLATE)
+    data = save_pairs(tmp_path / "p.jsonl") if arch == "bart" else save_chats(tmp_path / "p.jsonl")
+    head, *lines = label_lines(str(data), str(tmp_path / "base"))
+    assert "60 examples" in head and sum("example " in line for line in lines) == 3
+    learned = [ast.literal_eval(line.split("learned  ")[1]) for line in lines if line.startswith("  learned")]
+    texts = [text.removeprefix("<s>").removesuffix("</s>") for text in learned]
+    assert texts == ([*ANSWERS[:3]] if arch == "bart" else [ANSWERS[0], ANSWERS[1], ANSWERS[1], ANSWERS[2]])
+    with pytest.raises(UserError, match="docstrings is classification"):
+        next(label_lines("docstrings", "smollm2"))
+
+
+def test_prediction_may_write_otherwise_than_training(tmp_path: Path):
+    train_run(config(tmp_path), tmp_path / "run", log=lambda line: None)
+    predictor = Predictor.load(str(tmp_path / "run"), device="cpu")
+    task = predictor.task
+
+    def written(**given) -> list[str]:
+        predictor.task = task.with_options(task, given)
+        return predictor.columns(str(tmp_path / "pairs.jsonl"), text=None, pair=None)[0]["prediction"]
+
+    drawn = written(temperature=2.0, seed=1)
+    assert drawn == written(temperature=2.0, seed=1) != written(temperature=2.0, seed=2) != written()
+    assert max(map(len, written(max_new_tokens=1))) < max(map(len, written(max_new_tokens=12)))

@@ -12,7 +12,7 @@ import typer
 from unipelt import spec
 from unipelt.errors import UserError
 from unipelt.train.recipes import EPOCHS, Recipe, default_recipe
-from unipelt.train.records import FLAGS, option_of
+from unipelt.train.records import FLAGS, GENERATION, option_of
 
 SHORT = {  # a second, shorter name of an option
     "k": "--k",
@@ -122,6 +122,8 @@ def size(text: str) -> int | str:
 def _panel(settings: type, name: str) -> str:
     if name in MODEL:
         return "Model"
+    if name in GENERATION:
+        return "Generation"
     return "Training" if settings is Recipe or name in TRAINING else "Data"
 
 

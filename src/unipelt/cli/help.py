@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-PANELS = ("Data", "Model", "Training", "Output")
+PANELS = ("Data", "Model", "Training", "Generation", "Output")
 OTHER = "Other"
 UsageError: Any = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"

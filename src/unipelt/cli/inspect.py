@@ -11,7 +11,7 @@ NO_GATES = "--data: this run has no gates to show; train one with --method unipe
 
 
 def inspect(
-    run: str = typer.Argument(..., help="folder of a run, or its hub repository"),
+    run: str = typer.Argument("", help="folder of a run, or its hub repository"),
     data: str = option("", panel="Data", help="file with texts, on which the gates are measured"),
     text: str = option(
         "",
@@ -24,6 +24,12 @@ def inspect(
         "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
     ),
     model: str = option("", panel="Model", help="folder or hub name of the base (default: the one that the run names)"),
+    show_labels: bool = option(
+        False,
+        "--show-labels",
+        panel="Output",
+        help="of chats and answers in --data: which tokens --model reads and learns",
+    ),
     figure: str = option("", panel="Output", help="file for a heat map of the gates, such as gates.png or gates.svg"),
     overwrite: bool = option(
         False, "--overwrite", panel="Output", help="replace --figure where it exists (default: refuse)"
@@ -33,7 +39,7 @@ def inspect(
 
     Examples:
         unipelt inspect runs/reviews
-        unipelt inspect runs/reviews --data new.csv
+        unipelt inspect --data chats.jsonl --model smollm2 --show-labels
         unipelt inspect runs/reviews --data new.csv --figure gates.png
     """
     from unipelt.checkpoint.description import CONFIG, describe
@@ -42,6 +48,16 @@ def inspect(
     from unipelt.cli.tables import gate_table, parameter_table, result_lines, terminal
     from unipelt.train.records import RECORD, read_record
 
+    if show_labels:
+        from unipelt.cli.labels import label_lines
+
+        if not data:
+            raise UserError("--show-labels needs --data: a file with chats or answers")
+        for line in label_lines(data, model or "smollm2"):
+            print(line)
+        return
+    if not run:
+        raise UserError("the run is missing: expected its folder, such as `unipelt inspect runs/reviews`")
     if figure:
         kind_of(figure)
     if figure:

@@ -21,6 +21,25 @@ def predict(
     encoding: str = option("", panel="Data", help="encoding of a text file, such as cp1252 (default: utf-8)"),
     model: str = option("", panel="Model", help="folder or hub name of the base (default: the one that the run names)"),
     device: str = option("auto", panel="Model", help="auto, cpu or cuda (default: auto, the GPU where there is one)"),
+    max_new_tokens: int | None = option(
+        None, metavar="INTEGER", panel="Generation", help="most tokens of an answer (default: as in training)"
+    ),
+    num_beams: int | None = option(
+        None, metavar="INTEGER", panel="Generation", help="beams; 1 takes the likeliest token (default: as in training)"
+    ),
+    no_repeat_ngram_size: int | None = option(
+        None,
+        metavar="INTEGER",
+        panel="Generation",
+        help="no sequence of so many tokens twice (default: as in training)",
+    ),
+    temperature: float | None = option(
+        None, metavar="NUMBER", panel="Generation", help="draw tokens at this temperature (default: 0, never drawn)"
+    ),
+    top_p: float | None = option(
+        None, metavar="NUMBER", panel="Generation", help="draw from tokens of this share of probability (default: 1)"
+    ),
+    seed: int | None = option(None, metavar="INTEGER", panel="Generation", help="of what is drawn (default: 0)"),
     out: str = option(
         "",
         panel="Output",
@@ -41,7 +60,7 @@ def predict(
         False, "--gates", panel="Output", help="add the value of each gate, one column per layer and change"
     ),
 ) -> None:
-    """Predict a label, or a number, for each example of a file, and write it behind the file's own columns.
+    """Predict a label, a number or a text for each example of a file, and write it behind the file's own columns.
 
     The output has the delimiter, encoding and byte order mark of the input; an example without a text gets a blank prediction.
 
@@ -71,6 +90,12 @@ def predict(
     if out and path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: expected a file that ends in {', '.join(SUFFIXES)}")
     predictor = Predictor.load(run, model or None, device)
+    options = {
+        "max_new_tokens": max_new_tokens, "num_beams": num_beams, "no_repeat_ngram_size": no_repeat_ngram_size,
+        "temperature": temperature, "top_p": top_p, "seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    predictor.task = predictor.task.with_options(predictor.task, given)
     columns, dialect = predictor.columns(
         data,
         text=text or None,

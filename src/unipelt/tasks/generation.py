@@ -1,5 +1,6 @@
 """Generated text: answers in chats, completions of prompts, targets of sources, or plain language modelling."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
@@ -115,9 +116,10 @@ class Generation(Task):
     def with_options(cls, task: Task, given: dict[str, Any]) -> Task:
         own = {name: value for name, value in given.items() if name in ("max_target_length", "excess_length")}
         writing = {name: value for name, value in given.items() if name not in own}
-        Writing(**writing)
         assert isinstance(task, cls)
-        return replace(task, **own, writing=writing)
+        changed = replace(task, **own, writing=task.writing | writing)
+        _ = changed.how  # refuses settings that are out of range
+        return changed
 
     def load(self, base: str, *, outputs: int | None = None, seed: int = 0) -> tuple[Any, Any]:
         """A causal or encoder-decoder language model and its tokenizer. Raises UserError for another kind of base."""
@@ -131,7 +133,9 @@ class Generation(Task):
             if auto is AutoModelForCausalLM and encoder:
                 break
             if type(config) in auto._model_mapping and config.is_encoder_decoder == (auto is AutoModelForSeq2SeqLM):
-                return load_both(base, auto=auto.__name__, outputs=None, problem_type=None, seed=seed)
+                model, tokenizer = load_both(base, auto=auto.__name__, outputs=None, problem_type=None, seed=seed)
+                self._tell(model, tokenizer)
+                return model, tokenizer
         raise UserError(f"--model {base}: {config.model_type} writes no text; take a causal base such as smollm2")
 
     def prepare(self, model: Any, tokenizer: Any) -> "Generation":
@@ -146,11 +150,25 @@ class Generation(Task):
         renderer = mine.renderer(tokenizer, UNLIMITED)
         most = None if opening else most_tokens(model, UNLIMITED)
         positions = None if most == UNLIMITED else most
-        return replace(mine, template=renderer.template, stop=tuple(renderer.stop), positions=positions)
+        mine = replace(mine, template=renderer.template, stop=tuple(renderer.stop), positions=positions)
+        mine._tell(model, tokenizer)
+        return mine
+
+    def _tell(self, model: Any, tokenizer: Any) -> None:
+        """Leave the chat template and the tokens that end an answer with the base, so that exports have them too."""
+        if self.template is not None:
+            tokenizer.chat_template = self.template
+        if self.stop:
+            model.generation_config.eos_token_id = list(self.stop)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the chat template, its first digits; empty where there is none."""
+        return hashlib.sha256(self.template.encode()).hexdigest()[:16] if self.template else ""
 
     def renderer(self, tokenizer: Any, max_length: int) -> Renderer:
         """What makes tokens of an example, with the chat template of training."""
-        if self.template is not None and tokenizer.chat_template != self.template:
+        if self.template is not None:
             tokenizer.chat_template = self.template
         trim = self.excess_length == "trim-prompt"
         return Renderer(tokenizer, max_length, self.max_target_length, trim, encoder_decoder=bool(self.opening))

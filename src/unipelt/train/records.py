@@ -119,15 +119,15 @@ class RunConfig:
     stratify: bool = False
     """give each class its share of every split; groups are balanced where possible (the papers do not stratify)"""
     max_target_length: int | None = None
-    """generation: most tokens of an answer, which is never cut (default: any)"""
+    """most tokens of an answer, which is never cut (default: any)"""
     excess_length: str | None = None
-    """generation: what happens to an example that is too long: trim-prompt, drop or error (default: trim-prompt)"""
+    """what happens to an example that is too long: trim-prompt, drop or error (default: trim-prompt)"""
     max_new_tokens: int | None = None
-    """generation: most tokens of a written answer (default: 128, or --max-target-length)"""
+    """most tokens of a written answer (default: 128, or --max-target-length)"""
     num_beams: int | None = None
-    """generation: beams of a written answer; 1 takes the likeliest token each time (default: 1)"""
+    """beams of a written answer; 1 takes the likeliest token each time (default: 1)"""
     no_repeat_ngram_size: int | None = None
-    """generation: no sequence of so many tokens occurs twice in an answer (default: any may)"""
+    """no sequence of so many tokens occurs twice in an answer (default: any may)"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """fields of the recipe that are given; the method's defaults fill the rest"""
 
