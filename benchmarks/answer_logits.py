@@ -19,7 +19,7 @@ from unipelt.checkpoint.bases import load_base
 from unipelt.tasks.batches import IGNORED
 from unipelt.tasks.language_model import at_positions, token_losses
 
-ROWS, PROMPT, ANSWER, STEPS = 8, 128, 32, 5
+ROWS, PROMPT, ANSWER, STEPS = 4, 128, 32, 4
 
 
 def measure(answers_only: bool) -> dict[str, float]:

@@ -103,7 +103,7 @@ def test_a_run_is_trained_saved_and_asked_again(arch: str, kind: str, tmp_path: 
 def test_text_can_select_the_checkpoint(tmp_path: Path):
     record = train_run(config(tmp_path, metric="rougeL"), tmp_path / "run", log=lambda line: None)
     assert record.metric == "rougeL" and record.validation == max(one["rougeL"] for one in record.curve)
-    assert record.predictions == record.texts
+    assert record.predictions == record.texts and isinstance(record.targets[0], str)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

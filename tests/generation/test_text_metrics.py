@@ -49,7 +49,7 @@ def test_bleu_is_the_geometric_mean_of_clipped_precisions_over_the_corpus():
 
 def test_exact_match_and_perplexity():
     assert exact_match([" a\n", "b", "C"], ["a", "b", "c"]) == pytest.approx(2 / 3)
-    each = [(2.0, 1), (1.0, 5)]  # a long answer counts as often as it has tokens
-    assert METRICS["loss"](each, [None, None]) == pytest.approx(0.5)
-    assert METRICS["perplexity"](each, [None, None]) == pytest.approx(math.exp(0.5))
+    losses, tokens = [2.0, 1.0], [1, 5]  # a long answer counts as often as it has tokens
+    assert METRICS["loss"](losses, tokens) == pytest.approx(0.5)
+    assert METRICS["perplexity"](losses, tokens) == pytest.approx(math.exp(0.5))
     assert METRICS["loss"].better(0.4, 0.5) and METRICS["rougeL"].better(50, 40)

@@ -268,7 +268,14 @@ class Generation(Task):
         """Of losses: loss and perplexity; of texts: the other metrics."""
         texts = isinstance(predictions[0], str)
         names = [name for name in self.metrics(()) if texts != (name in OF_TOKENS)]
+        if not texts:
+            predictions, targets = self.recorded(list(predictions), list(targets))
         return {name: METRICS[name](predictions, targets) for name in names}
+
+    def recorded(self, predictions: list, targets: list) -> tuple[list, list]:
+        """The sum of each example's losses, and the number of its tokens."""
+        sums, counts = zip(*predictions)
+        return list(sums), list(counts)
 
     def present(self, logits: Tensor, encoded: Encoded, *, probabilities: bool) -> dict[str, list]:
         raise CheckpointError("texts are written, not decided")

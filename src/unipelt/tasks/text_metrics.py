@@ -61,12 +61,13 @@ def exact_match(predictions: Texts, targets: Texts) -> float:
     return sum(found.strip() == right.strip() for found, right in zip(predictions, targets)) / len(targets)
 
 
-def loss(predictions: Sequence[tuple[float, int]], targets: Sequence[object]) -> float:
-    """Nats per learned token: Σ losses / Σ tokens; predictions: (sum of the losses, number of tokens) of each example."""
-    return math.fsum(total for total, _ in predictions) / sum(tokens for _, tokens in predictions)
+def loss(predictions: Sequence[float], targets: Sequence[float]) -> float:
+    """Nats per learned token, Σ losses / Σ tokens: an example's prediction is the sum of its tokens' losses, its target is
+    their number."""
+    return math.fsum(predictions) / math.fsum(targets)
 
 
-def perplexity(predictions: Sequence[tuple[float, int]], targets: Sequence[object]) -> float:
+def perplexity(predictions: Sequence[float], targets: Sequence[float]) -> float:
     """exp(loss)."""
     return math.exp(min(loss(predictions, targets), 700.0))  # beyond, it is no float64
 

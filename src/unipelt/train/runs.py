@@ -64,10 +64,13 @@ class Plan:
             record.predictions = self.task.natural().decide(logits, self.test)
             record.targets = list(self.test.targets)
             record.test_metrics = self.task.score(record.predictions, record.targets)
+            references = record.targets
+            record.predictions, record.targets = self.task.recorded(record.predictions, record.targets)
             if texts:
                 record.texts = texts
-                record.test_metrics |= self.task.score(texts, record.targets)
-                record.predictions = texts if self.task.selects_by_text else record.predictions
+                record.test_metrics |= self.task.score(texts, references)
+                if self.task.selects_by_text:
+                    record.predictions, record.targets = texts, references
             record.test = record.test_metrics[self.task.metric]
         record.gates = {
             path: {"mean": float(values.mean()), "sd": float(values.std(correction=0))}
