@@ -32,7 +32,7 @@ def answers(kind: str) -> tuple[list, list, list]:
         tags = [[["O", "B-A"][label], "I-A"] for label in LABELS]
         return tags, tags, [[["O", "B-A"][guess], "O"] for guess in GUESSES]
     if kind == "losses":
-        return LABELS, [(0.0, 3)] * 200, [(1.0 + guess, 3 + guess) for guess in GUESSES]
+        return [3] * 200, [0.0] * 200, [1.0 + guess for guess in GUESSES]
     return LABELS, LABELS, GUESSES
 
 

@@ -29,6 +29,7 @@ def predict(
     ),
     no_repeat_ngram_size: int | None = option(
         None,
+        "--no-repeat-ngram",
         metavar="INTEGER",
         panel="Generation",
         help="no sequence of so many tokens twice (default: as in training)",

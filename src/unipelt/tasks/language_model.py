@@ -46,7 +46,9 @@ class Writing:
         }  # fmt: skip
         for name, (least, most) in limits.items():
             if not least <= (value := getattr(self, name)) <= most:
-                raise UserError(f"--{name.replace('_', '-')} {value}: expected {least:g} to {most:g}")
+                raise UserError(
+                    f"--{name.removesuffix('_size').replace('_', '-')} {value}: expected {least:g} to {most:g}"
+                )
         if self.temperature and self.num_beams > 1:
             raise UserError("--temperature and --num-beams: an answer is drawn or searched; give one of them")
 
