@@ -94,9 +94,10 @@ class Predictor:
             logits = predict(
                 self.model, self.tokenizer, [encoded], gates=[gated] if gates else None, task=type(self.task)
             )[0]
+        found: dict[str, list]
         if self.task.writes:
-            if proba or least:
-                raise UserError("--proba, --least: a written text has no classes; leave them out")
+            if proba:
+                raise UserError("--proba: a written text has no classes; leave it out")
             found = {"prediction": self.task.answers(self.model, self.tokenizer, [encoded], lambda rows: None)[0]}
         else:
             found = self.task.present(logits, encoded, probabilities=proba)
