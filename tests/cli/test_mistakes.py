@@ -402,7 +402,7 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(
 
     (small_disk / "answers.csv").write_text("old\n")
     fill(small_disk)
-    line = run("predict", out, "--data", unlabelled, "--out", small_disk / "answers.csv").line
+    line = run("predict", out, "--data", unlabelled, "--out", small_disk / "answers.csv", "--overwrite").line
     assert "No space left on device" in line and (small_disk / "answers.csv").read_text() == "old\n"
 
 

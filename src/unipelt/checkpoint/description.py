@@ -12,7 +12,7 @@ from unipelt.checkpoint.disk import CONFIG, FOREIGN, TENSORS, WEIGHTS, read_json
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.architectures import ARCHITECTURES, Stack, rows_from_json
 
-FORMAT = 3
+FORMAT = 2
 FILES = (TENSORS, WEIGHTS)
 """where a checkpoint's tensors may be"""
 

@@ -1,6 +1,6 @@
-"""What leaves the house: a merged base as a plain Hugging Face checkpoint, and LoRA as peft's folder in the layout of peft 0.21.
+"""Exporters: a merged base as a plain Hugging Face checkpoint, and LoRA as peft's folder in the layout of peft 0.21.
 
-peft computes from the folder what the model computes, in float32 bit for bit; only where a weight that is not 1 meets an α/r that is no power
+peft computes from the folder what the model computes, in float32 bit for bit; only where a weight is not 1 and α/r is no power
 of two, peft rounds once what we round twice.
 """
 

@@ -60,9 +60,9 @@ def export(
     if len(given) != 1:
         raise UserError("expected one of --merged FOLDER, --peft FOLDER and --folded FOLDER")
     ((flag, out),) = given.items()
-    place = Path(out)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{flag} {place}: not empty; expected a new folder")
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{flag} {target}: not empty; expected a new folder")
     if folded and not data:
         raise UserError("--folded needs --data: what a gate does is measured over texts")
     if fix_gates and not data:

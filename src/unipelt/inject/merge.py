@@ -110,7 +110,7 @@ class InWeights:
 
 
 def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[Joint], str | None]) -> PreTrainedModel:
-    """Hang in a module's weight the first of its changes that fold: what comes behind another must wait for it."""
+    """Put the first changes of a module that fold into its weight; those after one that does not fold stay on the hook."""
     tuned = mixture_state(model)
     uncompile(model)
     refuse_compiled(model)

@@ -1,7 +1,7 @@
 """Folding a trained gated mixture for inference: what its gates do not decide from row to row is decided once.
 
 A gate that hardly varies over validation rows becomes its mean, which is multiplied into the parameters of its change; a
-change whose gate stays near zero goes; what is linear by then hangs in the base's weights. A prefix at weight 0 still takes
+change whose gate stays near zero goes; what is linear by then is merged into the base's weights. A prefix at weight 0 still takes
 softmax mass (docs/papers.md), so it is fixed and never dropped, unless its function is relu.
 """
 
@@ -33,10 +33,10 @@ Score = Callable[[Tensor, Tensor], float]
 
 @dataclass(frozen=True, kw_only=True)
 class FoldedGate:
-    """One gate as it was measured, and what became of its change there."""
+    """One gate as it was measured, and what was done with its change there."""
 
     path: str
-    """stack, layer, change and place, as in `predict --gates`"""
+    """stack, layer, change and site, as in `predict --gates`"""
     mean: float
     deviation: float
     """standard deviation over rows, over real tokens where each has a gate of its own"""
@@ -82,8 +82,8 @@ def fold(
 
     data: batches as the model takes them; with `labels`, what it costs is measured: accuracy of classes, else the model's own
     loss, or `score`, the name of a metric and its function of all logits and labels. A gate is fixed whose standard deviation
-    is below `deviation`, and its change dropped where its mean is below `least` too. A change has one fate in a layer, over all
-    stacks and places; gates of one group are fixed together. 0 fixes nothing. Of several runs, `run` says which one stays.
+    is below `deviation`, and its change dropped where its mean is below `least` too. One decision is made for a change in a layer, over all
+    stacks and sites; gates of one group are fixed together. 0 fixes nothing. Of several runs, `run` says which one stays.
 
     The model stays attached: `save` writes an ordinary checkpoint of what is left, `detach` gives the base back bit for bit;
     only the gates and what was dropped are gone. After `load` of such a checkpoint, `merge(model, rest="attached")` merges again.
@@ -107,20 +107,20 @@ def fold(
             got = "one of no rows" if isinstance(batch, Mapping) else f"a {type(batch).__name__}" if batches else "none"
             raise DataError(f"data: expected batches of rows as the model takes them, one at least; got {got}")
 
-    before = _look(model, batches, number, score)
-    gates = _measured(tuned, before.gates)
-    fates = _decisions(gates, deviation, least)
-    origin = _swap(model, gates, fates, number)
+    before = _measure(model, batches, number, score)
+    gates = _gate_statistics(tuned, before.gates)
+    decisions = _decisions(gates, deviation, least)
+    origin = _swap(model, gates, decisions, number)
     merge(model, rest="attached")
-    after = _look(model, batches, 0, score)
+    after = _measure(model, batches, 0, score)
 
     merged = {joint.delta.location._replace(change=origin[joint.name]) for joint in _in_weights(model)}
     done: dict[str, FoldedGate] = {}
     for gate in gates:
-        fate = "merged" if gate.joint.delta.location in merged else fates[gate.joint.name, gate.layer]
-        if gate.path in done and done[gate.path].done != fate:  # of several sites some do not merge
-            fate = "fixed"
-        done[gate.path] = FoldedGate(path=gate.path, mean=gate.mean, deviation=gate.deviation, done=fate)
+        decision = "merged" if gate.joint.delta.location in merged else decisions[gate.joint.name, gate.layer]
+        if gate.path in done and done[gate.path].done != decision:  # of several sites some do not merge
+            decision = "fixed"
+        done[gate.path] = FoldedGate(path=gate.path, mean=gate.mean, deviation=gate.deviation, done=decision)
     return Folded(
         gates=tuple(done.values()), rows=before.rows, metric=before.metric, before=before.value, after=after.value,
         moved=(after.logits - before.logits).abs().max().item(),
@@ -128,7 +128,7 @@ def fold(
 
 
 @dataclass
-class Looked:
+class Measurement:
     """What a model says of all rows."""
 
     gates: dict[str, Tensor]
@@ -140,7 +140,9 @@ class Looked:
 
 
 @torch.no_grad()
-def _look(model: PreTrainedModel, batches: Sequence[Batch], run: int, score: tuple[str, Score] | None) -> Looked:
+def _measure(
+    model: PreTrainedModel, batches: Sequence[Batch], run: int, score: tuple[str, Score] | None
+) -> Measurement:
     tuned, seen, training = mixture_state(model), defaultdict(list), model.training
     logits, rows = [], 0
     losses: list[tuple[float, int]] = []
@@ -160,14 +162,14 @@ def _look(model: PreTrainedModel, batches: Sequence[Batch], run: int, score: tup
             for value in values:
                 value = value if isinstance(tuned.get_submodule(path), GroupGate) else value[..., None]
                 seen[path].append(_real(path, value, batch).double().cpu())
-    looked = Looked({path: torch.cat(values) for path, values in seen.items()}, torch.cat(logits), rows)
+    found = Measurement({path: torch.cat(values) for path, values in seen.items()}, torch.cat(logits), rows)
     if all("labels" in batch for batch in batches):
         labels = torch.cat([batch["labels"].flatten().cpu() for batch in batches])
-        if score is None and len(labels) == rows == len(looked.logits) and not labels.is_floating_point():
+        if score is None and len(labels) == rows == len(found.logits) and not labels.is_floating_point():
             score = "accuracy", lambda logits, labels: (logits.argmax(dim=-1) == labels).double().mean().item()
-        looked.metric = score[0] if score else "loss"
-        looked.value = score[1](looked.logits, labels) if score else fmean(*zip(*losses))
-    return looked
+        found.metric = score[0] if score else "loss"
+        found.value = score[1](found.logits, labels) if score else fmean(*zip(*losses))
+    return found
 
 
 def _counted(model: PreTrainedModel, labels: Tensor) -> int:
@@ -192,8 +194,8 @@ def _real(path: str, value: Tensor, batch: Batch) -> Tensor:
 
 
 @dataclass
-class Measured:
-    """The gate of one change at one place where it joins."""
+class GateStatistics:
+    """The gate of one change at one module, as it was measured."""
 
     joint: Joint
     path: str
@@ -202,7 +204,7 @@ class Measured:
     deviation: float
 
 
-def _measured(tuned: MixtureState, seen: dict[str, Tensor]) -> list[Measured]:
+def _gate_statistics(tuned: MixtureState, seen: dict[str, Tensor]) -> list[GateStatistics]:
     paths, found = {module: path for path, module in tuned.named_modules()}, []
     for joint in joints(tuned):
         if not isinstance(joint.change.weight, spec.Gate):
@@ -211,51 +213,53 @@ def _measured(tuned: MixtureState, seen: dict[str, Tensor]) -> list[Measured]:
         values = seen[path][:, member]
         shown = str(gate_location(tuned, path, member))
         layer = joint.delta.location.layer or 0
-        found.append(Measured(joint, shown, layer, values.mean().item(), values.std(correction=0).item()))
+        found.append(GateStatistics(joint, shown, layer, values.mean().item(), values.std(correction=0).item()))
     return found
 
 
-def _decisions(gates: list[Measured], deviation: float, least: float) -> dict[tuple[str, int], str]:
+def _decisions(gates: list[GateStatistics], deviation: float, least: float) -> dict[tuple[str, int], str]:
     """What becomes of each change in each layer. Gates of one group share a softmax, so they are fixed together or not at all."""
-    units: dict[tuple[str, str, int], list[Measured]] = defaultdict(list)
+    units: dict[tuple[str, str, int], list[GateStatistics]] = defaultdict(list)
     for gate in gates:
         group = gate.joint.change.weight.group  # type: ignore[union-attr]
         units[group, "" if group else gate.joint.name, gate.layer].append(gate)
-    fates: dict[tuple[str, int], str] = {}
+    decisions: dict[tuple[str, int], str] = {}
     for members in units.values():
         steady = all(gate.deviation < deviation for gate in members)
         for gate in members:
             form: Any = gate.joint.change.form
             mine = [other for other in members if other.joint.name == gate.joint.name]
             fades = all(other.mean < least for other in mine) and getattr(form, "function", "") != "softmax"
-            fates[gate.joint.name, gate.layer] = ("dropped" if fades else "fixed") if steady else "kept"
-    return fates
+            decisions[gate.joint.name, gate.layer] = ("dropped" if fades else "fixed") if steady else "kept"
+    return decisions
 
 
-def _swap(model: PreTrainedModel, gates: list[Measured], fates: dict[tuple[str, int], str], run: int) -> dict[str, str]:
-    """Put the folded mixture in the place of the gated one; returns the name that each of its changes had before.
+def _swap(
+    model: PreTrainedModel, gates: list[GateStatistics], decisions: dict[tuple[str, int], str], run: int
+) -> dict[str, str]:
+    """Replace the gated mixture by the folded one; returns the name that each of its changes had before.
 
     A change that keeps its gate in some layers and not in others becomes two, one behind the other.
     """
     mixture, old = folded(mixture_state(model))
     parts: list[tuple[str, spec.Change]] = []
     for name, change in mixture.named():
-        every = {layer: fate for (owner, layer), fate in fates.items() if owner == name}
+        every = {layer: decision for (owner, layer), decision in decisions.items() if owner == name}
         if not every:
             parts.append((name, change))
         for kept, weight in (("kept", change.weight), ("fixed", 1.0)):
-            layers = tuple(sorted(layer for layer, fate in every.items() if fate == kept))
+            layers = tuple(sorted(layer for layer, decision in every.items() if decision == kept))
             if layers:
                 layers_ = change.layers if len(layers) == len(every) else layers
                 parts.append((name, replace(change, weight=weight, layers=layers_)))
     new = spec.Mixture(tuple(change for _, change in parts), mixture.name)
     changes = dict(new.named())
     origin = {name: before for name, (before, _) in zip(changes, parts)}
-    places = {gate.joint.delta.location: gate for gate in gates}
+    gate_at = {gate.joint.delta.location: gate for gate in gates}
 
-    def constant(place: spec.Location) -> float:
-        gate = places[place]
-        return gate.mean if fates[gate.joint.name, gate.layer] == "fixed" else 1.0
+    def constant(location: spec.Location) -> float:
+        gate = gate_at[location]
+        return gate.mean if decisions[gate.joint.name, gate.layer] == "fixed" else 1.0
 
     def state(path: str) -> Tensor:
         """What a parameter is: that of the change that it comes from, times what its gate has become."""
@@ -265,19 +269,21 @@ def _swap(model: PreTrainedModel, gates: list[Measured], fates: dict[tuple[str, 
         change, before = changes[at.change], origin[at.change]
         source = at._replace(change=before)
         value = old[str(source)][run : run + 1]
-        if not any(owner == before for owner, _ in fates):
+        if not any(owner == before for owner, _ in decisions):
             return value
-        scale: Any = next((constant(place) for place in places if str(source).startswith(f"{place}.")), 1.0)
+        scale: Any = next((constant(location) for location in gate_at if str(source).startswith(f"{location}.")), 1.0)
         if at.layer is None:  # the prefixes of a whole stack: run, layer, …
             heads = "cross_heads" if at.is_cross else "heads"
-            found = {layer: source._replace(layer=layer, part=heads) for layer in sorted(layer for _, layer in fates)}
+            found = {
+                layer: source._replace(layer=layer, part=heads) for layer in sorted(layer for _, layer in decisions)
+            }
             chosen = [
-                place
-                for layer, place in found.items()
-                if place in places and (change.layers is None or layer in change.layers)
+                location
+                for layer, location in found.items()
+                if location in gate_at and (change.layers is None or layer in change.layers)
             ]
-            value = value[:, [places[place].joint.delta.layer for place in chosen]]  # type: ignore[attr-defined]
-            scale = value.new_tensor([constant(place) for place in chosen])[:, None, None]
+            value = value[:, [gate_at[location].joint.delta.layer for location in chosen]]  # type: ignore[attr-defined]
+            scale = value.new_tensor([constant(location) for location in chosen])[:, None, None]
         return value * scale if takes_weight(change.form, path) else value
 
     swap(model, new, state, runs=1)

@@ -1,13 +1,16 @@
 """A lock per folder: one process at a time writes in it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 
 from unipelt.checkpoint.disk import folder_lock
 from unipelt.errors import CheckpointError
 
 WEEK = 7 * 24 * 3600.0  # seconds
+HELD: set[tuple[str, int]] = set()  # real paths of folders and the threads of this process that have them locked
 
 
 class Busy(CheckpointError):
@@ -24,6 +27,10 @@ def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises Busy where another process has the lock, CheckpointError where the folder cannot be made.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
+    mine = os.path.realpath(folder), get_ident()
+    busy = f"--out {folder}: another training is at work in it; wait for its end, or take another folder"
+    if mine in HELD:
+        raise Busy(busy)
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -37,11 +44,11 @@ def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
             try:
                 stack.enter_context(folder_lock(folder, WEEK if wait else 0.0))
             except BlockingIOError:
-                raise Busy(
-                    f"--out {folder}: another training is at work in it; wait for its end, or take another folder"
-                ) from None
+                raise Busy(busy) from None
+            HELD.add(mine)
             yield
     finally:
+        HELD.discard(mine)
         for path in made:
             with suppress(OSError):  # not empty: something was written
                 path.rmdir()
