@@ -74,7 +74,7 @@ def test_mistaken_words(words: list[str], expected: str, run):
         (["--k", "0"], "--train-rows 0: expected a whole number from 1, or all"),
         (["--data-dir", "glue"], "is a file, and --data-dir is where GLUE's files are; leave out --data-dir"),
         (["--kind", "regression"], "expected a number (regression)"),
-        (["--method", "head", "--head-policy", "frozen"], "--head-policy frozen: 'head' has nothing else to train; expected train"),
+        (["--method", "head", "--head-policy", "frozen"], "'head': nothing would train"),
         (["--data-dir", "x", "--data", "sst2"], "--data-dir must hold sst2/train.parquet"),
     ],
 )  # fmt: skip

@@ -71,7 +71,7 @@ def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path,
     assert run(*ask(moved, tmp_path / "moved", "--methods", "head")).code == 0
     moved.write_text(reviews.read_text().replace("word1 ", "word2 "))
     line = run(*ask(moved, tmp_path / "moved", "--methods", "head")).line
-    assert f"its runs of {moved} were trained on other examples: 60 training and no test rows" in line
+    assert f"its runs of {moved} were trained on other examples: 60 training and no test examples" in line
     line = run(*ask(reviews, tmp_path / "moved", "--methods", "head", "--text", "review")).line
     assert f"holds a study with data={moved} and not {reviews}" in line, "before what else is another"
     held_out = write_reviews(tmp_path / "test.csv", 20, seed=1)
@@ -79,7 +79,7 @@ def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path,
     assert run(*tested).code == 0
     held_out.write_text(held_out.read_text().replace("word1 ", "word2 "))
     assert (
-        f"its runs of {reviews} were trained on other examples: 60 training and 20 test rows"
+        f"its runs of {reviews} were trained on other examples: 60 training and 20 test examples"
         in run(*replaced(tested, ("--seeds", 3))).line
     )
 
@@ -92,17 +92,18 @@ def test_the_minutes_are_kept_and_more_go_on(ask, run, reviews: Path, tmp_path: 
     assert next((tmp_path / "out" / "fleets").glob("*/training.safetensors")), "what was begun is kept"
 
 
-def finished_run(folder: Path, seed: int, validation: float) -> FinishedRun:
+def finished_run(seed: int, validation: float, metric: str) -> FinishedRun:
     key = RunKey(task="docstrings", k="all", method="head", seed=seed, lr=1e-3)
     config = asdict(RunConfig(task="docstrings", method="head", seed=seed))
     record = RunRecord(
-        config=config, status="finished", metric="accuracy", validation=validation, recipe=asdict(Recipe()),
-        validation_metrics={"epoch": 1, "accuracy": validation},
+        config=config, status="finished", metric=metric, validation=validation, recipe=asdict(Recipe()),
+        validation_metrics={"epoch": 1, metric: validation},
     )  # fmt: skip
     return FinishedRun(key, record, {}, seed, None)
 
 
-def test_many_savers_keep_the_best_seed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", max), ("rmse", min)])
+def test_many_savers_keep_the_best_seed_whole(metric: str, best, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Whoever comes first: the checkpoint is that of the record, and of the best."""
 
     def save(run: FinishedRun, folder: Path) -> None:
@@ -114,13 +115,11 @@ def test_many_savers_keep_the_best_seed_whole(tmp_path: Path, monkeypatch: pytes
     values = [0.5, 0.4, 0.9, 0.8, 0.95, 0.1, 0.7, 0.6]
     savers = [compare.CheckpointSaver(tmp_path) for _ in values]
     with ThreadPoolExecutor(len(values)) as pool:
-        list(
-            pool.map(lambda saver, seed: saver(finished_run(tmp_path, seed, values[seed])), savers, range(len(values)))
-        )
+        list(pool.map(lambda saver, seed: saver(finished_run(seed, values[seed], metric)), savers, range(len(values))))
     folder = savers[0].folder_of("head", 1e-3)
     held = read_record(folder)
-    assert held is not None and held.validation == max(values) and folder.name == "head-0.001"
-    assert {(folder / name).read_text() for name in ("one", "two")} == {str(max(values))}
+    assert held is not None and held.validation == best(values) and folder.name == "head-0.001"
+    assert {(folder / name).read_text() for name in ("one", "two")} == {str(best(values))}
 
 
 def test_a_rerun_changes_only_what_it_wrote(ask, run, reviews: Path, unlabelled: Path, tmp_path: Path):
@@ -210,11 +209,9 @@ def test_groups_stay_whole(ask, run, tmp_path: Path):
         "\n".join(f"{line},{'author' if not index else index**2 % 31}" for index, line in enumerate(lines)) + "\n"
     )
     said = run(*ask(path, tmp_path / "out", "--methods", "head", "--group", "author", "--stratify"))
-    assert said.code == 0 and said.err.count("are kept back to choose the checkpoint") == 1, (
-        "as the first seed draws them"
-    )
+    assert said.code == 0 and said.err.count("are kept for validation") == 1, "as the first seed draws them"
     assert (
-        "has no column 'autor' (--group); did you mean 'author'?"
+        "has no column 'autor' (--group-column); did you mean 'author'?"
         in run(*ask(path, tmp_path / "x", "--group", "autor")).line
     )
 
@@ -231,7 +228,7 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
     validation.write_text("".join(validation.read_text().splitlines(keepends=True)[:-1]))
     line = run(*replaced(words, ("--seeds", 3))).line
     assert (
-        "were trained on other examples: 60 training, 20 validation and 20 test rows" in line
+        "were trained on other examples: 60 training, 20 validation and 20 test examples" in line
         and "and not 60 training, 19 validation" in line
     )
     assert "does not exist" in run(*ask(reviews, tmp_path / "x", "--validation", tmp_path / "gone.csv")).line
@@ -241,10 +238,10 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
     ("more", "expected"),
     [
         (["--methods", "lroa"], "preset 'lroa': did you mean 'lora'"),
-        (["--k", "4000"], "--k 4000: reviews has 48 training rows"),
+        (["--k", "4000"], "--train-rows 4000: reviews has 48 training examples"),
         (["--k", "9" * 5000], ": expected a whole number from 1, or all"),
         (["--k", "few"], "--train-rows few: expected a whole number from 1, or all"),
-        (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
+        (["--label", "star"], "has no column 'star' (--label-column); did you mean 'stars'?"),
         (["--lr", "-1"], "--lr -1.0"),
         (["--minutes", "-1"], "--minutes"),
         (["--seeds", "0"], "--seeds"),

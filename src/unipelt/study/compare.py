@@ -12,9 +12,10 @@ from tempfile import mkdtemp
 from unipelt.checkpoint.disk import CARD, write_whole
 from unipelt.errors import CheckpointError
 from unipelt.study.plan import file_name, fleet_name
+from unipelt.tasks.metrics import METRICS
 from unipelt.train.json_types import fits
 from unipelt.train.lock import alone_in
-from unipelt.train.records import RunKey, read_record, write_record
+from unipelt.train.records import RunKey, RunRecord, read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.train_run import save_checkpoint
 
@@ -45,7 +46,7 @@ class CheckpointSaver:
             held = None
             with suppress(CheckpointError):  # a kill may have left files without a record
                 held = read_record(folder)
-            if held is not None and held.done and held.recipe == mine.recipe and held.validation > mine.validation:  # type: ignore[operator]
+            if held is not None and held.done and held.recipe == mine.recipe and _better(held, mine):
                 return
             save_checkpoint(run, folder)
             write_record(folder, mine)
@@ -123,6 +124,14 @@ class CheckpointSaver:
         except (OSError, ValueError, RecursionError):
             return {}
         return found if fits(found, dict[str, list[str]]) else {}
+
+
+def _better(held: RunRecord, mine: RunRecord) -> bool:
+    """Whether the first record has the better validation metric."""
+    if held.validation is None or mine.validation is None:
+        return mine.validation is None
+    gap = held.validation - mine.validation
+    return gap > 0 if METRICS[mine.metric].higher_is_better else gap < 0
 
 
 def _hash(path: Path) -> str:
