@@ -69,7 +69,7 @@ def test_ctrl_c_leaves_no_worker(words, child, tmp_path: Path):
 
 
 def test_a_worker_with_other_rows_is_named(reviews: Path):
-    task, setting = str(reviews), StudyConfig(columns={"label": "stars"})
+    task, setting = str(reviews), StudyConfig(columns={"label_column": "stars"})
     keys = [RunKey(task=task, k=16, method="head", seed=0, lr=1e-3)]
     with pytest.raises(
         DataError, match=rf"{socket.gethostname()}: its examples of {task} are 60 training .*the study's are ours"

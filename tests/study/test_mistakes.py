@@ -35,7 +35,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--k", "16.5"], "--train-rows 16.5: expected a whole number from 1, or all"),
         (["--data", "sts2"], "'sts2' is no task or file; did you mean 'stsb' or 'sst2'?"),
         (["--data", "UNLABELLED"], "no label beside the text 'review'"),
-        (["--data", "SHORT"], "has 12 rows and no test set"),
+        (["--data", "SHORT"], "has 12 examples and no test set"),
         (["--methods", "lroa"], "preset 'lroa': did you mean 'lora'?"),
         (["--methods", "lora(r=)"], "'lora(r=)': expected NAME(option=value, …)"),
         (["--seeds", "0"], "--seeds 0: expected 1 to 10000"),
@@ -44,7 +44,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--rates", "2"], "--rates 2: has no effect beside --lr; leave one of them out"),
         (["--rates", "6"], "--rates 6: expected 1 to 5"),
         (["--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
-        (["--label", "star"], "has no column 'star' (--label); did you mean 'stars'?"),
+        (["--label", "star"], "has no column 'star' (--label-column); did you mean 'stars'?"),
         (["--data", "docstrings", "--text", "review"], "--text-column is for files, and --data docstrings has none; leave it out"),
         (["--data", "docstrings", "--validation", "UNLABELLED"], "--validation is for files, and --data docstrings has none; leave it out"),
         (["--epochs", "0"], "--epochs 0: expected 1 to"),
@@ -137,7 +137,7 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
     def ask(*more):
         return run(*replaced(less, more), "--out", out)
 
-    assert "every run failed, the first because --k 16" in ask("--data", mine, "--k", 16).line
+    assert "every run failed, the first because --train-rows 16" in ask("--data", mine, "--k", 16).line
     mine.write_text("".join(lines))
     assert "1 of 1 runs done" in ask("--data", mine, "--k", 16).out
     with monkeypatch.context() as patch:
@@ -146,7 +146,7 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
             mine.write_text("".join(kept))
             said = ask("--data", mine, "--k", 16, "--seeds", 2).line
             assert (
-                f"--out {out}: its runs of {mine} were trained on other examples: 60 training and no test rows, sha256 "
+                f"--out {out}: its runs of {mine} were trained on other examples: 60 training and no test examples, sha256 "
                 in said
             )
             assert (
@@ -177,17 +177,17 @@ def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, r
 def test_options_of_files_and_of_glue_are_for_those_that_take_them(words, run, reviews: Path, tmp_path: Path):
     """A file whose columns are named beside the built-in task; alone, each is told what is not its own, and the folder is free."""
     tasks = ["sst2", "docstrings", str(reviews)]
-    setting = StudyConfig(data_dir="glue", columns={"text": "review", "validation_rows": 20})
+    setting = StudyConfig(data_dir="glue", columns={"text_column": "review", "validation_rows": 20})
     asked = [setting.config(RunKey(task=task, k=16, method="head", seed=0, lr=1e-3)) for task in tasks]
     assert [one.data_dir for one in asked] == ["glue", None, None] and {one.validation_rows for one in asked} == {20}
-    assert [one.text for one in asked] == [None, None, "review"]
+    assert [one.text_column for one in asked] == [None, None, "review"]
     less = ["study", "glue", "--model", words(tmp_path)[3], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]  # fmt: skip
     few = [*less, "--k", 32, "--validation-rows", 10, "--stratify", "--max-length", 8, "--out", tmp_path / "out", "--data", "docstrings"]  # fmt: skip
     assert "--kind is for files, and --data docstrings has none; leave it out" in run(*few, "--kind", "regression").line
     assert "2 of 2 runs done" in run(*few, reviews, "--text", "review").out, (
         "what was refused has left no options behind"
     )
-    assert "holds a study with text=review and not its default" in run(*few).line
+    assert "holds a study with text_column=review and not its default" in run(*few).line
 
 
 def test_each_method_has_rates_of_its_own():

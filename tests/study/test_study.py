@@ -140,15 +140,15 @@ def test_what_there_is_to_say_of_the_rows_is_said_once(words, run, reviews: Path
     monkeypatch.setattr(engine, "run_study", lambda *_, **__: None)
     columns = ["--label", "two", "--plan", tmp_path / "plan.toml"]
     given = _with(words(tmp_path / "out"), "--data", tmp_path / "odd.csv", "--k", 16, 30, 5000)
-    assert run(*given, *columns, "--validation-rows", 5).line.endswith("--validation-rows 5: expected 10 or more; with fewer, one row moves a metric by over a tenth")  # fmt: skip
+    assert run(*given, *columns, "--validation-rows", 5).line.endswith("--validation-rows 5: expected 10 or more; with fewer, one example moves a metric by over a tenth")  # fmt: skip
     assert not (tmp_path / "out" / "study.sqlite").exists() or not Store.read(tmp_path / "out").runs()
     said = run(*_with(given, "--out", tmp_path / "second"), *columns)
     *lines, estimate = said.err.splitlines()
     assert re.fullmatch(r"\d+ runs to train: about .+ at most on this machine", estimate)
     assert lines == [
-        f"{tmp_path / 'odd.csv'}: text 'one', label 'two'; 2 classes: no, yes",
-        "12 of the 61 rows of odd are held out as test set.",
-        "19 rows choose the checkpoint instead of 20: odd has no more.",
+        f"{tmp_path / 'odd.csv'}: text 'one', label 'two'; classification, 2 labels: no, yes",
+        "12 of the 61 examples of odd are held out as the test set.",
+        "19 examples validate instead of 20: odd has no more of them.",
     ]
 
 
@@ -157,22 +157,22 @@ def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path,
     at = given.index("--k")
     given[at + 2] = "5000"
     said = run(*given)
-    assert said.code == 0 and "8 of 16 runs done, 8 failed: --k 5000" in said.out
+    assert said.code == 0 and "8 of 16 runs done, 8 failed: --train-rows 5000" in said.out
     rows = Store.read(tmp_path / "out").runs(["k", "status"])
-    assert {row["k"] for row in rows if row["status"].startswith("failed: --k 5000")} == {5000}
+    assert {row["k"] for row in rows if row["status"].startswith("failed: --train-rows 5000")} == {5000}
     original, before = engine.train_fleet, results(tmp_path / "out")
     tried: list[RunKey] = []
     monkeypatch.setattr(
         engine, "train_fleet", lambda *given, **how: (tried.extend(given[1]), original(*given, **how))[1]
     )
     again = run(*given).out
-    assert "8 of 16 runs done, 8 failed: --k 5000" in again and "; the same command tries again\n" in again
+    assert "8 of 16 runs done, 8 failed: --train-rows 5000" in again and "; the same command tries again\n" in again
     assert len(tried) == 8 and {key.k for key in tried} == {5000} and results(tmp_path / "out") == before
 
 
 def test_a_study_of_which_no_run_can_be_fails(words, run, tmp_path: Path):
     said = run(*_with(words(tmp_path / "out"), "--k", 5000))
-    assert said.code == 2 and "every run failed, the first because --k 5000" in said.line
+    assert said.code == 2 and "every run failed, the first because --train-rows 5000" in said.line
 
 
 GPU_FULL = torch.OutOfMemoryError("CUDA out of memory")

@@ -32,7 +32,7 @@ def test_the_trial_is_a_step_at_the_longest_rows(tiny_base: str, reviews: Path):
     ]
     cache, cpu = DatasetCache(), torch.device("cpu")
     rows, tokens = trial(configs, cache, cpu, runs=2)
-    coded = [len(row["input_ids"]) for (_, longest, *_), row in cache.tokens.items() if longest == 64]
+    coded = [length for (_, _, longest, _), part in cache.encoded.items() if longest == 64 for length in part.lengths()]
     assert rows == 8 and tokens == max(coded) > 5
 
 

@@ -244,6 +244,7 @@ def _notes(keys: list[RunKey], study: StudyConfig, cache: Any) -> list[str]:
         firsts = {key.k: study.config(key) for key in reversed(keys) if key.task == task}
         whole = replace(next(iter(firsts.values())), k="all")
         cache.splits(whole)
+        cache.splits(whole)  # raises where nothing can be drawn at all
         notes[describe_columns(whole, cache.task(whole))] = None
         for config in reversed(firsts.values()):
             with suppress(DataError):  # a size that these rows do not have: said in each of its runs' rows
