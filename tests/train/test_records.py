@@ -14,7 +14,7 @@ CONFIG = RunConfig(task="rte", recipe={"epochs": 3})
 EVALUATED = {"epoch": 1, "accuracy": 0.5}
 DONE = RunRecord(
     config=asdict(CONFIG), description={"labels": ["no", "yes"]}, status="finished", metric="accuracy", validation=0.5,
-    validation_metrics=EVALUATED, curve=[{"step": 3, "loss": 0.7, **EVALUATED}], recipe=asdict(Recipe()), seconds=1.0,
+    validation_metrics=EVALUATED, curve=[{"step": 3, "train_loss": 0.7, **EVALUATED}], recipe=asdict(Recipe()), seconds=1.0,
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_what_is_written_is_read(tmp_path: Path):
     ("field", "value"),
     [
         ("status", 5), ("format", "2"), ("format", 1), ("validation", "high"), ("seconds", True), ("curve", {}), ("curve", [1]),
-        ("curve", [{"epoch": "one"}]), ("curve", [{"loss": 1}]), ("validation_metrics", None), ("validation_metrics", {"epoch": 1}),
+        ("curve", [{"epoch": "one"}]), ("curve", [{"train_loss": 1}]), ("validation_metrics", None), ("validation_metrics", {"epoch": 1}),
         ("parameters", {"head": 1.5}), ("labels", "yes"), ("predictions", "none"), ("rows", 3), ("description", []), ("surprise", 1),
         ("config", {}), ("config", {"task": 3}), ("config", {"task": "rte", "recipe": 5}), ("config", {"task": "rte", "head": "x"}),
         ("config", {"task": "rte", "lr": 1}), ("recipe", {"epochs": "3"}), ("recipe", {"epochs": 0}), ("recipe", {"speed": 1}),
