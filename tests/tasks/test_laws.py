@@ -21,14 +21,15 @@ CPU = torch.device("cpu")
 EVERY = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+@pytest.fixture(scope="session", params=["BertPreTokenizer", "WhitespaceSplit"])
+def tokenizer(request) -> PreTrainedTokenizerFast:
+    """The second reads a special token that stands alone in a text as a word of its vocabulary."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
     words = {name: number for number, name in enumerate([*special, *WORDS, "[", "]", "SEP"])}
     inner = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.pre_tokenizer = getattr(pre_tokenizers, request.param)()
     inner.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
     names = dict(zip(("pad_token", "cls_token", "sep_token", "unk_token", "mask_token"), special))
     return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
@@ -179,6 +180,7 @@ def test_metrics_take_each_kinds_targets_when_examples_are_drawn(tmp_path):
         sample = np.random.default_rng(0).integers(0, len(train), len(train)).tolist()
         drawn = train.take(sample)
         value = task.score(drawn.targets, drawn.targets)[task.metric]
+        assert METRICS[task.metric](np.array(drawn.targets[:1]), np.array(drawn.targets[:1])) is not None, "as an array"
         assert value == pytest.approx(METRICS[task.metric].high)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from unipelt.data import Columns, Examples, Table
 from unipelt.data.tables import class_name, is_missing
 from unipelt.errors import DataError
-from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, first_tokens, model_inputs
+from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, first_tokens, model_inputs, replace_written
 from unipelt.tasks.metrics import METRICS
 
 
@@ -176,14 +176,12 @@ class Task(ABC):
         values = list(examples.inputs.values())
         words = isinstance(values[0][0], list) if len(examples) else False
         coded = tokenizer(
-            *values,
-            is_split_into_words=words,
-            truncation=True,
-            max_length=limit,
-            padding=False,
-            split_special_tokens=True,
-        )
+            *values, is_split_into_words=words, truncation=True, max_length=limit, padding=False, split_special_tokens=True,
+            return_special_tokens_mask=True,
+        )  # fmt: skip
+        added = coded.pop("special_tokens_mask")
         features = {name: [np.array(tokens, dtype=np.int32) for tokens in coded[name]] for name in coded}
+        replace_written(features["input_ids"], added, tokenizer)
         firsts = [first_tokens(coded.word_ids(i), len(own)) for i, own in enumerate(values[0])] if words else []
         return Encoded(features, examples.targets, limit, firsts)
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unipelt.errors import DataError
+
 MULTIPLE = 8  # on a GPU widths are rounded up to it: fewer shapes, and the matrix units' own granularity
 POSITIONS = "answer_positions"  # of a batch's inputs: where the logits are read, of a causal language model
 IGNORED = -100  # target of a position that no loss counts, as in transformers
@@ -110,6 +112,25 @@ def model_inputs(
     filled, weights = fill(parts)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return pad(filled, padding, device), filled, weights.to(device)
+
+
+def replace_written(examples: Sequence[np.ndarray], added: Sequence[Sequence[int]], tokenizer: Any) -> None:
+    """Make a special token that a text's own words gave, as where `</s>` is a word of the vocabulary, the unknown token, in place.
+
+    Heads that look for the end of a text, such as BART's, would find two. added: 1 at the tokens that the tokenizer added.
+    Raises DataError where the tokenizer has no unknown token.
+    """
+    unknown = tokenizer.unk_token_id
+    special = [one for one in tokenizer.all_special_ids if one != unknown]
+    for number, (ids, mask) in enumerate(zip(examples, added)):
+        written = np.isin(ids, special) & (np.array(mask) == 0)
+        if written.any():
+            if unknown is None:
+                token = tokenizer.convert_ids_to_tokens(int(ids[written][0]))
+                raise DataError(
+                    f"example {number + 1} holds the special token {token!r} of the base; remove it from the text"
+                )
+            ids[written] = unknown
 
 
 def weighted_mean(losses: Float[Tensor, "run block"], weights: Float[Tensor, "run block"]) -> Float[Tensor, " run"]:

@@ -214,7 +214,8 @@ def span_f1(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str
     """2TP / (2TP + FP + FN) of spans in the tags B-X, I-X and O, as conlleval counts them; 0 without any."""
     from seqeval.metrics import f1_score
 
-    return float(f1_score(list(targets), list(predictions), zero_division=0))
+    found, right = ([[str(tag) for tag in tags] for tags in sentences] for sentences in (predictions, targets))
+    return float(f1_score(right, found, zero_division=0))
 
 
 METRICS: dict[str, Metric] = {
