@@ -34,6 +34,14 @@ def from_csv(path: Path) -> list[dict[str, Any]]:
     return list(csv.DictReader(io.StringIO(path.read_text(), newline="")))
 
 
+@pytest.mark.parametrize("several", [[[0, 1], [1, 1]], [["O", "B-PER"], ["O"]], ["a text", "another"]])
+def test_predictions_that_are_no_numbers_are_json_in_parquet(store: Store, several: list, tmp_path: Path):
+    store.finish({KEYS[3]: RunRecord(status="finished", metric="micro_f1", predictions=several, targets=several)})
+    rows.write_rows(store, tmp_path / "a.parquet")
+    found = [row["predictions"] for row in parquet.read_table(tmp_path / "a.parquet").to_pylist()]
+    assert [None if one is None else json.loads(one) for one in found] == [row["predictions"] for row in store.runs()]
+
+
 @pytest.mark.parametrize(("name", "read"), [("a.csv", from_csv), ("a.parquet", lambda path: parquet.read_table(path).to_pylist())])  # fmt: skip
 def test_what_is_in_the_store_is_in_the_file(store: Store, name: str, read, run, tmp_path: Path):
     assert run("study", "export", tmp_path / "study", "--to", tmp_path / name).out == f"{tmp_path / name}: 6 rows\n"
