@@ -64,6 +64,7 @@ def predict(
     """Predict a label, a number or a text for each example of a file, and write it behind the file's own columns.
 
     The output has the delimiter, encoding and byte order mark of the input; an example without a text gets a blank prediction.
+    Cells stay as they are, `=1+2` too: import a CSV file of unknown origin into a spreadsheet as text.
 
     Examples:
         unipelt predict runs/reviews --data new.csv
