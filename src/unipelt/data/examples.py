@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +31,7 @@ class Examples:
     """class indices, numbers, tag sequences: whatever the task reads; None for examples without labels"""
     groups: list[str] | None = None
     """what examples share that must not be split, such as their author"""
-    names: list[str] | None = None
+    names: list[str] | None = field(default=None, compare=False)
     """where each stands, such as `chat.jsonl, example 3 (line 4)`, for messages"""
 
     def __post_init__(self) -> None:
