@@ -245,7 +245,7 @@ def test_a_full_disk_loses_nothing_and_fails_no_run(
     with monkeypatch.context() as patch:
         patch.setattr(*patched[where])
         line = run(*words(tmp_path / "out")).line
-    said = {"store": "database or disk is full; what is stored is untouched", "state": "No space left on device"}
+    said = {"store": "database or disk is full; stored runs are kept", "state": "No space left on device"}
     assert said[where] in line
     stored = [row for row in results(tmp_path / "out") if row["status"] != "planned"]
     assert len(stored) < 16 and bool(stored) == (where == "store")
