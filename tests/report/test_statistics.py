@@ -228,7 +228,7 @@ def test_texts_and_lists_are_compared_too():
     assert found.others[0].word == "real" and found.largest is None
     ragged = [("a", 0, [[1], [0, 1], [1]], [[1], [0, 1], [0]])]
     assert sample("x", "accuracy", {"a": {0: 2 / 3}}, ragged).answers["a", 0].predictions.dtype == object
-    huge = [(m, s, [[1e4 * (s + 1), 10]] * 4, [1, 0, 1, 0]) for m in "ab" for s in (0, 1)]
+    huge = [(m, s, [1e4 * (s + 1)] * 4, [10.0] * 4) for m in "ab" for s in (0, 1)]  # sums of losses, and tokens
     beyond = {m: {0: 1e304, 1: 1e300} for m in "ab"} | {"b": {0: 1e10, 1: 1e20}}
     assert compare([sample("x", "perplexity", beyond, huge)], ["a", "b"]).others[0].word.startswith("not judged")
     unknown = compare([sample("x", "of a plug-in", values, rows)], ["a", "b"])
