@@ -1,5 +1,6 @@
 """Rule 14: the papers' parameter counts on the shapes of the papers' bases, and exactly which tensors receive a gradient."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -96,9 +97,18 @@ def may_be_zero(name: str) -> bool:
     return keys or ".central.gate." in name or ".g.gate." in name
 
 
+def smooth(mixture: Mixture) -> Mixture:
+    """The mixture with GELU for ReLU, which may be off at every token."""
+    changes = [
+        replace(c, form=replace(c.form, activation="gelu")) if getattr(c.form, "activation", "") == "relu" else c
+        for c in mixture.changes
+    ]
+    return Mixture(tuple(changes), mixture.name)
+
+
 @pytest.mark.parametrize(("arch", "mixture"), cases())
 def test_exactly_the_tuned_tensors_receive_a_gradient(arch: str, mixture: Mixture):
-    model = attached(arch, mixture)
+    model = attached(arch, smooth(mixture))
     scalar(result(model(**tiny.inputs(arch, model, batch=6, pads=(0, 1))))).backward()
     for name, parameter in model.named_parameters():
         tuned = name.startswith("unipelt.")
