@@ -146,7 +146,8 @@ def near_duplicates(candidates: Iterable[str], others: Iterable[str]) -> set[str
     return alike
 
 
-def _docstrings(library: Path, module: str) -> Iterator[str]:
+def syntax_trees(library: Path, module: str) -> Iterator[ast.Module]:
+    """The parsed files of a module or package of the standard library, without its tests."""
     package = library / module
     files = sorted(package.rglob("*.py")) if package.is_dir() else [library / f"{module}.py"]
     for path in files:
@@ -154,7 +155,12 @@ def _docstrings(library: Path, module: str) -> Iterator[str]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # invalid escapes in other people's sources
                 tree = ast.parse(path.read_bytes())
-            yield from _of_definitions(tree)
+            yield tree
+
+
+def _docstrings(library: Path, module: str) -> Iterator[str]:
+    for tree in syntax_trees(library, module):
+        yield from _of_definitions(tree)
 
 
 def _of_definitions(node: ast.AST) -> Iterator[str]:

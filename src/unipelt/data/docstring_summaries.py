@@ -9,14 +9,13 @@ import hashlib
 import platform
 import re
 import sysconfig
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from unipelt.data.builtin import ALIKE, AREAS, TEST_SHARE, near_duplicates, shingles, words
+from unipelt.data.builtin import ALIKE, AREAS, TEST_SHARE, near_duplicates, shingles, syntax_trees, words
 from unipelt.data.examples import Columns
 from unipelt.data.load import SUMMARIES, Source
 from unipelt.data.tables import Table
@@ -111,14 +110,8 @@ def _different(keys: list[str]) -> list[str]:
 
 
 def _functions(library: Path, module: str) -> Iterator[tuple[str, str]]:
-    package = library / module
-    files = sorted(package.rglob("*.py")) if package.is_dir() else [library / f"{module}.py"]
-    for path in files:
-        if path.is_file() and not {"test", "tests"} & set(path.relative_to(library).parts):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # invalid escapes in other people's sources
-                tree = ast.parse(path.read_bytes())
-            yield from _pairs(ast.walk(tree))
+    for tree in syntax_trees(library, module):
+        yield from _pairs(ast.walk(tree))
 
 
 def _pairs(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
