@@ -150,10 +150,16 @@ def test_the_route_is_given_back_after_a_block_that_fails():
     assert mixture_state(fleet).forwards.thread.rows is None
 
 
-@pytest.mark.parametrize("rows", [[0, 3], [-1, 0], [], [[0, 1]], [0.0, 1.9], ["a"], [None], [True, False], 1, "01"])
+@pytest.mark.parametrize("rows", [[0, 3], [-1, 0], [], [[0, 1]], [0.0, 1.9], [None], [True, False], 1, "01"])
 def test_a_run_that_is_not_there_is_refused(rows):
     fleet = attached("bert", "lora", runs=RUNS)
     with pytest.raises(UserError, match="expected one run of 0 to 2 for each row"), unipelt.route(fleet, rows):
+        pass
+
+
+def test_a_name_is_refused_where_runs_have_none():
+    fleet = attached("bert", "lora", runs=RUNS)
+    with pytest.raises(UserError, match="no run 'a' is attached: these runs have no names"), unipelt.route(fleet, ["a"]):
         pass
 
 
