@@ -50,7 +50,7 @@ def test_metrics_are_those_of_the_paper():
 def test_mistakes_in_a_folder(tmp_path):
     with pytest.raises(DataError, match=r"train.parquet does not exist; --data-dir must hold rte/train.parquet"):
         load_glue("rte", tmp_path)
-    with pytest.raises(DataError, match="'rte3' is no GLUE task; did you mean 'rte'"):
+    with pytest.raises(DataError, match="'rte3' is not a GLUE task; did you mean 'rte'"):
         load_glue("rte3", tmp_path)
     write(tmp_path, "sst2", label=[-1] * 30)
     with pytest.raises(DataError, match="example 1: no value in column 'label'"):

@@ -159,7 +159,10 @@ def test_a_run_that_is_not_there_is_refused(rows):
 
 def test_a_name_is_refused_where_runs_have_none():
     fleet = attached("bert", "lora", runs=RUNS)
-    with pytest.raises(UserError, match="no run 'a' is attached: these runs have no names"), unipelt.route(fleet, ["a"]):
+    with (
+        pytest.raises(UserError, match="no run 'a' is attached: these runs have no names"),
+        unipelt.route(fleet, ["a"]),
+    ):
         pass
 
 

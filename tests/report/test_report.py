@@ -133,9 +133,9 @@ def test_measured_cost_takes_the_place_of_the_runs_own(run, tmp_path: Path):
     ("damage", "expected"),
     [
         ("nothing", "study: no such study; expected the folder that `unipelt study … --out` wrote"),
-        ("no database", "no study, or a damaged one"),
-        ("another database", "a database, but no study; it is left untouched"),
-        ("json", "no study, or a damaged one"),
+        ("no database", "not a study, or a damaged one"),
+        ("another database", "a database, but not of a study; it is left untouched"),
+        ("json", "not a study, or a damaged one"),
         ("unfinished", "none of its 20 runs is finished (0 failed); expected at least one; let `unipelt study` or `unipelt compare` continue"),
         ("failed", "none of its 20 runs is finished (20 failed)"),
         ("efficiency", "efficiency.json: {'method': 'lora', 'train': 'fast'}; expected a list such as"),

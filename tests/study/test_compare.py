@@ -159,7 +159,7 @@ def test_a_rerun_changes_only_what_it_wrote(ask, run, reviews: Path, unlabelled:
     weights = next((out / "winner").glob("*.safetensors"))
     weights.write_bytes(b"mine")
     with pytest.raises(
-        CheckpointError, match=rf"{weights.name}: would be replaced, but is not as this command wrote it"
+        CheckpointError, match=rf"{weights.name}: has changed since this command wrote it, so it is not replaced"
     ):
         saver.copy(other, rate, out / "winner")
     assert weights.read_bytes() == b"mine"

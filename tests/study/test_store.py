@@ -173,7 +173,7 @@ def test_a_fleet_names_no_path_outside_the_study(name: str, tmp_path: Path):
     store = Store.create(tmp_path, {})
     store.plan(KEYS)
     store.assign(lambda free: {name: free})
-    with pytest.raises(StoreError, match="is no name of a fleet"):
+    with pytest.raises(StoreError, match="is not the name of a fleet"):
         store.fleets()
 
 

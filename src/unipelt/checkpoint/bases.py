@@ -160,7 +160,7 @@ def from_hub(name: str, load: Callable[..., Loaded]) -> Loaded:
             ) from None
         if isinstance(error, OSError | ValueError | KeyError):
             raise CheckpointError(
-                f"--model {name}: no such base, neither a folder nor on the hub ({reason}); try --model minilm"
+                f"--model {name}: no such base, neither a folder nor on the Hub ({reason}); try --model minilm"
             ) from None
         readers = ("safetensors", "huggingface_hub", "tokenizers", "pickle", "_pickle")
         damaged = isinstance(error, TypeError | AttributeError | IndexError) or type(error) is Exception

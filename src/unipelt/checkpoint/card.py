@@ -21,7 +21,7 @@ def card(description: Description, tensors: dict[str, Tensor], model: PreTrained
     mixture, base, task = spec.Mixture.from_dict(description.mixture), description.base["name"], description.task
     count = sum(tensor.numel() for tensor in tensors.values())
     head = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("head."))
-    public = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", hub_name(base))  # a path is no name on the hub
+    public = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", hub_name(base))  # a path is not a name on the Hub
     lines = ["---", "library_name: unipelt", *([f"base_model: {public[0]}"] if public else [])]
     lines += ["tags:", "- unipelt", "- parameter-efficient", "---", ""]
     lines += [f"# {mixture.name} on {base or 'a base'}" + (f" for {task['name']}" if task.get("name") else ""), ""]

@@ -53,7 +53,7 @@ def resolve(folder: str | os.PathLike, files: tuple[str, ...] = (CONFIG, TENSORS
         return Path(snapshot_download(str(folder), allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder}: neither a folder nor a repository on the hub ({reason})") from None
+        raise CheckpointError(f"{folder}: neither a folder nor a repository on the Hub ({reason})") from None
 
 
 def read_file(path: Path, limit: int | None = None) -> bytes:

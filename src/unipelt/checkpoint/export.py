@@ -1,6 +1,6 @@
 """Exporters: a merged base as a plain Hugging Face checkpoint, and LoRA as peft's folder in the layout of peft 0.21.
 
-peft computes from the folder what the model computes, in float32 bit for bit; only where a weight is not 1 and α/r is no power
+peft computes from the folder what the model computes, in float32 bit for bit; only where a weight is not 1 and α/r is not a power
 of two, peft rounds once what we round twice.
 """
 
@@ -59,7 +59,7 @@ def export_merged(
 def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int | None = None) -> Path:
     """Write one run as a LoRA folder that peft's PeftModel.from_pretrained reads, the head among its modules_to_save.
 
-    Raises SpecError that names each change that is no LoRA on a whole linear, or that is gated.
+    Raises SpecError that names each change that is not a LoRA on a whole linear, or that is gated.
     """
     tuned = mixture_state(model)
     _, run = tuned.one_run(run)

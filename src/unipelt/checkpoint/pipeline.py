@@ -33,7 +33,7 @@ def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: A
     name = base or description.base["name"]
     if not name:
         raise CheckpointError(
-            f"{folder}: does not say where its base is; expected base=, its folder or name on the hub"
+            f"{folder}: does not say where its base is; expected base=, its folder or its name on the Hub"
         )
     task, auto = _task(description, folder)
     labels = description.task.get("labels") or description.config.get("id2label") or []

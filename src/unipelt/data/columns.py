@@ -122,5 +122,5 @@ def _only_other(table: Table, rest: list[str], text: str) -> str:
 
 
 def _holds_text(values: Iterable[Any]) -> bool:
-    """Whether any cell is a text that is no number, or a list of tokens."""
+    """Whether any cell is a text that is not a number, or a list of tokens."""
     return any(isinstance(value, str | list) and as_number(value) is None and not is_missing(value) for value in values)

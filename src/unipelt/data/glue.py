@@ -58,7 +58,7 @@ GLUE: dict[str, GlueTask] = {
 def load_glue(name: str, data_dir: str | Path | None = None) -> Source:
     """Train set, and the validation set as test set: `data_dir/<task>/<split>.parquet`, else the hub's."""
     if name not in GLUE:
-        raise DataError(f"{name!r} is no GLUE task; {did_you_mean(name, GLUE)}")
+        raise DataError(f"{name!r} is not a GLUE task; {did_you_mean(name, GLUE)}")
     row = GLUE[name]
     if data_dir is None:
         from unipelt.data.hub import hub_tables

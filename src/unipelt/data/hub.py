@@ -13,7 +13,9 @@ def load_hub(name: str, columns: dict[str, str | None]) -> Source:
     """`owner/name`: split train, and as test set the split test, or validation where test is missing or unlabelled."""
     tables = hub_tables(name, None, advice="check the name, or give a file instead")
     if "train" not in tables:
-        raise DataError(f"{name} has no split 'train' but {', '.join(tables)}; save the split you want as a file")
+        raise DataError(
+            f"{name} has no split 'train' but {', '.join(tables)}; save the split that you want as a file and give that file"
+        )
     chosen = choose_columns(tables["train"], **columns)  # type: ignore[arg-type]
     found = {"train": tables["train"]}
     for part, split in (("test", "test"), ("validation", "validation")):

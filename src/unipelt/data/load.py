@@ -78,7 +78,7 @@ def find(
 
         return load_hub(name, columns)
     raise DataError(
-        f"{name!r} is no task, file or hub data set (owner/name); {did_you_mean(name, [*GLUE, BUILT_IN, SUMMARIES])}"
+        f"{name!r} is not a task, a file or a data set on the Hub (owner/name); {did_you_mean(name, [*GLUE, BUILT_IN, SUMMARIES])}"
     )
 
 

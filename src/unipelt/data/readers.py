@@ -116,7 +116,7 @@ def read_parquet(name: str, contents: bytes, encoding: str | None) -> Table:
         classes = _declared_classes(found.schema.metadata or {}, columns)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
-        raise DataError(f"{name} is no readable Parquet file: {reason}; write it again, or as CSV") from error
+        raise DataError(f"{name} is not a readable Parquet file: {reason}; write it again, or as CSV") from error
     _refuse_repeated(name, names)
     return Table(name=name, columns=columns, classes=classes)
 
@@ -129,7 +129,7 @@ def read_excel(name: str, contents: bytes, encoding: str | None) -> Table:
         sheets = pandas.read_excel(io.BytesIO(contents), sheet_name=None, header=None, dtype=object, na_filter=False)
     except Exception as error:  # openpyxl raises whatever the damage leads to
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
-        raise DataError(f"{name} is no readable Excel workbook: {reason}; save it again, or as CSV") from error
+        raise DataError(f"{name} is not a readable Excel workbook: {reason}; save it again, or as CSV") from error
     sheet, frame = next(iter(sheets.items()))
     rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
     while rows and all(map(is_missing, rows[-1])):
@@ -226,14 +226,14 @@ def _json(where: str, text: str) -> Any:
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
         line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) and error.lineno > 1 else ""
-        raise DataError(f'{where}{line} is no JSON: {reason}; expected an object such as {{"text": "…"}}') from error
+        raise DataError(f'{where}{line} is not JSON: {reason}; expected an object such as {{"text": "…"}}') from error
 
 
 def _refuse_repeated(name: str, header: Iterable[str]) -> None:
     seen: set[str] = set()
     for one in header:
         if one in seen:
-            raise DataError(f"{name}: column {one[:40]!r} stands twice in the header; give each column its own name")
+            raise DataError(f"{name}: column {one[:40]!r} occurs twice in the header; give each column its own name")
         seen.add(one)
 
 

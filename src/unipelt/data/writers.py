@@ -79,7 +79,7 @@ def _excel(columns: dict[str, list[Any]]) -> bytes:
                     f"row {number + 1} holds a control character, which Excel cannot store; write CSV instead"
                 ) from None
             if isinstance(value, str):
-                cell.data_type = "s"  # a text such as =1+2 is no formula
+                cell.data_type = "s"  # a text such as =1+2 is not a formula
             cells.append(cell)
         sheet.append(cells)
     buffer = io.BytesIO()

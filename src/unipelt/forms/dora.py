@@ -15,7 +15,7 @@ Linear = tuple[Float[Tensor, "outputs inputs"], Float[Tensor, " outputs"] | None
 class Dora(nn.Module):
     """Δ(x) = (c − 1) ⊙ x Wᵀ + c ⊙ (α / r) x Aᵀ Bᵀ, c = m / ‖W + (α / r) B A‖ of each row, which is x (W' − W)ᵀ
 
-    The norm counts as a constant in the gradients (§4.3). frozen: gives the base's W and bias, which are no parameters here.
+    The norm counts as a constant in the gradients (§4.3). frozen: gives the base's W and bias, which are not parameters here.
     """
 
     def __init__(self, runs: int, inputs: int, outputs: int, r: int, alpha: float, frozen: Callable[[], Linear]):

@@ -156,8 +156,8 @@ class StackHook:
         own.context = None
         if not self.recomputes and (own.rows is not None or own.off or own.dropped) and checkpoints(stack):
             raise SiteError(
-                f"{type(stack).__name__} recomputes its layers for their gradients (gradient checkpointing), and these cannot be "
-                "told of a route by rows, `disabled` or `dropped`: expected equal blocks of rows, or no gradient checkpointing"
+                f"{type(stack).__name__} recomputes its layers for their gradients (gradient checkpointing), and a recomputed "
+                "layer does not see a route by rows, `disabled` or `dropped`; use equal blocks of rows, or no gradient checkpointing"
             )
         if not every or not self.passes_keywords:
             return None

@@ -36,7 +36,7 @@ def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float] 
     """Replace gates by constants, by change name: one value for all layers, or one a layer that the change is in.
 
     The change's weight becomes a learned scalar that starts at the value, so that what could not merge now can.
-    Raises SpecError for a change that is not there or has no gate, and for what is no finite number; all is then as it was.
+    Raises SpecError for a change that is not there or has no gate, and for a value that is not a finite number; nothing is changed then.
     """
     tuned = mixture_state(model)
     gated = {name: c.weight for name, c in tuned.mixture.named() if isinstance(c.weight, spec.Gate)}

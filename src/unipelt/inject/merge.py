@@ -225,7 +225,7 @@ def affine(joint: Joint, module: nn.Module, runs: int, run: int) -> tuple[Tensor
     device = next(form.parameters()).device
     points = torch.eye(inputs + 1, inputs, dtype=torch.float64, device=device).roll(1, 0)
     training = form.training
-    form.eval()  # dropout is no part of the map
+    form.eval()  # dropout is not part of the map
     values = form(points[None], Route.of_rows(torch.tensor([run], device=device), runs))[0].detach()
     form.train(training)
     return (values[1:] - values[0]).T, values[0]

@@ -229,7 +229,7 @@ def linears(name: str, change: spec.Change, target: str, base: Base) -> Iterator
     """The linears that a target names, those of the stacks outside of their layers too."""
     if target == "all-linear" and any(p.dim() == 3 for p in base.model.base_model.parameters()):
         logging.getLogger("unipelt").warning(
-            "all-linear: the experts of %s are no linears; they stay as they are", base.config.model_type
+            "all-linear: the experts of %s are not nn.Linear modules, so they are not changed", base.config.model_type
         )
     known: dict[str, tuple[str, Attention]] = {}
     for stack in base.stacks:

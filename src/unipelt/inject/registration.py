@@ -92,7 +92,7 @@ def pooling_hook(state: AttachedState, base: Base, pooling: str) -> Hook:
     model, stacks = base.model, base.stacks
     if len(stacks) != 1 or stacks[0].row.causal or model.base_model is model:
         raise SiteError(
-            f"pooling={pooling!r}: {type(model).__name__} is no encoder with a head that pools; use pooling='model'"
+            f"pooling={pooling!r}: {type(model).__name__} is not an encoder with a head that pools; use pooling='model'"
         )
     path = next(path for path, module in model.named_modules() if module is model.base_model)
     return Hook(path, "post with keywords", Pooling(pooling == "mean", state.forwards).after)

@@ -134,7 +134,7 @@ def _join(*parts: str) -> str:
 
 
 def unreadable(module: nn.Module) -> str | None:
-    """The type of a module's weight where it is no plain floating-point parameter that could be written."""
+    """The type of a module's weight where it is not a plain floating-point parameter that could be written."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return "no weight"

@@ -227,7 +227,7 @@ def mixture_state(model: nn.Module) -> MixtureState:
     if not isinstance(state, MixtureState):
         raise SiteError(
             f"{len(state.parts)} mixtures are attached side by side ({state.name}), and one was expected; "
-            "unipelt.save(model, folder, run=…) writes a run of one, to be loaded alone"
+            "unipelt.save(model, folder, run=…) writes one run, which can then be loaded alone"
         )
     return state
 

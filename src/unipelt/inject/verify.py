@@ -308,7 +308,7 @@ class LayerTest:
         for path in self.row.norms:
             norm: Any = self.layer.get(path) if self.layer.has(path) and path in self.plain.reads else None
             if hasattr(norm, "weight") and not is_norm(norm, width):  # else it has none to tune, in this layer
-                yield f"{path!r} is no norm of {width} features"
+                yield f"{path!r} is not a norm of {width} features"
 
 
 def _zero(x: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def _values(method: str) -> list[object]:
 
 
 def options_of(method: str) -> dict[str, object]:
-    """Every option of a preset's text, defaults included; nothing for what is no preset, such as full."""
+    """Every option of a preset's text, defaults included; nothing for what is not a preset, such as full."""
     try:
         return settings(method)
     except SpecError:

@@ -36,7 +36,9 @@ class Location(NamedTuple):
             return cls("", None, HEAD, path.removeprefix(f"{HEAD}."))
         stack, layer, name, part = [*path.split(".", 3), "", "", ""][:4]
         if not name or not (layer.isdecimal() or layer == WHOLE_STACK):
-            raise SpecError(f"{path!r} is no location; expected stack.layer.change.part, such as encoder.0.adapter.ffn")
+            raise SpecError(
+                f"{path!r} is not a location; expected stack.layer.change.part, such as encoder.0.adapter.ffn"
+            )
         change = name.replace("%2E", ".").replace("%25", "%")
         return cls(stack, None if layer == WHOLE_STACK else int(layer), change, part)
 

@@ -141,7 +141,7 @@ def train(
 
     rows: identity of the examples of each task of the study. share: of a GPU that is the fleet's.
 
-    Raises DataError where this machine has other examples, or none: that is no run's failure.
+    Raises DataError where this machine has other examples, or none: this is not counted as a run's failure.
     """
     for name, mine in identities(keys, study, _cache()).items():
         if (expected := rows.get(name, mine)) != mine:

@@ -80,7 +80,7 @@ class CheckpointSaver:
                     continue  # as an earlier copy wrote it
                 if name != CARD:
                     raise CheckpointError(
-                        f"{target / name}: would be replaced, but is not as this command wrote it; move it away"
+                        f"{target / name}: has changed since this command wrote it, so it is not replaced; move it elsewhere"
                     )
                 new.discard(name)
                 notes.append(f"{target / name}: was changed by hand and stays so")
@@ -135,7 +135,7 @@ def _better(held: RunRecord, mine: RunRecord) -> bool:
 
 
 def _hash(path: Path) -> str:
-    """sha256 of a file's content; empty where it is no regular file."""
+    """sha256 of a file's content; empty where it is not a regular file."""
     if path.is_symlink() or not path.is_file():
         return ""
     with open(path, "rb") as file:

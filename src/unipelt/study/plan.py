@@ -70,7 +70,7 @@ class Grid:
                 spec.mixture(method)
         for task in self.tasks:
             if task not in (*GLUE, BUILT_IN) and not Path(task).exists() and "/" not in task:
-                raise UserError(f"{task!r} is no task or file; {did_you_mean(task, [*GLUE, BUILT_IN])}")
+                raise UserError(f"{task!r} is not a task or a file; {did_you_mean(task, [*GLUE, BUILT_IN])}")
         for k in self.k:
             if k != "all" and (isinstance(k, str) or k < 1):
                 raise UserError(f"{FLAGS['k']} {k}: expected a whole number from 1, or all")

@@ -218,7 +218,7 @@ class Store:
             )
             for name, *values in found.fetchall():
                 if not FLEET.fullmatch(name):  # it names a folder, which must not be outside the study's own
-                    raise ValueError(f"{name[:80]!r} is no name of a fleet")
+                    raise ValueError(f"{name[:80]!r} is not the name of a fleet")
                 fleets.setdefault(name, []).append(_key(dict(zip(KEYS, values))))
             return fleets
 
@@ -310,7 +310,7 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _check(path: Path, begun: bool = False) -> None:
-    """Raises StoreError where the file is no store of this version; it is only read. begun: one without tables is lawful,
+    """Raises StoreError where the file is not a store of this version; it is only read. begun: one without tables is lawful,
     for another process may be making it."""
     if not path.is_file():
         raise StoreError(f"{path}: no such study; expected the folder that `unipelt study … --out` wrote")
@@ -321,7 +321,7 @@ def _check(path: Path, begun: bool = False) -> None:
             if begun and not tables:
                 return
             if not {"study", "runs"} <= tables:
-                raise StoreError(f"{path}: a database, but no study; it is left untouched")
+                raise StoreError(f"{path}: a database, but not of a study; it is left untouched")
             found = connection.execute("SELECT value FROM study WHERE name = 'format'").fetchone()
         finally:
             connection.close()
@@ -339,4 +339,4 @@ def _said(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         raise StoreError(f"{path}: {error}; stored runs are kept; run the same command again to continue") from None
     except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{path}: no study, or a damaged one ({error}); it is left untouched") from None
+        raise StoreError(f"{path}: not a study, or a damaged one ({error}); it is left untouched") from None

@@ -69,7 +69,7 @@ def loss(predictions: Sequence[float], targets: Sequence[float]) -> float:
 
 def perplexity(predictions: Sequence[float], targets: Sequence[float]) -> float:
     """exp(loss)."""
-    return math.exp(min(loss(predictions, targets), 700.0))  # beyond, it is no float64
+    return math.exp(min(loss(predictions, targets), 700.0))  # larger values overflow float64
 
 
 TEXT_METRICS: dict[str, Callable[[Texts, Texts], float]] = {

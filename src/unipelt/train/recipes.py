@@ -1,4 +1,4 @@
-"""How a mixture is trained, which is no part of the mixture. Defaults by preset, size of the base and number of examples.
+"""How a mixture is trained, which is not part of the mixture. Defaults by preset, size of the base and number of examples.
 
 Imports nothing heavy: the command line reads its help from here.
 """
