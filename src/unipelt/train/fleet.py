@@ -5,13 +5,11 @@ of a step lie in equal blocks, one block per run. A run that ends gives its plac
 fleet of one.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from hashlib import sha256
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,18 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unipelt.errors import CheckpointError
 from unipelt.inject.heads import to_units
 from unipelt.inject.state import NAME, MixtureState
 from unipelt.tasks.batches import Batch, Encoded, Part
-from unipelt.tasks.metrics import METRICS
 from unipelt.train.batches import epoch_order
 from unipelt.train.capture import Captured, CudaGraphs
 from unipelt.train.evaluation import logits_of, predict
 from unipelt.train.optimizer import AdamW, ParameterMatrix
-from unipelt.train.progress import STATE, Loop, Progress
+from unipelt.train.progress import Loop, Progress
 from unipelt.train.recipes import kind_of
 from unipelt.train.records import RunRecord
 from unipelt.train.runs import FinishedRun, Plan
-from unipelt.train.state import load_state, save_state
+from unipelt.train.state import find_state, identity_of, save_state
 
 INPUT = "input "  # before the names of what the model itself reads
 SAVE_EVERY = 30.0  # seconds between states, evaluations apart
@@ -205,30 +201,8 @@ class Fleet:
             every = self.predict([plan.validation for plan in plans])
             texts = self._texts(plans, "validation", [plan.task.selects_by_text for plan in plans])
         for run, plan, logits, written in zip(due, plans, every, texts):
-            progress = self.progress[self.runs[run]]
-            predicted = plan.task.decide(logits, plan.validation)
-            metrics = plan.task.score(predicted, plan.validation.targets or [])
-            metrics |= plan.task.score(written, plan.validation.targets or []) if written else {}
-            value, epoch = metrics[plan.task.metric], progress.step // plan.steps_per_epoch
-            progress.curve.append(
-                {
-                    "epoch": epoch,
-                    "step": progress.step,
-                    "train_loss": progress.losses / max(1, progress.steps),
-                    **metrics,
-                }
-            )
-            progress.losses, progress.steps = 0.0, 0
-            first = progress.best_epoch < 0 and not math.isnan(value)
-            if first or METRICS[plan.task.metric].better(value, progress.best):
-                progress.best, progress.best_epoch, progress.waited = value, epoch, 0
+            if plan.evaluate(self.progress[self.runs[run]], logits, written):
                 self.best[run].copy_(self.matrix.values[run])
-            else:
-                progress.waited += 1
-            if progress.step >= plan.steps:
-                progress.ended = "finished"
-            elif plan.recipe.patience and progress.waited >= plan.recipe.patience:
-                progress.ended = "stopped early"
 
     def _texts(self, plans: list[Plan], part: str, wanted: list[bool]) -> list[list[str] | None]:
         """What each run writes for its own examples of a part, where any of them is wanted."""
@@ -312,41 +286,23 @@ class Fleet:
         self._show(values)
 
     def _save(self) -> None:
-        loop = Loop(self.runs, self.width, self.waiting, self.seconds, self._identity(), self.progress)
+        loop = Loop(self.runs, self.width, self.waiting, self.seconds, identity_of(self.plans), self.progress)
         save_state(self.folder, self._tensors(), loop)  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor]:
         optimizer = self.optimizer
         return {"values": self.matrix.values, "best": self.best, "first": optimizer.first, "second": optimizer.second}
 
-    def _identity(self) -> dict[str, str]:
-        """What the training depends on: another base, tokenizer or plan must not resume from its state."""
-        asked = [(plan.key.id, asdict(plan.recipe), plan.record.rows) for plan in self.plans]
-        plans = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-        return {**(self.plans[0].record.identity or {}), "plans": plans}
-
     def _restore(self) -> None:
-        found = load_state(self.folder) if self.folder is not None else None
+        plans, columns = self.plans, self.matrix.values.shape[1]
+        found = (
+            find_state(self.folder, identity_of(plans), [*self._tensors()], columns)
+            if self.folder is not None
+            else None
+        )
         if found is None:
             return
         tensors, loop = found
-        assert self.folder is not None
-        mine = self._identity()
-        for name in mine.keys() - {"plans"}:
-            if loop.identity.get(name) != mine[name]:
-                raise CheckpointError(
-                    f"{self.folder}: its training began with another {name}; put that back, or remove"
-                    f" {self.folder / STATE} to start again"
-                )
-        if loop.identity.get("plans") != mine["plans"]:  # of fewer epochs, say: it is replaced by the next state
-            torch.manual_seed(self.plans[0].key.seed)
-            return
-        expected = (len(loop.runs), self.matrix.values.shape[1])
-        if any(name not in tensors or tensors[name].shape != expected for name in self._tensors()):
-            raise CheckpointError(
-                f"{self.folder}: its training's state is of another base or method; remove {self.folder / STATE} to start"
-                " again"
-            )
         values, self.best, self.optimizer.first, self.optimizer.second = (
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()
         )  # a copy is aligned as torch aligns: sums over a file's own memory end in other last bits

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded
+from unipelt.tasks.metrics import METRICS
 from unipelt.train.progress import Progress
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import DONE, RunKey, RunRecord
@@ -48,6 +49,26 @@ class Plan:
         """Share of the peak learning rate at a step: linear warm-up, linear decay to 0."""
         warm = max(1, math.ceil(self.recipe.warmup * self.steps))
         return min((step + 1) / warm, max(0.0, (self.steps - step) / max(1, self.steps - warm)))
+
+    def evaluate(self, progress: Progress, logits: Tensor, written: list[str] | None) -> bool:
+        """Note the metrics of the validation examples, and whether the run has ended; whether they are the best so far."""
+        targets = self.validation.targets or []
+        metrics = self.task.score(self.task.decide(logits, self.validation), targets)
+        metrics |= self.task.score(written, targets) if written else {}
+        value, epoch = metrics[self.task.metric], progress.step // self.steps_per_epoch
+        loss = progress.losses / max(1, progress.steps)
+        progress.curve.append({"epoch": epoch, "step": progress.step, "train_loss": loss, **metrics})
+        progress.losses, progress.steps = 0.0, 0
+        first = progress.best_epoch < 0 and not math.isnan(value)
+        if better := first or METRICS[self.task.metric].better(value, progress.best):
+            progress.best, progress.best_epoch, progress.waited = value, epoch, 0
+        else:
+            progress.waited += 1
+        if progress.step >= self.steps:
+            progress.ended = "finished"
+        elif self.recipe.patience and progress.waited >= self.recipe.patience:
+            progress.ended = "stopped early"
+        return better
 
     def result(
         self, progress: Progress, logits: Tensor | None, texts: list[str] | None, gates: dict[str, Tensor]

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from unipelt.errors import CheckpointError
 from unipelt.train.progress import STATE, Loop
+from unipelt.train.runs import Plan
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], loop: Loop) -> None:
@@ -44,25 +47,59 @@ def save_state(folder: Path, tensors: dict[str, Tensor], loop: Loop) -> None:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], Loop] | None:
-    """The last state, with the random generators set to it; None where there is none.
+def identity_of(plans: Sequence[Plan]) -> dict[str, str]:
+    """What a training depends on: another base, tokenizer or plan must not resume from its state."""
+    asked = [(plan.key.id, asdict(plan.recipe), plan.record.rows) for plan in plans]
+    digest = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    return {**(plans[0].record.identity or {}), "plans": digest}
 
-    Raises CheckpointError where the file is damaged.
+
+def find_state(
+    folder: Path, mine: dict[str, str], names: Sequence[str], columns: int
+) -> tuple[dict[str, Tensor], Loop] | None:
+    """The last state of the training whose identity is `mine`, with the random generators set to it: `names` are tensors
+    `[run, columns]`.
+
+    None where there is none, or where it is one of other plans, of fewer epochs, say: the next state replaces it.
+
+    Raises CheckpointError where the state is damaged, or is that of another base, tokenizer or method.
     """
     path = folder / STATE
     if not path.exists():
         return None
+    tensors, loop = _read(path)
+    for name in mine.keys() - {"plans"}:
+        if loop.identity.get(name) != mine[name]:
+            raise CheckpointError(
+                f"{folder}: its training began with another {name}; put that back, or remove {folder / STATE} to start again"
+            )
+    if loop.identity.get("plans") != mine["plans"]:
+        return None
+    if any(name not in tensors or tensors[name].shape != (len(loop.runs), columns) for name in names):
+        raise CheckpointError(
+            f"{folder}: its training's state is of another base or method; remove {folder / STATE} to start again"
+        )
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            loop = Loop.from_json((file.metadata() or {})["facts"])
         torch.set_rng_state(tensors.pop("random.cpu"))
         cuda = tensors.pop("random.cuda", None)
         if cuda is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(cuda)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start again") from None
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise _damaged(path, error) from None
     return tensors, loop
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Loop]:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, Loop.from_json((file.metadata() or {})["facts"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged ({error}); remove {path.parent} to start again")
 
 
 def clear_state(folder: Path) -> None:
