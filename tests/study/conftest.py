@@ -11,7 +11,7 @@ from cli.test_kills import child  # noqa: F401
 from unipelt.study.store import Store
 
 METHODS = (SMALL["lora"], SMALL["unipelt-apl"])
-NOT_OURS = {"seconds", "versions"}  # what an undisturbed study has otherwise
+NOT_OURS = {"seconds", "predicting", "versions"}  # what an undisturbed study has otherwise
 
 
 @pytest.fixture(scope="session")

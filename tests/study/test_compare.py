@@ -10,11 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli.conftest import SMALL, replaced, write_reviews
 
 from unipelt.errors import CheckpointError
 from unipelt.report.build import build
+from unipelt.report.evidence import TEST, evidence
+from unipelt.report.study import read
 from unipelt.study import compare, engine
 from unipelt.study.store import Store
 from unipelt.train.recipes import Recipe
@@ -59,6 +62,19 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(ask, run, reviews: Pa
     assert [row["method"] for row in table] == [*(line.method for line in found.comparison.lines), "largest class"]
     assert f"\nTake {found.take}: {found.why}\n" in said.out
     assert f"\nTake {found.take}: {found.why}\n" in run("report", out, "--out", tmp_path / "again").out
+
+
+def test_what_each_method_answered_stands_beside_its_text(ask, run, reviews: Path, tmp_path: Path):
+    assert run(*ask(reviews, tmp_path / "out", "--rates", 1)).code == 0
+    store = Store.read(tmp_path / "out")
+    written = {row["review"]: row["stars"] for row in csv.DictReader(reviews.open())}
+    for method, one in evidence(store, read(store).listed).items():
+        assert len(one.predictions) == 24 and set(one.run) == {0, 1}, "12 test examples of each seed"
+        assert [written[text] for text in one.inputs["text"]] == [one.labels[target] for target in one.targets]
+        assert all(f"{reviews.name}, example " in name for name in one.names)
+        chances = one.probabilities()
+        assert chances.argmax(axis=-1).tolist() == one.predictions and np.allclose(chances.sum(axis=-1), 1)
+        assert one.origin == TEST and one.seconds > one.predicting > 0 and one.parameters, method
 
 
 def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

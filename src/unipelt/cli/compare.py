@@ -55,7 +55,7 @@ def compare(
     grid, study = parse_options(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
     from unipelt.cli.progress import StudyWatch
     from unipelt.study.budget import estimate, in_time
-    from unipelt.study.compare import CheckpointSaver, in_rounds
+    from unipelt.study.compare import CheckpointSaver, in_rounds, test_sets
     from unipelt.study.engine import hidden_size, identities, run_study
     from unipelt.study.store import COMPARISON, Store
     from unipelt.train.setup import DatasetCache, device_of
@@ -76,6 +76,8 @@ def compare(
         notes.append(
             f"{again} finished runs are trained again: with other epochs the learning rate's schedule is another"
         )
+    for name, examples in test_sets(study, plan, cache).items():
+        store.keep_examples(name, examples.inputs, [examples.name_of(index) for index in range(len(examples))])
     store.assign(in_rounds)
     keeper = CheckpointSaver(store.path.parent)
     if deadline is None and (pending := store.pending()):

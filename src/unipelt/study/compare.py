@@ -10,13 +10,15 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from unipelt.checkpoint.disk import CARD, write_whole
+from unipelt.data import Examples
 from unipelt.errors import CheckpointError
-from unipelt.study.plan import file_name, fleet_name
+from unipelt.study.plan import StudyConfig, file_name, fleet_name
 from unipelt.tasks.metrics import METRICS
 from unipelt.train.json_types import fits
 from unipelt.train.lock import alone_in
 from unipelt.train.records import RunKey, RunRecord, read_record, write_record
 from unipelt.train.runs import FinishedRun
+from unipelt.train.setup import DatasetCache
 from unipelt.train.train_run import save_checkpoint
 
 WRITTEN = "copied.json"  # in the folder `runs`: by file that was copied elsewhere, its hashes
@@ -29,6 +31,12 @@ def in_rounds(free: Iterable[RunKey]) -> dict[str, list[RunKey]]:
     for key in free:
         fleets.setdefault((key.seed, key.method, key.lr if key.full else None), []).append(key)
     return {fleet_name(keys): keys for keys in fleets.values()}
+
+
+def test_sets(study: StudyConfig, plan: Iterable[RunKey], cache: DatasetCache) -> dict[str, Examples]:
+    """The different sets of test examples of these runs, by fingerprint."""
+    found = (cache.splits(study.config(key)).test for key in plan)
+    return {examples.fingerprint: examples for examples in found}
 
 
 class CheckpointSaver:

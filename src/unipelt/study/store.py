@@ -15,7 +15,7 @@ from unipelt.train.json_types import check_fields
 from unipelt.train.records import DONE as DONE
 from unipelt.train.records import RunKey, RunRecord, other_option
 
-FILE, FORMAT = "study.sqlite", 2
+FILE, FORMAT = "study.sqlite", 3
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 COMPARISON = "data"  # the fact that a comparison on one file has and no other study: that file
 PLANNED = "planned"
@@ -28,12 +28,13 @@ NOT_STORED = ("config", "description", "format")  # of a record: a study's facts
 VALUES = tuple(f.name for f in fields(RunRecord) if f.name not in NOT_STORED)
 COLUMNS = (*KEYS, *VALUES, "fleet")
 TYPES = {"seed": "INTEGER", "lr": "REAL", "validation": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
-          "steps": "INTEGER", "seconds": "REAL", "width": "INTEGER"}  # fmt: skip
+          "steps": "INTEGER", "seconds": "REAL", "predicting": "REAL", "width": "INTEGER"}  # fmt: skip
 _TEXT = {"status", "metric", "device", "fleet"}
 _KINDS = get_type_hints(RunRecord) | get_type_hints(RunKey) | {"lr": float}
 _JSON = {name for name in VALUES if name not in TYPES and name not in _TEXT}
 _TABLES = f"""
 CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE examples (fingerprint TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE runs (id TEXT PRIMARY KEY, place INTEGER NOT NULL,
  {", ".join(f"{name} {TYPES.get(name, 'TEXT')}" for name in COLUMNS)}) STRICT;
 """
@@ -244,6 +245,23 @@ class Store:
                 ]  # fmt: skip
                 connection.execute(f"UPDATE runs SET {names} WHERE id = ? AND status = ?", (*row, key.id, PLANNED))
 
+    def keep_examples(self, fingerprint: str, inputs: dict[str, list[Any]], names: list[str]) -> None:
+        """Keep the texts of a set of examples, and where each stands, by the set's fingerprint, as `rows` of a record has it."""
+        text = json.dumps({"inputs": inputs, "names": names})
+        with _said(self.path), self._writing() as connection:
+            connection.execute("INSERT OR IGNORE INTO examples VALUES (?, ?)", (fingerprint, text))
+
+    def examples(self, fingerprint: str) -> tuple[dict[str, list[Any]], list[str]] | None:
+        """The inputs by name, and where each example stands; None where the texts of this set were not kept."""
+        with _said(self.path):
+            found = self._connection.execute(
+                "SELECT value FROM examples WHERE fingerprint = ?", (fingerprint,)
+            ).fetchone()
+            if found is None:
+                return None
+            held = json.loads(found[0])
+            return held["inputs"], held["names"]
+
     def pending(self) -> list[RunKey]:
         """The runs that are planned and not done."""
         return [key for key, status in self.statuses() if status == PLANNED]
@@ -338,5 +356,5 @@ def _said(path: Path) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise StoreError(f"{path}: {error}; stored runs are kept; run the same command again to continue") from None
-    except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise StoreError(f"{path}: not a study, or a damaged one ({error}); it is left untouched") from None

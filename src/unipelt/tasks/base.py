@@ -16,6 +16,8 @@ from unipelt.errors import DataError
 from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, first_tokens, model_inputs, replace_written
 from unipelt.tasks.metrics import METRICS
 
+MOST_LOGITS = 20_000  # numbers that a record keeps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
@@ -253,6 +255,13 @@ class Task(ABC):
     def recorded(self, predictions: list, targets: list) -> tuple[list, list]:
         """Predictions and targets as a record keeps them, and the metric takes them again."""
         return predictions, targets
+
+    def recorded_logits(self, logits: Float[Tensor, "example ..."]) -> list[list[float]] | None:
+        """The logits of the classes, to four digits, as a record keeps them; None where an example has no such row of numbers,
+        or where there are too many."""
+        if not self.labels or logits.dim() != 2 or len(logits) * self.outputs > MOST_LOGITS:
+            return None
+        return [[round(one, 4) for one in row] for row in logits[:, : self.outputs].tolist()]
 
     def in_words(self) -> str:
         """Kind and labels, for a log."""

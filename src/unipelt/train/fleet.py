@@ -235,17 +235,21 @@ class Fleet:
         with self._holding(best):
             to_units(self.model, [plan.task.unit for plan in chosen])
             logits: list[Any] = [None] * len(plans)
+            predicting: float | None = None
             texts: list[list[str] | None] = [None] * len(plans)
             gates: list[dict[str, Tensor]] = [{} for _ in plans]
             if all(plan.test is not None for plan in chosen):
+                began = time.monotonic()
                 logits = self.predict([plan.test for plan in chosen], gates=None if self.tuned is None else gates)  # type: ignore[misc]
                 texts = self._texts(chosen, "test", [plan.task.writes for plan in chosen])
+                predicting = (time.monotonic() - began) / len(plans)
             states = [
                 self.model.state_dict() if self.tuned is None else self.tuned.state_of(i) for i in range(len(plans))
             ]
         every = zip(plans, chosen, logits, texts, gates)
         records = [plan.result(self.progress[number], *one) for number, plan, *one in every]
-        return [(replace(one, width=self.width, device=str(self.device)), state) for one, state in zip(records, states)]
+        how: dict[str, Any] = {"width": self.width, "device": str(self.device), "predicting": predicting}
+        return [(replace(one, **how), state) for one, state in zip(records, states)]
 
     @torch.no_grad()
     def _refill(self, ended: list[int]) -> None:

@@ -186,6 +186,8 @@ class RunRecord:
     """class names; empty for a task without classes"""
     predictions: list[Any] | None = None
     """what was predicted for each test example, in order: a class index, a number, a list"""
+    logits: list[list[float]] | None = None
+    """of each test example, in order, to four digits: a number a class; None for tasks without classes, and for many examples"""
     texts: list[str] | None = None
     """what was written for each test example, in order, where the task is generation"""
     targets: list[Any] | None = None
@@ -196,6 +198,8 @@ class RunRecord:
     steps: int | None = None
     seconds: float | None = None
     """this run's share of its fleet's time, evaluation included"""
+    predicting: float | None = None
+    """seconds that the prediction of the test examples took, this run's share"""
     width: int | None = None
     """runs that were trained at once"""
     device: str | None = None

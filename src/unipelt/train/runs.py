@@ -84,6 +84,7 @@ class Plan:
         if logits is not None and self.test is not None and self.test.targets is not None:
             record.predictions = self.task.natural().decide(logits, self.test)
             record.targets = list(self.test.targets)
+            record.logits = self.task.recorded_logits(logits)
             record.test_metrics = self.task.score(record.predictions, record.targets)
             references = record.targets
             record.predictions, record.targets = self.task.recorded(record.predictions, record.targets)
