@@ -67,7 +67,7 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(ask, run, reviews: Pa
 def test_what_each_method_answered_stands_beside_its_text(ask, run, reviews: Path, tmp_path: Path):
     assert run(*ask(reviews, tmp_path / "out", "--rates", 1)).code == 0
     store = Store.read(tmp_path / "out")
-    written = {row["review"]: row["stars"] for row in csv.DictReader(reviews.open())}
+    written = {row["review"]: row["stars"] for row in csv.DictReader(reviews.read_text().splitlines())}
     for method, one in evidence(store, read(store).listed).items():
         assert len(one.predictions) == 24 and set(one.run) == {0, 1}, "12 test examples of each seed"
         assert [written[text] for text in one.inputs["text"]] == [one.labels[target] for target in one.targets]
