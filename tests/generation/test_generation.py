@@ -2,16 +2,20 @@
 
 import ast
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from generation.bases import ANSWERS, CHAT_TEMPLATE, save_base, save_chats, save_pairs
 
+from unipelt.checkpoint import bases
 from unipelt.cli.labels import label_lines
 from unipelt.errors import DataError, UserError
 from unipelt.tasks import registry
+from unipelt.tasks.batches import Part
 from unipelt.tasks.generation import Generation
+from unipelt.train.evaluation import logits_of
 from unipelt.train.fleet import Fleet
 from unipelt.train.predictor import Predictor
 from unipelt.train.records import RunConfig
@@ -23,6 +27,12 @@ RECIPE = {"epochs": 2, "batch_size": 8, "lr": 3e-2, "max_length": 64}
 METHOD = "unipelt-apl(bottleneck=4, prefix=3, mlp=8, r=2)"
 
 
+@pytest.fixture
+def float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam divides by the gradient's size, so that a rounding error of a gradient near 0 would be a step."""
+    monkeypatch.setattr(bases, "load_base", partial(bases.load_base, dtype=torch.float64))
+
+
 def config(folder: Path, **given) -> RunConfig:
     base = folder / "base" if (folder / "base").exists() else save_base(folder / "base")
     data = given.pop("task", None) or save_pairs(folder / "pairs.jsonl")
@@ -31,25 +41,84 @@ def config(folder: Path, **given) -> RunConfig:
     return RunConfig(model=str(base), task=str(data), recipe=recipe, **settings | given)
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "bart", "t5"])
-def test_a_run_of_a_fleet_is_the_run_alone(arch: str, tmp_path: Path):
-    """Answers differ in length, so a mean over the fleet's tokens would weigh runs by them."""
+OPTIONS = {
+    "tokens": {"batch_tokens": 90},
+    "accumulated": {"gradient_accumulation": 3, "batch_size": 3},
+    "smoothed": {"label_smoothing": 0.1},
+    "recomputed": {"gradient_checkpointing": True},
+}
+EVERY = {name: value for one in OPTIONS.values() for name, value in one.items()}
+
+
+@pytest.mark.parametrize(("arch", "options"), [
+    ("llama", {}), ("gpt2", OPTIONS["accumulated"]), ("t5", OPTIONS["smoothed"]), ("bart", EVERY), ("llama", EVERY),
+], ids=str)  # fmt: skip
+def test_a_run_of_a_fleet_is_the_run_alone(arch: str, options: dict, tmp_path: Path, float64: None):
+    """Answers differ in length, so a mean over the fleet's tokens would weigh runs by them; so do the runs' forwards."""
     save_base(tmp_path / "base", arch)
-    configs = [config(tmp_path, seed=seed) for seed in range(3)]
+    configs = [config(tmp_path, seed=seed, k=20 + 3 * seed, recipe=options) for seed in range(3)]
     together = build_fleet(configs, width=3, device=CPU)
     alone = [build_fleet([one], width=1, device=CPU) for one in configs]
     for fleet in (together, *alone):
-        fleet.model.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
         _without_dropout(fleet)
         for _ in range(4):
             fleet.step()
     for run, fleet in enumerate(alone):
-        torch.testing.assert_close(together.matrix.values[run], fleet.matrix.values[0], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(together.matrix.values[run], fleet.matrix.values[0], atol=1e-7, rtol=1e-4)
         assert together.progress[run].losses == pytest.approx(fleet.progress[0].losses, rel=1e-5)
     assert len({progress.losses for progress in together.progress}) == 3
 
 
+@pytest.mark.parametrize("arch", ["llama", "bart"])
+def test_gradients_that_add_up_are_those_of_one_batch_and_of_every_answer_token_alike(
+    arch: str, tmp_path: Path, float64: None
+):
+    """The loss of a step with smoothing is torch's own over the tokens of all its forwards."""
+    save_base(tmp_path / "base", arch)
+    parts, whole = (build_fleet([config(tmp_path, recipe=EVERY)], width=1, device=CPU) for _ in range(2))
+    for fleet in (parts, whole):
+        _without_dropout(fleet)
+    split = parts._examples(0)
+    assert len(split) == 3 and len({sum(len(parts.plans[0].train.answers[i]) for i in one) for one in split}) > 1
+    together = [row for one in split for row in one]
+    whole._examples = lambda plan: [together]
+    batch = parts.task.collate([Part(None, parts.plans[0].train, together)], parts.tokenizer, CPU)
+    with torch.no_grad():
+        logits = logits_of(parts.model.eval(), batch.inputs).flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, batch.targets.flatten(), label_smoothing=0.1).item()
+    for fleet in (parts, whole):
+        fleet.step()
+        assert fleet.progress[0].losses == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(parts.matrix.values, whole.matrix.values, atol=1e-7, rtol=1e-4)
+
+
+def test_a_budget_of_tokens_bounds_every_forward_and_takes_every_example_once(tmp_path: Path):
+    (plan,) = build_fleet(
+        [config(tmp_path, recipe=EVERY | {"epochs": 3, "evaluate_every": 1})], width=1, device=CPU
+    ).plans
+    lengths, epochs = plan.train.lengths(), [plan.epoch(number) for number in range(3)]
+    for steps in epochs:
+        batches = [batch for step in steps for batch in step]
+        assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+        assert all(len(one) == 1 or len(one) * max(lengths[row] for row in one) <= 90 for one in batches)
+        assert len(batches) < len(lengths) and max(map(len, steps)) == 3
+    ends = [len(epochs[0]), len(epochs[0]) + len(epochs[1]), sum(map(len, epochs))]
+    assert plan.ends == ends and [step for step in range(plan.steps + 1) if plan.is_due(step)] == ends
+
+
+def test_checkpointing_computes_layers_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    counts = []
+    for recipe in ({}, OPTIONS["recomputed"]):
+        fleet = build_fleet([config(tmp_path, recipe=recipe)], width=1, device=CPU)
+        calls: list[int] = []
+        fleet.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        fleet.step()
+        counts.append(len(calls))
+    assert counts == [1, 2]
+
+
 def _without_dropout(fleet: Fleet) -> None:
+    fleet.model.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
     for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_rate"):
         for module in fleet.model.modules():
             if isinstance(getattr(module, name, None), float):
@@ -106,8 +175,10 @@ def test_text_can_select_the_checkpoint(tmp_path: Path):
     assert record.predictions == record.texts and isinstance(record.targets[0], str)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = train_run(config(tmp_path), tmp_path / "whole", log=lambda line: None)
+@pytest.mark.parametrize("options", [{}, EVERY], ids=["plain", "every option"])
+def test_a_stopped_run_goes_on_bit_for_bit(options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = config(tmp_path, recipe=options)
+    whole = train_run(asked, tmp_path / "whole", log=lambda line: None)
     step, taken = Fleet.step, []
 
     def stopping(fleet: Fleet) -> None:
@@ -118,9 +189,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Fleet, "step", stopping)
     with pytest.raises(KeyboardInterrupt):
-        train_run(config(tmp_path), tmp_path / "stopped", log=lambda line: None)
+        train_run(asked, tmp_path / "stopped", log=lambda line: None)
     monkeypatch.setattr(Fleet, "step", step)
-    resumed = train_run(config(tmp_path), tmp_path / "stopped", log=lambda line: None)
+    resumed = train_run(asked, tmp_path / "stopped", log=lambda line: None)
     assert (resumed.curve, resumed.texts, resumed.test_metrics) == (whole.curve, whole.texts, whole.test_metrics)
     states = [(tmp_path / name / "unipelt.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert states[0] == states[1]
@@ -144,6 +215,7 @@ def test_padding_that_is_eos_changes_nothing(tmp_path: Path):
     ({"excess_length": "cut"}, "expected one of trim-prompt, drop, error"),
     ({"metric": "accuracy"}, "offers loss, perplexity"),
     ({"num_beams": 0}, "--num-beams 0: expected 1 to"),
+    ({"task": "docstrings", "max_new_tokens": None, "recipe": {"label_smoothing": 0.1}}, "--label-smoothing 0.1: for generated text"),
     ({"task": "docstrings"}, "--max-new-tokens: docstrings is classification; leave it out"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_done_is_one_line(given: dict, said: str, tmp_path: Path):

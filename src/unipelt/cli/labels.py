@@ -22,7 +22,7 @@ def label_lines(data: str, base: str, max_length: int | None = None) -> Iterator
     task = task.prepare(model, tokenizer)
     encoded = task.encode(tokenizer, found.train, max_length or task.longest)
     learned = sum(map(len, encoded.answers))
-    total = sum(encoded.lengths())
+    total = sum(map(len, encoded.features["input_ids"]))
     yield f"{data}: {len(encoded)} examples, {total:,} tokens, {learned:,} of them learned; template {task.hash or 'none'}"
     for index in range(min(SHOWN, len(encoded))):
         tokens, answer = encoded.features["input_ids"][index].tolist(), encoded.answers[index].tolist()

@@ -63,14 +63,13 @@ def _timed(keys: Sequence[RunKey], width: int, study: StudyConfig, cache: Datase
     plan = fleet.plans[0]
     steps = [_seconds(fleet.step) for _ in range(1 + STEPS)]
     stride = -(-len(plan.validation) // EXAMPLES)
-    features = {name: values[::stride] for name, values in plan.validation.features.items()}
-    some = replace(plan.validation, features=features, targets=None)
+    some = replace(plan.validation.take(range(0, len(plan.validation), stride)), targets=None)
     predicted = _seconds(lambda: fleet.predict([some] * width))
     times, recipe = len(keys) / width, plan.recipe
     assert plan.test is not None
     return Work(
         method=keys[0].method, step=times * median(steps[1:]), example=times * predicted / len(some),
-        steps=plan.steps_per_epoch, epochs=recipe.epochs, every=recipe.evaluate_every, validation=len(plan.validation),
+        steps=plan.ends[0], epochs=recipe.epochs, every=recipe.evaluate_every, validation=len(plan.validation),
         test=len(plan.test),
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 
-from unipelt.tasks.batches import Encoded
 from unipelt.train.records import RunConfig
 from unipelt.train.runs import Plan
 from unipelt.train.setup import DatasetCache, build_fleet
@@ -65,8 +64,6 @@ def _longest(plan: Plan) -> Plan:
     """The plan with one batch that repeats its longest example."""
     coded = plan.train
     place = max(range(len(coded)), key=coded.lengths().__getitem__)
-    size = min(plan.recipe.batch_size, len(coded))
-    features = {name: [values[place]] * size for name, values in coded.features.items()}
-    targets = [(coded.targets or [])[place]] * size
-    first_tokens = [coded.first_tokens[place]] * size if coded.first_tokens else ()
-    return replace(plan, train=Encoded(features, targets, coded.longest, first_tokens))
+    most = plan.recipe.batch_tokens // coded.lengths()[place] or 1
+    size = min(most if plan.recipe.batch_tokens else plan.recipe.batch_size, len(coded))
+    return replace(plan, train=coded.take([place] * size))

@@ -228,6 +228,11 @@ class Task(ABC):
     def loss(logits: Float[Tensor, "run block ..."], batch: Batch) -> Float[Tensor, " run"]:
         """Each run's own mean over its examples that count, never over the fleet."""
 
+    @staticmethod
+    def count(batch: Batch) -> Float[Tensor, " run"]:
+        """How many examples, or tokens, each run's loss is the mean of: what a batch weighs where gradients accumulate."""
+        return batch.weights.sum(dim=1)
+
     @abstractmethod
     def decide(self, logits: Float[Tensor, "example ..."], encoded: Encoded) -> list:
         """Predictions as the metrics take them, one per example."""

@@ -1,7 +1,7 @@
 """Encoded examples, and batches of several runs' examples in equal blocks, whose padding no result depends on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +42,16 @@ class Encoded:
         return len(self.features["input_ids"])
 
     def lengths(self) -> list[int]:
-        return [len(tokens) for tokens in self.features["input_ids"]]
+        """Tokens of each example; of an encoder-decoder, of its source or its answer, whichever has more."""
+        lengths = [len(tokens) for tokens in self.features["input_ids"]]
+        return [max(one, len(answer)) for one, answer in zip(lengths, self.answers)] if len(self.answers) else lengths
+
+    def take(self, indices: Sequence[int]) -> "Encoded":
+        """These examples, in this order."""
+        fields = {name: getattr(self, name) for name in ("targets", "first_tokens", "positions", "answers", "prompts")}
+        chosen: dict[str, Any] = {name: [values[i] for i in indices] for name, values in fields.items() if values}
+        features = {name: [values[i] for i in indices] for name, values in self.features.items()}
+        return replace(self, features=features, **chosen)
 
 
 class Part(NamedTuple):
@@ -66,6 +75,8 @@ class Batch(NamedTuple):
     """1 for an example, 0 for filling"""
     outputs: Int[Tensor, " run"]
     """how many of the model's outputs are the run's own"""
+    smoothing: float = 0.0
+    """share of the probability that the loss of generated text spreads over the vocabulary"""
 
 
 def fill(parts: Sequence[Part]) -> tuple[list[Part], Float[Tensor, "run block"]]:
@@ -134,8 +145,8 @@ def replace_written(examples: Sequence[np.ndarray], added: Sequence[Sequence[int
 
 
 def weighted_mean(losses: Float[Tensor, "run block"], weights: Float[Tensor, "run block"]) -> Float[Tensor, " run"]:
-    """Σ wᵢ ℓᵢ / Σ wᵢ over each run's own examples."""
-    return (losses * weights).sum(dim=1) / weights.sum(dim=1)
+    """Σ wᵢ ℓᵢ / Σ wᵢ over each run's own examples; 0 for a run without any."""
+    return (losses * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 def foreign(outputs: Int[Tensor, " run"], width: int) -> Tensor:
@@ -152,3 +163,9 @@ def token_mean(
     each = F.cross_entropy(logits.movedim(-1, 1), targets, reduction="none", ignore_index=IGNORED)
     counted = (targets != IGNORED) * weights[..., None]
     return (each * counted).sum(dim=(1, 2)) / counted.sum(dim=(1, 2)).clamp(min=1)
+
+
+def target_count(batch: Batch) -> Float[Tensor, " run"]:
+    """How many targets of tokens each run's mean counts."""
+    counted = (batch.targets != IGNORED) * batch.weights[..., None]
+    return counted.sum(dim=(1, 2))

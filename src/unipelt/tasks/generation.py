@@ -16,7 +16,7 @@ from unipelt.data.columns import ANSWERED, CHATS
 from unipelt.errors import CheckpointError, DataError, UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import IGNORED, POSITIONS, Batch, Encoded, Part, fill, pad
+from unipelt.tasks.batches import IGNORED, POSITIONS, Batch, Encoded, Part, fill, pad, target_count
 from unipelt.tasks.language_model import Writing, token_losses, write
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.rendering import Renderer, TooLong
@@ -176,18 +176,18 @@ class Generation(Task):
     def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         """Tokens of each example, and which of them are learned. Raises DataError with the example's line."""
         renderer, kept, rows, prompts = self.renderer(tokenizer, max_length), [], [], []
-        room = max_length if self.positions is None else min(max_length, self.positions - self.how.max_new_tokens)
-        if room < 1:
+        limit = max_length if self.positions is None else min(max_length, self.positions - self.how.max_new_tokens)
+        if limit < 1:
             raise DataError(
                 f"--max-new-tokens {self.how.max_new_tokens}: the base reads {self.positions} tokens; take fewer"
             )
-        asking = replace(renderer, max_length=room, trim=True)
+        asking = replace(renderer, max_length=limit, trim=True)
         values, targets = next(iter(examples.inputs.values())), examples.targets or [None] * len(examples)
         for index, (value, target) in enumerate(zip(values, targets)):
             try:
                 row = renderer.render(self.form, value, target, examples.name_of(index))
                 asked = row.tokens[: row.prompt]
-                if row.trimmed or len(asked) > room:  # where the answer is not known, it takes no room from the prompt
+                if row.trimmed or len(asked) > limit:  # an answer that is not known takes no tokens from the prompt
                     asked = asking.render(self.form, value, None, examples.name_of(index)).tokens
                 rows.append(row)
                 prompts.append(asked)
@@ -236,9 +236,14 @@ class Generation(Task):
     @staticmethod
     def loss(logits: Float[Tensor, "run block answer vocabulary"], batch: Batch) -> Float[Tensor, " run"]:
         """Mean over all learned tokens of a run's own examples."""
-        each = token_losses(logits.flatten(0, 1), batch.targets.flatten(0, 1)).view(batch.targets.shape)
-        counted = (batch.targets != IGNORED) * batch.weights[..., None]
-        return (each * counted).sum(dim=(1, 2)) / counted.sum(dim=(1, 2)).clamp(min=1)
+        each = token_losses(logits.flatten(0, 1), batch.targets.flatten(0, 1), batch.smoothing).view(
+            batch.targets.shape
+        )
+        return (each * batch.weights[..., None]).sum(dim=(1, 2)) / target_count(batch).clamp(min=1)
+
+    @staticmethod
+    def count(batch: Batch) -> Float[Tensor, " run"]:
+        return target_count(batch)
 
     @classmethod
     def evaluation(

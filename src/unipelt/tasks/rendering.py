@@ -195,12 +195,12 @@ class Renderer:
             answer = self.tokenizer(target, add_special_tokens=False)["input_ids"]
             answer += [self._eos()] if answer[-1:] != [self._eos()] else []
             self._check_answer(where, len(answer))
-        room = self.max_length - len(bos) - len(line) - len(answer)
-        trimmed = len(before) > room
-        if trimmed and (not self.trim or room < 1):
-            raise self._too_long(where, self.max_length - room + len(before), self.max_length)
+        most = self.max_length - len(bos) - len(line) - len(answer)
+        trimmed = len(before) > most
+        if trimmed and (not self.trim or most < 1):
+            raise self._too_long(where, self.max_length - most + len(before), self.max_length)
         if trimmed:
-            before = before[:room] if kind == "source" else before[-room:]
+            before = before[:most] if kind == "source" else before[-most:]
         prompt = [*bos, *before, *line]
         learned = [False] * len(prompt) + [True] * len(answer)
         learned[:1] = [False]  # no token before the first predicts it

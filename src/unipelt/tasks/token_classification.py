@@ -13,7 +13,7 @@ from torch import Tensor
 from unipelt.data import Columns, Table
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, foreign, token_mean
+from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, foreign, target_count, token_mean
 from unipelt.tasks.labels import in_order, index_of
 
 
@@ -66,6 +66,10 @@ class TokenClassification(Task):
         """Mean cross-entropy over the run's own words and classes."""
         beyond = foreign(batch.outputs, logits.shape[-1])[:, None, None]
         return token_mean(logits.masked_fill(beyond, -torch.inf), batch.targets, batch.weights)
+
+    @staticmethod
+    def count(batch: Batch) -> Float[Tensor, " run"]:
+        return target_count(batch)
 
     def decide(self, logits: Float[Tensor, "example seq output"], encoded: Encoded) -> list[list[str]]:
         """A tag per word; for a word that was cut off, O where that is a tag."""

@@ -20,8 +20,7 @@ from transformers import PreTrainedModel
 
 from unipelt.inject.heads import to_units
 from unipelt.inject.state import NAME, MixtureState
-from unipelt.tasks.batches import Batch, Encoded, Part
-from unipelt.train.batches import epoch_order
+from unipelt.tasks.batches import Encoded, Part
 from unipelt.train.capture import Captured, CudaGraphs
 from unipelt.train.evaluation import logits_of, predict
 from unipelt.train.optimizer import AdamW, ParameterMatrix
@@ -30,8 +29,8 @@ from unipelt.train.recipes import kind_of
 from unipelt.train.records import RunRecord
 from unipelt.train.runs import FinishedRun, Plan
 from unipelt.train.state import find_state, identity_of, save_state
+from unipelt.train.step import forwards, step_inputs
 
-INPUT = "input "  # before the names of what the model itself reads
 SAVE_EVERY = 30.0  # seconds between states, evaluations apart
 SAVE_SHARE = 0.05  # largest share of the time that saving states may take
 
@@ -78,7 +77,7 @@ class Fleet:
         self.matrix = ParameterMatrix(parameters, self.width, run_axis=self.tuned is not None, kinds=columns)
         self.best = self.matrix.values.clone()
         self.optimizer = AdamW(self.matrix)
-        self.orders: dict[tuple[int, int], list[list[int]]] = {}
+        self.orders: dict[tuple[int, int], list[list[list[int]]]] = {}
         on_gpu = self.device.type == "cuda"
         self.advance = Captured(self._advance, self._written, CudaGraphs(self.device)) if on_gpu else self._advance
 
@@ -150,30 +149,31 @@ class Fleet:
             self.progress[plan].seconds += seconds / len(self.runs)
 
     def _batch(self) -> dict[str, Tensor]:
-        """What the next step depends on besides the parameters: the model's inputs, and the values of each run."""
+        """What the next step depends on besides the parameters: what its forwards read, and the values of each run."""
         plans, steps = [self.plans[plan] for plan in self.runs], [self.progress[plan].step for plan in self.runs]
-        parts = [Part(plan.task, plan.train, self._examples(number)) for number, plan in zip(self.runs, plans)]
-        batch = plans[0].task.collate(parts, self.tokenizer, self.device)
+        parts = [
+            [Part(plan.task, plan.train, examples) for examples in self._examples(number)]
+            for number, plan in zip(self.runs, plans)
+        ]
+        given = step_inputs(self.task, parts, self.tokenizer, self.device)
         each: dict[str, list[Any]] = {
             "step": [step + 1.0 for step in steps], "rate": [plan.rates(step, self.kinds) for plan, step in zip(plans, steps)],
             "clip": [plan.recipe.clip for plan in plans], "decay": [plan.recipe.weight_decay for plan in plans],
         }  # fmt: skip
         if not any(each["decay"]):
             del each["decay"]
-        return {
-            **{INPUT + name: value for name, value in batch.inputs.items()},
-            "targets": batch.targets, "weights": batch.weights, "outputs": batch.outputs,
-            **{name: self._vector(values) for name, values in each.items()},
-        }  # fmt: skip
+        return given | {name: self._vector(values) for name, values in each.items()}
 
     def _advance(self, batch: dict[str, Tensor]) -> Float[Tensor, "2 run"]:
-        """Forward, backward and update, without waiting for a number: the losses, and whether all was finite."""
+        """Forwards, backwards and update, without waiting for a number: the losses, and whether all was finite."""
         self.model.train()
-        inputs = {name.removeprefix(INPUT): value for name, value in batch.items() if name.startswith(INPUT)}
-        logits = logits_of(self.model, inputs, self.plans[0].recipe.precision).unflatten(0, (len(batch["step"]), -1))
-        losses = self.loss(logits, Batch(inputs, batch["targets"], batch["weights"], batch["outputs"]))
-        losses.sum().backward()  # a loss that is not finite reaches its own run's gradients alone
-        losses, gradients = losses.detach(), self.matrix.gather()
+        recipe, parts = self.plans[0].recipe, []
+        for one, share in forwards(batch, recipe.label_smoothing):
+            logits = logits_of(self.model, one.inputs, recipe.precision).unflatten(0, (len(batch["step"]), -1))
+            own = self.loss(logits, one) if share is None else self.loss(logits, one) * share
+            own.sum().backward()  # a loss that is not finite reaches its own run's gradients alone
+            parts.append(own.detach())
+        losses, gradients = sum(parts[1:], parts[0]), self.matrix.gather()
         finite = losses.isfinite() & gradients.isfinite().all(dim=1)
         gradients.masked_fill_(~finite[:, None], 0.0)
         rates = batch["rate"] * (finite[:, None] if self.kinds else finite)
@@ -184,15 +184,14 @@ class Fleet:
         """The tensors that a step changes in place."""
         return [self.matrix.values, self.matrix.written, self.optimizer.first, self.optimizer.second]
 
-    def _examples(self, plan: int) -> list[int]:
-        """The training examples of a plan's next step."""
-        chosen = self.plans[plan]
-        epoch, batch = divmod(self.progress[plan].step, chosen.steps_per_epoch)
+    def _examples(self, plan: int) -> list[list[int]]:
+        """The training examples of each forward of a plan's next step."""
+        chosen, step = self.plans[plan], self.progress[plan].step
+        epoch = chosen.epochs_at(step)
         if (plan, epoch) not in self.orders:
             self.orders.pop((plan, epoch - 1), None)
-            lengths = chosen.train.lengths()
-            self.orders[plan, epoch] = epoch_order(lengths, chosen.recipe.batch_size, chosen.key.seed, epoch)
-        return self.orders[plan, epoch][batch]
+            self.orders[plan, epoch] = chosen.epoch(epoch)
+        return self.orders[plan, epoch][step - (chosen.ends[epoch - 1] if epoch else 0)]
 
     def _evaluate(self, due: list[int]) -> None:
         """Score the validation examples of some runs, and keep their parameters where they are the best so far."""

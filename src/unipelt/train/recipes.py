@@ -27,7 +27,15 @@ class Recipe:
     epochs: int = 50
     """most passes over the training examples"""
     batch_size: int = 16
-    """training examples per step"""
+    """training examples per forward, and so per step unless gradients are accumulated"""
+    batch_tokens: int = 0
+    """most tokens of a forward, padding included, in place of --batch-size; a longer example goes alone; 0: no such limit"""
+    gradient_accumulation: int = 1
+    """forwards per step; the loss is the mean over all their examples, or answer tokens"""
+    label_smoothing: float = 0.0
+    """share of the probability that generation's training loss spreads over the whole vocabulary"""
+    gradient_checkpointing: bool = False
+    """compute activations again for the gradients instead of keeping them: less memory, about a third more time"""
     evaluate_every: int = 1
     """epochs between evaluations on the validation examples; the last epoch is always evaluated"""
     patience: int = 10
@@ -61,7 +69,8 @@ class Recipe:
 
     def __post_init__(self):
         for name, least, most in (
-            ("epochs", 1, 100_000), ("batch_size", 1, 65_536), ("evaluate_every", 1, 100_000), ("patience", 0, 100_000),
+            ("epochs", 1, 100_000), ("batch_size", 1, 65_536), ("batch_tokens", 0, 10**9),
+            ("gradient_accumulation", 1, 65_536), ("label_smoothing", 0.0, 0.99), ("evaluate_every", 1, 100_000), ("patience", 0, 100_000),
             ("warmup", 0.0, 1.0), ("weight_decay", 0.0, 10.0), ("clip", 0.0, float("inf")), ("max_length", 2, 1_000_000),
         ):  # fmt: skip
             if not least <= getattr(self, name) <= most:

@@ -1,7 +1,10 @@
 """What the training loop knows of one run: its plan, and the run when it has ended."""
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -9,6 +12,7 @@ from transformers import PreTrainedModel
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded
 from unipelt.tasks.metrics import METRICS
+from unipelt.train.batches import epoch_order
 from unipelt.train.progress import Progress
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import DONE, RunKey, RunRecord
@@ -28,17 +32,35 @@ class Plan:
     record: RunRecord = field(default_factory=RunRecord)
     """what is known of the run before it is trained"""
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self.train) // self.recipe.batch_size)
+    def epoch(self, number: int) -> list[list[list[int]]]:
+        """The steps of an epoch, each the batches whose gradients it adds up, each the examples of one forward."""
+        recipe, each = self.recipe, self.recipe.gradient_accumulation
+        batches = epoch_order(self.train.lengths(), recipe.batch_size, self.key.seed, number, recipe.batch_tokens)
+        return [batches[start : start + each] for start in range(0, len(batches), each)]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """How many steps have been taken at the end of each epoch; with --batch-tokens, epochs differ by a few."""
+        recipe = self.recipe
+        if recipe.batch_tokens:
+            return list(accumulate(len(self.epoch(number)) for number in range(recipe.epochs)))
+        batches = math.ceil(len(self.train) / recipe.batch_size)
+        each = math.ceil(batches / recipe.gradient_accumulation)
+        return [each * (number + 1) for number in range(recipe.epochs)]
 
     @property
     def steps(self) -> int:
-        return self.steps_per_epoch * self.recipe.epochs
+        return self.ends[-1]
+
+    def epochs_at(self, step: int) -> int:
+        """How many epochs are complete after this many steps."""
+        return bisect_right(self.ends, step)
 
     def is_due(self, step: int) -> bool:
         """Whether the run is evaluated after this many steps."""
-        return step == self.steps or step % (self.steps_per_epoch * self.recipe.evaluate_every) == 0
+        epochs = self.epochs_at(step)
+        ends = epochs > 0 and self.ends[epochs - 1] == step
+        return step == self.steps or (ends and epochs % self.recipe.evaluate_every == 0)
 
     def rates(self, step: int, kinds: list[str]) -> float | list[float]:
         """Learning rates of a step by kind of parameter; one rate where no kinds are given."""
@@ -55,7 +77,7 @@ class Plan:
         targets = self.validation.targets or []
         metrics = self.task.score(self.task.decide(logits, self.validation), targets)
         metrics |= self.task.score(written, targets) if written else {}
-        value, epoch = metrics[self.task.metric], progress.step // self.steps_per_epoch
+        value, epoch = metrics[self.task.metric], self.epochs_at(progress.step)
         loss = progress.losses / max(1, progress.steps)
         progress.curve.append({"epoch": epoch, "step": progress.step, "train_loss": loss, **metrics})
         progress.losses, progress.steps = 0.0, 0

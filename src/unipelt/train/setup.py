@@ -89,6 +89,10 @@ def build_fleet(
     check_identity(first.model, mine, identity)
     count = _counter(model, parameters, outputs)
     plans = [plan_of(config, one, cache, model, tokenizer, count, mine) for config, one in zip(configs, splits)]
+    if plans[0].recipe.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise UserError(f"--gradient-checkpointing: {type(model).__name__} does not support it; leave it out")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(first.seed)  # dropout
     return Fleet(model, plans, tokenizer, folder=folder, on_step=on_step, deadline=deadline)
 
@@ -164,6 +168,8 @@ def plan_of(
     task = cache.task(config).prepare(model, tokenizer)
     given = {"max_length": task.longest} | config.recipe
     recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **given)
+    if recipe.label_smoothing and not task.writes:
+        raise UserError(f"--label-smoothing {recipe.label_smoothing:g}: for generated text; {task.kind} takes none")
     longest = most_tokens(model, recipe.max_length)
     encoded = {name: cache.encode(task, tokenizer, part, longest) for name, part in splits.parts.items()}
     record = RunRecord(

@@ -70,7 +70,7 @@ def _train_run(
     write_record(folder, plan.record)
     if (state := last_state(folder)) is not None:
         step = state.progress[0].step
-        epoch = min(step // plan.steps_per_epoch + 1, plan.recipe.epochs)
+        epoch = min(plan.epochs_at(step) + 1, plan.recipe.epochs)
         log(f"resumed after step {step} of {plan.steps}, in epoch {epoch} of {plan.recipe.epochs}")
     (finished,) = fleet.train()
     if finished.record.done:
