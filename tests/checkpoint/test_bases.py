@@ -9,7 +9,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from unipelt.checkpoint.bases import declared_pooling, from_hub, load_base, load_tokenizer
-from unipelt.checkpoint.disk import WEIGHTS
 from unipelt.errors import CheckpointError
 
 
@@ -20,8 +19,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def changed(folder: Path, change) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    save_file({new: value for name, old in tensors.items() for new, value in change(name, old)}, folder / WEIGHTS)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {new: value for name, old in tensors.items() for new, value in change(name, old)}, folder / "model.safetensors"
+    )
 
 
 UNFIT = {
@@ -105,6 +106,6 @@ def test_damaged_files_of_a_base_are_one_line(folder: Path):
             load_base(str(folder), outputs=2)
         assert "\n" not in str(error.value)
     (folder / "config.json").write_text(whole)
-    (folder / WEIGHTS).write_bytes(b"\xff" * 40)
+    (folder / "model.safetensors").write_bytes(b"\xff" * 40)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_base(str(folder), outputs=2)

@@ -468,6 +468,18 @@ def test_a_base_that_is_replaced_between_stop_and_resume_is_refused(
     assert run(*words).code == 0
 
 
+@pytest.mark.parametrize("part", ["weights", "tokenizer"])
+def test_a_base_that_is_replaced_between_training_and_prediction_is_refused(
+    part: str, run, finished, tiny_base: str, unlabelled: Path, tmp_path: Path
+):
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    words = ("predict", finished("lora"), "--data", unlabelled, "--model", base)
+    assert run(*words).code == 0
+    changed_base(tiny_base, part, base)
+    said = {"weights": "the weights of base", "tokenizer": "was trained with another tokenizer"}[part]
+    assert said in run(*words).line
+
+
 def test_more_epochs_train_a_finished_run_again(run, finished, train_words, tmp_path: Path):
     """The result is that of a run of so many epochs; the checkpoint stays until then; fewer epochs are refused."""
     out = tmp_path / "run"

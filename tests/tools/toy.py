@@ -67,7 +67,8 @@ def tuned_state(model: nn.Module) -> dict[str, Tensor]:
 
 def keys(folder: Path) -> set[str]:
     """The names in a folder's one safetensors file."""
-    with safe_open(folder / "model.safetensors", "pt") as file:
+    (path,) = folder.glob("*.safetensors")
+    with safe_open(path, "pt") as file:
         return set(file.keys())
 
 

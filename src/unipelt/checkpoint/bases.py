@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from unipelt.checkpoint.disk import CONFIG, read_json
+from unipelt.checkpoint.disk import CONFIG, TOKENIZER, read_json
 from unipelt.checkpoint.smollm2 import HUB as SMOLLM2_HUB
 from unipelt.checkpoint.smollm2 import SMOLLM2, cache_folder, smollm2_folder
 from unipelt.errors import CheckpointError, UserError
@@ -47,6 +47,19 @@ def portable_name(path: str) -> str:
 def hub_name(name: str) -> str:
     """The hub's name of a base, its path or name where it has none."""
     return {MINILM: HUB, SMOLLM2: SMOLLM2_HUB}.get(portable_name(name), name)
+
+
+def vocabulary_size(name: str) -> int | None:
+    """How many tokens a base has by its config; None where the config is not on this machine, or says nothing of tokens."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(base_path(name), local_files_only=True, trust_remote_code=False)
+        size = config.get_text_config().vocab_size
+    except Exception:  # whatever a config that others wrote leads to
+        return None
+    return size if isinstance(size, int) else None
 
 
 def declared_pooling(name: str) -> str:
@@ -119,7 +132,19 @@ def load_tokenizer(name: str) -> Any:
     """The tokenizer of a base, with a padding token."""
     from transformers import AutoTokenizer
 
-    tokenizer = from_hub(name, AutoTokenizer.from_pretrained)
+    return _padded(from_hub(name, AutoTokenizer.from_pretrained))
+
+
+def run_tokenizer(folder: Path, otherwise: Any) -> Any:
+    """The tokenizer that the folder of a run has, where tokens were added to the base's, which it is otherwise."""
+    from transformers import AutoTokenizer
+
+    if not (folder / TOKENIZER).is_file():
+        return otherwise
+    return _padded(from_hub(str(folder), AutoTokenizer.from_pretrained, is_base=False))
+
+
+def _padded(tokenizer: Any) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -137,12 +162,12 @@ def load_both(
     return model, tokenizer
 
 
-def from_hub(name: str, load: Callable[..., Loaded]) -> Loaded:
+def from_hub(name: str, load: Callable[..., Loaded], *, is_base: bool = True) -> Loaded:
     """What a `from_pretrained` gives for a base, without its reports and without running code that the base brings.
 
     Raises CheckpointError where there is no such base, or it cannot be read.
     """
-    if (Path(name) / CONFIG).is_file():
+    if is_base and (Path(name) / CONFIG).is_file():
         raise CheckpointError(
             f"--model {name}: a saved run, which holds no base; expected the base that it was trained on"
         )

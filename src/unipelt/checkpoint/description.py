@@ -18,7 +18,14 @@ FILES = (TENSORS, WEIGHTS)
 
 TYPES: dict[str, Any] = {  # of the values in the JSON; base and head have all of theirs, the others what applies
     "mixture": dict,
-    "base": {"name": str, "model_type": str, "fingerprint": str, "values": [str]},
+    "base": {
+        "name": str,
+        "model_type": str,
+        "fingerprint": str,
+        "tokens": int,
+        "values": [str],
+        "outside": [str],
+    },
     "head": {"policy": str, "pooling": str, "modules": [str]},
     "tensors": str,
     "sha256": str,
@@ -31,6 +38,7 @@ TYPES: dict[str, Any] = {  # of the values in the JSON; base and head have all o
     "task": {"name": str, "kind": str, "metric": str, "labels": [str], "columns": dict},
     "results": dict,
     "recipe": {"max_length": int},
+    "tokenizer": str,
     "library": str,
     "sites": list,
 }
@@ -42,7 +50,7 @@ class Description:
 
     mixture: dict[str, Any]
     base: dict[str, Any]
-    """name, model_type and fingerprint of the base"""
+    """name, model_type and fingerprint of the base, and how many tokens are its own"""
     head: dict[str, Any]
     """policy, pooling and the paths of the tuned modules"""
     sha256: str
@@ -55,6 +63,8 @@ class Description:
     """name, kind, metric and label names"""
     results: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
+    """fingerprint of the tokenizer; empty where it is not known"""
     format: int = FORMAT
     library: str = unipelt.__version__
     sites: list[Any] = field(default_factory=list)

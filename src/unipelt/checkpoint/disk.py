@@ -27,16 +27,24 @@ NEW = "new"
 """suffix of a file that is being written"""
 CONFIG, TENSORS, CARD = "unipelt.json", "unipelt.safetensors", "README.md"
 """the files of our own folder"""
-WEIGHTS = "model.safetensors"
-"""transformers' own name for parameters, where save_pretrained or a Trainer wrote the folder"""
+WEIGHTS, INDEX = "unipelt_state.safetensors", "model.safetensors.index.json"
+"""parameters with a run axis, where save_pretrained or a Trainer wrote the folder, and transformers' file that names them"""
 FOREIGN = "adapter_config.json"
 """a file of peft's and AdapterHub's folders"""
+TOKENIZER = "tokenizer_config.json"
+"""a file of a folder that has a tokenizer of its own, because tokens were added to the base's"""
+TOKENIZERS = (
+    TOKENIZER, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.txt",
+    "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 
 _LOCKS: dict[tuple[int, int], RLock] = {}
 _HELD: dict[tuple[int, int], int] = {}
 
 
-def resolve(folder: str | os.PathLike, files: tuple[str, ...] = (CONFIG, TENSORS, WEIGHTS, CARD, FOREIGN)) -> Path:
+def resolve(
+    folder: str | os.PathLike, files: tuple[str, ...] = (CONFIG, TENSORS, WEIGHTS, CARD, FOREIGN, *TOKENIZERS)
+) -> Path:
     """The local folder of a path, or of a Hub repository such as `owner/name`, of which only `files` are downloaded.
 
     Raises CheckpointError where there is neither.

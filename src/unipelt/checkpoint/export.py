@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unipelt import spec
-from unipelt.checkpoint.bases import hub_name, quiet
+from unipelt.checkpoint.bases import hub_name, quiet, vocabulary_size
 from unipelt.checkpoint.disk import write_whole
 from unipelt.checkpoint.formats.peft import CONFIG, PREFIX, TENSORS, Lora, targeted, wrapped_modules
 from unipelt.errors import CheckpointError, SpecError
+from unipelt.inject.added_tokens import added_rows
 from unipelt.inject.merge import Joint, joints, merge, refuse, weight_of
 from unipelt.inject.state import NAME, mixture_state
 
@@ -76,6 +77,11 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
         return None
 
     refuse("export to peft", tuned, found, reason)
+    if added_rows(model, vocabulary_size(getattr(model.config, "_name_or_path", "")) or 0):
+        raise SpecError(
+            "export to peft: tokens were added to the base, and peft's LoRA folder is written without embeddings; use "
+            "unipelt.save, or unipelt.export_merged"
+        )
     if not found:
         raise SpecError(f"export to peft: {tuned.mixture.name!r} has no LoRA in it; use unipelt.save")
     dropouts = {joint.change.form.dropout for joint in found}  # type: ignore[union-attr]

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from unipelt.checkpoint.description import Description
 from unipelt.errors import CheckpointError
+from unipelt.inject.added_tokens import own_rows, token_rows
 from unipelt.inject.state import NAME
 
 ROWS = 256
@@ -30,50 +31,84 @@ ROUNDED = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 """the same where the values of one side were rounded to this dtype: four times what each value may move by"""
 TINY = 2.0**-23
 """by how much a value may move below the smallest normal number of float16, four times"""
+ODD = (
+    "Hello, World!",
+    " déjà  VU\tin 1,234.5 °C\n",
+    "naïve Straße, 東京 и Ω 😀",
+    "don't un-believ_able <s> http://a.b/c?d=1",
+)
+"""texts that tokenizers of the same vocabulary cut in their own ways: case, accents, spaces, numbers, scripts, punctuation"""
 UNREAD = "unread"
 """stands for a tensor whose values cannot be compared: quantised, or not in memory"""
 
 
-def fingerprint(model: PreTrainedModel, head: list[str]) -> dict[str, Any]:
+def fingerprint(model: PreTrainedModel, head: list[str], tokens: int | None = None) -> dict[str, Any]:
     """Identity of a base without its tuned head: type, a hash of names and shapes, and sums over all values.
 
-    `values` has one text for each tensor: its dtype and the sums of its blocks. 110 million parameters take 0.6 s on one
-    core.
+    `values` has one text for each tensor of the base model: its dtype and the sums of its blocks. `outside` has the same, with
+    its name first, of each that stands between the base model and the logits and is not tuned, such as output embeddings. tokens: how many tokens the base
+    itself has; rows for more are no part of it. 110 million parameters take 0.6 s on one core.
     """
-    named = _base_tensors(model, head)
+    rows = token_rows(model)
+    tokens = min(len(rows["input"]), tokens or len(rows["input"])) if rows else 0
+    named = _base_tensors(model, head, tokens)
     return {
         "model_type": model.base_model.config.model_type,  # type: ignore[union-attr]
         "fingerprint": _shapes(named),
+        "tokens": tokens,
         "values": [_text(tensor) for _, tensor in named],
+        "outside": [f"{name} {_text(tensor)}" for name, tensor in _outside_tensors(model, head, tokens)],
     }
 
 
 def weights_fingerprint(model: PreTrainedModel, head: list[str]) -> str:
     """A hash of every byte of a base without its head, whose training must not resume on another."""
     digest = hashlib.sha256()
-    for name, parameter in _base_tensors(model, head):
+    for name, parameter in [*_base_tensors(model, head), *_outside_tensors(model, head)]:
         digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype};".encode())
         digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """A hash of what a tokenizer makes of any text: its vocabulary, rules and special tokens."""
-    said: dict[str, Any] = {"type": type(tokenizer).__name__, "special": tokenizer.special_tokens_map}
-    if getattr(tokenizer, "is_fast", False):
-        said |= json.loads(tokenizer.backend_tokenizer.to_str())
-        said.pop("truncation"), said.pop("padding")  # set by each call
-    else:
-        said["vocabulary"] = tokenizer.get_vocab()
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    """A hash of what a tokenizer makes of texts: its vocabulary, its special tokens, and the tokens of a few odd texts.
+
+    It says nothing of how a version of a library writes the tokenizer down, so that an upgrade does not change it. Padding
+    with the end of text is as good as no padding token.
+    """
+    special = dict(tokenizer.special_tokens_map)
+    if special.get("pad_token") == special.get("eos_token"):
+        special.pop("pad_token", None)
+    said = {
+        "special": {name: str(token) for name, token in special.items()},
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "tokens": [_tokens(tokenizer, text) for text in ODD],
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    try:
+        return tokenizer(text)["input_ids"]
+    except Exception:  # a vocabulary without an unknown token
+        return []
+
+
+def check_tokenizer(tokenizer: Any, expected: str, where: str | Path) -> None:
+    """Raise CheckpointError where a tokenizer is not the one that a run was trained with; nothing is expected: none is known."""
+    if expected and (found := tokenizer_fingerprint(tokenizer)) != expected:
+        raise CheckpointError(
+            f"{where}: was trained with another tokenizer (fingerprint {expected}; got {found}): its vocabulary, special tokens or "
+            "rules differ, so that tokens mean something else; put back the tokenizer of the training"
+        )
 
 
 def check_base(model: PreTrainedModel, description: Description, folder: Path) -> None:
     """Raise CheckpointError where a model is not the base that a checkpoint was made for; a cast of its weights is."""
-    modules = dict(model.named_modules())
-    named = _base_tensors(model, [path for path in description.head["modules"] if path in modules])
+    modules, expected = dict(model.named_modules()), description.base
+    head = [path for path in description.head["modules"] if path in modules]
+    named = _base_tensors(model, head, expected["tokens"])
     kind: Any = model.base_model.config.model_type  # type: ignore[union-attr]
-    expected = description.base
     made, given = (
         f"base {name!r}" if name else "a base without a name" for name in (expected["name"], model.config._name_or_path)
     )
@@ -89,21 +124,41 @@ def check_base(model: PreTrainedModel, description: Description, folder: Path) -
             )
     if len(expected["values"]) != len(named):
         raise CheckpointError(f"{folder}: {len(expected['values'])} sums for {len(named)} tensors of the base: damaged")
-    for (name, tensor), text in zip(named, expected["values"]):
+    texts = dict(text.split(" ", 1) for text in expected["outside"] if " " in text)
+    outside = [
+        ((name, tensor), texts[name])
+        for name, tensor in _outside_tensors(model, head, expected["tokens"])
+        if name in texts
+    ]
+    for (name, tensor), text in [*zip(named, expected["values"]), *outside]:
         if problem := _difference(tensor, text):
             raise CheckpointError(f"{made}; the weights of {given} differ ({name} {problem}); load that base instead")
 
 
-def _base_tensors(model: PreTrainedModel, head: list[str]) -> list[tuple[str, Tensor]]:
-    """The base's parameters and saved buffers by name, without its head's and the tuned ones."""
-    outside = {id(p) for path in head for p in model.get_submodule(path).parameters()}
-    base = model.base_model
-    named = [*base.named_parameters(), *base.named_buffers()]
-    saved = base.state_dict(keep_vars=True)
+def _base_tensors(model: PreTrainedModel, head: list[str], tokens: int = 0) -> list[tuple[str, Tensor]]:
+    """The base model's parameters and saved buffers by name, without its head's and the tuned ones, and without the rows of
+    more than so many tokens."""
+    return _tensors(model.base_model, model, head, tokens, set())  # type: ignore[arg-type]
+
+
+def _outside_tensors(model: PreTrainedModel, head: list[str], tokens: int = 0) -> list[tuple[str, Tensor]]:
+    """The same of what stands outside of the base model, such as output embeddings that are not tied."""
+    if model.base_model is model:
+        return []
+    base: Any = model.base_model
+    inside = {id(value) for value in (*base.parameters(), *base.buffers())}
+    return _tensors(model, model, head, tokens, inside)
+
+
+def _tensors(
+    module: PreTrainedModel, model: PreTrainedModel, head: list[str], tokens: int, others: set[int]
+) -> list[tuple[str, Tensor]]:
+    others = others | {id(p) for path in head for p in model.get_submodule(path).parameters()}
+    saved, own = module.state_dict(keep_vars=True), own_rows(model, tokens)
     return [
-        (name, value)
-        for name, value in named
-        if name in saved and not name.startswith(f"{NAME}.") and id(value) not in outside and value.numel()
+        (name, own.get(id(value), value))
+        for name, value in [*module.named_parameters(), *module.named_buffers()]
+        if name in saved and not name.startswith(f"{NAME}.") and id(value) not in others and value.numel()
     ]
 
 

@@ -7,6 +7,7 @@ save was killed between the two, or is under way, what the tensors say of themse
 import hashlib
 import json
 import os
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import spec
-from unipelt.checkpoint.bases import portable_name
+from unipelt.checkpoint.bases import portable_name, vocabulary_size
 from unipelt.checkpoint.card import card, card_file
 from unipelt.checkpoint.description import Description, describe, parse_description
 from unipelt.checkpoint.disk import CONFIG, WEIGHTS, read_file, resolve, write_whole
 from unipelt.checkpoint.fill import not_finite
-from unipelt.checkpoint.fingerprint import fingerprint
+from unipelt.checkpoint.fingerprint import fingerprint, tokenizer_fingerprint
 from unipelt.checkpoint.model_config import task_config
 from unipelt.checkpoint.safe import metadata_of, parse_safetensors
 from unipelt.errors import CheckpointError
+from unipelt.inject.added_tokens import added_rows, take_added
 from unipelt.inject.architectures import rows_to_json
 from unipelt.inject.fixed_gates import folded
 from unipelt.inject.state import NAME, MixtureState, attached_state, mixture_state, own_weights
@@ -41,18 +43,24 @@ def save(
     task: dict[str, Any] | None = None,
     results: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
+    tokenizer: Any = None,
     resumable: bool = False,
 ) -> Path:
     """Write one run of an attached model; of several, `run` says which.
 
     state: parameters of one run by name, to be written instead of those that the model holds. base: the name under which
-    the base can be loaded again, its own if none is given. resumable: keep the MLPs of
+    the base can be loaded again, its own if none is given. tokenizer: that of the training, or its fingerprint, so that no
+    other is taken later; where tokens were added to it, its files are written too. Rows of added tokens in the embeddings
+    are kept with the run, where the base's own config says how many tokens it has. resumable: keep the MLPs of
     prefixes, so that training can go on. A README.md that a person wrote or edited is kept. Raises CheckpointError where
     the run cannot be written.
     """
     if state is not None:
         with mixture_state(model).holding(state):
-            return save(model, folder, run=0, base=base, task=task, results=results, recipe=recipe, resumable=resumable)
+            return save(
+                model, folder, run=0, base=base, task=task, results=results, recipe=recipe, tokenizer=tokenizer,
+                resumable=resumable,
+            )  # fmt: skip
     tuned, run = attached_state(model).one_run(run)
     if resumable:
         mixture, state = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}
@@ -60,22 +68,36 @@ def save(
         mixture, state = folded(tuned)
     tensors = {name: value[run].contiguous().cpu() for name, value in state.items()}
     folder = Path(folder)
+    known = tokenizer if isinstance(tokenizer, str) else tokenizer_fingerprint(tokenizer) if tokenizer else ""
     description = describe_model(
-        model, tuned, mixture, base=base, task=task or {}, results=results or {}, recipe=recipe or {}
+        model, tuned, mixture, base=base, task=task or {}, results=results or {}, recipe=recipe or {}, tokenizer=known
     )
-    write_whole(folder, checkpoint_files(folder, model, description, tensors, tensors))
+    added = added_rows(model, description.base["tokens"])
+    files = checkpoint_files(folder, model, description, tensors, tensors | added)
+    if added and tokenizer and not isinstance(tokenizer, str):
+        files = files_of(tokenizer) | files
+    write_whole(folder, files)
     return folder
+
+
+def files_of(*parts: Any) -> dict[str, bytes]:
+    """The files that configs or tokenizers write of themselves, by name."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for part in parts:
+            part.save_pretrained(temporary)
+        return {path.name: read_file(path) for path in sorted(Path(temporary).iterdir()) if path.is_file()}
 
 
 def describe_model(
     model: PreTrainedModel, tuned: MixtureState, mixture: spec.Mixture, *, base: str | None = None, **facts: Any
 ) -> Description:
     """The description of a mixture that is attached to a model, without the hash of its tensors."""
+    name = base or portable_name(model.config._name_or_path)
     with own_weights(attached_state(model)):
-        identity = fingerprint(model, tuned.head_modules())
+        identity = fingerprint(model, tuned.head_modules(), vocabulary_size(name) if name else None)
     return Description(
         mixture=mixture.to_dict(),
-        base={"name": base or portable_name(model.config._name_or_path), **identity},
+        base={"name": name, **identity},
         head={"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": tuned.head_modules()},
         sha256="",
         config=task_config(model),
@@ -119,6 +141,8 @@ class SavedRun:
     description: Description
     mixture: spec.Mixture
     tensors: dict[str, Shaped[Tensor, "..."]]
+    added: dict[str, Shaped[Tensor, "token ..."]]
+    """rows of tokens that were added to the base"""
 
 
 def read_run(folder: str | os.PathLike) -> SavedRun:
@@ -135,7 +159,8 @@ def read_run(folder: str | os.PathLike) -> SavedRun:
     tensors = parse_safetensors(data, path)
     if description.tensors == WEIGHTS:  # as transformers' Trainer reads them: the run axis in front
         tensors = {name.removeprefix(f"{NAME}."): value[0] for name, value in tensors.items() if value.dim()}
-    return SavedRun(folder, description, spec.Mixture.from_dict(description.mixture), tensors)
+    added = take_added(tensors)
+    return SavedRun(folder, description, spec.Mixture.from_dict(description.mixture), tensors, added)
 
 
 def _own_description(data: bytes, path: Path) -> Description:

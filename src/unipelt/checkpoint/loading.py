@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from unipelt import spec
 from unipelt.checkpoint.description import Description
 from unipelt.checkpoint.disk import CONFIG
 from unipelt.checkpoint.fill import attach_values, expected_shapes, mismatch
-from unipelt.checkpoint.fingerprint import check_base
+from unipelt.checkpoint.fingerprint import check_base, check_tokenizer
 from unipelt.checkpoint.folder import SavedRun, read_run
 from unipelt.checkpoint.model_config import restore_task_config
 from unipelt.errors import CheckpointError, SpecError, UserError, did_you_mean
 from unipelt.forms.routed import Route, RoutedLinear
+from unipelt.inject.added_tokens import PREFIX, added_rows, misfit, put_added
 from unipelt.inject.architectures import Stack, rows_for
 from unipelt.inject.attach import attach, detach
 from unipelt.inject.heads import HeadLinear
@@ -35,27 +36,31 @@ def load(
     folder: Folder | Sequence[Folder] | Mapping[str, Folder],
     *,
     sites: tuple[Stack, ...] | None = None,
+    tokenizer: Any = None,
 ) -> PreTrainedModel:
     """Attach what a checkpoint holds to its base, and name its classes. A hub repository id loads like a folder.
 
     folder: one, or a list of them, or folders by name, whose runs then stand side by side: `route(model, names)` says which
     run each row of a batch belongs to. In a list a run has the name of its folder, or its whole path where two end alike.
-    Outputs of runs with fewer classes are filled with -inf. sites: as `attach` takes them.
+    Outputs of runs with fewer classes are filled with -inf. sites: as `attach` takes them. tokenizer: the one that will be
+    used, to be checked against that of the training. Tokens that were added before the training get their rows in the
+    embeddings back; `detach` takes them away again.
 
-    Raises CheckpointError for another base, version, key or shape, and for a damaged file; the base is then as it was.
+    Raises CheckpointError for another base, tokenizer, version, key or shape, and for a damaged file; the base is then as it
+    was.
     """
     if isinstance(folder, str | os.PathLike):
-        saved = read_run(folder)
-        check_base(model, saved.description, saved.folder)
+        saved = _checked(model, folder, tokenizer)
         head = saved.description.head
         attach_values(
             model, saved.mixture, saved.tensors, _what(saved), head=head["policy"], pooling=head["pooling"],
             head_modules=head["modules"], sites=_rows(model, saved.description, sites),
         )  # fmt: skip
         restore_task_config(model, saved.description)
+        _put_added(model, [(saved.description.base["tokens"], saved.added)])
         attached_state(model).names = [Path(folder).name]
         return model
-    runs = [_read(model, name, path) for name, path in _named(folder).items()]
+    runs = [_read(model, name, path, tokenizer) for name, path in _named(folder).items()]
     assert runs[0].description is not None
     return _attach(model, runs, _rows(model, runs[0].description, sites))
 
@@ -70,7 +75,7 @@ def add(model: PreTrainedModel, folder: Folder, name: str | None = None) -> PreT
     if not isinstance(getattr(model, NAME, None), AttachedState):
         return load(model, {name: folder})
     state = attached_state(model)
-    before, sites = _runs(state), state.parts[0].options["sites"]
+    before, sites = _runs(model), state.parts[0].options["sites"]
     if name in state.names:
         raise SpecError(
             f"a run {name!r} is attached already; expected another name, or unipelt.remove(model, {name!r})"
@@ -89,7 +94,7 @@ def remove(model: PreTrainedModel, name: str) -> PreTrainedModel:
     Raises SpecError where there is no such run.
     """
     state = attached_state(model)
-    runs, sites = _runs(state), state.parts[0].options["sites"]
+    runs, sites = _runs(model), state.parts[0].options["sites"]
     left = [run for run in runs if run.name != name]
     if len(left) == len(runs):
         raise SpecError(f"no run {name!r} is attached: {did_you_mean(name, [run.name for run in runs])}")
@@ -110,6 +115,10 @@ class NamedRun:
     description: Description | None = None
     what: str = "a run"
     """begins the message of an error"""
+    tokens: int = 0
+    """that are the base's own"""
+    added: dict[str, Shaped[Tensor, "token ..."]] = field(default_factory=dict)
+    """rows of the embeddings for the tokens behind them"""
 
 
 class PaddedLinear(RoutedLinear):
@@ -140,10 +149,39 @@ def _named(folders: Sequence[Folder] | Mapping[str, Folder]) -> dict[str, Folder
     return named
 
 
-def _read(model: PreTrainedModel, name: str, folder: Folder) -> NamedRun:
-    """A saved run that is checked against its base."""
+def _checked(model: PreTrainedModel, folder: Folder, tokenizer: Any) -> SavedRun:
+    """A saved run that fits its base and its tokenizer. Raises CheckpointError."""
     saved = read_run(folder)
     check_base(model, saved.description, saved.folder)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, saved.description.tokenizer, saved.folder)
+    if saved.added and (problem := misfit(model, saved.added)):
+        raise CheckpointError(f"{_what(saved)}: {problem}")
+    return saved
+
+
+def _put_added(model: PreTrainedModel, given: list[tuple[int, dict[str, Tensor]]]) -> None:
+    """Give an attached base the rows of added tokens that runs have, which `_same_added` found alike."""
+    tokens, added = max(given, key=lambda one: len(one[1].get(f"{PREFIX}input", ())))
+    if added:
+        attached_state(model).before["tokens"] = put_added(model, tokens, added)
+
+
+def _same_added(runs: "list[NamedRun]") -> None:
+    """Raise CheckpointError where runs disagree about a row of an added token: one model has one."""
+    having = sorted((run for run in runs if run.added), key=lambda run: -len(run.added[f"{PREFIX}input"]))
+    for run in having[1:]:
+        pairs = ((rows, having[0].added[name]) for name, rows in run.added.items())
+        if run.tokens != having[0].tokens or any(not torch.equal(few, many[: len(few)]) for few, many in pairs):
+            raise CheckpointError(
+                f"{run.name!r} has other embeddings for the same added tokens than the runs beside it, and one model has one for "
+                "each token; load it alone"
+            )
+
+
+def _read(model: PreTrainedModel, name: str, folder: Folder, tokenizer: Any = None) -> NamedRun:
+    """A saved run that is checked against its base."""
+    saved = _checked(model, folder, tokenizer)
     head = saved.description.head
     return NamedRun(
         name,
@@ -154,6 +192,8 @@ def _read(model: PreTrainedModel, name: str, folder: Folder) -> NamedRun:
         head["modules"],
         saved.description,
         _what(saved),
+        saved.description.base["tokens"],
+        saved.added,
     )
 
 
@@ -168,16 +208,26 @@ def _what(saved: SavedRun) -> str:
     return f"{saved.folder}: {saved.description.tensors} does not fit {CONFIG}"
 
 
-def _runs(state: AttachedState) -> list[NamedRun]:
+def _runs(model: PreTrainedModel) -> list[NamedRun]:
     """The runs of an attached model with their values; a run without a name has its number."""
+    state = attached_state(model)
     runs: list[NamedRun] = []
+    tokens = state.before["tokens"]["from"] if "tokens" in state.before else 0
+    added = added_rows(model, tokens)
     for part in state.parts:
         for number in range(part.runs):
             name = state.names[len(runs)] if state.names else str(len(runs))
             tensors = {path: value.clone() for path, value in part.state_of(number).items()}
             runs.append(
                 NamedRun(
-                    name, part.mixture, tensors, part.options["head"], part.options["pooling"], part.head_modules()
+                    name,
+                    part.mixture,
+                    tensors,
+                    part.options["head"],
+                    part.options["pooling"],
+                    part.head_modules(),
+                    tokens=tokens,
+                    added=added,
                 )
             )
     return runs
@@ -195,6 +245,7 @@ def _attach(model: PreTrainedModel, runs: list[NamedRun], sites: tuple[Stack, ..
     for run in runs:
         if problem := mismatch(_expected(model, run, sites), run.tensors):
             raise CheckpointError(f"{run.what}: {problem}")
+    _same_added(runs)
     options: dict[str, Any] = {"pooling": runs[0].pooling, "head_modules": modules, "sites": sites}
     attach(model, [run.mixture for run in runs], head=policies.pop() if len(policies) == 1 else "train", **options)
     state = attached_state(model)
@@ -209,6 +260,7 @@ def _attach(model: PreTrainedModel, runs: list[NamedRun], sites: tuple[Stack, ..
             for name, parameter in part.named_parameters():
                 if name in run.tensors:  # else a head module that only other runs tune: the base's own values
                     parameter[0].copy_(run.tensors[name])
+    _put_added(model, [(run.tokens, run.added) for run in runs])
     if len(runs) == 1 and runs[0].description is not None:
         restore_task_config(model, runs[0].description)
     return model

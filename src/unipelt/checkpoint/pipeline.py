@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from unipelt.checkpoint.bases import load_both
+from unipelt.checkpoint.bases import load_both, run_tokenizer
 from unipelt.checkpoint.description import Description, describe
 from unipelt.checkpoint.disk import resolve
 from unipelt.checkpoint.loading import load
@@ -47,7 +47,10 @@ def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: A
             options = {"truncation": True, "max_length": longest, **options}
     if task == "text-classification" and not description.task.get("labels", labels):
         options = {"function_to_apply": "none", **options}  # a regression: the value itself
-    model = merge(load(model, path), rest="attached").eval()
+    tokenizer = run_tokenizer(path, tokenizer)
+    model = merge(load(model, path, tokenizer=tokenizer), rest="attached").eval()
+    if isinstance(template := description.task.get("template"), str):
+        tokenizer.chat_template = template  # that of the training
     make: Any = transformers.pipeline
     return make(task, model=model, tokenizer=tokenizer, **options)
 

@@ -1,13 +1,13 @@
 """What `save_pretrained`, a Trainer and `push_to_hub` write of an attached model: a folder that `unipelt.load` reads.
 
-It has transformers' own file names, because a Trainer resumes from them, but not the base: transformers must not read it as
-a whole model with random weights. Its config therefore names no file of weights but a sentence, which `from_pretrained`
-refuses with a message that shows it.
+A Trainer resumes from it, but it does not hold the base: transformers must not read it as a whole model with random weights.
+Its config therefore names no file of weights but a sentence, which `from_pretrained` refuses with a message that shows it. Who
+gives `from_pretrained` a config of their own gets a KeyError: the parameters are listed in an index that lacks the
+`metadata` which `from_pretrained` reads and a Trainer does not; the sentence is in its place.
 """
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unipelt.checkpoint.disk import CONFIG, WEIGHTS, read_file, write_whole
-from unipelt.checkpoint.folder import checkpoint_files, describe_model, save
+from unipelt.checkpoint.disk import CONFIG, INDEX, WEIGHTS, write_whole
+from unipelt.checkpoint.folder import checkpoint_files, describe_model, files_of, save
+from unipelt.inject.added_tokens import added_rows
 from unipelt.inject.state import NAME, attached_state
 
 REFUSED = (
@@ -51,13 +52,11 @@ def save_pretrained(
         return
     model.config.architectures = [type(model).__name__]
     model.config.dtype = str(model.dtype).removeprefix("torch.")
-    with tempfile.TemporaryDirectory() as temporary:
-        model.config.save_pretrained(temporary)
-        if model.can_generate():
-            model.generation_config.save_pretrained(temporary)
-        files = {path.name: read_file(path) for path in sorted(Path(temporary).iterdir()) if path.is_file()}
+    files = files_of(model.config, *([model.generation_config] if model.can_generate() else []))
     config = json.loads(files["config.json"]) | {"transformers_weights": REFUSED}
     files["config.json"] = json.dumps(config, indent=2).encode()
+    index = {"unipelt": REFUSED, "weight_map": dict.fromkeys(stored, WEIGHTS)}
+    files[INDEX] = json.dumps(index, indent=2).encode()
     state = attached_state(model)
     if state.runs > 1:
         write_whole(folder, {WEIGHTS: save_tensors(stored), **files})
@@ -68,6 +67,7 @@ def save_pretrained(
     tensors = {name.removeprefix(f"{NAME}."): value[0] for name, value in stored.items()}
     description = describe_model(model, part, part.mixture)
     description.tensors = WEIGHTS
+    stored |= {f"{NAME}.{name}": rows[None] for name, rows in added_rows(model, description.base["tokens"]).items()}
     ours = checkpoint_files(folder, model, description, tensors, stored)
     write_whole(folder, {WEIGHTS: ours.pop(WEIGHTS), CONFIG: ours.pop(CONFIG), **files, **ours})
 

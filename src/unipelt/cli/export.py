@@ -86,7 +86,7 @@ def export(
         results = {f"{said.metric} before folding": said.before, f"{said.metric} folded": said.after}
         save(
             predictor.model, folded, base=whole.base["name"], task=whole.task, recipe=whole.recipe,
-            results=results if said.metric else {},
+            results=results if said.metric else {}, tokenizer=predictor.tokenizer,
         )  # fmt: skip
         print(said)
     elif fix_gates:

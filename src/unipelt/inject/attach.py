@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SiteError, SpecError, did_you_mean
+from unipelt.inject.added_tokens import put_back, read_added
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attention import Kernels
 from unipelt.inject.build import build
@@ -118,6 +119,7 @@ def join(
     if getattr(model, "is_quantized", False):
         setattr(model, TRAINABLE, True)
     model.add_module(NAME, state)
+    state.before["reading"] = model.register_load_state_dict_pre_hook(read_added)
     state.train(model.training)
     state.register_hooks(model)
     reset_dynamo()
@@ -132,6 +134,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     state.remove_hooks()
     if state.kernels is not None:
         state.kernels.restore()
+    state.before["reading"].remove()
     delattr(model, NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(state.before["requires_grad"][name])
@@ -141,6 +144,8 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         setattr(model, name, value)
     for name, value in state.before["classes"].items():
         setattr(model.config, name, value)
+    if "tokens" in state.before:
+        put_back(model, state.before["tokens"])
     reset_dynamo()
     return model
 

@@ -18,13 +18,27 @@ from unipelt.inject.state import MixtureState, mixture_state
 def swap(
     model: PreTrainedModel, mixture: spec.Mixture, state: Callable[[str], Tensor], runs: int | None = None
 ) -> PreTrainedModel:
-    """Detach what is attached, attach `mixture` with the same options, and give each parameter, by path, what `state` says."""
+    """Detach what is attached, attach `mixture` with the same options, and give each parameter, by path, what `state` says.
+
+    What a checkpoint brought beside parameters stays: class names, generation settings, rows of added tokens.
+    """
     tuned = mixture_state(model)
     options, runs, training, head = tuned.options, runs or tuned.runs, model.training, tuned.head_modules()
     trains = {name: p.requires_grad for name, p in tuned.named_parameters()}
+    kept = {name: getattr(model.config, name) for name in tuned.before["classes"]}
+    generation: Any = getattr(model, "generation_config", None)
+    tokens = tuned.before.pop("tokens", None)
     detach(model)
     join(model, [mixture], [runs], list(range(runs)), options, False, head, refuse_untrained=False)
     new = mixture_state(model)
+    new.names, new.before["classes"] = tuned.names, tuned.before["classes"]
+    for name, value in kept.items():
+        setattr(model.config, name, value)
+    if "generation_config" in tuned.before["attributes"]:
+        new.before["attributes"]["generation_config"] = tuned.before["attributes"]["generation_config"]
+        model.generation_config = generation
+    if tokens:
+        new.before["tokens"] = tokens
     with torch.no_grad():
         for name, parameter in new.named_parameters():
             parameter.copy_(state(name))

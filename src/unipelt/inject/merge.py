@@ -71,6 +71,7 @@ def merge(
     heads = {path: tuned.get_submodule(f"head.{path}") for path in tuned.head_modules()}
     classes = {name: getattr(model.config, name) for name in tuned.before["classes"]} if heads else {}
     generation = getattr(model, "generation_config", None)
+    tuned.before.pop("tokens", None)  # rows of added tokens stay
     detach(model)
     for name, value in classes.items():  # of the head that stays
         setattr(model.config, name, value)

@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import data
+from unipelt.checkpoint.bases import run_tokenizer
 from unipelt.checkpoint.description import CONFIG, describe
 from unipelt.checkpoint.disk import resolve
+from unipelt.checkpoint.fingerprint import check_tokenizer
 from unipelt.checkpoint.loading import load
 from unipelt.errors import CheckpointError, UserError
 from unipelt.forms.gate import Scored
@@ -54,8 +56,9 @@ class Predictor:
         if not name:
             raise CheckpointError(f"{run}: does not say where its base is; name it with --model")
         model, tokenizer = task.load(name)
+        tokenizer = run_tokenizer(folder, tokenizer)
         longest = most_tokens(model, description.recipe.get("max_length", task.longest))
-        merge(load(model, folder), rest="attached")
+        merge(load(model, folder, tokenizer=tokenizer), rest="attached")
         return cls(model.to(target).eval(), tokenizer, task, longest, True)
 
     @classmethod
@@ -69,6 +72,7 @@ class Predictor:
             raise CheckpointError(f"{folder}: no {CONFIG} in it, though its run is finished; train it again")
         task = task_of(record.description)
         model, tokenizer = task.load(str(folder))
+        check_tokenizer(tokenizer, (record.identity or {}).get("tokenizer", ""), folder)
         longest = most_tokens(model, (record.recipe or {})["max_length"])
         return cls(model.to(target).eval(), tokenizer, task, longest, False)
 

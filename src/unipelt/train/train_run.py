@@ -96,7 +96,10 @@ def save_checkpoint(finished: FinishedRun, folder: Path) -> None:
     if not record.whole:
         results = {f"validation {record.metric}": record.validation, f"test {record.metric}": record.test}
         base = record.config["model"]
-        save(model, folder, state=finished.state, base=base, task=task, results=results, recipe=record.recipe)
+        known = (record.identity or {}).get("tokenizer")
+        save(
+            model, folder, state=finished.state, base=base, task=task, results=results, recipe=record.recipe, tokenizer=known
+        )  # fmt: skip
         return
     name_classes(model, task["labels"] or ["value"])
     try:

@@ -1,0 +1,115 @@
+"""Rows for tokens that were added to a base: of its input embeddings, and of its output embeddings where these are not tied.
+
+They are frozen like the rest of the base, but no file of the base has them: they are kept with the run.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from unipelt.inject.state import NAME
+
+PREFIX = "added."
+"""begins the names under which rows are saved: `added.input`, `added.output`, `added.output_bias`, `added.logits_bias`"""
+
+
+def token_rows(model: PreTrainedModel) -> dict[str, Shaped[Tensor, "token ..."]]:
+    """Views of what has one row for each token, by name; empty for a base without token embeddings."""
+    entry = _module(model, "get_input_embeddings")
+    if not isinstance(entry, nn.Embedding):
+        return {}
+    found, out = {"input": entry.weight}, _module(model, "get_output_embeddings")
+    size = len(entry.weight)
+    weight, bias, last = (
+        getattr(out, "weight", None),
+        getattr(out, "bias", None),
+        getattr(model, "final_logits_bias", None),
+    )
+    if isinstance(weight, Tensor) and weight is not entry.weight and len(weight) == size:
+        found["output"] = weight
+    if isinstance(bias, Tensor) and len(bias) == size:
+        found["output_bias"] = bias
+    if isinstance(last, Tensor) and last.shape == (1, size):  # BART
+        found["logits_bias"] = last.T
+    return found
+
+
+def own_rows(model: PreTrainedModel, tokens: int) -> dict[int, Tensor]:
+    """What the base itself has of each tensor with a row for each token, by the tensor's id."""
+    if not tokens:
+        return {}
+    rows = token_rows(model)
+    last = rows.pop("logits_bias", None)
+    own = {id(value): value[:tokens] for value in rows.values()}
+    return own if last is None else own | {id(model.final_logits_bias): last[:tokens]}
+
+
+def added_rows(model: PreTrainedModel, tokens: int) -> dict[str, Tensor]:
+    """The rows behind the base's own `tokens`, by the name under which they are saved."""
+    rows = token_rows(model)
+    if not tokens or not rows or len(rows["input"]) <= tokens:
+        return {}
+    return {PREFIX + name: value[tokens:].detach().clone().contiguous() for name, value in rows.items()}
+
+
+def take_added(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the rows of added tokens out of a run's tensors."""
+    return {name: tensors.pop(name) for name in [*tensors] if name.startswith(PREFIX)}
+
+
+def misfit(model: PreTrainedModel, added: dict[str, Tensor]) -> str | None:
+    """Why saved rows do not belong to a base, in a few words; None: they do."""
+    own = {PREFIX + name: rows for name, rows in token_rows(model).items()}
+    if own.keys() != added.keys():
+        return f"rows of added tokens for {sorted(added)}; this base has {sorted(own) or 'no token embeddings'}"
+    count = len(added[PREFIX + "input"]) if added[PREFIX + "input"].dim() else 0
+    for name, rows in added.items():
+        if rows.shape != (count, *own[name].shape[1:]) or not rows.is_floating_point() or not rows.isfinite().all():
+            return f"{name!r} is {tuple(rows.shape)} of {rows.dtype}, expected {(count, *own[name].shape[1:])}, finite"
+    return None
+
+
+@torch.no_grad()
+def put_added(model: PreTrainedModel, tokens: int, added: dict[str, Tensor]) -> dict[str, Any]:
+    """Give a base the rows of added tokens behind its own `tokens`, and more rows where it has too few.
+
+    Returns what `put_back` needs.
+    """
+    before, end = len(token_rows(model)["input"]), tokens + len(added[PREFIX + "input"])
+    kept = {name: rows[tokens:end].clone() for name, rows in token_rows(model).items()}
+    if before < end:
+        model.resize_token_embeddings(end, mean_resizing=False)
+    for name, rows in token_rows(model).items():
+        rows[tokens:end] = added[PREFIX + name].to(rows)
+    return {"size": before, "from": tokens, "rows": kept}
+
+
+@torch.no_grad()
+def put_back(model: PreTrainedModel, before: dict[str, Any]) -> None:
+    """Undo `put_added`."""
+    if len(token_rows(model)["input"]) != before["size"]:
+        model.resize_token_embeddings(before["size"], mean_resizing=False)
+    for name, rows in token_rows(model).items():
+        rows[before["from"] : before["from"] + len(before["rows"][name])] = before["rows"][name]
+
+
+def read_added(model: PreTrainedModel, state: dict[str, Tensor], *_: Any) -> None:
+    """Pre-hook of `load_state_dict`: a Trainer that resumes gets the rows of added tokens back too."""
+    given = {name: state.pop(f"{NAME}.{name}") for name in [*_saved(model)] if f"{NAME}.{name}" in state}
+    with torch.no_grad():
+        for name, rows in given.items():
+            _saved(model)[name][-rows.shape[1] :] = rows[0].to(_saved(model)[name])
+
+
+def _saved(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {PREFIX + name: rows for name, rows in token_rows(model).items()}
+
+
+def _module(model: PreTrainedModel, getter: str) -> Any:
+    try:
+        return getattr(model, getter)()
+    except (AttributeError, NotImplementedError):
+        return None
