@@ -152,7 +152,7 @@ class Laws:
     def broken(self, method: str, rows: tuple[Stack, ...]) -> str:
         """Why a method is refused, or which law it breaks; empty where all is well."""
         try:
-            unipelt.attach(self.model, METHODS[method], sites=rows, head="frozen")
+            unipelt.attach(self.model, METHODS[method], stacks=rows, head="frozen")
         except UserError as error:
             return f"refused: {error}"
         try:
@@ -201,7 +201,7 @@ class Laws:
             with torch.no_grad():
                 for n, p in self.base.named_parameters():
                     p.copy_(self.state[n])
-            unipelt.attach(self.model, METHODS[method], sites=rows, head="frozen")
+            unipelt.attach(self.model, METHODS[method], stacks=rows, head="frozen")
         return ""
 
     def broken_detached(self) -> str:

@@ -144,7 +144,7 @@ def remote(model: hf.PreTrainedModel) -> hf.PreTrainedModel:
     ids=["meta", "remote code", "no attention", "sequence first", "no layers"],
 )
 def test_what_cannot_be_found_is_refused_with_what_was_seen(make, words: str):
-    with pytest.raises(SiteError, match=f"(?s){words}.*sites="):
+    with pytest.raises(SiteError, match=f"(?s){words}.*stacks="):
         unipelt.attach(make(), "lora")
 
 

@@ -40,7 +40,7 @@ TYPES: dict[str, Any] = {  # of the values in the JSON; base and head have all o
     "recipe": {"max_length": int},
     "tokenizer": str,
     "library": str,
-    "sites": list,
+    "stacks": list,
 }
 
 
@@ -67,7 +67,7 @@ class Description:
     """fingerprint of the tokenizer; empty where it is not known"""
     format: int = FORMAT
     library: str = unipelt.__version__
-    sites: list[Any] = field(default_factory=list)
+    stacks: list[Any] = field(default_factory=list)
     """the rows of the base's architecture: a load never has to find them"""
 
     def __post_init__(self):
@@ -84,7 +84,7 @@ class Description:
 
     def rows(self) -> tuple[Stack, ...] | None:
         """The rows of the base's architecture. Raises ValueError for what are none."""
-        return rows_from_json(self.sites) if self.sites else None
+        return rows_from_json(self.stacks) if self.stacks else None
 
 
 def describe(folder: str | os.PathLike) -> Description:

@@ -53,7 +53,7 @@ def expected_shapes(
     """The parameters that one run of a mixture has on a base, without values: no memory is taken, whatever a file asks for."""
     base = Base(
         model,
-        find_stacks(model, rows_of(model, options.get("sites"), True)),
+        find_stacks(model, rows_of(model, options.get("stacks"), True)),
         frozenset(find_head(model)),
         several=False,
     )

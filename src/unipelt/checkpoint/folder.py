@@ -101,7 +101,7 @@ def describe_model(
         head={"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": tuned.head_modules()},
         sha256="",
         config=task_config(model),
-        sites=rows_to_json(tuned.options["sites"]),
+        stacks=rows_to_json(tuned.options["stacks"]),
         **facts,
     )
 

@@ -35,14 +35,14 @@ def load(
     model: PreTrainedModel,
     folder: Folder | Sequence[Folder] | Mapping[str, Folder],
     *,
-    sites: tuple[Stack, ...] | None = None,
+    stacks: tuple[Stack, ...] | None = None,
     tokenizer: Any = None,
 ) -> PreTrainedModel:
     """Attach what a checkpoint holds to its base, and name its classes. A hub repository id loads like a folder.
 
     folder: one, or a list of them, or folders by name, whose runs then stand side by side: `route(model, names)` says which
     run each row of a batch belongs to. In a list a run has the name of its folder, or its whole path where two end alike.
-    Outputs of runs with fewer classes are filled with -inf. sites: as `attach` takes them. tokenizer: the one that will be
+    Outputs of runs with fewer classes are filled with -inf. stacks: as `attach` takes them. tokenizer: the one that will be
     used, to be checked against that of the training. Tokens that were added before the training get their rows in the
     embeddings back; `detach` takes them away again.
 
@@ -54,7 +54,7 @@ def load(
         head = saved.description.head
         attach_values(
             model, saved.mixture, saved.tensors, _what(saved), head=head["policy"], pooling=head["pooling"],
-            head_modules=head["modules"], sites=_rows(model, saved.description, sites),
+            head_modules=head["modules"], stacks=_rows(model, saved.description, stacks),
         )  # fmt: skip
         restore_task_config(model, saved.description)
         _put_added(model, [(saved.description.base["tokens"], saved.added)])
@@ -62,7 +62,7 @@ def load(
         return model
     runs = [_read(model, name, path, tokenizer) for name, path in _named(folder).items()]
     assert runs[0].description is not None
-    return _attach(model, runs, _rows(model, runs[0].description, sites))
+    return _attach(model, runs, _rows(model, runs[0].description, stacks))
 
 
 def add(model: PreTrainedModel, folder: Folder, name: str | None = None) -> PreTrainedModel:
@@ -75,16 +75,16 @@ def add(model: PreTrainedModel, folder: Folder, name: str | None = None) -> PreT
     if not isinstance(getattr(model, NAME, None), AttachedState):
         return load(model, {name: folder})
     state = attached_state(model)
-    before, sites = _runs(model), state.parts[0].options["sites"]
+    before, stacks = _runs(model), state.parts[0].options["stacks"]
     if name in state.names:
         raise SpecError(
             f"a run {name!r} is attached already; expected another name, or unipelt.remove(model, {name!r})"
         )
     detach(model)
     try:
-        return _attach(model, [*before, _read(model, name, folder)], sites)
+        return _attach(model, [*before, _read(model, name, folder)], stacks)
     except UserError:
-        _attach(model, before, sites)
+        _attach(model, before, stacks)
         raise
 
 
@@ -94,12 +94,12 @@ def remove(model: PreTrainedModel, name: str) -> PreTrainedModel:
     Raises SpecError where there is no such run.
     """
     state = attached_state(model)
-    runs, sites = _runs(model), state.parts[0].options["sites"]
+    runs, stacks = _runs(model), state.parts[0].options["stacks"]
     left = [run for run in runs if run.name != name]
     if len(left) == len(runs):
         raise SpecError(f"no run {name!r} is attached: {did_you_mean(name, [run.name for run in runs])}")
     detach(model)
-    return _attach(model, left, sites) if left else model
+    return _attach(model, left, stacks) if left else model
 
 
 @dataclass(frozen=True)
@@ -198,10 +198,10 @@ def _read(model: PreTrainedModel, name: str, folder: Folder, tokenizer: Any = No
 
 
 def _rows(
-    model: PreTrainedModel, description: Description, sites: tuple[Stack, ...] | None
+    model: PreTrainedModel, description: Description, stacks: tuple[Stack, ...] | None
 ) -> tuple[Stack, ...] | None:
     """The rows of the base's architecture: those given, those of the table, or those that the checkpoint kept."""
-    return sites or rows_for(model.base_model.config) or description.rows()  # type: ignore[union-attr]
+    return stacks or rows_for(model.base_model.config) or description.rows()  # type: ignore[union-attr]
 
 
 def _what(saved: SavedRun) -> str:
@@ -233,7 +233,7 @@ def _runs(model: PreTrainedModel) -> list[NamedRun]:
     return runs
 
 
-def _attach(model: PreTrainedModel, runs: list[NamedRun], sites: tuple[Stack, ...] | None) -> PreTrainedModel:
+def _attach(model: PreTrainedModel, runs: list[NamedRun], stacks: tuple[Stack, ...] | None) -> PreTrainedModel:
     """Attach runs side by side with their values. Raises CheckpointError where one does not fit; nothing is attached then."""
     poolings, policies = {run.pooling: run.name for run in runs}, {run.policy for run in runs}
     if len(poolings) > 1:
@@ -243,10 +243,10 @@ def _attach(model: PreTrainedModel, runs: list[NamedRun], sites: tuple[Stack, ..
         )
     modules = list(dict.fromkeys(path for run in runs for path in run.modules))
     for run in runs:
-        if problem := mismatch(_expected(model, run, sites), run.tensors):
+        if problem := mismatch(_expected(model, run, stacks), run.tensors):
             raise CheckpointError(f"{run.what}: {problem}")
     _same_added(runs)
-    options: dict[str, Any] = {"pooling": runs[0].pooling, "head_modules": modules, "sites": sites}
+    options: dict[str, Any] = {"pooling": runs[0].pooling, "head_modules": modules, "stacks": stacks}
     attach(model, [run.mixture for run in runs], head=policies.pop() if len(policies) == 1 else "train", **options)
     state = attached_state(model)
     state.names = [run.name for run in runs]
@@ -266,9 +266,9 @@ def _attach(model: PreTrainedModel, runs: list[NamedRun], sites: tuple[Stack, ..
     return model
 
 
-def _expected(model: PreTrainedModel, run: NamedRun, sites: tuple[Stack, ...] | None) -> dict[str, Tensor]:
+def _expected(model: PreTrainedModel, run: NamedRun, stacks: tuple[Stack, ...] | None) -> dict[str, Tensor]:
     """The shapes that a run's values must have; its last head module may have another number of outputs than the base's."""
-    shapes = expected_shapes(model, run.mixture, {"head_modules": run.modules, "sites": sites})
+    shapes = expected_shapes(model, run.mixture, {"head_modules": run.modules, "stacks": stacks})
     last = f"{HEAD}.{run.modules[-1]}.linear" if run.modules else ""
     weight, bias = f"{last}.weight", f"{last}.bias"
     if weight in shapes and weight in run.tensors and run.tensors[weight].shape[1:] == shapes[weight].shape[1:]:

@@ -143,16 +143,16 @@ def _short(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:
 def rows_from_json(rows: Any) -> tuple[Stack, ...]:
     """The rows that `rows_to_json` has written. Raises ValueError for anything else."""
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"sites: expected a list of rows, got {type(rows).__name__}")
+        raise ValueError(f"stacks: expected a list of rows, got {type(rows).__name__}")
     return tuple(_read(Stack, row) for row in rows)
 
 
 def _read(kind: Kind, values: Any) -> Any:
     if not isinstance(values, dict):
-        raise ValueError(f"sites: expected an object with the fields of {kind.__name__}, got {type(values).__name__}")
+        raise ValueError(f"stacks: expected an object with the fields of {kind.__name__}, got {type(values).__name__}")
     known = {f.name for f in fields(kind)}
     if wrong := [*(values.keys() - known), *(known - values.keys() - DEFAULTS[kind].keys())]:
-        raise ValueError(f"sites: {kind.__name__} with or without {wrong[0]!r}")
+        raise ValueError(f"stacks: {kind.__name__} with or without {wrong[0]!r}")
     return kind(**{name: _value(kind, name, value) for name, value in values.items()})
 
 
@@ -164,7 +164,7 @@ def _value(kind: Kind, name: str, value: Any) -> Any:
     if name in LISTS and value is None and name == "shape":
         return None
     if (name in LISTS) != isinstance(value, list) or any(type(one) not in allowed for one in each):
-        raise ValueError(f"sites: {kind.__name__}.{name}={value!r} is not of its kind")
+        raise ValueError(f"stacks: {kind.__name__}.{name}={value!r} is not of its kind")
     return tuple(value) if name in LISTS else value
 
 

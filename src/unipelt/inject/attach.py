@@ -41,7 +41,7 @@ def attach(
     seeds: Sequence[int] | None = None,
     head: str = "train",
     pooling: str = "model",
-    sites: tuple[Stack, ...] | None = None,
+    stacks: tuple[Stack, ...] | None = None,
     fresh_head: bool = False,
     head_modules: list[str] | None = None,
     discover: bool = True,
@@ -52,7 +52,7 @@ def attach(
     sets of parameters stand side by side (see `route`); of several mixtures, how many of each, in their order. seeds: one a
     run, from which its initial values are drawn; 0, 1, … if none are given. head: `train` for every method, `frozen`, or
     `paper` (with an adapter it trains, with BitFit its bias alone, else it stays as it is: U's code). pooling: what the head
-    reads, `model` (its own), `cls` or `mean`. sites: rows for an architecture that the table lacks; without them the rows are
+    reads, `model` (its own), `cls` or `mean`. stacks: rows for an architecture that the table lacks; without them the rows are
     found by running the model on a few tokens, unless discover=False. fresh_head: draw a head that trains from the seeds too, instead of starting from the base's values. head_modules: the paths
     of the head's modules, where they are not to be found by structure.
 
@@ -64,7 +64,7 @@ def attach(
         if value not in known:
             raise SpecError(f"{name}={value!r}: {did_you_mean(value, known)}")
     _check_model(model)
-    options = {"head": head, "pooling": pooling, "sites": rows_of(model, sites, discover)}
+    options = {"head": head, "pooling": pooling, "stacks": rows_of(model, stacks, discover)}
     return join(model, mixtures, shares, seeds, options, fresh_head, head_modules, refuse_untrained=True)
 
 
@@ -75,8 +75,8 @@ def join(
 ) -> PreTrainedModel:  # fmt: skip
     """What `attach` does once its options are checked. refuse_untrained: whether each mixture must train something."""
     head, pooling = options["head"], options["pooling"]
-    stacks = find_stacks(model, options["sites"])
-    options = options | {"sites": tuple(stack.row for stack in stacks)}
+    stacks = find_stacks(model, options["stacks"])
+    options = options | {"stacks": tuple(stack.row for stack in stacks)}
     base = Base(model, stacks, frozenset(find_head(model)), several=sum(shares) > 1)
     parts, heads = [], []
     joined: Joined = []

@@ -43,10 +43,10 @@ from unipelt.inject.trace import (
 from unipelt.inject.verify import broken_laws
 
 
-def rows_of(model: PreTrainedModel, sites: tuple[Stack, ...] | None, search: bool) -> tuple[Stack, ...] | None:
+def rows_of(model: PreTrainedModel, given: tuple[Stack, ...] | None, search: bool) -> tuple[Stack, ...] | None:
     """The rows to use for a model: those given, None for those of the table, or else those that running it gives."""
-    known = sites is not None or not search or rows_for(model.base_model.config) is not None
-    return sites if known else discover(model)
+    known = given is not None or not search or rows_for(model.base_model.config) is not None
+    return given if known else discover(model)
 
 
 def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
@@ -69,7 +69,7 @@ def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
     except NotFound as error:
         raise SiteError(
             f"model_type={name!r} has no row in the table of architectures, and none was found by running it: {error}. "
-            "Give attach(…, sites=(Stack(…),)), see docs/architectures.md; plain full fine-tuning needs no row"
+            "Give attach(…, stacks=(Stack(…),)), see docs/architectures.md; plain full fine-tuning needs no row"
         ) from None
     parts = [f"{row.name} of {row.layers or 'the base'}.*" for row in rows]
     closed = [] if all(row.attention.prefix for row in rows) else ["no prefix can enter its attention"]

@@ -51,27 +51,27 @@ class ResolvedStack:
         return next((layer for layer in self.layers if path.startswith(layer.path + ".")), None)
 
 
-def find_stacks(model: PreTrainedModel, sites: tuple[Stack, ...] | None) -> list[ResolvedStack]:
+def find_stacks(model: PreTrainedModel, rows: tuple[Stack, ...] | None) -> list[ResolvedStack]:
     """The stacks of a model. Raises SiteError for an architecture that has no row, or whose row does not fit."""
     base: Any = model.base_model
     name: str = base.config.model_type
-    sites = rows_for(base.config) if sites is None else sites
-    if sites is None:
+    rows = rows_for(base.config) if rows is None else rows
+    if rows is None:
         switch = other_switch(base.config)
         why = f"with {switch} " if switch else ""
         raise SiteError(
             f"model_type={name!r} {why}has no row in the table of architectures ({did_you_mean(name, ARCHITECTURES)}); "
-            "attach with discover=True, or give attach(…, sites=(Stack(…),))"
+            "attach with discover=True, or give attach(…, stacks=(Stack(…),))"
         )
     if getattr(base.config, "chunk_size_feed_forward", 0):
         raise SiteError(
             "chunk_size_feed_forward cuts sequences apart: expected 0; set config.chunk_size_feed_forward = 0"
         )
-    if getattr(base.config, "add_cross_attention", False) and len(sites) == 1:
-        raise SiteError(f"{name} with add_cross_attention: its row has no cross-attention; give attach(…, sites=…)")
+    if getattr(base.config, "add_cross_attention", False) and len(rows) == 1:
+        raise SiteError(f"{name} with add_cross_attention: its row has no cross-attention; give attach(…, stacks=…)")
     prefix = next((path for path, module in model.named_modules() if module is base), "")
     stacks: list[ResolvedStack] = []
-    for row in sites:
+    for row in rows:
         if stacks and not hasattr(base, row.module):  # an encoder taken alone, such as T5EncoderModel
             continue
         try:
@@ -84,7 +84,7 @@ def find_stacks(model: PreTrainedModel, sites: tuple[Stack, ...] | None) -> list
                 raise AttributeError(f"no layer has {_missing(every[0], row)!r}" if every else "it has no layers")
             _say_which_layers_attend(name, every, stack.layers)
         except AttributeError as error:
-            raise SiteError(f"the row of {name!r} does not fit this model: {error}; give attach(…, sites=…)") from None
+            raise SiteError(f"the row of {name!r} does not fit this model: {error}; give attach(…, stacks=…)") from None
         stacks.append(stack)
     return stacks
 
@@ -186,7 +186,7 @@ def head_shape(layer: Layer, attention: Attention, config: Any) -> HeadShape:
     if not heads or inner % heads:
         raise SiteError(
             f"{layer.path}.{attention.module}: {heads} heads do not divide the {inner} features that {attention.out} reads; "
-            "give attach(…, sites=…) with Attention(shape=(key/value heads, key width, value width))"
+            "give attach(…, stacks=…) with Attention(shape=(key/value heads, key width, value width))"
         )
     width = inner // heads
     if attention.key == attention.value:
@@ -215,7 +215,7 @@ def _number(entry: int | str, module: nn.Module, config: Any) -> int:
     for owner in (module, getattr(module, "config", None), config):
         if isinstance(value := getattr(owner, entry, None), int):
             return value
-    raise SiteError(f"no attribute {entry!r} in {type(module).__name__} or the config; give attach(…, sites=…)")
+    raise SiteError(f"no attribute {entry!r} in {type(module).__name__} or the config; give attach(…, stacks=…)")
 
 
 def projection(layer: Layer, attention: Attention, which: str, config: Any) -> tuple[str, int, int, Part | None]:

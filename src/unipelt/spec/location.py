@@ -13,7 +13,7 @@ class Location(NamedTuple):
     """A stack, a layer, a change, and a part of it. `str(location)` is the parameter's path in an attached model and in files."""
 
     stack: str
-    """`encoder`, `decoder`, or the name that `sites=` gives; empty for the head"""
+    """`encoder`, `decoder`, or the name that `attach(stacks=)` gives; empty for the head"""
     layer: int | None
     """counted from 0 in its stack; None for what belongs to all layers, or to none"""
     change: str

@@ -33,25 +33,25 @@ def test_loading_never_runs_the_base(tmp_path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    "sites",
+    "stacks",
     [
         "llama", [3], [{}], [{"name": "decoder"}], [{"unheard_of": 1}], {"name": "decoder"},
         *[[{"attention": value}] for value in (None, [], 1, {"module": 1})],
     ],
     ids=str,
 )  # fmt: skip
-def test_rows_that_are_none_are_refused(tmp_path, sites):
+def test_rows_that_are_none_are_refused(tmp_path, stacks):
     unipelt.save(unipelt.attach(tiny.build("llama"), "lora"), tmp_path)
     path = tmp_path / "unipelt.json"
     data = json.loads(path.read_text())
-    first: dict = data["sites"][0]
+    first: dict = data["stacks"][0]
     wrong = (
-        [first | one if isinstance(one, dict) and one and "attention" in one else one for one in sites]
-        if isinstance(sites, list)
-        else sites
+        [first | one if isinstance(one, dict) and one and "attention" in one else one for one in stacks]
+        if isinstance(stacks, list)
+        else stacks
     )
-    path.write_text(json.dumps(data | {"sites": wrong}))
-    with pytest.raises(CheckpointError, match="sites"):
+    path.write_text(json.dumps(data | {"stacks": wrong}))
+    with pytest.raises(CheckpointError, match="stacks"):
         unipelt.load(tiny.build("llama"), tmp_path)
 
 
