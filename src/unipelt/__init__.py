@@ -18,6 +18,7 @@ _WHERE = {
     "disabled": "inject.state",
     "dropped": "inject.state",
     "route": "inject.state",
+    "prompt": "inject.state",
     "compile": "inject.compiled",
     "fix_gates": "inject.fixed_gates",
     "save": "checkpoint.folder",

@@ -12,6 +12,7 @@ from generation.bases import ANSWERS, CHAT_TEMPLATE, save_base, save_chats, save
 from unipelt.checkpoint import bases
 from unipelt.cli.labels import label_lines
 from unipelt.errors import DataError, UserError
+from unipelt.inject.record import record_gates
 from unipelt.tasks import registry
 from unipelt.tasks.batches import Part
 from unipelt.tasks.generation import Generation
@@ -25,6 +26,7 @@ from unipelt.train.train_run import train_run
 CPU = torch.device("cpu")
 RECIPE = {"epochs": 2, "batch_size": 8, "lr": 3e-2, "max_length": 64}
 METHOD = "unipelt-apl(bottleneck=4, prefix=3, mlp=8, r=2)"
+PROMPT_GATES = METHOD.replace(")", ", pool='prompt')")
 
 
 @pytest.fixture
@@ -51,12 +53,14 @@ EVERY = {name: value for one in OPTIONS.values() for name, value in one.items()}
 
 
 @pytest.mark.parametrize(("arch", "options"), [
-    ("llama", {}), ("gpt2", OPTIONS["accumulated"]), ("t5", OPTIONS["smoothed"]), ("bart", EVERY), ("llama", EVERY),
+    ("llama", {"method": PROMPT_GATES}), ("gpt2", OPTIONS["accumulated"]), ("t5", OPTIONS["smoothed"]), ("bart", EVERY), ("llama", EVERY),
 ], ids=str)  # fmt: skip
 def test_a_run_of_a_fleet_is_the_run_alone(arch: str, options: dict, tmp_path: Path, float64: None):
     """Answers differ in length, so a mean over the fleet's tokens would weigh runs by them; so do the runs' forwards."""
     save_base(tmp_path / "base", arch)
-    configs = [config(tmp_path, seed=seed, k=20 + 3 * seed, recipe=options) for seed in range(3)]
+    options = dict(options)
+    asked = {"method": options.pop("method", METHOD), "recipe": options}
+    configs = [config(tmp_path, seed=seed, k=20 + 3 * seed, **asked) for seed in range(3)]
     together = build_fleet(configs, width=3, device=CPU)
     alone = [build_fleet([one], width=1, device=CPU) for one in configs]
     for fleet in (together, *alone):
@@ -123,6 +127,25 @@ def _without_dropout(fleet: Fleet) -> None:
         for module in fleet.model.modules():
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def test_gates_of_the_prompt_are_those_of_training_when_a_chat_is_answered(tmp_path: Path):
+    """Of two exchanges the prompt ends before the first answer, which is learned: else it would see itself."""
+    save_base(tmp_path / "base", template=CHAT_TEMPLATE)
+    data = save_chats(tmp_path / "chats.jsonl")
+    asked = config(tmp_path, task=data, method=PROMPT_GATES, max_new_tokens=1, recipe={"max_length": 128})
+    fleet = build_fleet([asked], width=1, device=CPU)
+    plan = fleet.plans[0]
+    row = max(range(len(plan.train)), key=lambda row: len(plan.train.prompts[row]))
+    one = plan.train.take([row])
+    assert one.asked[0] == one.features["prompt_mask"][0].sum() == one.positions[0][0] + 1 < len(one.prompts[0])
+    with record_gates(fleet.model) as training:
+        fleet.predict([one])
+    with record_gates(fleet.model) as writing:
+        plan.task.answers(fleet.model, fleet.tokenizer, [one])
+    assert training and training.keys() == writing.keys()
+    for path, (value, *_) in training.items():
+        torch.testing.assert_close(writing[path][0], value)
 
 
 @pytest.mark.parametrize("arch", ["llama", "bart"])

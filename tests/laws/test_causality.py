@@ -21,6 +21,7 @@ from laws.lawbook import (
     why_refused,
 )
 from unipelt import Mixture
+from unipelt.errors import SiteError
 from unipelt.inject.state import mixture_state
 
 
@@ -96,6 +97,58 @@ def test_generation_with_a_cache_is_generation_without(arch: str, preset: str, b
     torch.testing.assert_close(tokens, tokens_without)
     finite = scores_without.isfinite()
     equal(scores[finite], scores_without[finite], arch)
+
+
+PROMPT_GATES = "unipelt-apl(bottleneck=6, prefix=3, mlp=5, r=2, pool='prompt')"
+
+
+def prompt_of(given: dict[str, torch.Tensor], tokens: int) -> torch.Tensor:
+    """1 at the first real tokens of each row."""
+    real = given["attention_mask"]
+    return real * (real.cumsum(dim=1) <= tokens)
+
+
+@pytest.mark.parametrize("arch", on_each("unipelt-apl", DECODERS))
+def test_a_gate_of_the_prompt_reads_the_prompt_alone(arch: str):
+    """It is the mean of the prompt's tokens' own values, and no state of the prompt sees a later token."""
+    model = attached(arch, PROMPT_GATES, top="base")
+    given = tiny.inputs(arch, model, side="left")
+    mask = prompt_of(given, 3)
+    with torch.no_grad(), unipelt.prompt(model, mask), unipelt.record_gates(model) as gates:
+        before, after = result(model(**given)), result(model(**change_last(given)))
+    real = given["attention_mask"][:, :-1].bool()
+    equal(after[:, :-1][real], before[:, :-1][real], arch)
+    each = attached(arch, PROMPT_GATES.replace("'prompt'", "'token'"), top="base")
+    with torch.no_grad(), unipelt.record_gates(each) as own:
+        each(**given)
+    first = [path for path in gates if "prefix" in path and ".0." in path]
+    for path in first:
+        equal(gates[path][0], (own[path][0] * mask).sum(dim=1) / mask.sum(dim=1), arch, what=path)
+    assert first and len({tuple(value.tolist()) for values in gates.values() for value in values}) == len(gates)
+
+
+@pytest.mark.parametrize(("arch", "beams"), [*((arch, 1) for arch in on_each("unipelt-apl", DECODERS)), ("llama", 3)])
+def test_gates_of_the_prompt_stay_while_a_text_is_written(arch: str, beams: int):
+    """Cached: fixed by the forward that reads the prompt. Not cached: by the mask."""
+    model = attached(arch, PROMPT_GATES, top="generator")
+    cached = generated(model, arch, beams, cached=True)
+    with pytest.raises(SiteError, match="pool='prompt' needs to know which tokens are the prompt"):
+        generated(model, arch, beams, cached=False)
+    mask = tiny.inputs(arch, model, side="left", length=6, pads=(0, 2))["attention_mask"]
+    with unipelt.prompt(model, mask):
+        without, again = generated(model, arch, beams, cached=False), generated(model, arch, beams, cached=True)
+    finite = without[1].isfinite()
+    for tokens, scores in (cached, again):
+        torch.testing.assert_close(tokens, without[0])
+        equal(scores[finite], without[1][finite], arch)
+
+
+@pytest.mark.parametrize("arch", ["bert", "bart"])
+def test_gates_of_the_prompt_are_refused_where_nothing_is_prompted(arch: str):
+    with pytest.raises(
+        SiteError, match=r"Gate\(pool='prompt'\) at .*: a prompt is read by a decoder that stands alone"
+    ):
+        attached(arch, PROMPT_GATES)
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])

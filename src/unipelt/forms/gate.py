@@ -32,6 +32,11 @@ def mean_of_real(scores: Scores, shares: Shares) -> Float[Tensor, "batch 1 n"]:
     return (scores * shares).sum(dim=1, keepdim=True)
 
 
+def mean_of_prompt(scores: Scores, shares: Shares) -> Float[Tensor, "batch 1 n"]:
+    """The mean over the prompt's real tokens, to which the shares belong; all later tokens keep it."""
+    return mean_of_real(scores, shares)
+
+
 def mean_of_all(scores: Scores, shares: Shares) -> Float[Tensor, "batch 1 n"]:
     """The mean over all positions, padding included: U's code, kept as an explicit reference."""
     return scores.mean(dim=1, keepdim=True)

@@ -13,9 +13,10 @@ from unipelt.errors import SiteError
 from unipelt.forms import MAPS
 from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.dora import Dora
-from unipelt.forms.gate import Gate, GroupGate, Learned, each_token, mean_of_all, mean_of_real
+from unipelt.forms.gate import Gate, GroupGate, Learned, each_token, mean_of_all, mean_of_prompt, mean_of_real
 from unipelt.forms.prefix import PrefixMLP, PrefixTable
 from unipelt.inject.attention import BoundPrefix
+from unipelt.inject.context import PROMPT
 from unipelt.inject.hooks import BoundChange, FusedPart, Part
 from unipelt.inject.plan import Base, HookPoint, plan
 from unipelt.inject.resolve import normaliser, unreadable
@@ -126,6 +127,14 @@ def pool_of(gate: spec.Gate, point: HookPoint) -> Callable:
     """How a gate makes one value of its tokens' at a point."""
     if gate.pool == "reference":
         return mean_of_all
+    row = point.stack.row
+    if gate.pool == "prompt":
+        if not row.causal or row.cross is not None:
+            raise SiteError(
+                f"Gate(pool='prompt') at {point.location}: a prompt is read by a decoder that stands alone, such as Llama's; "
+                "expected pool='auto' for this base"
+            )
+        return mean_of_prompt
     causal = point.stack.row.causal and not point.source
     return each_token if gate.pool == "token" or (causal and gate.pool == "auto") else mean_of_real
 
@@ -139,10 +148,12 @@ def build(mixture: spec.Mixture, runs: int, number: int, base: Base) -> BuiltMix
 
 
 def averaged_masks(joined: list[tuple[HookPoint, BoundChange]]) -> dict[str, set[str]]:
-    """By stack, the names of the masks over which some gate averages."""
+    """By stack, the names of the masks over which some gate averages, and PROMPT where one averages over the prompt."""
     masks: dict[str, set[str]] = {}
     for point, bound in joined:
         if getattr(bound.weight, "pool", None) is mean_of_real:
             name = "encoder_attention_mask" if point.source else "attention_mask"
             masks.setdefault(point.stack.row.name, set()).add(name)
+        elif getattr(bound.weight, "pool", None) is mean_of_prompt:
+            masks.setdefault(point.stack.row.name, set()).add(PROMPT)
     return masks

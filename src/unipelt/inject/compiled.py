@@ -54,6 +54,10 @@ def compile(model: PreTrainedModel, *, lengths: Sequence[int] = (), backend: str
         raise SpecError(
             "Gate(pool='reference') averages over padding, which compile adds: call model.compile() instead"
         )
+    if any(isinstance(change.weight, spec.Gate) and change.weight.pool == "prompt" for change in changes):
+        raise SpecError(
+            "Gate(pool='prompt') asks which tokens are the prompt, which compiled code does not see: expected pool='token'"
+        )
     if isinstance(backend, str) and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
         raise SpecError(f"backend={backend!r}: {did_you_mean(backend, known)}")
     model._compiled_call_impl = Compiled(model, sorted(lengths), backend)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Shaped
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from unipelt.errors import SiteError
@@ -20,6 +21,8 @@ from unipelt.forms.gate import shares_of
 from unipelt.forms.routed import Route
 
 KEYWORD = "unipelt_context"
+PROMPT = "prompt"  # among the masks over which gates average: the prompt, which is no argument of a stack
+KEPT = "unipelt_gates"  # attribute of a cache: the gates of the prompt that filled it
 
 
 class Context(NamedTuple):
@@ -30,6 +33,10 @@ class Context(NamedTuple):
     batch: int
     real: Tensor | None = None
     source: Tensor | None = None
+    prompt: Tensor | None = None
+    """`[batch, seq, 1]`: the same for the mean over the prompt's real tokens, where a gate takes it"""
+    kept: dict[Any, Tensor] | None = None
+    """the gates of the prompt by change, as the cache keeps them; None: there is no cache"""
     off: bool = False
     """inside `disabled`: no change takes part"""
     dropped: int = 0
@@ -46,24 +53,25 @@ class Context(NamedTuple):
         """The same, with one part for each mixture that has rows, where there are several mixtures."""
         parts = []
         for mixture, mine, own in self.route.split(self.batch):
-            real, source = (None if t is None else t.expand(self.batch, -1, -1)[mine] for t in (self.real, self.source))
-            parts.append(self._replace(route=own, real=real, source=source, mixture=mixture, mine=mine))
+            shares = (self.real, self.source, self.prompt)
+            real, source, prompt = (None if t is None else t.expand(self.batch, -1, -1)[mine] for t in shares)
+            parts.append(self._replace(route=own, real=real, source=source, prompt=prompt, mixture=mixture, mine=mine))
         return self._replace(parts=tuple(parts))
 
     def on(self, device: torch.device) -> "Context":
         """The same on a device: the layers of one base may be on several."""
         held = [
             t
-            for t in (self.real, self.source, self.route.rows, *(part.mine for part in self.parts))
+            for t in (self.real, self.source, self.prompt, self.route.rows, *(part.mine for part in self.parts))
             if isinstance(t, Tensor)
         ]
         if all(t.device == device for t in held):
             return self
-        real, source = (None if t is None else t.to(device) for t in (self.real, self.source))
+        real, source, prompt = (None if t is None else t.to(device) for t in (self.real, self.source, self.prompt))
         mine = self.mine.to(device) if isinstance(self.mine, Tensor) else self.mine
         route = self.route if self.route.rows is None else self.route._replace(rows=self.route.rows.to(device))
         parts = tuple(part.on(device) for part in self.parts)
-        return self._replace(route=route, real=real, source=source, mine=mine, parts=parts)
+        return self._replace(route=route, real=real, source=source, prompt=prompt, mine=mine, parts=parts)
 
     def each(self, change: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
         """change(context, *rows) of each mixture's own rows, put together again; of all rows where there is one mixture."""
@@ -84,6 +92,8 @@ class PerThread(threading.local):
 
     def __init__(self):
         self.rows: Tensor | None = None
+        self.prompt: Tensor | None = None
+        """`[batch, seq]`, 1 at the prompt's real tokens"""
         self.off, self.dropped = False, 0
         self.replica: nn.Module | None = None
         self.context: Context | None = None
@@ -104,8 +114,9 @@ class ForwardState:
         self.thread = PerThread()
 
     def context(
-        self, batch: int, real: Tensor | None = None, source: Tensor | None = None, *, repeats: bool = True
-    ) -> Context:
+        self, batch: int, real: Tensor | None = None, source: Tensor | None = None, *, repeats: bool = True,
+        prompt: Tensor | None = None, kept: dict[Any, Tensor] | None = None,
+    ) -> Context:  # fmt: skip
         """The context of a batch of so many rows. repeats: whether generation may have repeated the rows of a route.
 
         Raises SiteError for a batch that does not fit the route.
@@ -126,8 +137,40 @@ class ForwardState:
                 f"DataParallel splits a batch over devices, so that no device knows which of {route.runs} runs its rows belong to: "
                 "expected one run, or one process for each device (DistributedDataParallel)"
             )
-        context = Context(route.repeated(batch), batch, real, source, own.off, own.dropped, own.replica)
+        context = Context(route.repeated(batch), batch, real, source, prompt, kept, own.off, own.dropped, own.replica)
         return context.split() if route.shares and not own.off else context
+
+    def prompt(
+        self,
+        x: Shaped[Tensor, "batch seq *d"],
+        mask: Shaped[Tensor, "batch key"] | None,
+        cache: Any,
+        dtype: torch.dtype,
+    ) -> tuple[Float[Tensor, "batch seq 1"] | None, dict[Any, Tensor] | None]:
+        """Each token's share in the mean over its row's prompt, and the gates of the prompt that the cache keeps.
+
+        The prompt is what the thread says, else the real tokens of the forward that fills an empty cache.
+
+        Raises SiteError where neither says which tokens are the prompt.
+        """
+        given, (batch, length) = self.thread.prompt, x.shape[:2]
+        kept = None if cache is None else vars(cache).setdefault(KEPT, {})
+        if given is not None:
+            if batch % len(given):
+                raise SiteError(
+                    f"the prompt's mask has {len(given)} rows, the batch {batch}: expected one for each row"
+                )
+            given = given.to(x.device).repeat_interleave(batch // len(given), dim=0)[:, :length]
+            return shares_of(F.pad(given, (0, length - given.shape[1])), dtype), kept
+        if cache is None:
+            if self.thread.off:
+                return None, None
+            raise SiteError(
+                "a gate with pool='prompt' needs to know which tokens are the prompt: generate with a cache, or call the model "
+                "within `with unipelt.prompt(model, mask):`, a mask that is 1 at the prompt's real tokens"
+            )
+        real = torch.ones(batch, length, device=x.device) if mask is None else mask[:, -length:]
+        return shares_of(real, dtype), kept
 
     def at(self, x: Tensor) -> Context | None:
         """The context in which a module changes the rows of x; None where no change takes part."""
@@ -154,7 +197,11 @@ class StackHook:
         every = [value for value in (*given, *args, *kwargs.values()) if isinstance(value, Tensor)]
         own = self.forwards.thread
         own.context = None
-        if not self.recomputes and (own.rows is not None or own.off or own.dropped) and checkpoints(stack):
+        if (
+            not self.recomputes
+            and (own.rows is not None or own.prompt is not None or own.off or own.dropped)
+            and checkpoints(stack)
+        ):
             raise SiteError(
                 f"{type(stack).__name__} recomputes its layers for their gradients (gradient checkpointing), and a recomputed "
                 "layer does not see a route by rows, `disabled` or `dropped`; use equal blocks of rows, or no gradient checkpointing"
@@ -164,19 +211,26 @@ class StackHook:
         cached = argument(self.names, args, kwargs, "past_key_values") is not None  # only generation gives one
         dtype = next(self.stack.parameters()).dtype  # a replica has tensors in place of parameters
         real, source = (self._shares(args, kwargs, f"{side}attention_mask", dtype) for side in ("", "encoder_"))
-        context = self.forwards.context(len(every[0]), real, source, repeats=cached)
+        prompt, kept = None, None
+        if PROMPT in self.averaged:
+            mask, cache = (argument(self.names, args, kwargs, name) for name in ("attention_mask", "past_key_values"))
+            prompt, kept = self.forwards.prompt(every[0], _of_padding(mask), cache, dtype)
+        context = self.forwards.context(len(every[0]), real, source, repeats=cached, prompt=prompt, kept=kept)
         return args, {**kwargs, KEYWORD: context}
 
     def _shares(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
         mask = argument(self.names, args, kwargs, name) if name in self.averaged else None
-        if mask is None:
-            return None
-        if not isinstance(mask, Tensor) or mask.dim() != 2:
-            raise SiteError(
-                f"{name} is not [batch, seq]: a gate that averages over a sequence cannot tell packed sequences apart; "
-                "unpack them, or use Gate(pool='token')"
-            )
-        return shares_of(mask, dtype)
+        return None if mask is None else shares_of(_of_padding(mask, name), dtype)
+
+
+def _of_padding(mask: Any, name: str = "attention_mask") -> Any:
+    """A mask `[batch, seq]`, or None. Raises SiteError for another kind."""
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        raise SiteError(
+            f"{name} is not [batch, seq]: a gate that averages over a sequence cannot tell packed sequences apart; "
+            "unpack them, or use Gate(pool='token')"
+        )
+    return mask
 
 
 class LayerHook:
@@ -193,9 +247,15 @@ class LayerHook:
             own.context = kwargs[KEYWORD]
             return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
-        cached = argument(self.names, args, kwargs, "past_key_values") is not None
+        cache = argument(self.names, args, kwargs, "past_key_values")
         real, source = (self._shares(args, kwargs, f"{side}attention_mask", x.dtype) for side in ("", "encoder_"))
-        own.context = self.forwards.context(x.shape[0], real, source, repeats=cached)
+        prompt, kept = None, None
+        if PROMPT in self.averaged:
+            mask = argument(self.names, args, kwargs, "attention_mask")
+            prompt, kept = self.forwards.prompt(x, None if mask is None else real_keys(mask), cache, x.dtype)
+        own.context = self.forwards.context(
+            x.shape[0], real, source, repeats=cache is not None, prompt=prompt, kept=kept
+        )
 
     def leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
         """Also after a forward that has failed."""

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unipelt.forms.dora import Dora
-from unipelt.forms.gate import Scored
+from unipelt.forms.gate import Scored, mean_of_prompt
 from unipelt.forms.low_rank import LowRank
 from unipelt.inject.context import Context, ForwardState
 from unipelt.spec import Location
@@ -88,9 +88,21 @@ class BoundChange:
     def gate(self, x: Tensor, context: Context) -> Weight:
         """The weight of each row, or of each token."""
         assert isinstance(self.weight, nn.Module)
-        shares = context.source if self.source else context.real
-        value = module_of(self.weight, context)(x, shares, context.route)
+        gate: Any = module_of(self.weight, context)
+        if getattr(gate, "pool", None) is mean_of_prompt:
+            value = self._kept(gate, x, context)
+        else:
+            value = gate(x, context.source if self.source else context.real, context.route)
         return value[..., self.member : self.member + 1]
+
+    def _kept(self, gate: nn.Module, x: Tensor, context: Context) -> Tensor:
+        """The value that the gate had for the prompt: in the forward that filled the cache, where there is a cache."""
+        if context.kept is None:
+            return gate(x, context.prompt, context.route)
+        place = self.mixture, *self.location
+        if place not in context.kept:
+            context.kept[place] = gate(x, context.prompt, context.route)
+        return context.kept[place]
 
 
 def module_of(module: nn.Module, context: Context) -> nn.Module:

@@ -306,6 +306,21 @@ def route(model: nn.Module, rows: Sequence[int | str] | Shaped[Tensor, " batch"]
         thread.rows = before
 
 
+@contextmanager
+def prompt(model: nn.Module, mask: Shaped[Tensor, "batch seq"]) -> Iterator[nn.Module]:
+    """Inside the block, in this thread, the prompt of each row is where `mask` is 1: what gates with pool='prompt' average over.
+
+    Tokens behind the mask's end are no prompt. Generation with a cache needs no mask: its first forward reads the prompt.
+    A forward whose batch is no multiple of the mask's rows, as beams are, raises SiteError.
+    """
+    thread = attached_state(model).forwards.thread
+    before, thread.prompt = thread.prompt, mask
+    try:
+        yield model
+    finally:
+        thread.prompt = before
+
+
 def _whole_numbers(rows: Sequence[int] | Tensor, state: AttachedState) -> Tensor:
     try:
         given = torch.as_tensor(rows, device=next((p.device for p in state.parameters()), None))

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from unipelt.errors import SpecError, did_you_mean
 from unipelt.spec.compatibility import LINEARS, equation
@@ -20,9 +20,10 @@ FORMAT_VERSION = 1
 class Gate:
     """g = mean of σ(h·w + b) over real tokens, in (0, 1), h being what the change reads          Mao et al. 2022, arXiv:2110.07577"""
 
-    pool: Literal["auto", "token", "reference"] = "auto"
+    pool: Literal["auto", "token", "prompt", "reference"] = "auto"
     """auto: the mean over real tokens of an encoder's stream, each token for itself in a causal one; token: each token
-    for itself; reference: the mean over all positions, padding included, as U's code"""
+    for itself; prompt: in a causal stream, the mean over the prompt's real tokens, which later tokens keep; reference: the
+    mean over all positions, padding included, as U's code"""
     group: str = ""
     """gates of one group share one softmax over their changes: U's central gate"""
 
@@ -73,10 +74,9 @@ class Change:
                     f"layers={self.layers!r}: expected whole numbers from 0, one at least, or a range such as 6-11"
                 )
             object.__setattr__(self, "layers", layers)
-        if isinstance(self.weight, Gate) and self.weight.pool not in ("auto", "token", "reference"):
-            raise SpecError(
-                f"Gate(pool={self.weight.pool!r}): {did_you_mean(self.weight.pool, ('auto', 'token', 'reference'))}"
-            )
+        pools = get_args(get_type_hints(Gate)["pool"])
+        if isinstance(self.weight, Gate) and self.weight.pool not in pools:
+            raise SpecError(f"Gate(pool={self.weight.pool!r}): {did_you_mean(self.weight.pool, pools)}")
         if isinstance(self.weight, Gate) and not isinstance(self.weight.group, str):
             raise SpecError(f"Gate(group={self.weight.group!r}): expected a name")
         if not isinstance(self.sites, tuple) or not self.sites or not all(isinstance(site, str) for site in self.sites):

@@ -13,6 +13,7 @@ from torch import Tensor
 from unipelt.errors import DataError
 
 MULTIPLE = 8  # on a GPU widths are rounded up to it: fewer shapes, and the matrix units' own granularity
+PROMPT = "prompt_mask"  # of a batch's inputs: 1 at the tokens before the first answer, of a causal language model
 POSITIONS = "answer_positions"  # of a batch's inputs: where the logits are read, of a causal language model
 IGNORED = -100  # target of a position that no loss counts, as in transformers
 
@@ -35,6 +36,8 @@ class Encoded:
     """the tokens that are learned there `[answer]`"""
     prompts: Sequence[list[int]] = ()
     """what is read to write the last answer"""
+    asked: Sequence[int] = ()
+    """how many of each prompt's tokens stand before the first answer: what gates with pool='prompt' average over"""
     decoder_start: int | None = None
     """of an encoder-decoder: what its answers begin after"""
 
@@ -48,7 +51,10 @@ class Encoded:
 
     def take(self, indices: Sequence[int]) -> "Encoded":
         """These examples, in this order."""
-        fields = {name: getattr(self, name) for name in ("targets", "first_tokens", "positions", "answers", "prompts")}
+        fields = {
+            name: getattr(self, name)
+            for name in ("targets", "first_tokens", "positions", "answers", "prompts", "asked")
+        }
         chosen: dict[str, Any] = {name: [values[i] for i in indices] for name, values in fields.items() if values}
         features = {name: [values[i] for i in indices] for name, values in self.features.items()}
         return replace(self, features=features, **chosen)

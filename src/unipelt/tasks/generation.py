@@ -16,10 +16,10 @@ from unipelt.data.columns import ANSWERED, CHATS
 from unipelt.errors import CheckpointError, DataError, UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import IGNORED, POSITIONS, Batch, Encoded, Part, fill, pad, target_count
+from unipelt.tasks.batches import IGNORED, POSITIONS, PROMPT, Batch, Encoded, Part, fill, pad, target_count
 from unipelt.tasks.language_model import Writing, token_losses, write
 from unipelt.tasks.metrics import METRICS
-from unipelt.tasks.rendering import Renderer, TooLong
+from unipelt.tasks.rendering import Rendered, Renderer, TooLong
 from unipelt.tasks.text_metrics import TEXT_METRICS
 
 EXCESS = ("trim-prompt", "drop", "error")
@@ -175,7 +175,10 @@ class Generation(Task):
 
     def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         """Tokens of each example, and which of them are learned. Raises DataError with the example's line."""
-        renderer, kept, rows, prompts = self.renderer(tokenizer, max_length), [], [], []
+        renderer = self.renderer(tokenizer, max_length)
+        kept: list[int] = []
+        rows: list[Rendered] = []
+        questions: list[Rendered] = []
         limit = max_length if self.positions is None else min(max_length, self.positions - self.how.max_new_tokens)
         if limit < 1:
             raise DataError(
@@ -186,11 +189,11 @@ class Generation(Task):
         for index, (value, target) in enumerate(zip(values, targets)):
             try:
                 row = renderer.render(self.form, value, target, examples.name_of(index))
-                asked = row.tokens[: row.prompt]
-                if row.trimmed or len(asked) > limit:  # an answer that is not known takes no tokens from the prompt
-                    asked = asking.render(self.form, value, None, examples.name_of(index)).tokens
+                question = row
+                if row.trimmed or row.prompt > limit:  # an answer that is not known takes no tokens from the prompt
+                    question = asking.render(self.form, value, None, examples.name_of(index))
                 rows.append(row)
-                prompts.append(asked)
+                questions.append(question)
                 kept.append(index)
             except TooLong:
                 if self.excess_length != "drop" or examples.targets is None:
@@ -200,14 +203,19 @@ class Generation(Task):
         tokens = [np.array(row.tokens, dtype=np.int32) for row in rows]
         learned = [np.flatnonzero(row.learned) for row in rows]
         causal = not self.opening
+        features = {"input_ids": tokens, "attention_mask": [np.ones_like(one) for one in tokens]}
+        if causal:
+            firsts = [int(where[0]) if len(where) else row.prompt for where, row in zip(learned, rows)]
+            features[PROMPT] = [(np.arange(len(one)) < n).astype(np.int32) for one, n in zip(tokens, firsts)]
         return Encoded(
-            {"input_ids": tokens, "attention_mask": [np.ones_like(one) for one in tokens]},
+            features,
             None if examples.targets is None else [targets[index] for index in kept],
             max_length,
             (),
             [where - causal for where in learned],  # a causal model predicts a token at the position before it
             [row[where] if causal else np.array(one.answer) for row, where, one in zip(tokens, learned, rows)],
-            prompts,
+            [one.tokens[: one.prompt] for one in questions],
+            [[*one.learned[: one.prompt], True].index(True) for one in questions],
             None if causal else self.opening[0],
         )
 
@@ -266,8 +274,10 @@ class Generation(Task):
         self, model: Any, tokenizer: Any, every: Sequence[Encoded], on_batch: Callable[[int], None] = lambda rows: None
     ) -> list[list[str]]:
         """The text that each run writes for each of its own examples."""
-        prompts = [one.prompts for one in every]
-        return write(model, tokenizer, prompts, self.how, stop=self.stop, opening=self.opening, on_batch=on_batch)
+        prompts, asked = [one.prompts for one in every], [one.asked for one in every]
+        return write(
+            model, tokenizer, prompts, self.how, stop=self.stop, opening=self.opening, asked=asked, on_batch=on_batch
+        )
 
     def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
         """Of losses: loss and perplexity; of texts: the other metrics."""

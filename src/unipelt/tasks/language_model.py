@@ -1,7 +1,7 @@
 """What a language model does beside a forward: logits at chosen positions alone, and text written for rows of any run."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from unipelt.errors import UserError
-from unipelt.inject.state import NAME, route
+from unipelt.inject.state import NAME, prompt, route
 
 ROWS = 32  # prompts answered at once
 IGNORED = -100  # target of a position that no loss counts, as in transformers
@@ -87,11 +87,12 @@ def token_losses(
 
 def write(
     model: PreTrainedModel, tokenizer: Any, prompts: Sequence[Sequence[Sequence[int]]], how: Writing, *,
-    stop: Sequence[int], opening: Sequence[int] = (), on_batch: Callable[[int], None] = lambda rows: None,
+    stop: Sequence[int], opening: Sequence[int] = (), asked: Sequence[Sequence[int]] = (), on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[list[str]]:  # fmt: skip
     """An answer to each prompt of each run, in their order; batches hold prompts of like length, of any run.
 
     prompts: per run, tokens. stop: tokens that end an answer. opening: what an encoder-decoder's answers begin with.
+    asked: of each prompt, how many of its tokens gates with pool='prompt' average over; not given: all.
     """
     model.eval()
     answers = [[""] * len(own) for own in prompts]
@@ -100,7 +101,12 @@ def write(
     for number, (batch, blocks) in enumerate(_batches(prompts)):
         inputs = _padded(model, tokenizer, [prompts[run][place] for run, place in batch], opening)
         routed = nullcontext() if blocks or not hasattr(model, NAME) else route(model, [run for run, _ in batch])
-        with routed, torch.random.fork_rng(enabled=how.temperature > 0), _only(model, config):
+        known: AbstractContextManager = nullcontext()
+        if asked and not opening and hasattr(model, NAME):
+            counts = torch.tensor([[asked[run][place]] for run, place in batch], device=model.device)
+            real = inputs["attention_mask"]
+            known = prompt(model, real * (real.cumsum(dim=1) <= counts))
+        with routed, known, torch.random.fork_rng(enabled=how.temperature > 0), _only(model, config):
             if how.temperature:
                 torch.manual_seed(how.seed + number)
             written = generate(**inputs)

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.record import gate_location, record_gates
-from unipelt.inject.state import MixtureState, attached_state
+from unipelt.inject.state import NAME, MixtureState, attached_state, prompt
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import POSITIONS, Encoded, Part
+from unipelt.tasks.batches import POSITIONS, PROMPT, Encoded, Part
 from unipelt.tasks.language_model import at_positions
 from unipelt.train.batches import longest_first
 from unipelt.train.precision import autocast
@@ -82,9 +82,11 @@ def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], inputs: d
 def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor], precision: str = "auto") -> Tensor:
     """Logits in float32 at least; nothing is kept for a next token, which a decoder would copy all keys and values for."""
     uncached = {"use_cache": False} if _can_cache(type(model)) else {}  # type: ignore[arg-type]  # a class is hashable
-    positions = inputs.get(POSITIONS)
-    inputs = {name: value for name, value in inputs.items() if name != POSITIONS}
-    with autocast(model.device, precision), nullcontext() if positions is None else at_positions(model, positions):
+    positions, mask = inputs.get(POSITIONS), inputs.get(PROMPT)
+    inputs = {name: value for name, value in inputs.items() if name not in (POSITIONS, PROMPT)}
+    asked = nullcontext() if mask is None or not hasattr(model, NAME) else prompt(model, mask)
+    chosen = nullcontext() if positions is None else at_positions(model, positions)
+    with autocast(model.device, precision), asked, chosen:
         logits = model(**inputs, **uncached).logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
