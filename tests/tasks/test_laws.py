@@ -238,3 +238,26 @@ def test_conll_files_have_a_word_and_a_tag_per_line(tmp_path):
     assert dataset.train.inputs["tokens"] == [["John", "lives"], ["in", "Rome"]]
     assert dataset.train.targets == [["B-PER", "O"], ["O", "B-LOC"]]
     assert data.read_table(path).lines == [3, 7]
+
+
+@EVERY
+def test_probabilities_say_how_often_they_are_right(kind, tmp_path, tokenizer):
+    """Logits three times too large get a temperature of 3; predictions stay, `present` and its description keep the temperature."""
+    task, train = loaded(kind, tmp_path)
+    logits = logits_of(None, 1, 4000, 1, task.outputs, False)[0] * 2
+    if task.probabilities(logits) is None:
+        assert task.fit_temperature(logits, train.targets) is None
+        return
+    drawn, several = torch.Generator().manual_seed(1), kind == "multi-label"
+    true = task.probabilities(logits)
+    targets = torch.bernoulli(true, generator=drawn) if several else torch.multinomial(true, 1, generator=drawn)[:, 0]
+    found = task.fit_temperature(3 * logits, targets.long().tolist())
+    assert found == pytest.approx(3, rel=0.1)
+    calibrated = replace(task, temperature=found)
+    assert task_of(json.loads(json.dumps(calibrated.describe()))) == calibrated
+    torch.testing.assert_close(calibrated.probabilities(found * logits), true)
+    encoded = task.encode(tokenizer, train, 64)
+    assert calibrated.decide(logits[:60], encoded) == task.decide(logits[:60], encoded)
+    shown = calibrated.present(found * logits, encoded, probabilities=True)
+    assert shown[f"p({task.labels[1]})"] == pytest.approx(true[:, 1].tolist(), abs=1e-6)
+    assert task.fit_temperature(logits * float("nan"), targets.long().tolist()) is None

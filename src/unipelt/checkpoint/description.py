@@ -35,7 +35,7 @@ TYPES: dict[str, Any] = {  # of the values in the JSON; base and head have all o
         "problem_type": str,
         "generation": dict,
     },
-    "task": {"name": str, "kind": str, "metric": str, "labels": [str], "columns": dict},
+    "task": {"name": str, "kind": str, "metric": str, "labels": [str], "columns": dict, "temperature": float},
     "results": dict,
     "recipe": {"max_length": int},
     "tokenizer": str,

@@ -181,11 +181,12 @@ class Task(ABC):
             *values, is_split_into_words=words, truncation=True, max_length=limit, padding=False, split_special_tokens=True,
             return_special_tokens_mask=True,
         )  # fmt: skip
+        truncated = sum(bool(one.overflowing) for one in coded.encodings or ())
         added = coded.pop("special_tokens_mask")
         features = {name: [np.array(tokens, dtype=np.int32) for tokens in coded[name]] for name in coded}
         replace_written(features["input_ids"], added, tokenizer)
         firsts = [first_tokens(coded.word_ids(i), len(own)) for i, own in enumerate(values[0])] if words else []
-        return Encoded(features, examples.targets, limit, firsts)
+        return Encoded(features, examples.targets, limit, firsts, truncated=truncated)
 
     @classmethod
     def collate(cls, parts: Sequence[Part], tokenizer: Any, device: torch.device) -> Batch:
@@ -246,6 +247,14 @@ class Task(ABC):
                 f"--proba: {self.kind} predicts no class per example, so there is no probability; leave it out"
             )
         return {"prediction": self.decide(logits, encoded)}
+
+    def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example output"] | None:
+        """The calibrated probability of each label for each example; None for a task without any."""
+        return None
+
+    def fit_temperature(self, logits: Float[Tensor, "example ..."], targets: Sequence[Any]) -> float | None:
+        """What the logits are divided by so that probabilities are calibrated on these examples; None for a task without any."""
+        return None
 
     def constant(self, train: Sequence[Any]) -> Any:
         """The prediction that needs no text, such as the largest class; None where there is none."""

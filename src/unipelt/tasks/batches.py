@@ -40,6 +40,8 @@ class Encoded:
     """how many of each prompt's tokens stand before the first answer: what gates with pool='prompt' average over"""
     decoder_start: int | None = None
     """of an encoder-decoder: what its answers begin after"""
+    truncated: int = 0
+    """examples that lost tokens to the largest length"""
 
     def __len__(self) -> int:
         return len(self.features["input_ids"])

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from unipelt.data import Columns, Examples, Table
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Batch, Encoded, foreign, weighted_mean
+from unipelt.tasks.calibration import fit_temperature
 from unipelt.tasks.labels import in_order, index_of, probability_columns
 
 
@@ -23,6 +25,8 @@ class Classification(Task):
 
     kind: ClassVar[str] = "classification"
     problem_type: ClassVar[str | None] = "single_label_classification"
+    temperature: float = 1.0
+    """what logits are divided by for probabilities, fitted on the validation examples"""
 
     @classmethod
     def matches(cls, table: Table, columns: Columns, separator: str | None) -> bool:
@@ -79,8 +83,14 @@ class Classification(Task):
     ) -> dict[str, list]:
         columns: dict[str, list] = {"prediction": [self.labels[index] for index in self.decide(logits, encoded)]}
         if probabilities:
-            columns |= probability_columns(self.labels, logits[:, : self.outputs].softmax(dim=-1))
+            columns |= probability_columns(self.labels, self.probabilities(logits))
         return columns
+
+    def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example label"]:
+        return (logits[:, : self.outputs] / self.temperature).softmax(dim=-1)
+
+    def fit_temperature(self, logits: Float[Tensor, "example output"], targets: Sequence[Any]) -> float | None:
+        return fit_temperature(logits[:, : self.outputs].double().numpy(), np.array(targets))
 
     def constant(self, train: Sequence[int]) -> int:
         """The largest class."""

@@ -14,6 +14,7 @@ from unipelt.data.tables import class_name, declared_name, is_missing
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Batch, Encoded, foreign, weighted_mean
+from unipelt.tasks.calibration import fit_temperature
 from unipelt.tasks.labels import in_order, index_of, probability_columns
 
 
@@ -25,6 +26,8 @@ class MultiLabel(Task):
     problem_type: ClassVar[str | None] = "multi_label_classification"
     separator: str = "|"
     """between the class names in a cell; a cell that is a list, as in JSON, needs none"""
+    temperature: float = 1.0
+    """what logits are divided by for probabilities, fitted on the validation examples"""
 
     @classmethod
     def matches(cls, table: Table, columns: Columns, separator: str | None) -> bool:
@@ -87,8 +90,14 @@ class MultiLabel(Task):
         said = [[name for name, one in zip(self.labels, own) if one] for own in self.decide(logits, encoded)]
         columns: dict[str, list] = {"prediction": [self.separator.join(names) for names in said]}
         if probabilities:
-            columns |= probability_columns(self.labels, logits[:, : self.outputs].sigmoid())
+            columns |= probability_columns(self.labels, self.probabilities(logits))
         return columns
+
+    def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example label"]:
+        return (logits[:, : self.outputs] / self.temperature).sigmoid()
+
+    def fit_temperature(self, logits: Float[Tensor, "example output"], targets: Sequence[Any]) -> float | None:
+        return fit_temperature(logits[:, : self.outputs].double().numpy(), np.array(targets))
 
     def constant(self, train: Sequence[list[int]]) -> list[int]:
         """The classes that more than half of the examples have."""

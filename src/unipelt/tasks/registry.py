@@ -63,6 +63,8 @@ def task_of(description: dict[str, Any]) -> Task:
         labels = fields.pop("labels")
         if not isinstance(labels, list | tuple) or not all(isinstance(one, str) for one in labels):
             raise TypeError(f"labels {labels!r}, expected names")
+        if not fields.get("temperature", 1.0) > 0:
+            raise TypeError(f"temperature {fields['temperature']!r}, expected a number above 0")
         task = TASKS[kind](columns=columns, labels=tuple(labels), **fields)
         if task.metric not in TASKS[kind].metrics(task.labels):
             raise TypeError(f"metric {task.metric!r}, expected one of {', '.join(TASKS[kind].metrics(task.labels))}")

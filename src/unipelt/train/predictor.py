@@ -106,7 +106,9 @@ class Predictor:
         else:
             found = self.task.present(logits, encoded, probabilities=proba)
         if least:
-            sure = (logits.softmax(dim=-1).amax(dim=-1) >= least).tolist()
+            probabilities = self.task.probabilities(logits)
+            assert probabilities is not None, "a task that chooses one class has probabilities"
+            sure = (probabilities.amax(dim=-1) >= least).tolist()
             found["prediction"] = [label if one else None for label, one in zip(found["prediction"], sure)]
         found |= {f"gate({name})": [round(value, 6) for value in values.tolist()] for name, values in gated.items()}
         columns = dict(table.columns)

@@ -31,6 +31,8 @@ class Progress:
     """the run's share of the time"""
     curve: list[dict[str, float]] = field(default_factory=list)
     """one entry per evaluation: epoch, step, loss, metrics"""
+    temperature: float | None = None
+    """of the best parameters, fitted on the validation examples; None where there are no probabilities"""
 
 
 @dataclass

@@ -182,6 +182,8 @@ class RunRecord:
     """trainable parameters by change; `head` for the head"""
     rows: dict[str, Any] | None = None
     """number and fingerprint of the examples of train, validation and test"""
+    truncated: dict[str, int] | None = None
+    """examples of train, validation and test that lost tokens to the recipe's max_length"""
     labels: list[str] | None = None
     """class names; empty for a task without classes"""
     predictions: list[Any] | None = None

@@ -84,6 +84,7 @@ class Plan:
         first = progress.best_epoch < 0 and not math.isnan(value)
         if better := first or METRICS[self.task.metric].better(value, progress.best):
             progress.best, progress.best_epoch, progress.waited = value, epoch, 0
+            progress.temperature = self.task.fit_temperature(logits, targets)
         else:
             progress.waited += 1
         if progress.step >= self.steps:
@@ -103,8 +104,12 @@ class Plan:
         best = next((one for one in progress.curve if one["epoch"] == progress.best_epoch), progress.curve[-1])
         record.validation = best[self.task.metric]
         record.validation_metrics = {name: value for name, value in best.items() if name not in ("step", "train_loss")}
+        task = self.task.natural()
+        if progress.temperature is not None:
+            task = replace(task, temperature=progress.temperature)  # type: ignore[call-arg]
+            record.description = task.describe()
         if logits is not None and self.test is not None and self.test.targets is not None:
-            record.predictions = self.task.natural().decide(logits, self.test)
+            record.predictions = task.decide(logits, self.test)
             record.targets = list(self.test.targets)
             record.logits = self.task.recorded_logits(logits)
             record.test_metrics = self.task.score(record.predictions, record.targets)

@@ -174,7 +174,7 @@ def plan_of(
     encoded = {name: cache.encode(task, tokenizer, part, longest) for name, part in splits.parts.items()}
     record = RunRecord(
         config=asdict(config), description=task.describe(), metric=task.metric, recipe=asdict(recipe),
-        labels=list(task.labels), rows=splits.fingerprints, parameters=parameters(task.outputs),
+        labels=list(task.labels), rows=splits.fingerprints, truncated={name: part.truncated for name, part in encoded.items()}, parameters=parameters(task.outputs),
         complete=config.k != "all" or cache.dataset(config).complete, majority=_majority(task, splits), identity=identity,
     )  # fmt: skip
     output = output_of(model)
