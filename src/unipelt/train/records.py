@@ -190,6 +190,8 @@ class RunRecord:
     """what was predicted for each test example, in order: a class index, a number, a list"""
     logits: list[list[float]] | None = None
     """of each test example, in order, to four digits: a number a class; None for tasks without classes, and for many examples"""
+    temperature: float | None = None
+    """what logits are divided by for probabilities, fitted on the validation examples; None for tasks without probabilities"""
     texts: list[str] | None = None
     """what was written for each test example, in order, where the task is generation"""
     targets: list[Any] | None = None

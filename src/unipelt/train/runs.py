@@ -107,7 +107,7 @@ class Plan:
         task = self.task.natural()
         if progress.temperature is not None:
             task = replace(task, temperature=progress.temperature)  # type: ignore[call-arg]
-            record.description = task.describe()
+            record.description, record.temperature = task.describe(), progress.temperature
         if logits is not None and self.test is not None and self.test.targets is not None:
             record.predictions = task.decide(logits, self.test)
             record.targets = list(self.test.targets)
