@@ -29,6 +29,12 @@ def compare(
         panel="Training",
         help="time budget in minutes: shortens training to fit two seeds per method; repeat the command with more minutes to continue (default: no limit)",
     ),
+    learning_curve: bool = option(
+        True,
+        "--learning-curve/--no-learning-curve",
+        panel="Training",
+        help="train the recommended method on a quarter and on half of the examples too, to see whether more labels would help",
+    ),
     device: str = option(
         "auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)"
     ),
@@ -54,6 +60,7 @@ def compare(
     usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in given}
     grid, study = parse_options(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
     from unipelt.cli.progress import StudyWatch
+    from unipelt.data.summary import summarise
     from unipelt.study.budget import estimate, in_time
     from unipelt.study.compare import CheckpointSaver, in_rounds, test_sets
     from unipelt.study.engine import hidden_size, identities, run_study
@@ -70,7 +77,7 @@ def compare(
         chosen, why = _epochs(study, plan, cache, target, Path(out), minutes, deadline)
         study = replace(study, recipe=study.recipe | ({"epochs": chosen} if chosen else {}))
         notes += [why] if why else []
-    store = Store.create(out, {COMPARISON: plan[0].task, **study.facts})
+    store = Store.create(out, {COMPARISON: plan[0].task, "k": plan[0].k, **study.facts})
     again = store.plan(plan, identities(plan, study, cache), minutes)
     if again:
         notes.append(
@@ -78,6 +85,7 @@ def compare(
         )
     for name, examples in test_sets(study, plan, cache).items():
         store.keep_examples(name, examples.inputs, [examples.name_of(index) for index in range(len(examples))])
+    store.note("examples", summarise(cache.splits(study.config(plan[0]))))
     store.assign(in_rounds)
     keeper = CheckpointSaver(store.path.parent)
     if deadline is None and (pending := store.pending()):
@@ -87,10 +95,33 @@ def compare(
     with StudyWatch(store) as watch:
         for note in notes:
             watch.log(note)
-        run_study(
-            store, study, device=device, log=watch.log, on_step=watch, keep=keeper, deadline=deadline, cache=cache
-        )
+        how: dict[str, Any] = {
+            "device": device,
+            "log": watch.log,
+            "on_step": watch,
+            "deadline": deadline,
+            "cache": cache,
+        }
+        run_study(store, study, keep=keeper, **how)
+        if learning_curve and not store.pending() and (fewer := _fewer(store, study, cache)):
+            store.plan(fewer)
+            store.assign(in_rounds)
+            run_study(store, study, **how)
     _say(store, keeper, Path(out), minutes, watch.whole)
+
+
+def _fewer(store: Any, study: StudyConfig, cache: Any) -> list[Any]:
+    """The runs of the recommended method on fewer examples; none where no run is finished."""
+    from unipelt.report.recommendation import recommend
+    from unipelt.report.study import read
+    from unipelt.study.learning_curve import smaller
+
+    try:
+        found = read(store)
+    except UserError:
+        return []
+    taken = recommend(found)
+    return smaller([run.key for run in found.chosen if (run.method, run.lr) == (taken.take, taken.lr)], study, cache)
 
 
 def _epochs(

@@ -12,15 +12,16 @@ from unipelt.report.claims import Claim, claim_table, claims
 from unipelt.report.comparison import Comparison, comparison_table, headline
 from unipelt.report.drawing import Figure
 from unipelt.report.figures import figures, gate_means
-from unipelt.report.page import Section, page
+from unipelt.report.page import page
 from unipelt.report.recommendation import Recommendation, recommend
 from unipelt.report.runs import LISTED
 from unipelt.report.scores import scores, whole
+from unipelt.report.sections import own_sections
 from unipelt.report.study import Study, read
-from unipelt.report.tables import FORMS, Table, as_csv
+from unipelt.report.tables import FORMS, Section, Table, as_csv, markdown
 from unipelt.study.store import EFFICIENCY, Store
 
-PAGE = "report.html"
+PAGE, MARKDOWN = "report.html", "report.md"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Report:
     headline: str
     why: str
     """what else there is to say of it"""
+    cautions: list[str]
+    """what to know before the numbers are trusted"""
+    sections: list[Section]
+    """what the page shows, in its order"""
     comparisons: dict[int | str, Comparison]
     """by size; of a comparison on one's own file, that beside the recommended method"""
     recommendation: Recommendation | None
@@ -45,44 +50,67 @@ def build(folder: Path) -> Report:
     store = Store.read(folder)
     try:
         study = read(store)
+        advice = recommend(study) if study.own_file else None
+        careful, own = own_sections(study, advice, store) if advice else ([], [])
     finally:
         store.close()
     measured = efficiency_of(folder / EFFICIENCY)
-    advice = recommend(study) if study.own_file else None
-    compared = dict.fromkeys(study.sizes[:1], advice.comparison) if advice else study.compared
-    tables = {
-        "comparison": comparison_table(compared, study.own_file), "table 1": scores(study), "validation": scores(study, "validation"),
-        "table 3": whole(study), "table 4": details.efficiency(study, measured), "rates": details.rates(study), "failed": details.failures(study),
-    }  # fmt: skip
+    compared = {study.sizes[0]: advice.comparison} if advice else study.compared
+    tables = {"comparison": comparison_table(compared, study.own_file), "failed": details.failures(study)}
     judged = {} if advice else {k: claims(study.samples_of(k)) for k in study.sizes}
     if not advice:
         tables |= {
-            "table 2": paper_comparison.bound(study), "beside the paper": paper_comparison.beside(study), "differences": details.differences(study),
-            "ranks": details.ranks(study), "claims": claim_table(judged), "sweeps": details.swept(study),
+            "table 1": scores(study), "validation": scores(study, "validation"), "table 2": paper_comparison.bound(study),
+            "table 3": whole(study), "table 4": details.efficiency(study, measured), "beside the paper": paper_comparison.beside(study),
+            "differences": details.differences(study), "ranks": details.ranks(study), "claims": claim_table(judged),
+            "rates": details.rates(study), "sweeps": details.swept(study),
         }  # fmt: skip
     drawn = figures(study)
     missing = [] if study.own_file else _missing(tables, drawn, measured is not None)
     head, why = (f"Take {advice.take}", advice.why) if advice else (headline(compared), "")
     shown = {} if advice else compared
-    files = {PAGE: page(study, head, why, shown, _sections(tables, drawn), missing).encode()}
-    files |= {f"{table.name}.{kind}": form(table).encode() for table in filter(None, tables.values()) for kind, form in FORMS.items()}  # fmt: skip
-    files |= {f"{figure.name}.{kind}": data for figure in drawn for kind, data in figure.files.items()}
+    sections = [one for one in _sections(tables, drawn, own) if one.parts]
+    parts = [part for section in sections for part in section.parts]
+    files = {PAGE: page(study, head, why, shown, sections, missing, careful).encode()}
+    files |= {f"{one.name}.{kind}": form(one).encode() for one in parts if isinstance(one, Table) for kind, form in FORMS.items()}  # fmt: skip
+    files |= {
+        f"{one.name}.{kind}": data for one in parts if isinstance(one, Figure) for kind, data in one.files.items()
+    }
+    if advice:
+        files[MARKDOWN] = _markdown(head, why, careful, sections).encode()
     files["runs.csv"] = as_csv([LISTED, *([getattr(run, name) for name in LISTED] for run in study.chosen)]).encode()
     gates = [
         (*key, *place, value) for key, (_, _, means) in gate_means(study).items() for place, value in means.items()
     ]
     if gates:
         files["gates.csv"] = as_csv([("k", "method", "task", "layer", "change", "mean"), *gates]).encode()
-    return Report(study, head, why, compared, advice, judged, tables, missing, files)
+    return Report(study, head, why, careful, sections, compared, advice, judged, tables, missing, files)
 
 
-def _sections(tables: dict[str, Table], drawn: Sequence[Figure]) -> list[Section]:
+def _markdown(head: str, why: str, careful: Sequence[str], sections: Sequence[Section]) -> str:
+    """The page's words and tables."""
+    texts = [f"# {head}", why, "\n".join(f"- {one}" for one in careful)]
+    for section in sections:
+        texts += [
+            f"## {section.heading}",
+            section.say,
+            *(markdown(part).strip() for part in section.parts if isinstance(part, Table)),
+        ]
+    return "\n\n".join(filter(None, texts)) + "\n"
+
+
+def _sections(tables: dict[str, Table], drawn: Sequence[Figure], own: Sequence[Section]) -> list[Section]:
     def those(*names: str) -> list[Table | Figure]:
         return [table for name in names if (table := tables.get(name))]
 
     def pictures(start: str) -> list[Table | Figure]:
         return [figure for figure in drawn if figure.name.startswith(start)]
 
+    if own:
+        return [
+            Section("Methods", those("comparison")), *own, Section("Gates", pictures("gates")),
+            Section("Training", pictures("curves")), Section("Details", those("failed"), folded=True),
+        ]  # fmt: skip
     return [
         Section("Comparison", [*pictures("answer"), *those("comparison", "claims", "differences", "ranks")]),
         Section("Scores", those("table 1", "table 2", "table 3")),

@@ -27,6 +27,10 @@ class Line:
     lr: float | None = None
     parameters: int | None = None
     """numbers that were trained"""
+    seconds: float | None = None
+    """of training, evaluation included: mean of its runs"""
+    per_text: float | None = None
+    """seconds to predict one test example: mean of its runs"""
 
     @property
     def real(self) -> bool:
@@ -184,45 +188,56 @@ def scaled(found: Estimate | None, scale: float, turn: bool = False, **more: obj
     return replace(Cell(scale * found.value, low=low, high=high), **more)  # type: ignore[arg-type]
 
 
-NOTES = [
-    "95 % intervals; the last column says what they allow for. Differences are paired: over the same seeds and test examples.",
-    "Real: p < 0.05 after Holm's correction over the comparisons, with two seeds at least. One seed cannot show what training changes, so nothing is judged from it.",
-]  # fmt: skip
+REAL_NOTE = "Real: p < 0.05 after Holm's correction over the comparisons, with two seeds at least. One seed cannot show what training changes, so nothing is judged from it."  # fmt: skip
 
 
 def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> Table:
     """A block a size: every method beside the reference. own_file: validation chose the reference, so it stands first too."""
-    blocks = []
-    columns: list[str] = []
+    blocks, columns = [], []
+    alike = own_file and {_covers(line) for one in found.values() for line in one.lines}
     for k, one in found.items():
         unit = "" if one.scale == 1 else " ×100"
         what = one.metric.replace("_", " ") if one.metric else "metric, average"
-        more = [f"validation {what}{unit}"] if own_file else []
+        left = [f"validation {what}{unit}"] if own_file else []
         against = f"less {one.reference}" if own_file else "less the best"
-        extra = ["learning rate", "trained parameters"] if own_file else []
-        columns = ["method", *more, f"test {what}{unit}", against, "verdict", *extra, "seeds", "intervals over"]
-        rows = [_row(one, line, own_file) for line in one.lines]
+        right = ["trained parameters", "training, s", "prediction, ms a text", "learning rate"] if own_file else []
+        right += ["seeds", *([] if alike and len(alike) == 1 else ["intervals over"])]
+        columns = ["method", *left, f"test {what}{unit}", against, "verdict", *right]
+        rows = [_row(one, line, own_file, len(columns)) for line in one.lines]
         if one.largest is not None:
-            empty = Cell("")
-            rows.append(
-                [Cell(LARGEST), *[empty] * len(more), Cell(one.shown(one.largest)), *[empty] * (4 + len(extra))]
-            )
+            row = [Cell(LARGEST), *[Cell("")] * len(left), Cell(one.shown(one.largest))]
+            rows.append(row + [Cell("")] * (len(columns) - len(row)))
         tasks = f"{one.tasks} tasks" if one.tasks > 1 else ""
         blocks.append(Block("" if own_file else ", ".join(filter(None, [size_label(k), tasks, one.seeds])), rows))
     title = "Every method beside the recommended one" if own_file else "Every method beside the best"
     notes = ["Validation examples rank the methods and choose their learning rates; test examples chose nothing."] if own_file else ["The best is chosen by test results, so the correction counts every pair of methods."]  # fmt: skip
-    return Table("comparison", title, columns, blocks, [*notes, *NOTES])
+    over = (
+        f"the intervals allow for {alike.pop()}"
+        if alike and len(alike) == 1
+        else "the last column says what they allow for"
+    )
+    paired = "Differences are paired: over the same seeds and test examples."
+    times = ["Times are those of one run on this machine, its share where several ran at once."] if own_file else []
+    return Table("comparison", title, columns, blocks, [*notes, f"In brackets: 95 % intervals; {over}. {paired}", REAL_NOTE, *times])  # fmt: skip
 
 
-def _row(one: Comparison, line: Line, own_file: bool) -> list[Cell]:
+def _covers(line: Line) -> str:
+    return line.gap.covers if line.gap and line.word != "no seed in common" else line.score.covers
+
+
+def _row(one: Comparison, line: Line, own_file: bool, columns: int) -> list[Cell]:
     first = line.method == one.reference
     gap = scaled(line.gap, one.scale, not one.higher_is_better, signed=True, mark="real" if line.real else "")
     gap = (
         Cell("recommended" if own_file else "best") if first else gap if line.word != "no seed in common" else Cell("")
     )
-    extra = [Cell(line.lr, digits=-1), Cell(f"{line.parameters:,}" if line.parameters else "")] if own_file else []
-    covers = line.gap.covers if line.gap else line.score.covers
-    return [
-        Cell(line.method, mark="best" if first else ""), *([Cell(one.shown(line.validation))] if own_file else []),
-        scaled(line.score, one.scale), gap, Cell(line.word), *extra, Cell(line.score.seeds, digits=0), Cell(covers if line.word != "no seed in common" else line.score.covers),
+    left = [Cell(one.shown(line.validation))] if own_file else []
+    right = [
+        Cell(f"{line.parameters:,}" if line.parameters else ""), Cell(line.seconds, digits=0),
+        Cell(None if line.per_text is None else 1000 * line.per_text, digits=1), Cell(line.lr, digits=-1),
+    ] if own_file else []  # fmt: skip
+    row = [
+        Cell(line.method, mark="best" if first else ""), *left, scaled(line.score, one.scale), gap, Cell(line.word), *right,
+        Cell(line.score.seeds, digits=0), Cell(_covers(line)),
     ]  # fmt: skip
+    return row[:columns]

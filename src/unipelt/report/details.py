@@ -67,7 +67,7 @@ def ranks(study: Study) -> Table:
 def efficiency(study: Study, measured: Sequence[dict[str, Any]] | None) -> Table:
     """The paper's table 4, from a benchmark's ratios; else from the runs' own seconds, training alone."""
     if measured:
-        return _measured(measured, with_paper=not study.own_file)
+        return _measured(measured)
     steps: dict[tuple, list[float]] = defaultdict(list)
     widths: dict[str, set[int]] = defaultdict(set)
     for run in study.chosen:
@@ -80,15 +80,14 @@ def efficiency(study: Study, measured: Sequence[dict[str, Any]] | None) -> Table
             ratios[method].append(fmean(here) / fmean(steps[FULL, *where]))
     order = sorted(ratios, key=method_order)
     rows = [[Cell(m), Cell(geometric_mean(ratios[m])), Cell(" ".join(map(str, sorted(widths[m]))))] for m in order]
-    place = "" if study.own_file else " (in place of the paper's table 4)"
     return Table(
-        "table4-seconds", f"Seconds a step of the runs themselves, full fine-tuning = 1{place}", ["method", "training, evaluation included", "runs at once"],
+        "table4-seconds", "Seconds a step of the runs themselves, full fine-tuning = 1 (in place of the paper's table 4)", ["method", "training, evaluation included", "runs at once"],
         [Block("", rows)] if len(rows) > 1 else [],
         ["Not a benchmark: each run's share of its fleet's time as the study ran, so methods that ran more at once cost less here. Inference was not measured."],
     )  # fmt: skip
 
 
-def _measured(measured: Sequence[dict[str, Any]], with_paper: bool) -> Table:
+def _measured(measured: Sequence[dict[str, Any]]) -> Table:
     """A benchmark's ratios, each with its lowest and highest, a block for each base, batch and machine."""
     order = sorted(measured, key=lambda row: method_order(str(row["method"])))
     names = [name for name in RATIOS if any(row.get(name) is not None for row in order)]
@@ -101,11 +100,11 @@ def _measured(measured: Sequence[dict[str, Any]], with_paper: bool) -> Table:
     theirs = {m: {"train": t / 100, "inference": i / 100} for m, (t, i) in paper()["time"].items()}
     here = dict.fromkeys(str(row["method"]) for row in order)
     printed = [[Cell(m), *(Cell(theirs[m].get(name)) for name in names)] for m in here if m in theirs]
-    blocks += [Block(f"the paper, {paper()['base']}", printed)] if with_paper and printed else []
+    blocks += [Block(f"the paper, {paper()['base']}", printed)] if printed else []
     note = "Ours: measured side by side by a benchmark (efficiency.json), medians over its rounds, with the lowest and the highest."
     return Table(
-        "table4-cost", "Cost, full fine-tuning = 1" + " (the paper's table 4)" * with_paper, ["method", *(RATIOS[name] for name in names)], blocks,
-        [note + " The paper's are of its own code and device." * with_paper],
+        "table4-cost", "Cost, full fine-tuning = 1 (the paper's table 4)", ["method", *(RATIOS[name] for name in names)], blocks,
+        [note + " The paper's are of its own code and device."],
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ read from the study's file: predictions, targets and logits of each run (`RunRec
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class Answered:
     targets: list[Any] = field(default_factory=list)
     logits: list[list[float]] = field(default_factory=list)
     """a number a class; empty where a run has none: tasks without classes, and test sets of more than 20,000 numbers"""
+    temperatures: dict[int, float] = field(default_factory=dict)
+    """by run: what its logits are divided by for probabilities"""
     run: list[int] = field(default_factory=list)
     """seed of the run that answered; with folds, its number: repeat × folds + fold"""
     inputs: dict[str, list[Any]] = field(default_factory=dict)
@@ -51,16 +53,37 @@ class Answered:
     parameters: int | None = None
     """numbers that are trained and stored, of one run"""
 
-    def probabilities(self) -> Float[np.ndarray, "entry label"]:
-        """softmax(logits), or each label's σ(logit) where an example may have several; of shape (0, labels) without logits."""
+    def probabilities(self, calibrated: bool = True) -> Float[np.ndarray, "entry label"]:
+        """softmax(logits / temperature), or each label's σ where an example may have several; of shape (0, labels) without logits."""
         logits = np.array(self.logits, dtype=np.float64).reshape(len(self.logits), len(self.labels))
+        if calibrated and len(logits):
+            logits = logits / np.array([[self.temperatures.get(run, 1.0)] for run in self.run])
         if self.targets and isinstance(self.targets[0], list):
             return 1 / (1 + np.exp(-logits))
         powers = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
         return powers / powers.sum(axis=-1, keepdims=True)
 
+    def once(self, seed: int) -> "Answered":
+        """Each example once: of held-out test examples the answers of one run, of folds those of the first repeat."""
+        if self.origin == TEST or not self.names:
+            kept = [place for place, run in enumerate(self.run) if run == seed or self.origin != TEST]
+        else:
+            first: dict[str, int] = {}
+            for place, name in enumerate(self.names):
+                first.setdefault(name, place)
+            kept = [*first.values()]
 
-COLUMNS = ("id", "labels", "predictions", "targets", "logits", "rows", "seconds", "predicting")
+        def chosen(values: list) -> list:
+            return [values[place] for place in kept] if values else []
+
+        parts: dict[str, Any] = {
+            name: chosen(getattr(self, name)) for name in ("predictions", "targets", "logits", "run", "names")
+        }
+        parts["inputs"] = {name: chosen(values) for name, values in self.inputs.items()}
+        return replace(self, **parts)
+
+
+COLUMNS = ("id", "labels", "predictions", "targets", "logits", "rows", "seconds", "predicting", "temperature")
 
 
 def evidence(store: Store, runs: Sequence[Run], folds: bool = False) -> dict[str, Answered]:
@@ -83,6 +106,8 @@ def evidence(store: Store, runs: Sequence[Run], folds: bool = False) -> dict[str
         one.predictions += said
         one.targets += right
         one.run += [run.seed] * len(said)
+        if row["temperature"]:
+            one.temperatures[run.seed] = row["temperature"]
         one.logits += row["logits"] or [] if len(one.logits) == before else []
         kept = store.examples(str(row["rows"]["test"]["fingerprint"])) if row["rows"] else None
         inputs, names = kept or ({}, [])

@@ -1,33 +1,23 @@
 """One HTML page that needs nothing but itself."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from unipelt.report.comparison import Comparison
-from unipelt.report.drawing import Figure
 from unipelt.report.names import size_label, task_label, task_order
 from unipelt.report.scores import ALL
 from unipelt.report.statistics import Estimate
 from unipelt.report.study import Study
-from unipelt.report.tables import Cell, Table
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, and what stands under it."""
-
-    heading: str
-    parts: Sequence[Table | Figure]
-    folded: bool = False
-    """each part opens with a click"""
+from unipelt.report.tables import Cell, Section, Table
 
 
 def page(
-    study: Study, headline: str, why: str, cards: Mapping[int | str, Comparison], sections: Sequence[Section], missing: Sequence[str]
+    study: Study, headline: str, why: str, cards: Mapping[int | str, Comparison], sections: Sequence[Section], missing: Sequence[str],
+    cautions: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """headline: the answer in words; why: what else there is to say of it. missing: what could not be shown, in words."""
+    """headline: the answer in words; why: what else there is to say of it. missing: what could not be shown, in words.
+    cautions: what to know before the numbers are trusted."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -43,6 +33,7 @@ def page(
         why=why,
         sections=[section for section in sections if section.parts],
         missing=missing,
+        cautions=cautions,
         facts=_facts(study),
         style=Markup(text("page.css")),
         script=Markup(text("page.js")),

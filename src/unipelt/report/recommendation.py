@@ -1,6 +1,6 @@
 """Which method to take for one's own file: validation examples choose it, test examples say how sure that is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
@@ -51,13 +51,26 @@ def recommend(study: Study) -> Recommendation:
     found = compare([of], order, take)
     lines = {line.method: line for line in found.lines}
     filled = [
-        replace(lines[m], validation=sign * fmean(validation[m].values()), lr=rates[m], parameters=sizes[m] or None)
+        replace(
+            lines[m], validation=sign * fmean(validation[m].values()), lr=rates[m], parameters=sizes[m] or None,
+            seconds=_mean(run.seconds for run in runs if run.method == m),
+            per_text=_mean(
+                run.predicting / len(of.answers[m, run.seed].targets)
+                for run in runs
+                if run.method == m and run.predicting is not None and (m, run.seed) in of.answers
+            ),
+        )
         for m in order
-    ]
+    ]  # fmt: skip
     found = replace(found, lines=filled)
     metric = found.metric.replace("_", " ")
     why = [*_by_validation(validation, take, best, near, metric), *_by_test(found), *_beside_largest(found, beside_largest_class(of, take))]  # fmt: skip
     return Recommendation(take, rates[take], " ".join(why), found)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _lead(one: Seeds, other: Seeds) -> int:

@@ -27,15 +27,14 @@ def scores(study: Study, kind: str = "test") -> Table:
     grid = study.test if kind == "test" else study.validation
     sizes = [k for k in study.sizes if k != ALL]
     number, what = ("1", "Test metric") if kind == "test" else ("1-validation", "Best validation metric")
-    place = " (the paper's table 1)" if kind == "test" and not study.own_file else ""
+    place = " (the paper's table 1)" if kind == "test" else ""
     title = f"{what}, mean and standard deviation over seeds{place}"
     return _table(study, grid, sizes, f"table{number}", title, kind == "test")
 
 
 def whole(study: Study) -> Table:
     """The paper's table 3: every training example."""
-    place = "" if study.own_file else " (the paper's table 3)"
-    title = f"Test metric with all training examples, mean and standard deviation over seeds{place}"
+    title = "Test metric with all training examples, mean and standard deviation over seeds (the paper's table 3)"
     table = _table(study, study.test, [ALL] if ALL in study.sizes else [], "table3-all", title, True)
     if table and study.incomplete & {*study.tasks(ALL)}:
         note = "* The training set is a subset of the published one, so these are not the paper's numbers for K = all."
@@ -60,13 +59,13 @@ def _table(study: Study, grid: Grid, sizes: Sequence[int | str], name: str, titl
 
 
 def _rows(study: Study, grid: Grid, k: int | str, over: Sequence[str], ranks: bool, test: bool) -> list[list[Cell]]:
-    """Best ones are marked where two seeds at least stand behind each, and nowhere on one's own file, which has its own answer."""
+    """Best ones are marked where two seeds at least stand behind each."""
     which, several = study.methods(k), len(over) > 1
     columns = {task: [grid.get((k, task, method)) for method in which] for task in over}
     signs = {task: 1 if higher_is_better(study.metrics[task]) else -1 for task in over}
     values = {task: [signs[task] * mean(cell) if cell else None for cell in cells] for task, cells in columns.items()}
     some = [len(cell) for cells in columns.values() for cell in cells if cell]
-    marked = not study.own_file and min(some, default=0) > 1
+    marked = min(some, default=0) > 1
     tops = {task: marks(of) if marked else [""] * len(which) for task, of in values.items()}
     groups = [study.averaged(k), *([[task for task in study.averaged(k) if task != COLA]] if COLA in over else [])] if several else []  # fmt: skip
     averages = [[average(grid, k, method, tasks) for method in which] for tasks in groups]
@@ -128,9 +127,7 @@ def _notes(study: Study, over: Sequence[str], ranks: bool) -> list[str]:
         metrics.setdefault(study.metrics[task].replace("_", " ") + unit, []).append(task_label(task))
     said = "; ".join(f"{metric}: {', '.join(names)}" for metric, names in sorted(metrics.items()))
     marked = (
-        ""
-        if study.own_file
-        else " Bold: best, underlined: second best, where every method has two seeds at least; not a test of differences."
+        " Bold: best, underlined: second best, where every method has two seeds at least; not a test of differences."
     )
     several = (
         " An average stands only where every task is there; its deviation is that of the seeds' averages."
@@ -140,5 +137,5 @@ def _notes(study: Study, over: Sequence[str], ranks: bool) -> list[str]:
     return [
         f"Metrics: {said}.{marked}",
         f"The learning rate of each task, K and method is the one with the best mean validation metric over seeds.{several}",
-        *([] if study.own_file else [f"{LARGEST.capitalize()}: the metric of always naming the most frequent class of the test examples, 0 for a correlation."]),
+        f"{LARGEST.capitalize()}: the metric of always naming the most frequent class of the test examples, 0 for a correlation.",
     ]  # fmt: skip

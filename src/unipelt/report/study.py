@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
@@ -75,6 +75,8 @@ class Study:
     listed: list[Run]
     """those that stand in tables: all but the points of sweeps"""
     samples: dict[tuple[int | str, str], Sample]
+    fewer: list[Run] = field(default_factory=list)
+    """of a comparison on one file: finished runs on fewer training examples, for a learning curve"""
 
     def __post_init__(self) -> None:
         self.test, self.validation = gather(self.listed), gather(self.listed, "validation")
@@ -158,7 +160,11 @@ class Study:
 
 def read(store: Store) -> Study:
     """Read a store, also one that is still being written. Raises UserError where no run is finished."""
+    facts, own_file = facts_of(store)
     runs, chosen = read_runs(store)
+    size = facts.pop("k", None) if own_file else None
+    fewer = [run for run in chosen if size not in (None, run.k)]
+    chosen = [run for run in chosen if size in (None, run.k)]
     if not any(run.test is not None for run in chosen):
         failed = sum(run.failed for run in runs)
         raise UserError(
@@ -176,5 +182,4 @@ def read(store: Store) -> Study:
         for run in sorted(here, key=lambda run: run.seed):
             values[run.method][run.seed] = run.test  # type: ignore[assignment]
         samples[k, task] = sample(f"{k}/{task}", here[0].metric, values, answers(store, here))
-    facts, own_file = facts_of(store)
-    return Study(facts, own_file, runs, chosen, sweeps, listed, samples)
+    return Study(facts, own_file, runs, chosen, sweeps, listed, samples, fewer)

@@ -4,11 +4,13 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
+
+    from unipelt.report.drawing import Figure
 
 NOTHING = "–"
 PARTS = ("sd", "low", "high", "note")
@@ -30,6 +32,8 @@ class Cell:
     digits: int = 2
     """behind the point; −1: as short as it is exact"""
     signed: bool = False
+    shade: float | None = None
+    """0 to 1: how dark the page colours it"""
 
     @property
     def text(self) -> str:
@@ -74,6 +78,8 @@ class Table:
     columns: Sequence[str]
     blocks: Sequence[Block]
     notes: Sequence[str] = field(default=())
+    most: int | None = None
+    """rows of a block that the page, the terminal and Markdown show; its CSV has all"""
 
     def __bool__(self) -> bool:
         return any(block.rows for block in self.blocks)
@@ -82,6 +88,31 @@ class Table:
     def rows(self) -> list[tuple[str, Sequence[Cell]]]:
         """Each with its block's heading."""
         return [(block.heading, row) for block in self.blocks for row in block.rows]
+
+    def short(self, most: int | None = None) -> "Table":
+        """With the rows that are shown, and a note of how many more there are."""
+        most = self.most if most is None else most
+        cut = sum(max(0, len(block.rows) - most) for block in self.blocks) if most is not None else 0
+        if not cut:
+            return self
+        blocks = [Block(block.heading, block.rows[:most]) for block in self.blocks]
+        return replace(self, blocks=blocks, notes=[f"{cut:,} more are in {self.name}.csv.", *self.notes])
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence that answers it, and the evidence."""
+
+    heading: str
+    parts: "Sequence[Table | Figure]"
+    say: str = ""
+    folded: bool = False
+    """each part opens with a click"""
+
+    @property
+    def title(self) -> str:
+        """Heading and sentence on one line."""
+        return f"{self.heading}{'' if self.heading.endswith('?') or not self.say else ':'} {self.say}".strip()
 
 
 def on_terminal(table: Table, block: Block) -> "RichTable":
@@ -101,6 +132,7 @@ def on_terminal(table: Table, block: Block) -> "RichTable":
 
 
 def markdown(table: Table) -> str:
+    table = table.short()
     lines = [f"### {_plain(table.title)}", ""]
     for block in table.blocks:
         lines += [f"**{_plain(block.heading)}**", ""] if block.heading else []
@@ -153,6 +185,7 @@ def as_csv(rows: Sequence[Sequence[object]]) -> str:
 
 def latex(table: Table) -> str:
     """A table for booktabs; every special character is escaped."""
+    table = table.short()
     width = len(table.columns)
     lines = ["% needs booktabs", r"\begin{table}", r"\centering", rf"\caption{{{escape(table.title)}}}", rf"\label{{tab:{table.name}}}",
              rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule", " & ".join(map(escape, table.columns)) + r" \\"]  # fmt: skip

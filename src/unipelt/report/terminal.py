@@ -1,4 +1,4 @@
-"""The report on a terminal: the same answer and the same table as on the page."""
+"""The report on a terminal: the same answer, sentences and tables as on the page."""
 
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -7,29 +7,46 @@ from unipelt.report.build import Report
 from unipelt.report.claims import claim_line
 from unipelt.report.figures import gate_means
 from unipelt.report.names import size_label
-from unipelt.report.tables import on_terminal
+from unipelt.report.tables import Table, on_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+MOST = {"mistakes": 5, "classes": 20}
+"""rows of a table that a terminal shows"""
+
 
 def show(made: Report, console: "Console") -> None:
-    """The answer, the comparison, the paper's claims, the gates, and what is missing."""
-    table = made.tables["comparison"]
-    said = [f"{made.study.model}: {made.study.progress}", ": ".join(filter(None, [made.headline, made.why]))]
-    more = [
-        *table.notes,
-        *filter(None, (claim_line(k, claim) for k, of in made.claims.items() for claim in of)),
-        *gate_lines(made),
-    ]
-    more += [f"not measured: {'; '.join(made.missing)}"] * bool(made.missing)
-    for line in said:
-        console.print(line, markup=False, highlight=False)
-    for block in table.blocks:
-        console.print()
-        console.print(on_terminal(table, block))
-    for line in ["", *more]:
-        console.print(line, markup=False, highlight=False)
+    """The answer and the comparison; of one's own file every section, of a study the paper's claims; gates, what is missing."""
+
+    def say(*lines: str) -> None:
+        for line in lines:
+            console.print(line, markup=False, highlight=False)
+
+    def draw(table: Table) -> None:
+        table = table.short(MOST.get(table.name, table.most))
+        for block in table.blocks:
+            console.print(on_terminal(table, block))
+        say(*table.notes)
+
+    say(f"{made.study.model}: {made.study.progress}", ": ".join(filter(None, [made.headline, made.why])))
+    if made.cautions:
+        say("", "Before you trust the numbers:", *(f"- {one}" for one in made.cautions))
+    for section in made.sections if made.recommendation else []:
+        tables = [part for part in section.parts if isinstance(part, Table)]
+        if section.say or (tables and not section.folded):
+            say("", section.title)
+            for table in tables:
+                draw(table)
+    if not made.recommendation:
+        table = made.tables["comparison"]
+        for block in table.blocks:
+            say("")
+            console.print(on_terminal(table, block))
+        say("", *table.notes, *filter(None, (claim_line(k, claim) for k, of in made.claims.items() for claim in of)))
+    say(*[""] * bool(made.recommendation), *gate_lines(made))
+    if made.missing:
+        say(f"not measured: {'; '.join(made.missing)}")
 
 
 def gate_lines(made: Report) -> list[str]:

@@ -19,6 +19,7 @@ FILE, FORMAT = "study.sqlite", 3
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 COMPARISON = "data"  # the fact that a comparison on one file has and no other study: that file
 PLANNED = "planned"
+NOTE = "note "  # before the name of what a report needs besides, in the table `study`
 ROWS = "rows of "  # before a task's name, in the table `study`: the identity of its examples
 FLEET = re.compile(r"[\w=+][\w.=+-]*")  # a fleet's name, which is a folder's
 
@@ -261,6 +262,17 @@ class Store:
                 return None
             held = json.loads(found[0])
             return held["inputs"], held["names"]
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep something else that a report needs, as JSON, in place of an earlier value."""
+        with _said(self.path), self._writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (NOTE + name, json.dumps(value)))
+
+    def noted(self, name: str) -> Any:
+        """What was kept under this name; None where nothing was."""
+        with _said(self.path):
+            found = self._connection.execute("SELECT value FROM study WHERE name = ?", (NOTE + name,)).fetchone()
+            return json.loads(found[0]) if found else None
 
     def pending(self) -> list[RunKey]:
         """The runs that are planned and not done."""

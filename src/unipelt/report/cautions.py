@@ -1,0 +1,71 @@
+"""What a user of a comparison should know before the numbers are trusted: one sentence each, with exact counts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unipelt.report.names import seeds_text
+from unipelt.report.runs import Run
+from unipelt.tasks.metrics import METRICS
+
+UNBALANCED = 5  # times as many examples has the largest class as the smallest
+FEW = 100  # validation examples, below which one example moves a metric by over a point
+PARTS = {"train": "training", "validation": "validation", "test": "test"}
+
+
+def cautions(summary: Mapping[str, Any] | None, labels: Sequence[str], runs: Sequence[Run], truncated: Mapping[str, int] | None) -> list[str]:  # fmt: skip
+    """summary: `data.summary.summarise`, of the first seed. runs: the finished runs of the recommended method. truncated: by
+    part, the texts that lost tokens."""
+    said = [] if summary is None else [*_of_classes(summary, labels), *_of_texts(summary)]
+    counts = {} if summary is None else summary["examples"]
+    if truncated and any(truncated.values()):
+        parts = [f"{n:,} of {counts[name]:,} {PARTS[name]}" if name in counts else f"{n:,} {PARTS[name]}" for name, n in truncated.items() if n]  # fmt: skip
+        said.append(f"Texts were cut to --max-length tokens: {', '.join(parts)} texts are longer. A larger --max-length reads them whole and takes more time.")  # fmt: skip
+    if 0 < counts.get("validation", FEW) < FEW:
+        said.append(f"Only {counts['validation']} validation examples choose the epoch and the method: one of them moves the accuracy by {100 / counts['validation']:.1f} points.")  # fmt: skip
+    return said + _of_training(runs)
+
+
+def _of_classes(summary: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
+    found = {labels[int(index)]: n for index, n in summary["classes"]["train"].items() if int(index) < len(labels)}
+    found = {label: found.get(label, 0) for label in labels} if found else {}
+    if len(found) < 2:
+        return []
+    (least, few), (most, many) = min(found.items(), key=lambda x: x[1]), max(found.items(), key=lambda x: x[1])
+    if many < UNBALANCED * max(few, 1):
+        return []
+    whole = summary["examples"]["train"]
+    return [
+        f"Classes are unequal: {many:,} of the {whole:,} training examples are {most!r} and {few:,} are {least!r}. Accuracy says"
+        " little about rare classes: look at the F1 of each class, and at --metric macro_f1."
+    ]  # fmt: skip
+
+
+def _of_texts(summary: Mapping[str, Any]) -> list[str]:
+    said = []
+    if n := summary["contradictory"]:
+        said.append(f"{n:,} {'text has' if n == 1 else 'texts have'} different labels in different examples: no model can get all of them right.")  # fmt: skip
+    repeated = [f"{n:,} {PARTS[part]}" for part, n in summary["repeated"].items() if n]
+    if repeated:
+        said.append(f"Examples that repeat an earlier text: {', '.join(repeated)}. They count several times.")
+    shared = [f"{n:,} {PARTS[part]}" for part, n in summary["shared"].items() if n]
+    if shared:
+        said.append(f"Examples whose text is also a training text: {', '.join(shared)}. They make the scores look better than they are.")  # fmt: skip
+    return said
+
+
+def _of_training(runs: Sequence[Run]) -> list[str]:
+    """Where the best epoch is the last one, and the run was not stopped early."""
+    late = [run for run in runs if len(run.curve) > 1 and run.status == "finished" and _best_epoch(run) == run.curve[-1]["epoch"]]  # fmt: skip
+    if not late:
+        return []
+    metric = late[0].metric.replace("_", " ")
+    return [
+        f"The validation {metric} of {late[0].method} was best at the last epoch ({late[0].curve[-1]['epoch']:.0f}) in {len(late)} of"
+        f" {seeds_text(len(runs))}: it may improve with more --epochs."
+    ]  # fmt: skip
+
+
+def _best_epoch(run: Run) -> float:
+    known = [at for at in run.curve if run.metric in at]
+    sign = 1 if run.metric not in METRICS or METRICS[run.metric].higher_is_better else -1
+    return max(known, key=lambda at: (sign * at[run.metric], -at["epoch"]))["epoch"]

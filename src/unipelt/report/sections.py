@@ -1,0 +1,119 @@
+"""The evidence of a comparison on one's own file, computed once; the terminal, the page and Markdown show the same sections."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unipelt.report.cautions import cautions
+from unipelt.report.classes import class_table, confusion_table, span_table, worst_class
+from unipelt.report.confidence import (
+    bins_of,
+    calibration_sentence,
+    confidence_figure,
+    confidence_table,
+    expected_calibration_error,
+)
+from unipelt.report.evidence import OUT_OF_FOLD, Answered, evidence
+from unipelt.report.learning import learning_curve
+from unipelt.report.mistakes import class_mistakes, label_mistakes, number_mistakes, tag_mistakes
+from unipelt.report.numbers import error_table, residual_figure, short
+from unipelt.report.recommendation import Recommendation
+from unipelt.report.runs import Run, answers
+from unipelt.report.study import Study, higher_is_better
+from unipelt.report.tables import Section, Table
+from unipelt.study.store import Store
+from unipelt.tasks.metrics import METRICS
+
+SURE = 0.8  # the threshold that the sentence names
+
+
+def own_sections(study: Study, advice: Recommendation, store: Store) -> tuple[list[str], list[Section]]:
+    """What to be careful about, and the sections about the recommended method, from the store of the comparison."""
+    mine = [run for run in study.chosen if run.method == advice.take]
+    (first, *_) = rows = store.runs(("id", "truncated", "labels"), [run.id for run in mine])
+    said = cautions(store.noted("examples"), first["labels"] or [], mine, rows[0]["truncated"])
+    found: list[Section] = []
+    answered = evidence(store, mine).get(advice.take)
+    if answered is not None:
+        found += about(answered.once(saved_seed(mine)), mine[0].metric)
+    fewer = [run for run in study.fewer if run.method == advice.take]
+    counts = {row["id"]: row["rows"]["train"]["number"] for row in store.runs(("id", "rows"), [run.id for run in (*mine, *fewer)]) if row["rows"]}  # fmt: skip
+    sizes: dict[int, list[Run]] = {}
+    for run in (*fewer, *mine):
+        if run.id in counts:
+            sizes.setdefault(counts[run.id], []).append(run)
+    with_size = ((n, row) for n, of in sizes.items() for row in answers(store, of))
+    curve = learning_curve(sizes, with_size)
+    return said, [*found, *([curve] if curve else [])]
+
+
+def saved_seed(runs: Sequence[Run]) -> int:
+    """The seed whose model was saved: the best validation metric, the last of equal ones."""
+    sign = 1 if higher_is_better(runs[0].metric) else -1
+    return max((sign * run.validation, run.seed) for run in runs if run.validation is not None)[1]
+
+
+def about(one: Answered, metric: str) -> list[Section]:
+    """The sections for the kind of answers that a metric judges."""
+    kind = METRICS[metric].of if metric in METRICS else ""
+    which = f"{len(one.targets):,} {'out-of-fold answers' if one.origin == OUT_OF_FOLD else 'test examples'}"
+    if kind == "numbers":
+        targets, said = np.array(one.targets, float), np.array(one.predictions, float)
+        if not np.isfinite(said).all():
+            return []
+        bad = number_mistakes(one)
+        off = float(np.abs(said - targets).mean())
+        say = f"On {which}, {one.method} is off by {short(off)} on average, in the unit of the labels."
+        return [
+            Section("Errors", [error_table(targets, said), residual_figure(targets, said)], say),
+            Section("Examples to look at", [bad], "The largest errors; where a label is wrong, correct the file."),
+        ]
+    if kind == "tags":
+        bad = tag_mistakes(one)
+        return [
+            Section("Each type of span", [span_table(one.targets, one.predictions)], f"{one.method} on {which}."),
+            Section("Examples to look at", [bad], f"{_rows(bad):,} of {which} have a wrong tag."),
+        ]
+    return _of_classes(one, which) if kind == "classes" and one.labels else []
+
+
+def _of_classes(one: Answered, which: str) -> list[Section]:
+    targets, said = np.array(one.targets), np.array(one.predictions)
+    several = targets.ndim > 1
+    table = class_table(targets, said, one.labels)
+    parts: list[Table] = [table] if several else [table, confusion_table(targets, said, one.labels)]
+    found = [Section("Each class", parts, f"{one.method} on {which}. {worst_class(table)}".strip())]
+    chances = one.probabilities() if one.logits else None
+    bad = (label_mistakes if several else class_mistakes)(one, chances)
+    if chances is not None:
+        raw = one.probabilities(calibrated=False)
+        if several:
+            sure, plain, right = chances.ravel(), raw.ravel(), targets.ravel() == 1
+        else:
+            sure, plain, right = chances.max(axis=1), raw.max(axis=1), targets == said
+        before, after = bins_of(plain, right), bins_of(sure, right)
+        was, now = (expected_calibration_error(bins) for bins in (before, after))
+        temperature = next(iter(one.temperatures.values()), 1.0)
+        say = calibration_sentence(was, now, temperature, "a label" if several else "the predicted class")
+        shown = [confidence_figure(before if temperature != 1 else [], after, sure, right, not several)]
+        if not several:
+            kept = sure >= SURE
+            good = f", and {100 * right[kept].mean():.0f} % of these are right" if kept.any() else ""
+            say += f" With --min-confidence {SURE:g}, {100 * kept.mean():.0f} % of the examples are answered{good}."
+        found.append(Section("Can the probabilities be trusted?", [*shown, *([] if several else [confidence_table(sure, right)])], say))  # fmt: skip
+    wrong = (
+        f"{_rows(bad):,} labels are missing or too much"
+        if several
+        else f"{_rows(bad):,} of {which} are answered wrongly"
+    )
+    doubtful = (
+        sum(cell.text == "yes" for _, row in bad.rows for cell in row[5:6])
+        if chances is not None and not several
+        else 0
+    )
+    say = f"{wrong}; {doubtful:,} of their labels are worth checking." if doubtful else f"{wrong}."
+    return [*found, Section("Examples to look at", [bad], say)]
+
+
+def _rows(table: Table) -> int:
+    return sum(len(block.rows) for block in table.blocks)

@@ -1,0 +1,30 @@
+"""Would more labels help? The recommended method once more, on a quarter and on half of the training examples."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from unipelt.errors import DataError
+from unipelt.study.plan import StudyConfig
+from unipelt.train.records import RunKey
+from unipelt.train.setup import DatasetCache
+
+SHARES = (4, 2)  # of the training examples: one in so many
+LEAST = 20  # training examples of a run
+
+
+def smaller(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache) -> list[RunKey]:
+    """The runs of a method and learning rate, one a seed, on fewer examples; not where so few leave out a class.
+
+    A run's examples are the first of those that it trains on with all of them, and its test examples are the same.
+    """
+    found = []
+    for key in keys:
+        whole = len(cache.splits(study.config(key)).train)
+        for part in SHARES:
+            fewer = replace(key, k=whole // part)
+            try:
+                fits = whole // part >= LEAST and cache.splits(study.config(fewer)) is not None
+            except DataError:
+                continue
+            found += [fewer] * fits
+    return found
