@@ -107,13 +107,14 @@ def test_a_pipeline_of_a_folder(tmp_path: Path):
     for labels, problem in ((["bad", "good"], None), (["a", "b", "c"], "multi_label_classification"), ([], None)):
         model = load_base(str(folder), outputs=len(labels) or 1, problem_type=problem)
         model = randomise(unipelt.attach(model.eval(), "lora"))
-        unipelt.save(model, tmp_path / "run", task={"labels": labels}, recipe={"max_length": 8})
+        calibrated = {"temperature": 2.5} if labels else {}
+        unipelt.save(model, tmp_path / "run", task={"labels": labels, **calibrated}, recipe={"max_length": 8})
         pipe = unipelt.pipeline(tmp_path / "run", device="cpu")
         text = "w1 w2 w3 " * 10
         found = {one["label"]: one["score"] for one in pipe(text, top_k=None)}
         coded = pipe.tokenizer(text, truncation=True, max_length=8, return_tensors="pt")
         with torch.no_grad():
-            row = model(**coded).logits[0]
+            row = model(**coded).logits[0] / calibrated.get("temperature", 1.0)
         expected = row.sigmoid() if problem else row.softmax(0) if labels else row
         torch.testing.assert_close(
             torch.tensor(list(found.values())).sort()[0], expected.sort()[0], rtol=1e-4, atol=1e-5

@@ -49,7 +49,9 @@ def own_file(folder: Path, kind: str = "classification", seeds: int = 2, fewer: 
     """The folder of a comparison of head and lora, the second better, with a learning curve of lora."""
     has_classes = kind in ("classification", "multi-label")
     store = Store.create(folder, {"data": "reviews.csv", "k": "all", "model": "minilm"})
-    texts = [EVIL if i % 50 == 0 else f"text {i} of the file" for i in range(TRAIN + TEST)]
+    texts = [
+        EVIL if i % 50 == 0 else f"text {i} of the <img src=x onerror=alert({i})> file" for i in range(TRAIN + TEST)
+    ]
     inputs = {"tokens": [text.split()[:5] + ["x"] * 5 for text in texts]} if kind == "tags" else {"text": texts}
     targets = drawn(kind, TEST, 0)[0]
     test = Examples(inputs={name: of[:TEST] for name, of in inputs.items()}, targets=targets)

@@ -62,7 +62,7 @@ def test_no_text_of_a_user_reaches_the_page_as_markup(kind: str, made: dict[str,
         and EVIL not in html.unescape(page)
     )
     if kind != "tags":
-        assert "&lt;img src=x onerror=alert(1)&gt;" in page, "it is shown as text"
+        assert "&lt;img src=x onerror=alert(" in page, "it is shown as text"
     assert max(len(row["text"]) for row in rows(made[kind], "mistakes")) <= LETTERS
 
 
@@ -155,7 +155,7 @@ def test_more_labels_are_judged_on_the_same_examples_and_seeds(made: dict[str, R
 
 def test_cautions_are_said_where_they_hold_and_nowhere_else(made: dict[str, Report], tmp_path: Path):
     said = " ".join(made["classification"].cautions)
-    for words in ("Classes are unequal: ", "17 of 1,000 training and 3 of 300 test texts are longer", "Examples that repeat an earlier text: 19 training, 5 validation, 5 test", "best at the last epoch (3) in 2 of 2 seeds"):  # fmt: skip
+    for words in ("Classes are unequal: ", "17 of 1,000 training and 3 of 300 test texts are longer", "Examples that repeat an earlier text: 19 training, 5 validation and 5 test", "best at the last epoch (3) in 2 of 2 seeds"):  # fmt: skip
         assert words in said
     assert "Only" not in said
     store = Store.read(own_file(tmp_path / "out"))

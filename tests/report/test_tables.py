@@ -69,14 +69,7 @@ def test_ranks_stand_only_where_there_is_enough(tasks: int, methods: int, seeds:
     plan = cells(["rte", "sst2", "qnli", "mnli"][:tasks], [100], [*MEANS][:methods], range(seeds))
     made = study(tmp_path / "study", flat(plan, lambda cell: MEANS[cell.method] + 0.01 * cell.seed))
     table = scores(made)
-    assert (
-        ("best or second best on" in table.columns)
-        == ("never the worst" in table.columns)
-        == bool(details.ranks(made))
-        == said
-    )
-    if said:
-        assert {m: of[-2:] for m, of in texts(table).items()}["full"] == [f"{tasks} of {tasks}", "yes"]
+    assert bool(details.ranks(made)) == said
     assert any(cell.mark for row in table.blocks[0].rows for cell in row) == (seeds > 1), (
         "nothing is marked from one seed"
     )
@@ -276,33 +269,19 @@ def test_methods_stand_in_the_papers_order():
     assert sorted(shuffled, key=method_order) == ["full", "adapter", "prefix", "prefix(length=9)", "prefix(length=50)", "mam", "unipelt-ap", "unipelt-apl", "own"]  # fmt: skip
 
 
-def test_cost_of_the_runs_themselves(tmp_path: Path):
-    plan = cells(["rte"], [100], ["full", "lora"], range(2))
-    made = study(
-        tmp_path / "study",
-        {c: result("rte", 0.5, seconds=10.0 if c.method == "full" else 4.0, steps=100, width=3) for c in plan},
-    )
-    table = details.efficiency(made, None)
-    assert texts(table) == {"full": ["1.00", "3"], "lora": ["0.40", "3"]} and "Not a benchmark" in table.notes[0]
-    assert not details.efficiency(study(tmp_path / "none", flat(plan, lambda cell: 0.5)), None)
-    assert texts(details.efficiency(made, [{"method": "lora", "train": 0.6, "inference": 1.1}])) == {
-        "lora": ["0.60", "1.10"]
-    }
-
-
-def test_measured_costs_name_their_own_base_and_their_spread(plain: Study):
+def test_measured_costs_name_their_own_base_and_their_spread():
     rows = [
         {"method": method, "train": 0.6, "train_range": [0.55, 0.7], "inference": 1.1, "model": base, "batch": 16, "length": 128, "machine": "x86, 2 threads"}
         for method, base in (("lora", "roberta-large"), ("prefix", "gpt2"), ("adapter", "gpt2"))
     ]  # fmt: skip
-    table = details.efficiency(plain, rows)
+    table = details.efficiency(rows)
     assert [(block.heading, [row[0].text for row in block.rows]) for block in table.blocks] == [
         ("ours, gpt2, 16 examples, 128 tokens, x86, 2 threads", ["adapter", "prefix"]),
         ("ours, roberta-large, 16 examples, 128 tokens, x86, 2 threads", ["lora"]),
         ("the paper, BERT-base", ["adapter", "prefix", "lora"]),
     ]
     assert table.blocks[0].rows[0][1].spread == "0.55 to 0.70" and table.blocks[0].rows[0][2].spread == ""
-    assert details.efficiency(plain, [{"method": "own", "train": 0.6}]).blocks[0].heading == "ours"
+    assert details.efficiency([{"method": "own", "train": 0.6}]).blocks[0].heading == "ours"
 
 
 def test_a_comparison_shows_what_was_given_and_asks_none_of_the_papers_questions(tmp_path: Path):
@@ -313,8 +292,6 @@ def test_a_comparison_shows_what_was_given_and_asks_none_of_the_papers_questions
     assert "<dd>text review, validation_rows 9</dd>" in page
     assert not [word for word in ("None", "False", "the paper") if word in page]
     assert "differences.csv" not in made.files and made.recommendation, "one answer, by validation"
-    assert details.efficiency(made.study, None).title == "Seconds a step of the runs themselves, full fine-tuning = 1"
-    assert "the paper" not in str(details.efficiency(made.study, [{"method": "lora", "train": 0.5}]))
 
 
 NASTY = "a_b & 50 % of #1 {x} $y$ <script>alert(1)</script> ~^\\ | *z* −1 ±2"

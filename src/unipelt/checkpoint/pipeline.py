@@ -8,6 +8,7 @@ from unipelt.checkpoint.description import Description, describe
 from unipelt.checkpoint.disk import resolve
 from unipelt.checkpoint.loading import load
 from unipelt.errors import CheckpointError
+from unipelt.inject.heads import to_units
 from unipelt.inject.merge import merge
 
 TASKS = {
@@ -26,6 +27,7 @@ def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: A
     such as `device`. Texts are cut to the length of the training. Raises CheckpointError where the run does not say what is
     needed.
     """
+    import torch
     import transformers
 
     path = resolve(folder)
@@ -49,6 +51,8 @@ def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: A
         options = {"function_to_apply": "none", **options}  # a regression: the value itself
     tokenizer = run_tokenizer(path, tokenizer)
     model = merge(load(model, path, tokenizer=tokenizer), rest="attached").eval()
+    with torch.no_grad():  # logits / temperature, as `unipelt predict` has it
+        to_units(model, [(0.0, 1.0 / description.task.get("temperature", 1.0))])
     if isinstance(template := description.task.get("template"), str):
         tokenizer.chat_template = template  # that of the training
     make: Any = transformers.pipeline

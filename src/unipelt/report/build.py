@@ -61,17 +61,16 @@ def build(folder: Path) -> Report:
     if not advice:
         tables |= {
             "table 1": scores(study), "validation": scores(study, "validation"), "table 2": paper_comparison.bound(study),
-            "table 3": whole(study), "table 4": details.efficiency(study, measured), "beside the paper": paper_comparison.beside(study),
+            "table 3": whole(study), "table 4": details.efficiency(measured), "beside the paper": paper_comparison.beside(study),
             "differences": details.differences(study), "ranks": details.ranks(study), "claims": claim_table(judged),
             "rates": details.rates(study), "sweeps": details.swept(study),
         }  # fmt: skip
     drawn = figures(study)
-    missing = [] if study.own_file else _missing(tables, drawn, measured is not None)
+    missing = [] if study.own_file else _missing(tables, drawn)
     head, why = (f"Take {advice.take}", advice.why) if advice else (headline(compared), "")
-    shown = {} if advice else compared
     sections = [one for one in _sections(tables, drawn, own) if one.parts]
     parts = [part for section in sections for part in section.parts]
-    files = {PAGE: page(study, head, why, shown, sections, missing, careful).encode()}
+    files = {PAGE: page(study, head, why, sections, missing, careful).encode()}
     files |= {f"{one.name}.{kind}": form(one).encode() for one in parts if isinstance(one, Table) for kind, form in FORMS.items()}  # fmt: skip
     files |= {
         f"{one.name}.{kind}": data for one in parts if isinstance(one, Figure) for kind, data in one.files.items()
@@ -123,16 +122,14 @@ def _sections(tables: dict[str, Table], drawn: Sequence[Figure], own: Sequence[S
     ]
 
 
-def _missing(tables: dict[str, Table], drawn: Sequence[Figure], timed: bool) -> list[str]:
-    """What a study's runs have no data for, in words. timed: whether inference was."""
+def _missing(tables: dict[str, Table], drawn: Sequence[Figure]) -> list[str]:
+    """What a study's runs have no data for, in words."""
     absent = {
         "table 1": "table 1 (no runs with K other than all)", "table 2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts, each with one set of options)",
-        "table 3": "table 3 (no runs with K = all)", "table 4": f"table 4 (no {EFFICIENCY}, and no finished runs of full and another method)",
+        "table 3": "table 3 (no runs with K = all)", "table 4": f"table 4 (no {EFFICIENCY}: run `unipelt study efficiency`)",
         "beside the paper": "the paper's numbers (no task, size and method in common)", "ranks": "average ranks (needs four methods, four tasks and two seeds)",
     }  # fmt: skip
     missing = [said for name, said in absent.items() if not tables[name]]
-    if not timed and tables["table 4"]:
-        missing.append(f"inference time (no {EFFICIENCY})")
     pictures = {
         "curves": "learning curves (no run was evaluated twice)", "gates": "gates (no run has recorded any)",
         "sweep": "sweeps (no preset with three values of one option)",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unipelt.report.names import seeds_text
+from unipelt.report.names import listed, seeds_text
 from unipelt.report.runs import Run
 from unipelt.tasks.metrics import METRICS
 
@@ -19,7 +19,7 @@ def cautions(summary: Mapping[str, Any] | None, labels: Sequence[str], runs: Seq
     counts = {} if summary is None else summary["examples"]
     if truncated and any(truncated.values()):
         parts = [f"{n:,} of {counts[name]:,} {PARTS[name]}" if name in counts else f"{n:,} {PARTS[name]}" for name, n in truncated.items() if n]  # fmt: skip
-        said.append(f"Texts were cut to --max-length tokens: {', '.join(parts)} texts are longer. A larger --max-length reads them whole and takes more time.")  # fmt: skip
+        said.append(f"Texts were cut to --max-length tokens: {listed(parts)} texts are longer. A larger --max-length reads them whole and takes more time.")  # fmt: skip
     if 0 < counts.get("validation", FEW) < FEW:
         said.append(f"Only {counts['validation']} validation examples choose the epoch and the method: one of them moves the accuracy by {100 / counts['validation']:.1f} points.")  # fmt: skip
     return said + _of_training(runs)
@@ -46,10 +46,10 @@ def _of_texts(summary: Mapping[str, Any]) -> list[str]:
         said.append(f"{n:,} {'text has' if n == 1 else 'texts have'} different labels in different examples: no model can get all of them right.")  # fmt: skip
     repeated = [f"{n:,} {PARTS[part]}" for part, n in summary["repeated"].items() if n]
     if repeated:
-        said.append(f"Examples that repeat an earlier text: {', '.join(repeated)}. They count several times.")
+        said.append(f"Examples that repeat an earlier text: {listed(repeated)}. They count several times.")
     shared = [f"{n:,} {PARTS[part]}" for part, n in summary["shared"].items() if n]
     if shared:
-        said.append(f"Examples whose text is also a training text: {', '.join(shared)}. They make the scores look better than they are.")  # fmt: skip
+        said.append(f"Examples whose text is also a training text: {listed(shared)}. They make the scores look better than they are.")  # fmt: skip
     return said
 
 

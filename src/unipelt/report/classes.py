@@ -31,7 +31,7 @@ def class_table(targets: Array, predictions: Array, labels: Sequence[str]) -> Ta
         rows.append([Cell(label), *shares, *(Cell(float(n), digits=0) for n in (actual, predicted, right))])
     said = "examples that have the label" if several else "examples of the class"
     return Table(
-        "classes", "Each class", ["class", "precision ×100", "recall ×100", "F1 ×100", "examples", "predicted", "right"], [Block("", rows)],
+        "classes", "Precision, recall and F1 of each class", ["class", "precision ×100", "recall ×100", "F1 ×100", "examples", "predicted", "right"], [Block("", rows)],
         [f"Examples: {said}. Predicted: how often the model names it. Precision: the share of these that is right. Recall: the share of its examples that is found. F1: 2 · right / (examples + predicted)."],
     )  # fmt: skip
 
@@ -81,6 +81,6 @@ def span_table(targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[
         cells = [Cell(100 * part / whole if whole else None) for part, whole in shares]
         rows.append([Cell(kind), *cells, *(Cell(float(n), digits=0) for n in (actual, predicted, both))])
     return Table(
-        "classes", "Each type of span", ["type", "precision ×100", "recall ×100", "F1 ×100", "spans", "predicted", "right"], [Block("", rows)],
+        "classes", "Precision, recall and F1 of each type", ["type", "precision ×100", "recall ×100", "F1 ×100", "spans", "predicted", "right"], [Block("", rows)],
         ["A span is right where its first word, its last word and its type are."],
     )  # fmt: skip

@@ -93,11 +93,6 @@ class Comparison:
         return next((line for line in self.others if not line.equal), None)
 
     @property
-    def lead(self) -> Estimate | None:
-        """Of the reference over the next."""
-        return self.next.gap.turned if self.next and self.next.gap else None
-
-    @property
     def seeds(self) -> str:
         """`3 seeds` that two methods share, or `1 to 3 seeds`."""
         return seeds_text(*sorted({line.gap.seeds for line in self.others if line.gap} or {self.chosen.score.seeds}))

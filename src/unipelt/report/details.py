@@ -2,11 +2,10 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from statistics import fmean, geometric_mean
 from typing import Any
 
 from unipelt.report.comparison import Comparison, compare, scaled
-from unipelt.report.names import FULL, method_order, size_label, task_label, task_order
+from unipelt.report.names import method_order, size_label, task_label, task_order
 from unipelt.report.paper_comparison import paper
 from unipelt.report.statistics import average_ranks, critical_difference
 from unipelt.report.study import Study, gather, mean, spread
@@ -64,32 +63,9 @@ def ranks(study: Study) -> Table:
     )  # fmt: skip
 
 
-def efficiency(study: Study, measured: Sequence[dict[str, Any]] | None) -> Table:
-    """The paper's table 4, from a benchmark's ratios; else from the runs' own seconds, training alone."""
-    if measured:
-        return _measured(measured)
-    steps: dict[tuple, list[float]] = defaultdict(list)
-    widths: dict[str, set[int]] = defaultdict(set)
-    for run in study.chosen:
-        if run.seconds and run.steps:
-            steps[run.method, run.k, run.task].append(run.seconds / run.steps)
-            widths[run.method].add(run.width or 1)
-    ratios: dict[str, list[float]] = defaultdict(list)
-    for (method, *where), here in steps.items():
-        if (FULL, *where) in steps:
-            ratios[method].append(fmean(here) / fmean(steps[FULL, *where]))
-    order = sorted(ratios, key=method_order)
-    rows = [[Cell(m), Cell(geometric_mean(ratios[m])), Cell(" ".join(map(str, sorted(widths[m]))))] for m in order]
-    return Table(
-        "table4-seconds", "Seconds a step of the runs themselves, full fine-tuning = 1 (in place of the paper's table 4)", ["method", "training, evaluation included", "runs at once"],
-        [Block("", rows)] if len(rows) > 1 else [],
-        ["Not a benchmark: each run's share of its fleet's time as the study ran, so methods that ran more at once cost less here. Inference was not measured."],
-    )  # fmt: skip
-
-
-def _measured(measured: Sequence[dict[str, Any]]) -> Table:
-    """A benchmark's ratios, each with its lowest and highest, a block for each base, batch and machine."""
-    order = sorted(measured, key=lambda row: method_order(str(row["method"])))
+def efficiency(measured: Sequence[dict[str, Any]] | None) -> Table:
+    """The paper's table 4 from a benchmark's ratios, each with its lowest and highest, a block for each base, batch and machine."""
+    order = sorted(measured or [], key=lambda row: method_order(str(row["method"])))
     names = [name for name in RATIOS if any(row.get(name) is not None for row in order)]
     places: dict[str, list[list[Cell]]] = defaultdict(list)
     for row in order:

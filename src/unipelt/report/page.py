@@ -1,19 +1,17 @@
 """One HTML page that needs nothing but itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from unipelt.report.comparison import Comparison
-from unipelt.report.names import size_label, task_label, task_order
+from unipelt.report.names import task_label, task_order
 from unipelt.report.scores import ALL
-from unipelt.report.statistics import Estimate
 from unipelt.report.study import Study
-from unipelt.report.tables import Cell, Section, Table
+from unipelt.report.tables import Section, Table
 
 
 def page(
-    study: Study, headline: str, why: str, cards: Mapping[int | str, Comparison], sections: Sequence[Section], missing: Sequence[str],
+    study: Study, headline: str, why: str, sections: Sequence[Section], missing: Sequence[str],
     cautions: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """headline: the answer in words; why: what else there is to say of it. missing: what could not be shown, in words.
@@ -25,10 +23,8 @@ def page(
         return files("unipelt.report").joinpath(name).read_text(encoding="utf-8")
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"size": size_label, "difference": _difference}
     return environment.from_string(text("page.html")).render(
         study=study,
-        cards=cards,
         headline=headline,
         why=why,
         sections=[section for section in sections if section.parts],
@@ -40,11 +36,6 @@ def page(
         inline=Markup,  # of a figure: its texts were escaped as it was drawn
         is_table=lambda part: isinstance(part, Table),
     )
-
-
-def _difference(found: Estimate, scale: float) -> Cell:
-    low, high = (None if edge is None else scale * edge for edge in (found.low, found.high))
-    return Cell(scale * found.value, low=low, high=high, digits=1, signed=True)
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:

@@ -49,16 +49,14 @@ def union(study: Study, sizes: Iterable[int | str]) -> list[str]:
 
 def _table(study: Study, grid: Grid, sizes: Sequence[int | str], name: str, title: str, test: bool) -> Table:
     over = union(study, sizes)
-    said = [k for k in sizes if study.ranks_mean_something(k)]
     columns = ["method", *(task_label(task) + "*" * (task in study.incomplete and ALL in sizes) for task in over)]
     if len(over) > 1:
         columns += ["average", *["without CoLA"] * (COLA in over)]
-        columns += ["best or second best on", "never the worst"] if said else []
-    blocks = [Block(f"{size_label(k)} · {study.model} · {study.seeds(k)}", _rows(study, grid, k, over, bool(said), test)) for k in sizes]  # fmt: skip
-    return Table(name, title, columns, blocks, _notes(study, over, bool(said)))
+    blocks = [Block(f"{size_label(k)} · {study.model} · {study.seeds(k)}", _rows(study, grid, k, over, test)) for k in sizes]  # fmt: skip
+    return Table(name, title, columns, blocks, _notes(study, over))
 
 
-def _rows(study: Study, grid: Grid, k: int | str, over: Sequence[str], ranks: bool, test: bool) -> list[list[Cell]]:
+def _rows(study: Study, grid: Grid, k: int | str, over: Sequence[str], test: bool) -> list[list[Cell]]:
     """Best ones are marked where two seeds at least stand behind each."""
     which, several = study.methods(k), len(over) > 1
     columns = {task: [grid.get((k, task, method)) for method in which] for task in over}
@@ -83,23 +81,8 @@ def _rows(study: Study, grid: Grid, k: int | str, over: Sequence[str], ranks: bo
         for found, of in zip(averages, bold):
             one = found[place]
             row.append(Cell(*one, mark=of[place]) if one else Cell())
-        if ranks and several:
-            row += _ranks(values, place) if study.ranks_mean_something(k) else [Cell(""), Cell("")]
         rows.append(row)
     return rows + _largest(study, k, over, groups, len(rows[0])) if test else rows
-
-
-def _ranks(values: dict[str, list[float | None]], place: int) -> list[Cell]:
-    known = [task for task, of in values.items() if of[place] is not None]
-    high = sum(bool(marks(values[task])[place]) for task in known)
-    worst = any(_is_worst(values[task], place) for task in known)
-    return [Cell(f"{high} of {len(known)}"), Cell("no" if worst else "yes")]
-
-
-def _is_worst(values: Sequence[float | None], place: int) -> bool:
-    known = [value for value in values if value is not None]
-    mine = values[place]
-    return mine is not None and mine - min(known) < 1e-9 < max(known) - mine
 
 
 def _largest(
@@ -120,7 +103,7 @@ def _largest(
     return [row + [Cell("")] * (width - len(row))]
 
 
-def _notes(study: Study, over: Sequence[str], ranks: bool) -> list[str]:
+def _notes(study: Study, over: Sequence[str]) -> list[str]:
     metrics: dict[str, list[str]] = {}
     for task in over:
         unit = " ×100" if scale(study.metrics[task]) != 1 else ""
