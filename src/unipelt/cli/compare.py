@@ -8,7 +8,7 @@ from unipelt.cli.fields import flags, option, recipe_defaults, takes
 from unipelt.errors import UserError
 from unipelt.study.plan import COLUMNS, Grid, StudyConfig, parse_options
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RunConfig
+from unipelt.train.records import RunConfig, RunKey
 
 WINNER = "winner"
 WORTH = 1.5  # times as many epochs must fit for finished runs to be trained again
@@ -115,13 +115,15 @@ def _fewer(store: Any, study: StudyConfig, cache: Any) -> list[Any]:
     from unipelt.report.recommendation import recommend
     from unipelt.report.study import read
     from unipelt.study.learning_curve import smaller
+    from unipelt.study.store import KEYS
 
     try:
         found = read(store)
     except UserError:
         return []
     taken = recommend(found)
-    return smaller([run.key for run in found.chosen if (run.method, run.lr) == (taken.take, taken.lr)], study, cache)
+    mine = [run for run in found.chosen if (run.method, run.lr) == (taken.take, taken.lr)]
+    return smaller([RunKey(**{name: getattr(run, name) for name in KEYS}) for run in mine], study, cache)
 
 
 def _epochs(

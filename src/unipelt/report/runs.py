@@ -9,7 +9,6 @@ from unipelt.report.names import method_order, size_order, task_order
 from unipelt.report.samples import Row
 from unipelt.study.choose import choose
 from unipelt.study.store import COMPARISON, DONE, KEYS, PLANNED, Store
-from unipelt.train.records import RunKey
 
 LIGHT = ("id", *KEYS, "status", "metric", "validation", "test", "complete", "steps", "seconds", "predicting", "width", "parameters", "device", "versions")  # fmt: skip
 LISTED = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")
@@ -48,10 +47,6 @@ class Run:
     """an entry an evaluation; of chosen runs"""
     gates: dict[str, float]
     """mean over test examples by location; of chosen runs"""
-
-    @property
-    def key(self) -> RunKey:
-        return RunKey(**{name: getattr(self, name) for name in KEYS})
 
     @property
     def done(self) -> bool:
