@@ -1,12 +1,17 @@
-"""Which recipe suits a gated mixture when labels are few? One factor at a time, paired by seed; real GLUE.
+"""Which recipe suits a gated mixture when labels are few? Paired by task and seed; real GLUE.
 
-    python benchmarks/recipes.py OUT.csv --data-dir GLUE [--tasks sst2 cola stsb mrpc] [--variants base 'head x10' …] [--seeds 3] [--k 100]
+    python benchmarks/recipes.py OUT.csv --data-dir GLUE --design [--blocks stsb/0 sst2/1 …]
+    python benchmarks/recipes.py OUT.csv --data-dir GLUE --variants base '1,000 steps' lora … [--blocks …]
+    python benchmarks/recipes.py OUT.csv --summary
 
-The seeds of a variant and a task are one fleet (of full fine-tuning, one after another). The checkpoint is chosen on the first
-half of the validation examples and what is written is measured on the second, so choosing and measuring share no example: the
-best checkpoint, the last one, and the average of the weights of the last quarter of the steps, all of one training. Rows that
-OUT.csv holds already are not trained again. `--summary` trains nothing and prints differences to `base` instead. Seconds are
-the process's own CPU seconds, shared equally by the seeds of a fleet.
+`--design`: seven factors at two levels in eight recipes (a 2^(7-4) fractional factorial), so that each run tells of every factor:
+the effect of a factor is the mean of four runs less that of the other four, within a block of one task and one seed. Every
+second block has the reversed levels, so that an effect is not mixed up with a pair of others'. `--variants`: one factor at a time.
+
+The checkpoint is chosen on the first half of the validation examples, and what is written is measured on the second, so choosing
+and measuring share no example: the best checkpoint, the last one, and the average of the weights of the last quarter of the
+steps, all of one training. Rows that OUT.csv holds already are not trained again. Recipes of one method are one fleet. Seconds
+are the process's own CPU seconds, shared equally by the runs of a fleet.
 """
 
 import argparse
@@ -16,113 +21,139 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 COLUMNS = ("variant", "task", "k", "seed", "metric", "steps", "best step", "best", "last", "averaged", "seconds")
+KINDS = ("best", "last", "averaged")
 CHECKPOINTS = 7  # evaluations of a training, evenly spaced
 LAST_QUARTER = 0.75
 T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23, 11: 2.20, 14: 2.14}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One recipe of one method."""
-
-    method: str = "unipelt-apl"
-    recipe: dict[str, Any] = field(default_factory=dict)
-    steps: int = 350
-    gate_start: float = 0.5
-
+BLOCKS = [
+    f"{task}/{seed}"
+    for seeds in ((0, 1), (2, 0), (1, 2))
+    for task, seed in zip(("stsb", "sst2", "mrpc", "cola"), (*seeds, *seeds))
+]
 
 RATE = 1e-3  # of unipelt-apl on a base of fewer than 512 hidden units
-VARIANTS = {
-    "base": Variant(),
-    "adapter and lora x3": Variant(recipe={"lr_adapter": 3 * RATE, "lr_lora": 3 * RATE}),
-    "prefix x3": Variant(recipe={"lr_prefix": 3 * RATE}),
-    "head x10": Variant(recipe={"lr_head": 10 * RATE}),
-    "no-op adapter start": Variant(method="unipelt-apl(init='lora')"),
-    "gates x10": Variant(recipe={"lr_gate": 10 * RATE}),
-    "prefix x10": Variant(recipe={"lr_prefix": 10 * RATE}),
-    "lora": Variant(method="lora"),
-    "adapter": Variant(method="adapter"),
-    "gates start at 0.88": Variant(gate_start=0.88),
-    "half-sized modules": Variant(method="unipelt-apl(bottleneck=24, prefix=5, r=4)"),
-    "prefix without MLP": Variant(method="unipelt-apl(mlp=0)"),
-    "prefix without MLP x10": Variant(method="unipelt-apl(mlp=0)", recipe={"lr_prefix": 10 * RATE}),
-    "warm-up 0.2": Variant(recipe={"warmup": 0.2}),
-    "1,000 steps": Variant(steps=1000),
-    "full": Variant(method="full"),
-    "all x3": Variant(recipe={"lr": 3 * RATE}),
-    "gates x0.1": Variant(recipe={"lr_gate": RATE / 10}),
-    "fp32": Variant(recipe={"precision": "fp32"}),
-    "no gates": Variant(method="unipelt-apl-nogate"),
-    "lora, 1,000 steps": Variant(method="lora", steps=1000),
+FACTORS: dict[str, dict[str, Any]] = {
+    "prefix x3": {"lr_prefix": 3 * RATE},
+    "adapter and lora x3": {"lr_adapter": 3 * RATE, "lr_lora": 3 * RATE},
+    "head x10": {"lr_head": 10 * RATE},
+    "gates x10": {"lr_gate": 10 * RATE},
+    "no-op adapter start": {"init": "lora"},
+    "gates start at 0.88": {"gate_start": 0.88},
+    "half-sized modules": {"bottleneck": 24, "prefix": 5, "r": 4},
 }
+"""what differs from the default recipe of unipelt-apl"""
+SINGLE: dict[str, dict[str, Any]] = {
+    "base": {}, **FACTORS, "1,000 steps": {"steps": 1000}, "warm-up 0.2": {"warmup": 0.2}, "prefix x10": {"lr_prefix": 10 * RATE},
+    "prefix without MLP": {"mlp": 0}, "prefix without MLP x10": {"mlp": 0, "lr_prefix": 10 * RATE}, "all x3": {"lr": 3 * RATE},
+    "gates x0.1": {"lr_gate": RATE / 10}, "fp32": {"precision": "fp32"}, "no gates": {"method": "unipelt-apl-nogate"},
+    "lora": {"method": "lora"}, "adapter": {"method": "adapter"}, "prefix": {"method": "prefix"}, "full": {"method": "full"},
+    "head": {"method": "head"}, "lora, 1,000 steps": {"method": "lora", "steps": 1000},
+}  # fmt: skip
+OPTIONS = ("bottleneck", "prefix", "r", "mlp", "init")  # of the method; the rest is the recipe's, but for these two
+OWN = ("method", "steps", "gate_start")
 
 
-def measure(variant: Variant, task: str, seeds: list[int], k: int, given: argparse.Namespace, cache: Any) -> list[dict]:
-    """One row a seed."""
+def design(reversed_: bool) -> list[str]:
+    """The eight recipes of a block, each by the names of its factors at the high level, joined by ` + `."""
+    names = list(FACTORS)
+    recipes = []
+    for a, b, c in product((-1, 1), repeat=3):
+        levels = (a, b, c, -a * b, -a * c, -b * c, a * b * c)
+        high = [name for name, level in zip(names, levels) if (level > 0) != reversed_]
+        recipes.append(" + ".join(high) or "base")
+    return recipes
+
+
+def settings(variant: str) -> dict[str, Any]:
+    """Everything in which a recipe differs from the default one."""
+    changed: dict[str, Any] = {}
+    for name in variant.split(" + "):
+        changed |= SINGLE[name]
+    return changed
+
+
+def method_of(variant: str) -> str:
+    changed = settings(variant)
+    options = ", ".join(f"{name}={changed[name]!r}" for name in OPTIONS if name in changed)
+    return changed.get("method", "unipelt-apl") + (f"({options})" if options else "")
+
+
+def measure(variants: list[str], task: str, seed: int, given: argparse.Namespace, cache: Any) -> list[dict[str, Any]]:
+    """One row a variant; they have one method and one number of steps."""
     import torch
 
     from unipelt.inject.state import mixture_state
     from unipelt.train.records import RunConfig
     from unipelt.train.setup import build_fleet
 
-    batches = -(-k // 16)
-    epochs = max(1, round(variant.steps / batches))
-    recipe = {"precision": "bf16", "epochs": epochs, "patience": 0, **variant.recipe}
-    configs = [
-        RunConfig(
-            model=given.model, task=task, k=k, method=variant.method, seed=seed, data_dir=given.data_dir, recipe=recipe
+    asked = [settings(variant) for variant in variants]
+    epochs = max(1, round(asked[0].get("steps", 350) / -(-given.k // 16)))
+    configs = []
+    for one in asked:
+        recipe = {name: value for name, value in one.items() if name not in (*OPTIONS, *OWN)}
+        recipe = {"precision": "bf16", "epochs": epochs, "patience": 0} | recipe
+        method = method_of(variants[0])
+        configs.append(
+            RunConfig(
+                model=given.model,
+                task=task,
+                k=given.k,
+                method=method,
+                seed=seed,
+                data_dir=given.data_dir,
+                recipe=recipe,
+            )
         )
-        for seed in seeds
-    ]
-    fleet = build_fleet(configs, width=len(seeds), device=torch.device("cpu"), cache=cache)
-    if variant.gate_start != 0.5:
-        for name, parameter in mixture_state(fleet.model).named_parameters():
-            if name.endswith("score.bias"):
-                parameter.data.fill_(math.log(variant.gate_start / (1 - variant.gate_start)))
-    steps = fleet.plans[0].steps
+    fleet = build_fleet(configs, width=len(configs), device=torch.device("cpu"), cache=cache)
+    for run, one in enumerate(asked):
+        if (start := one.get("gate_start")) is not None:
+            for name, parameter in mixture_state(fleet.model).named_parameters():
+                if name.endswith("score.bias"):
+                    parameter.data[run].fill_(math.log(start / (1 - start)))
+    steps, runs = fleet.plans[0].steps, range(len(variants))
     due = {round(steps * (number + 1) / CHECKPOINTS) for number in range(CHECKPOINTS)}
-    halves = [[half(plan.validation, part) for plan in fleet.plans] for part in (0, 1)]
-    best_scores, best_steps = [-math.inf] * len(seeds), [0] * len(seeds)
+    choosing, measuring = ([half(plan.validation, part) for plan in fleet.plans] for part in (0, 1))
+    best_scores, best_steps = [-math.inf] * len(variants), [0] * len(variants)
     best, average, averaged = fleet.matrix.values.clone(), torch.zeros_like(fleet.matrix.values), 0
     began = time.process_time()
     for step in range(1, steps + 1):
         fleet.step()
         if any(progress.ended for progress in fleet.progress):
-            raise SystemExit(f"{variant} on {task}: {[progress.ended for progress in fleet.progress]}")
+            raise SystemExit(f"{variants} on {task}: {[progress.ended for progress in fleet.progress]}")
         if step > steps * LAST_QUARTER:
             averaged += 1
             average.lerp_(fleet.matrix.values, 1 / averaged)
         if step in due:
-            for run, score in enumerate(scores(fleet, halves[0])):
-                if score > best_scores[run] or (math.isnan(score) and not best_steps[run]):
+            for run, score in enumerate(scores(fleet, choosing)):
+                if score > best_scores[run] or not best_steps[run]:
                     best_scores[run], best_steps[run] = score, step
                     best[run].copy_(fleet.matrix.values[run])
-    said = {"last": scores(fleet, halves[1])}
+    said = {"last": scores(fleet, measuring)}
     for name, values in (("best", best), ("averaged", average)):
         with fleet._holding(values):
-            said[name] = scores(fleet, halves[1])
-    seconds = (time.process_time() - began) / len(seeds)
+            said[name] = scores(fleet, measuring)
+    seconds = round((time.process_time() - began) / len(variants), 1)
+    metric = fleet.plans[0].task.metric
     return [
         {
-            "task": task, "k": k, "seed": seed, "metric": fleet.plans[run].task.metric, "steps": steps, "best step": best_steps[run],
-            **{name: round(values[run], 5) for name, values in said.items()}, "seconds": round(seconds, 1),
+            "variant": variants[run], "task": task, "k": given.k, "seed": seed, "metric": metric, "steps": steps,
+            "best step": best_steps[run], **{name: round(values[run], 5) for name, values in said.items()}, "seconds": seconds,
         }
-        for run, seed in enumerate(seeds)
+        for run in runs
     ]  # fmt: skip
 
 
 def half(encoded: Any, part: int) -> Any:
     """The first or the second half of encoded examples."""
-    from dataclasses import replace
-
     middle = len(encoded) // 2
     chosen = slice(0, middle) if part == 0 else slice(middle, None)
     features = {name: values[chosen] for name, values in encoded.features.items()}
@@ -130,48 +161,73 @@ def half(encoded: Any, part: int) -> Any:
 
 
 def scores(fleet: Any, examples: list[Any]) -> list[float]:
-    """The metric of every run on its own examples."""
-    every = fleet.predict(examples)
-    tasks = [plan.task for plan in fleet.plans]
-    return [
-        task.score(task.decide(logits, mine), mine.targets)[task.metric]
-        for task, logits, mine in zip(tasks, every, examples)
-    ]
+    """The metric of every run on its own examples; -inf for one that is not defined."""
+    found = []
+    for plan, logits, mine in zip(fleet.plans, fleet.predict(examples), examples):
+        score = plan.task.score(plan.task.decide(logits, mine), mine.targets)[plan.task.metric]
+        found.append(-math.inf if math.isnan(score) else score)
+    return found
 
 
-def summary(rows: list[dict[str, str]], write: Callable[[str], None] = print) -> None:
-    """Every variant's mean, and its difference to `base` over the pairs of task and seed, with a 95 % interval over tasks' seeds."""
-    values: dict[str, dict[tuple[str, str], dict[str, float]]] = defaultdict(dict)
-    for row in rows:
-        at = row["task"], row["seed"]
-        values[row["variant"]][at] = {name: 100 * float(row[name]) for name in ("best", "last", "averaged")}
-    for variant, mine in values.items():
-        parts = [f"{variant} ({len(mine)} runs)"]
-        parts.append(
-            " ".join(
-                f"{name} {statistics.fmean(one[name] for one in mine.values()):.1f}"
-                for name in ("best", "last", "averaged")
-            )
-        )
-        for label, name, other in (
-            *(() if variant == "base" else ((f"{kind} - base", kind, "base") for kind in ("best", "averaged"))),
-            ("last - best", "last", "own"), ("averaged - best", "averaged", "own"),
-        ):  # fmt: skip
-            pairs = {
-                at: one[name] - (one["best"] if other == "own" else values["base"][at][name])
-                for at, one in mine.items()
-                if other == "own" or at in values.get("base", {})
+def interval(values: list[float]) -> str:
+    """The mean with a 95 % interval by Student's t."""
+    if len(values) < 2:
+        return f"{statistics.fmean(values):+.2f}"
+    wide = T_95.get(len(values) - 1, 2.0) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.fmean(values):+.2f} ± {wide:.2f}"
+
+
+def summary(rows: list[dict[str, str]]) -> Iterator[str]:
+    """Of the design, the effect of each factor with a 95 % interval; of every recipe its difference to `base`. In points."""
+    import numpy as np
+
+    score = {
+        (row["task"], row["seed"], row["variant"]): {kind: 100 * float(row[kind]) for kind in KINDS} for row in rows
+    }
+    blocks = dict.fromkeys((row["task"], row["seed"]) for row in rows)
+    whole = {
+        block: recipes
+        for block in blocks
+        for recipes in (design(False), design(True))
+        if all((*block, recipe) in score for recipe in recipes)
+    }
+    if whole:
+        yield f"factors, over the blocks {', '.join('/'.join(block) for block in whole)}: effect, in points"
+        cells = [(block, recipe) for block, recipes in whole.items() for recipe in recipes]
+        levels = [[1.0 if name in recipe.split(" + ") else 0.0 for name in FACTORS] for _, recipe in cells]
+        ones = [[float(block == own) for own in whole] for block, _ in cells]
+        table = np.array([own + other for own, other in zip(levels, ones)])
+        for kind in KINDS:
+            y = np.array([score[(*block, recipe)][kind] for block, recipe in cells])
+            found, *_ = np.linalg.lstsq(table, y, rcond=None)
+            free = len(cells) - table.shape[1]
+            error = np.full(len(FACTORS), math.nan)
+            if free > 0:
+                variance = ((y - table @ found) ** 2).sum() / free
+                error = np.sqrt(variance * np.diag(np.linalg.inv(table.T @ table)))[: len(FACTORS)]
+            t = T_95.get(free, 2.06)
+            parts = (f"{name} {effect:+.2f} ± {t * one:.2f}" for name, effect, one in zip(FACTORS, found, error))
+            yield f"  {kind}: " + " · ".join(parts)
+            by_block = {
+                name: [
+                    statistics.fmean(score[(*block, r)][kind] * (1 if name in r.split(" + ") else -1) for r in recipes)
+                    * 2
+                    for block, recipes in whole.items()
+                ]
+                for name in FACTORS
             }
-            if len(pairs) > 1:
-                half_width = T_95.get(len(pairs) - 1, 2.0) * statistics.stdev(pairs.values()) / math.sqrt(len(pairs))
-                parts.append(f"{label} {statistics.fmean(pairs.values()):+.2f} ± {half_width:.2f}")
-        write(" · ".join(parts))
-        if variant != "base" and "base" in values:
-            tasks: dict[str, list[float]] = defaultdict(list)
-            for at, one in mine.items():
-                if at in values["base"]:
-                    tasks[at[0]].append(one["best"] - values["base"][at]["best"])
-            write("    by task: " + ", ".join(f"{task} {statistics.fmean(each):+.1f}" for task, each in tasks.items()))
+            yield "    by block: " + " · ".join(
+                f"{name} " + " ".join(f"{effect:+.1f}" for effect in effects) for name, effects in by_block.items()
+            )
+    for kind in ("last", "averaged"):
+        yield f"{kind} - best, over {len(score)} runs: {interval([one[kind] - one['best'] for one in score.values()])}"
+    pairs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (task, seed, variant), one in score.items():
+        if variant != "base" and (task, seed, "base") in score:
+            pairs[variant][task].append(one["best"] - score[task, seed, "base"]["best"])
+    for variant, by_task in pairs.items():
+        each = ", ".join(f"{task} {statistics.fmean(values):+.1f}" for task, values in by_task.items())
+        yield f"{variant} - base: {interval([one for values in by_task.values() for one in values])} ({each})"
 
 
 def main() -> None:
@@ -179,37 +235,45 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data-dir")
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "cola", "stsb", "mrpc"])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--blocks", nargs="+", default=BLOCKS, metavar="TASK/SEED")
+    parser.add_argument("--design", action="store_true")
+    parser.add_argument("--variants", nargs="+", default=[], help=", ".join(SINGLE))
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--summary", action="store_true")
     given = parser.parse_args()
     rows = list(csv.DictReader(given.out.read_text().splitlines())) if given.out.exists() else []
     if given.summary:
-        return summary(rows)
+        for line in summary(rows):
+            print(line)
+        return
 
     import torch
 
     from unipelt.train.setup import DatasetCache
 
     torch.set_num_threads(1)
-    cache, seeds = DatasetCache(), list(range(given.seeds))
-    done = {(row["variant"], row["task"], int(row["k"]), int(row["seed"])) for row in rows}
+    cache = DatasetCache()
+    done = {(row["variant"], row["task"], int(row["seed"])) for row in rows}
     if not rows:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(",".join(COLUMNS) + "\n")
-    for name in given.variants:
-        for task in given.tasks:
-            missing = [seed for seed in seeds if (name, task, given.k, seed) not in done]
-            for group in [[seed] for seed in missing] if VARIANTS[name].method == "full" else [missing] * bool(missing):
-                found = measure(VARIANTS[name], task, group, given.k, given, cache)
-                with open(given.out, "a", newline="") as file:
-                    csv.DictWriter(file, COLUMNS).writerows({"variant": name, **row} for row in found)
-                shown = ", ".join(
-                    f"{100 * row['best']:.1f}/{100 * row['last']:.1f}/{100 * row['averaged']:.1f}" for row in found
+    for number, block in enumerate(given.blocks):
+        task, seed = block.split("/")
+        wanted = given.variants or design(reversed_=number % 2 == 1)
+        fleets: dict[Any, list[str]] = defaultdict(list)
+        for variant in wanted:
+            if (variant, task, int(seed)) not in done:
+                fleets[method_of(variant), settings(variant).get("steps"), settings(variant).get("precision")].append(
+                    variant
                 )
-                print(f"{name} · {task}: best/last/averaged {shown}; {found[0]['seconds']} s a run", flush=True)
+        for together in fleets.values():
+            for variants in [[one] for one in together] if method_of(together[0]) == "full" else [together]:
+                found = measure(variants, task, int(seed), given, cache)
+                with open(given.out, "a", newline="") as file:
+                    csv.DictWriter(file, COLUMNS).writerows(found)
+                for row in found:
+                    shown = "/".join(f"{100 * row[kind]:.1f}" for kind in KINDS)
+                    print(f"{block} · {row['variant']}: {'/'.join(KINDS)} {shown}; {row['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ from laws.lawbook import small
 
 import unipelt
 from unipelt.data import Columns
+from unipelt.spec import Mixture
 from unipelt.tasks.batches import Encoded
 from unipelt.tasks.classification import Classification
 from unipelt.tasks.regression import Regression
 from unipelt.train.fleet import Fleet, Observer
+from unipelt.train.frozen import StateCache, find_frozen
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunKey
 from unipelt.train.runs import FinishedRun, Plan
@@ -54,23 +56,28 @@ def plan(seed: int = 0, train: int = 20, validation: int = 17, classes: int = CL
 
 
 def fleet(
-    plans: list[Plan], preset: str = "unipelt-apl", arch: str = "bert", dropout: bool = False, width: int = 0,
-    on_step: Observer = lambda trained, event: None, dtype: torch.dtype = torch.float64, **how: Any,
+    plans: list[Plan], preset: str | Mixture = "unipelt-apl", arch: str = "bert", dropout: bool = False, width: int = 0,
+    on_step: Observer = lambda trained, event: None, dtype: torch.dtype = torch.float64,
+    states: StateCache | None = None, **how: Any,
 ) -> Fleet:  # fmt: skip
     """A fleet over the same base every time, in float64 by default; `full`: the base itself is tuned. width: runs at once, all by
-    default. on_step: called after steps and evaluations."""
+    default. on_step: called after steps and evaluations. states: where what the frozen layers give is kept; None: it is computed."""
     model = tiny.build(arch, dtype=dtype, **({} if dropout else NO_DROPOUT[arch]))
     if preset == "full":
         model.requires_grad_(True)
     else:
         seeds = [one.key.seed for one in plans][: width or None]
-        unipelt.attach(model, small(preset), runs=len(seeds), seeds=seeds, fresh_head=True)
+        unipelt.attach(
+            model, small(preset) if isinstance(preset, str) else preset, runs=len(seeds), seeds=seeds, fresh_head=True
+        )
 
     def steps(trained: Fleet, event: str) -> None:
         if event != "prediction":
             on_step(trained, event)
 
-    return Fleet(model, plans, Words(padding_side="left" if arch == "gpt2" else "right"), on_step=steps, **how)
+    words = Words(padding_side="left" if arch == "gpt2" else "right")
+    frozen = None if states is None else find_frozen(model, words, plans[0], states, arch)
+    return Fleet(model, plans, words, on_step=steps, frozen=frozen, **how)
 
 
 def parameters(trained: Fleet, run: int = 0) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from train.fleets import Words, rows
 from unipelt.inject.shapes import bucket, most_tokens
 from unipelt.tasks.batches import Encoded, Part, model_inputs
 from unipelt.train.batches import epoch_order, longest_first
-from unipelt.train.evaluation import rows_each
+from unipelt.train.forward import rows_each
 
 CPU = torch.device("cpu")
 

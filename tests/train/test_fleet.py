@@ -242,7 +242,7 @@ def test_predictions_are_in_the_order_of_the_rows_whatever_the_batches(monkeypat
     together = predict(trained.model, trained.tokenizer, data)
     assert [part.shape for part in together] == [(23, 3), (9, 3)]
     for size in (1, 3, 1000):
-        monkeypatch.setattr("unipelt.train.evaluation.LEAST_ROWS", size)
+        monkeypatch.setattr("unipelt.train.forward.LEAST_ROWS", size)
         for one, other in zip(together, predict(trained.model, trained.tokenizer, data)):
             close(one, other)
     for run, seed in enumerate((1, 2)):

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache, partial
-from inspect import signature
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,36 +11,36 @@ from transformers import PreTrainedModel
 
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.record import gate_location, record_gates
-from unipelt.inject.state import NAME, MixtureState, attached_state, prompt
+from unipelt.inject.state import MixtureState, attached_state
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import POSITIONS, PROMPT, Encoded, Part
-from unipelt.tasks.language_model import at_positions
+from unipelt.tasks.batches import Encoded, Part
 from unipelt.train.batches import longest_first
-from unipelt.train.precision import autocast
-
-CPU_ROWS = 32  # a forward, without gradients: more do not fit into a CPU's caches
-GPU_TOKENS, GPU_ROWS = 65_536, 512  # a forward on a GPU: so many tokens, and so many rows at least
-LEAST_ROWS = 8  # of each run
+from unipelt.train.forward import STATES, logits_of, rows_each
+from unipelt.train.frozen import FrozenStates
 
 
 @torch.no_grad()
 def predict(
     model: PreTrainedModel, tokenizer: Any, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None,
     gates: list[dict[str, Tensor]] | None = None, precision: str = "auto", task: type[Task] = Task,
+    frozen: FrozenStates | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Logits `[example, …]` of every run for its own examples, in their order; batches of like length, longest first.
 
-    gates: one dictionary a run, which gets each gate's value for each row, `[rows]`, by the location of the change that it
+    frozen: what the layers below the lowest change give, which are then not computed. gates: one dictionary a run, which gets each gate's value for each row, `[rows]`, by the location of the change that it
     weighs, as text. A gate of each token's own is averaged over the row's tokens.
     """
     model.eval()
+    layers = None if frozen is None else frozen.layers
     device = next(model.parameters()).device
     results: list[dict[str, Tensor]] = [{} for _ in data]
     for batch in longest_first([encoded.lengths() for encoded in data], partial(rows_each, device, len(data))):
         parts = [Part(None, encoded, indices) for encoded, indices in zip(data, batch)]
         inputs, kept_of = task.evaluation(parts, tokenizer, device)
+        if frozen is not None:
+            inputs[STATES] = frozen.states(parts, inputs, watch)
         with nullcontext() if gates is None else record_gates(model) as recorded:
-            said = {"": kept_of(logits_of(model, inputs, precision)).cpu()}
+            said = {"": kept_of(logits_of(model, inputs, precision, layers)).cpu()}
         if recorded is not None:
             said |= _by_row(model, recorded, inputs)
         for name, values in said.items():
@@ -54,12 +53,6 @@ def predict(
     for mine, result in zip(gates or (), results):
         mine.update(result)
     return logits
-
-
-def rows_each(device: torch.device, runs: int, longest: int) -> int:
-    """How many rows of each run a forward without gradients takes. longest: tokens of the longest."""
-    whole = CPU_ROWS if device.type == "cpu" else max(GPU_ROWS, GPU_TOKENS // longest)
-    return max(LEAST_ROWS, whole // runs)
 
 
 def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,20 +70,3 @@ def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], inputs: d
         for member in range(value.shape[-1]):
             said[str(gate_location(tuned, path, member))] = value[:, member].cpu()
     return said
-
-
-def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor], precision: str = "auto") -> Tensor:
-    """Logits in float32 at least; nothing is kept for a next token, which a decoder would copy all keys and values for."""
-    uncached = {"use_cache": False} if _can_cache(type(model)) else {}  # type: ignore[arg-type]  # a class is hashable
-    positions, mask = inputs.get(POSITIONS), inputs.get(PROMPT)
-    inputs = {name: value for name, value in inputs.items() if name not in (POSITIONS, PROMPT)}
-    asked = nullcontext() if mask is None or not hasattr(model, NAME) else prompt(model, mask)
-    chosen = nullcontext() if positions is None else at_positions(model, positions)
-    with autocast(model.device, precision), asked, chosen:
-        logits = model(**inputs, **uncached).logits
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-@cache
-def _can_cache(kind: type[PreTrainedModel]) -> bool:
-    return "use_cache" in signature(kind.forward).parameters

@@ -7,7 +7,7 @@ fleet of one.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,9 @@ from unipelt.inject.heads import to_units
 from unipelt.inject.state import NAME, MixtureState
 from unipelt.tasks.batches import Encoded, Part
 from unipelt.train.capture import Captured, CudaGraphs
-from unipelt.train.evaluation import logits_of, predict
+from unipelt.train.evaluation import predict
+from unipelt.train.forward import STATES, logits_of
+from unipelt.train.frozen import FrozenStates
 from unipelt.train.optimizer import AdamW, ParameterMatrix
 from unipelt.train.progress import Loop, Progress
 from unipelt.train.recipes import kind_of
@@ -52,9 +54,10 @@ class Fleet:
     def __init__(
         self, model: PreTrainedModel, plans: list[Plan], tokenizer: Any, *,
         folder: Path | None = None, on_step: Observer | None = None, deadline: float | None = None,
+        frozen: FrozenStates | None = None,
     ):  # fmt: skip
         self.model, self.plans, self.tokenizer, self.folder = model, plans, tokenizer, folder
-        self.on_step, self.deadline = on_step, deadline
+        self.on_step, self.deadline, self.frozen = on_step, deadline, frozen
         self.progress = [Progress() for _ in plans]
         self.seconds, self.saving = 0.0, 0.0
         self.device = next(model.parameters()).device
@@ -113,7 +116,7 @@ class Fleet:
         """Logits of every run for its own examples, in their order."""
         return predict(
             self.model, self.tokenizer, data, lambda rows: self._notify("prediction"), task=self.task,
-            precision=self.plans[0].recipe.precision, **how,
+            precision=self.plans[0].recipe.precision, frozen=self.frozen, **how,
         )  # fmt: skip
 
     def step(self) -> None:
@@ -155,7 +158,7 @@ class Fleet:
             [Part(plan.task, plan.train, examples) for examples in self._examples(number)]
             for number, plan in zip(self.runs, plans)
         ]
-        given = step_inputs(self.task, parts, self.tokenizer, self.device)
+        given = step_inputs(self.task, parts, self.tokenizer, self.device, self._states)
         each: dict[str, list[Any]] = {
             "step": [step + 1.0 for step in steps], "rate": [plan.rates(step, self.kinds) for plan, step in zip(plans, steps)],
             "clip": [plan.recipe.clip for plan in plans], "decay": [plan.recipe.weight_decay for plan in plans],
@@ -164,12 +167,21 @@ class Fleet:
             del each["decay"]
         return given | {name: self._vector(values) for name, values in each.items()}
 
+    def _states(self, parts: Sequence[Part], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the frozen layers give for a batch, where it is kept."""
+        if self.frozen is None:
+            return {}
+        return {STATES: self.frozen.states(parts, inputs, lambda rows: self._notify("prediction"))}
+
     def _advance(self, batch: dict[str, Tensor]) -> Float[Tensor, "2 run"]:
         """Forwards, backwards and update, without waiting for a number: the losses, and whether all was finite."""
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
+        frozen = None if self.frozen is None else self.frozen.layers
         recipe, parts = self.plans[0].recipe, []
         for one, share in forwards(batch, recipe.label_smoothing):
-            logits = logits_of(self.model, one.inputs, recipe.precision).unflatten(0, (len(batch["step"]), -1))
+            logits = logits_of(self.model, one.inputs, recipe.precision, frozen)
+            logits = logits.unflatten(0, (len(batch["step"]), -1))
             own = self.loss(logits, one) if share is None else self.loss(logits, one) * share
             own.sum().backward()  # a loss that is not finite reaches its own run's gradients alone
             parts.append(own.detach())

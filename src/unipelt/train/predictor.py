@@ -26,8 +26,9 @@ from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Part
 from unipelt.tasks.registry import task_of
 from unipelt.train.batches import longest_first
-from unipelt.train.evaluation import predict, rows_each
+from unipelt.train.evaluation import predict
 from unipelt.train.fold import Folded, fold
+from unipelt.train.forward import rows_each
 from unipelt.train.records import RECORD, read_record
 from unipelt.train.setup import device_of
 

@@ -21,6 +21,7 @@ from unipelt.tasks.batches import Encoded
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
+from unipelt.train.frozen import StateCache, find_frozen
 from unipelt.train.recipes import default_recipe
 from unipelt.train.records import ANY, DRAWN, FILES, FULL, GENERATION, RunConfig, RunRecord
 from unipelt.train.runs import Plan
@@ -29,12 +30,13 @@ SOURCE = ("task", "data_dir", *FILES, *ANY)  # fields of a RunConfig that say wh
 
 
 class DatasetCache:
-    """Tasks, data sets, their splits and their tokens, each made once and shared by many runs."""
+    """Tasks, data sets, their splits, their tokens and what a frozen layer makes of them, each made once and shared by many runs."""
 
     def __init__(self):
         self.loaded: dict[tuple, tuple[Task, data.Dataset]] = {}
         self.parts: dict[tuple, data.Splits] = {}
         self.encoded: dict[tuple, Encoded] = {}
+        self.states = StateCache()
 
     def _load(self, config: RunConfig) -> tuple[Task, data.Dataset]:
         key = tuple(getattr(config, name) for name in (*SOURCE, *GENERATION))
@@ -93,8 +95,11 @@ def build_fleet(
         if not model.supports_gradient_checkpointing:
             raise UserError(f"--gradient-checkpointing: {type(model).__name__} does not support it; leave it out")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    frozen = find_frozen(model, tokenizer, plans[0], cache.states, mine["base"])
+    if frozen is not None:
+        frozen.forget_others([part for plan in plans for part in (plan.train, plan.validation, plan.test) if part])
     torch.manual_seed(first.seed)  # dropout
-    return Fleet(model, plans, tokenizer, folder=folder, on_step=on_step, deadline=deadline)
+    return Fleet(model, plans, tokenizer, folder=folder, on_step=on_step, deadline=deadline, frozen=frozen)
 
 
 def load_tuned(

@@ -1,6 +1,6 @@
 """What one optimizer step of a fleet reads, as a flat dictionary of tensors: one forward, or several whose gradients add up."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ SCORED = ("targets", "weights", "outputs")  # what the loss reads
 
 
 def step_inputs(
-    task: type[Task], parts: Sequence[Sequence[Part]], tokenizer: Any, device: torch.device
-) -> dict[str, Tensor]:
-    """The tensors of a step's forwards. parts: each run's, one for each of its forwards.
+    task: type[Task], parts: Sequence[Sequence[Part]], tokenizer: Any, device: torch.device,
+    further: Callable[[Sequence[Part], dict[str, Tensor]], dict[str, Tensor]] = lambda parts, inputs: {},
+) -> dict[str, Tensor]:  # fmt: skip
+    """The tensors of a step's forwards. parts: each run's, one for each of its forwards. further: what a forward reads
+    besides, from its parts and inputs.
 
     Those of a second forward are called `1 input …`, and so on. `share` is what a run's mean loss of one forward counts in
     its mean over the step: its examples, or answer tokens, divided by the step's. A run that has fewer forwards than others
@@ -25,7 +27,9 @@ def step_inputs(
     """
     batches = []
     for number in range(max(map(len, parts))):
-        batch = task.collate([(own[number:] or own)[0] for own in parts], tokenizer, device)
+        chosen = [(own[number:] or own)[0] for own in parts]
+        batch = task.collate(chosen, tokenizer, device)
+        batch.inputs.update(further(chosen, batch.inputs))
         idle = torch.tensor([number >= len(own) for own in parts], device=device)
         batches.append(batch._replace(weights=batch.weights.masked_fill(idle[:, None], 0.0)))
     counts = torch.stack([task.count(batch) for batch in batches]).to(batches[0].weights.dtype)

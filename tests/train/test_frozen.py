@@ -1,0 +1,111 @@
+"""What the layers below the lowest change give is computed once for each example, and is what they would give each time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from train.fleets import fleet, plan, train
+from train.test_fleet import same_run
+from train.test_resume import Stopped, assert_same, stop_at
+from unipelt import spec
+from unipelt.train import frozen
+from unipelt.train.fleet import Fleet
+from unipelt.train.frozen import StateCache
+
+UPPER = {
+    "head": spec.mixture("head"),
+    "gated mixture above": spec.mixture("unipelt-apl(layers=(1,), bottleneck=4, prefix=2, mlp=4, r=2)"),
+}
+
+
+def plans() -> list:
+    return [
+        plan(seed=1, train=20),
+        plan(seed=2, train=9, epochs=2),
+        plan(seed=3, train=11, validation=30, epochs=4, patience=2),
+    ]
+
+
+class Calls:
+    """How many examples each layer of a model has computed."""
+
+    def __init__(self, trained: Fleet, path: str):
+        self.rows: list[int] = []
+        for layer in trained.model.get_submodule(path):
+            self.rows.append(0)
+            next(layer.children()).register_forward_hook(self.count(len(self.rows) - 1))
+
+    def count(self, number: int):
+        def note(module: nn.Module, args: tuple, output: object) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            self.rows[number] += len(first)  # type: ignore[arg-type]
+
+        return note
+
+
+@pytest.mark.parametrize(("arch", "path"), [("bert", "bert.encoder.layer"), ("gpt2", "transformer.h")])
+@pytest.mark.parametrize("name", UPPER)
+def test_kept_states_change_no_result(name: str, arch: str, path: str):
+    kept, plain = (
+        fleet(plans(), UPPER[name], arch, states=(cache := StateCache()), width=2),
+        fleet(plans(), UPPER[name], arch, width=2),
+    )
+    assert kept.frozen is not None and plain.frozen is None
+    calls, expected = Calls(kept, path), train(plain)
+    for number, run in train(kept).items():
+        same_run(run, expected[number])
+    examples = sum(len(part) for one in plans() for part in (one.train, one.validation))  # the same are tested
+    assert calls.rows[0] == examples and (calls.rows[1] == examples) == (name == "head")
+    again = fleet(kept.plans, UPPER[name], arch, states=cache, width=2)
+    calls = Calls(again, path)
+    for number, run in train(again).items():
+        same_run(run, expected[number])
+    assert calls.rows[0] == 0, "a second fleet of the same base and examples computes nothing below the lowest change"
+
+
+def test_a_training_with_kept_states_goes_on_bit_identically(tmp_path: Path):
+    mixture = UPPER["gated mixture above"]
+
+    def begun(**how) -> Fleet:
+        made = fleet([plan(seed=1)], mixture, dropout=True, dtype=torch.float32, states=StateCache(), **how)
+        torch.manual_seed(0)
+        return made
+
+    with pytest.raises(Stopped):
+        train(begun(folder=tmp_path, on_step=stop_at(4)))
+    assert_same(train(begun(folder=tmp_path)), train(begun()))
+
+
+def test_states_that_memory_lacks_are_kept_on_disk_or_computed_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recwarn: pytest.WarningsRecorder
+):
+    expected = train(fleet(plans(), UPPER["head"]))
+    monkeypatch.setattr(frozen, "free_memory", lambda device: 0)
+    mapped = train(fleet(plans(), UPPER["head"], states=(cache := StateCache(tmp_path))))
+    assert cache.kept and not list(tmp_path.iterdir()), "the file goes with the process"
+    assert not [one for one in recwarn if "hidden states" in str(one.message)]
+    monkeypatch.setattr(frozen, "SHARE", 0.0)
+    again = train(fleet(plans(), UPPER["head"], states=(empty := StateCache(tmp_path))))
+    said = [str(one.message) for one in recwarn if "hidden states" in str(one.message)]
+    assert len(said) == 1 and "computed again in each step" in said[0] and not empty.kept
+    for number, run in expected.items():
+        same_run(mapped[number], run)
+        same_run(again[number], run)
+
+
+@pytest.mark.parametrize("mixture", ["lora", "bitfit", spec.mixture("prompt(length=2)"), "full"])
+def test_nothing_is_kept_where_the_lowest_layer_is_tuned(mixture):
+    assert fleet([plan()], mixture, states=StateCache()).frozen is None
+
+
+def test_layers_that_do_more_than_they_give_are_computed():
+    """A layer reads what is inside the one below it: its states alone do not tell what the model says."""
+    made = fleet([plan()], UPPER["head"])
+    inner: list[torch.Tensor] = []
+    made.model.get_submodule("bert.encoder.layer.0.attention").register_forward_hook(
+        lambda module, args, output: inner.append(output[0])
+    )
+    made.model.bert.pooler.register_forward_pre_hook(lambda module, args: (args[0] + inner[-1],))
+    assert frozen.find_frozen(made.model, made.tokenizer, made.plans[0], StateCache(), "bert") is None
