@@ -1,4 +1,4 @@
-"""Tune a frozen language model with every parameter-efficient method at once.
+"""Tune a frozen language model with adapters, prefixes, LoRA, biases, or gated mixtures of them.
 
     model = AutoModelForSequenceClassification.from_pretrained(…)
     unipelt.attach(model, "unipelt-apl")      # stays a PreTrainedModel: any Trainer works

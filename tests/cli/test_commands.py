@@ -261,6 +261,8 @@ def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Pat
         assert f"{kind} {place}: not empty; expected a new folder" in run("export", folder, kind, place).line
         assert sorted(path.name for path in folder.iterdir()) == before
     assert "--fix-gates needs --data" in run("export", gated, "--merged", tmp_path / "no", "--fix-gates").line
+    both = run("export", gated, "--folded", tmp_path / "no", "--fix-gates", "--data", unlabelled).line
+    assert "--fix-gates is for --merged and --peft" in both
     fixed = run("export", gated, "--merged", tmp_path / "no", "--fix-gates", "--data", unlabelled).line
     assert "merge refused" in fixed and "prefix" in fixed and not (tmp_path / "no").exists()
 
@@ -282,7 +284,7 @@ def test_a_gated_lora_merges_once_its_gates_are_fixed(run, tiny_base: str, finis
 def test_a_folded_run_predicts(run, finished, reviews: Path, unlabelled: Path, tmp_path: Path):
     gated, folder = finished("unipelt-apl"), tmp_path / "folded"
     asked = ("export", gated, "--folded", folder)
-    said = run(*asked, "--data", reviews, "--deviation", 1, "--least", 0)
+    said = run(*asked, "--data", reviews, "--max-deviation", 1, "--drop-below", 0)
     record = json.loads((folder / "unipelt.json").read_text())
     before, after = (record["results"][f"accuracy {when}"] for when in ("before folding", "folded"))
     assert said.out.startswith(
@@ -293,7 +295,7 @@ def test_a_folded_run_predicts(run, finished, reviews: Path, unlabelled: Path, t
     assert after == sum(row["prediction"] == row["stars"] for row in rows) / 60
     assert "this run has no gates" in run("predict", folder, "--data", reviews, "--gates").line
 
-    kept = run(*asked[:3], tmp_path / "kept", "--data", unlabelled, "--deviation", 0)
+    kept = run(*asked[:3], tmp_path / "kept", "--data", unlabelled, "--max-deviation", 0)
     assert "8 gates over 9 rows: 100% kept" in kept.out and "accuracy" not in kept.out
     for data in (gated, tmp_path / "kept"):
         answered = run("predict", data, "--data", unlabelled, "--proba").out
@@ -301,7 +303,7 @@ def test_a_folded_run_predicts(run, finished, reviews: Path, unlabelled: Path, t
 
     assert "--folded needs --data" in run(*asked[:3], tmp_path / "no").line
     assert "not empty; expected a new folder" in run(*asked, "--data", reviews).line
-    wrong = run(*asked[:3], tmp_path / "no", "--data", reviews, "--deviation", -1).line
+    wrong = run(*asked[:3], tmp_path / "no", "--data", reviews, "--max-deviation", -1).line
     assert "deviation=-1.0: expected a number from 0 to 1" in wrong
     none = run("export", finished("lora"), "--folded", tmp_path / "no", "--data", reviews).line
     assert "has no gates, so there is nothing to fold" in none and not (tmp_path / "no").exists()

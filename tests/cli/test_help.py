@@ -66,8 +66,8 @@ def test_every_page_has_panels_help_and_examples(words: tuple[str, ...], command
         (("train",), Recipe, []),
         (("compare",), StudyConfig, ["policy", "width", "recipe", "columns"]),
         (("compare",), Recipe, ["lr"]),
-        (("study", "glue"), Grid, []),
-        (("study", "glue"), StudyConfig, ["recipe", "columns"]),
+        (("study", "grid"), Grid, []),
+        (("study", "grid"), StudyConfig, ["recipe", "columns"]),
         (("study", "sweep"), Recipe, ["lr"]),
     ],
 )
@@ -96,7 +96,7 @@ def test_defaults_of_the_recipe_are_values():
         ("train --data a.csv --data b.csv --out x", "--data"),
         ("compare --data a.csv b.csv --out x", "--data"),
         ("train --data a.csv --stratify --no-stratify --out x", "--stratify"),
-        ("study glue --seeds 1 --seeds 2 --out x", "--seeds"),
+        ("study grid --seeds 1 --seeds 2 --out x", "--seeds"),
     ],
 )
 def test_an_option_for_one_value_is_given_once(words: str, flag: str, run):

@@ -66,7 +66,7 @@ def test_the_help_of_export_has_the_defaults_of_fold(run):
 
 
 def test_help_loads_nothing_heavy():
-    commands = ("train", "predict", "inspect", "methods", "export", "report", "study", "study glue", "study sweep")
+    commands = ("train", "predict", "inspect", "methods", "export", "report", "study", "study grid", "study sweep")
     assert loaded_by(calling("--help", *(f"{command} --help" for command in commands))) == set()
 
 

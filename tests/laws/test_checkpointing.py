@@ -127,7 +127,7 @@ def test_layers_that_cannot_know_are_refused(arch: str, preset: str, inside: str
     model.gradient_checkpointing_enable()
     with (
         INSIDE[inside](model),
-        pytest.raises(UserError, match="expected equal blocks of rows, or no gradient checkpointing"),
+        pytest.raises(UserError, match="use equal blocks of rows, or no gradient checkpointing"),
     ):
         model(**tiny.inputs(arch, model, batch=4))
 

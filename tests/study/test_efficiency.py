@@ -13,7 +13,18 @@ from unipelt.study.store import EFFICIENCY, Store
 
 
 def test_what_is_measured_is_what_the_report_reads(run, tiny_base: str, tmp_path: Path):
-    given = ["--methods", SMALL["lora"], "full", SMALL["unipelt-apl"], "--batch", 2, "--length", 8, "--rounds", 2]
+    given = [
+        "--methods",
+        SMALL["lora"],
+        "full",
+        SMALL["unipelt-apl"],
+        "--batch-size",
+        2,
+        "--max-length",
+        8,
+        "--rounds",
+        2,
+    ]
     said = run("study", "efficiency", "--model", tiny_base, *given, "--device", "cpu", "--out", tmp_path / "study")
     assert said.code == 0, said.err
     found = efficiency_of(tmp_path / "study" / EFFICIENCY)

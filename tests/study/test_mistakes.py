@@ -53,7 +53,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--head-policy", "freeze"], "--head-policy freeze: did you mean 'frozen'?"),
         (["--out", "UNLABELLED"], "cannot be made (File exists); take another folder"),
         (["--out", ""], "--out is missing"),
-        (["--engine", "moon"], "--engine moon: expected here or ray"),
+        (["--engine", "moon"], "--engine moon: expected local or ray"),
         (["--gpus-per-fleet", "7"], "--gpus-per-fleet 7: needs --engine ray; add it, or leave --gpus-per-fleet out"),
         (["--engine", "ray", "--gpus-per-fleet", "2"], "--gpus-per-fleet 2.0: expected above 0, to 1"),
         (["--engine", "ray", "--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
@@ -101,7 +101,7 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
 )  # fmt: skip
 def test_mistaken_plans(text: str, expected: str, run, tmp_path: Path):
     (tmp_path / "plan.toml").write_text(text)
-    assert expected in run("study", "glue", "--plan", tmp_path / "plan.toml", "--out", tmp_path / "out").line
+    assert expected in run("study", "grid", "--plan", tmp_path / "plan.toml", "--out", tmp_path / "out").line
     assert not (tmp_path / "out").exists()
 
 
@@ -119,7 +119,7 @@ def test_a_plan_is_its_flags_and_flags_take_precedence(words, run, tiny_base: st
     plan = {"model": "nowhere", "seeds": 7, "data": tasks, "train_rows": [16, 16], "methods": methods, "lr": [1e-3, 0.001], "epochs": 1, "head_policy": "train"}  # fmt: skip
     (tmp_path / "plan.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in plan.items()))
     flags = ["--model", tiny_base, "--seeds", 5, "--batch-size", 8, "--device", "cpu", "--out", tmp_path / "out"]
-    said = run("study", "glue", "--plan", tmp_path / "plan.toml", *flags)
+    said = run("study", "grid", "--plan", tmp_path / "plan.toml", *flags)
     assert said.code == 0 and "5 of 5 runs done" in said.out
     assert {row["method"] for row in Store.read(tmp_path / "out").runs()} == {"lora(r=2, alpha=4.0)"}
     assert Store.read(tmp_path / "out").facts["recipe"] == {"epochs": 1, "batch_size": 8}
@@ -132,7 +132,7 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
     lines = reviews.read_text().splitlines(keepends=True)
     mine.write_text("".join(lines[:31]))
     other.write_text("".join(lines))
-    less = ["study", "glue", *words(out)[2:4], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]
+    less = ["study", "grid", *words(out)[2:4], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]
 
     def ask(*more):
         return run(*replaced(less, more), "--out", out)
@@ -162,7 +162,7 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
 def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, reviews: Path, tmp_path: Path):
     """Where its file has gone, its runs fail and the others go on."""
     setting = StudyConfig(model=words(tmp_path)[3])
-    asked = ["study", "glue", "--model", setting.model, "--data", "docstrings", "--k", 100, "--methods", "head", "--seeds", 1, "--validation-rows", 10]  # fmt: skip
+    asked = ["study", "grid", "--model", setting.model, "--data", "docstrings", "--k", 100, "--methods", "head", "--seeds", 1, "--validation-rows", 10]  # fmt: skip
     setting = replace(setting, columns={"validation_rows": 10})
     for task in (str(reviews), f"{tmp_path}/gone.csv"):
         store = Store.create(tmp_path / Path(task).stem, setting.facts)
@@ -181,7 +181,7 @@ def test_options_of_files_and_of_glue_are_for_those_that_take_them(words, run, r
     asked = [setting.config(RunKey(task=task, k=16, method="head", seed=0, lr=1e-3)) for task in tasks]
     assert [one.data_dir for one in asked] == ["glue", None, None] and {one.validation_rows for one in asked} == {20}
     assert [one.text_column for one in asked] == [None, None, "review"]
-    less = ["study", "glue", "--model", words(tmp_path)[3], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]  # fmt: skip
+    less = ["study", "grid", "--model", words(tmp_path)[3], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]  # fmt: skip
     few = [*less, "--k", 32, "--validation-rows", 10, "--stratify", "--max-length", 8, "--out", tmp_path / "out", "--data", "docstrings"]  # fmt: skip
     assert "--kind is for files, and --data docstrings has none; leave it out" in run(*few, "--kind", "regression").line
     assert "2 of 2 runs done" in run(*few, reviews, "--text", "review").out, (

@@ -44,7 +44,7 @@ def test_predictions_that_are_no_numbers_are_json_in_parquet(store: Store, sever
 
 @pytest.mark.parametrize(("name", "read"), [("a.csv", from_csv), ("a.parquet", lambda path: parquet.read_table(path).to_pylist())])  # fmt: skip
 def test_what_is_in_the_store_is_in_the_file(store: Store, name: str, read, run, tmp_path: Path):
-    assert run("study", "export", tmp_path / "study", "--to", tmp_path / name).out == f"{tmp_path / name}: 6 rows\n"
+    assert run("study", "export", tmp_path / "study", "--out", tmp_path / name).out == f"{tmp_path / name}: 6 rows\n"
     found = read(tmp_path / name)
     assert [list(row) for row in found] == [list(COLUMNS)] * 6
     for row, expected in zip(found, store.runs()):
@@ -58,6 +58,6 @@ def test_what_is_in_the_store_is_in_the_file(store: Store, name: str, read, run,
 
 
 def test_no_torch_is_needed(store: Store, tmp_path: Path):
-    words = ["study", "export", str(tmp_path / "study"), "--to", str(tmp_path / "a.parquet")]
+    words = ["study", "export", str(tmp_path / "study"), "--out", str(tmp_path / "a.parquet")]
     code = f"import sys, unipelt.cli\ntry: unipelt.cli.main({words})\nexcept SystemExit as e: sys.exit(e.code or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -62,7 +62,7 @@ def one_each(arguments: list[str]) -> list[str]:
 def _before(
     version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="print the version"),
 ) -> None:
-    """Tune a frozen language model with every parameter-efficient method at once.
+    """Tune a frozen language model with adapters, prefixes, LoRA, biases, or gated mixtures of them.
 
     Examples:
         unipelt compare --data reviews.csv --text-column review --label-column stars --minutes 20 --out results/reviews
@@ -99,7 +99,9 @@ def main(given: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     if code == STOPPED:
-        print("unipelt: stopped; run the same command again to continue", file=sys.stderr)
+        resumes = arguments[:1] in (["train"], ["compare"], ["study"])
+        again = "; run the same command again to continue" if resumes else ""
+        print(f"unipelt: stopped{again}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -11,10 +11,10 @@ METHODS = ("lora", "adapter", "parallel-adapter", "bitfit", "houlsby", "prefix",
 def architectures(
     name: str = typer.Argument("", help="a model type, such as llama; without one, all are listed", show_default=False),
     all_types: bool = option(
-        False, "--all", panel="Output", help="list also the types that take no method, with the reason"
+        False, "--all", panel="Output", help="list also the types that support no method, with the reason"
     ),
 ) -> None:
-    """List the model types of transformers with the methods that they take, or show the row of one.
+    """List the model types of transformers and the methods that each supports, or show where one has its parts.
 
     Examples:
         unipelt architectures

@@ -27,7 +27,7 @@ def compare(
         min=0.0,
         metavar="NUMBER",
         panel="Training",
-        help="time budget in minutes: shortens training to fit two seeds per method; repeat the command with more minutes to continue (default: no limit)",
+        help="time budget in minutes; without --epochs it also lowers the number of epochs so that two seeds per method fit, or one; repeat the command with more minutes to continue (default: no limit)",
     ),
     learning_curve: bool = option(
         True,

@@ -23,33 +23,40 @@ def export(
     pair: str = option(
         "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
     ),
-    model: str = option("", panel="Model", help="folder or hub name of the base (default: the one that the run names)"),
+    model: str = option("", panel="Model", help="folder or Hub name of the base (default: the one that the run names)"),
     fix_gates: bool = option(
-        False, "--fix-gates", panel="Model", help="first replace each gate by its mean over --data"
+        False,
+        "--fix-gates",
+        panel="Model",
+        help="with --merged or --peft: replace each gate by its mean over --data first",
     ),
     deviation: float | None = option(
         None,
+        "--max-deviation",
         metavar="NUMBER",
         panel="Model",
         help="with --folded: gates whose standard deviation over --data is below this become constants (default: 0.05)",
     ),
     least: float | None = option(
         None,
+        "--drop-below",
         metavar="NUMBER",
         panel="Model",
-        help="with --folded: constant gates below this are dropped with their changes (default: 0.02)",
+        help="with --folded: a constant gate below this value is removed with its change (default: 0.02)",
     ),
     merged: str = option(
-        "", panel="Output", help="folder for a plain transformers model with everything in its weights"
+        "", panel="Output", help="folder for a plain transformers model: base, changes and head merged"
     ),
     peft: str = option("", panel="Output", help="folder for a peft LoRA adapter"),
     folded: str = option(
-        "", panel="Output", help="folder for the run with its nearly constant gates folded, for `unipelt predict`"
+        "",
+        panel="Output",
+        help="folder for the run with constants in place of gates that hardly vary, for `unipelt predict`",
     ),
 ) -> None:
-    """Write a run as a plain transformers model, as a peft LoRA adapter, or with constant gates folded away.
+    """Write a run as a plain transformers model, as a peft LoRA adapter, or with constants in place of gates that hardly vary.
 
-    What cannot be merged exactly is refused, with its name and the reason.
+    A change that cannot be merged exactly is an error that names the change and the reason.
 
     Examples:
         unipelt export runs/lora --merged models/lora
@@ -65,6 +72,8 @@ def export(
         raise UserError(f"{flag} {target}: not empty; expected a new folder")
     if folded and not data:
         raise UserError("--folded needs --data: what a gate does is measured over texts")
+    if fix_gates and folded:
+        raise UserError("--fix-gates is for --merged and --peft; --folded replaces gates by itself, so leave it out")
     if fix_gates and not data:
         raise UserError("--fix-gates needs --data: the mean of a gate is taken over texts")
     from unipelt.checkpoint.description import describe

@@ -59,7 +59,11 @@ def _print_page(command: Any, ctx: Any) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     console.width = min(WIDEST, int(os.environ.get("COLUMNS", 0)) or (console.width if sys.stdout.isatty() else WIDEST))
     text, examples = description_and_examples(command.help)
-    arguments = [one.name.upper() for one in command.get_params(ctx) if one.param_type_name == "argument"]
+    arguments = [
+        one.name.upper() if one.required else f"[{one.name.upper()}]"
+        for one in command.get_params(ctx)
+        if one.param_type_name == "argument"
+    ]
     arguments = ["COMMAND"] if isinstance(command, TyperGroup) else arguments
     usage = " ".join([ctx.command_path, *arguments, "[options]"])
     console.print(Text("Usage: ", style="bold").append(usage))

@@ -23,12 +23,12 @@ def inspect(
     pair: str = option(
         "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
     ),
-    model: str = option("", panel="Model", help="folder or hub name of the base (default: the one that the run names)"),
+    model: str = option("", panel="Model", help="folder or Hub name of the base (default: the one that the run names)"),
     show_labels: bool = option(
         False,
         "--show-labels",
         panel="Output",
-        help="of chats and answers in --data: which tokens --model reads and learns",
+        help="show the tokens of each chat or answer in --data, and which of them --model is trained on",
     ),
     figure: str = option("", panel="Output", help="file for a heat map of the gates, such as gates.png or gates.svg"),
     overwrite: bool = option(

@@ -15,7 +15,7 @@ def methods(
         False, "--compatible", panel="Output", help="show every compatible combination and its equation instead"
     ),
 ) -> None:
-    """List the methods: parameters on a base, paper, formula, options with their defaults.
+    """List the methods with paper, formula and options; with --model, also their numbers of parameters.
 
     Examples:
         unipelt methods

@@ -19,32 +19,40 @@ def predict(
         "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
     ),
     encoding: str = option("", panel="Data", help="encoding of a text file, such as cp1252 (default: utf-8)"),
-    model: str = option("", panel="Model", help="folder or hub name of the base (default: the one that the run names)"),
+    model: str = option("", panel="Model", help="folder or Hub name of the base (default: the one that the run names)"),
     device: str = option("auto", panel="Model", help="auto, cpu or cuda (default: auto, the GPU where there is one)"),
     max_new_tokens: int | None = option(
-        None, metavar="INTEGER", panel="Generation", help="most tokens of an answer (default: as in training)"
+        None, metavar="INTEGER", panel="Generation", help="maximum number of generated tokens (default: as in training)"
     ),
     num_beams: int | None = option(
-        None, metavar="INTEGER", panel="Generation", help="beams; 1 takes the likeliest token (default: as in training)"
+        None,
+        metavar="INTEGER",
+        panel="Generation",
+        help="number of beams in beam search; 1: greedy decoding (default: as in training)",
     ),
     no_repeat_ngram_size: int | None = option(
         None,
-        "--no-repeat-ngram",
+        "--no-repeat-ngram-size",
         metavar="INTEGER",
         panel="Generation",
-        help="no sequence of so many tokens twice (default: as in training)",
+        help="n-grams of this size do not occur twice in a text (default: as in training)",
     ),
     temperature: float | None = option(
-        None, metavar="NUMBER", panel="Generation", help="draw tokens at this temperature (default: 0, never drawn)"
+        None, metavar="NUMBER", panel="Generation", help="sampling temperature; 0: no sampling (default: 0)"
     ),
     top_p: float | None = option(
-        None, metavar="NUMBER", panel="Generation", help="draw from tokens of this share of probability (default: 1)"
+        None,
+        metavar="NUMBER",
+        panel="Generation",
+        help="nucleus sampling: the most probable tokens up to this total probability (default: 1, all)",
     ),
-    seed: int | None = option(None, metavar="INTEGER", panel="Generation", help="of what is drawn (default: 0)"),
+    seed: int | None = option(
+        None, metavar="INTEGER", panel="Generation", help="random seed for sampling (default: 0)"
+    ),
     out: str = option(
         "",
         panel="Output",
-        help="file to write, .csv, .tsv, .json, .jsonl, .parquet or .xlsx (default: the terminal, as the input is written)",
+        help="file to write, .csv, .tsv, .json, .jsonl, .parquet or .xlsx (default: standard output, in the input's format)",
     ),
     overwrite: bool = option(
         False, "--overwrite", panel="Output", help="replace --out where it exists (default: refuse)"
@@ -55,16 +63,16 @@ def predict(
         "--min-confidence",
         metavar="NUMBER",
         panel="Output",
-        help="leave the prediction blank where no label is as probable (default: 0, every example is predicted)",
+        help="leave the prediction blank where every label is less probable than this (default: 0, predict all)",
     ),
     gates: bool = option(
         False, "--gates", panel="Output", help="add the value of each gate, one column per layer and change"
     ),
 ) -> None:
-    """Predict a label, a number or a text for each example of a file, and write it behind the file's own columns.
+    """Predict a label, a number or a text for each example of a file, and add it as the last column.
 
     The output has the delimiter, encoding and byte order mark of the input; an example without a text gets a blank prediction.
-    Cells stay as they are, `=1+2` too: import a CSV file of unknown origin into a spreadsheet as text.
+    Cells are not escaped: a cell such as =1+2 stays a formula. Import a CSV file of unknown origin into a spreadsheet as text.
 
     Examples:
         unipelt predict runs/reviews --data new.csv

@@ -1,4 +1,4 @@
-"""`unipelt study`: the papers' studies, run by run into a store that any kill leaves whole."""
+"""`unipelt study`: run the papers' studies; each finished run is stored in SQLite."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ app = typer.Typer(
     help="""Run the papers' studies: every combination of data, size, method and seed, trained many runs at once.
 
     Examples:
-        unipelt study glue --data sst2 rte --train-rows 100 500 --methods lora unipelt-apl full --out results/glue
+        unipelt study grid --data sst2 rte --train-rows 100 500 --methods lora unipelt-apl full --out results/glue
         unipelt study sweep --method adapter --option bottleneck --values 8 48 192 --data cola --out results/sweep
         unipelt report results/glue
     """,
@@ -31,12 +31,12 @@ app = typer.Typer(
 FIGURE_2 = ("3", "6", "12", "24", "48", "96", "192")  # sizes of adapters
 _DEVICE = option("auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)")
 _ENGINE = option(
-    "here",
+    "local",
     panel="Training",
-    help="here: in this process; ray: on the Ray cluster of RAY_ADDRESS, or on this machine (default: here)",
+    help="local: in this process; ray: on the Ray cluster of RAY_ADDRESS, or one on this machine (default: local)",
 )
 _GPUS = option(
-    None, metavar="NUMBER", panel="Training", help="with --engine ray: share of a GPU for each fleet (default: 1)"
+    None, metavar="NUMBER", panel="Training", help="with --engine ray: fraction of a GPU for each fleet (default: 1)"
 )
 _OUT = option("", panel="Output", help="folder of the study; the same command trains what is missing (required)")
 _PAPERS = {"tasks": "GLUE's eight tasks", "k": "100 500 1000 all", "methods": "the paper's " + " ".join(METHODS)}
@@ -47,7 +47,7 @@ _EVERY = [
 
 @app.command(cls=Command)
 @takes(*flags(Grid, default=_PAPERS), *_EVERY)
-def glue(
+def grid(
     device: str = _DEVICE,
     engine: str = _ENGINE,
     gpus_per_fleet: float | None = _GPUS,
@@ -62,9 +62,9 @@ def glue(
     """Train every combination of data set, size, method and seed: tables 1 to 3 of UniPELT.
 
     Examples:
-        unipelt study glue --data sst2 rte --train-rows 100 500 --methods lora unipelt-apl full --out results/glue
-        unipelt study glue --data reviews.csv tickets.csv --methods head lora --seeds 3 --out results/mine
-        unipelt study glue --plan plan.toml --seeds 1 --out results/glue
+        unipelt study grid --data sst2 rte --train-rows 100 500 --methods lora unipelt-apl full --out results/glue
+        unipelt study grid --data reviews.csv tickets.csv --methods head lora --seeds 3 --out results/mine
+        unipelt study grid --plan plan.toml --seeds 1 --out results/glue
     """
     _run((read_plan(plan) if plan else {}) | given, out, engine, device, gpus_per_fleet)
 
@@ -104,8 +104,10 @@ def sweep(
 @app.command(cls=Command)
 @takes(*flags(StudyConfig, only=["model"]), *flags(Grid, only=["methods"], default=_PAPERS))
 def efficiency(
-    batch: int = option(16, metavar="INTEGER", panel="Data", help="examples per step (default: 16)"),
-    length: int = option(128, metavar="INTEGER", panel="Data", help="tokens per example (default: 128)"),
+    batch: int = option(16, "--batch-size", metavar="INTEGER", panel="Data", help="examples per step (default: 16)"),
+    length: int = option(
+        128, "--max-length", metavar="INTEGER", panel="Data", help="tokens per example (default: 128)"
+    ),
     rounds: int = option(
         5, metavar="INTEGER", panel="Training", help="timed steps of each method, interleaved (default: 5)"
     ),
@@ -115,12 +117,12 @@ def efficiency(
     ),
     **given: Any,
 ) -> None:
-    """Measure time and memory of each method beside full fine-tuning on this machine: table 4 of UniPELT.
+    """Measure time and memory of each method compared with full fine-tuning on this machine: table 4 of UniPELT.
 
     Examples:
         unipelt study efficiency --out results/glue
         unipelt study efficiency --model bert-base-uncased --methods lora unipelt-apl full --out results/costs
-        unipelt study efficiency --batch 32 --length 64 --rounds 9 --device cuda --out results/costs
+        unipelt study efficiency --batch-size 32 --max-length 64 --rounds 9 --device cuda --out results/costs
     """
     if not out:
         raise UserError("--out is missing: expected a folder, such as that of a study")
@@ -142,34 +144,34 @@ def efficiency(
 
 @app.command(cls=Command)
 def export(
-    out: str = typer.Argument(help="folder of the study"),
-    to: str = option("", panel="Output", help="file to write, .csv or .parquet, with one row per run (required)"),
+    results: str = typer.Argument(help="folder of the study"),
+    out: str = option("", panel="Output", help="file to write, .csv or .parquet, with one row per run (required)"),
     overwrite: bool = option(
-        False, "--overwrite", panel="Output", help="replace --to where it exists (default: refuse)"
+        False, "--overwrite", panel="Output", help="replace --out where it exists (default: refuse)"
     ),
 ) -> None:
     """Write every run of a study into one file for other tools. Fields of runs that are not finished stay empty.
 
     Examples:
-        unipelt study export results/glue --to runs.csv
-        unipelt study export results/glue --to runs.parquet
-        unipelt study export results/reviews --to reviews.csv
+        unipelt study export results/glue --out runs.csv
+        unipelt study export results/glue --out runs.parquet
+        unipelt study export results/reviews --out reviews.csv
     """
-    if not to:
-        raise UserError("--to is missing: expected a file such as rows.parquet or rows.csv")
+    if not out:
+        raise UserError("--out is missing: expected a file such as rows.parquet or rows.csv")
     from unipelt.checkpoint.disk import refuse_existing
     from unipelt.study.rows import write_rows
     from unipelt.study.store import Store
 
-    refuse_existing(Path(to), "--to", overwrite)
-    print(f"{to}: {write_rows(Store.read(out), Path(to))} rows")
+    refuse_existing(Path(out), "--out", overwrite)
+    print(f"{out}: {write_rows(Store.read(results), Path(out))} rows")
 
 
 @contextmanager
 def _engine(name: str, device: str, gpus: float | None, cache: Any) -> Iterator[tuple[Any, Callable]]:
     """What a study trains on, and how."""
-    if name not in ("here", "ray"):
-        raise UserError(f"--engine {name}: expected here or ray")
+    if name not in ("local", "ray"):
+        raise UserError(f"--engine {name}: expected local or ray")
     if name != "ray" and gpus is not None:
         raise UserError(f"--gpus-per-fleet {gpus:g}: needs --engine ray; add it, or leave --gpus-per-fleet out")
     if name == "ray":
@@ -212,11 +214,11 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
         again = store.plan(keys, identities(missing, study, cache))
         if again:
             notes.append(
-                f"{again} finished runs are trained again: with other epochs the learning rate's schedule is another"
+                f"{again} finished runs are trained again, because another number of epochs changes the learning rate's schedule"
             )
         width, mixed = planned_width(study, target), target.type != "cpu"
         store.assign(lambda free: in_fleets(free, width, mixed, lambda key: cache.task(study.config(key)).kind))
-        if (pending := store.pending()) and engine == "here":
+        if (pending := store.pending()) and engine == "local":
             seconds = [row["seconds"] for row in store.runs(["seconds"]) if row["seconds"] is not None]
             if left := estimate(pending, seconds, study, cache, target):
                 notes.append(f"{len(pending)} runs to train: about {in_time(left)} at most on this machine")
@@ -228,12 +230,12 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     failed = [status for status in statuses if status.startswith("failed")]
     if failed and len(failed) == len(statuses):
         raise UserError(f"{out}: every run failed, the first because {failed[0].removeprefix('failed: ')}")
-    print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0][8:]}; the same command tries again" if failed else ""))  # fmt: skip
+    print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0][8:]}; repeat the command to try again" if failed else ""))  # fmt: skip
     print(f"  tables and figures: `unipelt report {out}`; rows: {Path(out) / 'study.sqlite'}, table runs")
 
 
 def _notes(keys: list[RunKey], study: StudyConfig, cache: Any) -> list[str]:
-    """What there is to say of the rows, once for each task and size, as the first seed draws them.
+    """Notes about the data of each task and size, from the splits of the first seed.
 
     Raises DataError where a task's data cannot be had, before anything is trained.
     """
@@ -243,10 +245,9 @@ def _notes(keys: list[RunKey], study: StudyConfig, cache: Any) -> list[str]:
     for task in dict.fromkeys(key.task for key in keys):
         firsts = {key.k: study.config(key) for key in reversed(keys) if key.task == task}
         whole = replace(next(iter(firsts.values())), k="all")
-        cache.splits(whole)
-        cache.splits(whole)  # raises where nothing can be drawn at all
+        cache.splits(whole)  # raises where no examples can be drawn at all
         notes[describe_columns(whole, cache.task(whole))] = None
         for config in reversed(firsts.values()):
-            with suppress(DataError):  # a size that these rows do not have: said in each of its runs' rows
+            with suppress(DataError):  # too few examples for this size: each of its runs says so in its status
                 notes |= dict.fromkeys(cache.splits(config).notes)
     return list(notes)

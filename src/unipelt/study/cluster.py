@@ -39,7 +39,7 @@ class Cluster:
         try:
             import ray.exceptions  # a folder called ray would be a package too
         except ImportError:
-            raise UserError("--engine ray needs Ray: pip install 'unipelt[ray]', or --engine here") from None
+            raise UserError("--engine ray needs Ray: pip install 'unipelt[ray]', or --engine local") from None
         self.ray: Any = ray
         self.asked, self.gpus = device, gpus
 
@@ -57,7 +57,7 @@ class Cluster:
             self.ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **own)
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
             where = f"RAY_ADDRESS={address}" if address else "--engine ray"
-            raise UserError(f"{where}: no cluster ({error}); see `ray status`, or take --engine here") from None
+            raise UserError(f"{where}: no cluster ({error}); see `ray status`, or take --engine local") from None
         gpus = self.ray.cluster_resources().get("GPU", 0) if self.asked != "cpu" else 0
         if self.asked == "cuda" and not gpus:
             self.ray.shutdown()

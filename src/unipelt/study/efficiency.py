@@ -67,7 +67,7 @@ def measure(
 
     train_memory, on a GPU: the most that a training step holds beyond the other models, as a ratio too.
     """
-    for name, value, least in (("batch", batch, 1), ("length", length, 2), ("rounds", rounds, 1)):
+    for name, value, least in (("batch-size", batch, 1), ("max-length", length, 2), ("rounds", rounds, 1)):
         if value < least:
             raise UserError(f"--{name} {value}: expected at least {least}")
     names = list(dict.fromkeys((FULL, *(method.strip() for method in methods))))
@@ -83,7 +83,7 @@ def measure(
         config = RunConfig(model=model, task="sst2", method=name)
         made, *_ = load_tuned(config, task, outputs=2, seeds=[0], device=device)
         if length > (most := most_tokens(made, length)):
-            raise UserError(f"--length {length}: {model} has {most} positions; expected at most that")
+            raise UserError(f"--max-length {length}: {model} has {most} positions; expected at most that")
         rows = _rows(made, batch, length)
         steps[name, "train"], steps[name, "inference"] = training(made, rows), inference(made, rows)
         if device.type == "cuda":

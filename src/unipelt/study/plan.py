@@ -43,17 +43,17 @@ class Grid:
     """Every combination of these is a run. The defaults are the protocol of U (Mao et al. 2022, §4.1)."""
 
     tasks: Sequence[str] = tuple(GLUE)
-    """GLUE tasks, docstrings (the built-in task), files, or data sets of the hub"""
+    """GLUE tasks, built-in tasks (docstrings, docstring-summaries), files, or data sets on the Hub (owner/name)"""
     k: Sequence[int | str] = SIZES
-    """numbers of training examples; all: every example but a tenth, at most 1,000, that select the checkpoint"""
+    """numbers of training examples; all: every example except the validation examples (a tenth, at most 1,000)"""
     methods: Sequence[str] = METHODS
-    """presets with their options, such as lora(r=16), and full"""
+    """methods with their options, such as lora(r=16); full: full fine-tuning"""
     seeds: int = 5
     """number of seeds: 0, 1, …; each draws its own training examples"""
     lr: Sequence[float] = ()
     """learning rates, the same for every method (default: each method has its own)"""
     rates: int = 1
-    """learning rates per method where --lr is not given: the method's own, a third of it, a ninth of it, …"""
+    """number of learning rates to try per method where --lr is not given: its default, a third of it, a ninth of it, …"""
 
     def __post_init__(self):
         for name in ("tasks", "k", "methods"):
@@ -116,19 +116,21 @@ class StudyConfig:
     """What all runs of a study share."""
 
     model: str = "minilm"
-    """base model: minilm, a folder, or a name on the hub"""
+    """base model: minilm, smollm2, a folder, or a name on the Hub"""
     head: str = "auto"
-    """what the head reads: model, cls or mean; auto: what the base declares"""
+    """state that the head reads: model (as the model itself does), cls (first token) or mean; auto: mean or cls where the base
+    is a sentence-transformers model that says so, else model"""
     policy: str = "train"
-    """whether the head trains: train, frozen, or paper (the papers' own policy)"""
+    """whether the head trains: train (always), frozen (never), or paper (as in UniPELT's code: only with adapters; its bias with
+    bitfit)"""
     data_dir: str | None = None
-    """folder with GLUE as Parquet files (default: downloaded from the hub)"""
+    """folder with GLUE as Parquet files (default: downloaded from the Hub)"""
     width: int = 0
-    """number of runs that are trained at once; 0: as many as the device's memory holds"""
+    """number of runs that train at once; 0: as many as fit into the memory of the device"""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """what is given of the recipe; the rest is each method's default"""
+    """fields of the recipe that are given; each method's defaults fill the rest"""
     columns: dict[str, Any] = field(default_factory=dict)
-    """what is given of COLUMNS, for every file"""
+    """fields of COLUMNS that are given, for every file"""
 
     def __post_init__(self):
         if self.width < 0:

@@ -21,7 +21,7 @@ def write_rows(store: Store, path: Path) -> int:
     """Write every row to a file, whole or not at all; returns their number."""
     writers = {".csv": as_csv, ".parquet": as_parquet}
     if path.suffix not in writers:
-        raise UserError(f"--to {path}: ends in {path.suffix or 'no suffix'!r}; expected {' or '.join(writers)}")
+        raise UserError(f"--out {path}: ends in {path.suffix or 'no suffix'!r}; expected {' or '.join(writers)}")
     write_whole(path.parent, {path.name: writers[path.suffix](lambda: _pieces(store))})
     return len(store.statuses())
 

@@ -29,11 +29,12 @@ class Recipe:
     batch_size: int = 16
     """training examples per forward, and so per step unless gradients are accumulated"""
     batch_tokens: int = 0
-    """most tokens of a forward, padding included, in place of --batch-size; a longer example goes alone; 0: no such limit"""
+    """maximum number of tokens per forward, padding included, instead of --batch-size; a longer example goes alone; 0: no such
+    limit"""
     gradient_accumulation: int = 1
     """forwards per step; the loss is the mean over all their examples, or answer tokens"""
     label_smoothing: float = 0.0
-    """share of the probability that generation's training loss spreads over the whole vocabulary"""
+    """label smoothing of the training loss of generation: the part of the probability that is spread over the vocabulary"""
     gradient_checkpointing: bool = False
     """compute activations again for the gradients instead of keeping them: less memory, about a third more time"""
     evaluate_every: int = 1
@@ -41,7 +42,7 @@ class Recipe:
     patience: int = 10
     """evaluations without a better validation metric before training stops; 0: never stops early"""
     warmup: float = 0.06
-    """share of the steps in which the learning rate rises"""
+    """fraction of the steps in which the learning rate rises from 0"""
     weight_decay: float = 0.0
     """decoupled weight decay, as AdamW's"""
     clip: float = 1.0
@@ -49,7 +50,7 @@ class Recipe:
     precision: str = "auto"
     """fp32, or bf16 for the base's matrix products; auto: bf16 on a GPU that has it, fp32 on a CPU"""
     max_length: int = 128
-    """most tokens of a text or pair; the rest is cut off"""
+    """maximum number of tokens per example; longer texts are truncated (generation: 512 by default, see --excess-length)"""
     lr_prefix: float | None = None
     """peak learning rate of prefixes (default: --lr)"""
     lr_adapter: float | None = None

@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "policy": ("train", "frozen", "paper"),
 }
 FLAGS = {  # of fields whose option has another name
-    "policy": "--head-policy", "task": "--data", "tasks": "--data", "k": "--train-rows", "no_repeat_ngram_size": "--no-repeat-ngram",
+    "policy": "--head-policy", "task": "--data", "tasks": "--data", "k": "--train-rows", 
 }  # fmt: skip
 PATHS = ("model", "task", "data_dir", "validation", "test")  # fields that may name a file or folder
 FILES = (  # fields that say how files are read
@@ -77,57 +77,63 @@ class RunConfig:
     """What a user asks of one run. Two configurations that are equal are the same run."""
 
     model: str = "minilm"
-    """base model: minilm, a folder, or a name on the hub"""
+    """base model: minilm, smollm2, a folder, or a name on the Hub"""
     task: str
-    """a GLUE task, docstrings (the built-in task), a hub data set, or a file: CSV, TSV, JSON, JSONL, Parquet, Excel, CoNLL"""
+    """GLUE task (cola, sst2, …), built-in task (docstrings, docstring-summaries), data set on the Hub (owner/name), or file: CSV,
+    TSV, JSON, JSONL, Parquet, Excel, CoNLL"""
     k: int | str = "all"
     """number of training examples, drawn by the seed; all: every example that is not held out"""
     method: str = spec.DEFAULT
-    """a preset with its options, such as lora(r=16), or full"""
+    """method with its options, such as lora(r=16); full: full fine-tuning"""
     seed: int = 0
-    """draws the examples, their order, the initial values and dropout"""
+    """random seed of the choice of examples, their order, the initial values and dropout"""
     head: str = "auto"
-    """what the head reads: model, cls or mean; auto: what the base declares"""
+    """state that the head reads: model (as the model itself does), cls (first token) or mean; auto: mean or cls where the base
+    is a sentence-transformers model that says so, else model"""
     policy: str = "train"
-    """whether the head trains: train, frozen, or paper (the papers' own policy)"""
+    """whether the head trains: train (always), frozen (never), or paper (as in UniPELT's code: only with adapters; its bias with
+    bitfit)"""
     data_dir: str | None = None
-    """folder with GLUE as Parquet files (default: downloaded from the hub)"""
+    """folder with GLUE as Parquet files (default: downloaded from the Hub)"""
     text_column: str | None = None
-    """column of the text, of the first text of a pair, or of the words (default: found)"""
+    """column of the text, of the first text of a pair, or of the words (default: detected from the columns)"""
     text_pair_column: str | None = None
-    """column of the second text (default: found)"""
+    """column of the second text of a pair (default: detected from the columns)"""
     label_column: str | None = None
-    """column of the label, or of the words' tags (default: found)"""
+    """column of the label, or of the words' tags (default: detected from the columns)"""
     group_column: str | None = None
-    """column whose examples stay in one split, such as the author of a text; an empty cell is a group of one"""
+    """column that groups examples, such as author: all examples of a group stay in one split; an example with an empty cell is
+    a group of its own"""
     kind: str | None = None
-    """classification, multi-label, regression, token-classification or generation (default: found from the columns)"""
+    """classification, multi-label, regression, token-classification or generation (default: detected from the columns)"""
     label_separator: str | None = None
     """what separates several labels in one cell, such as '|' (default: a cell is one label)"""
     metric: str | None = None
-    """metric that selects the checkpoint and is reported first, such as macro_f1 (default: the first that the task has)"""
+    """metric that selects the checkpoint and is reported first, such as macro_f1 (default: accuracy, spearman,
+    span_f1 or loss, by the kind of task; a GLUE task's own)"""
     encoding: str | None = None
     """encoding of text files, such as cp1252 (default: utf-8, or what the file's byte order mark says)"""
     skip_empty: bool = False
-    """leave out examples with an empty text or label, instead of refusing the file"""
+    """leave out examples with an empty text or label (without it, such a file is an error)"""
     validation: str | None = None
-    """file with the validation examples, which select the checkpoint (default: taken from the training examples)"""
+    """file with the validation examples, which select the checkpoint (default: taken from the training
+    examples)"""
     test: str | None = None
-    """file with the test examples (default: a fifth of the examples is held out)"""
+    """file with the test examples (default: 20 % of the examples, at most 1,000; of a GLUE task its validation set)"""
     validation_rows: int = 1000
-    """most validation examples taken from the training examples, 10 at least; a --validation file is used whole"""
+    """maximum number of validation examples taken from the training examples (at least 10); a --validation file is used whole"""
     stratify: bool = False
     """give each class its share of every split; groups are balanced where possible (the papers do not stratify)"""
     max_target_length: int | None = None
-    """most tokens of an answer, which is never cut (default: any)"""
+    """maximum number of tokens of an answer; for longer ones see --excess-length (default: no limit)"""
     excess_length: str | None = None
-    """what happens to an example that is too long: trim-prompt, drop or error (default: trim-prompt)"""
+    """what to do with an example that is too long: trim-prompt, drop or error (default: trim-prompt)"""
     max_new_tokens: int | None = None
-    """most tokens of a written answer (default: 128, or --max-target-length)"""
+    """maximum number of generated tokens (default: --max-target-length, else 128)"""
     num_beams: int | None = None
-    """beams of a written answer; 1 takes the likeliest token each time (default: 1)"""
+    """number of beams in beam search; 1: greedy decoding (default: 1)"""
     no_repeat_ngram_size: int | None = None
-    """no sequence of so many tokens occurs twice in an answer (default: any may)"""
+    """n-grams of this size do not occur twice in a generated text (default: no limit)"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """fields of the recipe that are given; the method's defaults fill the rest"""
 
