@@ -140,7 +140,7 @@ def test_a_comparison_on_a_cp1252_terminal_leaves_its_winner(
         "head",
         "--seeds",
         1,
-        "--rates",
+        "--num-rates",
         1,
         "--epochs",
         1,

@@ -31,7 +31,7 @@ def ask(tiny_base: str, reviews: Path):
         "--methods",
         "head",
         SMALL["lora"],
-        "--rates",
+        "--num-rates",
         1,
         "--device",
         "cpu",

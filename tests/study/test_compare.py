@@ -65,7 +65,7 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(ask, run, reviews: Pa
 
 
 def test_what_each_method_answered_stands_beside_its_text(ask, run, reviews: Path, tmp_path: Path):
-    assert run(*ask(reviews, tmp_path / "out", "--rates", 1)).code == 0
+    assert run(*ask(reviews, tmp_path / "out", "--num-rates", 1)).code == 0
     store = Store.read(tmp_path / "out")
     written = {row["review"]: row["stars"] for row in csv.DictReader(reviews.read_text().splitlines())}
     for method, one in evidence(store, read(store).listed).items():
@@ -141,7 +141,7 @@ def test_many_savers_keep_the_best_seed_whole(metric: str, best, tmp_path: Path,
 def test_a_rerun_changes_only_what_it_wrote(ask, run, reviews: Path, unlabelled: Path, tmp_path: Path):
     """Files of others stay, in the winner and in the report, and are named; what was edited is not overwritten."""
     out = tmp_path / "out"
-    words = ask(reviews, out, "--methods", "head", "--rates", 1)
+    words = ask(reviews, out, "--methods", "head", "--num-rates", 1)
     assert run(*words).code == 0
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (out / "winner").iterdir()}
     assert run(*words).code == 0
@@ -155,11 +155,11 @@ def test_a_rerun_changes_only_what_it_wrote(ask, run, reviews: Path, unlabelled:
     for name, text in notes.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(text)
-    said = run(*ask(reviews, out, "--methods", "head", "--rates", 1, "--seeds", 3))
+    said = run(*ask(reviews, out, "--methods", "head", "--num-rates", 1, "--seeds", 3))
     assert said.code == 0 and all((out / name).read_text() == text for name, text in notes.items())
     assert f"{out / 'winner'} also holds export, notes.txt, which stays" in said.out.replace("\n", " ")
     assert f"{out / 'winner' / 'README.md'}: was changed by hand and stays so" in said.out.replace("\n", " ")
-    more = ask(reviews, out, "--methods", "head", "full", "--rates", 1, "--seeds", 3)
+    more = ask(reviews, out, "--methods", "head", "full", "--num-rates", 1, "--seeds", 3)
     store = Store.read(out)
     assert run(*more).code == 0
     take = build(out).recommendation.take
@@ -183,7 +183,7 @@ def test_a_rerun_changes_only_what_it_wrote(ask, run, reviews: Path, unlabelled:
 
 def test_a_winner_that_cannot_be_copied_leaves_the_one_before(ask, run, reviews: Path, tmp_path: Path, monkeypatch):
     """A full disk, and a kill between two files: the same command repairs it."""
-    words = ask(reviews, tmp_path / "out", "--methods", "head", "--rates", 1)
+    words = ask(reviews, tmp_path / "out", "--methods", "head", "--num-rates", 1)
     assert run(*words).code == 0
     winner = tmp_path / "out" / "winner"
     before = {path.name: path.read_bytes() for path in winner.iterdir()}

@@ -41,14 +41,14 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--seeds", "0"], "--seeds 0: expected 1 to 10000"),
         (["--seeds", "10001"], "--seeds 10001: expected 1 to 10000"),
         (["--lr", "nan"], "--lr nan: expected above 0"),
-        (["--rates", "2"], "--rates 2: has no effect beside --lr; leave one of them out"),
-        (["--rates", "6"], "--rates 6: expected 1 to 5"),
+        (["--num-rates", "2"], "--num-rates 2: has no effect beside --lr; leave one of them out"),
+        (["--num-rates", "6"], "--num-rates 6: expected 1 to 5"),
         (["--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
         (["--label", "star"], "has no column 'star' (--label-column); did you mean 'stars'?"),
         (["--data", "docstrings", "--text", "review"], "--text-column is for files, and --data docstrings has none; leave it out"),
         (["--data", "docstrings", "--validation", "UNLABELLED"], "--validation is for files, and --data docstrings has none; leave it out"),
         (["--epochs", "0"], "--epochs 0: expected 1 to"),
-        (["--width", "-1"], "--width -1: expected at least 0"),
+        (["--runs-at-once", "-1"], "--runs-at-once -1: expected at least 0"),
         (["--head", "meen"], "--head meen: did you mean 'mean'?"),
         (["--head-policy", "freeze"], "--head-policy freeze: did you mean 'frozen'?"),
         (["--out", "UNLABELLED"], "cannot be made (File exists); take another folder"),
@@ -89,8 +89,8 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
         ("validation = 3", "validation = 3: expected a text"),
         ('stratify = "yes"', "stratify = 'yes': expected true or false"),
         ('validation_rows = "many"', "validation_rows = 'many': expected a whole number"),
-        ("rates = 0", "--rates 0: expected 1 to 5"),
-        ("width = -1", "--width -1: expected at least 0"),
+        ("num_rates = 0", "--num-rates 0: expected 1 to 5"),
+        ("runs_at_once = -1", "--runs-at-once -1: expected at least 0"),
         ("batch_size = 1.5", "batch_size = 1.5: expected a whole number"),
         ("clip = nan", "--clip nan: expected 0.0 to inf"),
         ('head_policy = "freeze"', "--head-policy freeze: did you mean 'frozen'?"),
@@ -197,7 +197,7 @@ def test_each_method_has_rates_of_its_own():
         ("full", 1e-4), ("full", 3.3e-5), ("full", 1.1e-5), ("head", 1e-2), ("head", 3.3e-3), ("head", 1.1e-3),
     }  # fmt: skip
     assert {key.lr for key in replace(grid, lr=[1e-3], rates=1).keys(384)} == {1e-3}
-    with pytest.raises(UserError, match="--rates 0: expected 1 to 5"):
+    with pytest.raises(UserError, match="--num-rates 0: expected 1 to 5"):
         replace(grid, rates=0)
 
 

@@ -44,7 +44,7 @@ def test_every_run_of_the_grid_is_there(undisturbed: Path):
 
 def test_a_run_of_a_study_is_the_run_that_train_makes(words, run, tiny_base: str, reviews: Path, tmp_path: Path):
     """One at a time, to the bit, dropout included."""
-    more = ("--width", 1, "--k", 24, "--seeds", 1, "--lr", 3e-3, "--methods", SMALL["unipelt-apl"])
+    more = ("--runs-at-once", 1, "--k", 24, "--seeds", 1, "--lr", 3e-3, "--methods", SMALL["unipelt-apl"])
     assert run(*words(tmp_path / "study", *more)).code == 0
     (row,) = Store.read(tmp_path / "study").runs()
     out = tmp_path / "run"
@@ -189,7 +189,7 @@ def test_too_little_memory_halves_the_fleet(
     more = ("--k", 16, "--methods", SMALL["lora"], "--seeds", 4)  # a queue of eight runs, of eight steps each at most
     undisturbed = {}
     for width in (4, 2):
-        said = run(*_with(words(tmp_path / f"of {width}"), *more, "--width", width))
+        said = run(*_with(words(tmp_path / f"of {width}"), *more, "--runs-at-once", width))
         assert said.code == 0 and "8 of 8 runs done" in said.out
         undisturbed[width] = {row["id"]: row for row in _results(tmp_path / f"of {width}")}
     step, taken = Fleet.step, []
@@ -202,7 +202,7 @@ def test_too_little_memory_halves_the_fleet(
         step(self)
 
     monkeypatch.setattr(Fleet, "step", small)
-    said = run(*_with(words(tmp_path / "out"), *more, "--width", 4))
+    said = run(*_with(words(tmp_path / "out"), *more, "--runs-at-once", 4))
     assert said.code == 0 and "8 of 8 runs done" in said.out
     rows = _results(tmp_path / "out")
     for row in rows:

@@ -155,7 +155,7 @@ def fit_epochs(
     if least.seconds(1) > left:
         raise UserError(
             f"--minutes {minutes:g}: one epoch of {least.method}, with {least.validation} validation and {least.test} test"
-            f" examples, takes about {minutes_of(least.seconds(1))} minutes here; try more minutes, fewer --rates or"
+            f" examples, takes about {minutes_of(least.seconds(1))} minutes here; try more minutes, fewer --num-rates or"
             " --validation-rows, or a smaller --model"
         )
     epochs, most = epochs_within(works, left / 2), works[0].epochs

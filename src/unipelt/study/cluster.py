@@ -122,7 +122,7 @@ class Cluster:
                         working[begin(keys)] = keys
                     else:
                         record = failed(
-                            f"its worker died {DEATHS} times ({type(error).__name__}); try a smaller --width, with another --out"
+                            f"its worker died {DEATHS} times ({type(error).__name__}); try a smaller --runs-at-once, with another --out"
                         )
                         store.finish(dict.fromkeys(set(store.pending()) & set(keys), record))
                 del working[one]

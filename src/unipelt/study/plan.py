@@ -62,9 +62,9 @@ class Grid:
         if not 1 <= self.seeds <= MOST_SEEDS:
             raise UserError(f"--seeds {self.seeds}: expected 1 to {MOST_SEEDS}")
         if not 1 <= self.rates <= MOST_RATES:
-            raise UserError(f"--rates {self.rates}: expected 1 to {MOST_RATES}")
+            raise UserError(f"--num-rates {self.rates}: expected 1 to {MOST_RATES}")
         if self.lr and self.rates > 1:
-            raise UserError(f"--rates {self.rates}: has no effect beside --lr; leave one of them out")
+            raise UserError(f"--num-rates {self.rates}: has no effect beside --lr; leave one of them out")
         for method in map(canonical_method, self.methods):
             if method != FULL:
                 spec.mixture(method)
@@ -134,7 +134,7 @@ class StudyConfig:
 
     def __post_init__(self):
         if self.width < 0:
-            raise UserError(f"--width {self.width}: expected at least 0")
+            raise UserError(f"--runs-at-once {self.width}: expected at least 0")
         Recipe(**self.recipe)
         RunConfig(model=self.model, task=BUILT_IN, head=self.head, policy=self.policy, **self.columns)
 

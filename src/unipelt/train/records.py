@@ -21,7 +21,8 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "policy": ("train", "frozen", "paper"),
 }
 FLAGS = {  # of fields whose option has another name
-    "policy": "--head-policy", "task": "--data", "tasks": "--data", "k": "--train-rows", 
+    "policy": "--head-policy", "task": "--data", "tasks": "--data", "k": "--train-rows",
+    "rates": "--num-rates", "width": "--runs-at-once",
 }  # fmt: skip
 PATHS = ("model", "task", "data_dir", "validation", "test")  # fields that may name a file or folder
 FILES = (  # fields that say how files are read
