@@ -104,8 +104,8 @@ def _print_panel(console: Any, title: str, rows: list[tuple[str, str]]) -> None:
     if not rows:
         return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), expand=True)
-    table.add_column(style="bold cyan", ratio=3, overflow="fold")
-    table.add_column(ratio=7, overflow="fold")
+    table.add_column(style="bold cyan", ratio=2, overflow="fold")
+    table.add_column(ratio=4, overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(Panel(table, title=title, title_align="left", box=box.ROUNDED, border_style="dim"))

@@ -12,6 +12,7 @@ import torch
 from unipelt.errors import UserError, out_of_memory
 from unipelt.study.engine import planned_width
 from unipelt.study.plan import StudyConfig
+from unipelt.train.fleet import Fleet
 from unipelt.train.recipes import SMALL, default_recipe
 from unipelt.train.records import RunKey
 from unipelt.train.setup import DatasetCache, build_fleet
@@ -61,7 +62,7 @@ def time_method(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache,
 def _timed(keys: Sequence[RunKey], width: int, study: StudyConfig, cache: DatasetCache, device: torch.device) -> Work:
     fleet = build_fleet([study.config(key) for key in keys[:width]], width=width, device=device, cache=cache)
     plan = fleet.plans[0]
-    steps = [_seconds(fleet.step) for _ in range(1 + STEPS)]
+    steps = [_seconds(lambda: _step(fleet)) for _ in range(1 + STEPS)]
     stride = -(-len(plan.validation) // EXAMPLES)
     some = replace(plan.validation.take(range(0, len(plan.validation), stride)), targets=None)
     predicted = _seconds(lambda: fleet.predict([some] * width))
@@ -172,6 +173,13 @@ def fit_epochs(
 def minutes_of(seconds: float) -> str:
     """Minutes in two digits."""
     return f"{seconds / 60:.2g}" if seconds < 600 else f"{seconds / 60:.0f}"
+
+
+def _step(fleet: Fleet) -> None:
+    """Take a step; a training that has fewer steps than are timed begins again."""
+    for plan, progress in zip(fleet.plans, fleet.progress):
+        progress.step %= plan.steps
+    fleet.step()
 
 
 def _seconds(do: Callable[[], Any]) -> float:
