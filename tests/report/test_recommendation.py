@@ -70,7 +70,7 @@ def test_the_least_error_is_the_best(tmp_path: Path):
     errors = numbered(a=[0.5, 0.51, 0.5], b=[0.2, 0.21, 0.19])
     made = recommended(tmp_path / "study", errors, errors, "rmse")
     rows = list(csv.DictReader(io.StringIO(made.files["comparison.csv"].decode())))
-    assert made.recommendation.take == "b" and float(rows[1]["less b"]) == pytest.approx(0.3033, abs=1e-3), (
+    assert made.recommendation.take == "b" and float(rows[1]["difference to b"]) == pytest.approx(0.3033, abs=1e-3), (
         "a is worse by"
     )
     assert float(rows[0]["validation rmse"]) == pytest.approx(0.2), "in its own unit"

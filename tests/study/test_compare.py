@@ -18,7 +18,7 @@ from unipelt.errors import CheckpointError
 from unipelt.report.build import build
 from unipelt.report.evidence import TEST, evidence
 from unipelt.report.study import read
-from unipelt.study import compare, engine
+from unipelt.study import compare, engine, learning_curve
 from unipelt.study.store import Store
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig, RunKey, RunRecord, read_record
@@ -75,6 +75,25 @@ def test_what_each_method_answered_stands_beside_its_text(ask, run, reviews: Pat
         chances = one.probabilities()
         assert chances.argmax(axis=-1).tolist() == one.predictions and np.allclose(chances.sum(axis=-1), 1)
         assert one.origin == TEST and one.seconds > one.predicting > 0 and one.parameters, method
+
+
+def test_the_recommended_method_is_trained_on_fewer_examples_too(
+    ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On the first of its own, tested on the same; they choose nothing, and the saved model is one of all examples."""
+    monkeypatch.setattr(learning_curve, "LEAST", 5)
+    words = ask(reviews, tmp_path / "out", "--methods", "head", "--rates", 1)
+    assert run(*words, "--no-learning-curve").code == 0
+    without = build(tmp_path / "out")
+    said = run(*words)
+    assert said.code == 0, said.err
+    rows = Store.read(tmp_path / "out").runs()
+    whole = {row["seed"]: row["rows"]["train"]["number"] for row in rows if row["k"] == "all"}
+    fewer = {(row["seed"], row["rows"]["train"]["number"]) for row in rows if row["k"] != "all"}
+    assert fewer == {(seed, n // part) for seed, n in whole.items() for part in (2, 4)}
+    assert len({row["rows"]["test"]["fingerprint"] for row in rows}) == 1
+    assert "Would more labels help? " in said.out and build(tmp_path / "out").why == without.why
+    assert json.loads((tmp_path / "out" / "winner" / "run.json").read_text())["config"]["k"] == "all"
 
 
 def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

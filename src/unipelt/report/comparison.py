@@ -194,7 +194,7 @@ def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> T
         unit = "" if one.scale == 1 else " ×100"
         what = one.metric.replace("_", " ") if one.metric else "metric, average"
         left = [f"validation {what}{unit}"] if own_file else []
-        against = f"less {one.reference}" if own_file else "less the best"
+        against = f"difference to {one.reference}" if own_file else "difference to the best"
         right = ["trained parameters", "training, s", "prediction, ms a text", "learning rate"] if own_file else []
         right += ["seeds", *([] if alike and len(alike) == 1 else ["intervals over"])]
         columns = ["method", *left, f"test {what}{unit}", against, "verdict", *right]

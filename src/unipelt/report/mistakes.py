@@ -49,7 +49,7 @@ def class_mistakes(one: Answered, probabilities: Array | None) -> Table:
             Cell(_name(one, i)), Cell(one.labels[targets[i]]), Cell(one.labels[said[i]]), *known,
             *([] if probabilities is None else [Cell("yes" if doubtful[i] else "")]), Cell(_text(one, i)),
         ])  # fmt: skip
-    more = [] if probabilities is None else ["its probability, %", "of the label, %", "check the label"]
+    more = [] if probabilities is None else ["probability, %", "of the label, %", "check the label"]
     note = "Check the label: the predicted class is at least as probable as it is on average for the examples that are labelled with it (confident learning, Northcutt et al. 2021). Many of these labels are right and the model is wrong; but wrong labels are found here first."  # fmt: skip
     return _table(["example", "label", "prediction", *more, "text"], rows, [note] if more else [])
 
@@ -99,7 +99,8 @@ def _table(columns: Sequence[str], rows: list[list[Cell]], notes: list[str]) -> 
 
 
 def _name(one: Answered, index: int) -> str:
-    return one.names[index] if one.names else f"example {index + 1}"
+    """Where an example stands, without the file, which is one for all."""
+    return one.names[index].rpartition(", ")[2] if one.names else f"example {index + 1}"
 
 
 def _text(one: Answered, index: int) -> str:
