@@ -66,7 +66,7 @@ METHODS = {
     "peft": ["lora", "lora-all-linear"],
     "adapters": MAIN,  # its full: the plain model of the transformers that it is pinned to
     "unipelt": [
-        *MAIN[1:], "lora-all-linear", "unipelt-ap-nogate", "unipelt-apl-nogate", "unipelt-central", "houlsby", "prompt", "bitfit", "head",
+        *MAIN[1:], "lora-all-linear", "unipelt-ap-nogate", "unipelt-apl-nogate", "unipelt-central", "houlsby", "prefix-first-layer", "prompt", "bitfit", "head",
         "parallel-adapter", "scaled-parallel-adapter", "multi-head-parallel-adapter", "mam", "compacter", "dora", "ia3",
     ],
 }  # fmt: skip

@@ -50,6 +50,7 @@ _WHERE = {
             "Mixture",
             "Norm",
             "Prefix",
+            "Prompt",
             "PRESETS",
             "mixture",
         ),

@@ -32,6 +32,7 @@ from unipelt.spec import (
     LowRank,
     Mixture,
     Prefix,
+    Prompt,
 )
 from unipelt.spec.compatibility import LINEARS
 
@@ -41,6 +42,7 @@ FORM_SETTINGS: dict[str, tuple[Form, ...]] = {
     "kronecker": (Kronecker(size=4, terms=2, rank=2),),
     "low_rank": (LowRank(r=2, alpha=3.0),),
     "dora": (Dora(r=2, alpha=3.0),),
+    "prompt": (Prompt(length=3), Prompt(length=2, init="uniform")),
     "prefix": (Prefix(length=3, mlp=0), Prefix(length=3, mlp=5, init="torch"), Prefix(length=3, function="relu")),
 }
 THOROUGH = ("bert", "bart")
@@ -85,6 +87,8 @@ def why_refused(arch: str, mixture: Mixture, runs: int = 1) -> str | None:
         of_positions = {"query", "key", "biases"} | {site for site in change.sites if site.startswith(LINEARS)}
         if rows(arch)[0].positions and of_positions & {*change.sites} and (runs > 1 or isinstance(change.weight, Gate)):
             return "belong to no row of a batch"
+        if change.form.name == "prompt" and tiny.ARCHITECTURES[arch].kind == "vision":
+            return "takes no embedded tokens"
         if change.form.name == "prefix" and not rows(arch)[0].attention.prefix:
             return "does not use transformers' attention functions"
         if "ffn_hidden" in change.sites and arch == "mixtral":

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -15,10 +15,12 @@ from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.dora import Dora
 from unipelt.forms.gate import Gate, GroupGate, Learned, each_token, mean_of_all, mean_of_prompt, mean_of_real
 from unipelt.forms.prefix import PrefixMLP, PrefixTable
+from unipelt.forms.prompt import Prompt
 from unipelt.inject.attention import BoundPrefix
 from unipelt.inject.context import PROMPT
 from unipelt.inject.hooks import BoundChange, FusedPart, Part
 from unipelt.inject.plan import Base, HookPoint, plan
+from unipelt.inject.prompt import BoundPrompt
 from unipelt.inject.resolve import normaliser, unreadable
 from unipelt.spec import Location
 
@@ -42,6 +44,16 @@ class FrozenLinear:
         return weight, bias
 
 
+class Vocabulary:
+    """Gives the base's own embeddings of tokens."""
+
+    def __init__(self, table: nn.Module):
+        self.table = table
+
+    def __call__(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        return self.table(ids.to(next(self.table.parameters()).device))
+
+
 @dataclass
 class BuiltMixture:
     """A mixture's modules by location, and its changes in tuple order with the points where they join."""
@@ -59,11 +71,11 @@ class BuiltMixture:
             form = self._form(change, point, base)
             weight, member = self._weight(change, point)
             rest: dict[str, Any] = {"source": point.source, "member": member, "mixture": self.number}
-            if point.table is not None:
+            if isinstance(change.form, spec.Prompt):
+                bound: BoundChange = BoundPrompt(point.location, form, weight, length=change.form.length, **rest)
+            elif point.table is not None:
                 function: str = change.form.function  # type: ignore[union-attr]
-                bound: BoundChange = BoundPrefix(
-                    point.location, form, weight, layer=point.table.slot, function=function, **rest
-                )
+                bound = BoundPrefix(point.location, form, weight, layer=point.table.slot, function=function, **rest)
             else:
                 bound = BoundChange(
                     point.location, form, weight, point.reads, captured=point.captured, part=point.part, **rest
@@ -77,10 +89,10 @@ class BuiltMixture:
             if location in self.modules:
                 return self.modules[location]
             if form.mlp:
-                table: nn.Module = PrefixMLP(self.runs, layers, form.length, shape, point.inputs, form.mlp, form.init)
+                prefix: nn.Module = PrefixMLP(self.runs, layers, form.length, shape, point.inputs, form.mlp, form.init)
             else:
-                table = PrefixTable(self.runs, layers, form.length, shape, form.function)
-            return self.modules.setdefault(location, table)
+                prefix = PrefixTable(self.runs, layers, form.length, shape, form.function)
+            return self.modules.setdefault(location, prefix)
         if form.name == "bias":
             made: nn.Module = Bias(self.runs, point.outputs)
         elif form.name == "norm":
@@ -89,6 +101,10 @@ class BuiltMixture:
         elif form.name == "dora":
             frozen = FrozenLinear(base.model.get_submodule(point.path), point.part, point.path)
             made = Dora(self.runs, point.inputs, point.outputs, form.r, form.alpha, frozen)
+        elif form.name == "prompt":
+            table: Any = point.stack.module.get_input_embeddings()  # type: ignore[operator]
+            embed = Vocabulary(table) if form.init == "vocabulary" else None
+            made = Prompt(self.runs, form.length, point.outputs, table.num_embeddings, embed)
         else:
             made = MAPS[form.name](form, self.runs, point.inputs, point.outputs)
         return self.modules.setdefault(point.location, made)

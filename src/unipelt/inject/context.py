@@ -100,6 +100,8 @@ class PerThread(threading.local):
         self.alone = False
         """whether the context is that of an attention block which was called without its layer"""
         self.captured: dict[str, Tensor] = {}
+        self.prompt: Any = None
+        """the longer input of this forward, where a soft prompt is in it"""
 
     def __reduce__(self):
         """A copy begins outside of any forward."""

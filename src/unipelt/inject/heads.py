@@ -89,7 +89,9 @@ class Pooling:
             return None
         states, mask = output.last_hidden_state, argument(parameters_of(base), args, kwargs, "attention_mask")
         if self.mean:
-            shares = None if mask is None else shares_of(mask, states.dtype)
+            shares = (
+                None if mask is None else shares_of(mask[:, -states.shape[1] :], states.dtype)
+            )  # without a prompt's
             pooled = mean_of_real(states, shares)[:, 0].to(states.dtype)
         else:
             pooled = states[:, 0]

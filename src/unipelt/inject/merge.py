@@ -180,6 +180,8 @@ def _reason(joint: Joint, module: nn.Module, runs: int, run: int) -> str | None:
     form, delta = joint.change.form, joint.delta
     if isinstance(form, spec.Prefix):
         return "a prefix adds positions to the attention, which no weight of the base does"
+    if isinstance(form, spec.Prompt):
+        return "a prompt adds vectors to the input, which no weight of the base does"
     if isinstance(form, spec.Bottleneck) and form.norm:
         return "its own LayerNorm is not linear"
     if isinstance(form, spec.Bottleneck | spec.Kronecker) and form.activation != "identity":

@@ -1,6 +1,7 @@
 """Where the changes of a mixture join a base: for each change a list of hook points. Nothing is built or registered here."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -12,8 +13,10 @@ from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.prefix import HeadShape
 from unipelt.inject.architectures import Attention
+from unipelt.inject.context import parameters_of
 from unipelt.inject.hooks import Channels, Part
 from unipelt.inject.resolve import Layer, ResolvedStack, by_head_shape, features, last_linear, match_linears, projection
+from unipelt.inject.shapes import most_tokens
 from unipelt.spec import Location
 from unipelt.spec.compatibility import LINEARS
 
@@ -60,8 +63,9 @@ class HookPoint:
     """features that Δ reads"""
     outputs: int
     """features that Δ gives"""
-    side: Literal["before", "after", "attention"] = "after"
-    """whether the module's input, its output, or the keys and values of its attention function are changed"""
+    side: Literal["before", "after", "attention", "front"] = "after"
+    """whether the module's input, its output, the keys and values of its attention function, or what stands in front of its
+    input are changed"""
     reads: Literal["input", "output", "normed sum"] = "input"
     captured: str | None = None
     """name of the tensor that Δ reads instead, captured earlier in the layer"""
@@ -80,6 +84,8 @@ def plan(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
         raise SiteError(f"{name}: layers={beyond} of a base with {depth} layers; they count from 0")
     if change.form.name == "bias":
         points = list(biases(name, change, base))
+    elif change.form.name == "prompt":
+        points = [embeddings(name, change.form.length, base)]  # type: ignore[union-attr]
     else:
         points = []
         for site in change.sites:
@@ -200,6 +206,28 @@ def norms(name: str, stack: ResolvedStack, layer: Layer) -> Iterator[HookPoint]:
                 stack=stack, layer=layer, location=location, path=f"{layer.path}.{path}",
                 inputs=len(scale), outputs=len(scale),
             )  # fmt: skip
+
+
+def embeddings(name: str, length: int, base: Base) -> HookPoint:
+    """The embedded input of the base: that of the encoder, where there is one."""
+    stack = base.stacks[0]
+    table = stack.module.get_input_embeddings() if hasattr(stack.module, "get_input_embeddings") else None  # type: ignore[operator]
+    takes = parameters_of(stack.module)
+    width = getattr(table, "embedding_dim", None)
+    if width is None or not {"input_ids", "inputs_embeds"} <= {*takes}:
+        raise SiteError(
+            f"{name}: {type(stack.module).__name__} takes no embedded tokens (inputs_embeds), so no prompt can stand in front of "
+            "its input; use another method, such as prefix, lora or adapter"
+        )
+    if length >= (positions := most_tokens(base.model, sys.maxsize)):
+        raise SiteError(
+            f"{name}: length={length} of the {positions} positions that {base.config.model_type} has leaves none to the input; "
+            "expected fewer"
+        )
+    return HookPoint(
+        stack=stack, layer=None, location=Location(stack.row.name, None, name, "embeddings"), path=stack.path,
+        inputs=0, outputs=width, side="front",
+    )  # fmt: skip
 
 
 def biases(name: str, change: spec.Change, base: Base) -> list[HookPoint]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.forms.gate import Gate, Scored
+from unipelt.inject.prompt import of_tokens
 from unipelt.inject.state import MixtureState, attached_state, mixture_state
 
 
@@ -23,12 +24,14 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
     values: dict[str, list[Tensor]] = defaultdict(list)
     gates = {path: m for path, m in attached_state(model).shown().named_modules() if isinstance(m, Scored)}
 
-    mine = get_ident()
+    mine, forwards = get_ident(), attached_state(model).forwards
 
     def keep(path: str):
         def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:
             if get_ident() != mine:
                 return
+            if (longer := forwards.thread.prompt) is not None and output.shape[1] == longer.full:
+                output = of_tokens(output, longer)
             value = output.squeeze(-1) if isinstance(gate, Gate) else output
             values[path].append(value[:, 0] if output.shape[1] == 1 else value)
 

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.constants import Bias, Norm
 from unipelt.inject.attention import AttentionHook, BoundPrefix, Kernels
@@ -13,6 +14,7 @@ from unipelt.inject.context import InputCapture, LayerHook, ReplicaHook, StackHo
 from unipelt.inject.heads import HeadHook, HeadLinear, HeadNorm, Pooling
 from unipelt.inject.hooks import BoundChange, ModuleHook
 from unipelt.inject.plan import Base, HookPoint
+from unipelt.inject.prompt import BoundPrompt, PromptHook, PromptOutput
 from unipelt.inject.state import NAME, AttachedState, Hook
 
 Joined = list[tuple[HookPoint, BoundChange]]
@@ -26,6 +28,7 @@ def hooks_of(
     hooks = [Hook("", "pre", ReplicaHook(forwards, NAME).enter)]
     blocks = attention_hooks(state, base, joined, masks)
     captures = dict.fromkeys((point.captured_at, str(point.captured)) for point, _ in joined if point.captured_at)
+    hooks += prompt_hooks(state, base, joined)
     for stack in base.stacks:
         if state.kernels is not None:
             hooks.append(Hook(stack.path, "pre", KernelHook(state.kernels, state).enter))
@@ -47,7 +50,7 @@ def hooks_of(
     before: dict[str, ModuleHook] = {}
     after: dict[str, ModuleHook] = {}
     for point, change in joined:
-        if point.side != "attention":
+        if point.side in ("before", "after"):
             side = before if point.side == "before" else after
             side.setdefault(point.path, ModuleHook(point.path, forwards)).changes.append(change)
     hooks += [Hook(path, "pre", hook.before) for path, hook in before.items()]
@@ -85,6 +88,33 @@ def attention_hooks(
         if isinstance(change, BoundPrefix):
             hooks[point.path].changes.append(change)
     return hooks
+
+
+def prompt_hooks(state: AttachedState, base: Base, joined: Joined) -> list[Hook]:
+    """What puts soft prompts in front of an input, and takes them out of the outputs. Raises SiteError where they cannot stand
+    side by side."""
+    bound = [change for _, change in joined if isinstance(change, BoundPrompt)]
+    if not bound:
+        return []
+    stack = next(point.stack for point, _ in joined if point.side == "front")
+    decoder = next((other for other in base.stacks if other.row.cross is not None), None)
+    front = PromptHook(stack.module, state.forwards, bound, len(state.parts), decoder is not None)
+    output = PromptOutput(front)
+    firsts = {c.form.first for part in state.parts for c in part.mixture.changes if isinstance(c.form, spec.Prompt)}
+    whole = next(path for path, module in base.model.named_modules() if module is base.model.base_model)
+    if len(firsts) > 1 or ("prompt" in firsts and (decoder is not None or stack.row.causal)):
+        raise SiteError(
+            "a head that reads the prompt's first vector (first='prompt'): expected one encoder, and the same of all prompts"
+        )
+    hooks = [Hook(stack.path, "pre with keywords", front.enter)]
+    if decoder is not None:
+        hooks.append(Hook(decoder.path, "pre with keywords", output.before_decoder))
+        return [*hooks, Hook(whole, "post with keywords", output.after_model)]
+    if "prompt" in firsts:
+        return [*hooks, Hook("", "post", output.after)]
+    within = stack.row.layers.partition(".*")[0].rpartition(".")[0]
+    layers = ".".join(filter(None, (whole, within)))
+    return [*hooks, *(Hook(path, "post", output.after) for path in dict.fromkeys((layers, stack.path)))]
 
 
 def pooling_hook(state: AttachedState, base: Base, pooling: str) -> Hook:

@@ -13,9 +13,10 @@ def bucket(length: int) -> int:
 
 
 def most_tokens(model: nn.Module, wanted: int) -> int:
-    """`wanted`, or the number of positions that the base has, where that is less."""
-    positions = getattr(model.config, "max_position_embeddings", None) or wanted
+    """`wanted`, or the number of positions that the base has for an input, beside a soft prompt, where that is less."""
+    positions = getattr(model.config, "max_position_embeddings", None)
     for path, module in model.named_modules():
         if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from there
-    return min(wanted, positions)
+    prompt = getattr(getattr(model, "unipelt", None), "prompt_length", 0)
+    return min(wanted, positions - prompt) if positions else wanted

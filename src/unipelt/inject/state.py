@@ -79,6 +79,12 @@ class AttachedState(nn.Module):
         return having[0] if len(having) == 1 else self
 
     @property
+    def prompt_length(self) -> int:
+        """Positions that soft prompts take of the input's, in the mixture with the most."""
+        forms = [[change.form for change in part.mixture.changes] for part in self.parts]
+        return max(sum(form.length for form in each if isinstance(form, spec.Prompt)) for each in forms)
+
+    @property
     def name(self) -> str:
         return ", ".join(part.mixture.name for part in self.parts)
 

@@ -2,7 +2,7 @@
 
 from unipelt.spec.change import Change, Gate, Learned, Mixture, Weight
 from unipelt.spec.compatibility import RULES, equation
-from unipelt.spec.forms import FORMS, Bias, Bottleneck, Dora, Form, Kronecker, LowRank, Norm, Prefix, Scaling
+from unipelt.spec.forms import FORMS, Bias, Bottleneck, Dora, Form, Kronecker, LowRank, Norm, Prefix, Prompt, Scaling
 from unipelt.spec.location import Location
 from unipelt.spec.presets import DEFAULT, PRESETS, mixture, settings, spelling
 
@@ -24,6 +24,7 @@ __all__ = [
     "Mixture",
     "Norm",
     "Prefix",
+    "Prompt",
     "Scaling",
     "Weight",
     "equation",

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from unipelt.errors import SpecError, did_you_mean
 from unipelt.spec.compatibility import LINEARS, equation
-from unipelt.spec.forms import FORMS, Form, check_settings
+from unipelt.spec.forms import FORMS, Form, Prompt, check_settings
 from unipelt.spec.location import HEAD
 
 FORMAT_VERSION = 1
@@ -49,7 +49,7 @@ class Change:
     form: Form
     """functional form Δ with its own settings, such as Bottleneck(size=48)"""
     site: str | tuple[str, ...]
-    """modified representation h: query, key, value, heads, attention, ffn, layer, biases, norms, or linears by name
+    """modified representation h: query, key, value, heads, attention, ffn, layer, embeddings, biases, norms, or linears by name
     (`linear:` and an exact name, a dotted suffix, a regular expression or all-linear); several sites share one gate"""
     reads: Literal["input", "output", "normed sum", "residual", "queries", "nothing"]
     """what Δ sees: the sub-layer's input (parallel), its output (sequential), LN of the sum (Pfeiffer), the residual stream"""
@@ -82,6 +82,10 @@ class Change:
         if not isinstance(self.sites, tuple) or not self.sites or not all(isinstance(site, str) for site in self.sites):
             raise SpecError(f"site={self.site!r}: expected a site, or a tuple of at least one")
         check_settings(self.form)
+        if isinstance(self.form, Prompt) and self.layers is not None:
+            raise SpecError(
+                f"layers={self.layers}: a prompt goes through every layer; expected none, or a prefix, which each layer has"
+            )
         for site in self.sites:
             equation(self.form, site, self.reads, self.weight)
 

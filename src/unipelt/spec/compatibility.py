@@ -11,7 +11,7 @@ from unipelt.errors import SpecError, did_you_mean
 
 LINEARS = "linear:"  # a site by module name: `linear:all-linear`, `linear:fc1`, …
 PROJECTIONS = ("query", "key", "value", LINEARS)
-SITES = (*PROJECTIONS, "heads", "attention", "ffn", "ffn_hidden", "layer", "biases", "norms")
+SITES = (*PROJECTIONS, "heads", "attention", "ffn", "ffn_hidden", "layer", "embeddings", "biases", "norms")
 READS = ("input", "output", "normed sum", "residual", "queries", "nothing")
 ANY_WEIGHT = ("number", "learned", "gate", "group")
 
@@ -71,6 +71,8 @@ RULES = (
         "Li & Liang 2021; He et al. 2022, §3.1; gated: Mao et al. 2022, §3.2", function="softmax"),
     Rule(("prefix",), ("heads",), ("queries",), ANY_WEIGHT,
         "h + w ReLU(q P_kᵀ) P_v", "He et al. 2022, multi-head parallel adapter", function="relu"),
+    Rule(("prompt",), ("embeddings",), ("nothing",), ("number",),
+        "[w P; h] in place of h, the embedded input, through all layers", "Lester et al. 2021"),
     Rule(("bias",), ("biases",), ("nothing",), ("number",), "h + w b", "Ben Zaken et al. 2021"),
     Rule(("norm",), ("norms",), ("input",), ("number",), "h + w (norm(x) ⊙ w' + b')", "Houlsby et al. 2019, §2.1"),
 )
@@ -83,6 +85,7 @@ REFUSALS: dict[tuple[str, str], str] = {
     ("scaling", "elsewhere"): "IA³ rescales a linear's output or the FFN's hidden activations; its site is a linear or 'ffn_hidden', "
                               "and it reads 'output'",
     ("prefix", "elsewhere"): "a prefix adds keys and values to the attention heads; its site is 'heads' and it reads 'queries'",
+    ("prompt", "elsewhere"): "a prompt stands in front of the embedded input; its site is 'embeddings' and it reads 'nothing'",
     ("bias", "elsewhere"): "BitFit tunes the biases that the base has; its site is 'biases' and it reads 'nothing'",
     ("norm", "elsewhere"): "this form tunes the LayerNorms that the base has; its site is 'norms' and it reads 'input'",
     ("any", "group"): "gates of one group share a softmax over what the attention block reads; this change reads something else",

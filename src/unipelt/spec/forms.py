@@ -103,6 +103,20 @@ class Prefix:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """[P; E(x)]: P, learned vectors in front of the embedded input, goes through all layers          Lester et al. 2021, arXiv:2104.08691"""
+
+    name: ClassVar[str] = "prompt"
+
+    length: int = 20
+    """number of vectors; the input has so many positions less"""
+    init: Literal["vocabulary", "uniform"] = "vocabulary"
+    """vocabulary: the embeddings of tokens drawn at random; uniform: U(−0.5, 0.5)"""
+    first: Literal["input", "prompt"] = "input"
+    """what a head that reads the first position gets: the input's first token, or the prompt's first vector, as in peft"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bias:
     """Δ = b, one vector for each bias of the base          BitFit: Ben Zaken et al. 2021, arXiv:2106.10199"""
 
@@ -116,9 +130,9 @@ class Norm:
     name: ClassVar[str] = "norm"
 
 
-Form = Bottleneck | Kronecker | LowRank | Dora | Scaling | Prefix | Bias | Norm
+Form = Bottleneck | Kronecker | LowRank | Dora | Scaling | Prefix | Prompt | Bias | Norm
 FORMS: dict[str, type] = {
-    form.name: form for form in (Bottleneck, Kronecker, LowRank, Dora, Scaling, Prefix, Bias, Norm)
+    form.name: form for form in (Bottleneck, Kronecker, LowRank, Dora, Scaling, Prefix, Prompt, Bias, Norm)
 }
 
 

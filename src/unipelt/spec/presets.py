@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from unipelt.errors import SpecError, did_you_mean
 from unipelt.spec.change import Change, Gate, Learned, Mixture, Weight
 from unipelt.spec.compatibility import LINEARS
-from unipelt.spec.forms import Bias, Bottleneck, Dora, Kronecker, LowRank, Norm, Prefix, Scaling
+from unipelt.spec.forms import Bias, Bottleneck, Dora, Kronecker, LowRank, Norm, Prefix, Prompt, Scaling
 
 Layers = tuple[int, ...] | None
 PRESETS: dict[str, Callable[..., Mixture]] = {}
@@ -106,10 +106,17 @@ def prefix(length: int = 10, mlp: int = 512, init: str = "unipelt", layers: Laye
     return Mixture((_prefix(length, mlp, 1.0, layers, init),))
 
 
-@preset("prompt")
-def prompt(length: int = 10) -> Mixture:
-    """a prefix of the first layer only          Lester et al. 2021, arXiv:2104.08691; He et al. 2022, §2.2"""
+@preset("prefix-first-layer")
+def prefix_first_layer(length: int = 10) -> Mixture:
+    """a prefix in the first layer only          the unified view of prompt tuning: He et al. 2022, §2.2"""
     return Mixture((_prefix(length, 0, 1.0, (0,)),))
+
+
+@preset("prompt")
+def prompt(length: int = 20, init: str = "vocabulary") -> Mixture:
+    """[P; E(x)] through all layers, P in front of the embedded input          Lester et al. 2021, arXiv:2104.08691"""
+    form = Prompt(length=length, init=init)  # type: ignore[arg-type]
+    return Mixture((Change(form=form, site="embeddings", reads="nothing"),))
 
 
 @preset("bitfit")

@@ -58,8 +58,9 @@ class Predictor:
             raise CheckpointError(f"{run}: does not say where its base is; name it with --model")
         model, tokenizer = task.load(name)
         tokenizer = run_tokenizer(folder, tokenizer)
+        load(model, folder, tokenizer=tokenizer)
         longest = most_tokens(model, description.recipe.get("max_length", task.longest))
-        merge(load(model, folder, tokenizer=tokenizer), rest="attached")
+        merge(model, rest="attached")
         return cls(model.to(target).eval(), tokenizer, task, longest, True)
 
     @classmethod

@@ -10,7 +10,7 @@ from unipelt import spec
 from unipelt.errors import UserError
 
 KINDS = {
-    "prefix": "prefix", "bottleneck": "adapter", "kronecker": "adapter", "low_rank": "lora", "dora": "lora", "scaling": "ia3",
+    "prefix": "prefix", "prompt": "prompt", "bottleneck": "adapter", "kronecker": "adapter", "low_rank": "lora", "dora": "lora", "scaling": "ia3",
     "bias": "bias", "norm": "norm",
 }  # fmt: skip
 """by form: what its learning rate is called, as in --lr-lora"""
@@ -53,6 +53,8 @@ class Recipe:
     """maximum number of tokens per example; longer texts are truncated (generation: 512 by default, see --excess-length)"""
     lr_prefix: float | None = None
     """peak learning rate of prefixes (default: --lr)"""
+    lr_prompt: float | None = None
+    """peak learning rate of soft prompts (default: --lr)"""
     lr_adapter: float | None = None
     """peak learning rate of adapters (default: --lr)"""
     lr_lora: float | None = None
@@ -137,7 +139,8 @@ RATES: dict[str, tuple[float, float]] = {
     "scaled-parallel-adapter": (1e-4, 1e-3),
     "multi-head-parallel-adapter": (2e-4, 3e-3),
     "prefix": (2e-4, 3e-3),
-    "prompt": (2e-4, 1e-2),
+    "prefix-first-layer": (2e-4, 1e-2),
+    "prompt": (1e-2, 1e-2),
     "lora": (5e-4, 3e-3),
     "mam": (1e-4, 1e-3),
     "unipelt": (5e-4, 1e-3),

@@ -1,0 +1,262 @@
+"""Soft prompts in front of a base's input: its embeddings, mask and positions grow by the prompt, its outputs do not.
+
+The base runs on the longer input [P; E(x)], as if that had been given as `inputs_embeds`, so every layer, position and cache
+treats the prompt as tokens. Padding on the left stays in front of the prompt, so it moves nothing. An encoder that a decoder
+reads keeps the prompt in its output, to which the decoder attends.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from unipelt.errors import SiteError
+from unipelt.inject.context import Context, ForwardState, argument, parameters_of
+from unipelt.inject.hooks import BoundChange, module_of
+from unipelt.spec import Location
+
+HANDLED = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
+"""arguments of a stack that have a value for each token, and get one for the prompt"""
+Lengths = Int[Tensor, "batch 1"] | None
+"""each row's own prompt length; None: all have the same"""
+
+
+class Longer(NamedTuple):
+    """An input with its prompt."""
+
+    prompt: int
+    full: int
+    """length of both together"""
+    columns: Int[Tensor, "batch seq"] | None
+    """where each row's tokens are in it; None: behind the prompt"""
+
+
+class BoundPrompt(BoundChange):
+    """The vectors of one prompt, times its weight."""
+
+    def __init__(self, location: Location, form: nn.Module, weight: Any, length: int, **rest: Any):
+        super().__init__(location, form, weight, "nothing", **rest)
+        self.length = length
+
+    def vectors(self, context: Context, rows: int) -> Float[Tensor, "rows prompt d"]:
+        own: Tensor = module_of(self.form, context)(context.route, rows)
+        return (own if self.weight == 1 else own * self.weight).expand(rows, -1, -1)  # type: ignore[operator]
+
+
+class PromptHook:
+    """Stack pre-hook: puts each row's prompts, in tuple order, in front of all that has a value for each token.
+
+    A row whose mixture has a shorter prompt than another's, or none, has padding before it; behind its tokens where a decoder
+    reads the stack, which then takes no positions.
+    """
+
+    def __init__(
+        self, stack: nn.Module, forwards: ForwardState, changes: list[BoundPrompt], mixtures: int, read_by_decoder: bool
+    ):
+        """mixtures: how many are side by side; read_by_decoder: whether a decoder attends to the stack's output."""
+        self.forwards, self.changes, self.read_by_decoder = forwards, changes, read_by_decoder
+        self.names = parameters_of(stack)
+        self.lengths = [sum(c.length for c in changes if c.mixture == mixture) for mixture in range(mixtures)]
+        self.longest, self.alike = max(self.lengths), len(set(self.lengths)) == 1
+        tables = [m for path, m in stack.named_modules() if path.endswith("position_embeddings")]
+        padding = next((t.padding_idx for t in tables if getattr(t, "padding_idx", None) is not None), None)
+        self.first = 0 if padding is None else int(padding) + 1  # type: ignore[call-overload]
+        """number of the first position; above 0 where the base counts the tokens that are no padding, from there"""
+        self.counts_mask = any(
+            "position" in path and "attention_mask" in parameters_of(m) for path, m in stack.named_modules()
+        )
+        """whether the base numbers positions by its mask"""
+        if not (self.alike or read_by_decoder or "position_ids" in self.names):
+            raise SiteError(
+                f"prompts of {self.lengths} vectors side by side: {type(stack).__name__} takes no position_ids, so all rows of a "
+                "batch need prompts of one length"
+            )
+
+    def enter(self, stack: Any, args: tuple, kwargs: dict[str, Any]):
+        own = self.forwards.thread
+        own.prompt = None
+        given = dict(zip(self.names, args)) | kwargs
+        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
+        x = ids if embedded is None else embedded
+        if own.off or x is None:
+            return None
+        cache = given.get("past_key_values")
+        if getattr(cache, "is_compileable", False):
+            raise SiteError("a static cache has no room for a prompt: expected the default cache of generate")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        context = self.forwards.context(len(x), repeats=cache is not None).on(x.device)
+        lengths = self.of_rows(context, x)
+        mask = self._whole_mask(given.get("attention_mask"), lengths, x, past)
+        positions = self._positions(given.get("position_ids"), ids, mask, lengths, x, past)
+        order = None if mask is None else self.order(mask, lengths)
+        if not past:
+            _refuse_unknown(given, x)
+            embedded = stack.get_input_embeddings()(ids) if embedded is None else embedded
+            embedded = torch.cat([context.each(self._vectors, embedded), embedded], dim=1)
+            given |= {"input_ids": None, "inputs_embeds": _ordered(embedded, order)}
+            if (types := given.get("token_type_ids")) is not None:
+                given["token_type_ids"] = _ordered(F.pad(types.expand(len(x), -1), (self.longest, 0)), order)
+            positions = positions if positions is None else _ordered(positions, order)
+            columns = None if order is None else order.argsort(dim=1)[:, self.longest :]
+            own.prompt = Longer(self.longest, embedded.shape[1], columns)
+        given["attention_mask"] = None if mask is None else _ordered(self.in_front(mask, lengths), order)
+        return (), given if positions is None else given | {"position_ids": positions}
+
+    def of_rows(self, context: Context, x: Tensor) -> Lengths:
+        if self.alike:
+            return None
+        return context.each(lambda own, x: torch.full((len(x), 1), self.lengths[own.mixture], device=x.device), x)
+
+    def in_front(self, mask: Shaped[Tensor, "batch seq"], lengths: Lengths) -> Shaped[Tensor, "batch _"]:
+        """The mask with the prompt's columns."""
+        front = mask.new_ones(len(mask), self.longest)
+        if lengths is not None:
+            front = (torch.arange(self.longest, device=mask.device) >= self.longest - lengths).to(mask.dtype)
+        return torch.cat([front, mask], dim=1)
+
+    def order(self, mask: Shaped[Tensor, "batch seq"], lengths: Lengths) -> Int[Tensor, "batch full"]:
+        """For each column of the longer input, the column of [P; x] that stands there: padding on the left comes first."""
+        longest, length = self.longest, mask.shape[1]
+        left = _left_padding(mask)
+        own: Any = lengths if lengths is not None and self.read_by_decoder else longest
+        column = torch.arange(longest + length, device=mask.device).expand(len(mask), -1)
+        prompt_or_token = torch.where(column < left + own, column - left, column) + longest - own
+        behind = torch.where(column < own + length, prompt_or_token, column - own - length)
+        return torch.where(column < left, longest + column, behind)
+
+    def mask_of_source(
+        self, states: Float[Tensor, "batch source d"], mask: Shaped[Tensor, "batch _"] | None
+    ) -> Shaped[Tensor, "batch source"] | None:
+        """The mask of an encoder's output with the prompt; None: as it was given, or for an output without a prompt."""
+        context = self.forwards.context(len(states), repeats=True).on(states.device)
+        lengths, full = self.of_rows(context, states), states.shape[1]
+        if mask is None and lengths is not None:
+            mask = torch.ones(len(states), full - self.longest, dtype=torch.long, device=states.device)
+        if mask is None or mask.dim() != 2 or mask.shape[1] + self.longest != full:
+            return None
+        return _ordered(self.in_front(mask, lengths), self.order(mask, lengths))
+
+    def _vectors(self, context: Context, embedded: Tensor) -> Float[Tensor, "rows longest d"]:
+        own = [c.vectors(context, len(embedded)).to(embedded) for c in self.changes if c.takes_part(context)]
+        missing = self.longest - self.lengths[context.mixture]
+        padding = embedded.new_zeros(len(embedded), missing, embedded.shape[-1])
+        return torch.cat([padding, *own] if missing else own, dim=1)
+
+    def _whole_mask(self, mask: Any, lengths: Lengths, x: Tensor, past: int) -> Shaped[Tensor, "batch _"] | None:
+        """The mask of all tokens so far, without the prompt; None: all are real."""
+        seen = past - self.longest + x.shape[1] if past else x.shape[1]
+        if mask is None and lengths is not None:
+            mask = torch.ones(len(x), seen, dtype=torch.long, device=x.device)
+        if mask is None:
+            return None
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            raise SiteError(
+                "an attention mask that is not [batch, seq] has no place for a prompt: expected 1 for each token and 0 for padding"
+            )
+        if past and mask.shape[1] != seen:
+            raise SiteError(
+                f"a mask of {mask.shape[1]} tokens, {x.shape[1]} of them new, for a cache of {past}, {self.longest} of them the "
+                f"prompt's: expected a mask of {seen}; generation that goes on with an earlier call's cache, or cuts it "
+                "(assisted generation, prefill_chunk_size), cannot be combined with a prompt"
+            )
+        return mask
+
+    def _positions(
+        self, given: Tensor | None, ids: Tensor | None, mask: Tensor | None, lengths: Lengths, x: Tensor, past: int
+    ) -> Int[Tensor, "*_ seq"] | None:
+        """Positions of the prompt and behind it; None: those that the base counts by itself are right."""
+        (batch, length), longest, first = x.shape[:2], self.longest, self.first
+        own: Any = longest if lengths is None else lengths
+        if given is None and self.first and ids is not None and not past:
+            real = ids.ne(self.first - 1).long()
+            given = real.cumsum(dim=1) * real + self.first - 1
+        if (
+            given is None
+            and mask is not None
+            and lengths is not None
+            and not self.counts_mask
+            and "position_ids" in self.names
+        ):
+            first = _left_padding(mask)  # type: ignore[assignment]  # columns are positions, those of padding too
+            seen = past - longest if past else 0
+            given = torch.arange(seen, seen + length, device=x.device).expand(batch, -1)
+        if given is None:
+            return None
+        behind = given.expand(*given.shape[:-2], batch, -1) + own
+        if past:
+            return behind
+        front = first + (torch.arange(longest, device=x.device) - longest + own).clamp(min=0)
+        return torch.cat([front.expand(*behind.shape[:-1], -1), behind], dim=-1)
+
+
+def _left_padding(mask: Shaped[Tensor, "batch seq"]) -> Int[Tensor, "batch 1"]:
+    """Tokens of padding before each row's first real one."""
+    return (mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
+
+
+def _ordered(whole: Shaped[Tensor, "*_ full"] | Float[Tensor, "batch full d"], order: Int[Tensor, "batch full"] | None):
+    """Each row's columns in another order."""
+    if order is None:
+        return whole
+    if whole.is_floating_point() and whole.dim() == 3:
+        return whole.gather(1, order[..., None].expand_as(whole))
+    return whole.gather(-1, order.expand_as(whole))
+
+
+class PromptOutput:
+    """Forward hooks: outputs have the length of the input, without the prompt."""
+
+    def __init__(self, front: PromptHook):
+        self.front, self.forwards = front, front.forwards
+
+    def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """Of what holds the layers, so that a pooler behind them reads the input's first token; of the stack or the model."""
+        return None if self.forwards.thread.prompt is None else _without(output, self.forwards.thread.prompt)
+
+    def after_model(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """Of an encoder-decoder that has run its encoder."""
+        own, names = self.forwards.thread, parameters_of(model)
+        given = any(argument(names, args, kwargs, name) is not None for name in ("input_ids", "inputs_embeds"))
+        if own.prompt is None or not given or not isinstance(output, ModelOutput):
+            return None
+        values = {n: _without(v, own.prompt) if n.startswith("encoder_") else v for n, v in output.items()}
+        return type(output)(**values)
+
+    def before_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        """Pre-hook: the decoder's mask of the encoder's output covers the prompt too."""
+        given = dict(zip(parameters_of(decoder), args)) | kwargs
+        states = given.get("encoder_hidden_states")
+        if self.forwards.thread.off or states is None:
+            return None
+        mask = self.front.mask_of_source(states, given.get("encoder_attention_mask"))
+        return None if mask is None else ((), given | {"encoder_attention_mask": mask})
+
+
+def _without(value: Any, longer: Longer) -> Any:
+    """Hidden states `[batch, full, d]` and attention weights `[batch, head, full, key]` without the prompt's rows."""
+    if isinstance(value, ModelOutput):
+        return type(value)(**{name: _without(inner, longer) for name, inner in value.items()})
+    if isinstance(value, tuple | list):
+        return type(value)(_without(inner, longer) for inner in value)
+    if isinstance(value, Tensor) and value.dim() in (3, 4) and value.shape[-2] == longer.full:
+        return of_tokens(value, longer)
+    return value
+
+
+def of_tokens(value: Shaped[Tensor, "batch *_ full d"], longer: Longer) -> Shaped[Tensor, "batch *_ seq d"]:
+    """The rows of the input's tokens."""
+    if longer.columns is None:
+        return value[..., longer.prompt :, :]
+    columns = longer.columns.view(len(value), *[1] * (value.dim() - 3), -1, 1)
+    return value.gather(-2, columns.expand(*value.shape[:-2], -1, value.shape[-1]))
+
+
+def _refuse_unknown(given: dict[str, Any], x: Tensor) -> None:
+    for name, value in given.items():
+        if name not in HANDLED and isinstance(value, Tensor) and value.shape[:2] == x.shape[:2] and x.shape[1] > 1:
+            raise SiteError(
+                f"{name} has a value for each token and none for a prompt: leave it out, or use a prefix in place of the prompt"
+            )
