@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import unipelt
 from laws.lawbook import DECODERS, SEQ2SEQ, attached, equal, on_each, result, small, why_refused
 from laws.test_causality import generated
-from unipelt import Change, Mixture, Prompt
+from unipelt import Change, Mixture, Prompt, spec
 from unipelt.errors import SiteError, SpecError
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
@@ -138,6 +138,17 @@ def test_generation_with_a_cache_is_generation_without(arch: str):
     equal(scores[finite], uncached[finite], arch)
     with unipelt.disabled(model):
         assert (generated(model, arch, 2, True)[1] - scores)[finite].abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_a_gate_over_the_text_to_go_on_from_counts_the_vectors_too():
+    """Gate(pool='prompt'), by its mask and by the cache, of rows with padding on the left."""
+    gated = spec.mixture("unipelt-ap(bottleneck=6, prefix=3, mlp=5, pool='prompt')").changes
+    model = attached("llama", Mixture((prompt(), *gated)), top="generator")
+    given = tiny.inputs("llama", model, side="left")
+    full = model(**given, use_cache=True).logits
+    with unipelt.prompt(model, given["attention_mask"]):
+        equal(model(**given, use_cache=False).logits, full, "llama")
 
 
 def test_a_cache_that_lost_the_prompt_is_refused():

@@ -100,7 +100,7 @@ class PerThread(threading.local):
         self.alone = False
         """whether the context is that of an attention block which was called without its layer"""
         self.captured: dict[str, Tensor] = {}
-        self.prompt: Any = None
+        self.longer: Any = None
         """the longer input of this forward, where a soft prompt is in it"""
 
     def __reduce__(self):
@@ -162,8 +162,11 @@ class ForwardState:
                 raise SiteError(
                     f"the prompt's mask has {len(given)} rows, the batch {batch}: expected one for each row"
                 )
-            given = given.to(x.device).repeat_interleave(batch // len(given), dim=0)[:, :length]
-            return shares_of(F.pad(given, (0, length - given.shape[1])), dtype), kept
+            longer = self.thread.longer  # a soft prompt is part of the prompt
+            own = length if longer is None or longer.full != length else length - longer.prompt
+            given = given.to(x.device).repeat_interleave(batch // len(given), dim=0)[:, :own]
+            given = F.pad(given, (0, own - given.shape[1]))
+            return shares_of(given if own == length else longer.spread(given), dtype), kept
         if cache is None:
             if self.thread.off:
                 return None, None

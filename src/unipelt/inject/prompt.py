@@ -32,6 +32,13 @@ class Longer(NamedTuple):
     """length of both together"""
     columns: Int[Tensor, "batch seq"] | None
     """where each row's tokens are in it; None: behind the prompt"""
+    mask: Shaped[Tensor, "batch full"] | None
+
+    def spread(self, mask: Shaped[Tensor, "batch seq"]) -> Shaped[Tensor, "batch full"]:
+        """A mask of the input's tokens with 1 at the prompt."""
+        if self.columns is None or self.mask is None:
+            return F.pad(mask, (self.prompt, 0), value=1)
+        return self.mask.to(mask.dtype).scatter(1, self.columns, mask)
 
 
 class BoundPrompt(BoundChange):
@@ -77,7 +84,7 @@ class PromptHook:
 
     def enter(self, stack: Any, args: tuple, kwargs: dict[str, Any]):
         own = self.forwards.thread
-        own.prompt = None
+        own.longer = None
         given = dict(zip(self.names, args)) | kwargs
         ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
         x = ids if embedded is None else embedded
@@ -92,6 +99,7 @@ class PromptHook:
         mask = self._whole_mask(given.get("attention_mask"), lengths, x, past)
         positions = self._positions(given.get("position_ids"), ids, mask, lengths, x, past)
         order = None if mask is None else self.order(mask, lengths)
+        whole = None if mask is None else _ordered(self.in_front(mask, lengths), order)
         if not past:
             _refuse_unknown(given, x)
             embedded = stack.get_input_embeddings()(ids) if embedded is None else embedded
@@ -101,8 +109,8 @@ class PromptHook:
                 given["token_type_ids"] = _ordered(F.pad(types.expand(len(x), -1), (self.longest, 0)), order)
             positions = positions if positions is None else _ordered(positions, order)
             columns = None if order is None else order.argsort(dim=1)[:, self.longest :]
-            own.prompt = Longer(self.longest, embedded.shape[1], columns)
-        given["attention_mask"] = None if mask is None else _ordered(self.in_front(mask, lengths), order)
+            own.longer = Longer(self.longest, embedded.shape[1], columns, whole)
+        given["attention_mask"] = whole
         return (), given if positions is None else given | {"position_ids": positions}
 
     def of_rows(self, context: Context, x: Tensor) -> Lengths:
@@ -214,15 +222,15 @@ class PromptOutput:
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Of what holds the layers, so that a pooler behind them reads the input's first token; of the stack or the model."""
-        return None if self.forwards.thread.prompt is None else _without(output, self.forwards.thread.prompt)
+        return None if self.forwards.thread.longer is None else _without(output, self.forwards.thread.longer)
 
     def after_model(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Of an encoder-decoder that has run its encoder."""
         own, names = self.forwards.thread, parameters_of(model)
         given = any(argument(names, args, kwargs, name) is not None for name in ("input_ids", "inputs_embeds"))
-        if own.prompt is None or not given or not isinstance(output, ModelOutput):
+        if own.longer is None or not given or not isinstance(output, ModelOutput):
             return None
-        values = {n: _without(v, own.prompt) if n.startswith("encoder_") else v for n, v in output.items()}
+        values = {n: _without(v, own.longer) if n.startswith("encoder_") else v for n, v in output.items()}
         return type(output)(**values)
 
     def before_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]):
