@@ -99,7 +99,7 @@ def predict(
         refuse_existing(path, "--out", overwrite)
     if out and path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: expected a file that ends in {', '.join(SUFFIXES)}")
-    predictor = Predictor.load(run, model or None, device)
+    predictor = Predictor.load(run, model or None, device, ensembles=True)
     options = {
         "max_new_tokens": max_new_tokens, "num_beams": num_beams, "no_repeat_ngram_size": no_repeat_ngram_size,
         "temperature": temperature, "top_p": top_p, "seed": seed,

@@ -33,6 +33,14 @@ def result_lines(record: RunRecord) -> list[str]:
         lines.append(
             f"  validation  {metric} {last[metric]:.4f}  (after epoch {last['epoch']:.0f} of {(record.recipe or {})['epochs']})"
         )
+    if record.done and record.members:
+        majority = "" if record.majority is None else f"  (always the largest class: accuracy {record.majority:.4f})"
+        tested = ", ".join(f"{name} {value:.4f}" for name, value in (record.test_metrics or {}).items())
+        return [
+            *lines,
+            f"  validation  {metric} {record.validation:.4f}  (mean of {len(record.members)} runs' predictions)",
+            f"  test {tested}{majority}",
+        ]
     if record.done:
         majority = "" if record.majority is None else f"  (always the largest class: accuracy {record.majority:.4f})"
         validation = record.validation_metrics or {}

@@ -16,6 +16,12 @@ def train(
     device: str = option(
         "auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)"
     ),
+    ensemble: int | None = option(
+        None,
+        metavar="INTEGER",
+        panel="Training",
+        help="train so many runs on the same examples, from --seed on; `predict` takes the mean of their probabilities (default: 1)",
+    ),
     out: str = option("", panel="Output", help="folder of the run; the same command resumes a stopped run (required)"),
     **given: Any,
 ) -> None:
@@ -35,9 +41,14 @@ def train(
     config = RunConfig(**given, recipe=recipe)
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import result_lines
+    from unipelt.train.ensemble import train_ensemble
     from unipelt.train.train_run import train_run
 
     with Watch() as watch:
-        record = train_run(config, Path(out), device=device, log=watch.log, on_step=watch)
+        how: dict[str, Any] = {"device": device, "log": watch.log, "on_step": watch}
+        if ensemble is None or ensemble == 1:
+            record = train_run(config, Path(out), **how)
+        else:
+            record = train_ensemble(config, Path(out), ensemble, **how)
     print("\n".join(result_lines(record)))
     print(f"  {out}: predict with `unipelt predict {out} --data FILE`")

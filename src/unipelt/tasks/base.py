@@ -252,6 +252,11 @@ class Task(ABC):
         """The calibrated probability of each label for each example; None for a task without any."""
         return None
 
+    def average(self, every: Sequence[Float[Tensor, "example ..."]]) -> Float[Tensor, "example ..."]:
+        """What several runs say together, in place of one run's logits: the mean of their numbers, or logits of the mean of their
+        probabilities. Raises DataError for a task that has neither."""
+        return torch.stack(list(every)).mean(dim=0)
+
     def fit_temperature(self, logits: Float[Tensor, "example ..."], targets: Sequence[Any]) -> float | None:
         """What the logits are divided by so that probabilities are calibrated on these examples; None for a task without any."""
         return None

@@ -1,8 +1,13 @@
 """Temperature scaling: one number that makes probabilities say how often they are right.          Guo et al. 2017, arXiv:1706.04599"""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from torch import Tensor
 
 LARGEST = 3.0  # of |log T|: temperatures from 1/20 to 20
 
@@ -33,3 +38,9 @@ def surprise(logits: NDArray[np.float64], targets: Int[np.ndarray, "example ..."
     if targets.ndim > 1:
         return np.logaddexp(0.0, np.where(targets == 1, -logits, logits))
     return np.logaddexp.reduce(logits, axis=1) - np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+
+
+def mean_softmax(every: Sequence[Float[Tensor, "*example class"]]) -> Float[Tensor, "*example class"]:
+    """log of the mean over runs of their probabilities: logits whose softmax is that mean."""
+    logs = torch.stack([logits.double().log_softmax(dim=-1) for logits in every])
+    return logs.logsumexp(dim=0) - math.log(len(every))

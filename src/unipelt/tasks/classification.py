@@ -15,7 +15,7 @@ from unipelt.data import Columns, Examples, Table
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Batch, Encoded, foreign, weighted_mean
-from unipelt.tasks.calibration import fit_temperature
+from unipelt.tasks.calibration import fit_temperature, mean_softmax
 from unipelt.tasks.labels import in_order, index_of, probability_columns
 
 
@@ -88,6 +88,9 @@ class Classification(Task):
 
     def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example label"]:
         return (logits[:, : self.outputs] / self.temperature).softmax(dim=-1)
+
+    def average(self, every: Sequence[Float[Tensor, "example output"]]) -> Float[Tensor, "example label"]:
+        return mean_softmax([logits[:, : self.outputs] for logits in every])
 
     def fit_temperature(self, logits: Float[Tensor, "example output"], targets: Sequence[Any]) -> float | None:
         return fit_temperature(logits[:, : self.outputs].double().numpy(), np.array(targets))

@@ -270,6 +270,9 @@ class Generation(Task):
     def decide(self, logits: Float[Tensor, "example 2"], encoded: Encoded) -> list[tuple[float, int]]:
         return [(total, int(count)) for total, count in logits.double().tolist()]
 
+    def average(self, every: Sequence[Float[Tensor, "example 2"]]) -> Float[Tensor, "example 2"]:
+        raise DataError("--ensemble: a written text has no mean; train one run")
+
     def answers(
         self, model: Any, tokenizer: Any, every: Sequence[Encoded], on_batch: Callable[[int], None] = lambda rows: None
     ) -> list[list[str]]:

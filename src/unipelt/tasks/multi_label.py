@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -95,6 +96,9 @@ class MultiLabel(Task):
 
     def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example label"]:
         return (logits[:, : self.outputs] / self.temperature).sigmoid()
+
+    def average(self, every: Sequence[Float[Tensor, "example output"]]) -> Float[Tensor, "example label"]:
+        return torch.stack([logits[:, : self.outputs].double().sigmoid() for logits in every]).mean(dim=0).logit()
 
     def fit_temperature(self, logits: Float[Tensor, "example output"], targets: Sequence[Any]) -> float | None:
         return fit_temperature(logits[:, : self.outputs].double().numpy(), np.array(targets))

@@ -14,6 +14,7 @@ from unipelt.data import Columns, Table
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, foreign, target_count, token_mean
+from unipelt.tasks.calibration import mean_softmax
 from unipelt.tasks.labels import in_order, index_of
 
 
@@ -70,6 +71,9 @@ class TokenClassification(Task):
     @staticmethod
     def count(batch: Batch) -> Float[Tensor, " run"]:
         return target_count(batch)
+
+    def average(self, every: Sequence[Float[Tensor, "example seq output"]]) -> Float[Tensor, "example seq label"]:
+        return mean_softmax([logits[..., : self.outputs] for logits in every])
 
     def decide(self, logits: Float[Tensor, "example seq output"], encoded: Encoded) -> list[list[str]]:
         """A tag per word; for a word that was cut off, O where that is a tag."""

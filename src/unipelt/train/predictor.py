@@ -23,13 +23,13 @@ from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
 from unipelt.spec import Location
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import Part
+from unipelt.tasks.batches import Encoded, Part
 from unipelt.tasks.registry import task_of
 from unipelt.train.batches import longest_first
 from unipelt.train.evaluation import predict
 from unipelt.train.fold import Folded, fold
 from unipelt.train.forward import rows_each
-from unipelt.train.records import RECORD, read_record
+from unipelt.train.records import RECORD, RunRecord, read_record
 from unipelt.train.setup import device_of
 
 
@@ -42,11 +42,25 @@ class Predictor:
     task: Task
     max_length: int
     tuned: bool
+    runs: int = 1
+    """of an ensemble: how many runs stand side by side, whose predictions are averaged"""
 
     @classmethod
-    def load(cls, run: str, base: str | None = None, device: str = "auto") -> "Predictor":
-        """Load a run and its base. Raises CheckpointError where the folder holds none, or one that is not finished."""
+    def load(
+        cls, run: str, base: str | None = None, device: str = "auto", *, ensembles: bool = False
+    ) -> "Predictor":  # fmt: skip
+        """Load a run and its base. ensembles: whether the folder may hold an ensemble of runs.
+
+        Raises CheckpointError where the folder holds none, or one that is not finished.
+        """
         target, folder = device_of(device), resolve(run)
+        if (record := _ensemble(folder)) is not None:
+            members = [str(folder / name) for name in record.members or ()]
+            if not ensembles:
+                raise CheckpointError(
+                    f"{run}: an ensemble of {len(members)} runs, and one is expected; name it, such as {members[0]}"
+                )
+            return cls._several(record, members, base, target)
         if not (folder / CONFIG).exists() and (folder / RECORD).exists():
             return cls._whole(folder, target)
         description = describe(folder)
@@ -62,6 +76,27 @@ class Predictor:
         longest = most_tokens(model, description.recipe.get("max_length", task.longest))
         merge(model, rest="attached")
         return cls(model.to(target).eval(), tokenizer, task, longest, True)
+
+    @classmethod
+    def _several(
+        cls, record: RunRecord, members: list[str], base: str | None, target: torch.device
+    ) -> "Predictor":  # fmt: skip
+        description, task = describe(Path(members[0])), task_of(record.description)
+        model, tokenizer = task.load(base or description.base["name"])
+        tokenizer = run_tokenizer(Path(members[0]), tokenizer)
+        load(model, members, tokenizer=tokenizer)
+        longest = most_tokens(model, description.recipe.get("max_length", task.longest))
+        return cls(model.to(target).eval(), tokenizer, task, longest, True, len(members))
+
+    def logits(self, encoded: Encoded, gated: dict[str, Tensor] | None = None) -> Tensor:
+        """Logits `[example, …]`; of an ensemble those of its mean, from one batch routed to its runs. gated: gets each gate's
+        value for each example `[example]`, of an ensemble the mean over its runs."""
+        gates: list[dict[str, Tensor]] = [{} for _ in range(self.runs)]
+        given = None if gated is None else gates
+        every = predict(self.model, self.tokenizer, [encoded] * self.runs, gates=given, task=type(self.task))
+        if gated is not None:
+            gated.update({name: torch.stack([one[name] for one in gates]).mean(dim=0) for name in gates[0]})
+        return every[0] if self.runs == 1 else self.task.average(every)
 
     @classmethod
     def _whole(cls, folder: Path, target: torch.device) -> "Predictor":
@@ -97,9 +132,7 @@ class Predictor:
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
         gated: dict[str, Tensor] = {}
         if not self.task.writes or gates:
-            logits = predict(
-                self.model, self.tokenizer, [encoded], gates=[gated] if gates else None, task=type(self.task)
-            )[0]
+            logits = self.logits(encoded, gated if gates else None)
         found: dict[str, list]
         if self.task.writes:
             if proba:
@@ -169,6 +202,18 @@ class Predictor:
             return self.task.score(self.task.decide(logits, encoded), targets)[self.task.metric]
 
         return fold(self.model, batches, score=(self.task.metric, score) if self.task.pooled else None, **thresholds)
+
+
+def _ensemble(folder: Path) -> RunRecord | None:
+    """The record of a finished ensemble; None where a folder holds something else."""
+    record = read_record(folder) if (folder / RECORD).exists() else None
+    if record is None or not record.members:
+        return None
+    if not record.done:
+        raise CheckpointError(
+            f"{folder}: its runs are not finished; repeat their `unipelt train` command to finish them"
+        )
+    return record
 
 
 def gate_paths(model: PreTrainedModel) -> list[str]:

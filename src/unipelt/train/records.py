@@ -181,6 +181,8 @@ class RunRecord:
     test_metrics: dict[str, float] | None = None
     majority: float | None = None
     """test accuracy of the best constant prediction, such as the largest class of train; None for a task without accuracy"""
+    members: list[str] | None = None
+    """of an ensemble: the folders of the runs whose probabilities are averaged"""
     curve: list[dict[str, float]] | None = None
     """one entry per evaluation: epoch, step, loss, metrics"""
     gates: dict[str, dict[str, float]] | None = None

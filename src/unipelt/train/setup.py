@@ -71,11 +71,11 @@ class DatasetCache:
 def build_fleet(
     configs: Sequence[RunConfig], *, width: int, device: torch.device, cache: DatasetCache | None = None,
     folder: Path | None = None, on_step: Observer | None = None, deadline: float | None = None,
-    identity: dict[str, str] | None = None,
+    identity: dict[str, str] | None = None, examples: data.Splits | None = None,
 ) -> Fleet:  # fmt: skip
     """Build the fleet of these runs, at most `width` at once; they differ in task, examples, seed and recipe alone.
 
-    identity: fingerprints of the base and tokenizer that earlier runs had.
+    examples: those of every run, where its own seed does not draw them. identity: fingerprints of the base and tokenizer that earlier runs had.
 
     Raises DataError where a run's examples cannot be had, UserError where the base cannot take the method, and
     CheckpointError where the base or its tokenizer is not that of `identity`. All runs have one kind of task.
@@ -83,7 +83,7 @@ def build_fleet(
     cache, first = cache or DatasetCache(), configs[0]
     if first.full and len(configs) > 1:
         raise UserError(f"{FULL} tunes the base itself: expected one run, got {len(configs)}")
-    splits, tasks = [cache.splits(config) for config in configs], [cache.task(config) for config in configs]
+    splits, tasks = [examples or cache.splits(config) for config in configs], [cache.task(config) for config in configs]
     if len(kinds := dict.fromkeys(task.kind for task in tasks)) > 1:
         raise UserError(f"a fleet trains one kind of task: expected one, got {', '.join(kinds)}")
     outputs, seeds = max(task.outputs for task in tasks), [config.seed for config in configs[:width]]

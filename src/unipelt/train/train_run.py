@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from unipelt import spec
+from unipelt import data, spec
 from unipelt.checkpoint.bases import load_tokenizer, name_classes, quiet
 from unipelt.checkpoint.folder import save
 from unipelt.errors import CheckpointError, UserError
@@ -35,23 +35,17 @@ def _train_run(
     if not config.full:
         spec.mixture(config.method)  # a misspelt method is refused before anything is loaded
     target, cache = device_of(device), DatasetCache()
-    before = read_record(folder, config)
-    if before is not None and before.failed:
-        clear_state(folder)
-        raise UserError(f"{folder}: {before.status}; take another --out")
     splits, task = cache.splits(config), cache.task(config)
-    if before is not None and (before.rows, before.labels) != (splits.fingerprints, list(task.labels)):
+    before = earlier(folder, config, splits, task)
+    if before is not None and before.members:
         raise CheckpointError(
-            f"--out {folder}: its run was started on other examples of {config.task!r}; take another folder, or remove it"
+            f"--out {folder}: holds an ensemble of {len(before.members)} runs; take another folder, or add --ensemble"
         )
     if before is not None and before.done and before.config["recipe"].get("epochs") == config.recipe.get("epochs"):
         clear_state(folder)  # a kill may have come before its removal
         log(f"{folder}: already finished, nothing trained")
         return before
-    for note in (describe_columns(config, task), *splits.notes, *export_note(config)):
-        log(note)
-    log("examples: " + ", ".join(f"{len(rows):,} {part}" for part, rows in splits.parts.items()))
-
+    log_examples(config, splits, task, log)
     identity = None if before is None else before.identity
     fleet = build_fleet(
         [config], width=1, device=target, cache=cache, folder=folder, on_step=on_step, identity=identity
@@ -80,6 +74,26 @@ def _train_run(
     if finished.record.failed:
         raise UserError(finished.record.failed)
     return finished.record
+
+
+def earlier(folder: Path, config: RunConfig, splits: data.Splits, task: Task) -> RunRecord | None:
+    """What a folder holds of the same run. Raises UserError where it failed, CheckpointError where it is another run."""
+    before = read_record(folder, config)
+    if before is not None and before.failed:
+        clear_state(folder)
+        raise UserError(f"{folder}: {before.status}; take another --out")
+    if before is not None and (before.rows, before.labels) != (splits.fingerprints, list(task.labels)):
+        raise CheckpointError(
+            f"--out {folder}: its run was started on other examples of {config.task!r}; take another folder, or remove it"
+        )
+    return before
+
+
+def log_examples(config: RunConfig, splits: data.Splits, task: Task, log: Callable[[str], None]) -> None:
+    """Say what is trained on."""
+    for note in (describe_columns(config, task), *splits.notes, *export_note(config)):
+        log(note)
+    log("examples: " + ", ".join(f"{len(rows):,} {part}" for part, rows in splits.parts.items()))
 
 
 def describe_columns(config: RunConfig, task: Task) -> str:
