@@ -14,6 +14,7 @@ from unipelt.cli.help import Command, Group
 from unipelt.errors import DataError, UserError
 from unipelt.study.plan import COLUMNS, METHODS, Grid, StudyConfig, parse_options, read_plan
 from unipelt.study.plan import sweep as sweep_of
+from unipelt.study.unified import DEFAULTS, unified_options
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig, RunKey
 
@@ -22,7 +23,7 @@ app = typer.Typer(
 
     Examples:
         unipelt study grid --data sst2 rte --train-rows 100 500 --methods lora unipelt-apl full --out results/glue
-        unipelt study sweep --method adapter --option bottleneck --values 8 48 192 --data cola --out results/sweep
+        unipelt study unified --epochs 3 --precision bf16 --out results/unified
         unipelt report results/glue
     """,
     rich_markup_mode=None,
@@ -40,6 +41,9 @@ _GPUS = option(
 )
 _OUT = option("", panel="Output", help="folder of the study; the same command trains what is missing (required)")
 _PAPERS = {"tasks": "GLUE's eight tasks", "k": "100 500 1000 all", "methods": "the paper's " + " ".join(METHODS)}
+_UNIFIED = {
+    name: " ".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in DEFAULTS.items()
+}
 _EVERY = [
     *flags(StudyConfig, but=["recipe", "columns"]), *flags(Recipe, but=["lr"], default=recipe_defaults()), *flags(RunConfig, only=COLUMNS),
 ]  # fmt: skip
@@ -67,6 +71,21 @@ def grid(
         unipelt study grid --plan plan.toml --seeds 1 --out results/glue
     """
     _run((read_plan(plan) if plan else {}) | given, out, engine, device, gpus_per_fleet)
+
+
+@app.command(cls=Command)
+@takes(*flags(Grid, default=_UNIFIED), *_EVERY)
+def unified(
+    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT, **given: Any
+) -> None:
+    """Compare the methods of the unified view (He et al. 2022) on generated text, at equal trained parameters.
+
+    Examples:
+        unipelt study unified --epochs 3 --precision bf16 --max-new-tokens 40 --out results/unified
+        unipelt study unified --methods lora parallel-adapter mam --seeds 2 --out results/three
+        unipelt study unified --data EdinburghNLP/xsum --model facebook/bart-large --k all --epochs 30 --out results/xsum
+    """
+    _run(unified_options(given), out, engine, device, gpus_per_fleet)
 
 
 @app.command(cls=Command)

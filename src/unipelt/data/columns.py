@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from unipelt.data.examples import Columns
-from unipelt.data.tables import Table, as_number, is_missing, listed
+from unipelt.data.tables import TRANSLATION, Table, as_number, is_missing, listed
 from unipelt.errors import DataError, did_you_mean
 
 TEXTS = (
@@ -78,6 +78,11 @@ def _generation_columns(table: Table, labelled: bool) -> Columns | None:
             isinstance(cell, list) or str(cell).startswith("[") for cell in table.columns[by_name[name]]
         ):
             return Columns(text=by_name[name], label=by_name[name] if labelled else None)
+    languages = [column for column in table.columns if column.startswith(f"{TRANSLATION}.")]
+    if len(languages) == 2:  # from English, as wmt16's ro-en is used, else from the first
+        source = f"{TRANSLATION}.en" if f"{TRANSLATION}.en" in languages else languages[0]
+        (target,) = (column for column in languages if column != source)
+        return Columns(text=source, label=target if labelled else None)
     for text, answer in ANSWERED:
         if text in by_name and answer in by_name and _holds_text(table.columns[by_name[answer]]):
             return Columns(text=by_name[text], label=by_name[answer] if labelled else None)

@@ -10,8 +10,12 @@ from unipelt.errors import DataError
 
 
 def load_hub(name: str, columns: dict[str, str | None]) -> Source:
-    """`owner/name`: split train, and as test set the split test, or validation where test is missing or unlabelled."""
-    tables = hub_tables(name, None, advice="check the name, or give a file instead")
+    """`owner/name`, or `owner/name/subset`: split train, and as test set the split test, or validation where test is missing or
+    unlabelled."""
+    owner, dataset, *subset = name.split("/")
+    tables = hub_tables(
+        f"{owner}/{dataset}", subset[0] if subset else None, advice="check the name, or give a file instead"
+    )
     if "train" not in tables:
         raise DataError(
             f"{name} has no split 'train' but {', '.join(tables)}; save the split that you want as a file and give that file"
@@ -39,7 +43,7 @@ def hub_tables(name: str, config: str | None, *, advice: str, only: Collection[s
             name=f"{name}, split {split}",
             columns={column: list(rows[column]) for column in rows.column_names},
             classes={column: names for column, feature in rows.features.items() if (names := _names(feature))},
-        )
+        ).apart()
         for split, rows in splits.items()
         if only is None or split in only
     }

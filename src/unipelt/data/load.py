@@ -72,7 +72,7 @@ def find(
     if path.exists() or path.suffix.lower() in READERS or in_a_folder or isinstance(name_or_path, Path):
         _leave_out(name, glue_flags, "is a file, and --data-dir is where GLUE's files are")
         return _files(path, columns, {"validation": validation, "test": test}, group_column, encoding)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(/[\w.-]+)?", name):
         _leave_out(name, file_flags | glue_flags, "is a data set of the hub and brings its own test set")
         from unipelt.data.hub import load_hub
 

@@ -38,7 +38,7 @@ def read_table(path: str | Path, encoding: str | None = None) -> Table:
     if not contents.strip():
         raise DataError(f"{path} is empty; expected a header and examples")
     table = READERS[suffix](str(path), contents, encoding)
-    table = replace(table, dialect=replace(table.dialect, suffix=suffix))
+    table = replace(table, dialect=replace(table.dialect, suffix=suffix)).apart()
     if not len(table):
         raise DataError(f"{path} has a header and no examples; expected at least one")
     return table

@@ -4,13 +4,14 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 from unipelt.errors import DataError
 
 LISTED = 10  # columns or examples that a message names
+TRANSLATION = "translation"  # a column of wmt16 and other data sets of the hub
 WHOLE = re.compile(r"[+-]?\d+\.0+")
 
 
@@ -41,6 +42,15 @@ class Table:
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
+
+    def apart(self) -> "Table":
+        """The same with `translation`, whose cells are objects with a text per language, as a column a language."""
+        cells = self.columns.get(TRANSLATION, [])
+        if not cells or not all(isinstance(cell, dict) for cell in cells):
+            return self
+        languages = dict.fromkeys(language for cell in cells for language in cell)
+        texts = {f"{TRANSLATION}.{one}": [cell.get(one) for cell in cells] for one in languages}
+        return replace(self, columns={name: rows for name, rows in self.columns.items() if name != TRANSLATION} | texts)
 
     def example(self, index: int) -> str:
         """`reviews.csv, example 3 (line 4)`: examples count from 1, the header is none."""

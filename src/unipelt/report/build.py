@@ -8,7 +8,7 @@ from typing import Any
 
 from unipelt.errors import UserError
 from unipelt.report import details, paper_comparison
-from unipelt.report.claims import Claim, claim_table, claims
+from unipelt.report.claims import Claim, claim_table, claims, unified_claims
 from unipelt.report.comparison import Comparison, comparison_table, headline
 from unipelt.report.drawing import Figure
 from unipelt.report.figures import figures, gate_means
@@ -57,7 +57,7 @@ def build(folder: Path) -> Report:
     measured = efficiency_of(folder / EFFICIENCY)
     compared = {study.sizes[0]: advice.comparison} if advice else study.compared
     tables = {"comparison": comparison_table(compared, study.own_file), "failed": details.failures(study)}
-    judged = {} if advice else {k: claims(study.samples_of(k)) for k in study.sizes}
+    judged = {} if advice else {k: claims(some := study.samples_of(k)) + unified_claims(some) for k in study.sizes}
     if not advice:
         tables |= {
             "table 1": scores(study), "validation": scores(study, "validation"), "table 2": paper_comparison.bound(study),

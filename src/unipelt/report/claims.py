@@ -1,4 +1,4 @@
-"""The paper's three claims, judged on a study's own runs.          Mao et al. 2022, arXiv:2110.07577, §4.2"""
+"""The papers' claims, judged on a study's own runs.          Mao et al. 2022, arXiv:2110.07577, §4.2; He et al. 2022, §4"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +23,47 @@ class Claim:
     number: Estimate | None
     """None: the runs for it are not there"""
     why: str
+    scale: float = 100.0
+    """what the number is multiplied with in tables"""
 
 
 def claims(samples: Sequence[Sample]) -> list[Claim]:
     """Judged over all of these tasks. Not decided: the interval holds 0, or there is one seed alone."""
     return [_beats_its_parts(samples), _beats_full(samples), _never_worst(samples)]
+
+
+UNIFIED = (
+    ("parallel adapters beat sequential ones", "parallel-adapter", "adapter"),
+    ("changing the FFN beats changing the attention", "parallel-adapter", "multi-head-parallel-adapter"),
+    ("a scaled addition beats a plain one", "scaled-parallel-adapter", "parallel-adapter"),
+)
+"""claims of the unified view: the method that is said to be better, and the other          He et al. 2022, §4"""
+
+
+def unified_claims(samples: Sequence[Sample]) -> list[Claim]:
+    """He et al.'s claims, judged in the same way; mam is best if it beats the best other method of each task."""
+    found = []
+    for text, better, other in UNIFIED:
+        methods, why = standing(samples, (better, other))
+        if not methods:
+            found.append(Claim(text, UNDECIDED, None, why))
+            continue
+        number = average_difference(samples, [(methods[0], methods[1])] * len(samples))
+        found.append(Claim(text, verdict(number), number, f"{methods[0]} over {methods[1]}", shown_as(samples)))
+    text, (methods, why) = "mam is the best", standing(samples, ("mam",))
+    if not methods or any(len(of.values) < 2 for of in samples):
+        return [*found, Claim(text, UNDECIDED, None, why or "needs mam and another method on the same tasks")]
+    (mam,) = methods
+    pairs = [(mam, max(of.values.keys() - {mam}, key=lambda one, of=of: _mean(of, one))) for of in samples]  # type: ignore[misc]
+    number = average_difference(samples, pairs)
+    others = ", ".join(dict.fromkeys(other for _, other in pairs))
+    return [*found, Claim(text, verdict(number), number, f"{mam} over {others}, the best other", shown_as(samples))]
+
+
+def shown_as(samples: Sequence[Sample]) -> float:
+    """What differences are multiplied with in tables; 100 where the tasks' metrics differ."""
+    scales = {of.metric.shown_as for of in samples}
+    return scales.pop() if len(scales) == 1 else 100.0
 
 
 def standing(samples: Sequence[Sample], presets: Sequence[str]) -> tuple[list[str], str]:
@@ -115,22 +151,22 @@ def _with_options(ours: str) -> str:
 def claim_table(found: Mapping[int | str, Sequence[Claim]]) -> Table:
     """A row a claim, a column a size; empty where the runs for every claim are missing."""
     rows = [[Cell(of[0].text), *map(_cell, of)] for of in zip(*found.values()) if any(claim.number for claim in of)]
-    note = "Yes or no: the 95 % interval over test examples and training seeds leaves out 0, with two seeds at least; else not decided. Differences ×100."
-    return Table("claims", "The paper's three claims on these runs", ["claim", *map(size_label, found)], [Block("", rows)], [note])  # fmt: skip
+    note = "Yes or no: the 95 % interval over test examples and training seeds leaves out 0, with two seeds at least; else not decided. Differences as in the tables of scores, positive where the first is better."
+    return Table("claims", "The papers' claims on these runs", ["claim", *map(size_label, found)], [Block("", rows)], [note])  # fmt: skip
 
 
 def claim_line(k: int | str, claim: Claim) -> str:
     """One line; empty where the runs for it are missing."""
     if claim.number is None:
         return ""
-    shown = scaled(claim.number, 100, signed=True)
+    shown = scaled(claim.number, claim.scale, signed=True)
     return f"{size_label(k)}: {claim.text}: {claim.verdict} ({', '.join(filter(None, [shown.text, shown.spread, seeds_text(claim.number.seeds)]))})"
 
 
 def _cell(claim: Claim) -> Cell:
     if claim.number is None:
         return Cell(claim.verdict, note=claim.why)
-    shown = scaled(claim.number, 100, signed=True)
+    shown = scaled(claim.number, claim.scale, signed=True)
     mark = "" if claim.verdict == UNDECIDED else claim.verdict
     note = f"{shown.text} {claim.why}; {seeds_text(claim.number.seeds)}, interval over {claim.number.covers}"
     return replace(shown, value=claim.verdict, mark=mark, note=note)

@@ -10,11 +10,11 @@ from typing import Any, get_type_hints
 
 from unipelt import spec
 from unipelt.data import GLUE
-from unipelt.data.load import BUILT_IN
+from unipelt.data.load import BUILT_IN, SUMMARIES
 from unipelt.errors import UserError, did_you_mean
 from unipelt.train.json_types import fits, in_words
 from unipelt.train.recipes import Recipe, check_rates, default_recipe, own_rates
-from unipelt.train.records import ANY, DRAWN, FILES, FLAGS, FULL, RunConfig, RunKey, option_of
+from unipelt.train.records import ANY, DRAWN, FILES, FLAGS, FULL, GENERATION, RunConfig, RunKey, option_of
 
 METHODS = (
     FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",
@@ -31,7 +31,8 @@ LENGTHS = {
     "mrpc": 53,
     "rte": 70,
 }  # tokens, about
-COLUMNS = (*FILES, *DRAWN, *ANY)  # of a request: how files are read and rows are drawn
+COLUMNS = (*FILES, *DRAWN, *ANY, *GENERATION)  # of a request: how files are read, rows are drawn and texts are written
+NAMED = (*GLUE, BUILT_IN, SUMMARIES)  # tasks that know their own columns
 MOST_SEEDS = 10_000
 MOST_RATES = 5
 STEP = 3.0  # between one learning rate of a method and the next lower
@@ -69,8 +70,8 @@ class Grid:
             if method != FULL:
                 spec.mixture(method)
         for task in self.tasks:
-            if task not in (*GLUE, BUILT_IN) and not Path(task).exists() and "/" not in task:
-                raise UserError(f"{task!r} is not a task or a file; {did_you_mean(task, [*GLUE, BUILT_IN])}")
+            if task not in NAMED and not Path(task).exists() and "/" not in task:
+                raise UserError(f"{task!r} is not a task or a file; {did_you_mean(task, NAMED)}")
         for k in self.k:
             if k != "all" and (isinstance(k, str) or k < 1):
                 raise UserError(f"{FLAGS['k']} {k}: expected a whole number from 1, or all")
@@ -99,7 +100,7 @@ def canonical_method(method: str) -> str:
 def placed(task: str) -> str:
     """The one way to name a task: a file by its path from here where it lies below, so that ./reviews.csv is reviews.csv."""
     path, here = Path(task), Path.cwd()
-    if task in (*GLUE, BUILT_IN) or not path.exists():
+    if task in NAMED or not path.exists():
         return task
     path = path.parent.resolve() / path.name
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
@@ -155,7 +156,9 @@ class StudyConfig:
 
 def _takes(task: str, option: str) -> bool:
     """Whether an option is one of the task's: GLUE has a folder, files have columns, all have rows that are drawn."""
-    return option in (*DRAWN, *ANY) or (task in GLUE if option == "data_dir" else task not in (*GLUE, BUILT_IN))
+    if option in GENERATION:
+        return task not in (*GLUE, BUILT_IN)
+    return option in (*DRAWN, *ANY) or (task in GLUE if option == "data_dir" else task not in NAMED)
 
 
 def in_fleets(

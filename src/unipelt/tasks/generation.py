@@ -13,6 +13,7 @@ from torch import Tensor
 from unipelt.data import Columns, Examples, Table
 from unipelt.data.chats import read_chat
 from unipelt.data.columns import ANSWERED, CHATS
+from unipelt.data.tables import TRANSLATION
 from unipelt.errors import CheckpointError, DataError, UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
@@ -62,7 +63,8 @@ class Generation(Task):
     @classmethod
     def matches(cls, table: Table, columns: Columns, separator: str | None) -> bool:
         names = columns.text.casefold(), (columns.label or columns.text).casefold()
-        return names in ANSWERED or names[0] == names[1] in CHATS
+        translated = all(name.startswith(f"{TRANSLATION}.") for name in names)
+        return names in ANSWERED or translated or names[0] == names[1] in CHATS
 
     @classmethod
     def metrics(cls, labels: Sequence[str]) -> tuple[str, ...]:
