@@ -160,3 +160,30 @@ def test_importing_data_loads_nothing_heavy():
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in ran.stdout.split()}
     assert not loaded & {"torch", "transformers", "datasets", "pyarrow", "sklearn", "scipy", "numpy", "pandas"}
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "expected"),
+    [
+        ("EdinburghNLP/xsum", {"document": ["a b"], "summary": ["a"], "id": ["1"]}, ("a b", "a")),
+        ("knkarthick/samsum", {"id": ["1"], "dialogue": ["a: b"], "summary": ["a"]}, ("a: b", "a")),
+        ("abisee/cnn_dailymail", {"article": ["a b"], "highlights": ["a"], "id": ["1"]}, ("a b", "a")),
+        ("wmt/wmt16/ro-en", {"translation": [{"ro": "unu", "en": "one"}]}, ("one", "unu")),
+        ("wmt/wmt16/de-fr", {"translation": [{"de": "eins", "fr": "un"}]}, ("eins", "un")),
+    ],
+)
+def test_known_data_sets_of_the_hub_are_texts_and_their_answers(hub, name, columns, expected):
+    hub["/".join(name.split("/")[:2])] = datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns)})
+    task, found = load(name)
+    assert task.kind == "generation" and (next(iter(found.train.inputs.values())), found.train.targets) == (
+        [expected[0]], [expected[1]],
+    )  # fmt: skip
+
+
+def test_a_language_of_translations_can_be_chosen(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"translation": {"en": "one", "ro": "unu"}}\n' * 30)
+    task, found = load(path, text_column="translation.ro", label_column="translation.en")
+    assert task.kind == "generation" and found.train.targets[0] == "one"
+    with pytest.raises(DataError, match=r"no column 'translation.de' \(--text-column\)"):
+        load(path, text_column="translation.de", label_column="translation.en")

@@ -198,7 +198,8 @@ class Fleet:
 
     def _examples(self, plan: int) -> list[list[int]]:
         """The training examples of each forward of a plan's next step."""
-        chosen, step = self.plans[plan], self.progress[plan].step
+        chosen = self.plans[plan]
+        step = self.progress[plan].step % chosen.steps  # an estimate of time may take more steps than there are
         epoch = chosen.epochs_at(step)
         if (plan, epoch) not in self.orders:
             self.orders.pop((plan, epoch - 1), None)
