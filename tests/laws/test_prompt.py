@@ -146,7 +146,7 @@ def test_a_gate_over_the_text_to_go_on_from_counts_the_vectors_too():
     gated = spec.mixture("unipelt-ap(bottleneck=6, prefix=3, mlp=5, pool='prompt')").changes
     model = attached("llama", Mixture((prompt(), *gated)), top="generator")
     given = tiny.inputs("llama", model, side="left")
-    full = model(**given, use_cache=True).logits
+    full = model(**given, past_key_values=hf.DynamicCache()).logits
     with unipelt.prompt(model, given["attention_mask"]):
         equal(model(**given, use_cache=False).logits, full, "llama")
 
