@@ -18,8 +18,8 @@ from unipelt import UserError
 from unipelt.inject.shapes import bucket
 
 LENGTHS = (9, 16, 21)  # two of them are padded to 16
-SOME = ("bert", "roberta", "gpt2", "llama", "bart", "t5")
-BREAK = ("bart", "t5")  # their classifiers look at the data on the way: more graphs than one
+SOME = ("bert", "gpt2", "llama", "t5")
+BREAK = ("t5",)  # its classifier looks at the data on the way: more graphs than one
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_mixtures_side_by_side_agree_with_themselves(arch: str):
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("arch", ["bert", "llama", "bart"])
+@pytest.mark.parametrize("arch", ["bert", "llama"])
 def test_every_token_of_a_base_comes_back(arch: str):
     """The last hidden states, cut to the batch's own length; without a mask too."""
     model, plain = pair(arch, top="base")

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from huggingface_hub.errors import EntryNotFoundError
 from toy import arguments, classifier, rows
 from transformers import PreTrainedModel, Trainer
 from values import assert_plain, logits, randomise, state_of
@@ -65,7 +66,11 @@ def test_what_is_pushed_to_the_hub_is_the_same_folder(tmp_path: Path, monkeypatc
     def upload(self, folder, repo_id: str, *_, **__):
         pushed[repo_id] = set(os.listdir(folder))
 
+    def no_card(*_, **__):
+        raise EntryNotFoundError("the repository is new")
+
     monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
+    monkeypatch.setattr("transformers.utils.hub.ModelCard.load", no_card)
     monkeypatch.setattr(PreTrainedModel, "_upload_modified_files", upload)
     model = attached("bert", "lora")
     model.push_to_hub("somebody/run")
