@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of compilers beside pytest-xdist's workers
 
 import pytest
