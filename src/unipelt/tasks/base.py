@@ -192,7 +192,7 @@ class Task(ABC):
     def collate(cls, parts: Sequence[Part], tokenizer: Any, device: torch.device) -> Batch:
         """One batch of several runs' examples in equal blocks; a shorter block is filled with its first example."""
         inputs, filled, weights = model_inputs(parts, tokenizer, device)
-        targets = cls.stack([part.task.numeric(part) for part in filled], inputs["input_ids"].shape[1])
+        targets = cls.pad_targets([part.task.numeric(part) for part in filled], inputs["input_ids"].shape[1])
         outputs = torch.tensor([part.task.outputs for part in parts], device=device)
         return Batch(inputs, torch.from_numpy(targets).to(device), weights, outputs)
 
@@ -215,7 +215,7 @@ class Task(ABC):
         return [0 if targets is None else targets[index] for index in part.indices]
 
     @classmethod
-    def stack(cls, targets: list[list[Any]], width: int) -> np.ndarray:
+    def pad_targets(cls, targets: list[list[Any]], width: int) -> np.ndarray:
         """`[run, block, …]` of the numeric targets of every run; those of tokens are padded to the `width` of the inputs."""
         if isinstance(targets[0][0], np.ndarray):
             short = [[width - len(one) for one in own] for own in targets]

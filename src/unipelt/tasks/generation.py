@@ -37,8 +37,8 @@ class Generation(Task):
     trains_head: ClassVar[bool] = False
     longest: ClassVar[int] = 512
     writes: ClassVar[bool] = True
-    form: str = "source"
-    """what an example is: messages, prompt, source or text"""
+    input_kind: str = "source"
+    """kind of the examples: messages, prompt, source or text"""
     max_target_length: int | None = None
     """most tokens of an answer"""
     excess_length: str = "trim-prompt"
@@ -76,22 +76,22 @@ class Generation(Task):
         chats = any(isinstance(cell, list) for cell in table.columns[columns.text])
         named = "prompt" if columns.text.casefold() == "prompt" else "source"
         alone = "messages" if chats or columns.text.casefold() in CHATS else "text"
-        return replace(task, form=alone if columns.label == columns.text else named)
+        return replace(task, input_kind=alone if columns.label == columns.text else named)
 
     @classmethod
     def required(cls, columns: Columns) -> tuple[str | None, ...]:
         return columns.text, columns.label
 
     def inputs(self, table: Table, columns: Columns, indices: Sequence[int]) -> dict[str, list]:
-        if self.form != "messages":
-            return {self.form: table.texts(columns.text, indices)}
+        if self.input_kind != "messages":
+            return {self.input_kind: table.texts(columns.text, indices)}
         cells, answered = table.columns[columns.text], columns.label is not None
         return {"messages": [read_chat(cells[i], table.example(i), answered=answered)[0] for i in indices]}
 
     def targets(self, table: Table, column: str, indices: Sequence[int]) -> list:
-        if self.form == "text":
+        if self.input_kind == "text":
             return [None for _ in indices]
-        if self.form == "messages":
+        if self.input_kind == "messages":
             return [read_chat(table.columns[column][i], table.example(i))[1] for i in indices]
         for index, text in zip(indices, found := table.texts(column, indices)):
             if not text.strip():
@@ -190,10 +190,10 @@ class Generation(Task):
         values, targets = next(iter(examples.inputs.values())), examples.targets or [None] * len(examples)
         for index, (value, target) in enumerate(zip(values, targets)):
             try:
-                row = renderer.render(self.form, value, target, examples.name_of(index))
+                row = renderer.render(self.input_kind, value, target, examples.name_of(index))
                 question = row
                 if row.trimmed or row.prompt > limit:  # an answer that is not known takes no tokens from the prompt
-                    question = asking.render(self.form, value, None, examples.name_of(index))
+                    question = asking.render(self.input_kind, value, None, examples.name_of(index))
                 rows.append(row)
                 questions.append(question)
                 kept.append(index)

@@ -69,7 +69,7 @@ class MultiLabel(Task):
         return [f"{none} examples name no class: they are read as belonging to none."] * bool(none)
 
     @classmethod
-    def stack(cls, targets: list[list[Any]], width: int) -> np.ndarray:
+    def pad_targets(cls, targets: list[list[Any]], width: int) -> np.ndarray:
         most = max(len(own[0]) for own in targets)
         return np.array([[one + [0] * (most - len(one)) for one in own] for own in targets], dtype=np.float32)
 
