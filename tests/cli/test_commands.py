@@ -71,7 +71,7 @@ def test_what_train_writes_predict_reads(method: str, run, train_words, unlabell
 def test_a_run_whose_head_is_frozen_predicts_as_it_was_tested(run, train_words, tmp_path: Path):
     """Its head is random, and another one at each load: the run keeps its own."""
     reviews = write_reviews(tmp_path / "test.csv", seed=7)
-    words = ("--head-policy", "frozen", "--seed", 3, "--epochs", 12, "--test", reviews)
+    words = ("--head", "frozen", "--seed", 3, "--epochs", 12, "--test", reviews)
     assert run(*train_words(tmp_path / "run", "lora", *words)).code == 0
     predicted = [row["prediction"] for row in table(run("predict", tmp_path / "run", "--data", reviews).out)]
     right = [one == row["stars"] for one, row in zip(predicted, table(reviews.read_text()))]

@@ -64,7 +64,7 @@ def test_every_page_has_panels_help_and_examples(words: tuple[str, ...], command
     [
         (("train",), RunConfig, ["recipe"]),
         (("train",), Recipe, []),
-        (("compare",), StudyConfig, ["policy", "width", "recipe", "columns"]),
+        (("compare",), StudyConfig, ["head", "width", "recipe", "columns"]),
         (("compare",), Recipe, ["lr"]),
         (("study", "grid"), Grid, []),
         (("study", "grid"), StudyConfig, ["recipe", "columns"]),

@@ -153,7 +153,7 @@ def test_a_pooled_head_is_refused():
     model = prepared("bert", "lora", pooling="mean")
     with pytest.raises(
         SpecError,
-        match=r"the head: it reads pooling='mean'.*train with pooling='model' \(`unipelt train --head model`\)",
+        match=r"the head: it reads pooling='mean'.*train with pooling='model' \(`unipelt train --pooling model`\)",
     ):
         unipelt.merge(model)
 

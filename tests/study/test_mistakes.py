@@ -49,8 +49,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--data", "docstrings", "--validation", "UNLABELLED"], "--validation is for files, and --data docstrings has none; leave it out"),
         (["--epochs", "0"], "--epochs 0: expected 1 to"),
         (["--runs-at-once", "-1"], "--runs-at-once -1: expected at least 0"),
-        (["--head", "meen"], "--head meen: did you mean 'mean'?"),
-        (["--head-policy", "freeze"], "--head-policy freeze: did you mean 'frozen'?"),
+        (["--pooling", "meen"], "--pooling meen: did you mean 'mean'?"),
+        (["--head", "freeze"], "--head freeze: did you mean 'frozen'?"),
         (["--out", "UNLABELLED"], "cannot be made (File exists); take another folder"),
         (["--out", ""], "--out is missing"),
         (["--engine", "moon"], "--engine moon: expected local or ray"),
@@ -93,7 +93,7 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
         ("runs_at_once = -1", "--runs-at-once -1: expected at least 0"),
         ("batch_size = 1.5", "batch_size = 1.5: expected a whole number"),
         ("clip = nan", "--clip nan: expected 0.0 to inf"),
-        ('head_policy = "freeze"', "--head-policy freeze: did you mean 'frozen'?"),
+        ('head = "freeze"', "--head freeze: did you mean 'frozen'?"),
         ("max_lenght = 64", "'max_lenght': did you mean 'max_length'?"),
         ("recipe = 3", "'recipe': did you mean 'clip'?"),
         ("k", "not TOML"),
@@ -116,7 +116,7 @@ def test_a_plan_is_its_flags_and_flags_take_precedence(words, run, tiny_base: st
         [str(reviews), f"{reviews.parent}/./{reviews.name}"],
         ["lora(r=2, alpha=4.0)", " lora( alpha=4e0,r=2)"],
     )
-    plan = {"model": "nowhere", "seeds": 7, "data": tasks, "train_rows": [16, 16], "methods": methods, "lr": [1e-3, 0.001], "epochs": 1, "head_policy": "train"}  # fmt: skip
+    plan = {"model": "nowhere", "seeds": 7, "data": tasks, "train_rows": [16, 16], "methods": methods, "lr": [1e-3, 0.001], "epochs": 1, "head": "train"}  # fmt: skip
     (tmp_path / "plan.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in plan.items()))
     flags = ["--model", tiny_base, "--seeds", 5, "--batch-size", 8, "--device", "cpu", "--out", tmp_path / "out"]
     said = run("study", "grid", "--plan", tmp_path / "plan.toml", *flags)

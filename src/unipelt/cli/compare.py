@@ -19,7 +19,7 @@ _USUAL = {name: " ".join(value) if isinstance(value, list) else str(value) for n
 
 @takes(
     *flags(RunConfig, only=["task", "k", *COLUMNS]), *flags(Grid, only=[*USUAL, "lr"], default=_USUAL),
-    *flags(StudyConfig, but=["policy", "width", "recipe", "columns"]), *flags(Recipe, but=["lr"], default=recipe_defaults()),
+    *flags(StudyConfig, but=["head", "width", "recipe", "columns"]), *flags(Recipe, but=["lr"], default=recipe_defaults()),
 )  # fmt: skip
 def compare(
     minutes: float = option(

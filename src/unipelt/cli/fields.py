@@ -21,7 +21,7 @@ SHORT = {  # a second, shorter name of an option
     "label_column": "--label",
     "group_column": "--group",
 }
-MODEL = ("model", "method", "methods", "head", "policy")
+MODEL = ("model", "method", "methods", "pooling", "head")
 TRAINING = ("seed", "seeds", "rates", "lr", "width")
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 BASE, HIDDEN = "minilm", 384  # the default base, and its hidden units

@@ -151,7 +151,7 @@ def refuse(
     if tuned.options["pooling"] != "model":
         head = (
             f"it reads pooling={tuned.options['pooling']!r}, which the plain model does not: "
-            "train with pooling='model' (`unipelt train --head model`)"
+            "train with pooling='model' (`unipelt train --pooling model`)"
         )
     reasons = {} if head is None else {"the head": head}
     gated = {

@@ -118,10 +118,10 @@ class StudyConfig:
 
     model: str = "minilm"
     """base model: minilm, smollm2, a folder, or a name on the Hub"""
-    head: str = "auto"
+    pooling: str = "auto"
     """state that the head reads: model (as the model itself does), cls (first token) or mean; auto: mean or cls where the base
     is a sentence-transformers model that says so, else model"""
-    policy: str = "train"
+    head: str = "train"
     """whether the head trains: train (always), frozen (never), or paper (as in UniPELT's code: only with adapters; its bias with
     bitfit)"""
     data_dir: str | None = None
@@ -137,7 +137,7 @@ class StudyConfig:
         if self.width < 0:
             raise UserError(f"--runs-at-once {self.width}: expected at least 0")
         Recipe(**self.recipe)
-        RunConfig(model=self.model, task=BUILT_IN, head=self.head, policy=self.policy, **self.columns)
+        RunConfig(model=self.model, task=BUILT_IN, pooling=self.pooling, head=self.head, **self.columns)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class StudyConfig:
         given = {"data_dir": self.data_dir, **self.columns}
         own = {name: value for name, value in given.items() if _takes(key.task, name)}
         return RunConfig(
-            model=self.model, task=key.task, k=key.k, method=key.method, seed=key.seed, head=self.head, policy=self.policy,
+            model=self.model, task=key.task, k=key.k, method=key.method, seed=key.seed, pooling=self.pooling, head=self.head,
             recipe=own_rates(key.method, {**self.recipe, "lr": key.lr}), **own,
         )  # fmt: skip
 

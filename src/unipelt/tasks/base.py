@@ -38,7 +38,7 @@ class Task(ABC):
     problem_type: ClassVar[str | None] = None
     """what transformers calls this task, where it has a name for it"""
     pooled: ClassVar[bool] = True
-    """whether the head reads one state per example, so that `--head mean` or `cls` chooses which"""
+    """whether the head reads one state per example, so that `--pooling mean` or `cls` chooses which"""
     trains_head: ClassVar[bool] = True
     """whether the base has a head that is trained anew"""
     longest: ClassVar[int] = 128

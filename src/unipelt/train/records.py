@@ -17,11 +17,11 @@ RECORD, FORMAT = "run.json", 2
 FULL = "full"
 DONE = ("finished", "stopped early")  # statuses of a run that has a result
 CHOICES: dict[str, tuple[str | None, ...]] = {
-    "head": ("auto", "model", "cls", "mean"),
-    "policy": ("train", "frozen", "paper"),
+    "pooling": ("auto", "model", "cls", "mean"),
+    "head": ("train", "frozen", "paper"),
 }
 FLAGS = {  # of fields whose option has another name
-    "policy": "--head-policy", "task": "--data", "tasks": "--data", "k": "--train-rows",
+    "task": "--data", "tasks": "--data", "k": "--train-rows",
     "rates": "--num-rates", "width": "--runs-at-once",
 }  # fmt: skip
 PATHS = ("model", "task", "data_dir", "validation", "test")  # fields that may name a file or folder
@@ -88,10 +88,10 @@ class RunConfig:
     """method with its options, such as lora(r=16); full: full fine-tuning"""
     seed: int = 0
     """random seed of the choice of examples, their order, the initial values and dropout"""
-    head: str = "auto"
+    pooling: str = "auto"
     """state that the head reads: model (as the model itself does), cls (first token) or mean; auto: mean or cls where the base
     is a sentence-transformers model that says so, else model"""
-    policy: str = "train"
+    head: str = "train"
     """whether the head trains: train (always), frozen (never), or paper (as in UniPELT's code: only with adapters; its bias with
     bitfit)"""
     data_dir: str | None = None

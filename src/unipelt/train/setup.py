@@ -111,20 +111,20 @@ def load_tuned(
     Returns the model, its tokenizer, the trainable parameters of one run by change, and the fingerprints of base and
     tokenizer.
     """
-    if not task.pooled and config.head not in ("auto", "model"):
-        raise UserError(f"--head {config.head}: {task.kind} reads the state of every token; expected model")
+    if not task.pooled and config.pooling not in ("auto", "model"):
+        raise UserError(f"--pooling {config.pooling}: {task.kind} reads the state of every token; expected model")
     model, tokenizer = task.load(config.model, outputs=outputs, seed=config.seed)
     head = list(find_head(model)) if task.trains_head else []
     identity = {"base": weights_fingerprint(model, head), "tokenizer": tokenizer_fingerprint(tokenizer)}
     if config.full:
         counts = {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
         return model.to(device), tokenizer, counts, identity
-    if not task.trains_head and config.policy == "paper":
-        raise UserError(f"--head-policy paper: {task.kind} trains no head; leave it out")
+    if not task.trains_head and config.head == "paper":
+        raise UserError(f"--head paper: {task.kind} trains no head; leave it out")
     pooling = pooling_of(config) if task.pooled else "model"
     mixture = spec.mixture(config.method)
     attach(
-        model, mixture, runs=len(seeds), seeds=list(seeds), head=config.policy if task.trains_head else "frozen",
+        model, mixture, runs=len(seeds), seeds=list(seeds), head=config.head if task.trains_head else "frozen",
         pooling=pooling, fresh_head=True,
     )  # fmt: skip
     counts = trainable_parameters(model)
@@ -133,13 +133,13 @@ def load_tuned(
             raise UserError(
                 f"--method {config.method}: tunes a head alone, and {task.kind} has none; take lora or adapter"
             )
-        raise UserError(f"--head-policy {config.policy}: {mixture.name!r} has nothing else to train; expected train")
+        raise UserError(f"--head {config.head}: {mixture.name!r} has nothing else to train; use --head train")
     return model.to(device), tokenizer, counts, identity
 
 
 def pooling_of(config: RunConfig) -> str:
     """What the head of a run reads: as its config says, else as its base declares."""
-    return declared_pooling(config.model) if config.head == "auto" else config.head
+    return declared_pooling(config.model) if config.pooling == "auto" else config.pooling
 
 
 def export_note(config: RunConfig) -> list[str]:
@@ -147,10 +147,10 @@ def export_note(config: RunConfig) -> list[str]:
     if config.full or (pooling := pooling_of(config)) == "model":
         return []
     read = {"mean": "the mean of the tokens", "cls": "the first token"}[pooling]
-    why = f", as {config.model} declares" if config.head == "auto" else ""
+    why = f", as {config.model} declares" if config.pooling == "auto" else ""
     return [
         f"the head reads {read}{why}, which no plain transformers model does: `unipelt predict` and unipelt.pipeline use the "
-        "run as it is; to write it with `unipelt export --merged` or `--peft`, train with --head model"
+        "run as it is; to write it with `unipelt export --merged` or `--peft`, train with --pooling model"
     ]
 
 
