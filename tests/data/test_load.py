@@ -187,3 +187,12 @@ def test_a_language_of_translations_can_be_chosen(tmp_path):
     assert task.kind == "generation" and found.train.targets[0] == "one"
     with pytest.raises(DataError, match=r"no column 'translation.de' \(--text-column\)"):
         load(path, text_column="translation.de", label_column="translation.en")
+
+
+def test_chats_may_have_files_of_their_own_for_validation_and_test(tmp_path):
+    chat = '{"messages": [{"role": "user", "content": "%s %d"}, {"role": "assistant", "content": "yes"}]}\n'
+    paths = {part: tmp_path / f"{part}.jsonl" for part in ("train", "validation", "test")}
+    for part, path in paths.items():
+        path.write_text("".join(chat % (part, number) for number in range(20)))
+    dataset = load(paths["train"], validation=paths["validation"], test=paths["test"])[1]
+    assert [len(part) for part in split(dataset, "all", seed=0).parts.values()] == [20, 20, 20]
