@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import unipelt
 from laws.lawbook import WITH_SDPA, attached, equal, kernel, on_each, result, rows, small, stacks
 from unipelt import Change, Gate, Learned, Mixture, Prefix, Route
-from unipelt.forms.prefix import HeadShape, PrefixMLP, fold
+from unipelt.forms.prefix import HeadShape, PrefixMLP, table_of
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
 
@@ -194,7 +194,7 @@ def test_a_folded_prefix_gives_the_same_keys_and_values(runs: int, layers: int):
     mlp = PrefixMLP(runs, layers, 4, HeadShape(2, 8, 6), 16, 5, "torch").double()
     for run in range(runs):
         mlp.reset_parameters(run, torch.Generator().manual_seed(run))
-    table, batch = fold(mlp), 2 * runs
+    table, batch = table_of(mlp), 2 * runs
     for layer in range(layers):
         for mine, its in zip(table(layer, Route.blocks(runs), batch), mlp(layer, Route.blocks(runs), batch)):
             torch.testing.assert_close(mine, its, rtol=0, atol=1e-14)

@@ -44,7 +44,7 @@ class Bottleneck(nn.Module):
 
 
 class NormedInput(nn.Module):
-    """Δ(LN(x)), with a LayerNorm of the change's own: attention adapters of He et al.'s code"""
+    """Δ(LN(x)), LN being a LayerNorm of the change: attention adapters in the code of He et al. 2022"""
 
     def __init__(self, runs: int, inputs: int, form: Bottleneck):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Changes that a parameter of the base stands for: BitFit's biases and Houlsby's LayerNorms."""
+"""Changes to parameters of the base: BitFit's biases and Houlsby's LayerNorms."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from unipelt.forms.routed import Route
 
 
 class Bias(nn.Module):
-    """Δ = bᵣ, added to what the base's bias was added to          Ben Zaken et al. 2021, arXiv:2106.10199"""
+    """Δ = bᵣ, added to the output of a module that has a bias          Ben Zaken et al. 2021, arXiv:2106.10199"""
 
     def __init__(self, runs: int, size: int):
         super().__init__()
@@ -22,11 +22,11 @@ class Bias(nn.Module):
         return bias.view(-1, *[1] * (x.dim() - 2), bias.shape[-1])
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
-        """Nothing to draw: Δ = 0 at step 0."""
+        """Do nothing: Δ = 0 at step 0."""
 
 
 class Norm(nn.Module):
-    """Δ(x) = norm(x) ⊙ wᵣ + bᵣ, norm being the base's own without its scale and shift          Houlsby et al. 2019, §2.1"""
+    """Δ(x) = norm(x) ⊙ wᵣ + bᵣ, norm being the base's norm without its scale and shift          Houlsby et al. 2019, §2.1"""
 
     def __init__(self, runs: int, size: int, normalise: Callable[[Tensor], Tensor], shift: bool):
         super().__init__()
@@ -38,4 +38,4 @@ class Norm(nn.Module):
         return scale_and_shift(self.normalise(x), self.weight, self.bias, route)
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
-        """Nothing to draw: Δ = 0 at step 0."""
+        """Do nothing: Δ = 0 at step 0."""

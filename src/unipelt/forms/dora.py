@@ -15,7 +15,7 @@ Linear = tuple[Float[Tensor, "outputs inputs"], Float[Tensor, " outputs"] | None
 class Dora(nn.Module):
     """Δ(x) = (c − 1) ⊙ x Wᵀ + c ⊙ (α / r) x Aᵀ Bᵀ, c = m / ‖W + (α / r) B A‖ of each row, which is x (W' − W)ᵀ
 
-    The norm counts as a constant in the gradients (§4.3). frozen: gives the base's W and bias, which are not parameters here.
+    The norm counts as a constant in the gradients (§4.3). frozen: returns the base's W and bias, which are not parameters of this module.
     """
 
     def __init__(self, runs: int, inputs: int, outputs: int, r: int, alpha: float, frozen: Callable[[], Linear]):
@@ -28,7 +28,7 @@ class Dora(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch *seq inputs"], route: Route, y: Float[Tensor, "batch *seq outputs"] | None = None
     ) -> Float[Tensor, "batch *seq outputs"]:
-        """y: x Wᵀ + bias, where it is known; else it is computed."""
+        """y: x Wᵀ + bias, if it is already known."""
         weight, bias = self.frozen()
         own = F.linear(x, weight.to(x.dtype)) if y is None else y if bias is None else y - bias.to(y.dtype)
         c = route.pick(self.magnitude / self.norms(), x.shape[0]).to(own.dtype)

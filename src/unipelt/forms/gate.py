@@ -1,7 +1,7 @@
-"""What weighs a change: UniPELT's gates (Mao et al. 2022, arXiv:2110.07577, §3.2), a learned scalar, or a number.
+"""Weights of a change: UniPELT's gates (Mao et al. 2022, arXiv:2110.07577, §3.2), a learned scalar, or a number.
 
-A weight is called with the tensor that it reads, the shares of that tensor's tokens in a mean, and the route. Its value is
-`[batch, 1, 1]` or `[batch, seq, 1]`, in float32 at least, and part of the graph.
+A weight is called with the tensor that it reads, the weights of that tensor's tokens in a mean, and the route. It returns
+`[batch, 1, 1]` or `[batch, seq, 1]`, in float32 at least, and is part of the graph.
 """
 
 from collections.abc import Callable
@@ -13,84 +13,86 @@ from torch import Tensor, nn
 from unipelt.forms.routed import Route, RoutedLinear, draw_normal
 
 Scores = Float[Tensor, "batch seq n"]
-Shares = Float[Tensor, "batch seq 1"] | None
+TokenWeights = Float[Tensor, "batch seq 1"] | None
 
 
-def shares_of(mask: Shaped[Tensor, "batch seq"], dtype: torch.dtype) -> Float[Tensor, "batch seq 1"]:
-    """What each token counts in the mean over its row's real ones, 1/n; 0 for padding, and in a row that is padding alone.
+def mean_weights(mask: Shaped[Tensor, "batch seq"], dtype: torch.dtype) -> Float[Tensor, "batch seq 1"]:
+    """The weight of each token in the mean over the n real tokens of its row: 1/n, 0 for padding (also in rows of padding only).
 
-    In at least float32: half precision is not enough to average over a sequence.
+    At least float32: half precision is not enough to average over a sequence.
     """
     real = mask.bool()[..., None].to(torch.promote_types(dtype, torch.float32))
     return real / real.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def mean_of_real(scores: Scores, shares: Shares) -> Float[Tensor, "batch 1 n"]:
-    """The mean over real tokens, so that padding has no vote; none given: all are real."""
-    if shares is None:
+def mean_of_real(scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch 1 n"]:
+    """The mean over real tokens; padding is ignored. token_weights: see `mean_weights`; None: all tokens are real."""
+    if token_weights is None:
         return scores.mean(dim=1, keepdim=True)
-    return (scores * shares).sum(dim=1, keepdim=True)
+    return (scores * token_weights).sum(dim=1, keepdim=True)
 
 
-def mean_of_prompt(scores: Scores, shares: Shares) -> Float[Tensor, "batch 1 n"]:
-    """The mean over the prompt's real tokens, to which the shares belong; all later tokens keep it."""
-    return mean_of_real(scores, shares)
+def mean_of_prompt(scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch 1 n"]:
+    """The mean over the prompt's real tokens, whose weights are given; all later tokens keep it."""
+    return mean_of_real(scores, token_weights)
 
 
-def mean_of_all(scores: Scores, shares: Shares) -> Float[Tensor, "batch 1 n"]:
-    """The mean over all positions, padding included: U's code, kept as an explicit reference."""
+def mean_of_all(scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch 1 n"]:
+    """The mean over all positions, padding included, as in UniPELT's own code; kept as an explicit reference."""
     return scores.mean(dim=1, keepdim=True)
 
 
-def each_token(scores: Scores, shares: Shares) -> Scores:
-    """Each token for itself: nothing leaks from later tokens, and caching holds."""
+def each_token(scores: Scores, token_weights: TokenWeights) -> Scores:
+    """The scores unchanged, one gate per token: no later token leaks in, and generation with a cache is exact."""
     return scores
 
 
-class Scored(nn.Module):
-    """A gate by the scores of its tensor, h W + b: `value` makes weights of them."""
+class ScoredGate(nn.Module):
+    """Base class of gates: it computes the scores h W + b, and `value` turns them into weights."""
 
-    def __init__(self, runs: int, inputs: int, pool: Callable[[Tensor, Shares], Tensor], members: int = 1):
+    def __init__(self, runs: int, inputs: int, pool: Callable[[Tensor, TokenWeights], Tensor], gates: int = 1):
         super().__init__()
-        self.score = RoutedLinear(runs, inputs, members)
+        self.score = RoutedLinear(runs, inputs, gates)
         self.pool = pool
 
-    def forward(self, h: Float[Tensor, "batch seq d"], shares: Shares, route: Route) -> Float[Tensor, "batch _ n"]:
-        return self.value(self.score(h, route), shares)
+    def forward(
+        self, h: Float[Tensor, "batch seq d"], token_weights: TokenWeights, route: Route
+    ) -> Float[Tensor, "batch _ n"]:
+        return self.value(self.score(h, route), token_weights)
 
-    def value(self, scores: Scores, shares: Shares) -> Float[Tensor, "batch _ n"]:
+    def value(self, scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch _ n"]:
         raise NotImplementedError
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         draw_normal(self.score.weight, run, generator, 0.02)
 
 
-class Gate(Scored):
-    """g = pool of σ(h·w + b): near 0.5 at step 0"""
+class Gate(ScoredGate):
+    """g = pool(σ(h·w + b)), near 0.5 at step 0"""
 
-    def value(self, scores: Scores, shares: Shares) -> Float[Tensor, "batch _ n"]:
-        return self.pool(upcast(scores).sigmoid(), shares)
-
-
-class GroupGate(Scored):
-    """g = softmax over the group's changes of pool of ReLU(h W + b): U's central gate"""
-
-    def value(self, scores: Scores, shares: Shares) -> Float[Tensor, "batch _ n"]:
-        return self.pool(upcast(scores).relu(), shares).softmax(dim=-1)
+    def value(self, scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch _ n"]:
+        return self.pool(upcast(scores).sigmoid(), token_weights)
 
 
-class Learned(nn.Module):
+class GroupGate(ScoredGate):
+    """g = softmax over the changes of a group of pool(ReLU(h W + b)): UniPELT's central gate (released code)"""
+
+    def value(self, scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch _ n"]:
+        return self.pool(upcast(scores).relu(), token_weights).softmax(dim=-1)
+
+
+class LearnedScale(nn.Module):
     """s, a learned scalar          He et al. 2022, §4.5"""
 
     def __init__(self, runs: int, start: float):
         super().__init__()
         self.scale = nn.Parameter(torch.full((runs,), float(start)))
 
-    def forward(self, h: Tensor, shares: Shares, route: Route) -> Float[Tensor, "_ 1 1"]:
+    def forward(self, h: Tensor, token_weights: TokenWeights, route: Route) -> Float[Tensor, "_ 1 1"]:
         return route.pick(self.scale, h.shape[0])[:, None, None]
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
-        """Nothing to draw: it starts where it was told to."""
+        """Do nothing: the scale starts at `start`."""
 
 
 def upcast(scores: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Prefix tuning: Li & Liang 2021, arXiv:2101.00190; as a gated add: He et al. 2022, §3.1; gated by UniPELT: Mao et al. 2022, §3.2.
 
-Shapes: P_k `[run, head, prefix, k]` and P_v `[run, head, prefix, v]` a layer; head counts the key/value heads, k and v are the
+Shapes: P_k `[run, head, prefix, k]` and P_v `[run, head, prefix, v]` per layer; head counts the key/value heads, k and v are the
 widths of one key and one value.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal
 
-Pair = tuple[Float[Tensor, "rows head prefix k"], Float[Tensor, "rows head prefix v"]]
+PrefixKeyValue = tuple[Float[Tensor, "rows head prefix k"], Float[Tensor, "rows head prefix v"]]
 
 
 class HeadShape(NamedTuple):
@@ -27,7 +27,7 @@ class HeadShape(NamedTuple):
 
 
 class PrefixTable(nn.Module):
-    """P_k and P_v of every layer as parameters: what is left of a prefix once its MLP is folded."""
+    """P_k and P_v of every layer as parameters, without an MLP."""
 
     def __init__(self, runs: int, layers: int, length: int, shape: HeadShape, function: str):
         super().__init__()
@@ -35,7 +35,7 @@ class PrefixTable(nn.Module):
         self.value = nn.Parameter(torch.zeros(runs, layers, length, shape.heads * shape.value))
         self.heads, self.function = shape.heads, function
 
-    def forward(self, layer: int, route: Route, batch: int) -> Pair:
+    def forward(self, layer: int, route: Route, batch: int) -> PrefixKeyValue:
         key, value = (route.pick(p[:, layer], batch) for p in (self.key, self.value))
         return split_heads(key, self.heads), split_heads(value, self.heads)
 
@@ -46,9 +46,9 @@ class PrefixTable(nn.Module):
 
 
 class PrefixMLP(nn.Module):
-    """[P_k, P_v] of layer i = tanh(E W + b) Wᵢ + bᵢ, E one learned row a prefix position
+    """[P_k, P_v] of layer i = tanh(E W + b) Wᵢ + bᵢ, E one learned row per prefix position
 
-    Each layer has a matrix of its own: the slices of one large matrix would cost a gradient of its whole size for each layer.
+    Each layer has its own matrix: slicing one large matrix would create a gradient of its full size for each layer.
     """
 
     def __init__(self, runs: int, layers: int, length: int, shape: HeadShape, d_model: int, mlp: int, init: str):
@@ -59,10 +59,10 @@ class PrefixMLP(nn.Module):
         self.outputs = nn.ModuleList(RoutedLinear(runs, mlp, outputs) for _ in range(layers))
         self.shape, self.heads, self.init = shape, shape.heads, init
 
-    def forward(self, layer: int, route: Route, batch: int) -> Pair:
-        every = Route.blocks(len(self.embedding))
-        hidden = torch.tanh(self.hidden(self.embedding, every))
-        pair = route.pick(self.outputs[layer](hidden, every), batch)
+    def forward(self, layer: int, route: Route, batch: int) -> PrefixKeyValue:
+        all_runs = Route.blocks(len(self.embedding))
+        hidden = torch.tanh(self.hidden(self.embedding, all_runs))
+        pair = route.pick(self.outputs[layer](hidden, all_runs), batch)
         heads, keys, values = self.shape
         key, value = pair.split([heads * keys, heads * values], dim=-1)
         return split_heads(key, heads), split_heads(value, heads)
@@ -80,13 +80,13 @@ class PrefixMLP(nn.Module):
 
 
 def split_heads(packed: Float[Tensor, "rows prefix features"], heads: int) -> Float[Tensor, "rows head prefix d"]:
-    """The features of each head apart"""
+    """Split the features into heads."""
     return rearrange(packed, "rows prefix (head d) -> rows head prefix d", head=heads)
 
 
 @torch.no_grad()
-def fold(prefix: PrefixMLP) -> PrefixTable:
-    """The prefixes that the MLP gives, as parameters: the same function, without the training-time reparameterisation."""
+def table_of(prefix: PrefixMLP) -> PrefixTable:
+    """The prefixes that the MLP computes, as parameters: the same function without the reparameterisation of training."""
     runs, length = prefix.embedding.shape[:2]
     layers = len(prefix.outputs)
     table = PrefixTable(runs, layers, length, prefix.shape, "softmax").to(prefix.embedding)
@@ -96,13 +96,14 @@ def fold(prefix: PrefixMLP) -> PrefixTable:
     return table
 
 
-Attend = Callable[..., tuple[Float[Tensor, "batch query head d"], Tensor | None]]
+AttentionFunction = Callable[..., tuple[Float[Tensor, "batch query head d"], Tensor | None]]
+"""(q, k, v, mask, bias) → (output, attention weights or None)"""
 
 
 def pad_mask(mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """A mask with columns in front to which every query attends: 0 and −∞, to be added, in place of True and False.
+    """The additive mask (0 and −∞) with `columns` more columns in front, which every query attends to.
 
-    Examples start at multiples of 8 numbers: a GPU's kernels copy what does not.
+    Its rows are stored at multiples of 8 columns, because CUDA kernels copy a mask that is not aligned.
     """
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
@@ -111,7 +112,7 @@ def pad_mask(mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
 
 
 def prefix_attention(
-    attend: Attend,
+    attend: AttentionFunction,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -120,7 +121,7 @@ def prefix_attention(
     prefix_v: Tensor,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """softmax(q [P_k; k]ᵀ / √d) [P_v; v]; P_k and P_v are weighed already"""
+    """softmax(q [P_k; k]ᵀ / √d) [P_v; v]; P_k and P_v are already multiplied by their weight"""
     batch, columns = k.shape[0], prefix_k.shape[-2]
     keys = torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=-2)
     values = torch.cat([prefix_v.expand(batch, -1, -1, -1), v], dim=-2)
@@ -130,39 +131,39 @@ def prefix_attention(
 
 
 def gated_prefix_attention(
-    attend: Attend, without_dropout: Attend | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+    attend: AttentionFunction, without_dropout: AttentionFunction | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
     prefix_k: Tensor, prefix_v: Tensor, bias: Tensor | None,
-    weight: Float[Tensor, "batch query 1"], scaling: float, softcap: float | None,
+    gate: Float[Tensor, "batch query 1"], scaling: float, softcap: float | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """(1−λ) h + λ g softmax(g q P_kᵀ / √d) P_v for a weight g of each query's own; λ is the prefix's share of the attention
+    """(1−λ) h + λ g softmax(g q P_kᵀ / √d) P_v for a gate g per query; λ is the fraction of the attention that the prefix receives
 
-    One zero key whose bias is LSE_prefix stands for the prefix. A value column that is one at this key and zero at all
-    others returns λ, also where an attention sink takes a share too. Where the kernel drops attention weights out,
-    `without_dropout`, the same kernel, returns λ.
+    One zero key with the additive bias logsumexp(prefix logits) represents the prefix. A value column that is 1 at this key and
+    0 at all others returns λ, also beside an attention sink. If the kernel applies dropout, λ is computed by
+    `without_dropout`, the same kernel without dropout.
     """
     repeat, queries = q.shape[1] // prefix_k.shape[1], q.shape[-2]
     prefix_k, prefix_v = (p.repeat_interleave(repeat, dim=1) for p in (prefix_k, prefix_v))
-    weight = weight[:, None]  # batch 1 query 1
-    logits = weight * scaling * (q @ prefix_k.mT)
+    gate = gate[:, None]  # batch 1 query 1
+    logits = gate * scaling * (q @ prefix_k.mT)
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-    mass = logits.logsumexp(dim=-1, keepdim=True)
-    delta = (weight * (logits.softmax(dim=-1) @ prefix_v)).transpose(1, 2)
+    log_mass = logits.logsumexp(dim=-1, keepdim=True)
+    delta = (gate * (logits.softmax(dim=-1) @ prefix_v)).transpose(1, 2)
 
     if mask is None:
         mask = q.new_zeros(1, 1, queries, k.shape[-2])
     elif mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-    mask = torch.cat([mass, mask.expand(*mass.shape[:2], queries, -1)], dim=-1)
+    mask = torch.cat([log_mass, mask.expand(*log_mass.shape[:2], queries, -1)], dim=-1)
     keys, values = (F.pad(t, (0, 0, 1, 0)) for t in (k, v))
-    own = F.pad(torch.ones_like(v[..., :1, :1]), (0, 0, 0, k.shape[-2])).expand(*values.shape[:-1], 1)
+    indicator = F.pad(torch.ones_like(v[..., :1, :1]), (0, 0, 0, k.shape[-2])).expand(*values.shape[:-1], 1)
     bias = None if bias is None else F.pad(bias, (1, 0))
     if without_dropout is None:
-        h, weights = attend(q, keys, torch.cat([values, own], dim=-1), mask, bias)
-        h, share = h[..., :-1], h[..., -1:]  # batch query head d and λ
+        h, weights = attend(q, keys, torch.cat([values, indicator], dim=-1), mask, bias)
+        h, lam = h[..., :-1], h[..., -1:]  # batch query head d and λ
     else:
         h, weights = attend(q, keys, values, mask, bias)
-        share, _ = without_dropout(q, keys, own, mask, bias)
-    return h + share * delta, weights
+        lam, _ = without_dropout(q, keys, indicator, mask, bias)
+    return h + lam * delta, weights
 
 
 def multi_head_parallel(q: Tensor, prefix_k: Tensor, prefix_v: Tensor) -> Float[Tensor, "batch query head d"]:

@@ -17,8 +17,8 @@ class Route(NamedTuple):
 
     runs: int = 1
     rows: Int[Tensor, " batch"] | None = None
-    shares: tuple[int, ...] = ()
-    """the runs of each mixture, one mixture's after another's, where several are attached side by side"""
+    mixture_runs: tuple[int, ...] = ()
+    """number of runs of each mixture if several mixtures are attached; the runs are numbered consecutively"""
 
     @classmethod
     def blocks(cls, runs: int) -> "Route":
@@ -38,21 +38,21 @@ class Route(NamedTuple):
         return self._replace(rows=self.rows.repeat_interleave(batch // len(self.rows)))
 
     def split(self, batch: int) -> Iterator[tuple[int, slice | Int[Tensor, " own"], "Route"]]:
-        """(mixture, its rows, the route of these alone) for each mixture that has rows in a batch; nothing where there is one."""
-        first, each = 0, batch // max(1, self.runs)
-        for mixture, runs in enumerate(self.shares):
+        """(mixture, its rows, the route of these rows) for each mixture that has rows in a batch; nothing if there is one mixture."""
+        first, block = 0, batch // max(1, self.runs)
+        for mixture, runs in enumerate(self.mixture_runs):
             if self.rows is None:
-                mine: Any = slice(first * each, (first + runs) * each)
-                own = Route(runs)
+                rows: Any = slice(first * block, (first + runs) * block)
+                route = Route(runs)
             else:
-                mine = ((self.rows >= first) & (self.rows < first + runs)).nonzero()[:, 0]
-                own = Route(runs, self.rows[mine] - first)
-            if runs and (self.rows is None or len(mine)):
-                yield mixture, mine, own
+                rows = ((self.rows >= first) & (self.rows < first + runs)).nonzero()[:, 0]
+                route = Route(runs, self.rows[rows] - first)
+            if runs and (self.rows is None or len(rows)):
+                yield mixture, rows, route
             first += runs
 
     def pick(self, parameter: Float[Tensor, "run ..."], batch: int) -> Float[Tensor, "..."]:
-        """The parameter of each row's run, `[batch, ...]`; `[1, ...]` where there is one run."""
+        """The parameter of the run of each row, `[batch, ...]`; `[1, ...]` if there is one run."""
         if self.rows is not None:
             return parameter[self.rows]
         return parameter if self.runs == 1 else parameter.repeat_interleave(batch // self.runs, dim=0)
@@ -76,7 +76,7 @@ def draw_kaiming(parameter: Tensor, run: int, generator: torch.Generator, fan_in
 
 
 class RoutedLinear(nn.Module):
-    """y = x Wᵣᵀ + bᵣ, where r is the run that the row belongs to. Starts at 0; its owner draws what it wants else."""
+    """y = x Wᵣᵀ + bᵣ, r being the run of the row. Starts at 0; forms with other initial values draw them."""
 
     def __init__(self, runs: int, inputs: int, outputs: int, bias: bool = True):
         super().__init__()
@@ -86,7 +86,7 @@ class RoutedLinear(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch *seq inputs"], route: Route, onto: Float[Tensor, "batch *seq outputs"] | None = None
     ) -> Float[Tensor, "batch *seq outputs"]:  # fmt: skip
-        """onto: what y is added to, in one pass, where there is no bias."""
+        """onto: a tensor to which y is added in the same pass; only without a bias."""
         weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         return _routed(x, weight, bias, route) if onto is None else _added(onto, x, weight, route)
 
@@ -111,6 +111,6 @@ def _added(h: Tensor, x: Tensor, weight: Tensor, route: Route) -> Tensor:
 
 
 def _by_run(x: Tensor, weight: Tensor, route: Route) -> tuple[Tensor, Tensor]:
-    """x as `[block, rows, inputs]` and the weight of each: a run's rows, or a row where any may be of any run."""
+    """x as `[block, rows, inputs]`, and the weight of each block: a block is the rows of a run, or one row of a route by rows."""
     blocks = route.runs if route.rows is None else len(x)
     return x.reshape(blocks, -1, x.shape[-1]), weight if route.rows is None else weight[route.rows]

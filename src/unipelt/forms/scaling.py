@@ -19,4 +19,4 @@ class Scaling(nn.Module):
         return h * offset.view(-1, *[1] * (h.dim() - 2), offset.shape[-1])
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
-        """Nothing to draw: Δ = 0 at step 0."""
+        """Do nothing: Δ = 0 at step 0."""

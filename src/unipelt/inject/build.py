@@ -13,7 +13,7 @@ from unipelt.errors import SiteError
 from unipelt.forms import MAPS
 from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.dora import Dora
-from unipelt.forms.gate import Gate, GroupGate, Learned, each_token, mean_of_all, mean_of_prompt, mean_of_real
+from unipelt.forms.gate import Gate, GroupGate, LearnedScale, each_token, mean_of_all, mean_of_prompt, mean_of_real
 from unipelt.forms.prefix import PrefixMLP, PrefixTable
 from unipelt.forms.prompt import Prompt
 from unipelt.inject.attention import BoundPrefix
@@ -114,7 +114,9 @@ class BuiltMixture:
         weight, location = change.weight, point.location
         cross = "cross_" if location.is_cross else ""
         if isinstance(weight, spec.Learned):
-            return self._shared(location._replace(part=f"{cross}scale"), lambda: Learned(self.runs, weight.start)), 0
+            return self._shared(
+                location._replace(part=f"{cross}scale"), lambda: LearnedScale(self.runs, weight.start)
+            ), 0
         if not isinstance(weight, spec.Gate):
             return weight, 0
         pool, source = pool_of(weight, point), "source_" if point.source else ""

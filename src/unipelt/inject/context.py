@@ -17,7 +17,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from unipelt.errors import SiteError
-from unipelt.forms.gate import shares_of
+from unipelt.forms.gate import mean_weights
 from unipelt.forms.routed import Route
 
 KEYWORD = "unipelt_context"
@@ -140,7 +140,7 @@ class ForwardState:
                 "expected one run, or one process for each device (DistributedDataParallel)"
             )
         context = Context(route.repeated(batch), batch, real, source, prompt, kept, own.off, own.dropped, own.replica)
-        return context.split() if route.shares and not own.off else context
+        return context.split() if route.mixture_runs and not own.off else context
 
     def prompt(
         self,
@@ -166,7 +166,7 @@ class ForwardState:
             own = length if longer is None or longer.full != length else length - longer.prompt
             given = given.to(x.device).repeat_interleave(batch // len(given), dim=0)[:, :own]
             given = F.pad(given, (0, own - given.shape[1]))
-            return shares_of(given if own == length else longer.spread(given), dtype), kept
+            return mean_weights(given if own == length else longer.spread(given), dtype), kept
         if cache is None:
             if self.thread.off:
                 return None, None
@@ -175,7 +175,7 @@ class ForwardState:
                 "within `with unipelt.prompt(model, mask):`, a mask that is 1 at the prompt's real tokens"
             )
         real = torch.ones(batch, length, device=x.device) if mask is None else mask[:, -length:]
-        return shares_of(real, dtype), kept
+        return mean_weights(real, dtype), kept
 
     def at(self, x: Tensor) -> Context | None:
         """The context in which a module changes the rows of x; None where no change takes part."""
@@ -225,7 +225,7 @@ class StackHook:
 
     def _shares(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
         mask = argument(self.names, args, kwargs, name) if name in self.averaged else None
-        return None if mask is None else shares_of(_of_padding(mask, name), dtype)
+        return None if mask is None else mean_weights(_of_padding(mask, name), dtype)
 
 
 def _of_padding(mask: Any, name: str = "attention_mask") -> Any:
@@ -270,7 +270,7 @@ class LayerHook:
 
     def _shares(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
         mask = argument(self.names, args, kwargs, name) if name in self.averaged else None
-        return None if mask is None else shares_of(real_keys(mask), dtype)
+        return None if mask is None else mean_weights(real_keys(mask), dtype)
 
 
 def real_keys(mask: Shaped[Tensor, "batch *head_query key"]) -> Shaped[Tensor, "batch key"]:

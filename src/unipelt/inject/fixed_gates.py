@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SpecError, did_you_mean
-from unipelt.forms.prefix import PrefixMLP, fold
+from unipelt.forms.prefix import PrefixMLP, table_of
 from unipelt.inject.attach import detach, join
 from unipelt.inject.state import MixtureState, mixture_state
 
@@ -100,7 +100,7 @@ def folded(tuned: MixtureState) -> tuple[spec.Mixture, dict[str, Tensor]]:
     for name, change in tuned.mixture.named():
         for path, module in tuned.named_modules():
             if isinstance(module, PrefixMLP) and spec.Location.parse(path).change == name:
-                table = fold(module)
+                table = table_of(module)
                 state = {key: value for key, value in state.items() if not key.startswith(path + ".")}
                 state |= {f"{path}.key": table.key.detach(), f"{path}.value": table.value.detach()}
         if isinstance(change.form, spec.Prefix):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from unipelt.errors import SiteError, did_you_mean
 from unipelt.forms.constants import scale_and_shift
-from unipelt.forms.gate import mean_of_real, shares_of
+from unipelt.forms.gate import mean_of_real, mean_weights
 from unipelt.forms.routed import Route, RoutedLinear, draw_normal
 from unipelt.inject.context import ForwardState, argument, parameters_of
 from unipelt.inject.hooks import module_of
@@ -90,7 +90,7 @@ class Pooling:
         states, mask = output.last_hidden_state, argument(parameters_of(base), args, kwargs, "attention_mask")
         if self.mean:
             shares = (
-                None if mask is None else shares_of(mask[:, -states.shape[1] :], states.dtype)
+                None if mask is None else mean_weights(mask[:, -states.shape[1] :], states.dtype)
             )  # without a prompt's
             pooled = mean_of_real(states, shares)[:, 0].to(states.dtype)
         else:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unipelt.forms.dora import Dora
-from unipelt.forms.gate import Scored, mean_of_prompt
+from unipelt.forms.gate import ScoredGate, mean_of_prompt
 from unipelt.forms.low_rank import LowRank
 from unipelt.inject.context import Context, ForwardState
 from unipelt.spec import Location
@@ -77,7 +77,7 @@ class BoundChange:
 
         In the precision of h: T5 in half precision keeps some weights, and so some of what Δ reads, in float32.
         """
-        if not isinstance(self.weight, Scored):
+        if not isinstance(self.weight, ScoredGate):
             return h + self.of(x, context, plain).to(h.dtype)
         form: Any = module_of(self.form, context)
         if isinstance(form, LowRank):

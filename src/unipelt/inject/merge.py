@@ -12,7 +12,7 @@ from unipelt import spec
 from unipelt.errors import SpecError, did_you_mean
 from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.dora import Dora
-from unipelt.forms.gate import Learned
+from unipelt.forms.gate import LearnedScale
 from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Route
 from unipelt.forms.scaling import Scaling
@@ -172,7 +172,7 @@ def refuse(
 
 def weight_of(delta: BoundChange, run: int) -> float:
     """What multiplies a change that is not gated."""
-    return delta.weight.scale[run].item() if isinstance(delta.weight, Learned) else float(delta.weight)  # type: ignore[arg-type]
+    return delta.weight.scale[run].item() if isinstance(delta.weight, LearnedScale) else float(delta.weight)  # type: ignore[arg-type]
 
 
 def _reason(joint: Joint, module: nn.Module, runs: int, run: int) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt import spec
-from unipelt.forms.gate import Gate, Scored
+from unipelt.forms.gate import Gate, ScoredGate
 from unipelt.inject.prompt import of_tokens
 from unipelt.inject.state import MixtureState, attached_state, mixture_state
 
@@ -22,7 +22,7 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
     number, and the values are those of its own rows.
     """
     values: dict[str, list[Tensor]] = defaultdict(list)
-    gates = {path: m for path, m in attached_state(model).shown().named_modules() if isinstance(m, Scored)}
+    gates = {path: m for path, m in attached_state(model).shown().named_modules() if isinstance(m, ScoredGate)}
 
     mine, forwards = get_ident(), attached_state(model).forwards
 

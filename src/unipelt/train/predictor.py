@@ -16,7 +16,7 @@ from unipelt.checkpoint.disk import resolve
 from unipelt.checkpoint.fingerprint import check_tokenizer
 from unipelt.checkpoint.loading import load
 from unipelt.errors import CheckpointError, UserError
-from unipelt.forms.gate import Scored
+from unipelt.forms.gate import ScoredGate
 from unipelt.inject.fixed_gates import fix_gates
 from unipelt.inject.merge import merge
 from unipelt.inject.shapes import most_tokens
@@ -218,7 +218,7 @@ def _ensemble(folder: Path) -> RunRecord | None:
 
 def gate_paths(model: PreTrainedModel) -> list[str]:
     """The paths of a model's gates."""
-    return [path for path, module in mixture_state(model).named_modules() if isinstance(module, Scored)]
+    return [path for path, module in mixture_state(model).named_modules() if isinstance(module, ScoredGate)]
 
 
 def fixed_at_means(predictor: Predictor, rows: data.Examples) -> None:
