@@ -306,7 +306,7 @@ def test_parts_of_an_attached_model_are_refused_to_another(mixture: str):
     for first, second in ((whole, whole.bert), (whole.bert, whole), (whole, other)):
         before = traces(second)
         unipelt.attach(first, small(mixture))
-        with pytest.raises(UserError, match="is a part of another model too, which has a mixture attached: detach"):
+        with pytest.raises(UserError, match="is shared with another model that has a mixture attached: detach"):
             unipelt.attach(second, small(mixture))
         unipelt.detach(first)
         assert traces(second) == before

@@ -21,7 +21,9 @@ def test_a_parameters_path_is_its_location(arch: str, mixture: Mixture):
     model = attached(arch, mixture, drawn=False)
     depths = {stack.row.name: len(stack.layers) for stack in stacks(model)}
     groups = {c.weight.group for c in mixture.changes if isinstance(c.weight, Gate) and c.weight.group}
-    for (location, _), (path, _) in zip(mixture_state(model).located(), mixture_state(model).named_parameters()):
+    for (location, _), (path, _) in zip(
+        mixture_state(model).named_locations(), mixture_state(model).named_parameters()
+    ):
         assert str(location) == path
         assert location.change in {name for name, _ in mixture.named()} | groups | {"head"}
         assert location.change == "head" or location.stack in depths

@@ -19,7 +19,7 @@ from unipelt.inject.state import attached_state
 def test_weights_that_are_not_in_memory_are_refused(preset: str, part: str):
     model = tiny.build("bert")
     model.get_submodule(part).to("meta")
-    with pytest.raises(UserError, match=rf"are not in memory, '{part}[.a-z]*' for one: device_map has offloaded them"):
+    with pytest.raises(UserError, match=rf"are not in memory, such as '{part}[.a-z]*': device_map has offloaded them"):
         unipelt.attach(model, small(preset))
     assert not hasattr(model, "unipelt")
 

@@ -69,7 +69,7 @@ def test_a_finished_run_is_its_own_while_the_others_train_on():
     plans, kept = [make() for make in UNLIKE.values()], []
     for run in fleet(plans, width=2).train():
         assert run.model is not None
-        with mixture_state(run.model).holding(run.state):  # as a checkpoint is saved
+        with mixture_state(run.model).with_parameters(run.state):  # as a checkpoint is saved
             pass
         kept.append((run, {name: value.clone() for name, value in run.state.items()}))
     undisturbed = train(fleet(plans, width=2))

@@ -63,7 +63,7 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
     Raises SpecError that names each change that is not a LoRA on a whole linear, or that is gated.
     """
     tuned = mixture_state(model)
-    _, run = tuned.one_run(run)
+    _, run = tuned.locate_run(run)
     found, seen = list(joints(tuned)), Counter(joint.path for joint in joints(tuned))
 
     def reason(joint: Joint) -> str | None:

@@ -63,7 +63,7 @@ def expected_shapes(
         modules = build(mixture, 1, 0, base).modules
     own = {spec.Location("", None, HEAD, path): module for path, module in head.items()}
     for location, module in {**modules, **own}.items():
-        state.place(location, module)
+        state.add_at(location, module)
     return {name: parameter[0] for name, parameter in state.named_parameters()}
 
 

@@ -30,7 +30,7 @@ from unipelt.errors import CheckpointError
 from unipelt.inject.added_tokens import added_rows, take_added
 from unipelt.inject.architectures import rows_to_json
 from unipelt.inject.fixed_gates import folded
-from unipelt.inject.state import NAME, MixtureState, attached_state, mixture_state, own_weights
+from unipelt.inject.state import NAME, MixtureState, attached_state, mixture_state, unmerged_weights
 
 
 def save(
@@ -56,12 +56,12 @@ def save(
     the run cannot be written.
     """
     if state is not None:
-        with mixture_state(model).holding(state):
+        with mixture_state(model).with_parameters(state):
             return save(
                 model, folder, run=0, base=base, task=task, results=results, recipe=recipe, tokenizer=tokenizer,
                 resumable=resumable,
             )  # fmt: skip
-    tuned, run = attached_state(model).one_run(run)
+    tuned, run = attached_state(model).locate_run(run)
     if resumable:
         mixture, state = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}
     else:
@@ -93,7 +93,7 @@ def describe_model(
 ) -> Description:
     """The description of a mixture that is attached to a model, without the hash of its tensors."""
     name = base or portable_name(model.config._name_or_path)
-    with own_weights(attached_state(model)):
+    with unmerged_weights(attached_state(model)):
         identity = fingerprint(model, tuned.head_modules(), vocabulary_size(name) if name else None)
     return Description(
         mixture=mixture.to_dict(),

@@ -164,7 +164,7 @@ def _put_added(model: PreTrainedModel, given: list[tuple[int, dict[str, Tensor]]
     """Give an attached base the rows of added tokens that runs have, which `_same_added` found alike."""
     tokens, added = max(given, key=lambda one: len(one[1].get(f"{PREFIX}input", ())))
     if added:
-        attached_state(model).before["tokens"] = put_added(model, tokens, added)
+        attached_state(model).base_state["tokens"] = put_added(model, tokens, added)
 
 
 def _same_added(runs: "list[NamedRun]") -> None:
@@ -212,7 +212,7 @@ def _runs(model: PreTrainedModel) -> list[NamedRun]:
     """The runs of an attached model with their values; a run without a name has its number."""
     state = attached_state(model)
     runs: list[NamedRun] = []
-    tokens = state.before["tokens"]["from"] if "tokens" in state.before else 0
+    tokens = state.base_state["tokens"]["from"] if "tokens" in state.base_state else 0
     added = added_rows(model, tokens)
     for part in state.parts:
         for number in range(part.runs):

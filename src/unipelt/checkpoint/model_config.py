@@ -32,7 +32,7 @@ def restore_task_config(model: PreTrainedModel, description: Description) -> Non
 
     `detach` gives back what the base had.
     """
-    before, kept = attached_state(model).before, description.config
+    before, kept = attached_state(model).base_state, description.config
     names = description.task.get("labels") or kept.get("id2label") or []
     before["classes"] |= class_names(model)
     if len(names) == getattr(model.config, "num_labels", 0):

@@ -63,7 +63,7 @@ def save_pretrained(
         for run in range(state.runs):
             save(model, folder / f"run-{run}", run=run, resumable=True)
         return
-    part, _ = state.one_run(None)
+    part, _ = state.locate_run(None)
     tensors = {name.removeprefix(f"{NAME}."): value[0] for name, value in stored.items()}
     description = describe_model(model, part, part.mixture)
     description.tensors = WEIGHTS

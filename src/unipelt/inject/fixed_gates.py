@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from unipelt import spec
 from unipelt.errors import SpecError, did_you_mean
 from unipelt.forms.prefix import PrefixMLP, table_of
-from unipelt.inject.attach import detach, join
+from unipelt.inject.attach import attach_checked, detach
 from unipelt.inject.state import MixtureState, mixture_state
 
 
@@ -25,20 +25,20 @@ def swap(
     tuned = mixture_state(model)
     options, runs, training, head = tuned.options, runs or tuned.runs, model.training, tuned.head_modules()
     trains = {name: p.requires_grad for name, p in tuned.named_parameters()}
-    kept = {name: getattr(model.config, name) for name in tuned.before["classes"]}
+    kept = {name: getattr(model.config, name) for name in tuned.base_state["classes"]}
     generation: Any = getattr(model, "generation_config", None)
-    tokens = tuned.before.pop("tokens", None)
+    tokens = tuned.base_state.pop("tokens", None)
     detach(model)
-    join(model, [mixture], [runs], list(range(runs)), options, False, head, refuse_untrained=False)
+    attach_checked(model, [mixture], [runs], list(range(runs)), options, False, head, refuse_untrained=False)
     new = mixture_state(model)
-    new.names, new.before["classes"] = tuned.names, tuned.before["classes"]
+    new.names, new.base_state["classes"] = tuned.names, tuned.base_state["classes"]
     for name, value in kept.items():
         setattr(model.config, name, value)
-    if "generation_config" in tuned.before["attributes"]:
-        new.before["attributes"]["generation_config"] = tuned.before["attributes"]["generation_config"]
+    if "generation_config" in tuned.base_state["attributes"]:
+        new.base_state["attributes"]["generation_config"] = tuned.base_state["attributes"]["generation_config"]
         model.generation_config = generation
     if tokens:
-        new.before["tokens"] = tokens
+        new.base_state["tokens"] = tokens
     with torch.no_grad():
         for name, parameter in new.named_parameters():
             parameter.copy_(state(name))

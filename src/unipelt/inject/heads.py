@@ -153,7 +153,7 @@ def train_head(state: MixtureState, policy: str) -> None:
     if policy == "paper":
         adapted = forms & {"bottleneck", "kronecker"} or not forms
         policy = "train" if adapted else "bias" if forms == {"bias"} else "frozen"
-    for location, parameter in state.located():
+    for location, parameter in state.named_locations():
         if location.change == HEAD:
             parameter.requires_grad_(policy == "train" or (policy == "bias" and location.part.endswith("bias")))
 
@@ -161,7 +161,7 @@ def train_head(state: MixtureState, policy: str) -> None:
 def output_of(model: PreTrainedModel | AttachedState) -> RoutedLinear | nn.Linear | None:
     """The last linear of the head, where it is trained: tuned runs' own, or that of a model tuned whole."""
     joined = model if isinstance(model, AttachedState) else getattr(model, NAME, None)
-    modules = joined.shown().modules() if joined is not None else find_head(model).values()  # type: ignore[arg-type]
+    modules = joined.active().modules() if joined is not None else find_head(model).values()  # type: ignore[arg-type]
     linears = [m.linear if isinstance(m, HeadLinear) else m for m in modules if isinstance(m, HeadLinear | nn.Linear)]
     return linears[-1] if linears and linears[-1].weight.requires_grad else None
 

@@ -49,7 +49,7 @@ def merge(
     if rest not in ("refuse", "attached"):
         raise SpecError(f"rest={rest!r}: {did_you_mean(str(rest), ('refuse', 'attached'))}")
     tuned = mixture_state(model)
-    _, run = tuned.one_run(run)
+    _, run = tuned.locate_run(run)
     found = list(joints(tuned))
     users: dict[int, list[str]] = {}
     for path, module in model.named_modules():
@@ -69,9 +69,9 @@ def merge(
     shared = [_shared(model.get_submodule(path), path, users) for path in tuned.head_modules()]
     refuse("merge", tuned, found, reason, next((why for why in shared if why), None))
     heads = {path: tuned.get_submodule(f"head.{path}") for path in tuned.head_modules()}
-    classes = {name: getattr(model.config, name) for name in tuned.before["classes"]} if heads else {}
+    classes = {name: getattr(model.config, name) for name in tuned.base_state["classes"]} if heads else {}
     generation = getattr(model, "generation_config", None)
-    tuned.before.pop("tokens", None)  # rows of added tokens stay
+    tuned.base_state.pop("tokens", None)  # rows of added tokens stay
     detach(model)
     for name, value in classes.items():  # of the head that stays
         setattr(model.config, name, value)

@@ -22,7 +22,7 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
     number, and the values are those of its own rows.
     """
     values: dict[str, list[Tensor]] = defaultdict(list)
-    gates = {path: m for path, m in attached_state(model).shown().named_modules() if isinstance(m, ScoredGate)}
+    gates = {path: m for path, m in attached_state(model).active().named_modules() if isinstance(m, ScoredGate)}
 
     mine, forwards = get_ident(), attached_state(model).forwards
 
@@ -57,7 +57,7 @@ def trainable_parameters(model: PreTrainedModel | MixtureState) -> dict[str, int
     """Numbers of trainable parameters of one run, by change; gates of a group by its name, the head as `head`."""
     tuned = model if isinstance(model, MixtureState) else mixture_state(model)
     counts: dict[str, int] = {name: 0 for name, _ in tuned.mixture.named()}
-    for location, parameter in tuned.located():
+    for location, parameter in tuned.named_locations():
         if parameter.requires_grad:
             counts[location.change] = counts.get(location.change, 0) + parameter[0].numel()
     return counts

@@ -1,4 +1,4 @@
-"""The one child module of a base that holds everything tuned, and the hooks that join it to the base."""
+"""The one child module of a base that holds all trained parameters, and the hooks that apply them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from unipelt.inject.context import ForwardState
 from unipelt.inject.hooks import changes_of
 
 NAME = "unipelt"
-WEIGHTS = Lock()  # two threads do not take changes out of weights, or put them back, at once
+MERGE_LOCK = Lock()  # held while merged changes are removed from weights, or written into them
 
 
 class Hook(NamedTuple):
@@ -24,7 +24,7 @@ class Hook(NamedTuple):
 
     path: str
     kind: str
-    """one of KINDS, or `weight`: the method changes the module's weights and returns the handle that takes the change back"""
+    """one of KINDS; `weight`: the method changes the module's weights and returns a handle that restores them"""
     method: Callable[..., Any]
 
 
@@ -39,7 +39,7 @@ KINDS: dict[str, Callable[[nn.Module, Callable[..., Any]], Any]] = {
 
 
 class AttachedState(nn.Module):
-    """What is attached to a base: the tuned part of one mixture, or of several side by side."""
+    """What is attached to a base: the trained parameters of one mixture, or of several."""
 
     def __init__(self, runs: int):
         super().__init__()
@@ -47,18 +47,18 @@ class AttachedState(nn.Module):
         self.forwards = ForwardState(runs)
         self.hooks: list[Hook] = []
         self.handles: list[Any] = []
-        self.taken_out = 0
-        """how many blocks of `own_weights` are open"""
+        self.unmerged_depth = 0
+        """number of open blocks of `unmerged_weights`"""
         self.depth = 0
         """layers of the deepest stack"""
-        self.before: dict[str, Any] = {}
-        """what detach gives back: requires_grad of each parameter and attributes of the base"""
+        self.base_state: dict[str, Any] = {}
+        """what `detach` restores: requires_grad of each parameter, and attributes of the base"""
         self.kernels: Any = None
         self.names: list[str] = []
-        """of the runs, in their order, where they were loaded by name"""
+        """names of the runs, if they were loaded by name"""
 
-    def numbers(self, rows: Any) -> Any:
-        """Runs by number, where `route` was given their names; anything else as it is. Raises SpecError for another name."""
+    def run_indices(self, rows: Any) -> Any:
+        """Replace names of runs by their indices; anything else is returned unchanged. Raises SpecError for an unknown name."""
         if not isinstance(rows, list | tuple) or not any(isinstance(row, str) for row in rows):
             return rows
         if unknown := [row for row in rows if row not in self.names]:
@@ -68,19 +68,19 @@ class AttachedState(nn.Module):
 
     @property
     def parts(self) -> list["MixtureState"]:
-        """One for each mixture: this alone, or those inside."""
+        """The state of each mixture."""
         if isinstance(self, MixtureState):
             return [self]
         return [part for part in self.children() if isinstance(part, MixtureState)]
 
-    def shown(self) -> "AttachedState":
-        """The part that alone has runs now; all of it where several have."""
-        having = [part for part in self.parts if part.runs]
-        return having[0] if len(having) == 1 else self
+    def active(self) -> "AttachedState":
+        """The state of the only mixture that has runs now, or the whole state if several have."""
+        with_runs = [part for part in self.parts if part.runs]
+        return with_runs[0] if len(with_runs) == 1 else self
 
     @property
     def prompt_length(self) -> int:
-        """Positions that soft prompts take of the input's, in the mixture with the most."""
+        """Number of positions that soft prompts add to the input, in the mixture with the most."""
         forms = [[change.form for change in part.mixture.changes] for part in self.parts]
         return max(sum(form.length for form in each if isinstance(form, spec.Prompt)) for each in forms)
 
@@ -88,19 +88,20 @@ class AttachedState(nn.Module):
     def name(self) -> str:
         return ", ".join(part.mixture.name for part in self.parts)
 
-    def show(self, shares: Sequence[int]) -> None:
-        """Note that the parameters hold so many runs of each mixture now."""
-        for part, runs in zip(self.parts, shares):
+    def set_runs(self, counts: Sequence[int]) -> None:
+        """Set the number of runs of each mixture that the parameters hold now."""
+        for part, runs in zip(self.parts, counts):
             part.runs, part.forwards.route = runs, Route.blocks(runs)
 
-    def begin(self, run: int, seed: int) -> None:
-        """Draw initial values of one run from its own seed."""
-        part, own = self.one_run(run)
-        part.start(own, seed)
+    def reset_run(self, run: int, seed: int) -> None:
+        """Draw the initial values of one run from its seed."""
+        part, index = self.locate_run(run)
+        part.reset_own_run(index, seed)
 
-    def one_run(self, run: int | None) -> tuple["MixtureState", int]:
-        """The mixture of a run, and the run's number in it; None is the only run. Raises SpecError where there are more, or
-        no such run."""
+    def locate_run(self, run: int | None) -> tuple["MixtureState", int]:
+        """The mixture of a run, and the index of the run in it. None means the only run.
+
+        Raises SpecError for None if there are several runs, and for a run that does not exist."""
         if run is None and self.runs == 1:
             run = 0
         if isinstance(run, bool) or not isinstance(run, int) or not 0 <= run < self.runs:
@@ -114,8 +115,8 @@ class AttachedState(nn.Module):
     def register_hooks(self, base: nn.Module) -> None:
         """Register every hook, in order."""
         self.handles = [KINDS[hook.kind](base.get_submodule(hook.path), hook.method) for hook in self.hooks]
-        if self.taken_out:
-            for handle in self.in_weights():
+        if self.unmerged_depth:
+            for handle in self.merged_handles():
                 handle.remove()
 
     def remove_hooks(self) -> None:
@@ -123,36 +124,36 @@ class AttachedState(nn.Module):
             handle.remove()
         self.handles = []
 
-    def in_weights(self) -> list[Any]:
-        """The handles of changes that stand in the base's weights."""
+    def merged_handles(self) -> list[Any]:
+        """The handles of changes that are merged into the base's weights."""
         return [handle for handle, hook in zip(self.handles, self.hooks) if hook.kind == "weight"]
 
 
 class MultiMixtureState(AttachedState):
-    """Several mixtures side by side, each with runs of its own: one mixture's runs after another's."""
+    """Several mixtures attached together; their runs are numbered consecutively."""
 
     def __init__(self, parts: Sequence["MixtureState"]):
         super().__init__(0)
         for number, part in enumerate(parts):
             self.add_module(str(number), part)
-        self.show([part.runs for part in parts])
+        self.set_runs([part.runs for part in parts])
 
-    def show(self, shares: Sequence[int]) -> None:
-        super().show(shares)
-        self.runs = sum(shares)
-        self.forwards.route = Route(self.runs, None, tuple(shares))
+    def set_runs(self, counts: Sequence[int]) -> None:
+        super().set_runs(counts)
+        self.runs = sum(counts)
+        self.forwards.route = Route(self.runs, None, tuple(counts))
 
 
 class MixtureState(AttachedState):
-    """Every tuned parameter of a mixture, `[run, ...]`, under paths such as `encoder.0.low_rank_query.query.down.weight`."""
+    """All trained parameters of a mixture, `[run, ...]`, under paths such as `encoder.0.low_rank_query.query.down.weight`."""
 
     def __init__(self, mixture: spec.Mixture, runs: int, options: dict[str, Any], fresh_head: bool = False):
         super().__init__(runs)
         self.mixture, self.options, self.fresh_head = mixture, options, fresh_head
-        self.blank: dict[str, Tensor] = {}
-        """one run's parameters before anything was drawn"""
+        self.initial_values: dict[str, Tensor] = {}
+        """values of one run's parameters before any initialisation"""
 
-    def place(self, location: spec.Location, module: nn.Module) -> None:
+    def add_at(self, location: spec.Location, module: nn.Module) -> None:
         """Add a module under the path of its location."""
         parent: nn.Module = self
         *parents, name = str(location).split(".")
@@ -163,17 +164,19 @@ class MixtureState(AttachedState):
         parent.add_module(name, module)
 
     @torch.no_grad()
-    def start(self, run: int, seed: int) -> None:
-        """Draw initial values of one run from its own generator, in the order of the mixture: they depend on no other run."""
-        if not self.blank:
-            self.blank = {name: _blank(p[0]) for name, p in self.named_parameters() if not p.is_meta}
+    def reset_own_run(self, run: int, seed: int) -> None:
+        """Draw the initial values of one run from its own generator, in the mixture's order; they depend on no other run."""
+        if not self.initial_values:
+            self.initial_values = {name: _copy(p[0]) for name, p in self.named_parameters() if not p.is_meta}
         for name, parameter in self.named_parameters():
-            if name in self.blank:
-                parameter.data[run] = self.blank[name].to(parameter.device)
+            if name in self.initial_values:
+                parameter.data[run] = self.initial_values[name].to(parameter.device)
         generator = torch.Generator().manual_seed(seed)
         for path, module in self.named_modules():
             fresh = self.fresh_head or not path.startswith("head.")
-            if hasattr(module, "reset_parameters") and fresh:  # what is inside it and draws too comes on its own
+            if (
+                hasattr(module, "reset_parameters") and fresh
+            ):  # the loop visits submodules that have reset_parameters too
                 module.reset_parameters(run, generator)
 
     def state_of(self, run: int) -> dict[str, Shaped[Tensor, "..."]]:
@@ -181,22 +184,22 @@ class MixtureState(AttachedState):
         return {name: parameter.detach()[run] for name, parameter in self.named_parameters()}
 
     @contextmanager
-    def holding(self, state: dict[str, Tensor]) -> Iterator[None]:
-        """Inside the block there is one run, with these parameters: names as in `state_of`, without the run axis."""
+    def with_parameters(self, state: dict[str, Tensor]) -> Iterator[None]:
+        """Context manager: there is one run, with these parameters. state: as `state_of` returns it, without the run axis."""
         parameters = dict(self.named_parameters())
         values, runs = {name: parameter.data for name, parameter in parameters.items()}, self.runs
         try:
             for name, parameter in parameters.items():
                 parameter.data = state[name][None]
-            self.show([1])
+            self.set_runs([1])
             yield
         finally:
             for name, parameter in parameters.items():
                 parameter.data = values[name]
-            self.show([runs])
+            self.set_runs([runs])
 
     def head_modules(self) -> list[str]:
-        """The base's modules that the tuned head stands for."""
+        """Paths of the base's modules that the trained head replaces."""
         return [
             path.removeprefix("head.")
             for path, m in self.named_modules()
@@ -204,23 +207,23 @@ class MixtureState(AttachedState):
         ]
 
     def change_locations(self) -> list[spec.Location]:
-        """Where each change joins the base."""
+        """The location of each change."""
         return [change.location for hook in self.hooks for change in changes_of(hook.method)]
 
-    def located(self) -> Iterator[tuple[spec.Location, nn.Parameter]]:
+    def named_locations(self) -> Iterator[tuple[spec.Location, nn.Parameter]]:
         """Each parameter with its location."""
         for path, parameter in self.named_parameters():
             yield spec.Location.parse(path), parameter
 
 
-def _blank(values: Tensor) -> Tensor:
-    """A copy, or one number where all are alike, as nearly all are before anything is drawn."""
+def _copy(values: Tensor) -> Tensor:
+    """A copy; one number if all values are equal, as nearly all are before initialisation."""
     first = values.flatten()[:1]
     return first.clone() if bool((values == first).all()) else values.clone()
 
 
 def attached_state(model: nn.Module) -> AttachedState:
-    """What is attached to a model. Raises SiteError where nothing is."""
+    """The state attached to a model. Raises SiteError if there is none."""
     state = getattr(model, NAME, None)
     if not isinstance(state, AttachedState):
         raise SiteError(f"{type(model).__name__} has nothing attached; call unipelt.attach(model, …) first")
@@ -228,11 +231,11 @@ def attached_state(model: nn.Module) -> AttachedState:
 
 
 def mixture_state(model: nn.Module) -> MixtureState:
-    """The tuned part of an attached model. Raises SiteError where nothing is attached, or mixtures side by side."""
+    """The state of the only mixture of a model. Raises SiteError if nothing is attached, or several mixtures are."""
     state = attached_state(model)
     if not isinstance(state, MixtureState):
         raise SiteError(
-            f"{len(state.parts)} mixtures are attached side by side ({state.name}), and one was expected; "
+            f"{len(state.parts)} mixtures are attached ({state.name}), and one was expected; "
             "unipelt.save(model, folder, run=…) writes one run, which can then be loaded alone"
         )
     return state
@@ -240,45 +243,45 @@ def mixture_state(model: nn.Module) -> MixtureState:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside the block the model is its plain base, its own head included, for forwards of this thread.
+    """Context manager: forwards of this thread use the plain base with its own head.
 
-    Changes that `merge(…, rest="attached")` has written into weights are taken out of them meanwhile, for all threads.
+    Changes that `merge(…, rest="attached")` has written into weights are removed inside the block, for all threads.
     """
     state = attached_state(model)
     thread = state.forwards.thread
     before, thread.off = thread.off, True
     try:
-        with own_weights(state):
+        with unmerged_weights(state):
             yield model
     finally:
         thread.off = before
 
 
 @contextmanager
-def own_weights(state: AttachedState) -> Iterator[None]:
-    """Inside the block the base has its own weights, without the changes that were written into them."""
-    with WEIGHTS:
-        state.taken_out += 1
-        for handle in state.in_weights():
+def unmerged_weights(state: AttachedState) -> Iterator[None]:
+    """Context manager: the base has its original weights, without the changes that were merged into them."""
+    with MERGE_LOCK:
+        state.unmerged_depth += 1
+        for handle in state.merged_handles():
             handle.remove()
     try:
         yield
     finally:
-        with WEIGHTS:
-            state.taken_out -= 1
-            for handle in () if state.taken_out else state.in_weights():
+        with MERGE_LOCK:
+            state.unmerged_depth -= 1
+            for handle in () if state.unmerged_depth else state.merged_handles():
                 handle.write(handle.module)
 
 
 @contextmanager
 def dropped(model: nn.Module, layers: int) -> Iterator[nn.Module]:
-    """Inside the block no change takes part in the lowest `layers` layers of each stack, in forwards of this thread; they
-    cost nothing there, forward or backward          AdapterDrop: Rücklé et al. 2021, arXiv:2010.11918, §3
+    """Context manager: forwards of this thread skip all changes in the lowest `layers` layers of each stack, which costs
+    nothing there, forward or backward          AdapterDrop: Rücklé et al. 2021, arXiv:2010.11918, §3
 
-    For inference, or around each step of a training with a number drawn anew: AdapterDrop's robust variant. Backward belongs
-    inside the block. A model that `compile` has compiled runs as it is inside.
+    Use it for inference, or around each training step with a new random number of layers (AdapterDrop's robust variant). Run
+    backward inside the block too. A model compiled by `compile` runs uncompiled inside the block.
 
-    Raises SpecError for a number of layers that the base has not.
+    Raises SpecError if the base has fewer layers.
     """
     state = attached_state(model)
     if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= state.depth:
@@ -294,16 +297,15 @@ def dropped(model: nn.Module, layers: int) -> Iterator[nn.Module]:
 
 @contextmanager
 def route(model: nn.Module, rows: Sequence[int | str] | Shaped[Tensor, " batch"] | None = None) -> Iterator[nn.Module]:
-    """Inside the block, in this thread, each row of a batch belongs to the run that `rows` names; without it, rows are in
-    equal blocks.
+    """Context manager: say, for forwards of this thread, which run each row of a batch belongs to.
 
-    A run is given by its number, or by the name under which it was loaded. A model with several runs takes equal blocks,
-    the first block for run 0, unless told otherwise. Generation with beams
-    repeats the route as it repeats the rows. Raises SpecError for a run that is not there; a forward of another number of
-    rows raises SiteError.
+    rows: for each row the index of its run, or the name under which the run was loaded. None, and a forward outside of the
+    block: equal blocks of rows, the first block for run 0. Generation with beams repeats the route as it repeats the rows.
+
+    Raises SpecError for an unknown run. A forward with another number of rows raises SiteError.
     """
     state = attached_state(model)
-    given = None if rows is None else _whole_numbers(state.numbers(rows), state)
+    given = None if rows is None else _whole_numbers(state.run_indices(rows), state)
     thread = state.forwards.thread
     before, thread.rows = thread.rows, given
     try:
@@ -314,10 +316,10 @@ def route(model: nn.Module, rows: Sequence[int | str] | Shaped[Tensor, " batch"]
 
 @contextmanager
 def prompt(model: nn.Module, mask: Shaped[Tensor, "batch seq"]) -> Iterator[nn.Module]:
-    """Inside the block, in this thread, the prompt of each row is where `mask` is 1: what gates with pool='prompt' average over.
+    """Context manager: say, for forwards of this thread, which tokens are the prompt, over which gates with pool='prompt' average.
 
-    Tokens behind the mask's end are no prompt. Generation with a cache needs no mask: its first forward reads the prompt.
-    A forward whose batch is no multiple of the mask's rows, as beams are, raises SiteError.
+    mask: 1 at the prompt's tokens; tokens after its end do not belong to the prompt. Generation with a cache needs no mask:
+    its first forward reads the prompt. A forward whose batch is not a multiple of the mask's rows raises SiteError.
     """
     thread = attached_state(model).forwards.thread
     before, thread.prompt = thread.prompt, mask

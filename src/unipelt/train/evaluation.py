@@ -57,7 +57,7 @@ def predict(
 
 def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """One value a gated change and row, `[batch]`, by the change's location."""
-    tuned, said = attached_state(model).shown(), {}
+    tuned, said = attached_state(model).active(), {}
     assert isinstance(tuned, MixtureState), "the runs of one mixture are evaluated at once"
     for path, (value, *_) in recorded.items():
         decoder = gate_location(tuned, path, 0).stack == "decoder"

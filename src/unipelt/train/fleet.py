@@ -73,7 +73,9 @@ class Fleet:
             parameters = [p for p in model.parameters() if p.requires_grad]
         else:
             parameters = list(self.tuned.parameters())
-        kinds = [] if self.tuned is None else [kind_of(self.tuned.mixture, at) for at, _ in self.tuned.located()]
+        kinds = (
+            [] if self.tuned is None else [kind_of(self.tuned.mixture, at) for at, _ in self.tuned.named_locations()]
+        )
         self.kinds = list(dict.fromkeys(kinds)) if any(plan.recipe.rates for plan in plans) else []
         """the kinds of parameters that have learning rates of their own; empty where no run asks for one"""
         columns = [self.kinds.index(kind) for kind in kinds] if self.kinds else None
@@ -269,7 +271,7 @@ class Fleet:
         for run in ended[: len(self.waiting)]:
             assert self.tuned is not None
             following = self.waiting.pop(0)
-            self.tuned.begin(run, self.plans[following].key.seed)
+            self.tuned.reset_run(run, self.plans[following].key.seed)
             self.best[run].copy_(self.matrix.values[run])
             self.optimizer.reset(run)
             self.runs[run] = following
@@ -293,7 +295,7 @@ class Fleet:
     def _show(self, values: Float[Tensor, "run parameters"]) -> None:
         self.matrix.show(values)
         if self.tuned is not None:
-            self.tuned.show([len(values)])
+            self.tuned.set_runs([len(values)])
 
     def _train(self, values: Float[Tensor, "run parameters"], plans: list[int]) -> None:
         """Train these plans in the rows of this matrix from now on."""

@@ -91,7 +91,7 @@ def fold(
     Raises SpecError where there are no gates, or a threshold is out of its range, and DataError where there are no rows.
     """
     tuned = mixture_state(model)
-    _, number = tuned.one_run(run)
+    _, number = tuned.locate_run(run)
     for name, value in (("deviation", deviation), ("least", least)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise SpecError(f"{name}={value!r}: expected a number from 0 to 1, as gates are")
