@@ -21,6 +21,7 @@ from unipelt.report.recommendation import Recommendation
 from unipelt.report.runs import Run, answers
 from unipelt.report.study import Study, higher_is_better
 from unipelt.report.tables import Section, Table
+from unipelt.report.written import written
 from unipelt.study.store import Store
 from unipelt.tasks.metrics import METRICS
 
@@ -36,6 +37,7 @@ def own_sections(study: Study, advice: Recommendation, store: Store) -> tuple[li
     answered = evidence(store, mine).get(advice.take)
     if answered is not None:
         found += about(answered.once(saved_seed(mine)), mine[0].metric)
+    found += written(store, study.chosen, advice.take)
     fewer = [run for run in study.fewer if run.method == advice.take]
     counts = {row["id"]: row["rows"]["train"]["number"] for row in store.runs(("id", "rows"), [run.id for run in (*mine, *fewer)]) if row["rows"]}  # fmt: skip
     sizes: dict[int, list[Run]] = {}

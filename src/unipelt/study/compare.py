@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,6 +14,7 @@ from unipelt.checkpoint.disk import CARD, write_whole
 from unipelt.data import Examples
 from unipelt.errors import CheckpointError
 from unipelt.study.plan import StudyConfig, file_name, fleet_name
+from unipelt.study.store import ANSWER
 from unipelt.tasks.metrics import METRICS
 from unipelt.train.json_types import fits
 from unipelt.train.lock import alone_in
@@ -34,9 +36,14 @@ def in_rounds(free: Iterable[RunKey]) -> dict[str, list[RunKey]]:
 
 
 def test_sets(study: StudyConfig, plan: Iterable[RunKey], cache: DatasetCache) -> dict[str, Examples]:
-    """The different sets of test examples of these runs, by fingerprint."""
-    found = (cache.splits(study.config(key)).test for key in plan)
-    return {examples.fingerprint: examples for examples in found}
+    """The different sets of test examples of these runs, by fingerprint; of generated text with the right answers beside them."""
+    found = {}
+    for config in map(study.config, plan):
+        examples = cache.splits(config).test
+        if examples.fingerprint not in found:
+            more = {ANSWER: list(examples.targets or ())} if cache.task(config).writes else {}
+            found[examples.fingerprint] = replace(examples, inputs=examples.inputs | more)
+    return found
 
 
 class CheckpointSaver:

@@ -19,6 +19,7 @@ FILE, FORMAT = "study.sqlite", 3
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 COMPARISON = "data"  # the fact that a comparison on one file has and no other study: that file
 PLANNED = "planned"
+ANSWER = "answer"  # among the inputs of kept examples: the right answer, of generated text
 NOTE = "note "  # before the name of what a report needs besides, in the table `study`
 ROWS = "rows of "  # before a task's name, in the table `study`: the identity of its examples
 FLEET = re.compile(r"[\w=+][\w.=+-]*")  # a fleet's name, which is a folder's
