@@ -21,6 +21,7 @@ import unipelt
 from unipelt import Gate, Learned
 from unipelt.checkpoint.formats.adapterhub import CONFIG, HEAD_PICKLED, HEAD_TENSORS, PICKLED, TENSORS
 from unipelt.errors import CheckpointError, SiteError
+from unipelt.inject.architectures import ARCHITECTURES
 from unipelt.inject.state import mixture_state
 
 HERE = Path(__file__).parent / "adapterhub"
@@ -112,6 +113,19 @@ def test_without_a_head_file_the_head_is_the_bases_own(tmp_path: Path):
     model = unipelt.load_adapterhub(base_of("bert-lora"), tmp_path)
     assert not mixture_state(model).head_modules()
     randomise(model)
+
+
+def test_a_base_whose_row_the_table_lacks_is_discovered_or_given():
+    given = load_file(HERE / "bert-lora" / "expected.safetensors")
+    logits = given.pop("logits")
+    for options in ({}, {"stacks": ARCHITECTURES["bert"], "discover": False}):
+        other = base_of("bert-lora")
+        other.config.use_bidirectional_attention = True  # a switch under which the table has no row
+        model = unipelt.load_adapterhub(other, HERE / "bert-lora", **options)
+        with torch.no_grad():
+            torch.testing.assert_close(model(**given).logits, logits, rtol=0, atol=1e-12)
+    with pytest.raises(SiteError, match="discover=True"):
+        unipelt.load_adapterhub(unipelt.detach(model), HERE / "bert-lora", discover=False)
 
 
 def test_lora_of_before_1_1_has_the_scale_it_was_trained_with(tmp_path: Path):

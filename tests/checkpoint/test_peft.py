@@ -17,7 +17,8 @@ import unipelt
 from unipelt import Bottleneck, Change, Gate, Learned, LowRank, Mixture
 from unipelt.checkpoint.bases import load_base
 from unipelt.checkpoint.formats.peft import CONFIG, TENSORS
-from unipelt.errors import CheckpointError, SpecError
+from unipelt.errors import CheckpointError, SiteError, SpecError
+from unipelt.inject.architectures import ARCHITECTURES
 from unipelt.inject.state import mixture_state
 
 pytestmark = [
@@ -75,6 +76,17 @@ def test_a_folder_of_peft_is_read_bit_for_bit(kind: str, tmp_path: Path):
     assert not torch.equal(logits(tiny.build(base), base), expected)
     names = {path.rsplit(".", 1)[-1] for path, m in theirs.named_modules() if hasattr(m, "lora_A")}
     assert len(mixture_state(ours).mixture.changes) <= 2 * len(names)  # sites by name, not one change a linear
+
+
+def test_a_base_that_no_table_has_is_discovered_or_given(tmp_path: Path):
+    theirs = made_by_peft("bert", tmp_path, target_modules=["query", "output.dense"])
+    for options in ({}, {"stacks": ARCHITECTURES["bert"], "discover": False}):
+        unknown = tiny.build("bert")
+        unknown.config.model_type = "unheard-of"
+        assert torch.equal(logits(unipelt.load_peft(unknown, tmp_path, **options), "bert"), logits(theirs, "bert"))
+    unipelt.detach(unknown)
+    with pytest.raises(SiteError, match=r"'unheard-of' has no row.*discover=True"):
+        unipelt.load_peft(unknown, tmp_path, discover=False)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -16,6 +16,8 @@ from unipelt.checkpoint.fill import attach_values, expected_shapes
 from unipelt.checkpoint.formats.adapterhub_keys import BERTS, Names, plain_keys
 from unipelt.checkpoint.safe import read_tensors
 from unipelt.errors import CheckpointError, SpecError, did_you_mean
+from unipelt.inject.architectures import Stack
+from unipelt.inject.discover import rows_of
 from unipelt.inject.heads import find_head
 from unipelt.inject.resolve import ResolvedStack, find_stacks
 from unipelt.spec.compatibility import LINEARS
@@ -61,22 +63,26 @@ READ = {
 }
 
 
-def load_adapterhub(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedModel:
+def load_adapterhub(
+    model: PreTrainedModel, folder: str | os.PathLike, *, stacks: tuple[Stack, ...] | None = None, discover: bool = True
+) -> PreTrainedModel:
     """Attach what a folder of `adapters` 1.x, or of the hub, holds to its base; the head file beside it becomes the tuned head.
 
-    Gates average over all positions, padding included, as `adapters` does: they are read as Gate(pool="reference"). Raises
-    CheckpointError for an option that has no counterpart here, for another base, and for a damaged file; the base is then as
-    it was.
+    stacks, discover: where the base keeps its parts, as `attach` takes them. Gates average over all positions, padding
+    included, as `adapters` does: they are read as Gate(pool="reference"). Raises CheckpointError for an option that has no
+    counterpart here, for another base, and for a damaged file; the base is then as it was.
     """
     folder = resolve(folder, (CONFIG, TENSORS, PICKLED, HEAD_TENSORS, HEAD_PICKLED))
     config = read_json(folder / CONFIG, "a folder that save_adapter of `adapters` wrote")
-    path, stacks = folder / CONFIG, find_stacks(model, None)
+    path = folder / CONFIG
     _check_base(model, config, path)
+    resolved = find_stacks(model, rows_of(model, stacks, discover))
+    rows = tuple(stack.row for stack in resolved)
     parts = config["config"]
     parts = parts.get("configs") if parts.get("architecture") == "union" else [parts]
     kind = config["model_type"]
     try:
-        changes = [change for part in parts for change in _changes(part, stacks, kind, config, path)]
+        changes = [change for part in parts for change in _changes(part, resolved, kind, config, path)]
         mixture = spec.Mixture(tuple(changes), "adapterhub")
     except SpecError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -86,8 +92,8 @@ def load_adapterhub(model: PreTrainedModel, folder: str | os.PathLike) -> PreTra
     head = _head(model, folder)
 
     modules = sorted({name.rpartition(".")[0] for name in head})
-    options = {"head": "train" if modules else "frozen", "head_modules": modules}
-    names = Names(kind, config["name"], dict(mixture.named()), stacks)
+    options = {"head": "train" if modules else "frozen", "head_modules": modules, "stacks": rows}
+    names = Names(kind, config["name"], dict(mixture.named()), resolved)
     problem, values, unused = None, {}, set(tensors)
     for name, parameter in expected_shapes(model, mixture, options).items():
         if name.startswith("head."):

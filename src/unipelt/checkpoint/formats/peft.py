@@ -14,10 +14,12 @@ from unipelt.checkpoint.disk import read_json, resolve
 from unipelt.checkpoint.fill import fill
 from unipelt.checkpoint.safe import read_tensors
 from unipelt.errors import CheckpointError, SpecError, did_you_mean
+from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach
+from unipelt.inject.discover import rows_of
 from unipelt.inject.heads import find_head
 from unipelt.inject.merge import joints
-from unipelt.inject.resolve import features, find_stacks, is_linear, match_linears
+from unipelt.inject.resolve import ResolvedStack, features, find_stacks, is_linear, match_linears
 from unipelt.inject.state import NAME, mixture_state
 from unipelt.spec.compatibility import LINEARS
 
@@ -43,8 +45,12 @@ class Lora(NamedTuple):
     dropout: float = 0.0
 
 
-def load_peft(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedModel:
+def load_peft(
+    model: PreTrainedModel, folder: str | os.PathLike, *, stacks: tuple[Stack, ...] | None = None, discover: bool = True
+) -> PreTrainedModel:
     """Attach the LoRA of a peft folder, or of a hub repository, to its base; modules_to_save become the tuned head.
+
+    stacks, discover: where the base keeps its parts, as `attach` takes them.
 
     Raises CheckpointError for another method or variant than plain LoRA, for another base, and for a damaged file; the base
     is then as it was.
@@ -55,13 +61,14 @@ def load_peft(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedMo
     tensors = read_tensors(folder, TENSORS, PICKLED)
     try:
         loras, heads = _sorted_keys(model, config, tensors, folder)
-        mixture = spec.Mixture(tuple(_changes(model, loras, folder)), "peft-lora")
+        rows = rows_of(model, stacks, discover)
+        mixture = spec.Mixture(tuple(_changes(find_stacks(model, rows), model, loras, folder)), "peft-lora")
     except SpecError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     except (re.error, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not as expected ({error})") from None
     paths = sorted({path.rsplit(".", 1)[0] for path in heads})
-    attach(model, mixture, head="train" if paths else "frozen", head_modules=paths)
+    attach(model, mixture, head="train" if paths else "frozen", head_modules=paths, stacks=rows)
     tuned = mixture_state(model)
     values: dict[str, Tensor] = {}
     for joint in joints(tuned):
@@ -159,9 +166,9 @@ def _lora(config: dict[str, Any], path: str, half: dict[str, Tensor], size: tupl
     return Lora(half["A"], half["B"], alpha, config.get("lora_dropout", 0.0))
 
 
-def _changes(model: PreTrainedModel, loras: dict[str, Lora], folder: Path):
+def _changes(stacks: list[ResolvedStack], model: PreTrainedModel, loras: dict[str, Lora], folder: Path):
     """The fewest changes whose sites are exactly these linears: by name, by name and layers, else path by path."""
-    stacks, head = find_stacks(model, None), set(find_head(model))
+    head = set(find_head(model))
     reached = set(match_linears(stacks, model, ".*", head))
     if beyond := sorted(loras.keys() - reached):
         raise CheckpointError(f"{folder}: a LoRA on {beyond[0]!r}, outside the layers of the base; peft can merge it")
