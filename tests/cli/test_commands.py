@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -216,6 +217,26 @@ def test_inspect_counts_what_train_counted(run, finished):
     assert all(f"  {formula}" in said.out for formula in formulas.values()), "no terminal, no wrapped lines"
     whole = run("inspect", finished("full")).out
     assert "full on" in whole and "test accuracy" in whole
+
+
+def test_inspect_shows_the_row_of_a_base_and_tries_the_laws(run, base_of, tmp_path: Path):
+    for folder, said in (
+        (base_of("bert"), "in the table"),
+        (is_decoder(base_of("bert"), tmp_path), "found by running it"),
+    ):
+        lines = run("inspect", "--base", folder).out.splitlines()
+        assert lines[0].startswith(f"{folder}: bert") and lines[0].endswith(said)
+        assert '  "layers": "encoder.layer",' in lines and lines[-1] == "all laws hold: sites, ffn, places"
+    assert '  "causal": true,' in lines and "decoder: 2 layers, encoder.layer.0 to encoder.layer.1" in lines
+    assert "leave out the run" in run("inspect", folder, "--base", folder).line
+
+
+def is_decoder(folder: str, to: Path) -> Path:
+    """The same base, run as a decoder, of which the table has no row."""
+    shutil.copytree(folder, to / "decoder")
+    config = json.loads((to / "decoder" / "config.json").read_text())
+    (to / "decoder" / "config.json").write_text(json.dumps(config | {"is_decoder": True}))
+    return to / "decoder"
 
 
 def test_methods_are_listed_with_their_counts(run, tiny_base: str, base_of):

@@ -24,6 +24,11 @@ def inspect(
         "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
     ),
     model: str = option("", panel="Model", help="folder or Hub name of the base (default: the one that the run names)"),
+    base: str = option(
+        "",
+        panel="Model",
+        help="folder or hub name of a base: shows where its layers keep their parts, and tries the laws",
+    ),
     show_labels: bool = option(
         False,
         "--show-labels",
@@ -41,6 +46,7 @@ def inspect(
         unipelt inspect runs/reviews
         unipelt inspect --data chats.jsonl --model smollm2 --show-labels
         unipelt inspect runs/reviews --data new.csv --figure gates.png
+        unipelt inspect --base minilm
     """
     from unipelt.checkpoint.description import CONFIG, describe
     from unipelt.checkpoint.disk import refuse_existing, resolve
@@ -54,6 +60,14 @@ def inspect(
         if not data:
             raise UserError("--show-labels needs --data: a file with chats or answers")
         for line in label_lines(data, model or "smollm2"):
+            print(line)
+        return
+    if base:
+        from unipelt.cli.base_rows import row_lines
+
+        if run or data:
+            raise UserError(f"--base {base}: shows a base alone; leave out the run and --data")
+        for line in row_lines(base):
             print(line)
         return
     if not run:
@@ -73,10 +87,10 @@ def inspect(
             raise UserError(NO_GATES)
         return
     description = describe(folder)
-    base, task, head = description.base, description.task, description.head
+    trained_on, task, head = description.base, description.task, description.head
     size = (folder / description.tensors).stat().st_size if (folder / description.tensors).exists() else 0
     console.print(
-        f"{description.mixture['name']} on {base['name']} ({base['model_type']}), task {task.get('name', 'not named')}",
+        f"{description.mixture['name']} on {trained_on['name']} ({trained_on['model_type']}), task {task.get('name', 'not named')}",
         f"{description.tensors}: {size / 1e3:,.1f} kB; head reads {head['pooling']}, policy {head['policy']}",
         *(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}" for name, value in description.results.items()),
         sep="\n", markup=False, highlight=False,
@@ -95,6 +109,6 @@ def inspect(
     console.print(f"gates on {len(rows)} rows of {data}: mean ± standard deviation over rows", markup=False)
     console.print(gate_table(values))
     if figure:
-        title = f"{description.mixture['name']} on {base['name']}: mean gates over {len(rows)} rows of {data}"
+        title = f"{description.mixture['name']} on {trained_on['name']}: mean gates over {len(rows)} rows of {data}"
         draw_gates(values, figure, title)
         print(f"{figure}: drawn")
