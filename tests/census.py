@@ -25,7 +25,7 @@ from unipelt.errors import SiteError, UserError
 from unipelt.inject import discover as discovery
 from unipelt.inject.architectures import HAND_WRITTEN, Stack, flags_of, rows_to_json, without_prefix
 from unipelt.inject.state import attached_state
-from unipelt.inject.verify import broken_laws
+from unipelt.inject.verify import first_broken_law
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "census"
@@ -60,6 +60,8 @@ def census(name: str) -> dict[str, Any]:
         takes[method] = laws.broken(method, rows) or "yes"
     if all(row.attention.prefix for row in rows) and any(takes[method] != "yes" for method in WITH_PREFIX):
         rows = without_prefix(rows)
+        broken = next(takes[method] for method in WITH_PREFIX if takes[method] != "yes")
+        takes |= {method: f"with a prefix a law breaks ({broken})" for method in WITH_PREFIX if takes[method] == "yes"}
     if takes["lora"] != "yes":
         return {"why": f"its row breaks a law with lora: {takes['lora']}"}
     return {"rows": rows_to_json(rows), "flags": flags_of(model.base_model.config), "takes": takes}
@@ -68,8 +70,8 @@ def census(name: str) -> dict[str, Any]:
 def row_of(name: str, model: hf.PreTrainedModel) -> tuple[Stack, ...]:
     """The row, from one tiny model, or where a projection is fused from two with other numbers of heads."""
     if name in HAND_WRITTEN:
-        if broken := broken_laws(model, HAND_WRITTEN[name]):
-            raise SiteError(f"by running it: the row written by hand is not right ({broken[0]})")
+        if broken := first_broken_law(model, HAND_WRITTEN[name]):
+            raise SiteError(f"by running it: the row written by hand is not right ({broken})")
         return HAND_WRITTEN[name]
     rows = discovery.discover(model)
     if any(row.attention.groups != 1 or row.attention.shape for row in rows):
@@ -254,7 +256,7 @@ def kept(name: str) -> dict[str, Any]:
     return found
 
 
-WATCHED = ("discover.py", "layer_row.py", "trace.py", "verify.py")
+WATCHED = ("discover.py", "layer_row.py", "layer_run.py", "own_softmax.py", "prefix_entry.py", "trace.py", "verify.py")
 """what a row depends on"""
 
 
@@ -301,7 +303,11 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         marks = []
         for reason in found["takes"].values():
             said = reason.removeprefix("refused: ").replace(f"{name} ", "").split("; ")[0]
-            said = said.removeprefix("prefix_heads: ").removeprefix("bitfit: ")
+            said = said.removeprefix("bitfit: ")
+            if "no prefix enters" in said:
+                said = "no prefix enters its attention, which calls no attention function and takes no softmax of q kᵀ alone"
+            elif said.endswith("has no biases to tune"):
+                said = "has no biases to tune"
             marks.append("yes" if reason == "yes" else f"no [{reasons.setdefault(said, len(reasons) + 1)}]")
         lines.append(f"| {name} | {' | '.join(marks)} |")
     lines += ["", *(f"{number}. {said}" for said, number in reasons.items())]

@@ -90,7 +90,7 @@ def why_refused(arch: str, mixture: Mixture, runs: int = 1) -> str | None:
         if change.form.name == "prompt" and tiny.ARCHITECTURES[arch].kind == "vision":
             return "takes no embedded tokens"
         if change.form.name == "prefix" and not rows(arch)[0].attention.prefix:
-            return "does not use transformers' attention functions"
+            return "calls none of transformers' attention functions"
         if "ffn_hidden" in change.sites and arch == "mixtral":
             return "expected one"
         if change.form.name == "bias" and not BIASED[arch]:

@@ -188,12 +188,12 @@ def test_a_failing_attach_leaves_the_base_as_it_was(arch: str, failure: str):
 
 
 @pytest.mark.parametrize("preset", ["prefix", "unipelt-apl"])
-@pytest.mark.parametrize("arch", ["mpnet", "deberta-v2"])
+@pytest.mark.parametrize("arch", ["deberta-v2"])
 def test_a_refused_prefix_leaves_the_base_as_it_was(arch: str, preset: str):
     model = plain(arch)
     given = tiny.inputs(arch, model)
     before = snapshot(model, given)
-    with pytest.raises(UserError, match="does not use transformers' attention functions"):
+    with pytest.raises(UserError, match="calls none of transformers' attention functions"):
         unipelt.attach(model, preset)
     assert_same(before, model, given)
 

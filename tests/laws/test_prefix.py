@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,12 +12,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import unipelt
 from laws.lawbook import WITH_SDPA, attached, equal, kernel, on_each, result, rows, small, stacks
-from unipelt import Change, Gate, Learned, Mixture, Prefix, Route
+from unipelt import Change, Gate, Learned, Mixture, Prefix, Route, Stack
+from unipelt.errors import SiteError
 from unipelt.forms.prefix import HeadShape, PrefixMLP, table_of
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
 
 PREFIXED = on_each("prefix")
+DISPATCHING = [arch for arch in PREFIXED if rows(arch)[0].attention.softmax is None]
 RELU = Prefix(length=3, function="relu")
 
 
@@ -106,7 +109,7 @@ def unseen(given: dict, stack, kind: str, queries: int, keys: int) -> Tensor:
 
 def kernels_and_mixtures() -> list[tuple[str, str, str]]:
     """All on one architecture of each kind and on grouped heads, position biases and fused projections; two on the others."""
-    every = [(a, n) for a in PREFIXED for n in tiny.ARCHITECTURES[a].attention]
+    every = [(a, n) for a in DISPATCHING for n in tiny.ARCHITECTURES[a].attention]
     some = ("prefix, gated by token", "relu, gated")
     varied = ("bert", "llama", "bart", "t5", "gpt2")
     return [(a, n, mixture) for a, n in every for mixture in (MIXTURES if a in varied else some)]
@@ -148,6 +151,44 @@ def assert_every_attention_is_the_mixture(model: nn.Module, given: dict, arch: s
         else:
             expected = attend(q, k, v, hidden, bias, scaling, cap) + g * (q @ p_k.mT).relu() @ p_v
         equal(output, expected.transpose(1, 2), arch, attn, what=f"{row.name} {layer} {kind}")
+
+
+def watched(arch: str, softmax: str) -> tuple[Stack, ...]:
+    """The rows of an architecture whose attention is watched, as if it called no attention function."""
+    return tuple(
+        replace(
+            row,
+            attention=replace(row.attention, softmax=softmax),
+            cross=row.cross and replace(row.cross, softmax=softmax),
+        )
+        for row in rows(arch)
+    )
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("arch", ["bert", "gpt2", "bart"])
+def test_prefixes_around_an_own_softmax_are_those_in_an_attention_function(arch: str, attn: str):
+    both = [MIXTURES["prefix, gated by token"], MIXTURES["relu, gated"]]
+    cases = {
+        **MIXTURES,
+        "two prefixes": Mixture(tuple(c for mixture in both for c in mixture.changes)),
+        "side by side": both,
+    }
+    for name, mixture in cases.items():
+        outputs = []
+        for rows_ in (None, watched(arch, "scaled")):
+            model = attached(arch, mixture, runs=[1, 2] if name == "side by side" else 1, attn=attn, stacks=rows_)
+            with torch.no_grad():
+                outputs.append(result(model(**tiny.inputs(arch, model, batch=6))))
+        equal(*outputs, arch, attn, what=name)
+
+
+def test_attention_that_is_computed_in_another_way_than_its_row_says_is_refused():
+    model = attached("bert", "prefix", attn="eager", stacks=watched("bert", "fused"))
+    with pytest.raises(SiteError, match="computes its attention in another way than when its row was found"):
+        model(**tiny.inputs("bert", model))
+    assert torch.overrides._len_torch_function_stack() == 0  # nothing watches any more
+    assert result(unipelt.detach(model)(**tiny.inputs("bert", model))).isfinite().all()
 
 
 @pytest.mark.parametrize("arch", PREFIXED)
@@ -220,7 +261,7 @@ def test_a_model_with_folded_prefixes_gives_the_same_logits(arch: str, preset: s
 
 
 def test_sdpa_is_tried():
-    assert len(WITH_SDPA) > len(PREFIXED) - 3 and rows("t5")[1].cross is not None
+    assert len(WITH_SDPA) > len(DISPATCHING) - 3 and rows("t5")[1].cross is not None
 
 
 @pytest.mark.parametrize("arch", PREFIXED)

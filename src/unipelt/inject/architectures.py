@@ -31,8 +31,11 @@ class Attention:
     # key/value heads, width of a key, width of a value, each a number or the name of an attribute of the module or the
     # config; None where the projections' sizes and the usual names of the number of heads say it
     shape: tuple[int | str, int | str, int | str] | None = None
-    # the module dispatches through AttentionInterface and hands keywords on to it
+    # prefixes can enter: the module dispatches through AttentionInterface and hands keywords on to it, or see softmax
     prefix: bool = True
+    # attention that computes its own softmax: of scores q kᵀ divided by √d ("scaled"), of q kᵀ as it is ("plain"), or in one
+    # call of torch's scaled_dot_product_attention ("fused"); None where it dispatches through AttentionInterface
+    softmax: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ _CODEGEN = Stack(
         out="attn.out_proj",
         order=("query", "value", "key"),
         groups=4,  # whatever the number of heads, which a model of four heads does not show
-        prefix=False,
+        softmax="scaled",
     ),
     ffn_input="mlp",
     ffn_output="mlp",
@@ -119,7 +122,7 @@ DEFAULTS: dict[Kind, dict[str, Any]] = {
 TEXT, TRUTH, NUMBER = (str,), (bool,), (int, str)
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "module", "layers", "query", "key", "value", "out", "ffn_input", "ffn_output"), TEXT),
-    **dict.fromkeys(("norm", "ffn_norm", "ffn_residual"), (str, type(None))),
+    **dict.fromkeys(("norm", "ffn_norm", "ffn_residual", "softmax"), (str, type(None))),
     **dict.fromkeys(("causal", "prefix", "keywords"), TRUTH),
     "groups": NUMBER,
 }
@@ -173,8 +176,8 @@ def without_prefix(rows: tuple[Stack, ...]) -> tuple[Stack, ...]:
     return tuple(
         replace(
             row,
-            attention=replace(row.attention, prefix=False),
-            cross=row.cross and replace(row.cross, prefix=False),
+            attention=replace(row.attention, prefix=False, softmax=None),
+            cross=row.cross and replace(row.cross, prefix=False, softmax=None),
             keywords=True,
         )
         for row in rows

@@ -21,7 +21,7 @@ from unipelt.inject.discover import rows_of
 from unipelt.inject.heads import POLICIES, POOLINGS, build_head, find_head, train_head
 from unipelt.inject.plan import Base
 from unipelt.inject.registration import Joined, hooks_of
-from unipelt.inject.resolve import find_stacks
+from unipelt.inject.resolve import find_stacks, say_which_layers_attend
 from unipelt.inject.state import NAME, AttachedState, MixtureState, MultiMixtureState, attached_state
 from unipelt.spec.location import HEAD
 
@@ -81,6 +81,7 @@ def attach_checked(
     stacks = find_stacks(model, options["stacks"])
     options = options | {"stacks": tuple(stack.row for stack in stacks)}
     base = Base(model, stacks, frozenset(find_head(model)), several=sum(runs_each) > 1)
+    say_which_layers_attend(base.config.model_type, stacks)
     parts, heads = [], []
     joined: Joined = []
     for number, (mixture, runs) in enumerate(zip(mixtures, runs_each)):
@@ -103,7 +104,7 @@ def attach_checked(
     _to_devices(state, joined, model)
     for path, module in state.named_modules():
         module.path = path  # type: ignore[assignment]  # DataParallel's copies are found by this path
-    if any(point.side == "attention" for point, _ in joined):
+    if any(point.side == "attention" and point.stack.dispatches for point, _ in joined):
         state.kernels = Kernels(list(_configs(model).values()))
     state.hooks = hooks_of(state, base, joined, heads, pooling)
     if state.kernels is not None:

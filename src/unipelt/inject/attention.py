@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unipelt.errors import SiteError
 from unipelt.forms.prefix import gated_prefix_attention, multi_head_parallel, prefix_attention
-from unipelt.inject.context import KEYWORD, Context, ForwardState, LayerHook, together
+from unipelt.inject.context import Context, together
 from unipelt.inject.hooks import BoundChange, module_of
 from unipelt.spec import Location
 
@@ -62,49 +62,6 @@ class BoundPrefix(BoundChange):
         return PrefixCall(self.function, key if self.function == "relu" else key * scale, value * scale, None)
 
 
-class AttentionHook:
-    """Attention hooks: the pre-hook reads the forward's context, captures the block's input and adds its prefixes to the call."""
-
-    def __init__(
-        self, attention: nn.Module, forwards: ForwardState, averaged: set[str], captures: str | None,
-        kernels: "Kernels | None",
-    ):  # fmt: skip
-        """captures: the name under which the block's input is captured, if a later module reads it."""
-        self.forwards, self.captures, self.kernels = forwards, captures, kernels
-        self.own_context = LayerHook(attention, forwards, averaged)
-        self.changes: list[BoundPrefix] = []
-
-    def enter(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
-        thread = self.forwards.thread
-        if KEYWORD in kwargs:
-            thread.context = kwargs[KEYWORD]
-            kwargs = {name: value for name, value in kwargs.items() if name != KEYWORD}
-        elif thread.context is None:
-            self.own_context.enter(attention, args, kwargs)
-            thread.alone = True
-        context = thread.context
-        x = args[0] if args else kwargs["hidden_states"]
-        if self.captures is not None:
-            thread.captured[self.captures] = x
-        if self.changes and context is not None and not context.off:
-            if self.kernels is not None:
-                self.kernels.wrap()
-            kwargs = {**kwargs, PREFIXES: self._calls(x, context.on(x.device))}
-        return args, kwargs
-
-    def leave(self, attention: nn.Module, args: tuple, output: Any) -> None:
-        """Also after a forward that has failed."""
-        if self.forwards.thread.alone:
-            self.own_context.leave(attention, args, output)
-
-    def _calls(self, x: Tensor, context: Context) -> Calls:
-        calls = []
-        for part in context.parts or (context,):
-            own = x if part.mine is None else x[part.mine]
-            calls.append((part.mine, tuple(c.call(own, part) for c in self.changes if c.takes_part(part))))
-        return calls
-
-
 def attend_with_prefixes(
     name: str,
     module: nn.Module,
@@ -133,6 +90,17 @@ def attend_with_prefixes(
         extra = {} if bias is None else {"position_bias": bias}
         return kernel(module, q, k, v, mask, dropout=dropout, **extra, **kwargs)
 
+    return attend_changed(
+        calls, plain, query, key, value, attention_mask, bias, scaling, kwargs.get("softcap"), dropout
+    )
+
+
+def attend_changed(
+    calls: Calls, plain: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None,
+    scaling: float, softcap: float | None, dropout: float,
+) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:  # fmt: skip
+    """plain(q, k, v, mask, bias, dropout=…), and around it each prefix of the call, in tuple order."""
+
     def changed(prefixes, q, k, v, mask, bias):
         attend: Callable = plain
         prefixes = [prefix.to(q.dtype) for prefix in prefixes]
@@ -140,7 +108,7 @@ def attend_with_prefixes(
             if prefix.function == "softmax" and prefix.weight is None:
                 attend = partial(_concatenated, attend, prefix)
             elif prefix.function == "softmax":
-                attend = partial(_gated, attend, prefix, scaling, kwargs.get("softcap"), dropout)
+                attend = partial(_gated, attend, prefix, scaling, softcap, dropout)
         output, weights = attend(q, k, v, mask, bias)
         for prefix in prefixes:
             if prefix.function == "relu":
@@ -148,7 +116,7 @@ def attend_with_prefixes(
                 output = output + (delta if prefix.weight is None else delta * prefix.weight[:, :, None])
         return output, weights
 
-    given = query, key, value, attention_mask, bias
+    given = query, key, value, mask, bias
     if calls[0][0] is None:
         return changed(calls[0][1], *given)
     rows = [mine for mine, _ in calls]

@@ -102,6 +102,13 @@ class PerThread(threading.local):
         self.captured: dict[str, Tensor] = {}
         self.longer: Any = None
         """the longer input of this forward, where a soft prompt is in it"""
+        self.watching: list[tuple[nn.Module, Any]] = []
+        """the attention block that runs, and what watches its softmax, where it computes it by itself"""
+
+    def watch(self, on: bool) -> None:
+        """Whether what watches an attention block sees what is computed now: not what our changes compute inside of it."""
+        for _, watching in self.watching:
+            watching.paused = not on
 
     def __reduce__(self):
         """A copy begins outside of any forward."""

@@ -13,34 +13,33 @@
    reaching the layer's output, it is that sub-layer's norm (post-LN); else the first module that reads the stream before the
    FFN is where its residual branches off.
 6. A cross-attention's key is not reached by the layer's input. Causal: later tokens have exactly no gradient.
-7. Keywords given to a stack and to its attention blocks say whether a context and a prefix arrive.
+7. Keywords given to a stack and to its attention blocks say whether a context and a prefix arrive. Where none does, a prefix may
+   still enter around the block's own softmax: see prefix_entry.py.
+8. The laws of verify.py decide: a row that breaks one is refused.
 """
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt.errors import SiteError
 from unipelt.inject.architectures import Stack, rows_for
-from unipelt.inject.layer_row import LayerRow, NotFound
+from unipelt.inject.layer_row import LayerRow
+from unipelt.inject.layer_run import kind_of
+from unipelt.inject.prefix_entry import with_keywords, with_softmax
+from unipelt.inject.resolve import find_stacks
 from unipelt.inject.trace import (
-    KEYWORD,
     Attending,
     Call,
+    NotFound,
     Trace,
-    attention_function,
     example_inputs,
-    kernel_of,
-    prepared,
     reached,
-    takes_keywords,
 )
-from unipelt.inject.verify import broken_laws
+from unipelt.inject.verify import first_broken_law
 
 
 def rows_of(model: PreTrainedModel, given: tuple[Stack, ...] | None, search: bool) -> tuple[Stack, ...] | None:
@@ -56,24 +55,24 @@ def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
     try:
         refuse_what_cannot_run(model)
         inputs = example_inputs(base)
-        try:
-            cut, whole = Trace(base, inputs), Trace(base, inputs, cut=False)
-        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError) as error:
-            raise NotFound(
-                f"it does not run on {' and '.join(inputs)} alone ({type(error).__name__}: {error})"
-            ) from error
+        cut, whole = Trace(base, inputs), Trace(base, inputs, cut=False)
         rows = stacks_of(base, cut, whole)
-        rows = with_keywords(base, inputs, rows, {attending.path for attending in cut.attending})
-        if broken := broken_laws(model, rows):
-            raise NotFound(f"a row was found, but it is not right ({broken[0]})")
+        refuse_layers_that_did_not_run(model, cut, rows, inputs)
+        rows = with_keywords(model, inputs, rows)
+        rows = with_softmax(model, rows)
+        if broken := first_broken_law(model, rows):
+            raise NotFound(f"a row was found, but it is not right ({broken})")
     except NotFound as error:
         raise SiteError(
             f"model_type={name!r} has no row in the table of architectures, and none was found by running it: {error}. "
-            "Give attach(…, stacks=(Stack(…),)), see docs/architectures.md; plain full fine-tuning needs no row"
+            "Give attach(…, stacks=(Stack(…),)), see docs/how-to-new-architecture.md; plain full fine-tuning needs no row"
         ) from None
     parts = [f"{row.name} of {row.layers or 'the base'}.*" for row in rows]
-    closed = [] if all(row.attention.prefix for row in rows) else ["no prefix can enter its attention"]
-    logging.getLogger("unipelt").warning("%s: found by running it: %s", name, "; ".join([*parts, *closed]))
+    if not all(row.attention.prefix for row in rows):
+        parts.append("no prefix can enter its attention")
+    if idle := idle_lists(base, cut):
+        parts.append(f"{', '.join(idle)} did not run on {' and '.join(inputs)} alone and stay as they are")
+    logging.getLogger("unipelt").warning("%s: found by running it: %s", name, "; ".join(parts))
     return rows
 
 
@@ -85,12 +84,38 @@ def refuse_what_cannot_run(model: PreTrainedModel) -> None:
         hasattr(p, "device_mesh") or "FSDP" in type(m).__name__ for m in base.modules() for p in m.parameters(False)
     ):
         raise NotFound("it is sharded over several devices; attach before sharding")
-    if any(hasattr(m, "_orig_mod") for m in base.modules()):
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in base.modules()):
         raise NotFound("a part of it is compiled; attach to the plain model, then compile it")
     if not any(p.is_floating_point() and p.dtype.itemsize > 1 for p in base.parameters()):
         raise NotFound("all its weights are quantised, so gradients cannot be followed")
     if not type(base).__module__.startswith("transformers."):
         raise NotFound(f"{type(base).__name__} is code from outside transformers, which is not traced")
+
+
+def refuse_layers_that_did_not_run(
+    model: PreTrainedModel, trace: Trace, rows: tuple[Stack, ...], inputs: dict[str, Tensor]
+) -> None:
+    """Raise NotFound where a layer that the row fits is skipped, such as one that reads images alone."""
+    ran = {call.module for call in trace.calls}
+    skipped = [layer.path for stack in find_stacks(model, rows) for layer in stack.layers if layer.module not in ran]
+    if skipped:
+        raise NotFound(f"its layer {skipped[0]} did not run on {' and '.join(inputs)} alone, so nothing is known of it")
+
+
+def idle_lists(base: nn.Module, trace: Trace) -> list[str]:
+    """The outermost lists of layers of which none ran, such as a vision tower's in a forward of text."""
+    ran = {call.module for call in trace.calls}
+    return [path for path, layers in lists_of(base) if not any(m in ran for m in layers.modules())]
+
+
+def lists_of(base: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The outermost numbered lists of modules."""
+    found: list[tuple[str, nn.Module]] = []
+    for path, module in base.named_modules():
+        numbers = [name for name, _ in module.named_children()]
+        if numbers and all(n.isdigit() for n in numbers) and not any(path.startswith(f"{p}.") for p, _ in found):
+            found.append((path, module))
+    return found
 
 
 def stacks_of(base: PreTrainedModel, cut: Trace, whole: Trace) -> tuple[Stack, ...]:
@@ -99,8 +124,10 @@ def stacks_of(base: PreTrainedModel, cut: Trace, whole: Trace) -> tuple[Stack, .
     if cut.without_linears:
         raise NotFound(f"the attention of {cut.without_linears[0]!r} has queries or keys of no linear module")
     if not cut.attending:
+        layers = ", ".join(f"{path}.0" for path, _ in lists_of(base)) or "no numbered list of modules"
         raise NotFound(
-            "nothing in it attends: no attention function is called, and no softmax stands between two products"
+            "nothing in it attends: no attention function is called, and no softmax stands between two products "
+            f"(its layers: {layers})"
         )
     found: dict[str, tuple[dict[str, Any], Call]] = {}
     why: dict[str, str] = {}
@@ -110,9 +137,7 @@ def stacks_of(base: PreTrainedModel, cut: Trace, whole: Trace) -> tuple[Stack, .
             if call.path in found:
                 break
             try:
-                kind = tuple(
-                    (n, type(m), tuple(p.shape for p in m.parameters(False))) for n, m in call.module.named_modules()
-                )
+                kind = kind_of(call.module)
                 if kind not in kinds:  # layers with the same modules have the same row
                     kinds[kind] = LayerRow(cut, whole, call).row()
                 found[call.path] = kinds[kind], call
@@ -176,66 +201,3 @@ def find_softmax_attention(trace: Trace) -> None:
         else:
             trace.without_linears.append(softmax.path)
     trace.attending.sort(key=lambda attending: attending.time)
-
-
-def with_keywords(
-    base: PreTrainedModel, inputs: dict[str, Tensor], rows: tuple[Stack, ...], attending: set[str]
-) -> tuple[Stack, ...]:
-    """The rows with what arrives of keywords that are given to stacks and to attention blocks."""
-    arrived: set[int] = set()
-    handed: set[int] = set()
-
-    def function(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
-    ) -> Any:
-        if kwargs.pop(KEYWORD, None) is not None:
-            arrived.add(id(module))
-        return kernel_of(module)(module, query, key, value, attention_mask, **kwargs)
-
-    def at_block(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
-        if KEYWORD in kwargs:
-            handed.add(id(module))
-        return args, {**kwargs, KEYWORD: True}
-
-    def at_stack(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
-        return args, {**kwargs, KEYWORD: True}
-
-    blocks = {
-        (row.name, kind): blocks_of(base, row, kind, attending) for row in rows for kind in ("attention", "cross")
-    }
-    stacks = [base.get_submodule(row.module) for row in rows]
-    hooks = [(m, at_stack) for m in stacks if takes_keywords(m)]
-    hooks += [(m, at_block) for found in blocks.values() for m in found if takes_keywords(m)]
-    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m, hook in hooks]
-    try:
-        with prepared(base), attention_function(base, function), torch.no_grad():
-            base(**inputs)
-    except TypeError:
-        handed.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = []
-    for row in rows:
-        own = {kind: blocks[row.name, kind] for kind in ("attention", "cross")}
-        keywords = all(id(m) in handed for every in own.values() for m in every)
-        enters = {kind: bool(every) and all(id(m) in arrived for m in every) for kind, every in own.items()}
-        cross = row.cross and replace(row.cross, prefix=row.cross.prefix and enters["cross"])
-        attention = replace(row.attention, prefix=row.attention.prefix and enters["attention"])
-        found.append(replace(row, attention=attention, cross=cross, keywords=keywords or not attention.prefix))
-    return tuple(found)
-
-
-def blocks_of(base: nn.Module, row: Stack, kind: str, attending: set[str]) -> list[nn.Module]:
-    """The attention modules of a row's layers."""
-    attention = getattr(row, kind)
-    if attention is None:
-        return []
-    pattern = [*row.layers.split("."), "*", *filter(None, attention.module.split("."))]
-    pattern = [part for part in pattern if part]
-
-    def fits(path: str) -> bool:
-        parts = path.split(".")
-        return len(parts) == len(pattern) and all(p == q or (p == "*" and q.isdigit()) for p, q in zip(pattern, parts))
-
-    return [module for path, module in base.named_modules() if path in attending and fits(path)]

@@ -122,6 +122,12 @@ class ModuleHook:
 
     def before(self, module: nn.Module, args: tuple) -> tuple | None:
         """Pre-hook: changes the module's input, as the concatenated heads are the output projection's."""
+        self.forwards.thread.watch(False)
+        output = self._before(args)
+        self.forwards.thread.watch(True)
+        return output
+
+    def _before(self, args: tuple) -> tuple | None:
         context = self.forwards.at(args[0])
         if context is None:
             return None
@@ -136,6 +142,12 @@ class ModuleHook:
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Forward hook: changes the module's output."""
+        self.forwards.thread.watch(False)
+        changed = self._after(module, args, output)
+        self.forwards.thread.watch(True)
+        return changed
+
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> Any:
         y = output[0] if isinstance(output, tuple) else output
         context = self.forwards.at(args[0] if args else y)
         if context is None:

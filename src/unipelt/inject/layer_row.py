@@ -10,13 +10,9 @@ from torch.autograd.graph import GradientEdge
 from unipelt.errors import SiteError
 from unipelt.inject.architectures import Attention
 from unipelt.inject.resolve import Layer, features, head_shape, is_linear
-from unipelt.inject.trace import Attending, Call, Trace, gradients, reached
+from unipelt.inject.trace import Attending, Call, NotFound, Trace, gradients, reached
 
 PARTS = ("query", "key", "value")
-
-
-class NotFound(Exception):
-    """What was seen of an architecture, and what was not."""
 
 
 class LayerRow:

@@ -181,8 +181,9 @@ def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) 
     for kind, attention in stack.attentions():
         if not attention.prefix:
             raise SiteError(
-                f"{name}: {config.model_type} does not use transformers' attention functions, so it takes no prefix; "
-                "use a mixture without a prefix, such as lora, adapter or bitfit"
+                f"{name}: no prefix enters {layers[0].path}.{attention.module} of {config.model_type}: it calls none of "
+                "transformers' attention functions and takes no softmax of q kᵀ alone; use a mixture without a prefix, such as "
+                "lora, adapter or bitfit"
             )
         for group, (shape, alike) in enumerate(by_head_shape(layers, attention, config)):
             table = Location(stack.row.name, None, name, f"{kind}_{group}" if group else kind)

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.constants import Bias, Norm
-from unipelt.inject.attention import AttentionHook, BoundPrefix, Kernels
+from unipelt.inject.attention import BoundPrefix, Kernels
+from unipelt.inject.attention_hook import AttentionHook
 from unipelt.inject.build import averaged_masks
 from unipelt.inject.context import InputCapture, LayerHook, ReplicaHook, StackHook, checkpoints
 from unipelt.inject.heads import HeadHook, HeadLinear, HeadNorm, Pooling
@@ -82,7 +83,8 @@ def attention_hooks(
             for kind, attention in stack.attentions():
                 captures = kind if (layer.path, kind) in read else None
                 hooks[f"{layer.path}.{attention.module}"] = AttentionHook(
-                    layer.get(attention.module), state.forwards, masks.get(stack.row.name, set()), captures, state.kernels
+                    layer.get(attention.module), state.forwards, masks.get(stack.row.name, set()), captures, state.kernels,
+                    attention.softmax,
                 )  # fmt: skip
     for point, change in joined:
         if isinstance(change, BoundPrefix):

@@ -41,11 +41,19 @@ class ResolvedStack:
     path: str
     module: nn.Module
     layers: list[Layer]
+    """those that have every part of the row"""
+    others: int = 0
+    """how many more the list has"""
 
     def attentions(self) -> Iterator[tuple[str, Attention]]:
         yield "self", self.row.attention
         if self.row.cross is not None:
             yield "cross", self.row.cross
+
+    @property
+    def dispatches(self) -> bool:
+        """Whether an attention of it calls transformers' attention functions."""
+        return any(attention.softmax is None for _, attention in self.attentions())
 
     def layer_of(self, path: str) -> Layer | None:
         return next((layer for layer in self.layers if path.startswith(layer.path + ".")), None)
@@ -82,7 +90,7 @@ def find_stacks(model: PreTrainedModel, rows: tuple[Stack, ...] | None) -> list[
             stack.layers = [layer for layer in every if not _missing(layer, row)]
             if not stack.layers:
                 raise AttributeError(f"no layer has {_missing(every[0], row)!r}" if every else "it has no layers")
-            _say_which_layers_attend(name, every, stack.layers)
+            stack.others = len(every) - len(stack.layers)
         except AttributeError as error:
             raise SiteError(f"the row of {name!r} does not fit this model: {error}; give attach(…, stacks=…)") from None
         stacks.append(stack)
@@ -120,13 +128,15 @@ def _missing(layer: Layer, row: Stack) -> str | None:
     return next((path for path in _paths(row) if not layer.has(path)), None)
 
 
-def _say_which_layers_attend(name: str, every: list[Layer], attending: list[Layer]) -> None:
-    if len(attending) < len(every):
-        numbers = ", ".join(str(layer.index) for layer in attending)
-        logging.getLogger("unipelt").warning(
-            "%s: layers %s of %d have attention and an FFN; changes go into these alone",
-            name, numbers, len(every),
-        )  # fmt: skip
+def say_which_layers_attend(name: str, stacks: list[ResolvedStack]) -> None:
+    """One line for each stack some of whose layers have no attention, or no FFN, and so take no changes."""
+    for stack in stacks:
+        if stack.others:
+            numbers = ", ".join(str(layer.index) for layer in stack.layers)
+            logging.getLogger("unipelt").warning(
+                "%s: layers %s of %d have attention and an FFN; changes go into these alone",
+                name, numbers, len(stack.layers) + stack.others,
+            )  # fmt: skip
 
 
 def _join(*parts: str) -> str:

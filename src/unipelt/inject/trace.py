@@ -30,6 +30,13 @@ PRODUCTS = (
 )  # fmt: skip
 
 
+CANNOT_RUN = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
+
+
+class NotFound(Exception):
+    """What was seen of an architecture, and what was not."""
+
+
 @dataclass(eq=False)
 class Call:
     """One call of a module. `start` and `end` count events of the forward."""
@@ -79,7 +86,10 @@ class Attending:
 
 
 class Trace:
-    """What happened in one forward of a base. With `cut=False` gradients flow from embeddings through everything."""
+    """What happened in one forward of a base. With `cut=False` gradients flow from embeddings through everything.
+
+    Raises NotFound where the base does not run on these inputs.
+    """
 
     def __init__(self, base: PreTrainedModel, inputs: dict[str, Tensor], cut: bool = True):
         self.base, self.cut, self.time = base, cut, 0
@@ -105,7 +115,12 @@ class Trace:
             stack.enter_context(attention_function(base, self._attend))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(_Products(self))
-            base(**inputs)
+            try:
+                base(**inputs)
+            except CANNOT_RUN as error:
+                inside = next((call.path for call in reversed(self.open) if call.path), "itself")
+                why = f"{type(error).__name__} in {inside}: {' '.join(str(error).split())[:200]}"
+                raise NotFound(f"it does not run on {' and '.join(inputs)} alone ({why})") from error
 
     def tick(self) -> int:
         self.time += 1
