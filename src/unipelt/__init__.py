@@ -29,7 +29,7 @@ _WHERE = {
     "merge": "inject.merge",
     "fold": "train.fold",
     "export_merged": "checkpoint.export",
-    "export_peft": "checkpoint.export",
+    "export_peft": "checkpoint.formats.peft_export",
     "load_peft": "checkpoint.formats.peft",
     "load_adapterhub": "checkpoint.formats.adapterhub",
     "record_gates": "inject.record",

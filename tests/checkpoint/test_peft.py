@@ -162,11 +162,11 @@ def test_a_fixed_gate_can_be_exported(tmp_path: Path):
 LORA = Change(form=LowRank(r=2), site="query", reads="input")
 REFUSED = {
     "fused": ("gpt2", Mixture((LORA,)), r"low_rank_query: it changes a part of the fused 'c_attn'.*site='linear:c_attn'"),
-    "adapter": ("bert", "unipelt-apl-nogate", "bottleneck_ffn: peft's LoRA folder has no bottleneck"),
-    "prefix": ("bert", "unipelt-apl-nogate", "prefix_heads: peft's LoRA folder has no prefix"),
-    "bitfit": ("bert", "bitfit", "bias_biases: peft's LoRA folder has no bias"),
+    "adapter": ("bert", "unipelt-apl-nogate", "bottleneck_ffn: peft has no bottleneck"),
+    "prefix": ("bert", "unipelt-apl-nogate", "prefix_heads: a peft folder holds one method, and beside prefix tuning there is LoRA; low_rank_query"),
+    "bitfit": ("bert", "bitfit", "bias_biases: peft has no bias"),
     "twice": ("bert", Mixture((LORA, LORA)), r"layer\.0\.attention\.self\.query' has 2 changes, a peft folder one a linear"),
-    "nothing": ("bert", "head", "'head' has no LoRA in it; use unipelt.save"),
+    "nothing": ("bert", "head", "'head' changes nothing in the base; use unipelt.save"),
 }  # fmt: skip
 
 
@@ -190,9 +190,9 @@ def test_dropouts_and_poolings_that_peft_does_not_have_are_refused(tmp_path: Pat
 
 
 CHANGED = {
-    "another method": ({"peft_type": "LOHA"}, r"peft_type='LOHA', expected 'LORA'"),
-    "no method": ({"peft_type": None}, r"peft_type=None, expected 'LORA'"),
-    "dora": ({"use_dora": True}, "use_dora=True is a variant of LoRA that cannot be read"),
+    "another method": ({"peft_type": "LOHA"}, "peft_type='LOHA' cannot be read; expected IA3, LORA, PREFIX_TUNING, PROMPT_TUNING"),
+    "no method": ({"peft_type": None}, "peft_type=None cannot be read; expected IA3, LORA"),
+    "dora without its magnitudes": ({"use_dora": True}, "has no whole LoRA for 'bert.encoder.layer.0.attention.self.query'"),
     "biases": ({"bias": "lora_only"}, "bias='lora_only', expected 'none'"),
     "its own bias": ({"lora_bias": True}, "lora_bias=True is a variant"),
     "tokens": ({"trainable_token_indices": [1]}, r"trainable_token_indices=\[1\] is a variant"),
@@ -245,7 +245,9 @@ def test_tensors_that_do_not_fit_are_refused(lora: Path, tmp_path: Path):
     surplus = tensors | {"base_model.model.surplus": torch.zeros(1)}
     assert_refused(copied(lora, tmp_path, tensors=surplus), "holds 'surplus', which is neither")
     embedding = tensors | {"base_model.model.bert.embeddings.word_embeddings.lora_embedding_A": torch.zeros(1)}
-    assert_refused(copied(lora, tmp_path, tensors=embedding), "lora_embedding_A', which is neither a linear's LoRA")
+    assert_refused(
+        copied(lora, tmp_path, tensors=embedding), "lora_embedding_A', which is neither a part of its method"
+    )
     elsewhere = without | {name.replace("layer.1", "layer.7"): tensors[name]}
     assert_refused(
         copied(lora, tmp_path, tensors=elsewhere), r"layer\.7\.attention\.self\.value', which is not in this"

@@ -47,14 +47,14 @@ def export(
     merged: str = option(
         "", panel="Output", help="folder for a plain transformers model: base, changes and head merged"
     ),
-    peft: str = option("", panel="Output", help="folder for a peft LoRA adapter"),
+    peft: str = option("", panel="Output", help="folder for a peft adapter: LoRA, DoRA, IA³, a prefix or a prompt"),
     folded: str = option(
         "",
         panel="Output",
         help="folder for the run with constants in place of gates that hardly vary, for `unipelt predict`",
     ),
 ) -> None:
-    """Write a run as a plain transformers model, as a peft LoRA adapter, or with constants in place of gates that hardly vary.
+    """Write a run as a plain transformers model, as a peft adapter, or with constants in place of gates that hardly vary.
 
     A change that cannot be merged exactly is an error that names the change and the reason.
 
@@ -78,8 +78,9 @@ def export(
         raise UserError("--fix-gates needs --data: the mean of a gate is taken over texts")
     from unipelt.checkpoint.description import describe
     from unipelt.checkpoint.disk import resolve
-    from unipelt.checkpoint.export import export_merged, export_peft
+    from unipelt.checkpoint.export import export_merged
     from unipelt.checkpoint.folder import save
+    from unipelt.checkpoint.formats.peft_export import export_peft
     from unipelt.train.predictor import Predictor, fixed_at_means
 
     predictor = Predictor.load(run, model or None, "cpu")

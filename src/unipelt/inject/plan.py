@@ -279,10 +279,13 @@ def linears(name: str, change: spec.Change, target: str, base: Base) -> Iterator
         is_query = path.rsplit(".", 1)[-1] == attention.query.rsplit(".", 1)[-1]
         inputs, outputs = features(base.model.get_submodule(path))
         label = path.removeprefix(inside.path + ".") if inside else path
+        side: Literal["before", "after"] = "after"
+        if change.form.name == "scaling" and change.reads == "input":
+            side, outputs = "before", inputs
         yield HookPoint(
             stack=stack, layer=inside, location=Location(stack.row.name, inside.index if inside else None, name, label),
             path=path, inputs=outputs if change.reads == "output" else inputs, outputs=outputs,
-            reads="output" if change.reads == "output" else "input", source=kind == "cross" and not is_query,
+            reads="output" if change.reads == "output" else "input", source=kind == "cross" and not is_query, side=side,
         )  # fmt: skip
 
 

@@ -45,6 +45,8 @@ RULES = (
         "h + w x (m ⊙ V/‖V‖ − W)ᵀ, V = W + (α/r) B A", "Liu et al. 2024, eq. 5 and §4.3"),
     Rule(("scaling",), (*PROJECTIONS, "ffn_hidden"), ("output",), NO_GROUP,
         "h ⊙ (1 + w d)", "Liu et al. 2022, §3.3; gated: unpublished"),
+    Rule(("scaling",), (LINEARS,), ("input",), NO_GROUP,
+        "x ⊙ (1 + w d) in place of x, what the linear reads", "Liu et al. 2022, §3.3, as peft's feedforward_modules"),
     Rule(MAPS, PROJECTIONS, ("input",), ANY_WEIGHT,
         "h + w f(x W↓) W↑", "unpublished: a parallel adapter on one linear"),
     Rule(MAPS, PROJECTIONS, ("output",), ("number", "learned"),
@@ -83,7 +85,7 @@ REFUSALS: dict[tuple[str, str], str] = {
     ("low_rank", "elsewhere"): "LoRA is a change to a linear map's weight; at this site use a Bottleneck, or name a linear",
     ("dora", "elsewhere"): "DoRA splits a linear map's weight into magnitude and direction; its site is a linear and it reads the 'input'",
     ("scaling", "elsewhere"): "IA³ rescales a linear's output or the FFN's hidden activations; its site is a linear or 'ffn_hidden', "
-                              "and it reads 'output'",
+                              "and it reads 'output'; at a linear by name it may read 'input'",
     ("prefix", "elsewhere"): "a prefix adds keys and values to the attention heads; its site is 'heads' and it reads 'queries'",
     ("prompt", "elsewhere"): "a prompt stands in front of the embedded input; its site is 'embeddings' and it reads 'nothing'",
     ("bias", "elsewhere"): "BitFit tunes the biases that the base has; its site is 'biases' and it reads 'nothing'",

@@ -1,0 +1,239 @@
+"""Written as peft's folder in the layout of peft 0.21: LoRA, DoRA, IA³, a prefix or a prompt.
+
+peft computes from a LoRA's folder what the model computes, in float32 bit for bit; only where a weight is not 1 and α/r is not a
+power of two, peft rounds once what we round twice. The other methods are equal up to rounding.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from unipelt import spec
+from unipelt.checkpoint.bases import hub_name, vocabulary_size
+from unipelt.checkpoint.disk import write_whole
+from unipelt.checkpoint.formats.peft import CONFIG, TENSORS, wrapped_modules
+from unipelt.checkpoint.formats.peft_linears import Ia3, Lora, targeted
+from unipelt.checkpoint.formats.peft_tokens import KEY, PrefixLayout, first_of
+from unipelt.errors import SpecError
+from unipelt.inject.added_tokens import added_rows
+from unipelt.inject.fixed_gates import folded
+from unipelt.inject.merge import Joint, joints, refuse, weight_of
+from unipelt.inject.resolve import find_stacks
+from unipelt.inject.state import NAME, MixtureState, mixture_state
+
+CLASSIFIERS = ("classifier", "score")  # heads that peft saves unasked under task_type SEQ_CLS
+TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"} | {
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM"
+}
+METHODS = {"low_rank": "LoRA", "dora": "DoRA", "scaling": "IA³", "prefix": "prefix tuning", "prompt": "prompt tuning"}
+"""by form: what peft calls it"""
+Method = tuple[dict[str, Any], dict[str, Tensor]]
+"""fields of the config, and tensors by the names of the base's modules"""
+
+
+def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int | None = None) -> Path:
+    """Write one run as a folder that peft's PeftModel.from_pretrained reads, the head among its modules_to_save.
+
+    Raises SpecError that names each change that a peft folder cannot hold, and why.
+    """
+    tuned = mixture_state(model)
+    _, run = tuned.locate_run(run)
+    found = list(joints(tuned))
+    refuse("export to peft", tuned, found, _reasons(tuned, found))
+    if added_rows(model, vocabulary_size(getattr(model.config, "_name_or_path", "")) or 0):
+        raise SpecError(
+            "export to peft: tokens were added to the base, and peft's folder is written without embeddings; use "
+            "unipelt.save, or unipelt.export_merged"
+        )
+    if not found:
+        raise SpecError(f"export to peft: {tuned.mixture.name!r} changes nothing in the base; use unipelt.save")
+    heads = {path: tuned.get_submodule(f"head.{path}") for path in tuned.head_modules()}
+    task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
+    saved = sorted({_saved_name(model, path) for path in heads})
+    wrapped = saved + [name for name in CLASSIFIERS if task == "SEQ_CLS" and name not in saved]
+    name = found[0].change.form.name
+    write: Callable[..., Method] = {"scaling": _ia3, "prefix": _prefix, "prompt": _prompt}.get(name, _lora)
+    method, tensors = write(model, tuned, found, run, wrapped)
+    for path in wrapped_modules(model, wrapped):
+        tensors |= {f"{path}.{name}": value for name, value in model.get_submodule(path).state_dict().items()}
+    for path, head in heads.items():
+        tensors |= {f"{path}.{name.rsplit('.', 1)[-1]}": p[run] for name, p in head.named_parameters()}
+    inside = "base_model." if KEY in tensors else "base_model.model."  # where peft has the base
+    tensors = {name if name == KEY else inside + name: value for name, value in tensors.items()}
+    config = {
+        "task_type": task,
+        "base_model_name_or_path": hub_name(getattr(model.config, "_name_or_path", "")) or None,
+        "inference_mode": True,
+        "modules_to_save": saved or None,
+    } | method
+    data = save_tensors({n: v.detach().contiguous().cpu() for n, v in tensors.items()}, metadata={"format": "pt"})
+    write_whole(Path(folder), {TENSORS: data, CONFIG: json.dumps(config, indent=2).encode()})
+    return Path(folder)
+
+
+def _reasons(tuned: MixtureState, found: list[Joint]) -> Callable[[Joint], str | None]:
+    """Why a change is in no folder of peft's, by its joint."""
+    forms = {change.form.name for change in tuned.mixture.changes} & METHODS.keys()
+    seen = Counter(joint.path for joint in found if joint.change.form.name in ("low_rank", "dora", "scaling"))
+
+    def reason(joint: Joint) -> str | None:
+        form, weight = joint.change.form, joint.change.weight
+        if form.name not in METHODS:
+            return f"peft has no {form.name}"
+        if len(forms) > 1:
+            others = ", ".join(sorted(METHODS[name] for name in forms - {form.name}))
+            return f"a peft folder holds one method, and beside {METHODS[form.name]} there is {others}"
+        if joint.delta.part is not None:
+            name = joint.path.rsplit(".", 1)[-1]
+            return f"it changes a part of the fused {name!r}, peft's LoRA whole linears: use site='linear:{name}', or merge"
+        if seen[joint.path] > 1:
+            return f"{joint.path!r} has {seen[joint.path]} changes, a peft folder one a linear"
+        if form.name == "dora" and weight != 1:
+            return f"its weight is {weight}, and peft's DoRA has none; expected 1"
+        if isinstance(form, spec.Prefix) and form.function != "softmax":
+            return f"peft has no prefix with function={form.function!r}"
+        if isinstance(form, spec.Prefix) and (joint.change.layers is not None or len(tuned.mixture.changes) > 1):
+            return "peft has one prefix, in every layer"
+        return None
+
+    return reason
+
+
+def _lora(model: PreTrainedModel, tuned: MixtureState, found: list[Joint], run: int, wrapped: list[str]) -> Method:
+    is_dora = isinstance(found[0].change.form, spec.Dora)
+    dropouts = {getattr(joint.change.form, "dropout", 0.0) for joint in found}
+    if len(dropouts) > 1:
+        raise SpecError(f"export to peft: dropouts {sorted(dropouts)}, expected one: a peft folder has one for all")
+    loras = {}
+    for joint in found:
+        form: Any = joint.delta.form
+        alpha = joint.change.form.alpha * weight_of(joint.delta, run)  # type: ignore[union-attr]
+        magnitude = form.magnitude[run] if is_dora else None
+        loras[joint.path] = Lora(form.down.weight[run], form.up.weight[run], alpha, magnitude=magnitude)
+    tensors: dict[str, Tensor] = {}
+    for path, lora in loras.items():
+        tensors |= {f"{path}.lora_A.weight": lora.down, f"{path}.lora_B.weight": lora.up}
+        tensors |= {} if lora.magnitude is None else {f"{path}.lora_magnitude_vector": lora.magnitude}
+    ranks = Counter(len(lora.down) for lora in loras.values()).most_common(1)[0][0]
+    alphas = Counter(lora.alpha for lora in loras.values()).most_common(1)[0][0]
+    config = {
+        "peft_type": "LORA",
+        "r": ranks,
+        "lora_alpha": _plain(alphas),
+        "lora_dropout": dropouts.pop(),
+        "rank_pattern": {_exactly(p): len(lora.down) for p, lora in loras.items() if len(lora.down) != ranks},
+        "alpha_pattern": {_exactly(p): _plain(lora.alpha) for p, lora in loras.items() if lora.alpha != alphas},
+        "target_modules": _target_modules(model, set(loras), wrapped),
+        "bias": "none",
+        "fan_in_fan_out": all(isinstance(model.get_submodule(path), Conv1D) for path in loras),
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": is_dora,
+    }
+    return config, tensors
+
+
+def _ia3(model: PreTrainedModel, tuned: MixtureState, found: list[Joint], run: int, wrapped: list[str]) -> Method:
+    vectors = {}
+    for joint in found:
+        form: Any = joint.delta.form
+        scale = 1 + weight_of(joint.delta, run) * form.offset[run]
+        vectors[joint.path] = Ia3(scale[None] if joint.hook == "pre" else scale[:, None])
+    targets, inner = (
+        _target_modules(model, set(vectors), wrapped),
+        [p for p, one in vectors.items() if len(one.vector) == 1],
+    )
+    names = {path.rsplit(".", 1)[-1] for path in inner}
+    if names <= {*targets} and not names & {path.rsplit(".", 1)[-1] for path in vectors.keys() - {*inner}}:
+        inner = [*names]
+    else:  # peft wants these among the targets, name by name
+        targets = sorted(vectors)
+    config = {
+        "peft_type": "IA3",
+        "target_modules": targets,
+        "feedforward_modules": sorted(inner),
+        "fan_in_fan_out": all(isinstance(model.get_submodule(path), Conv1D) for path in vectors),
+        "init_ia3_weights": True,
+    }
+    return config, {f"{path}.ia3_l": one.vector for path, one in vectors.items()}
+
+
+def _prompt(model: PreTrainedModel, tuned: MixtureState, found: list[Joint], run: int, wrapped: list[str]) -> Method:
+    stacks = find_stacks(model, tuned.options["stacks"])
+    expected = first_of(model, stacks)
+    if any(joint.change.form.first != expected for joint in found):  # type: ignore[union-attr]
+        raise SpecError(
+            "export to peft: peft's classifier reads the prompt's first vector, this one the input's first token; train with "
+            "Prompt(first='prompt'), or use unipelt.save"
+        )
+    own: list[Any] = [joint.delta.form for joint in found]
+    vectors = torch.cat([weight_of(joint.delta, run) * form.vectors[run] for joint, form in zip(found, own)])
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "prompt_tuning_init": "RANDOM",
+        **_shape(model, len(vectors), vectors.shape[1]),
+    }
+    return config, {KEY: vectors}
+
+
+def _prefix(model: PreTrainedModel, tuned: MixtureState, found: list[Joint], run: int, wrapped: list[str]) -> Method:
+    layout = PrefixLayout(model, find_stacks(model, tuned.options["stacks"]))
+    _, state = folded(tuned)
+    key, value = (
+        next(v for n, v in state.items() if n.endswith(f".{end}") and not n.startswith("head."))[run]
+        for end in ("key", "value")
+    )
+    weights = {joint.delta.location.layer: weight_of(joint.delta, run) for joint in found}
+    scale = torch.tensor([weights[layer.index] for layer in layout.stack.layers]).to(key)[:, None, None]
+    vectors = layout.to_peft(scale * key, scale * value)
+    shape = _shape(model, len(vectors), layout.width) | {
+        "num_layers": layout.layers,
+        "num_attention_heads": layout.shape.heads,
+    }
+    return {"peft_type": "PREFIX_TUNING", "encoder_hidden_size": layout.width, "prefix_projection": False, **shape}, {
+        KEY: vectors
+    }
+
+
+def _shape(model: PreTrainedModel, length: int, width: int) -> dict[str, Any]:
+    """What peft would else read off the base; an encoder-decoder has the prompt in front of its encoder alone."""
+    config: Any = model.config
+    return {
+        "num_virtual_tokens": length,
+        "token_dim": width,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": getattr(config, "num_attention_heads", None) or 1,
+        "num_layers": getattr(config, "num_hidden_layers", None) or 1,
+    }
+
+
+def _saved_name(model: PreTrainedModel, path: str) -> str:
+    """The name of a head's module in modules_to_save: its outermost module, for peft nests no copies."""
+    base = next((p for p, module in model.named_modules() if module is model.base_model), "")
+    return path if not base or path.startswith(base + ".") else path.split(".")[0]
+
+
+def _target_modules(model: PreTrainedModel, paths: set[str], wrapped: list[str]) -> list[str]:
+    """The last names of the paths where these name nothing else, else the paths."""
+    names = sorted({path.rsplit(".", 1)[-1] for path in paths})
+    spared = {"target_modules": names, "modules_to_save": wrapped}
+    reached = {p for p, _ in model.named_modules() if p and p.split(".")[0] != NAME and targeted(model, spared, p)}
+    return names if reached == paths else sorted(paths)
+
+
+def _exactly(path: str) -> str:
+    return "^" + re.escape(path)
+
+
+def _plain(number: float) -> int | float:
+    return int(number) if float(number).is_integer() else number

@@ -1,0 +1,145 @@
+"""peft's folders of prefix tuning and prompt tuning.
+
+peft keeps a prefix in the cache, so it moves the positions of all tokens by its length, and its keys have none. With rotary
+positions only the distance counts: rotated backwards by the length, the keys are those of a prefix that moves nothing.
+"""
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unipelt import spec
+from unipelt.errors import CheckpointError, SpecError
+from unipelt.forms.prefix import HeadShape
+from unipelt.inject.resolve import ResolvedStack, by_head_shape
+
+KEY = "prompt_embeddings"
+SHAPE = {"num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
+READ = {
+    "PROMPT_TUNING": SHAPE
+    | {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"},
+    "PREFIX_TUNING": SHAPE | {"encoder_hidden_size", "prefix_projection", "init_weights"},
+}
+"""options that are read, or that only say how the training began"""
+
+
+def read(
+    stacks: list[ResolvedStack],
+    model: PreTrainedModel,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+) -> tuple[spec.Change, dict[str, Tensor]]:
+    """The change that a folder holds, and its parameters by their last name. Raises CheckpointError."""
+    length, vectors = config.get("num_virtual_tokens"), tensors.get(KEY)
+    if type(length) is not int or length < 1:
+        raise CheckpointError(f"{folder}: num_virtual_tokens={length!r}, expected a whole number from 1")
+    if vectors is None or vectors.dim() != 2:
+        raise CheckpointError(f"{folder}: has no {KEY!r} [token, number]; another method, or a damaged folder")
+    if config["peft_type"] == "PROMPT_TUNING":
+        return _prompt(model, config, vectors, length, stacks, folder)
+    try:
+        table = PrefixLayout(model, stacks)
+        if vectors.shape != (expected := (length, table.layers * 2 * table.width)):
+            raise CheckpointError(
+                f"{folder}: {KEY!r} is {tuple(vectors.shape)}, expected {expected}; load its own base"
+            )
+        key, value = table.of_peft(vectors)
+    except SpecError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    form = spec.Prefix(length=length, mlp=0)
+    return spec.Change(form=form, site="heads", reads="queries"), {"key": key, "value": value}
+
+
+def _prompt(
+    model: PreTrainedModel,
+    config: dict[str, Any],
+    vectors: Tensor,
+    length: int,
+    stacks: list[ResolvedStack],
+    folder: Path,
+) -> tuple[spec.Change, dict[str, Tensor]]:
+    table: Any = stacks[0].module.get_input_embeddings()  # type: ignore[operator]
+    if len(vectors) % length or vectors.shape[1] != table.embedding_dim:
+        expected = (length, table.embedding_dim)
+        raise CheckpointError(f"{folder}: {KEY!r} is {tuple(vectors.shape)}, expected {expected}; load its own base")
+    form = spec.Prompt(length=length, first=first_of(model, stacks))
+    change = spec.Change(form=form, site="embeddings", reads="nothing")
+    return change, {"vectors": vectors[:length]}  # behind them those of a decoder, which peft does not use
+
+
+def first_of(model: PreTrainedModel, stacks: list[ResolvedStack]) -> Any:
+    """What a classifier reads in peft: an encoder's first position is the prompt's."""
+    alone = len(stacks) == 1 and not stacks[0].row.causal
+    return "prompt" if alone and type(model).__name__.endswith("ForSequenceClassification") else "input"
+
+
+class PrefixLayout:
+    """How peft lays out a prefix: for each token all layers' keys and values in turn, and how it turns the keys.
+
+    Raises SpecError where a prefix of peft is no prefix of ours.
+    """
+
+    def __init__(self, model: PreTrainedModel, stacks: list[ResolvedStack]):
+        config: Any = model.base_model.config  # type: ignore[union-attr]
+        (stack, *others), name = stacks, config.model_type
+        if others or not stack.row.causal:
+            what = "is an encoder-decoder" if others else "is an encoder"
+            reason = "reaches only its decoder's self-attention" if others else "moves the positions of its tokens"
+            raise SpecError(f"a prefix of peft's on {name!r}, which {what}: there it {reason}; peft itself can use it")
+        groups = by_head_shape(stack.layers, stack.row.attention, config)
+        if len(groups) > 1 or groups[0][0].key != groups[0][0].value:
+            raise SpecError(f"a prefix of peft's on {name!r}: its layers or its keys and values are of unlike widths")
+        self.shape: HeadShape = groups[0][0]
+        self.model, self.stack, self.config = model, stack, config
+        self.layers, self.width = len(stack.layers), self.shape.heads * self.shape.key
+        self.rotary = getattr(stack.module, "rotary_emb", None)
+        kinds = {kind.get("rope_type") for kind in self._rope()}
+        modelling = sys.modules[type(stack.layers[0].get(stack.row.attention.module)).__module__]
+        self.rotate: Any = getattr(modelling, "apply_rotary_pos_emb", None)
+        if self.rotary is None or self.rotate is None or kinds & {"dynamic", "longrope", "yarn"}:
+            what = "no rotary positions" if self.rotary is None else f"positions of kind {', '.join(map(str, kinds))}"
+            raise SpecError(
+                f"a prefix of peft's moves the positions of all tokens by its length, and {name!r} has {what}, so no prefix of "
+                "ours does the same; peft itself can use it"
+            )
+
+    def _rope(self) -> list[dict[str, Any]]:
+        """Its parameters, of each kind of layer where these differ."""
+        given = getattr(self.config, "rope_parameters", None) or {}
+        nested = [value for value in given.values() if isinstance(value, dict)]
+        return nested or [given]
+
+    def of_peft(
+        self, vectors: Float[Tensor, "prefix both"]
+    ) -> tuple[Float[Tensor, "layer prefix width"], Float[Tensor, "layer prefix width"]]:
+        """Keys and values of each layer, from peft's, whose keys have no position and whose tokens are further on."""
+        key, value = vectors.unflatten(1, (self.layers, 2, self.width)).permute(2, 1, 0, 3)
+        return self._turned(key, -len(vectors)), value.contiguous()
+
+    def to_peft(
+        self, key: Float[Tensor, "layer prefix width"], value: Float[Tensor, "layer prefix width"]
+    ) -> Float[Tensor, "prefix both"]:
+        """The inverse."""
+        both = torch.stack([self._turned(key, key.shape[1]), value])
+        return both.permute(2, 1, 0, 3).flatten(1)
+
+    def _turned(self, key: Float[Tensor, "layer prefix width"], by: int) -> Float[Tensor, "layer prefix width"]:
+        """Keys rotated as a token's at position `by` are, in float64."""
+        heads, turned, device = self.shape.heads, [], next(self.model.parameters()).device
+        kinds = getattr(self.config, "layer_types", None)
+        rotary: Any = self.rotary
+        typed = "layer_type" in inspect.signature(type(rotary).forward).parameters
+        position = torch.full((1, key.shape[1]), by, device=device)
+        for layer, one in zip(self.stack.layers, key):
+            x = one.detach().to(device).double().unflatten(-1, (heads, -1)).transpose(0, 1)[None]  # batch head prefix d
+            extra = {"layer_type": kinds[layer.index]} if typed and kinds else {}
+            cos, sin = rotary(x, position, **extra)
+            turned.append(self.rotate(x, x, cos, sin)[1][0].transpose(0, 1).flatten(1))
+        return torch.stack(turned).to(key)
