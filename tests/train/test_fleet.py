@@ -177,11 +177,13 @@ def test_the_optimiser_is_torchs(clip: float, weight_decay: float):
                 torch.testing.assert_close(mine[run], its, rtol=1e-12, atol=1e-12)
 
 
+LORA_PLUS = {"lr_lora": 2e-3, "lr_lora_b": 3.2e-2}
 RATES = {"lr_prefix": 3e-3, "lr_adapter": 2e-2, "lr_gate": 5e-2, "lr_head": 1e-3}
 
 
 @pytest.mark.parametrize(
-    ("preset", "own"), [("lora", {}), ("full", {}), ("unipelt-apl", RATES), ("unipelt-central", RATES)]
+    ("preset", "own"),
+    [("lora", {}), ("lora", LORA_PLUS), ("full", {}), ("unipelt-apl", RATES), ("unipelt-central", RATES)],
 )
 def test_the_loop_is_a_plain_torch_loop(preset: str, own: dict[str, float]):
     """One run, float64: the loop's parameters are those of torch's own AdamW over the same batches, each at its rate."""
@@ -191,11 +193,12 @@ def test_the_loop_is_a_plain_torch_loop(preset: str, own: dict[str, float]):
 
     def factor(name: str) -> float:
         words = {"gate": ".gate.", "head": ".head.", "prefix": "prefix", "adapter": "bottleneck"}
+        words |= {"lora_b": ".up.weight", "lora": ".down.weight"} if own == LORA_PLUS else {}
         kind = next((kind for kind, word in words.items() if word in name), "")
         return own.get(f"lr_{kind}", one.recipe.lr) / one.recipe.lr
 
     groups = [{"params": [p], "factor": factor(name)} for name, p in tuned.items()]
-    assert len({group["factor"] for group in groups}) == (5 if own else 1)
+    assert len({group["factor"] for group in groups}) == ({"lora": 3}.get(preset, 5) if own else 1)
     optimiser = torch.optim.AdamW(groups, lr=1, weight_decay=0.05)
     lengths = one.train.lengths()
     batches = [

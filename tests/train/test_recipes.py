@@ -9,7 +9,7 @@ from unipelt.cli.fields import docs
 from unipelt.errors import UserError
 from unipelt.spec.forms import FORMS
 from unipelt.study.plan import parse_options
-from unipelt.train.recipes import GATE, HEAD, KINDS, RATES, Recipe, default_recipe, kinds_of, own_rates
+from unipelt.train.recipes import GATE, HEAD, KINDS, LORA_B, RATES, Recipe, default_recipe, kinds_of, own_rates
 from unipelt.train.records import RunConfig, RunKey
 
 
@@ -54,12 +54,12 @@ def test_every_form_has_a_learning_rate():
 def test_a_rate_of_what_a_method_lacks_is_refused_with_what_it_has(method: str):
     kinds = kinds_of(method)
     assert kinds[-1] == HEAD
-    for kind in dict.fromkeys((*KINDS.values(), GATE, HEAD)):
+    for kind in dict.fromkeys((*KINDS.values(), LORA_B, GATE, HEAD)):
         asked = {f"lr_{kind}": 1e-3}
         if kind in kinds:
             assert RunConfig(task="rte", method=method, recipe=asked).recipe == own_rates(method, asked) == asked
             continue
-        with pytest.raises(UserError, match=rf"--lr-{kind}: {method} takes .*--lr-head or --lr$"):
+        with pytest.raises(UserError, match=rf"--lr-{kind.replace('_', '-')}: {method} takes .*--lr-head or --lr$"):
             RunConfig(task="rte", method=method, recipe=asked)
         assert own_rates(method, asked) == {}, "a study's method that lacks it"
 

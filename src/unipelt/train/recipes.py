@@ -14,6 +14,11 @@ KINDS = {
     "bias": "bias", "norm": "norm",
 }  # fmt: skip
 """by form: what its learning rate is called, as in --lr-lora"""
+LORA, LORA_B, UP = (
+    "lora",
+    "lora_b",
+    ".up.weight",
+)  # B of LoRA: Hayou et al. 2024, arXiv:2402.12354, train it at 16 times A's rate
 GATE, HEAD = "gate", "head"  # further kinds of parameters with a learning rate of their own
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -59,6 +64,8 @@ class Recipe:
     """peak learning rate of adapters (default: --lr)"""
     lr_lora: float | None = None
     """peak learning rate of LoRA and DoRA (default: --lr)"""
+    lr_lora_b: float | None = None
+    """peak learning rate of B, the second matrix of LoRA and DoRA; LoRA+ takes 16 times --lr-lora (default: --lr-lora)"""
     lr_ia3: float | None = None
     """peak learning rate of (IA)³'s scaling vectors (default: --lr)"""
     lr_bias: float | None = None
@@ -87,8 +94,9 @@ class Recipe:
     @property
     def rates(self) -> dict[str, float]:
         """The learning rates that are not `lr`, by kind of parameter."""
-        kinds = dict.fromkeys((*KINDS.values(), GATE, HEAD))
+        kinds = dict.fromkeys((*KINDS.values(), LORA_B, GATE, HEAD))
         given = {kind: getattr(self, f"lr_{kind}") for kind in kinds}
+        given[LORA_B] = given[LORA] if given[LORA_B] is None else given[LORA_B]
         return {kind: rate for kind, rate in given.items() if rate is not None}
 
 
@@ -98,7 +106,8 @@ def kinds_of(method: str) -> list[str]:
         return []
     changes = spec.mixture(method).changes
     gated = any(isinstance(change.weight, spec.Gate) for change in changes)
-    return [*dict.fromkeys(KINDS[change.form.name] for change in changes), *([GATE] if gated else []), HEAD]
+    own = [*dict.fromkeys(KINDS[change.form.name] for change in changes)]
+    return [*own, *([LORA_B] if LORA in own else []), *([GATE] if gated else []), HEAD]
 
 
 def kind_of(mixture: spec.Mixture, location: spec.Location) -> str:
@@ -107,7 +116,8 @@ def kind_of(mixture: spec.Mixture, location: spec.Location) -> str:
     if change is None:  # the head's, or of gates that a group shares
         return HEAD if location.change == HEAD else GATE
     gated = isinstance(change.weight, spec.Gate) and "gate" in location.part.split(".")
-    return GATE if gated else KINDS[change.form.name]
+    kind = GATE if gated else KINDS[change.form.name]
+    return LORA_B if kind == LORA and location.part.endswith(UP) else kind
 
 
 def own_rates(method: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -121,9 +131,9 @@ def check_rates(methods: list[str], given: dict[str, Any]) -> None:
     kinds = list(dict.fromkeys(kind for method in methods for kind in kinds_of(method)))
     for name in given:
         if name.startswith("lr_") and given[name] is not None and name.removeprefix("lr_") not in kinds:
-            flags = ", ".join(f"--lr-{kind}" for kind in kinds)
+            flags = ", ".join(f"--lr-{kind.replace('_', '-')}" for kind in kinds)
             has = f"takes {flags} or --lr" if flags else "has one rate, --lr"
-            raise UserError(f"--lr-{name.removeprefix('lr_')}: {', '.join(methods)[:200]} {has}")
+            raise UserError(f"--{name.replace('_', '-')}: {', '.join(methods)[:200]} {has}")
 
 
 # Peak learning rates: for a base of 512 hidden units or more those of a third party's script that cites U (REFERENCE.md,
