@@ -17,10 +17,21 @@ D, LAYERS = 768, 12
 BERT_FOLDED = 2 * 10 * D * LAYERS  # a prefix of ten positions without its MLP
 BART = {"d_model": 1024, "encoder_layers": 12, "decoder_layers": 12, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096}
 BART |= {"encoder_attention_heads": 16, "decoder_attention_heads": 16}
+T5_XXL = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+T5_XXL |= {"vocab_size": 32128, "tie_word_embeddings": False}
 CONSTRUCTORS = {
     "bert-base": lambda: hf.BertForSequenceClassification(hf.BertConfig()),
     "roberta-base": lambda: hf.RobertaForSequenceClassification(hf.RobertaConfig()),
     "bart-large": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART)),
+    "t5-xxl": lambda: hf.MT5ForConditionalGeneration(hf.MT5Config(**T5_XXL)),  # of T5 1.1, with its gated FFN
+    "llama-7b": lambda: hf.LlamaForCausalLM(hf.LlamaConfig()),  # the defaults are its
 }
 
 
@@ -84,6 +95,35 @@ def test_mam_on_roberta_base():
 def test_mam_on_bart_large():
     biases = 24 * (512 + 1024)
     assert without_head("bart-large", "mam(prefix=30, bottleneck=512, s=4.0, mlp=0)") - biases == 27_377_664
+
+
+def fraction(base: str, what: str) -> float:
+    """Of all parameters, the tuned ones included, in per cent."""
+    with torch.device("meta"):
+        model = CONSTRUCTORS[base]()
+    tuned = sum(unipelt.trainable_parameters(unipelt.attach(model, what)).values())
+    return 100 * tuned / sum(p.numel() for p in model.parameters())
+
+
+def test_ia3_on_t5_xxl():
+    """L(dk + dv + dff) in the encoder, L(2dk + 2dv + dff) in the decoder; "0.01 %" of T0          Liu et al. 2022, §3.3, §1"""
+    d = 64 * 64
+    assert sum(counts("t5-xxl", "ia3").values()) == 24 * (d + d + 10240) + 24 * (2 * d + 2 * d + 10240)
+    assert f"{fraction('t5-xxl', 'ia3'):.2f}" == "0.01"
+
+
+@pytest.mark.parametrize(
+    ("method", "stated"), [("lora(r=32, {})", "0.83"), ("dora(r=32, {})", "0.84"), ("dora(r=16, {})", "0.43")]
+)
+def test_dora_on_llama_7b(method: str, stated: str):
+    """Liu et al. 2024, table 1, in per cent"""
+    targets = "target_modules=['q_proj', 'k_proj', 'v_proj', 'up_proj', 'down_proj']"
+    assert f"{fraction('llama-7b', method.format(targets)):.2f}" == stated
+
+
+def test_a_prompt_on_t5_xxl():
+    """20,480 parameters a task, of a prompt of 5 vectors          Lester et al. 2021, §1"""
+    assert counts("t5-xxl", "prompt(length=5)") == {"prompt_embeddings": 20_480}
 
 
 @pytest.mark.parametrize("runs", [1, 5])

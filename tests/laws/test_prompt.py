@@ -194,11 +194,3 @@ def test_a_prompt_starts_at_embeddings_of_tokens_or_uniform():
     every = table(torch.arange(table.num_embeddings))  # BART scales its embeddings
     assert all((row == every).all(dim=1).any() for row in drawn[:LENGTH])
     assert drawn[LENGTH:].abs().max() <= 0.5 and not any((row == every).all(dim=1).any() for row in drawn[LENGTH:])
-
-
-def test_lesters_count_on_t5_xxl():
-    """ "20,480 parameters per task", of a prompt of 5 vectors on T5-XXL          Lester et al. 2021, §1"""
-    config = hf.T5Config(d_model=4096, d_ff=10240, num_layers=2, num_heads=64)
-    with torch.device("meta"):
-        model = hf.T5ForConditionalGeneration(config)
-    assert unipelt.trainable_parameters(unipelt.attach(model, "prompt(length=5)")) == {"prompt_embeddings": 20_480}
