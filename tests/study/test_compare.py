@@ -16,12 +16,12 @@ from cli.conftest import SMALL, replaced, write_reviews
 
 from unipelt.errors import CheckpointError
 from unipelt.report.build import build
-from unipelt.report.evidence import TEST, evidence
+from unipelt.report.evidence import OUT_OF_FOLD, TEST, evidence
 from unipelt.report.study import read
 from unipelt.study import compare, engine, learning_curve
 from unipelt.study.store import Store
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RunConfig, RunKey, RunRecord, read_record
+from unipelt.train.records import BASELINES, RunConfig, RunKey, RunRecord, read_record
 from unipelt.train.runs import FinishedRun
 
 
@@ -30,7 +30,8 @@ def ask(tiny_base: str):
     def words(data: Path, out: Path, *more) -> list[str]:
         given = [
             "compare", "--data", data, "--model", tiny_base, "--methods", "head", SMALL["lora"], "--seeds", 2, "--epochs", 3,
-            "--evaluate-every", 1, "--batch-size", 8, "--device", "cpu", "--out", out,
+            "--evaluate-every", 1, "--batch-size", 8, "--device", "cpu", "--folds", 0,
+            "--no-baselines", "--out", out,
         ]  # fmt: skip
         return replaced(given, more)
 
@@ -94,6 +95,38 @@ def test_the_recommended_method_is_trained_on_fewer_examples_too(
     assert len({row["rows"]["test"]["fingerprint"] for row in rows}) == 1
     assert "Would more labels help? " in said.out and build(tmp_path / "out").why == without.why
     assert json.loads((tmp_path / "out" / "winner" / "run.json").read_text())["config"]["k"] == "all"
+
+
+def test_folds_test_every_example_once_and_the_winner_trains_on_all(
+    ask, run, reviews: Path, unlabelled: Path, tmp_path
+):
+    """With baselines, which are shown first: the order, the out-of-fold answers, the model that is kept."""
+    out = tmp_path / "out"
+    words = [
+        word
+        for word in ask(reviews, out, "--methods", "head", "--rates", 1, "--folds", 3, "--seeds", 1)
+        if word != "--no-baselines"
+    ]
+    said = run(*words)
+    assert said.code == 0, said.err
+    places = [said.err.index(f"\n{name}: out-of-fold accuracy") for name in BASELINES]
+    assert places == sorted(places) and places[-1] < said.err.index("runs to train"), "before anything is tuned"
+    store = Store.read(out)
+    rows, listed = store.runs(["method", "seed", "test"]), read(store)
+    assert len(rows) == 3 * (1 + len(BASELINES)) and len(store.fleets()) == 1 + len(BASELINES)
+    written = csv.DictReader(reviews.read_text().splitlines())
+    texts = sorted(row["review"] for row in written)
+    for method, one in evidence(store, listed.listed, folds=bool(listed.folds)).items():
+        assert one.origin == OUT_OF_FOLD and sorted(one.inputs["text"]) == texts, method
+    found = build(out).recommendation
+    record = json.loads((out / "winner" / "run.json").read_text())
+    assert (
+        found and record["config"]["method"] == found.take and record["config"]["folds"] == 1 and record["test"] is None
+    )
+    assert record["rows"]["train"]["number"] + record["rows"]["validation"]["number"] == 60
+    assert run("predict", out / "winner", "--data", unlabelled).code == 0
+    assert run(*words).out == said.out, "asked again"
+    assert "holds a study with folds=3 and not 0" in run(*replaced(words, ("--folds", 0))).line
 
 
 def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -283,6 +316,8 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
         (["--model", "./nowhere"], "--model ./nowhere: no such base"),
         (["--device", "tpu9"], "--device tpu9: not on this machine"),
         (["--methods", "prompt(length=0)"], "prompt(length=0)"),
+        (["--folds", "1"], "--folds 1: expected 2 to 20, or 0 for a held-out test set"),
+        (["--folds", "5", "--k", "20"], "--folds 5: takes every example, and --train-rows 20 was given; leave one out"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_trained(more, expected: str, ask, run, reviews: Path, tmp_path: Path):

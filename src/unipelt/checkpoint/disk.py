@@ -29,6 +29,8 @@ CONFIG, TENSORS, CARD = "unipelt.json", "unipelt.safetensors", "README.md"
 """the files of our own folder"""
 WEIGHTS, INDEX = "unipelt_state.safetensors", "model.safetensors.index.json"
 """parameters with a run axis, where save_pretrained or a Trainer wrote the folder, and transformers' file that names them"""
+BASELINE, ARRAYS = "baseline.json", "baseline.safetensors"
+"""the files of a baseline's folder"""
 FOREIGN = "adapter_config.json"
 """a file of peft's and AdapterHub's folders"""
 TOKENIZER = "tokenizer_config.json"
@@ -43,7 +45,8 @@ _HELD: dict[tuple[int, int], int] = {}
 
 
 def resolve(
-    folder: str | os.PathLike, files: tuple[str, ...] = (CONFIG, TENSORS, WEIGHTS, CARD, FOREIGN, *TOKENIZERS)
+    folder: str | os.PathLike,
+    files: tuple[str, ...] = (CONFIG, TENSORS, WEIGHTS, CARD, FOREIGN, BASELINE, ARRAYS, *TOKENIZERS),
 ) -> Path:
     """The local folder of a path, or of a Hub repository such as `owner/name`, of which only `files` are downloaded.
 

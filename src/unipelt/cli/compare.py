@@ -1,25 +1,27 @@
 """`unipelt compare`: the best model for a file of labelled rows, with the evidence."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from unipelt.cli.fields import flags, option, recipe_defaults, takes
 from unipelt.errors import UserError
 from unipelt.study.plan import COLUMNS, Grid, StudyConfig, parse_options
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RunConfig, RunKey
+from unipelt.train.records import BASELINES, RunConfig, RunKey, RunRecord
 
 WINNER = "winner"
 WORTH = 1.5  # times as many epochs must fit for finished runs to be trained again
 SPARE = 0.06  # share of the minutes that is kept for the last test and the report
 USUAL: dict[str, Any] = {"methods": ["head", "lora", "adapter", "unipelt-apl"], "seeds": 3, "rates": 2}
+_FOLDS = {"folds": "5 for up to 2,000 examples without a validation or test set, else 0"}
 _USUAL = {name: " ".join(value) if isinstance(value, list) else str(value) for name, value in USUAL.items()}
 
 
 @takes(
     *flags(RunConfig, only=["task", "k", *COLUMNS]), *flags(Grid, only=[*USUAL, "lr"], default=_USUAL),
-    *flags(StudyConfig, but=["head", "width", "recipe", "columns"]), *flags(Recipe, but=["lr"], default=recipe_defaults()),
+    *flags(StudyConfig, but=["head", "width", "recipe", "columns"], default=_FOLDS), *flags(Recipe, but=["lr"], default=recipe_defaults()),
 )  # fmt: skip
 def compare(
     minutes: float = option(
@@ -37,6 +39,12 @@ def compare(
     ),
     device: str = option(
         "auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)"
+    ),
+    baselines: bool = option(
+        True,
+        "--baselines/--no-baselines",
+        panel="Model",
+        help="fit the baselines constant, tfidf and probe as well, and show them first (default: on)",
     ),
     out: str = option(
         "", panel="Output", help="folder of the comparison; the same command resumes a stopped comparison (required)"
@@ -60,54 +68,114 @@ def compare(
     usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in given}
     grid, study = parse_options(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
     from unipelt.cli.progress import StudyWatch
-    from unipelt.data.summary import summarise
     from unipelt.study.budget import estimate, in_time
-    from unipelt.study.compare import CheckpointSaver, in_rounds, test_sets
-    from unipelt.study.engine import hidden_size, identities, run_study
-    from unipelt.study.store import COMPARISON, Store
+    from unipelt.study.compare import CheckpointSaver, open_store, usual_folds, with_baselines
+    from unipelt.study.engine import hidden_size, run_study
     from unipelt.train.setup import DatasetCache, device_of
 
-    target = device_of(device)
+    target, cache, folder = device_of(device), DatasetCache(), Path(out)
+    notes: list[str] = []
+    if "folds" not in given:
+        folds, why = usual_folds(study, grid.keys(1)[0], cache)
+        study, notes = replace(study, folds=folds), [why] if why else []
+    if study.folds and given.get("k", "all") != "all":
+        raise UserError(
+            f"--folds {study.folds}: takes every example, and --train-rows {given['k']} was given; leave one out"
+        )
+    if study.folds:
+        grid = replace(grid, seeds=study.folds * given.get("seeds", 1))
     # seed by seed, so that a comparison that is stopped has looked at every method alike
     plan = sorted(grid.keys(hidden_size(study.model)), key=lambda key: key.seed)
-    cache = DatasetCache()
-    notes = _rows(study, plan, cache)
+    if baselines:
+        plan, lacking = with_baselines(plan, study, cache)
+        notes += lacking
+    notes = [*_rows(study, plan, cache), *notes]
     deadline = began + 60 * minutes * (1 - SPARE) if minutes else None
-    if "epochs" not in study.recipe:
-        chosen, why = _epochs(study, plan, cache, target, Path(out), minutes, deadline)
-        study = replace(study, recipe=study.recipe | ({"epochs": chosen} if chosen else {}))
-        notes += [why] if why else []
-    store = Store.create(out, {COMPARISON: plan[0].task, "k": plan[0].k, **study.facts})
-    again = store.plan(plan, identities(plan, study, cache), minutes)
-    if again:
-        notes.append(
-            f"{again} finished runs are trained again: with other epochs the learning rate's schedule is another"
-        )
-    for name, examples in test_sets(study, plan, cache).items():
-        store.keep_examples(name, examples.inputs, [examples.name_of(index) for index in range(len(examples))])
-    store.note("examples", summarise(cache.splits(study.config(plan[0]))))
-    store.assign(in_rounds)
-    keeper = CheckpointSaver(store.path.parent)
-    if deadline is None and (pending := store.pending()):
-        seconds = [row["seconds"] for row in store.runs(["seconds"]) if row["seconds"] is not None]
-        if left := estimate(pending, seconds, study, cache, target):
-            notes.append(f"{len(pending)} runs to train: about {in_time(left)} at most on this machine")
+    asked, held = "epochs" in study.recipe, _held(folder)
+    if not asked and held.epochs:
+        study = replace(study, recipe=study.recipe | {"epochs": held.epochs})
+    first = [key for key in plan if key.baseline]
+    store, _ = open_store(folder, study, first, plan, cache)
+    keeper = CheckpointSaver(folder)
+    keep = None if study.folds else keeper  # of folds the winner alone is kept, trained on all examples
     with StudyWatch(store) as watch:
         for note in notes:
             watch.log(note)
-        how: dict[str, Any] = {
-            "device": device,
-            "log": watch.log,
-            "on_step": watch,
-            "deadline": deadline,
-            "cache": cache,
-        }
-        run_study(store, study, keep=keeper, **how)
+        seen = _Baselines(keep, watch, store.pending())
+        how: dict[str, Any] = {"device": device, "log": watch.log, "cache": cache}
+        run_study(store, study, keep=seen, only=lambda key: key.baseline, **how)
+        if tuned := [key for key in plan if not key.baseline]:
+            if not asked:
+                chosen, why = _epochs(study, tuned, cache, target, folder, held, minutes, deadline)
+                study = replace(study, recipe=study.recipe | ({"epochs": chosen} if chosen else {}))
+                watch.log(why) if why else None
+            store, again = open_store(folder, study, plan, plan, cache, minutes)
+            watch.store = store
+            if again:
+                watch.log(
+                    f"{again} finished runs are trained again: with other epochs the learning rate's schedule is another"
+                )
+            if deadline is None and (pending := store.pending()):
+                done = store.runs(["method", "seconds"])
+                seconds = [row["seconds"] for row in done if row["seconds"] and row["method"] not in BASELINES]
+                if left := estimate(pending, seconds, study, cache, target):
+                    watch.log(f"{len(pending)} runs to train: about {in_time(left)} at most on this machine")
+            run_study(store, study, on_step=watch, keep=keep, deadline=deadline, **how)
         if learning_curve and not store.pending() and (fewer := _fewer(store, study, cache)):
-            store.plan(fewer)
-            store.assign(in_rounds)
-            run_study(store, study, **how)
-    _say(store, keeper, Path(out), minutes, watch.whole)
+            open_store(folder, study, fewer, plan, cache)[0].close()
+            run_study(store, study, on_step=watch, deadline=deadline, **how)
+    _say(store, study, keeper, folder, minutes, watch.whole, device)
+
+
+class Held(NamedTuple):
+    """What a comparison was begun with."""
+
+    begun: bool = False
+    """whether it has runs that are tuned"""
+    epochs: int | None = None
+    minutes: float = 0.0
+
+
+def _held(out: Path) -> Held:
+    """What the comparison in a folder was begun with."""
+    from unipelt.study.store import FILE, Store
+
+    if not (out / FILE).exists():
+        return Held()
+    store = Store.read(out)
+    begun = any(not key.baseline for key, _ in store.statuses())
+    found = Held(begun, store.facts.get("recipe", {}).get("epochs"), store.minutes)
+    store.close()
+    return found
+
+
+class _Baselines:
+    """Saves each baseline, and says what it gives when the last of its runs is done."""
+
+    def __init__(self, keep: Any, watch: Any, pending: list[RunKey]):
+        self.keep, self.watch, self.left = keep, watch, Counter(key.method for key in pending)
+        self.found: dict[str, list[RunRecord]] = {}
+
+    def __call__(self, run: Any) -> None:
+        from statistics import fmean
+
+        from unipelt.tasks.metrics import METRICS
+
+        if self.keep:
+            self.keep(run)
+        method = run.key.method
+        records = self.found.setdefault(method, [])
+        records.append(run.record)
+        if len(records) < self.left[method]:
+            return
+        metric = records[0].metric
+        where = "out-of-fold" if records[0].validation is None else "validation"
+        values = [
+            value for one in records if (value := one.test if where != "validation" else one.validation) is not None
+        ]
+        shown = METRICS[metric].shown_as * fmean(values)
+        seconds = fmean(one.seconds or 0.0 for one in records)
+        self.watch.log(f"{method}: {where} {metric.replace('_', ' ')} {shown:.2f} in {seconds:.1f} s")
 
 
 def _fewer(store: Any, study: StudyConfig, cache: Any) -> list[Any]:
@@ -127,23 +195,19 @@ def _fewer(store: Any, study: StudyConfig, cache: Any) -> list[Any]:
 
 
 def _epochs(
-    study: StudyConfig, plan: list[Any], cache: Any, device: Any, out: Path, minutes: float, deadline: float | None
-) -> tuple[int | None, str]:
+    study: StudyConfig, plan: list[Any], cache: Any, device: Any, out: Path, was: Held, minutes: float,
+    deadline: float | None,
+) -> tuple[int | None, str]:  # fmt: skip
     """(epochs, note) where --epochs is not given: as many as fit into the minutes; None: the recipe's own.
 
     A comparison that exists keeps its epochs, unless it was begun with fewer minutes and many more epochs fit now.
     """
     from unipelt.study.budget import fit_epochs
-    from unipelt.study.store import FILE, Store
     from unipelt.train.recipes import default_recipe
 
-    held, before = None, 0.0
-    if (out / FILE).exists():
-        store = Store.read(out)
-        held, before = store.facts.get("recipe", {}).get("epochs"), store.minutes
-        store.close()
-        if held is None or not before or 0 < minutes <= before:  # the same budget again, or none before
-            return held, f"--epochs {held}: as {out} was begun with" if held else ""
+    held, before = was.epochs, was.minutes
+    if was.begun and (held is None or not before or 0 < minutes <= before):  # the same budget again, or none before
+        return held, f"--epochs {held}: as {out} was begun with" if held else ""
     if deadline is None and held is None:
         return None, ""
     chosen, why = fit_epochs(plan, study, cache, device, minutes, deadline) if deadline is not None else (None, "")
@@ -170,13 +234,15 @@ def _rows(study: Any, plan: list[Any], cache: Any) -> list[str]:
     return list(notes)
 
 
-def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> None:
+def _say(store: Any, study: StudyConfig, keeper: Any, out: Path, minutes: float, whole: float, device: str) -> None:
     """The ranked answer; the chosen model and the report put in their places. whole: seconds that the fleet at work takes."""
     from unipelt.checkpoint.disk import write_whole
+    from unipelt.cli.progress import Watch
     from unipelt.cli.tables import terminal
     from unipelt.report.build import PAGE, build
     from unipelt.report.terminal import show
     from unipelt.study.budget import minutes_of
+    from unipelt.study.compare import refit
     from unipelt.study.store import DONE
 
     rows = store.runs()
@@ -192,6 +258,13 @@ def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> No
     made, console = build(out), terminal()
     assert made.recommendation, "a comparison has a recommendation"
     take, winner = made.recommendation.take, out / WINNER
+    if study.folds:
+        with Watch() as watch:
+            watch.log(f"{take}: trains on all examples")
+            refit(
+                study, take, made.recommendation.lr, rows[0]["task"], keeper.folder_of(take, made.recommendation.lr),
+                device=device, log=lambda text: None, on_step=watch,
+            )  # fmt: skip
     notes = keeper.copy(take, made.recommendation.lr, winner)  # everything is on disk before anything is shown
     write_whole(out / "report", made.files)
     show(made, console)
@@ -201,7 +274,8 @@ def _say(store: Any, keeper: Any, out: Path, minutes: float, whole: float) -> No
         missing += f", {len(failed)} failed: {failed[0]['status'].removeprefix('failed: ')}" if failed else ""
         more = "; run the same command with more --minutes for the rest" if len(done) + len(failed) < len(rows) else ""
         lines.append(missing + more)
-    lines.append(f"{winner}: {take}, ready for `unipelt predict {winner} --data FILE`")
+    all_of_them = ", trained on all examples" if study.folds else ""
+    lines.append(f"{winner}: {take}{all_of_them}, ready for `unipelt predict {winner} --data FILE`")
     lines.append(f"{out / 'report' / PAGE}: the evidence")
     for line in lines:
         console.print(line, markup=False, highlight=False)

@@ -79,7 +79,7 @@ def inspect(
     if figure and not data:
         raise UserError("--figure needs --data: gates are drawn on texts")
     folder, console = resolve(run), terminal()
-    if (folder / RECORD).exists() and not (folder / CONFIG).exists():
+    if (folder / RECORD).exists() and not (folder / CONFIG).exists():  # a baseline, or a model that was tuned whole
         record = read_record(folder)
         assert record is not None
         print("\n".join(result_lines(record)))

@@ -86,7 +86,7 @@ def predict(
     from unipelt.data.tables import Dialect
     from unipelt.data.writers import SUFFIXES, TEXT, table_bytes
     from unipelt.errors import UserError
-    from unipelt.train.predictor import Predictor
+    from unipelt.train.baselines import load_predictor
 
     path = Path(out)
     if out and path.is_dir():
@@ -99,7 +99,7 @@ def predict(
         refuse_existing(path, "--out", overwrite)
     if out and path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: expected a file that ends in {', '.join(SUFFIXES)}")
-    predictor = Predictor.load(run, model or None, device, ensembles=True)
+    predictor = load_predictor(run, model or None, device)
     options = {
         "max_new_tokens": max_new_tokens, "num_beams": num_beams, "no_repeat_ngram_size": no_repeat_ngram_size,
         "temperature": temperature, "top_p": top_p, "seed": seed,

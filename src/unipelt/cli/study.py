@@ -45,7 +45,7 @@ _UNIFIED = {
     name: " ".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in DEFAULTS.items()
 }
 _EVERY = [
-    *flags(StudyConfig, but=["recipe", "columns"]), *flags(Recipe, but=["lr"], default=recipe_defaults()), *flags(RunConfig, only=COLUMNS),
+    *flags(StudyConfig, but=["recipe", "columns", "folds"]), *flags(Recipe, but=["lr"], default=recipe_defaults()), *flags(RunConfig, only=COLUMNS),
 ]  # fmt: skip
 
 

@@ -44,8 +44,9 @@ def result_lines(record: RunRecord) -> list[str]:
     if record.done:
         majority = "" if record.majority is None else f"  (always the largest class: accuracy {record.majority:.4f})"
         validation = record.validation_metrics or {}
+        epoch = f"  (epoch {validation['epoch']:.0f} of {record.recipe['epochs']})" if record.recipe else ""
         lines += [
-            f"  validation  {metric} {validation[metric]:.4f}  (epoch {validation['epoch']:.0f} of {(record.recipe or {})['epochs']})",
+            f"  validation  {metric} {validation[metric]:.4f}{epoch}",
             "  test "
             + ", ".join(f"{name} {value:.4f}" for name, value in (record.test_metrics or {}).items())
             + majority,

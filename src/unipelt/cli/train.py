@@ -11,7 +11,7 @@ from unipelt.train.records import RunConfig
 _RECIPE = flags(Recipe, default=recipe_defaults())
 
 
-@takes(*flags(RunConfig, but=["recipe"]), *_RECIPE)
+@takes(*flags(RunConfig, but=["recipe", "folds"]), *_RECIPE)
 def train(
     device: str = option(
         "auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)"

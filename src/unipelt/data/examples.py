@@ -58,6 +58,18 @@ class Examples:
             inputs=inputs, targets=chosen(self.targets), groups=chosen(self.groups), names=chosen(self.names)
         )
 
+    def joined(self, other: "Examples") -> "Examples":
+        """These examples, and others with the same inputs behind them."""
+
+        def both(mine: list | None, theirs: list | None) -> Any:
+            return None if mine is None or theirs is None else [*mine, *theirs]
+
+        inputs = {name: [*values, *other.inputs[name]] for name, values in self.inputs.items()}
+        return Examples(
+            inputs=inputs, targets=both(self.targets, other.targets), groups=both(self.groups, other.groups),
+            names=both(self.names, other.names),
+        )  # fmt: skip
+
     def name_of(self, index: int) -> str:
         """Where an example stands."""
         return f"example {index + 1}" if self.names is None else self.names[index]

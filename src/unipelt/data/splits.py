@@ -13,6 +13,7 @@ from random import Random
 from typing import Literal
 
 from unipelt.data.examples import Dataset, Examples
+from unipelt.data.folds import assign_folds, check_classes, check_folds
 from unipelt.errors import DataError
 
 FEWEST = 10  # validation or test examples: with fewer, one example moves a metric by over a tenth
@@ -26,13 +27,15 @@ class Splits:
 
     train: Examples
     validation: Examples
-    test: Examples
+    test: Examples | None
+    """None where every example trains or validates"""
     notes: tuple[str, ...]
     """what departs from the protocol or needs attention, one sentence each"""
 
     @property
     def parts(self) -> dict[str, Examples]:
-        return {"train": self.train, "validation": self.validation, "test": self.test}
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @cached_property
     def fingerprints(self) -> dict[str, dict[str, int | str]]:
@@ -41,11 +44,13 @@ class Splits:
 
 
 def split(
-    dataset: Dataset, train_rows: int | Literal["all"], seed: int, validation_rows: int = 1000, stratify: bool = False
-) -> Splits:
+    dataset: Dataset, train_rows: int | Literal["all"], seed: int, validation_rows: int = 1000, stratify: bool = False,
+    folds: int = 0,
+) -> Splits:  # fmt: skip
     """`train_rows` training examples and up to `validation_rows` others; "all": all but a tenth (10 or more) that validates.
 
-    stratify: each class has its share of each set to within two examples, and one in train at least; groups stay whole.
+    folds: of a cross-validation, in which fold seed % folds is the test set, and each seed // folds assigns the folds anew; 1:
+    nothing is tested. stratify: each class has its share of each set to within two examples, and one in train at least; groups stay whole.
     Raises DataError where the data set is too small for that.
     """
     name, notes = dataset.name, list(dataset.notes)
@@ -64,7 +69,10 @@ def split(
         stratify = False
         notes.append(f"{name} has no single class per example: --stratify changes nothing there.")
     pool, test = dataset.train, dataset.test
-    if test is None:
+    if folds:
+        pool, test, note = take_fold(dataset, seed, folds)
+        notes.append(note)
+    elif test is None:
         pool, test, note = hold_out(dataset, stratify)
         notes.append(note)
 
@@ -100,11 +108,30 @@ def split(
                 f"{len(validation)} examples validate instead of {validation_rows}: {name} has no more of them."
             )
     for part, what in ((validation, "validation"), (test, "test")):
-        if len(part) < FEWEST:
+        if part is not None and len(part) < FEWEST and not (folds and part is test):
             plural = "s" * (len(part) > 1)
             notes.append(f"{name} has {len(part)} {what} example{plural}: one example moves a metric by over a tenth.")
     notes += _overlaps(name, train, validation, test)
     return Splits(train=train, validation=validation, test=test, notes=tuple(notes))
+
+
+def take_fold(dataset: Dataset, seed: int, folds: int) -> tuple[Examples, Examples | None, str]:
+    """(train, test, note): the fold that the seed names is the test set. Raises DataError where the data has no such folds."""
+    examples, name = dataset.train, dataset.name
+    if folds == 1:
+        return examples, None, f"all {len(examples)} examples of {name} train, but for those that validate."
+    if dataset.test is not None:
+        raise DataError(f"--folds {folds}: {name} has a test set of its own; leave out --folds, or the test set")
+    check_folds(dataset, folds)
+    numbers = assign_folds(examples, examples.targets if dataset.classes else None, folds, seed // folds)
+    check_classes(dataset, numbers, folds)
+    fold = seed % folds
+    train = [index for index, number in enumerate(numbers) if number != fold]
+    test = [index for index, number in enumerate(numbers) if number == fold]
+    note = (
+        f"{folds} folds: each of the {len(examples)} examples of {name} is tested once, by a model that did not see it."
+    )
+    return examples.take(train), examples.take(test), note
 
 
 def hold_out(dataset: Dataset, stratify: bool = False) -> tuple[Examples, Examples, str]:
@@ -234,12 +261,14 @@ def _check_sample(dataset: Dataset, train: Examples, seed: int, everything: bool
             )
 
 
-def _overlaps(name: str, train: Examples, validation: Examples, test: Examples) -> list[str]:
+def _overlaps(name: str, train: Examples, validation: Examples, test: Examples | None) -> list[str]:
     """Notes on examples of one set whose text or group another set has; only sets that were given as such can share them."""
     notes = []
     for part, what, other, whose in (
         (train, "training", test, "test"), (validation, "validation", train, "training"), (validation, "validation", test, "test"),
     ):  # fmt: skip
+        if other is None:
+            continue
         texts, groups = {*other.keys}, {*(other.groups or ())}
         repeated = sum(key in texts for key in part.keys)
         if repeated:

@@ -96,7 +96,7 @@ def rates(study: Study) -> Table:
     tried, chosen = defaultdict(set), {}
     for run in study.runs:
         tried[run.k, run.method, run.task].add(run.lr)
-    for run in study.chosen:
+    for run in (one for one in study.chosen if one.lr is not None):
         chosen[run.k, run.method, run.task] = run.lr
     over = list(dict.fromkeys(run.task for run in study.runs))
     blocks = []
@@ -110,7 +110,8 @@ def rates(study: Study) -> Table:
 
 def failures(study: Study) -> Table:
     counted = Counter(
-        (run.method, task_label(run.task), size_label(run.k), f"{run.lr:g}", run.reason) for run in study.failed
+        (run.method, task_label(run.task), size_label(run.k), f"{run.lr:g}" if run.lr else "", run.reason)
+        for run in study.failed
     )
     rows = [[*map(Cell, key), Cell(float(number), digits=0)] for key, number in counted.items()]
     columns = ["method", "task", "size", "learning rate", "reason", "runs"]

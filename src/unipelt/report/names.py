@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from unipelt.errors import SpecError
 from unipelt.spec import PRESETS, settings
+from unipelt.study.plan import BASELINES
 
 TASKS = {
     "sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "rte": "RTE", "qnli": "QNLI", "stsb": "STS-B", "mnli": "MNLI", "qqp": "QQP",
@@ -58,7 +59,12 @@ def size_order(k: int | str) -> tuple:
 def method_order(method: str) -> tuple:
     """The paper's baselines, the other presets, the mixtures; a preset's variants stand behind it, by their options."""
     name = preset_of(method)
-    presets = [*METHODS, *(preset for preset in PRESETS if preset not in METHODS and preset not in PARTS), *PARTS]
+    presets = [
+        *BASELINES,
+        *METHODS,
+        *(preset for preset in PRESETS if preset not in METHODS and preset not in PARTS),
+        *PARTS,
+    ]
     place = presets.index(name) if name in presets else len(presets)
     return (
         place,

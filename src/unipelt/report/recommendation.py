@@ -17,7 +17,8 @@ class Recommendation:
     """The method to take, and the evidence."""
 
     take: str
-    lr: float
+    lr: float | None
+    """None for a baseline"""
     why: str
     comparison: Comparison
     """methods from the best validation metric to the worst"""
@@ -35,8 +36,9 @@ def recommend(study: Study) -> Recommendation:
     runs = [run for run in study.listed if (run.k, run.task) == (k, task)]
     validation: dict[str, Seeds] = {}
     for run in runs:
-        if run.seed in of.values.get(run.method, ()) and run.validation is not None:
-            validation.setdefault(run.method, {})[run.seed] = sign * run.validation
+        value = run.test if study.folds else run.validation  # every example of a fold is a test example once
+        if run.seed in of.values.get(run.method, ()) and value is not None:
+            validation.setdefault(run.method, {})[run.seed] = sign * value
     if not validation:
         raise UserError(
             "no finished run has a validation metric, so nothing can be recommended; repeat `unipelt compare`"

@@ -25,7 +25,8 @@ class Run:
     k: int | str
     method: str
     seed: int
-    lr: float
+    lr: float | None
+    """None for a baseline"""
     status: str
     metric: str
     validation: float | None
@@ -68,7 +69,7 @@ class Run:
 
 def read_runs(store: Store) -> tuple[list[Run], list[Run]]:
     """Every planned run, and the finished ones of the learning rates that validation chose, with curves and gates."""
-    rows = sorted(store.runs(LIGHT), key=lambda row: (*_order(row), row["seed"], row["lr"]))
+    rows = sorted(store.runs(LIGHT), key=lambda row: (*_order(row), row["seed"], row["lr"] or 0.0))
     chosen = [row["id"] for row in choose(rows)]
     deep = {row["id"]: row for row in store.runs(("id", "gates", "curve"), chosen)}
     by_id = {row["id"]: row for row in rows}

@@ -137,6 +137,11 @@ class Study:
         return str(self.facts.get("model", "a base that the study does not name"))
 
     @property
+    def folds(self) -> int:
+        """Of a cross-validation, whose folds are the seeds; 0: every run has the same test examples."""
+        return int(self.facts.get("folds") or 0)
+
+    @property
     def incomplete(self) -> set[str]:
         """Tasks whose training set is a subset of the published one."""
         return {run.task for run in self.runs if not run.complete}

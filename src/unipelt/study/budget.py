@@ -107,7 +107,7 @@ def _like(timed: Work, runs: int, key: RunKey, study: StudyConfig, cache: Datase
     recipe = default_recipe(config.method, SMALL, len(splits.train), **config.recipe)
     work = replace(
         timed, step=timed.step / runs, example=timed.example / runs, steps=-(-len(splits.train) // recipe.batch_size),
-        every=recipe.evaluate_every, validation=len(splits.validation), test=len(splits.test),
+        every=recipe.evaluate_every, validation=len(splits.validation), test=len(splits.test or ()),
     )  # fmt: skip
     return work.seconds(recipe.epochs)
 
@@ -144,7 +144,7 @@ def fit_epochs(
     own fit. Raises UserError where not one epoch of one method fits.
     """
     works: list[Work] = []
-    keys = [key for key in plan if key.seed == plan[0].seed]
+    keys = [key for key in plan if key.seed // max(1, study.folds) == 0]  # one seed, or every fold once
     for method in dict.fromkeys(key.method for key in keys):
         with suppress(UserError):  # a base that cannot take it: its runs will say so
             works.append(time_method([key for key in keys if key.method == method], study, cache, device))
@@ -160,13 +160,14 @@ def fit_epochs(
             " --validation-rows, or a smaller --model"
         )
     epochs, most = epochs_within(works, left / 2), works[0].epochs
+    one = "every fold" if study.folds else "one seed"
     fits = "so that two seeds of every method fit"
     if epochs < PASSES or len(keys) == len(plan):
-        epochs, fits = epochs_within(works, left), "so that one seed of every method fits"
+        epochs, fits = epochs_within(works, left), f"so that {one} of every method fits"
     if epochs == most:
         return None, ""
     if not epochs:
-        fits = "and that is still too long for one seed of every method"
+        fits = f"and that is still too long for {one} of every method"
     return epochs or 1, f"--minutes {minutes:g}: --epochs {epochs or 1} instead of {most}, {fits}"
 
 

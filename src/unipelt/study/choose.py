@@ -18,7 +18,7 @@ def choose(rows: Iterable[Run]) -> list[Run]:
     one rate has every seed, only such a rate is chosen. The lower rate wins a tie.
     """
     done = [row for row in rows if row["status"] in DONE]
-    rates: dict[tuple, dict[float, list[float | None]]] = defaultdict(lambda: defaultdict(list))
+    rates: dict[tuple, dict[float | None, list[float | None]]] = defaultdict(lambda: defaultdict(list))
     for row in done:
         rates[_group(row)][row["lr"]].append(row["validation"])
     lower = {_group(row) for row in done if row["metric"] in METRICS and not METRICS[row["metric"]].higher_is_better}
@@ -33,6 +33,6 @@ def _group(row: Run) -> tuple:
     return row["task"], row["k"], row["method"]
 
 
-def _rank(lr: float, validation: list[float | None], sign: int) -> tuple:
+def _rank(lr: float | None, validation: list[float | None], sign: int) -> tuple:
     known = sorted(value for value in validation if value is not None)  # sorted: a sum depends on its order
-    return len(validation), sign * fmean(known) if len(known) == len(validation) else float("-inf"), -lr
+    return len(validation), sign * fmean(known) if len(known) == len(validation) else float("-inf"), -(lr or 0.0)

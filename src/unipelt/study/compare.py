@@ -6,33 +6,86 @@ import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from unipelt.checkpoint.disk import CARD, write_whole
 from unipelt.data import Examples
-from unipelt.errors import CheckpointError
+from unipelt.data.summary import summarise
+from unipelt.errors import CheckpointError, DataError
+from unipelt.study.engine import identities
 from unipelt.study.plan import StudyConfig, file_name, fleet_name
-from unipelt.study.store import ANSWER
+from unipelt.study.store import ANSWER, COMPARISON, Store
 from unipelt.tasks.metrics import METRICS
 from unipelt.train.json_types import fits
 from unipelt.train.lock import alone_in
-from unipelt.train.records import RunKey, RunRecord, read_record, write_record
+from unipelt.train.records import BASELINES, RunKey, RunRecord, read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache
-from unipelt.train.train_run import save_checkpoint
+from unipelt.train.text_features import FEATURES
+from unipelt.train.train_run import save_checkpoint, train_run
 
+FOLDS, FEW = 5, 2_000  # of a cross-validation, and the most examples for which it is the default
 WRITTEN = "copied.json"  # in the folder `runs`: by file that was copied elsewhere, its hashes
 Written = dict[str, list[str]]
 
 
-def in_rounds(free: Iterable[RunKey]) -> dict[str, list[RunKey]]:
-    """One fleet per seed and method; full fine-tuning alone."""
+def in_rounds(free: Iterable[RunKey], folds: int = 0) -> dict[str, list[RunKey]]:
+    """One fleet per method and seed, or all folds of one cross-validation; full fine-tuning alone; all seeds of a baseline,
+    which read the same texts."""
     fleets: dict[tuple, list[RunKey]] = {}
     for key in free:
-        fleets.setdefault((key.seed, key.method, key.lr if key.full else None), []).append(key)
+        seed = None if key.baseline else key.seed // max(1, folds)
+        fleets.setdefault((seed, key.method, (key.lr, key.seed) if key.full else None), []).append(key)
     return {fleet_name(keys): keys for keys in fleets.values()}
+
+
+def with_baselines(plan: list[RunKey], study: StudyConfig, cache: DatasetCache) -> tuple[list[RunKey], list[str]]:
+    """These runs with the baselines that their task has in front, one a seed; and why it does not have the others."""
+    task, notes, names = cache.task(study.config(plan[0])), [], []
+    for name in BASELINES:
+        if why := FEATURES[name].refuses(task):
+            notes.append(f"{name}: left out, as {why}")
+        else:
+            names.append(name)
+    firsts = {(key.task, key.k, key.seed): key for key in plan}
+    mine = [replace(key, method=name, lr=None) for name in names for key in firsts.values()]
+    return [*mine, *(key for key in plan if key not in mine)], notes
+
+
+def usual_folds(study: StudyConfig, first: RunKey, cache: DatasetCache) -> tuple[int, str]:
+    """How many folds a comparison takes that was not told: FOLDS where the examples are few and none are held out; and why none
+    where they are few."""
+    dataset = cache.dataset(study.config(first))
+    if first.k != "all" or dataset.test is not None or dataset.validation is not None or len(dataset.train) > FEW:
+        return 0, ""
+    try:
+        cache.splits(replace(study, folds=FOLDS).config(first))
+    except DataError as error:
+        return 0, f"no cross-validation: {error}"
+    return FOLDS, ""
+
+
+def refit(study: StudyConfig, take: str, lr: float | None, task: str, folder: Path, **how: Any) -> None:
+    """Train a method on all examples, but for those that validate, as its folds were trained; a finished run is kept."""
+    key = RunKey(task=task, k="all", method=take, seed=0, lr=lr)
+    train_run(replace(study.config(key), folds=1), folder, **how)
+
+
+def open_store(
+    folder: Path, study: StudyConfig, keys: list[RunKey], plan: list[RunKey], cache: DatasetCache, minutes: float = 0.0
+) -> tuple[Store, int]:
+    """The store of a comparison with these runs of its plan, and how many of its finished runs are trained again."""
+    store = Store.create(folder, {COMPARISON: plan[0].task, "k": plan[0].k, **study.facts})
+    again = store.plan(keys, identities(plan, study, cache), minutes)
+    for name, examples in test_sets(study, plan, cache).items():
+        store.keep_examples(name, examples.inputs, [examples.name_of(index) for index in range(len(examples))])
+    store.note("examples", summarise(cache.splits(study.config(plan[0]))))
+    store.assign(partial(in_rounds, folds=study.folds))
+    return store, again
 
 
 def test_sets(study: StudyConfig, plan: Iterable[RunKey], cache: DatasetCache) -> dict[str, Examples]:
@@ -40,7 +93,7 @@ def test_sets(study: StudyConfig, plan: Iterable[RunKey], cache: DatasetCache) -
     found = {}
     for config in map(study.config, plan):
         examples = cache.splits(config).test
-        if examples.fingerprint not in found:
+        if examples is not None and examples.fingerprint not in found:
             more = {ANSWER: list(examples.targets or ())} if cache.task(config).writes else {}
             found[examples.fingerprint] = replace(examples, inputs=examples.inputs | more)
     return found
@@ -67,12 +120,14 @@ class CheckpointSaver:
             write_record(folder, mine)
 
     def folder_of(self, method: str, lr: float | None) -> Path:
-        """Where the checkpoint of a method and rate is: `runs/lora-0.003`."""
+        """Where the checkpoint of a method and rate is: `runs/lora-0.003`; of a baseline, `runs/probe`."""
+        if lr is None:
+            return self.folder / file_name(method)
         name = f"{file_name(method)}-{lr:g}"
         exact = file_name(method) == method and float(f"{lr:g}") == lr
         return self.folder / (name if exact else f"{name}-{sha256(repr((method, lr)).encode()).hexdigest()[:6]}")
 
-    def copy(self, method: str, lr: float, target: Path) -> list[str]:
+    def copy(self, method: str, lr: float | None, target: Path) -> list[str]:
         """Copy the checkpoint of a method and rate to a folder. Only files that an earlier copy wrote are replaced or
         removed; a file that already is the one to copy is not written again.
 

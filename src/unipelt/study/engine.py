@@ -18,6 +18,7 @@ from unipelt.errors import CheckpointError, DataError, StoreError, UserError, ou
 from unipelt.study.plan import StudyConfig
 from unipelt.study.store import Store
 from unipelt.study.width import measure_width
+from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Observer, OutOfTime
 from unipelt.train.lock import Busy, alone_in
 from unipelt.train.records import RunKey, failed
@@ -38,15 +39,15 @@ def planned_width(study: StudyConfig, device: torch.device) -> int:
 def run_study(
     store: Store, study: StudyConfig, *, device: str = "auto", log: Callable[[str], None] = print,
     on_step: Observer | None = None, keep: Callable[[FinishedRun], None] | None = None, deadline: float | None = None,
-    cache: DatasetCache | None = None,
+    cache: DatasetCache | None = None, only: Callable[[RunKey], bool] = lambda key: True,
 ) -> None:  # fmt: skip
     """Train every fleet of a store that is not done, until none is left; wait for fleets of other processes.
 
     keep: called with each finished run before its record is stored. deadline: moment of time.monotonic() after which no
-    fleet begins and the one at work stops.
+    fleet begins and the one at work stops. only: which fleets are trained, by one of their runs.
     """
     target, cache, waited = device_of(device), cache or DatasetCache(), False
-    while pending := set(store.pending()):
+    while pending := {key for key in store.pending() if only(key)}:
         worked = False
         for fleet, keys in store.fleets().items():
             if pending.isdisjoint(keys) or (deadline is not None and time.monotonic() > deadline):
@@ -66,9 +67,9 @@ def run_study(
                     worked = True
         if deadline is not None and time.monotonic() > deadline:
             return
-        if not worked and store.pending():
+        if not worked and (left := [key for key in store.pending() if only(key)]):
             if not waited:
-                log(f"{len(store.pending())} runs are being trained by another process; waiting for it")
+                log(f"{len(left)} runs are being trained by another process; waiting for it")
             waited = True
             time.sleep(WAIT)
 
@@ -113,6 +114,11 @@ def train_fleet(
     width = 1 if keys[0].full else min(len(configs), planned_width(study, device))
     while todo:
         try:
+            if keys[0].baseline:
+                for run in train_baselines(configs, device, cache, identity):
+                    todo.discard(run.key)
+                    yield replace(run, record=replace(run.record, versions=versions()))
+                continue
             if device.type == "cuda" and width > 1 and not study.width:
                 width = measure_width(configs, cache, device, width, share)
             fleet = build_fleet(

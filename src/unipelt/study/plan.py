@@ -14,7 +14,7 @@ from unipelt.data.load import BUILT_IN, SUMMARIES
 from unipelt.errors import UserError, did_you_mean
 from unipelt.train.json_types import fits, in_words
 from unipelt.train.recipes import Recipe, check_rates, default_recipe, own_rates
-from unipelt.train.records import ANY, DRAWN, FILES, FLAGS, FULL, GENERATION, RunConfig, RunKey, option_of
+from unipelt.train.records import ANY, BASELINES, DRAWN, FILES, FLAGS, FULL, GENERATION, RunConfig, RunKey, option_of
 
 METHODS = (
     FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",
@@ -35,6 +35,7 @@ COLUMNS = (*FILES, *DRAWN, *ANY, *GENERATION)  # of a request: how files are rea
 NAMED = (*GLUE, BUILT_IN, SUMMARIES)  # tasks that know their own columns
 MOST_SEEDS = 10_000
 MOST_RATES = 5
+MOST_FOLDS = 20
 STEP = 3.0  # between one learning rate of a method and the next lower
 QUEUE = 4  # runs in a fleet, in widths: those that end early give their place to the rest
 
@@ -67,7 +68,7 @@ class Grid:
         if self.lr and self.rates > 1:
             raise UserError(f"--num-rates {self.rates}: has no effect beside --lr; leave one of them out")
         for method in map(canonical_method, self.methods):
-            if method != FULL:
+            if method not in (FULL, *BASELINES):
                 spec.mixture(method)
         for task in self.tasks:
             if task not in NAMED and not Path(task).exists() and "/" not in task:
@@ -94,7 +95,7 @@ class Grid:
 
 def canonical_method(method: str) -> str:
     """The one way to write a method, so that equal runs have equal keys."""
-    return FULL if method.strip() == FULL else spec.spelling(method)
+    return method.strip() if method.strip() in (FULL, *BASELINES) else spec.spelling(method)
 
 
 def placed(task: str) -> str:
@@ -106,8 +107,11 @@ def placed(task: str) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def rates_of(method: str, hidden: int, given: Sequence[float], rates: int) -> Sequence[float]:
-    """The learning rates of a method: those given, else its own and `rates` − 1 lower ones. hidden: the base's width."""
+def rates_of(method: str, hidden: int, given: Sequence[float], rates: int) -> Sequence[float | None]:
+    """The learning rates of a method: those given, else its own and `rates` − 1 lower ones; a baseline has none. hidden: the
+    base's width."""
+    if method in BASELINES:
+        return [None]
     own = default_recipe(method, hidden, 1).lr
     return given or [float(f"{own / STEP**step:.2g}") for step in range(rates)]
 
@@ -128,6 +132,8 @@ class StudyConfig:
     """folder with GLUE as Parquet files (default: downloaded from the Hub)"""
     width: int = 0
     """number of runs that train at once; 0: as many as fit into the memory of the device"""
+    folds: int = 0
+    """folds of a cross-validation, in which every example is tested once; 0: a held-out test set"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """fields of the recipe that are given; each method's defaults fill the rest"""
     columns: dict[str, Any] = field(default_factory=dict)
@@ -136,6 +142,8 @@ class StudyConfig:
     def __post_init__(self):
         if self.width < 0:
             raise UserError(f"--runs-at-once {self.width}: expected at least 0")
+        if self.folds != 0 and not 2 <= self.folds <= MOST_FOLDS:
+            raise UserError(f"--folds {self.folds}: expected 2 to {MOST_FOLDS}, or 0 for a held-out test set")
         Recipe(**self.recipe)
         RunConfig(model=self.model, task=BUILT_IN, pooling=self.pooling, head=self.head, **self.columns)
 
@@ -150,6 +158,7 @@ class StudyConfig:
         own = {name: value for name, value in given.items() if _takes(key.task, name)}
         return RunConfig(
             model=self.model, task=key.task, k=key.k, method=key.method, seed=key.seed, pooling=self.pooling, head=self.head,
+            folds=self.folds,
             recipe=own_rates(key.method, {**self.recipe, "lr": key.lr}), **own,
         )  # fmt: skip
 

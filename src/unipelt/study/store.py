@@ -12,8 +12,8 @@ from typing import Any, get_type_hints
 
 from unipelt.errors import StoreError
 from unipelt.train.json_types import check_fields
+from unipelt.train.records import BASELINES, RunKey, RunRecord, other_option
 from unipelt.train.records import DONE as DONE
-from unipelt.train.records import RunKey, RunRecord, other_option
 
 FILE, FORMAT = "study.sqlite", 3
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
@@ -138,7 +138,7 @@ class Store:
             started = {task for (task,) in found}
             self.check({task: said for task, said in (rows or {}).items() if task in started})
             again = self._shorter() if begun else []
-            if again or not begun:
+            if again or not begun or (self._asked or {}).get("recipe", {}).get("epochs") is not None:
                 facts = json.dumps(self._asked, sort_keys=True)
                 connection.execute("UPDATE study SET value = ? WHERE name = 'facts'", (facts,))
             done = sum(status in DONE for _, status in again)
@@ -167,7 +167,10 @@ class Store:
         asked, held = (given.get("recipe", {}).get("epochs") for given in (self._asked or {}, self.facts))
         if asked is None or asked == held:
             return []
-        found = self._connection.execute("SELECT id, status, recipe FROM runs").fetchall()
+        kept = ", ".join("?" * len(BASELINES))  # which have no epochs
+        found = self._connection.execute(
+            f"SELECT id, status, recipe FROM runs WHERE method NOT IN ({kept})", BASELINES
+        ).fetchall()
         longest = max((_value("recipe", recipe).get("epochs", 0) for *_, recipe in found if recipe), default=0)
         if max(longest, held or 0) > asked:
             raise StoreError(

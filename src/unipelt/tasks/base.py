@@ -14,6 +14,7 @@ from unipelt.data import Columns, Examples, Table
 from unipelt.data.tables import class_name, is_missing
 from unipelt.errors import DataError
 from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, first_tokens, model_inputs, replace_written
+from unipelt.tasks.linear import Features, Linear
 from unipelt.tasks.metrics import METRICS
 
 MOST_LOGITS = 20_000  # numbers that a record keeps
@@ -264,6 +265,16 @@ class Task(ABC):
     def constant(self, train: Sequence[Any]) -> Any:
         """The prediction that needs no text, such as the largest class; None where there is none."""
         return None
+
+    def fit_linear(
+        self, features: Features, targets: Sequence[Any], folds: Sequence[int], *, balanced: bool = False
+    ) -> Linear:
+        """The linear model of these features `[example, feature]` whose outputs `decide` reads as it reads logits.
+
+        Of a task of words, features are `[word, feature]`, the words of all examples one after another. folds: of each
+        example, for choosing the regularisation. balanced: each class counts as much.
+        """
+        raise NotImplementedError
 
     def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
         """Every metric that the task offers, its own first; others that are not finite are left out. Raises DataError."""

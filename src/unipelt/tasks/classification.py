@@ -17,6 +17,7 @@ from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Batch, Encoded, foreign, weighted_mean
 from unipelt.tasks.calibration import fit_temperature, mean_softmax
 from unipelt.tasks.labels import in_order, index_of, probability_columns
+from unipelt.tasks.linear import Features, Linear, logistic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,11 @@ class Classification(Task):
 
     def fit_temperature(self, logits: Float[Tensor, "example output"], targets: Sequence[Any]) -> float | None:
         return fit_temperature(logits[:, : self.outputs].double().numpy(), np.array(targets))
+
+    def fit_linear(
+        self, features: Features, targets: Sequence[int], folds: Sequence[int], *, balanced: bool = False
+    ) -> Linear:
+        return logistic(features, targets, self.outputs, folds, balanced=balanced)
 
     def constant(self, train: Sequence[int]) -> int:
         """The largest class."""

@@ -17,6 +17,7 @@ from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Batch, Encoded, foreign, weighted_mean
 from unipelt.tasks.calibration import fit_temperature
 from unipelt.tasks.labels import in_order, index_of, probability_columns
+from unipelt.tasks.linear import Features, Linear, logistic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,16 @@ class MultiLabel(Task):
 
     def fit_temperature(self, logits: Float[Tensor, "example output"], targets: Sequence[Any]) -> float | None:
         return fit_temperature(logits[:, : self.outputs].double().numpy(), np.array(targets))
+
+    def fit_linear(
+        self, features: Features, targets: Sequence[list[int]], folds: Sequence[int], *, balanced: bool = False
+    ) -> Linear:
+        """One logistic regression a class, for or against it."""
+        each = [logistic(features, own, 2, folds, balanced=balanced) for own in zip(*targets)]
+        return Linear(
+            np.stack([one.weight[1] - one.weight[0] for one in each]),
+            np.array([one.bias[1] - one.bias[0] for one in each]),
+        )
 
     def constant(self, train: Sequence[list[int]]) -> list[int]:
         """The classes that more than half of the examples have."""

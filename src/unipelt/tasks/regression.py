@@ -14,6 +14,7 @@ from unipelt.data.tables import as_number
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Batch, Encoded, Part, weighted_mean
+from unipelt.tasks.linear import Features, Linear, ridge
 
 LARGEST = 1e30  # beyond it, a head that is rescaled to the targets' unit leaves float32
 ORDINARY = 10.0  # largest size of a target, and the inverse of the least spread, that is trained as it stands
@@ -84,6 +85,11 @@ class Regression(Task):
     ) -> dict[str, list]:
         columns = super().present(logits, encoded, probabilities=probabilities)
         return {name: [round(value, 6) for value in values] for name, values in columns.items()}
+
+    def fit_linear(
+        self, features: Features, targets: Sequence[float], folds: Sequence[int], *, balanced: bool = False
+    ) -> Linear:
+        return ridge(features, targets, folds)
 
     def constant(self, train: Sequence[float]) -> float:
         """The mean."""

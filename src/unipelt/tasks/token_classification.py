@@ -16,6 +16,7 @@ from unipelt.tasks.base import Task
 from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, foreign, target_count, token_mean
 from unipelt.tasks.calibration import mean_softmax
 from unipelt.tasks.labels import in_order, index_of
+from unipelt.tasks.linear import Features, Linear, logistic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,14 @@ class TokenClassification(Task):
 
     def average(self, every: Sequence[Float[Tensor, "example seq output"]]) -> Float[Tensor, "example seq label"]:
         return mean_softmax([logits[..., : self.outputs] for logits in every])
+
+    def fit_linear(
+        self, features: Features, targets: Sequence[list[str]], folds: Sequence[int], *, balanced: bool = False
+    ) -> Linear:
+        """Logistic regression of each word's tag."""
+        tags = [self.labels.index(tag) for own in targets for tag in own]
+        each = [fold for own, fold in zip(targets, folds) for _ in own]
+        return logistic(features, tags, self.outputs, each, balanced=balanced)
 
     def decide(self, logits: Float[Tensor, "example seq output"], encoded: Encoded) -> list[list[str]]:
         """A tag per word; for a word that was cut off, O where that is a tag."""

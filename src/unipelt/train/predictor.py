@@ -1,5 +1,6 @@
 """A finished run applied to new rows: predictions, probabilities, and what its gates say."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,8 +34,89 @@ from unipelt.train.records import RECORD, RunRecord, read_record
 from unipelt.train.setup import device_of
 
 
+class TablePredictor(ABC):
+    """What predicts for the examples of a file."""
+
+    task: Task
+
+    @abstractmethod
+    def outputs(self, examples: data.Examples, gates: dict[str, Tensor] | None) -> tuple[Tensor, Encoded]:
+        """Logits as `task.decide` reads them, and what else it reads. gates: gets each gate's value for each example."""
+
+    def answers(self, examples: data.Examples) -> list[str]:
+        """The text written for each example, where the task `writes`."""
+        raise NotImplementedError
+
+    def columns(
+        self, path: str, *, text: str | None, pair: str | None, encoding: str | None = None, proba: bool = False,
+        gates: bool = False, least: float = 0.0,
+    ) -> tuple[dict[str, list[Any]], data.Dialect]:  # fmt: skip
+        """The columns of a file, and behind them `prediction`, probabilities `p(label)` and gates `gate(location)`; and how the
+        file is written. An example without a text has none of them.
+
+        least: the probability of the most probable class below which the prediction is left blank.
+        """
+        if not 0 <= least <= 1:
+            raise UserError(f"--min-confidence {least:g}: expected a probability, from 0 to 1")
+        if least and self.task.classes is None:
+            raise UserError("--min-confidence: this run does not choose one of several classes; leave it out")
+        table, examples, kept = self.read_table(path, text=text, pair=pair, encoding=encoding)
+        gated: dict[str, Tensor] = {}
+        if self.task.writes and proba:
+            raise UserError("--proba: a written text has no classes; leave it out")
+        if not self.task.writes or gates:
+            logits, encoded = self.outputs(examples, gated if gates else None)
+        found: dict[str, list]
+        if self.task.writes:
+            found = {"prediction": self.answers(examples)}
+        else:
+            found = self.task.present(logits, encoded, probabilities=proba)
+        if least:
+            probabilities = self.task.probabilities(logits)
+            assert probabilities is not None, "a task that chooses one class has probabilities"
+            sure = (probabilities.amax(dim=-1) >= least).tolist()
+            found["prediction"] = [label if one else None for label, one in zip(found["prediction"], sure)]
+        found |= {f"gate({name})": [round(value, 6) for value in values.tolist()] for name, values in gated.items()}
+        columns = dict(table.columns)
+        for name in columns:
+            if name in found or (gates and name.startswith("gate(")):
+                raise UserError(f"{path}: has a column {name!r} already, which predict writes; rename it")
+        for name, values in found.items():
+            columns[name] = [None] * len(table)
+            for index, value in zip(kept, values):
+                columns[name][index] = value
+        return columns, table.dialect
+
+    def read_table(
+        self, path: str, *, text: str | None, pair: str | None, encoding: str | None = None, labelled: bool = False
+    ) -> tuple[data.Table, data.Examples, list[int]]:
+        """A file's table, its complete examples, and the index of each in the table.
+
+        The columns are those given, else those of the training; labels are read where they are asked for and the file has them.
+        """
+        table, trained = data.read_table(path, encoding), self.task.columns
+        label = trained.label if labelled and trained.label in table.columns else None
+        columns = data.choose_columns(
+            table, text=text, text_pair=pair, label=label, labelled=False, trained=trained
+        )  # fmt: skip
+        if (columns.text_pair is None) != (trained.text_pair is None):
+            counts = {False: "pairs of texts", True: "single texts"}
+            raise UserError(
+                f"{path}: has {counts[columns.text_pair is None]}, the run was trained on {counts[trained.text_pair is None]}; "
+                "name the columns with --text-column and --text-pair-column"
+            )
+        return table, *self.task.read(table, columns, skip_empty=True)
+
+    def read(
+        self, path: str, *, text: str | None, pair: str | None, labelled: bool = False
+    ) -> tuple[dict[str, list[Any]], data.Examples]:
+        """A file's columns and its complete examples, as `read_table` has them."""
+        table, examples, _ = self.read_table(path, text=text, pair=pair, labelled=labelled)
+        return table.columns, examples
+
+
 @dataclass
-class Predictor:
+class Predictor(TablePredictor):
     """A run's model, ready to use."""
 
     model: PreTrainedModel
@@ -113,75 +195,15 @@ class Predictor:
         longest = most_tokens(model, (record.recipe or {})["max_length"])
         return cls(model.to(target).eval(), tokenizer, task, longest, False)
 
-    def columns(
-        self, path: str, *, text: str | None, pair: str | None, encoding: str | None = None, proba: bool = False,
-        gates: bool = False, least: float = 0.0,
-    ) -> tuple[dict[str, list[Any]], data.Dialect]:  # fmt: skip
-        """The columns of a file, and behind them `prediction`, probabilities `p(label)` and gates `gate(location)`; and how the
-        file is written. An example without a text has none of them.
-
-        least: the probability of the most probable class below which the prediction is left blank.
-        """
-        if gates and not (self.tuned and gate_paths(self.model)):
+    def outputs(self, examples: data.Examples, gates: dict[str, Tensor] | None) -> tuple[Tensor, Encoded]:
+        if gates is not None and not (self.tuned and gate_paths(self.model)):
             raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
-        if not 0 <= least <= 1:
-            raise UserError(f"--min-confidence {least:g}: expected a probability, from 0 to 1")
-        if least and self.task.classes is None:
-            raise UserError("--min-confidence: this run does not choose one of several classes; leave it out")
-        table, examples, kept = self.read_table(path, text=text, pair=pair, encoding=encoding)
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
-        gated: dict[str, Tensor] = {}
-        if not self.task.writes or gates:
-            logits = self.logits(encoded, gated if gates else None)
-        found: dict[str, list]
-        if self.task.writes:
-            if proba:
-                raise UserError("--proba: a written text has no classes; leave it out")
-            found = {"prediction": self.task.answers(self.model, self.tokenizer, [encoded], lambda rows: None)[0]}
-        else:
-            found = self.task.present(logits, encoded, probabilities=proba)
-        if least:
-            probabilities = self.task.probabilities(logits)
-            assert probabilities is not None, "a task that chooses one class has probabilities"
-            sure = (probabilities.amax(dim=-1) >= least).tolist()
-            found["prediction"] = [label if one else None for label, one in zip(found["prediction"], sure)]
-        found |= {f"gate({name})": [round(value, 6) for value in values.tolist()] for name, values in gated.items()}
-        columns = dict(table.columns)
-        for name in columns:
-            if name in found or (gates and name.startswith("gate(")):
-                raise UserError(f"{path}: has a column {name!r} already, which predict writes; rename it")
-        for name, values in found.items():
-            columns[name] = [None] * len(table)
-            for index, value in zip(kept, values):
-                columns[name][index] = value
-        return columns, table.dialect
+        return self.logits(encoded, gates), encoded
 
-    def read_table(
-        self, path: str, *, text: str | None, pair: str | None, encoding: str | None = None, labelled: bool = False
-    ) -> tuple[data.Table, data.Examples, list[int]]:
-        """A file's table, its complete examples, and the index of each in the table.
-
-        The columns are those given, else those of the training; labels are read where they are asked for and the file has them.
-        """
-        table, trained = data.read_table(path, encoding), self.task.columns
-        label = trained.label if labelled and trained.label in table.columns else None
-        columns = data.choose_columns(
-            table, text=text, text_pair=pair, label=label, labelled=False, trained=trained
-        )  # fmt: skip
-        if (columns.text_pair is None) != (trained.text_pair is None):
-            counts = {False: "pairs of texts", True: "single texts"}
-            raise UserError(
-                f"{path}: has {counts[columns.text_pair is None]}, the run was trained on {counts[trained.text_pair is None]}; "
-                "name the columns with --text-column and --text-pair-column"
-            )
-        return table, *self.task.read(table, columns, skip_empty=True)
-
-    def read(
-        self, path: str, *, text: str | None, pair: str | None, labelled: bool = False
-    ) -> tuple[dict[str, list[Any]], data.Examples]:
-        """A file's columns and its complete examples, as `read_table` has them."""
-        table, examples, _ = self.read_table(path, text=text, pair=pair, labelled=labelled)
-        return table.columns, examples
+    def answers(self, examples: data.Examples) -> list[str]:
+        encoded = self.task.encode(self.tokenizer, examples, self.max_length)
+        return self.task.answers(self.model, self.tokenizer, [encoded], lambda rows: None)[0]
 
     def gates(self, rows: data.Examples) -> dict[str, Tensor]:
         """Each gate's value for each row `[rows]`; a gate of each token's own is averaged over the row's tokens."""

@@ -19,6 +19,7 @@ LORA, LORA_B, UP = (
     "lora_b",
     ".up.weight",
 )  # B of LoRA: Hayou et al. 2024, arXiv:2402.12354, train it at 16 times A's rate
+BASELINES = ("constant", "tfidf", "probe")  # methods that tune nothing: train/text_features.py
 GATE, HEAD = "gate", "head"  # further kinds of parameters with a learning rate of their own
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -101,8 +102,9 @@ class Recipe:
 
 
 def kinds_of(method: str) -> list[str]:
-    """The kinds of parameters that a method has, each with a learning rate of its own; full fine-tuning has one rate."""
-    if method.strip() == "full":
+    """The kinds of parameters that a method has, each with a learning rate of its own; full fine-tuning has one rate, a
+    baseline none."""
+    if method.strip() in ("full", *BASELINES):
         return []
     changes = spec.mixture(method).changes
     gated = any(isinstance(change.weight, spec.Gate) for change in changes)

@@ -11,6 +11,7 @@ from unipelt.checkpoint.disk import write_whole
 from unipelt.errors import CheckpointError, UserError, did_you_mean
 from unipelt.train.json_types import typed
 from unipelt.train.progress import last_state
+from unipelt.train.recipes import BASELINES as BASELINES
 from unipelt.train.recipes import Recipe, check_rates
 
 RECORD, FORMAT = "run.json", 2
@@ -64,6 +65,11 @@ class RunKey:
     def full(self) -> bool:
         """Whether the base itself is tuned."""
         return self.method.strip() == FULL
+
+    @property
+    def baseline(self) -> bool:
+        """Whether nothing of the base is tuned, and no mixture attached."""
+        return self.method in BASELINES
 
     @property
     def id(self) -> str:
@@ -125,6 +131,8 @@ class RunConfig:
     """maximum number of validation examples taken from the training examples (at least 10); a --validation file is used whole"""
     stratify: bool = False
     """give each class its share of every split; groups are balanced where possible (the papers do not stratify)"""
+    folds: int = 0
+    """folds of a cross-validation: fold seed % folds is the test set; 0: a held-out test set; 1: every example trains or validates"""
     max_target_length: int | None = None
     """maximum number of tokens of an answer; for longer ones see --excess-length (default: no limit)"""
     excess_length: str | None = None
@@ -282,7 +290,7 @@ def _checked(record: RunRecord) -> RunRecord:
     if record.recipe is not None:
         record.recipe = asdict(typed(Recipe, record.recipe))
     for entry in (*(record.curve or ()), *([record.validation_metrics] if record.done else ())):
-        if entry is None or not {"epoch", record.metric} <= entry.keys():
+        if record.config["method"] not in BASELINES and (entry is None or not {"epoch", record.metric} <= entry.keys()):
             raise ValueError(f"has no epoch or {record.metric or 'metric'} where an evaluation should be")
     return record
 

@@ -141,3 +141,5 @@ class FinishedRun:
     """place of its plan in the fleet"""
     model: PreTrainedModel | None
     """the model that `state` belongs to; its own parameters are those of other runs"""
+    files: dict[str, bytes] | None = None
+    """of a baseline: the files of its folder"""

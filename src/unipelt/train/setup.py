@@ -54,7 +54,7 @@ class DatasetCache:
 
     def splits(self, config: RunConfig) -> data.Splits:
         k = config.k if config.k == "all" else int(config.k)
-        drawn = k, config.seed, *(getattr(config, name) for name in DRAWN)
+        drawn = k, config.seed, *(getattr(config, name) for name in DRAWN), config.folds
         key = (*(getattr(config, name) for name in SOURCE), *drawn)
         if key not in self.parts:
             self.parts[key] = data.split(self.dataset(config), *drawn)  # type: ignore[arg-type]
@@ -180,18 +180,20 @@ def plan_of(
     record = RunRecord(
         config=asdict(config), description=task.describe(), metric=task.metric, recipe=asdict(recipe),
         labels=list(task.labels), rows=splits.fingerprints, truncated={name: part.truncated for name, part in encoded.items()}, parameters=parameters(task.outputs),
-        complete=config.k != "all" or cache.dataset(config).complete, majority=_majority(task, splits), identity=identity,
+        complete=config.k != "all" or cache.dataset(config).complete, majority=majority(task, splits), identity=identity,
     )  # fmt: skip
     output = output_of(model)
     bias = None if output is None else output.bias is not None
     return Plan(
         key=config.key, task=task.fit(splits.train.targets or [], bias=bias), recipe=recipe, train=encoded["train"],
-        validation=encoded["validation"], test=encoded["test"], record=record,
+        validation=encoded["validation"], test=encoded.get("test"), record=record,
     )  # fmt: skip
 
 
-def _majority(task: Task, splits: data.Splits) -> float | None:
+def majority(task: Task, splits: data.Splits) -> float | None:
     """Test accuracy of the constant prediction, such as the largest class; None for a task without accuracy."""
+    if splits.test is None:
+        return None
     constant, targets = task.constant(splits.train.targets or []), splits.test.targets or []
     if constant is None or "accuracy" not in task.metrics(task.labels):
         return None

@@ -8,9 +8,11 @@ from safetensors import SafetensorError
 
 from unipelt import data, spec
 from unipelt.checkpoint.bases import load_tokenizer, name_classes, quiet
+from unipelt.checkpoint.disk import write_whole
 from unipelt.checkpoint.folder import save
 from unipelt.errors import CheckpointError, UserError
 from unipelt.tasks.base import Task
+from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Observer
 from unipelt.train.lock import alone_in
 from unipelt.train.progress import last_state
@@ -32,7 +34,7 @@ def train_run(
 def _train_run(
     config: RunConfig, folder: Path, device: str, log: Callable[[str], None], on_step: Observer | None
 ) -> RunRecord:
-    if not config.full:
+    if not config.full and not config.key.baseline:
         spec.mixture(config.method)  # a misspelt method is refused before anything is loaded
     target, cache = device_of(device), DatasetCache()
     splits, task = cache.splits(config), cache.task(config)
@@ -46,6 +48,11 @@ def _train_run(
         log(f"{folder}: already finished, nothing trained")
         return before
     log_examples(config, splits, task, log)
+    if config.key.baseline:
+        (finished,) = train_baselines([config], target, cache)
+        save_checkpoint(finished, folder)
+        write_record(folder, finished.record)
+        return finished.record
     identity = None if before is None else before.identity
     fleet = build_fleet(
         [config], width=1, device=target, cache=cache, folder=folder, on_step=on_step, identity=identity
@@ -105,6 +112,9 @@ def describe_columns(config: RunConfig, task: Task) -> str:
 
 def save_checkpoint(finished: FinishedRun, folder: Path) -> None:
     """Write the best parameters of a finished run; a model that was tuned whole as a plain transformers model."""
+    if finished.files is not None:
+        write_whole(folder, finished.files)
+        return
     model, record, task = finished.model, finished.record, finished.record.description
     assert model is not None
     if not record.whole:

@@ -1,0 +1,192 @@
+"""Baselines: what a comparison shows before anything is tuned, since it often wins. A linear model on features that do not train.
+
+`constant` names the largest class or the mean, `tfidf` reads words, `probe` reads what the head of the frozen base reads. A
+baseline gives logits, so that decisions, metrics and predictions are those of every other run. It is saved as a folder with
+baseline.json, baseline.safetensors and the run's record.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from torch import Tensor
+
+from unipelt.checkpoint.disk import ARRAYS, BASELINE, read_file, read_json, resolve
+from unipelt.data import Examples
+from unipelt.data.folds import inner_folds
+from unipelt.errors import CheckpointError, UserError
+from unipelt.tasks.base import Task
+from unipelt.tasks.batches import Encoded
+from unipelt.tasks.linear import Linear
+from unipelt.tasks.registry import task_of
+from unipelt.train.predictor import Predictor, TablePredictor
+from unipelt.train.records import RunConfig, RunRecord
+from unipelt.train.runs import FinishedRun
+from unipelt.train.setup import DatasetCache, check_identity, device_of, load_tuned, majority, pooling_of
+from unipelt.train.text_features import FEATURES, Frozen, TextFeatures
+
+FORMAT = 1
+MOST = 20_000  # training examples, or words of a task of words, that are read: more change little
+EMPTY = Encoded({"input_ids": []}, None, 0)
+
+
+@dataclass
+class Baseline(TablePredictor):
+    """A linear model on features of texts."""
+
+    task: Task
+    features: TextFeatures
+    linear: Linear
+
+    def logits(self, examples: Examples) -> tuple[Float[Tensor, "example ..."], Encoded]:
+        """Logits as `task.decide` reads them, and what else it reads."""
+        found = torch.from_numpy(self.linear(self.features(examples)))
+        if self.task.pooled:
+            return found, replace(EMPTY, targets=examples.targets)
+        lengths = [len(words) for words in next(iter(examples.inputs.values()))]
+        firsts = [np.arange(length) for length in lengths]
+        padded = torch.nn.utils.rnn.pad_sequence(list(found.split(lengths)), batch_first=True)
+        return padded, replace(EMPTY, targets=examples.targets, first_tokens=firsts)
+
+    def outputs(self, examples: Examples, gates: dict[str, Tensor] | None) -> tuple[Tensor, Encoded]:
+        if gates is not None:
+            raise UserError("--gates: a baseline has no gates; train a run with --method unipelt-apl")
+        return self.logits(examples)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that were fitted."""
+        return self.linear.weight.size + self.linear.bias.size
+
+    def files(self, results: dict[str, Any]) -> dict[str, bytes]:
+        """The files of its folder by name."""
+        facts, arrays = self.features.saved()
+        frozen = getattr(self.features, "frozen", None)
+        base = None
+        if isinstance(frozen, Frozen):
+            base = {"name": frozen.name, "pooling": frozen.pooling, "max_length": frozen.max_length, **frozen.identity}
+        data = save_arrays({"weight": self.linear.weight, "bias": self.linear.bias, **arrays})
+        said = {
+            "format": FORMAT, "baseline": self.features.name, "task": self.task.describe(), "base": base,
+            "results": results, "sha256": hashlib.sha256(data).hexdigest(), **facts,
+        }  # fmt: skip
+        return {ARRAYS: data, BASELINE: json.dumps(said, indent=1).encode()}
+
+    @classmethod
+    def load(cls, run: str, base: str | None = None, device: str = "auto") -> "Baseline":
+        """Read a baseline's folder. base: in place of the one that it names. Raises CheckpointError."""
+        folder = resolve(run)
+        said = read_json(folder / BASELINE, "a folder with a baseline")
+        if said.get("format") != FORMAT or said.get("baseline") not in FEATURES:
+            what = f"format {said.get('format')!r} of {said.get('baseline')!r}"
+            raise CheckpointError(f"{folder / BASELINE}: {what}; this version reads format {FORMAT}")
+        try:
+            data = read_file(folder / ARRAYS)
+        except OSError as error:
+            raise CheckpointError(f"{folder / ARRAYS}: {error.strerror or error}") from None
+        if hashlib.sha256(data).hexdigest() != said.get("sha256"):
+            raise CheckpointError(f"{folder / ARRAYS}: not the file that {BASELINE} names; train again")
+        task, arrays = task_of(said.get("task") or {}), load_arrays(data)
+        try:
+            frozen = None
+            if facts := said.get("base"):
+                config = RunConfig(model=base or facts["name"], task=task.name, pooling=facts["pooling"])
+                frozen = frozen_base(config, task, device_of(device), facts["max_length"])
+                check_identity(config.model, frozen.identity, {name: facts[name] for name in frozen.identity})
+            features = FEATURES[said["baseline"]].load(said, arrays, frozen)
+            return cls(task, features, Linear(arrays["weight"], arrays["bias"]))
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {error}); train again") from None
+
+
+def frozen_base(config: RunConfig, task: Task, device: torch.device, max_length: int) -> Frozen:
+    """The base of a run with what its head reads. Raises UserError where it cannot be loaded."""
+    plain = replace(config, method="head", head="train", recipe={})
+    model, tokenizer, _, identity = load_tuned(plain, task, outputs=task.outputs, seeds=[0], device=device)
+    pooling = pooling_of(config) if task.pooled else "model"
+    return Frozen(model, tokenizer, task, max_length, config.model, pooling, identity)
+
+
+def fit_baseline(name: str, task: Task, train: Examples, frozen: Frozen | None, *, balanced: bool = False) -> Baseline:
+    """Fit a baseline to training examples, of which at most MOST are read."""
+    train = train.take(range(min(len(train), _most(task, train))))
+    features = FEATURES[name].fit(train, frozen)
+    folds = inner_folds(train, train.targets if task.classes else None)
+    return Baseline(task, features, task.fit_linear(features(train), train.targets or [], folds, balanced=balanced))
+
+
+def _most(task: Task, train: Examples) -> int:
+    if task.pooled:
+        return MOST
+    words = np.cumsum([len(own) for own in train.targets or []])
+    return max(1, int(np.searchsorted(words, MOST, side="right")))
+
+
+def train_baselines(
+    configs: Sequence[RunConfig], device: torch.device, cache: DatasetCache, identity: dict[str, str] | None = None
+) -> Iterator[FinishedRun]:
+    """Fit the baseline of each of these runs, which differ in their examples alone.
+
+    Raises UserError where the task has no such baseline, or the base cannot be loaded.
+    """
+    first = configs[0]
+    task, kind = cache.task(first), FEATURES[first.method]
+    if why := kind.refuses(task):
+        raise UserError(f"{first.method}: {why}")
+    frozen = None
+    if kind.reads_base:
+        frozen = frozen_base(first, task, device, first.recipe.get("max_length") or task.longest)
+        check_identity(first.model, frozen.identity, identity)
+    for place, config in enumerate(configs):
+        yield _finished(config, place, task, frozen, cache)
+
+
+def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, cache: DatasetCache) -> FinishedRun:
+    splits = cache.splits(config)
+    before = 0.0 if frozen is None else frozen.seconds
+    began = time.monotonic()
+    balanced = config.recipe.get("class_weights") == "balanced"
+    # with folds nothing is chosen by validation examples, and a baseline needs none
+    train = splits.train.joined(splits.validation) if config.folds and config.k == "all" else splits.train
+    one = fit_baseline(config.method, task, train, frozen, balanced=balanced)
+    each = len(train.inputs)
+    fitted = time.monotonic() - began - (0.0 if frozen is None else frozen.seconds - before)
+    record = RunRecord(
+        config=asdict(config), description=task.describe(), status="finished", metric=task.metric,
+        labels=list(task.labels), rows=splits.fingerprints, parameters={config.method: one.parameters},
+        complete=config.k != "all" or cache.dataset(config).complete, majority=majority(task, splits),
+        identity=None if frozen is None else frozen.identity, width=1, device="cpu",
+    )  # fmt: skip
+    if not config.folds:
+        logits, encoded = one.logits(splits.validation)
+        record.validation_metrics = task.score(task.decide(logits, encoded), splits.validation.targets or [])
+        record.validation = record.validation_metrics[task.metric]
+    if splits.test is not None:
+        before = 0.0 if frozen is None else frozen.seconds
+        began = time.monotonic()
+        logits, encoded = one.logits(splits.test)
+        measured = time.monotonic() - began - (0.0 if frozen is None else frozen.seconds - before)
+        record.predicting = measured + one.features.seconds_of(each * len(splits.test))
+        predictions, targets = task.decide(logits, encoded), list(splits.test.targets or [])
+        record.test_metrics = task.score(predictions, targets)
+        record.test = record.test_metrics[task.metric]
+        record.logits = task.recorded_logits(logits)
+        record.predictions, record.targets = task.recorded(predictions, targets)
+    record.seconds = fitted + one.features.seconds_of(each * len(train))
+    results = {f"validation {task.metric}": record.validation, f"test {task.metric}": record.test}
+    return FinishedRun(config.key, record, {}, place, None, one.files(results))
+
+
+def load_predictor(run: str, base: str | None = None, device: str = "auto") -> TablePredictor:
+    """A baseline, a tuned run, or an ensemble of runs. Raises CheckpointError where the folder holds neither."""
+    if (resolve(run) / BASELINE).is_file():
+        return Baseline.load(run, base, device)
+    return Predictor.load(run, base, device, ensembles=True)

@@ -1,0 +1,232 @@
+"""What baselines read of a text: nothing, its words, or the state that the head of the frozen base reads.
+
+A kind of features is one class and one entry of FEATURES. It is made for the training examples (`fit`), turns any examples into
+numbers, and is saved as JSON and arrays. None of them is trained with the base.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unipelt.data import Examples
+from unipelt.errors import CheckpointError, UserError
+from unipelt.inject.heads import find_head
+from unipelt.inject.shapes import most_tokens
+from unipelt.tasks.base import Task
+from unipelt.tasks.linear import Features
+from unipelt.train.evaluation import predict
+
+WORDS = 50_000  # most words and pairs of words that are counted
+
+
+@dataclass
+class Frozen:
+    """A frozen base: the state that its head reads of each text `[feature]`, or of each word `[word, feature]`."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    task: Task
+    max_length: int
+    name: str
+    pooling: str
+    identity: dict[str, str]
+    known: dict[tuple[str, ...], Float[np.ndarray, " feature"]] = field(default_factory=dict)
+    """by text: folds and seeds share their texts"""
+    seconds: float = 0.0
+    """that all known texts took"""
+
+    def __call__(self, inputs: dict[str, list]) -> list[Float[np.ndarray, "*word feature"]]:
+        """The states of texts or lists of words. inputs: by name, as examples have them."""
+        keys = [tuple(map(str, values)) for values in zip(*inputs.values())]
+        new = {key: place for place, key in enumerate(keys) if key not in self.known}
+        if new:
+            began = time.monotonic()
+            some = Examples(inputs={name: [values[i] for i in new.values()] for name, values in inputs.items()})
+            encoded = self.task.encode(self.tokenizer, some, most_tokens(self.model, self.max_length))
+            with head_inputs(self.model, self.task.pooled):
+                states = [*predict(self.model, self.tokenizer, [encoded], task=type(self.task))[0].numpy()]
+            if encoded.first_tokens:  # a word that was cut off has no state: zeros
+                states = [np.where(at[:, None] >= 0, own[at], 0) for own, at in zip(states, encoded.first_tokens)]
+            self.known |= dict(zip(new, states))
+            self.seconds += time.monotonic() - began
+        return [self.known[key] for key in keys]
+
+    def seconds_of(self, texts: int) -> float:
+        """Seconds that so many texts take, by those that are known."""
+        return texts * self.seconds / max(1, len(self.known))
+
+
+@contextmanager
+def head_inputs(model: PreTrainedModel, pooled: bool) -> Iterator[None]:
+    """Inside the block the model's logits are what its head reads `[batch, feature]`, or `[batch, seq, feature]` where not pooled.
+
+    Raises UserError for a head that reads every token and then does more than one linear to it.
+    """
+    modules, read = find_head(model), list[Tensor]()
+
+    def before(module: torch.nn.Module, args: tuple) -> None:
+        read.append(args[0])
+
+    def instead(module: torch.nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return args[0]
+
+    def after(module: torch.nn.Module, args: tuple, output: Any) -> Any:
+        first = read[0]
+        read.clear()
+        if pooled and first.dim() > 2:
+            raise UserError(f"{type(model).__name__}: its head reads no single state of a text, which probe needs")
+        output.logits = first
+        return output
+
+    if len(modules) == 1 and pooled:  # the model may choose a token after the head, as decoders do
+        hooks = [module.register_forward_hook(instead) for module in modules.values()]
+    else:
+        hooks = [module.register_forward_pre_hook(before) for module in modules.values()]
+        hooks.append(model.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class TextFeatures(ABC):
+    """Numbers `[example, feature]` of texts; of a task of words, `[word, feature]` of the words of all examples."""
+
+    name: ClassVar[str]
+    """of the baseline that reads them"""
+
+    @classmethod
+    def refuses(cls, task: Task) -> str:
+        """Why a kind of task has no such baseline; empty where it has."""
+        return f"{task.kind} predicts no class or number of a whole text" if not task.pooled or task.writes else ""
+
+    @classmethod
+    def fit(cls, train: Examples, frozen: Frozen | None) -> Self:
+        """The features for these training examples. frozen: given where `reads_base`."""
+        return cls()
+
+    reads_base: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, examples: Examples) -> Features: ...
+
+    def seconds_of(self, texts: int) -> float:
+        """Seconds of the base, beside those that were measured, for so many texts."""
+        return 0.0
+
+    def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """JSON and arrays from which `load` makes the same features."""
+        return {}, {}
+
+    @classmethod
+    def load(cls, facts: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
+        """What `saved` gave. Raises CheckpointError where it is something else."""
+        return cls()
+
+
+class NoFeatures(TextFeatures):
+    """Nothing: the largest class, the mean, or the classes that most examples have."""
+
+    name = "constant"
+
+    def __call__(self, examples: Examples) -> Features:
+        return np.zeros((len(examples), 0))
+
+
+@dataclass
+class WordCounts(TextFeatures):
+    """Words and pairs of words, weighed by TF-IDF          Spärck Jones 1972, doi:10.1108/eb026526
+
+    (1 + ln count) × (1 + ln((1 + texts) / (1 + texts with it))), each text divided by its length. Of a pair of texts a, b:
+    a, b, |a − b|, and their cosine.
+    """
+
+    vocabulary: list[str]
+    weights: Float[np.ndarray, " word"]
+    name: ClassVar[str] = "tfidf"
+
+    @staticmethod
+    def _vectorizer(**more: Any) -> Any:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        pattern = r"(?u)\w+|[^\w\s]"
+        return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=pattern, max_features=WORDS, **more)
+
+    @classmethod
+    def fit(cls, train: Examples, frozen: Frozen | None) -> Self:
+        vectorizer = cls._vectorizer().fit([text for texts in train.inputs.values() for text in texts])
+        return cls(vectorizer.get_feature_names_out().tolist(), vectorizer.idf_)
+
+    def __call__(self, examples: Examples) -> Features:
+        from scipy.sparse import csr_matrix, hstack
+
+        vectorizer = self._vectorizer(vocabulary=self.vocabulary)
+        vectorizer.idf_ = self.weights
+        each = [vectorizer.transform(texts) for texts in examples.inputs.values()]
+        if len(each) == 1:
+            return each[0]
+        one, other = each
+        return hstack([one, other, abs(one - other), csr_matrix(one.multiply(other).sum(axis=1))]).tocsr()
+
+    def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return {"vocabulary": self.vocabulary}, {"idf": self.weights}
+
+    @classmethod
+    def load(cls, facts: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
+        words, weights = facts.get("vocabulary"), arrays.get("idf")
+        fits = isinstance(words, list) and len(set(map(str, words))) == len(words) and weights is not None
+        if not fits or weights.shape != (len(words),):  # type: ignore[union-attr, arg-type]
+            raise CheckpointError("its vocabulary does not fit its weights")
+        return cls(words, weights)  # type: ignore[arg-type]
+
+
+@dataclass
+class HeadInputs(TextFeatures):
+    """What the head of the frozen base reads, pooled as the base declares; of a word, the state of its first token.
+
+    Of a pair of texts with states u, v: u, v, |u − v|, u v          Conneau & Kiela 2018, arXiv:1803.05449
+    """
+
+    frozen: Frozen
+    name: ClassVar[str] = "probe"
+    reads_base: ClassVar[bool] = True
+
+    @classmethod
+    def refuses(cls, task: Task) -> str:
+        return super().refuses(task) if task.writes else ""
+
+    @classmethod
+    def fit(cls, train: Examples, frozen: Frozen | None) -> Self:
+        assert frozen is not None
+        return cls(frozen)
+
+    def __call__(self, examples: Examples) -> Features:
+        each = [np.vstack(self.frozen({name: values})) for name, values in examples.inputs.items()]
+        if len(each) == 1:
+            return each[0]
+        one, other = each
+        return np.hstack([one, other, np.abs(one - other), one * other])
+
+    def seconds_of(self, texts: int) -> float:
+        return self.frozen.seconds_of(texts)
+
+    def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return {}, {}
+
+    @classmethod
+    def load(cls, facts: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
+        return cls.fit(Examples(inputs={"text": []}), frozen)
+
+
+FEATURES: dict[str, type[TextFeatures]] = {one.name: one for one in (NoFeatures, WordCounts, HeadInputs)}
+"""by the name of their baseline; the cheapest first"""

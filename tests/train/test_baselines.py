@@ -1,0 +1,116 @@
+"""Laws of the baselines: they learn what can be learnt, over every kind of task, and come back from their folder as they were."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli.conftest import base_of, run, tiny_base  # noqa: F401
+from tasks.kinds import KINDS
+
+from unipelt.checkpoint.disk import ARRAYS, BASELINE, write_whole
+from unipelt.errors import CheckpointError, UserError
+from unipelt.tasks.linear import logistic, ridge
+from unipelt.tasks.registry import TASKS
+from unipelt.train.baselines import Baseline, train_baselines
+from unipelt.train.records import BASELINES, RunConfig
+from unipelt.train.setup import DatasetCache
+from unipelt.train.text_features import FEATURES
+
+CPU = torch.device("cpu")
+
+
+def test_every_baseline_has_its_features():
+    assert tuple(FEATURES) == BASELINES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_baseline_predicts_from_its_folder_as_it_did(kind: str, tiny_base: str, tmp_path: Path):  # noqa: F811
+    """Of every kind of task: as many as it offers; the same logits after a save, and the test metric is theirs."""
+    path, cache, offered = KINDS[kind].write(tmp_path / "data.jsonl"), DatasetCache(), []
+    for name in BASELINES:
+        config = RunConfig(model=tiny_base, task=str(path), method=name, **KINDS[kind].options)
+        task, test = cache.task(config), cache.splits(config).test
+        if FEATURES[name].refuses(task):
+            with pytest.raises(UserError, match=f"{name}: {kind} predicts no class or number of a whole text"):
+                next(train_baselines([config], CPU, cache))
+            continue
+        offered.append(name)
+        (finished,) = train_baselines([config], CPU, cache)
+        assert finished.files is not None
+        write_whole(tmp_path / name, finished.files)
+        again = Baseline.load(str(tmp_path / name))
+        logits, encoded = again.logits(test)
+        predictions = again.task.decide(logits, encoded)
+        assert task.score(predictions, test.targets)[task.metric] == finished.record.test
+        assert finished.record.parameters == {name: again.parameters}
+    assert offered == (["probe"] if kind == "token-classification" else list(BASELINES))
+    assert set(KINDS) <= set(TASKS)
+
+
+def test_the_probe_reads_what_the_head_reads(tiny_base: str, tmp_path: Path):  # noqa: F811
+    """A head with the probe's weights gives the probe's logits."""
+    from unipelt.inject.heads import output_of
+    from unipelt.tasks.batches import Encoded
+    from unipelt.train.evaluation import predict
+
+    path, cache = KINDS["classification"].write(tmp_path / "data.jsonl"), DatasetCache()
+    config = RunConfig(model=tiny_base, task=str(path), method="probe", pooling="mean")
+    (finished,) = train_baselines([config], CPU, cache)
+    assert finished.files is not None
+    write_whole(tmp_path / "probe", finished.files)
+    probe, test = Baseline.load(str(tmp_path / "probe")), cache.splits(config).test
+    model = probe.features.frozen.model  # type: ignore[attr-defined]
+    head = output_of(model)
+    assert head is not None
+    with torch.no_grad():
+        head.weight[0].copy_(torch.from_numpy(probe.linear.weight))
+        head.bias[0].copy_(torch.from_numpy(probe.linear.bias))  # type: ignore[index]
+    encoded: Encoded = probe.task.encode(probe.features.frozen.tokenizer, test, 128)  # type: ignore[attr-defined]
+    (logits,) = predict(model, probe.features.frozen.tokenizer, [encoded])  # type: ignore[attr-defined]
+    torch.testing.assert_close(logits.double(), probe.logits(test)[0].double(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_folder_that_was_changed_is_refused(tiny_base: str, tmp_path: Path):  # noqa: F811
+    path, cache = KINDS["classification"].write(tmp_path / "data.jsonl"), DatasetCache()
+    config = RunConfig(model=tiny_base, task=str(path), method="tfidf")
+    (finished,) = train_baselines([config], CPU, cache)
+    assert finished.files is not None
+    said = json.loads(finished.files[BASELINE])
+    for changed, expected in (
+        ({ARRAYS: finished.files[ARRAYS][:-1]}, "not the file that baseline.json names"),
+        ({BASELINE: json.dumps(said | {"vocabulary": said["vocabulary"][1:]}).encode()}, "does not fit its weights"),
+        ({BASELINE: json.dumps(said | {"format": 0}).encode()}, "this version reads format"),
+        ({BASELINE: json.dumps(said | {"task": {}}).encode()}, "task.kind is None"),
+    ):
+        write_whole(tmp_path / "run", finished.files | changed)
+        with pytest.raises(CheckpointError, match=expected):
+            Baseline.load(str(tmp_path / "run"))
+
+
+def test_linear_models_find_a_linear_truth():
+    """On separable classes and exact numbers, whatever the scale of each feature; a class without examples is never named."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(200, 6)) * [1, 10, 1e-3, 1, 1, 100] + 5
+    folds = (np.arange(200) % 5).tolist()
+    truth = x @ [1, 0.1, 300, 0, 0, 0.01]
+    found = ridge(x, truth, folds)
+    assert np.corrcoef(found(x)[:, 0], truth)[0, 1] > 0.9999
+    classes = np.digitize(truth, np.quantile(truth, [0.3, 0.6]))
+    three = logistic(x, classes, 4, folds)
+    assert (three(x).argmax(axis=1) == classes).mean() > 0.95 and (three(x).argmax(axis=1) < 3).all()
+    rare = np.where(np.arange(200) < 4, 1, 0)
+    assert logistic(np.zeros((200, 0)), rare, 2, folds)(np.zeros((1, 0))).argmax() == 0
+    few = logistic(np.where(rare[:, None] == 1, 1.0, 0.0) + 0 * x, rare, 2, folds, balanced=True)
+    assert few(np.where(rare[:, None] == 1, 1.0, 0.0) + 0 * x).argmax(axis=1).tolist() == rare.tolist()
+
+
+def test_what_a_baseline_lacks_is_said(tiny_base: str, run, tmp_path: Path):  # noqa: F811
+    path, cache = KINDS["classification"].write(tmp_path / "data.jsonl"), DatasetCache()
+    config = RunConfig(model=tiny_base, task=str(path), method="constant")
+    (finished,) = train_baselines([config], CPU, cache)
+    write_whole(tmp_path / "run", finished.files or {})
+    assert "--gates: a baseline has no gates" in run("predict", tmp_path / "run", "--data", path, "--gates").line
+    said = run("predict", tmp_path / "run", "--data", path, "--proba")
+    assert said.code == 0 and "p(a)" in said.out
