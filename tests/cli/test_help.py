@@ -62,12 +62,12 @@ def test_every_page_has_panels_help_and_examples(words: tuple[str, ...], command
 @pytest.mark.parametrize(
     ("command", "settings", "but"),
     [
-        (("train",), RunConfig, ["recipe"]),
+        (("train",), RunConfig, ["recipe", "folds"]),
         (("train",), Recipe, []),
         (("compare",), StudyConfig, ["head", "width", "recipe", "columns"]),
         (("compare",), Recipe, ["lr"]),
         (("study", "grid"), Grid, []),
-        (("study", "grid"), StudyConfig, ["recipe", "columns"]),
+        (("study", "grid"), StudyConfig, ["recipe", "columns", "folds"]),
         (("study", "sweep"), Recipe, ["lr"]),
     ],
 )
@@ -144,6 +144,8 @@ def test_a_comparison_on_a_cp1252_terminal_leaves_its_winner(
         1,
         "--epochs",
         1,
+        "--folds",
+        0,
     ]
     said = run(*words, "--device", "cpu", "--out", out)
     assert said.code == 0, said.err

@@ -35,6 +35,9 @@ def ask(tiny_base: str, reviews: Path):
         1,
         "--device",
         "cpu",
+        "--folds",
+        0,
+        "--no-baselines",
     ]
     return lambda out, *more: ["compare", *map(str, given), "--out", str(out), *map(str, more)]
 

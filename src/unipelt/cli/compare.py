@@ -94,21 +94,27 @@ def compare(
     asked, held = "epochs" in study.recipe, _held(folder)
     if not asked and held.epochs:
         study = replace(study, recipe=study.recipe | {"epochs": held.epochs})
-    first = [key for key in plan if key.baseline]
-    store, _ = open_store(folder, study, first, plan, cache)
+    first, tuned = ([key for key in plan if key.baseline == which] for which in (True, False))
     keeper = CheckpointSaver(folder)
     keep = None if study.folds else keeper  # of folds the winner alone is kept, trained on all examples
-    with StudyWatch(store) as watch:
+    with StudyWatch() as watch:
+        how: dict[str, Any] = {"device": device, "log": watch.log, "cache": cache}
         for note in notes:
             watch.log(note)
-        seen = _Baselines(keep, watch, store.pending())
-        how: dict[str, Any] = {"device": device, "log": watch.log, "cache": cache}
-        run_study(store, study, keep=seen, only=lambda key: key.baseline, **how)
-        if tuned := [key for key in plan if not key.baseline]:
-            if not asked:
+        if first:
+            store, _ = open_store(folder, study, first, plan, cache)
+            seen = _Baselines(keep, watch, store.pending())
+            run_study(store, study, keep=seen, only=lambda key: key.baseline, **how)
+        if tuned and not asked:
+            try:
                 chosen, why = _epochs(study, tuned, cache, target, folder, held, minutes, deadline)
                 study = replace(study, recipe=study.recipe | ({"epochs": chosen} if chosen else {}))
-                watch.log(why) if why else None
+            except UserError as error:  # too few minutes to tune anything: the baselines are an answer
+                if not first:
+                    raise
+                why, tuned = str(error), []
+            watch.log(why) if why else None
+        if tuned:
             store, again = open_store(folder, study, plan, plan, cache, minutes)
             watch.store = store
             if again:

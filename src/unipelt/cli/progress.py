@@ -7,6 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from unipelt.train.progress import in_time
+
+STEPS = 3  # after the first, by which the time of a training is estimated
+
 
 class Watch:
     """Shows steps, loss, the validation metric and the time left."""
@@ -19,6 +23,7 @@ class Watch:
         )  # fmt: skip
         self.row: Any = None
         self.last = 0.0
+        self.told = False
 
     def __enter__(self) -> "Watch":
         self.bar.start()
@@ -41,6 +46,10 @@ class Watch:
             text = f"epoch {now['epoch']}  loss {now['train_loss']:.4f}  {metric} {now[metric]:.4f}  best {progress.best:.4f}"
         text += "  evaluating" * (event == "prediction")
         self.bar.update(self.row, completed=progress.step, description=text)
+        if not self.told and progress.step >= self.first + STEPS:
+            left = (time.monotonic() - self.started) / (progress.step - self.first) * (plan.steps - progress.step)
+            self.log(f"{plan.steps} steps: about {in_time(left)} at most, evaluations not counted")
+            self.told = True
         if event == "evaluation" and not sys.stderr.isatty() and (time.monotonic() - self.last > 5 or progress.ended):
             done = max(1, progress.step - self.first)
             left = (time.monotonic() - self.started) / done * (plan.steps - progress.step)
@@ -51,7 +60,7 @@ class Watch:
 class StudyWatch:
     """Shows how many runs of a study are done, what the fleet at work does, and the time left."""
 
-    def __init__(self, store: Any):
+    def __init__(self, store: Any = None):
         self.store = store
         self.console = Console(stderr=True)
         self.bar = Progress(
@@ -91,6 +100,8 @@ class StudyWatch:
             self._show(text)
 
     def _show(self, text: str) -> None:
+        if self.store is None:
+            return
         rows = self.store.runs(["status", "seconds"])
         done = [row["seconds"] for row in rows if row["status"] != "planned"]
         if text and (left := self._left(len(rows) - len(done), [one for one in done if one is not None])):

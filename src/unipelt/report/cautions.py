@@ -12,7 +12,7 @@ FEW = 100  # validation examples, below which one example moves a metric by over
 PARTS = {"train": "training", "validation": "validation", "test": "test"}
 
 
-def cautions(summary: Mapping[str, Any] | None, labels: Sequence[str], runs: Sequence[Run], truncated: Mapping[str, int] | None) -> list[str]:  # fmt: skip
+def cautions(summary: Mapping[str, Any] | None, labels: Sequence[str], runs: Sequence[Run], truncated: Mapping[str, int] | None, folds: int = 0) -> list[str]:  # fmt: skip
     """summary: `data.summary.summarise`, of the first seed. runs: the finished runs of the recommended method. truncated: by
     part, the texts that lost tokens."""
     said = [] if summary is None else [*_of_classes(summary, labels), *_of_texts(summary)]
@@ -20,8 +20,9 @@ def cautions(summary: Mapping[str, Any] | None, labels: Sequence[str], runs: Seq
     if truncated and any(truncated.values()):
         parts = [f"{n:,} of {counts[name]:,} {PARTS[name]}" if name in counts else f"{n:,} {PARTS[name]}" for name, n in truncated.items() if n]  # fmt: skip
         said.append(f"Texts were cut to --max-length tokens: {listed(parts)} texts are longer. A larger --max-length reads them whole and takes more time.")  # fmt: skip
-    if 0 < counts.get("validation", FEW) < FEW:
-        said.append(f"Only {counts['validation']} validation examples choose the epoch and the method: one of them moves the accuracy by {100 / counts['validation']:.1f} points.")  # fmt: skip
+    chosen = "of each fold choose the epoch and the learning rate" if folds else "choose the epoch and the method"
+    if 0 < counts.get("validation", FEW) < FEW and (not folds or any(run.curve for run in runs)):
+        said.append(f"Only {counts['validation']} validation examples {chosen}: one of them moves the accuracy by {100 / counts['validation']:.1f} points.")  # fmt: skip
     return said + _of_training(runs)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from unipelt.report.names import listed, seeds_text, size_label
+from unipelt.report.names import in_folds, listed, seeds_text, size_label
 from unipelt.report.samples import LARGEST, TIE, Sample, difference, own
 from unipelt.report.statistics import BOTH, EXAMPLES, NOTHING, Estimate, estimate, holm, own_estimate
 from unipelt.report.tables import Block, Cell, Table
@@ -69,6 +69,8 @@ class Comparison:
     reference: str
     lines: Sequence[Line]
     """in the order in which they are shown"""
+    folds: int = 0
+    """of a cross-validation, which are the seeds"""
     largest: float | None
     """the metric of always naming the most frequent class of the test examples; None where there are no classes"""
 
@@ -183,6 +185,13 @@ def scaled(found: Estimate | None, scale: float, turn: bool = False, **more: obj
     return replace(Cell(scale * found.value, low=low, high=high), **more)  # type: ignore[arg-type]
 
 
+CONSTANT = "constant"
+ABOUT = {
+    CONSTANT: "always the largest class of the training examples, or their mean",
+    "tfidf": "logistic or ridge regression on words and pairs of words",
+    "probe": "logistic or ridge regression on what the head of the untuned base reads",
+}
+FOLDS_NOTE = "Every example was answered once, by a model that did not see it. These answers rank the methods too, so the best is a little flattered. Validation examples inside the folds chose the learning rates."  # fmt: skip
 REAL_NOTE = "Real: p < 0.05 after Holm's correction over the comparisons, with two seeds at least. One seed cannot show what training changes, so nothing is judged from it."  # fmt: skip
 
 
@@ -193,13 +202,14 @@ def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> T
     for k, one in found.items():
         unit = "" if one.scale == 1 else " ×100"
         what = one.metric.replace("_", " ") if one.metric else "metric, average"
-        left = [f"validation {what}{unit}"] if own_file else []
+        left = [f"validation {what}{unit}"] if own_file and not one.folds else []
         against = f"difference to {one.reference}" if own_file else "difference to the best"
         right = ["trained parameters", "training, s", "prediction, ms a text", "learning rate"] if own_file else []
         right += ["seeds", *([] if alike and len(alike) == 1 else ["intervals over"])]
-        columns = ["method", *left, f"test {what}{unit}", against, "verdict", *right]
+        scored = "out-of-fold" if one.folds else "test"
+        columns = ["method", *left, f"{scored} {what}{unit}", against, "verdict", *right]
         rows = [_row(one, line, own_file, len(columns)) for line in one.lines]
-        if one.largest is not None:
+        if one.largest is not None and not any(line.method == CONSTANT for line in one.lines):
             row = [Cell(LARGEST), *[Cell("")] * len(left), Cell(one.shown(one.largest))]
             rows.append(row + [Cell("")] * (len(columns) - len(row)))
         tasks = f"{one.tasks} tasks" if one.tasks > 1 else ""
@@ -213,7 +223,17 @@ def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> T
     )
     paired = "Differences are paired: over the same seeds and test examples."
     times = ["Times are those of one run on this machine, its share where several ran at once."] if own_file else []
-    return Table("comparison", title, columns, blocks, [*notes, f"In brackets: 95 % intervals; {over}. {paired}", REAL_NOTE, *times])  # fmt: skip
+    there = {line.method for one in found.values() for line in one.lines}
+    about = [f"{name}: {what}." for name, what in ABOUT.items() if name in there]
+    notes += [f"In brackets: 95 % intervals; {over}. {paired}", REAL_NOTE, *times, *about]
+    if any(one.folds for one in found.values()):
+        columns, notes = [in_folds(column) for column in columns], [FOLDS_NOTE, *map(in_folds, notes[1:])]
+        blocks = [replace(block, rows=[[_in_folds(cell) for cell in row] for row in block.rows]) for block in blocks]
+    return Table("comparison", title, columns, blocks, notes)
+
+
+def _in_folds(cell: Cell) -> Cell:
+    return replace(cell, value=in_folds(cell.value)) if isinstance(cell.value, str) else cell
 
 
 def _covers(line: Line) -> str:
@@ -226,7 +246,7 @@ def _row(one: Comparison, line: Line, own_file: bool, columns: int) -> list[Cell
     gap = (
         Cell("recommended" if own_file else "best") if first else gap if line.word != "no seed in common" else Cell("")
     )
-    left = [Cell(one.shown(line.validation))] if own_file else []
+    left = [Cell(one.shown(line.validation))] if own_file and not one.folds else []
     right = [
         Cell(f"{line.parameters:,}" if line.parameters else ""), Cell(line.seconds, digits=0),
         Cell(None if line.per_text is None else 1000 * line.per_text, digits=1), Cell(line.lr, digits=-1),

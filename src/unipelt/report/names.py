@@ -12,6 +12,11 @@ TASKS = {
 """in the order of the paper's tables"""
 FULL = "full"
 METHODS = (FULL, "head", "bitfit", "prompt", "adapter", "prefix", "lora")
+FOLD_WORDS = (
+    ("On the test examples", "Out of fold"), ("on the test examples", "out of fold"), ("validation ", "out-of-fold "),
+    ("test examples and training seeds", "examples and folds"), ("training seeds only", "folds only"),
+    ("test examples", "examples"), ("seed", "fold"),
+)  # fmt: skip
 PARTS = {"unipelt-ap": ("adapter", "prefix"), "unipelt-apl": ("adapter", "prefix", "lora")}
 """submodules of a mixture: the best of them for each task is its upper bound in the paper's table 2"""
 OURS = "unipelt-apl"
@@ -36,6 +41,13 @@ def seeds_text(*numbers: int) -> str:
     """`1 seed`, `3 seeds`, `1 to 3 seeds`."""
     said = f"{min(numbers)} to {max(numbers)}" if min(numbers) < max(numbers) else str(numbers[0])
     return f"{said} seed{'' if said == '1' else 's'}"
+
+
+def in_folds(text: str) -> str:
+    """A sentence about seeds and validation examples, said of the folds of a cross-validation."""
+    for word, other in FOLD_WORDS:
+        text = text.replace(word, other)
+    return text
 
 
 def preset_of(method: str) -> str:

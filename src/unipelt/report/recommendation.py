@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 from unipelt.errors import UserError
 from unipelt.report.comparison import Comparison, beside_largest_class, compare
-from unipelt.report.names import listed, seeds_text
+from unipelt.report.names import in_folds, listed, seeds_text
 from unipelt.report.samples import Seeds
 from unipelt.report.statistics import BOTH, EXAMPLES, LEVEL, Estimate
 from unipelt.report.study import Study
@@ -64,10 +64,10 @@ def recommend(study: Study) -> Recommendation:
         )
         for m in order
     ]  # fmt: skip
-    found = replace(found, lines=filled)
+    found = replace(found, lines=filled, folds=study.folds)
     metric = found.metric.replace("_", " ")
     why = [*_by_validation(validation, take, best, near, metric), *_by_test(found), *_beside_largest(found, beside_largest_class(of, take))]  # fmt: skip
-    return Recommendation(take, rates[take], " ".join(why), found)
+    return Recommendation(take, rates[take], in_folds(" ".join(why)) if study.folds else " ".join(why), found)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

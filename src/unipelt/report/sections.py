@@ -1,6 +1,7 @@
 """The evidence of a comparison on one's own file, computed once; the terminal, the page and Markdown show the same sections."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from unipelt.report.confidence import (
 from unipelt.report.evidence import OUT_OF_FOLD, Answered, evidence
 from unipelt.report.learning import learning_curve
 from unipelt.report.mistakes import class_mistakes, label_mistakes, number_mistakes, tag_mistakes
+from unipelt.report.names import in_folds
 from unipelt.report.numbers import error_table, residual_figure, short
 from unipelt.report.recommendation import Recommendation
 from unipelt.report.runs import Run, answers
@@ -32,27 +34,33 @@ def own_sections(study: Study, advice: Recommendation, store: Store) -> tuple[li
     """What to be careful about, and the sections about the recommended method, from the store of the comparison."""
     mine = [run for run in study.chosen if run.method == advice.take]
     (first, *_) = rows = store.runs(("id", "truncated", "labels"), [run.id for run in mine])
-    said = cautions(store.noted("examples"), first["labels"] or [], mine, rows[0]["truncated"])
+    said = cautions(store.noted("examples"), first["labels"] or [], mine, rows[0]["truncated"], study.folds)
     found: list[Section] = []
-    answered = evidence(store, mine).get(advice.take)
+    answered = evidence(store, mine, folds=bool(study.folds)).get(advice.take)
     if answered is not None:
         found += about(answered.once(saved_seed(mine)), mine[0].metric)
     found += written(store, study.chosen, advice.take)
     fewer = [run for run in study.fewer if run.method == advice.take]
     counts = {row["id"]: row["rows"]["train"]["number"] for row in store.runs(("id", "rows"), [run.id for run in (*mine, *fewer)]) if row["rows"]}  # fmt: skip
+    whole = [counts[run.id] for run in mine if run.id in counts]
+    counts |= dict.fromkeys((run.id for run in mine if run.id in counts), min(whole, default=0))  # folds differ by one
     sizes: dict[int, list[Run]] = {}
     for run in (*fewer, *mine):
         if run.id in counts:
             sizes.setdefault(counts[run.id], []).append(run)
     with_size = ((n, row) for n, of in sizes.items() for row in answers(store, of))
     curve = learning_curve(sizes, with_size)
+    if curve and study.folds:
+        parts = [replace(part, columns=[*map(in_folds, part.columns)], notes=[*map(in_folds, part.notes)]) if isinstance(part, Table) else part for part in curve.parts]  # fmt: skip
+        curve = replace(curve, say=in_folds(curve.say), parts=parts)
     return said, [*found, *([curve] if curve else [])]
 
 
 def saved_seed(runs: Sequence[Run]) -> int:
     """The seed whose model was saved: the best validation metric, the last of equal ones."""
     sign = 1 if higher_is_better(runs[0].metric) else -1
-    return max((sign * run.validation, run.seed) for run in runs if run.validation is not None)[1]
+    known = [(sign * run.validation, run.seed) for run in runs if run.validation is not None]
+    return max(known)[1] if known else runs[0].seed  # a baseline in folds needs no validation examples
 
 
 def about(one: Answered, metric: str) -> list[Section]:

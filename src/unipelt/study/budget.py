@@ -13,6 +13,7 @@ from unipelt.errors import UserError, out_of_memory
 from unipelt.study.engine import planned_width
 from unipelt.study.plan import StudyConfig
 from unipelt.train.fleet import Fleet
+from unipelt.train.progress import in_time as in_time
 from unipelt.train.recipes import SMALL, default_recipe
 from unipelt.train.records import RunKey
 from unipelt.train.setup import DatasetCache, build_fleet
@@ -110,14 +111,6 @@ def _like(timed: Work, runs: int, key: RunKey, study: StudyConfig, cache: Datase
         every=recipe.evaluate_every, validation=len(splits.validation), test=len(splits.test or ()),
     )  # fmt: skip
     return work.seconds(recipe.epochs)
-
-
-def in_time(seconds: float) -> str:
-    """Seconds, minutes or hours in two digits."""
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {unit}" if seconds < 100 * size else f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def epochs_within(works: Sequence[Work], seconds: float) -> int:

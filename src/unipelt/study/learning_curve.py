@@ -18,8 +18,8 @@ def smaller(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache) -> 
     A run's examples are the first of those that it trains on with all of them, and its test examples are the same.
     """
     found = []
+    whole = min((len(cache.splits(study.config(key)).train) for key in keys), default=0)  # folds differ by one
     for key in keys:
-        whole = len(cache.splits(study.config(key)).train)
         for part in SHARES:
             fewer = replace(key, k=whole // part)
             try:

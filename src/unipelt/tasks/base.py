@@ -146,6 +146,10 @@ class Task(ABC):
         """The task as one run trains it. bias: whether the head's last linear has one; None: the head does not train."""
         return self
 
+    def weighted(self, targets: Sequence[Any]) -> "Task":
+        """The task in whose training loss each class of these targets counts as much. Raises DataError without classes."""
+        raise DataError(f"--class-weights balanced: {self.name} is {self.kind}, without classes to weigh; leave it out")
+
     def natural(self) -> "Task":
         """The task once the head is rescaled: outputs count in the targets' own unit."""
         return self
@@ -193,6 +197,9 @@ class Task(ABC):
     def collate(cls, parts: Sequence[Part], tokenizer: Any, device: torch.device) -> Batch:
         """One batch of several runs' examples in equal blocks; a shorter block is filled with its first example."""
         inputs, filled, weights = model_inputs(parts, tokenizer, device)
+        if any(counted := [part.task.example_weights(part) for part in filled]):
+            each = [own or [1.0] * len(part.indices) for own, part in zip(counted, filled)]
+            weights = weights * torch.tensor(each, device=device)
         targets = cls.pad_targets([part.task.numeric(part) for part in filled], inputs["input_ids"].shape[1])
         outputs = torch.tensor([part.task.outputs for part in parts], device=device)
         return Batch(inputs, torch.from_numpy(targets).to(device), weights, outputs)
@@ -209,6 +216,10 @@ class Task(ABC):
     ) -> list[list[str]]:
         """The text that each run writes for each of its own examples, where the task `writes`."""
         raise NotImplementedError
+
+    def example_weights(self, part: Part) -> list[float]:
+        """What each example of a batch counts in the training loss; empty where all count as much."""
+        return []
 
     def numeric(self, part: Part) -> list[Any]:
         """The targets of one run's part of a batch as the loss takes them; zeros where examples have none."""
@@ -301,5 +312,6 @@ class Task(ABC):
         return f"{self.kind}, {len(self.labels)} labels: {labels[:200]}{'…' * (len(labels) > 200)}"
 
     def describe(self) -> dict[str, Any]:
-        """JSON that a checkpoint keeps: `kind` and every field."""
-        return {"kind": self.kind, **asdict(self), "labels": list(self.labels)}
+        """JSON that a checkpoint keeps: `kind` and every field but those of the training loss."""
+        fields = {name: value for name, value in asdict(self).items() if name != "class_weights"}
+        return {"kind": self.kind, **fields, "labels": list(self.labels)}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from unipelt.data import Columns, Examples, Table
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import Batch, Encoded, foreign, weighted_mean
+from unipelt.tasks.batches import Batch, Encoded, Part, foreign, weighted_mean
 from unipelt.tasks.calibration import fit_temperature, mean_softmax
 from unipelt.tasks.labels import in_order, index_of, probability_columns
 from unipelt.tasks.linear import Features, Linear, logistic
@@ -28,6 +28,8 @@ class Classification(Task):
     problem_type: ClassVar[str | None] = "single_label_classification"
     temperature: float = 1.0
     """what logits are divided by for probabilities, fitted on the validation examples"""
+    class_weights: tuple[float, ...] = ()
+    """what an example of each class counts in the training loss; empty: 1"""
 
     @classmethod
     def matches(cls, table: Table, columns: Columns, separator: str | None) -> bool:
@@ -69,6 +71,16 @@ class Classification(Task):
                     f"Labels such as {mixed[0]!r} are read as one class; if they are several, add --label-separator '{mark}'."
                 )
         return notes
+
+    def weighted(self, targets: Sequence[int]) -> "Classification":
+        """Examples of class c count n / (classes × n_c), as class_weight='balanced' of scikit-learn."""
+        counts = Counter(targets)
+        return replace(
+            self, class_weights=tuple(len(targets) / (len(counts) * max(1, counts[c])) for c in range(self.outputs))
+        )
+
+    def example_weights(self, part: Part) -> list[float]:
+        return [self.class_weights[target] for target in self.numeric(part)] if self.class_weights else []
 
     @staticmethod
     def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:

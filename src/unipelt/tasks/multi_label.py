@@ -1,7 +1,7 @@
 """Any number of classes per example."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from unipelt.data import Columns, Examples, Table
 from unipelt.data.tables import class_name, declared_name, is_missing
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import Batch, Encoded, foreign, weighted_mean
+from unipelt.tasks.batches import Batch, Encoded, Part, foreign, weighted_mean
 from unipelt.tasks.calibration import fit_temperature
 from unipelt.tasks.labels import in_order, index_of, probability_columns
 from unipelt.tasks.linear import Features, Linear, logistic
@@ -26,6 +26,8 @@ class MultiLabel(Task):
 
     kind: ClassVar[str] = "multi-label"
     problem_type: ClassVar[str | None] = "multi_label_classification"
+    class_weights: tuple[tuple[float, float], ...] = ()
+    """what examples without and with each class count in the training loss; empty: 1"""
     separator: str = "|"
     """between the class names in a cell; a cell that is a list, as in JSON, needs none"""
     temperature: float = 1.0
@@ -74,12 +76,28 @@ class MultiLabel(Task):
         most = max(len(own[0]) for own in targets)
         return np.array([[one + [0] * (most - len(one)) for one in own] for own in targets], dtype=np.float32)
 
+    def weighted(self, targets: Sequence[list[int]]) -> "MultiLabel":
+        """Examples with and without a class count as much: n / 2p with it, n / 2(n − p) without."""
+        total, having = len(targets), [sum(own) for own in zip(*targets)]
+        return replace(
+            self, class_weights=tuple((total / (2 * (total - p) or 1), total / (2 * p or 1)) for p in having)
+        )
+
+    def numeric(self, part: Part) -> list[list[float]]:
+        """0 and 1; with class weights −w and w, so that the sign says what is right and the size how much it counts."""
+        own = super().numeric(part)
+        if not self.class_weights:
+            return own
+        return [[w[1] if one else -w[0] for w, one in zip(self.class_weights, row)] for row in own]
+
     @staticmethod
     def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:
-        """Mean binary cross-entropy over the run's own classes."""
+        """Mean binary cross-entropy over the run's own classes, each weighed as `numeric` says."""
         beyond = foreign(batch.outputs, logits.shape[-1])[:, None]
         targets = F.pad(batch.targets, (0, logits.shape[-1] - batch.targets.shape[-1])).to(logits.dtype)
-        each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").masked_fill(beyond, 0.0)
+        weights = torch.where(targets == 0, 1.0, targets.abs())
+        right = (targets > 0).to(logits.dtype)
+        each = F.binary_cross_entropy_with_logits(logits, right, weights, reduction="none").masked_fill(beyond, 0.0)
         return weighted_mean(each.sum(dim=-1) / batch.outputs[:, None], batch.weights)
 
     def decide(self, logits: Float[Tensor, "example output"], encoded: Encoded) -> list[list[int]]:

@@ -28,6 +28,7 @@ from unipelt.tasks.batches import Encoded
 from unipelt.tasks.linear import Linear
 from unipelt.tasks.registry import task_of
 from unipelt.train.predictor import Predictor, TablePredictor
+from unipelt.train.recipes import BALANCED
 from unipelt.train.records import RunConfig, RunRecord
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, check_identity, device_of, load_tuned, majority, pooling_of
@@ -153,7 +154,8 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
     splits = cache.splits(config)
     before = 0.0 if frozen is None else frozen.seconds
     began = time.monotonic()
-    balanced = config.recipe.get("class_weights") == "balanced"
+    if balanced := config.recipe.get("class_weights") == BALANCED:
+        task.weighted(splits.train.targets or [])  # refused where there are no classes
     # with folds nothing is chosen by validation examples, and a baseline needs none
     train = splits.train.joined(splits.validation) if config.folds and config.k == "all" else splits.train
     one = fit_baseline(config.method, task, train, frozen, balanced=balanced)

@@ -98,3 +98,11 @@ def tensors_header(path: Path) -> dict[str, Any]:
         return header
     except (OSError, ValueError, struct.error, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged or not readable ({error})") from None
+
+
+def in_time(seconds: float) -> str:
+    """Seconds, minutes or hours in two digits."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 100 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

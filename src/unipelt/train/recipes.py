@@ -21,6 +21,7 @@ LORA, LORA_B, UP = (
 )  # B of LoRA: Hayou et al. 2024, arXiv:2402.12354, train it at 16 times A's rate
 BASELINES = ("constant", "tfidf", "probe")  # methods that tune nothing: train/text_features.py
 GATE, HEAD = "gate", "head"  # further kinds of parameters with a learning rate of their own
+EQUAL, BALANCED = "none", "balanced"  # class weights
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -43,6 +44,8 @@ class Recipe:
     """label smoothing of the training loss of generation: the part of the probability that is spread over the vocabulary"""
     gradient_checkpointing: bool = False
     """compute activations again for the gradients instead of keeping them: less memory, about a third more time"""
+    class_weights: str = "none"
+    """balanced: each class counts as much in the training loss, however few its examples; none: each example does"""
     evaluate_every: int = 1
     """epochs between evaluations on the validation examples; the last epoch is always evaluated"""
     patience: int = 10
@@ -89,6 +92,8 @@ class Recipe:
         for name, rate in {"lr": self.lr, **{f"lr_{kind}": rate for kind, rate in self.rates.items()}}.items():
             if not 0 < rate <= 10:
                 raise UserError(f"--{name.replace('_', '-')} {rate}: expected above 0, to 10.0")
+        if self.class_weights not in (EQUAL, BALANCED):
+            raise UserError(f"--class-weights {self.class_weights}: expected {EQUAL} or {BALANCED}")
         if self.precision not in PRECISIONS:
             raise UserError(f"--precision {self.precision}: expected {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
 

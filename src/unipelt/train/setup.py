@@ -22,7 +22,7 @@ from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.frozen import StateCache, find_frozen
-from unipelt.train.recipes import default_recipe
+from unipelt.train.recipes import BALANCED, default_recipe
 from unipelt.train.records import ANY, DRAWN, FILES, FULL, GENERATION, RunConfig, RunRecord
 from unipelt.train.runs import Plan
 
@@ -175,6 +175,7 @@ def plan_of(
     recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **given)
     if recipe.label_smoothing and not task.writes:
         raise UserError(f"--label-smoothing {recipe.label_smoothing:g}: for generated text; {task.kind} takes none")
+    trained = task.weighted(splits.train.targets or []) if recipe.class_weights == BALANCED else task
     longest = most_tokens(model, recipe.max_length)
     encoded = {name: cache.encode(task, tokenizer, part, longest) for name, part in splits.parts.items()}
     record = RunRecord(
@@ -185,7 +186,7 @@ def plan_of(
     output = output_of(model)
     bias = None if output is None else output.bias is not None
     return Plan(
-        key=config.key, task=task.fit(splits.train.targets or [], bias=bias), recipe=recipe, train=encoded["train"],
+        key=config.key, task=trained.fit(splits.train.targets or [], bias=bias), recipe=recipe, train=encoded["train"],
         validation=encoded["validation"], test=encoded.get("test"), record=record,
     )  # fmt: skip
 
