@@ -83,7 +83,7 @@ def test_the_recommended_method_is_trained_on_fewer_examples_too(
 ):
     """On the first of its own, tested on the same; they choose nothing, and the saved model is one of all examples."""
     monkeypatch.setattr(learning_curve, "LEAST", 5)
-    words = ask(reviews, tmp_path / "out", "--methods", "head", "--rates", 1)
+    words = ask(reviews, tmp_path / "out", "--methods", "head", "--num-rates", 1)
     assert run(*words, "--no-learning-curve").code == 0
     without = build(tmp_path / "out")
     said = run(*words)
@@ -104,7 +104,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     out = tmp_path / "out"
     words = [
         word
-        for word in ask(reviews, out, "--methods", "head", "--rates", 1, "--folds", 3, "--seeds", 1)
+        for word in ask(reviews, out, "--methods", "head", "--num-rates", 1, "--folds", 3, "--seeds", 1)
         if word != "--no-baselines"
     ]
     said = run(*words)

@@ -31,7 +31,7 @@ def batch_of(task: Task, targets: list) -> Batch:
     encoded = Encoded({"input_ids": [np.zeros(1, dtype=int)] * len(targets)}, targets, 1)
     part = Part(task, encoded, range(len(targets)))
     weights = torch.tensor([task.example_weights(part) or [1.0] * len(targets)])
-    read = torch.from_numpy(task.stack([task.numeric(part)], 1))
+    read = torch.from_numpy(task.pad_targets([task.numeric(part)], 1))
     return Batch({}, read, weights, torch.tensor([task.outputs]))
 
 
