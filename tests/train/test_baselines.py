@@ -13,7 +13,7 @@ from unipelt.checkpoint.disk import ARRAYS, BASELINE, write_whole
 from unipelt.errors import CheckpointError, UserError
 from unipelt.tasks.linear import logistic, ridge
 from unipelt.tasks.registry import TASKS
-from unipelt.train.baselines import Baseline, train_baselines
+from unipelt.train.baselines import Baseline, frozen_base, train_baselines
 from unipelt.train.records import BASELINES, RunConfig
 from unipelt.train.setup import DatasetCache
 from unipelt.train.text_features import FEATURES
@@ -70,6 +70,26 @@ def test_the_probe_reads_what_the_head_reads(tiny_base: str, tmp_path: Path):  #
     encoded: Encoded = probe.task.encode(probe.features.frozen.tokenizer, test, 128)  # type: ignore[attr-defined]
     (logits,) = predict(model, probe.features.frozen.tokenizer, [encoded])  # type: ignore[attr-defined]
     torch.testing.assert_close(logits.double(), probe.logits(test)[0].double(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tfidf", "probe"])
+def test_of_a_pair_both_texts_and_their_difference_are_read(name: str, tiny_base: str):  # noqa: F811
+    """Of two equal texts the difference is 0; the other way round, their parts change places."""
+    from unipelt.data import Examples
+
+    texts = ["word1 word2", "word3 word4 word5", "word6 word1"]
+    task = DatasetCache().task(RunConfig(task="docstrings"))
+    frozen = frozen_base(RunConfig(model=tiny_base, task="docstrings"), task, CPU, 32) if name == "probe" else None
+    kind = FEATURES[name].fit(Examples(inputs={"text": texts, "text_pair": texts}), frozen)
+    dense = [np.asarray(found.todense() if name == "tfidf" else found) for found in (
+        kind(Examples(inputs={"text": texts, "text_pair": texts})),
+        kind(Examples(inputs={"text": texts, "text_pair": texts[::-1]})),
+        kind(Examples(inputs={"text": texts[::-1], "text_pair": texts})),
+    )]  # fmt: skip
+    width = dense[0].shape[1] // (3 if name == "tfidf" else 4)
+    one, other, difference = (dense[0][:, place * width : (place + 1) * width] for place in range(3))
+    assert np.array_equal(one, other) and not difference.any() and one.any()
+    assert np.allclose(dense[1][:, :width], dense[2][:, width : 2 * width]) and dense[1][0, 2 * width : 3 * width].any()
 
 
 def test_a_folder_that_was_changed_is_refused(tiny_base: str, tmp_path: Path):  # noqa: F811

@@ -60,6 +60,8 @@ def usual_folds(study: StudyConfig, first: RunKey, cache: DatasetCache) -> tuple
     """How many folds a comparison takes that was not told: FOLDS where the examples are few and none are held out; and why none
     where they are few."""
     dataset = cache.dataset(study.config(first))
+    if cache.task(study.config(first)).writes:  # each fold writes its texts token by token
+        return 0, ""
     if first.k != "all" or dataset.test is not None or dataset.validation is not None or len(dataset.train) > FEW:
         return 0, ""
     try:
