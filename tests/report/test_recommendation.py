@@ -17,7 +17,7 @@ from unipelt.report.samples import Seeds
 from unipelt.report.terminal import show
 from unipelt.train.records import RunKey, RunRecord
 
-SIZES = {"a": 1, "b": 20, "small": 10, "big": 1000, "huge": 100_000}
+SIZES = {"a": 1, "b": 20, "small": 10, "big": 1000, "huge": 100_000, "constant": 0}
 OWN = {"model": "minilm", "data": "reviews.csv"}
 
 
@@ -56,6 +56,8 @@ def test_where_the_difference_is_noise_the_smallest_is_taken(tmp_path: Path):
     made = recommended(tmp_path / "noisy", noisy, test)
     assert made.recommendation.take == "small" and "no difference to it is beyond chance (3 seeds)" in made.why
     assert "big has the best validation accuracy; small is within one standard error of it and smaller." in made.why
+    noisy, test = noisy | numbered(constant=[0.78, 0.72, 0.77]), test | numbered(constant=[0.5, 0.5, 0.5])
+    assert recommended(tmp_path / "constant", noisy, test).recommendation.take == "small", "one answer helps nobody"
     clear = numbered(big=[0.9, 0.91, 0.9], small=[0.7, 0.71, 0.7])
     made = recommended(tmp_path / "clear", clear, clear)
     assert made.recommendation.take == "big" and "it is better than small, beyond chance (3 seeds)" in made.why

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from unipelt.errors import UserError
-from unipelt.report.comparison import Comparison, beside_largest_class, compare
+from unipelt.report.comparison import CONSTANT, Comparison, beside_largest_class, compare
 from unipelt.report.names import in_folds, listed, seeds_text
 from unipelt.report.samples import Seeds
 from unipelt.report.statistics import BOTH, EXAMPLES, LEVEL, Estimate
@@ -48,7 +48,8 @@ def recommend(study: Study) -> Recommendation:
     ahead = {one: sum(_lead(validation[one], other) for other in validation.values()) for one in validation}
     order = sorted(validation, key=lambda method: (-ahead[method], sizes[method], method))
     best = order[0]
-    near = [method for method in order if method == best or _within(validation[best], validation[method])]
+    # a constant answer is of no use to anyone, so it has to be the best itself
+    near = [m for m in order if m == best or (m != CONSTANT and _within(validation[best], validation[m]))]
     take = min(near, key=lambda method: (sizes[method], order.index(method)))
     found = compare([of], order, take)
     lines = {line.method: line for line in found.lines}
