@@ -151,4 +151,4 @@ def test_a_comparison_on_a_cp1252_terminal_leaves_its_winner(
     assert said.code == 0, said.err
     shown.flush()
     assert "recommended" in shown.buffer.getvalue().decode("cp1252")  # type: ignore[attr-defined]
-    assert (out / "winner" / "unipelt.json").exists() and (out / "report" / "report.html").exists()
+    assert (out / "winner" / "run.json").exists() and (out / "report" / "report.html").exists()
