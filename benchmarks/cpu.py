@@ -1,6 +1,8 @@
 """Training step and inference on the CPU as ratios, in one run: full fine-tuning, a frozen base, ours; `adapters` beside it.
 
-    python benchmarks/cpu.py [--rounds 7] [--methods lora 'unipelt-apl(layers=6-11)'] [--fold] [--peer-python ENV/bin/python]
+    python benchmarks/cpu.py [--rounds 7] [--methods lora 'unipelt-apl(layers=6-11)'] [--bf16] [--fold] [--peer-python ENV/bin/python]
+
+`--bf16`: every variant also with bf16 matrix products (autocast), ÷ float32, and `peft` LoRA of the same size.
 
 BERT-base shape, random weights, float32, 8 rows of 128 tokens, one thread. The variants take turns, a round each; a ratio is
 the median over rounds of the ratio within the round, so that the machine's drift cancels. Seconds are the process's own CPU
@@ -27,13 +29,16 @@ model = transformers.BertForSequenceClassification(transformers.BertConfig())
 adapters.init(model); model.add_adapter("a", config=UniPELTConfig()); model.train_adapter("a"); model.set_active_adapters("a")
 ids = torch.randint(5, 30000, (8, 128)); mask = torch.ones_like(ids); labels = torch.randint(0, 2, (8,))
 optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-def train():
-    model.train(); model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward(); optimiser.step(); optimiser.zero_grad()
-def infer():
+def train(half):
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half): loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    loss.backward(); optimiser.step(); optimiser.zero_grad()
+def infer(half):
     model.eval()
-    with torch.no_grad(): model(input_ids=ids, attention_mask=mask)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half): model(input_ids=ids, attention_mask=mask)
 for line in sys.stdin:
-    step = {"train": train, "infer": infer}[line.strip()]; start = time.process_time(); step(); print(time.process_time() - start, flush=True)
+    kind, half = line.split(); step = {"train": train, "infer": infer}[kind]
+    start = time.process_time(); step(half == "bf16"); print(time.process_time() - start, flush=True)
 """
 
 
@@ -41,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer-python")
+    parser.add_argument("--bf16", action="store_true", help="every variant also with bf16 matrix products")
     parser.add_argument("--fold", action="store_true", help="inference of gated methods with every gate fixed too")
     parser.add_argument("--methods", nargs="*", default=["unipelt-apl", "lora", "adapter", "prefix"])
     given = parser.parse_args()
@@ -73,10 +79,22 @@ def main() -> None:
     disabled = model("unipelt-apl")
     mixture_state(disabled).remove_hooks()
     mixture_state(disabled).kernels.restore()
-    variants = {"train full": training(full, rows), "train frozen base": training(frozen(), rows)}
-    variants |= {f"train {name}": training(made, rows) for name, made in tuned.items()}
-    variants |= {"infer plain": inference(full, rows), "infer disabled": inference(disabled, rows)}
-    variants |= {f"infer {name}": inference(made, rows) for name, made in tuned.items()}
+    models = {"full": full, **tuned}
+    if given.bf16:
+        from peft import LoraConfig, get_peft_model
+
+        plain = model(None)
+        lora = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], modules_to_save=["classifier"])
+        models["peft lora"] = get_peft_model(plain, lora)  # type: ignore[arg-type]
+    variants = {}
+    for precision in ("fp32", "bf16") if given.bf16 else ("fp32",):
+        end = " bf16" if precision == "bf16" else ""
+        if not end:
+            variants["train frozen base"] = training(frozen(), rows)
+            variants["infer disabled"] = inference(disabled, rows)
+        for name, made in models.items():
+            variants[f"train {name}{end}"] = training(made, rows, precision)
+            variants[f"infer {'plain' if name == 'full' else name}{end}"] = inference(made, rows, precision)
     for name in given.methods if given.fold else ():
         folded = model(name)
         if any(isinstance(change.weight, unipelt.Gate) for change in mixture_state(folded).mixture.changes):
@@ -88,7 +106,13 @@ def main() -> None:
         peer = subprocess.Popen(
             [given.peer_python, "-c", PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        times |= {"train adapters APL": [], "infer adapters APL": []}
+        halves = ("fp32", "bf16") if given.bf16 else ("fp32",)
+        asked_of = {
+            f"{kind} adapters APL{' bf16' * (half == 'bf16')}": f"{kind} {half}"
+            for kind in ("train", "infer")
+            for half in halves
+        }
+        times |= {name: [] for name in asked_of}
 
     for turn in range(given.rounds + 1):  # the first warms up
         for name, step in variants.items():
@@ -96,10 +120,10 @@ def main() -> None:
             step()
             times[name].append(time.process_time() - start)
         if peer is not None:
-            for kind in ("train", "infer"):
-                peer.stdin.write(kind + "\n")
+            for name, asked in asked_of.items():
+                peer.stdin.write(asked + "\n")
                 peer.stdin.flush()
-                times[f"{kind} adapters APL"].append(float(peer.stdout.readline()))
+                times[name].append(float(peer.stdout.readline()))
         print(f"round {turn} of {given.rounds}", file=sys.stderr, flush=True)
     if peer is not None:
         peer.stdin.close()
@@ -114,6 +138,15 @@ def main() -> None:
         results[name] = statistics.median(ratios)
         print(
             f"| {name} | {statistics.median(taken[1:]):.3f} | {results[name]:.3f} | {min(ratios):.3f} | {max(ratios):.3f} |"
+        )
+    if given.bf16:
+        half = {name: taken for name, taken in times.items() if name.endswith(" bf16")}
+        print(
+            "\n÷ the same in bf16: "
+            + ", ".join(
+                f"{name} {statistics.median(a / b for a, b in zip(taken[1:], times['train full bf16' if name.startswith('train') else 'infer plain bf16'][1:])):.3f}"
+                for name, taken in half.items()
+            )
         )
     print(json.dumps({name: round(value, 4) for name, value in results.items()}))
 

@@ -31,13 +31,13 @@ Step = Callable[[], None]
 Batch = dict[str, Tensor]
 
 
-def training(model: nn.Module, batch: Batch) -> Step:
-    """Forward, backward, AdamW."""
+def training(model: nn.Module, batch: Batch, precision: str = "auto") -> Step:
+    """Forward, backward, AdamW. precision: as in a Recipe."""
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step() -> None:
         model.train()
-        with autocast(batch["labels"].device):
+        with autocast(batch["labels"].device, precision):
             loss = model(**batch).loss
         loss.backward()
         optimiser.step()
@@ -46,14 +46,14 @@ def training(model: nn.Module, batch: Batch) -> Step:
     return step
 
 
-def inference(model: nn.Module, batch: Batch) -> Step:
-    """Forward alone, without gradients."""
+def inference(model: nn.Module, batch: Batch, precision: str = "auto") -> Step:
+    """Forward alone, without gradients. precision: as in a Recipe."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
 
     @torch.no_grad()
     def step() -> None:
         model.eval()
-        with autocast(batch["labels"].device):
+        with autocast(batch["labels"].device, precision):
             model(**inputs)
 
     return step

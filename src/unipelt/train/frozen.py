@@ -71,7 +71,7 @@ class StateCache:
         size = tokens * hidden * dtype.itemsize
         if size <= SHARE * free_memory(device):
             return torch.empty(tokens, hidden, dtype=dtype, device=device)
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError):
             if size <= SHARE * shutil.disk_usage(self.folder).free:
                 with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".unipelt-states.") as file:
                     if hasattr(os, "posix_fallocate"):  # or a disk that fills up later would end the process
