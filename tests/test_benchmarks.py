@@ -1,4 +1,5 @@
-"""benchmarks/peers.py: one table in which nothing is passed over in silence. benchmarks/operations.py: what a layer launches."""
+"""benchmarks/peers.py: one table in which nothing is passed over in silence. benchmarks/operations.py: what a layer launches.
+benchmarks/recipes.py: a design that tells factors apart."""
 
 import json
 import subprocess
@@ -12,6 +13,7 @@ from unipelt import PRESETS
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import operations
 import peers
+import recipes
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,3 +98,31 @@ def test_a_layer_launches_few_operations_beyond_the_frozen_base_s(method: str, m
 
     beyond = [ours - its for ours, its in zip(a_layer("unipelt", method), a_layer("transformers", "frozen"))]
     assert beyond[0] <= most[0] and beyond[1] <= most[1], beyond
+
+
+def test_a_block_of_recipes_has_each_factor_and_each_pair_of_factors_in_balance():
+    """And the reversed block has the opposite of each recipe, so that no effect of a factor is that of a pair."""
+    levels = []
+    for reversed_ in (False, True):
+        named = [recipe.split(" + ") for recipe in recipes.design(reversed_)]
+        levels.append([[1 if factor in recipe else -1 for factor in recipes.FACTORS] for recipe in named])
+    for block in levels:
+        for one in range(len(recipes.FACTORS)):
+            for other in range(one + 1):
+                assert sum(row[one] * row[other] for row in block) == (8 if one == other else 0)
+    assert levels[1] == [[-level for level in row] for row in levels[0]]
+
+
+def test_the_effect_of_a_factor_is_found_beside_those_of_blocks():
+    said = []
+    for number, block in enumerate((("stsb", "0"), ("sst2", "1"))):
+        for recipe in recipes.design(number == 1):
+            score = 0.5 + 0.1 * number + (0.03 if "head x10" in recipe else 0)
+            said.append(
+                {"task": block[0], "seed": block[1], "variant": recipe, **dict.fromkeys(recipes.KINDS, f"{score}")}
+            )
+    (line,) = [line for line in recipes.summary(said) if line.startswith("  best")]
+    effects = [part.rpartition(" ±")[0].rpartition(" ") for part in line.removeprefix("  best: ").split(" · ")]
+    assert {name: round(float(value), 4) for name, _, value in effects} == {
+        name: 3.0 if name == "head x10" else 0.0 for name in recipes.FACTORS
+    }
