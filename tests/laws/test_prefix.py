@@ -173,6 +173,7 @@ def test_prefixes_around_an_own_softmax_are_those_in_an_attention_function(arch:
         **MIXTURES,
         "two prefixes": Mixture(tuple(c for mixture in both for c in mixture.changes)),
         "side by side": both,
+        "beside changes that multiply, and gates that take a softmax": small("unipelt-central"),
     }
     for name, mixture in cases.items():
         outputs = []
