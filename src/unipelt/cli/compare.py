@@ -174,12 +174,11 @@ class _Baselines:
         records.append(run.record)
         if len(records) < self.left[method]:
             return
-        metric = records[0].metric
-        where = "out-of-fold" if records[0].validation is None else "validation"
-        values = [
-            value for one in records if (value := one.test if where != "validation" else one.validation) is not None
-        ]
-        shown = METRICS[metric].shown_as * fmean(values)
+        where = "out-of-fold" if records[0].validation_metrics is None else "validation"
+        known = [(one.test_metrics if where != "validation" else one.validation_metrics) or {} for one in records]
+        names = (records[0].metric, "rougeL", *known[0])  # a text alone has no loss
+        metric = next(name for name in names if name in known[0])
+        shown = METRICS[metric].shown_as * fmean(one[metric] for one in known if metric in one)
         seconds = fmean(one.seconds or 0.0 for one in records)
         self.watch.log(f"{method}: {where} {metric.replace('_', ' ')} {shown:.2f} in {seconds:.1f} s")
 

@@ -20,12 +20,12 @@ from unipelt.study.engine import identities
 from unipelt.study.plan import StudyConfig, file_name, fleet_name
 from unipelt.study.store import ANSWER, COMPARISON, Store
 from unipelt.tasks.metrics import METRICS
+from unipelt.train.baselines import baselines_of
 from unipelt.train.json_types import fits
 from unipelt.train.lock import alone_in
-from unipelt.train.records import BASELINES, RunKey, RunRecord, read_record, write_record
+from unipelt.train.records import RunKey, RunRecord, read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache
-from unipelt.train.text_features import FEATURES
 from unipelt.train.train_run import save_checkpoint, train_run
 
 FOLDS, FEW = 5, 2_000  # of a cross-validation, and the most examples for which it is the default
@@ -45,12 +45,7 @@ def in_rounds(free: Iterable[RunKey], folds: int = 0) -> dict[str, list[RunKey]]
 
 def with_baselines(plan: list[RunKey], study: StudyConfig, cache: DatasetCache) -> tuple[list[RunKey], list[str]]:
     """These runs with the baselines that their task has in front, one a seed; and why it does not have the others."""
-    task, notes, names = cache.task(study.config(plan[0])), [], []
-    for name in BASELINES:
-        if why := FEATURES[name].refuses(task):
-            notes.append(f"{name}: left out, as {why}")
-        else:
-            names.append(name)
+    names, notes = baselines_of(cache.task(study.config(plan[0])))
     firsts = {(key.task, key.k, key.seed): key for key in plan}
     mine = [replace(key, method=name, lr=None) for name in names for key in firsts.values()]
     return [*mine, *(key for key in plan if key not in mine)], notes

@@ -27,9 +27,10 @@ from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded
 from unipelt.tasks.linear import Linear
 from unipelt.tasks.registry import task_of
+from unipelt.train.answer_baselines import ANSWERING, answer_baselines, load_answer_baseline
 from unipelt.train.predictor import Predictor, TablePredictor
 from unipelt.train.recipes import BALANCED
-from unipelt.train.records import RunConfig, RunRecord
+from unipelt.train.records import BASELINES, RunConfig, RunRecord
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, check_identity, device_of, load_tuned, majority, pooling_of
 from unipelt.train.text_features import FEATURES, Frozen, TextFeatures
@@ -131,6 +132,22 @@ def _most(task: Task, train: Examples) -> int:
     return max(1, int(np.searchsorted(words, MOST, side="right")))
 
 
+def refusal(name: str, task: Task) -> str:
+    """Why a task has no such baseline; empty where it has."""
+    if name in ANSWERING:
+        return "" if task.writes else f"{task.kind} writes no text"
+    return FEATURES[name].refuses(task)
+
+
+def baselines_of(task: Task) -> tuple[list[str], list[str]]:
+    """The baselines that a task has, and why it does not have others of its kind."""
+    names = [name for name in BASELINES if task.writes == (name in ANSWERING)]
+    lacking = {name: why for name in names if (why := refusal(name, task))}
+    return [name for name in names if name not in lacking], [
+        f"{one}: left out, as {why}" for one, why in lacking.items()
+    ]
+
+
 def train_baselines(
     configs: Sequence[RunConfig], device: torch.device, cache: DatasetCache, identity: dict[str, str] | None = None
 ) -> Iterator[FinishedRun]:
@@ -139,9 +156,13 @@ def train_baselines(
     Raises UserError where the task has no such baseline, or the base cannot be loaded.
     """
     first = configs[0]
-    task, kind = cache.task(first), FEATURES[first.method]
-    if why := kind.refuses(task):
+    task = cache.task(first)
+    if why := refusal(first.method, task):
         raise UserError(f"{first.method}: {why}")
+    if first.method in ANSWERING:
+        yield from answer_baselines(configs, device, cache, identity)
+        return
+    kind = FEATURES[first.method]
     frozen = None
     if kind.reads_base:
         frozen = frozen_base(first, task, device, first.recipe.get("max_length") or task.longest)
@@ -189,6 +210,10 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
 
 def load_predictor(run: str, base: str | None = None, device: str = "auto") -> TablePredictor:
     """A baseline, a tuned run, or an ensemble of runs. Raises CheckpointError where the folder holds neither."""
-    if (resolve(run) / BASELINE).is_file():
-        return Baseline.load(run, base, device)
-    return Predictor.load(run, base, device, ensembles=True)
+    folder = resolve(run)
+    if not (folder / BASELINE).is_file():
+        return Predictor.load(run, base, device, ensembles=True)
+    said = read_json(folder / BASELINE, "a folder with a baseline")
+    if said.get("baseline") in ANSWERING and said.get("format") == FORMAT:
+        return load_answer_baseline(said, base, device, folder)
+    return Baseline.load(run, base, device)

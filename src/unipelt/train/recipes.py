@@ -19,7 +19,8 @@ LORA, LORA_B, UP = (
     "lora_b",
     ".up.weight",
 )  # B of LoRA: Hayou et al. 2024, arXiv:2402.12354, train it at 16 times A's rate
-BASELINES = ("constant", "tfidf", "probe")  # methods that tune nothing: train/text_features.py
+BASELINES = ("constant", "tfidf", "probe", "zero-shot", "nearest")
+"""methods that tune nothing: train/text_features.py; of generated text train/answer_baselines.py"""
 GATE, HEAD = "gate", "head"  # further kinds of parameters with a learning rate of their own
 EQUAL, BALANCED = "none", "balanced"  # class weights
 PRECISIONS = ("auto", "fp32", "bf16")
