@@ -13,6 +13,7 @@ from unipelt.checkpoint.disk import ARRAYS, BASELINE, write_whole
 from unipelt.errors import CheckpointError, UserError
 from unipelt.tasks.linear import logistic, ridge
 from unipelt.tasks.registry import TASKS
+from unipelt.train.answer_baselines import ANSWERING
 from unipelt.train.baselines import Baseline, frozen_base, train_baselines
 from unipelt.train.records import BASELINES, RunConfig
 from unipelt.train.setup import DatasetCache
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def test_every_baseline_has_its_features():
-    assert tuple(FEATURES) == BASELINES
+    assert (*FEATURES, *ANSWERING) == BASELINES
 
 
 @pytest.mark.parametrize("kind", KINDS)
