@@ -212,7 +212,10 @@ def norms(name: str, stack: ResolvedStack, layer: Layer) -> Iterator[HookPoint]:
 def embeddings(name: str, length: int, base: Base) -> HookPoint:
     """The embedded input of the base: that of the encoder, where there is one."""
     stack = base.stacks[0]
-    table = stack.module.get_input_embeddings() if hasattr(stack.module, "get_input_embeddings") else None  # type: ignore[operator]
+    try:
+        table = stack.module.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        table = None
     takes = parameters_of(stack.module)
     width = getattr(table, "embedding_dim", None)
     if width is None or not {"input_ids", "inputs_embeds"} <= {*takes}:
