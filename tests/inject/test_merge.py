@@ -122,8 +122,8 @@ REFUSED = {
     "pfeiffer": ("bert", Mixture((change(LINEAR, "ffn", "normed sum"),)), "it reads 'normed sum', which is neither"),
     "heads": ("bert", Mixture((change(LINEAR, "heads"),)), "it reads 'input', which is neither the input nor"),
     "parallel": ("bert", Mixture((change(LINEAR, "ffn"),)), "it reads 'input', which is neither the input nor"),
-    "module": ("llama", Mixture((change(LINEAR, "ffn", "output"),)), r"layers\.0\.mlp' is a LlamaMLP, no linear map"),
-    "no bias": ("llama", Mixture((change(LINEAR, "query"),)), "q_proj' has no bias to take the adapter's"),
+    "module": ("llama", Mixture((change(LINEAR, "ffn", "output"),)), r"layers\.0\.mlp' is a LlamaMLP, which is not linear"),
+    "no bias": ("llama", Mixture((change(LINEAR, "query"),)), "q_proj' has no bias to which the adapter's could be added"),
 }  # fmt: skip
 
 

@@ -107,7 +107,7 @@ INSIDE = {
     "disabled": unipelt.disabled,
     "dropped": lambda model: unipelt.dropped(model, 1),
     "everything dropped": lambda model: unipelt.dropped(model, 2),
-    "merged": lambda model: nullcontext(unipelt.merge(model, rest="attached")),
+    "merged": lambda model: nullcontext(unipelt.merge(model, unmergeable="keep")),
 }
 
 
@@ -126,7 +126,7 @@ def test_what_hangs_other_hooks_inside_disabled_leaves_it_the_base(inner: str):
 
 
 TAKEN = {"detached": unipelt.detach, "merged": unipelt.merge, "gates fixed": lambda m: unipelt.fix_gates(m, {"bottleneck_ffn": 0.5}),
-         "merged in part": lambda model: unipelt.merge(model, rest="attached")}  # fmt: skip
+         "merged in part": lambda model: unipelt.merge(model, unmergeable="keep")}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_where_a_prompt_cannot_be_it_is_refused():
     with pytest.raises(SiteError, match="expected one encoder"):
         unipelt.attach(tiny.build("llama"), Mixture((prompt(first="prompt"),)))
     model = attached("bert", "prompt")
-    with pytest.raises(SpecError, match="a prompt adds vectors to the input, which no weight of the base does"):
+    with pytest.raises(SpecError, match="a prompt adds vectors to the input, which no weight of the base can"):
         unipelt.merge(model)
 
 

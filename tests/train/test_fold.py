@@ -16,7 +16,7 @@ from unipelt.errors import DataError, SiteError, SpecError
 from unipelt.forms.gate import Gate as GateModule
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.hooks import changes_of
-from unipelt.inject.merge import joints
+from unipelt.inject.merge import attached_changes
 from unipelt.inject.state import mixture_state
 from unipelt.spec import Location
 
@@ -87,7 +87,7 @@ def test_a_constant_gate_folds_exactly(arch: str, what: str | Mixture, tmp_path:
     assert all(torch.equal(value, base[name]) for name, value in model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     close(says(unipelt.load(model, tmp_path), given), expected, arch)
-    close(says(unipelt.merge(model, rest="attached"), given), expected, arch)
+    close(says(unipelt.merge(model, unmergeable="keep"), given), expected, arch)
 
 
 @pytest.mark.parametrize("arch", [arch for arch in on_each("unipelt-apl") if arch != "albert"])
@@ -109,12 +109,12 @@ def test_a_change_whose_gate_is_nought_is_gone(arch: str):
     model = steady(attached(arch, "unipelt-apl"), logit=-800.0)
     given = tiny.inputs(arch, model)
     expected = says(model, given)
-    places = {joint.path for joint in joints(mixture_state(model)) if joint.change.form.name != "prefix"}
+    places = {one.path for one in attached_changes(mixture_state(model)) if one.change.form.name != "prefix"}
     folded = unipelt.fold(model, [given])
     assert {Location.parse(gate.path).change: gate.done for gate in folded.gates} == {
         "bottleneck_ffn": "dropped", "low_rank_query": "dropped", "low_rank_value": "dropped", "prefix_heads": "fixed",
     }  # fmt: skip
-    assert {joint.name for joint in joints(mixture_state(model))} == {"prefix_heads"}, (
+    assert {one.name for one in attached_changes(mixture_state(model))} == {"prefix_heads"}, (
         "at weight 0 it takes softmax mass"
     )
     hooks = (hook for path in places for hook in model.get_submodule(path)._forward_hooks.values())
@@ -187,8 +187,8 @@ def test_one_run_of_many_is_folded():
         expected = says(model, given)
     with pytest.raises(SpecError, match=r"run=None: the model has runs 0 to 2; say which one, such as run=0"):
         unipelt.fold(model, [given])
-    with pytest.raises(SpecError, match=r"rest='attached' with 3 runs: the base's weights hold one"):
-        unipelt.merge(model, run=1, rest="attached")
+    with pytest.raises(SpecError, match=r"unmergeable='keep' with 3 runs: the base's weights hold one"):
+        unipelt.merge(model, run=1, unmergeable="keep")
     unipelt.fold(model, [given], deviation=1e-6, run=1)
     assert mixture_state(model).runs == 1
     close(says(model, given), expected, "bart")
@@ -200,8 +200,8 @@ def test_what_hangs_in_the_weights_computes_the_same(arch: str, tmp_path: Path):
     given = tiny.inputs(arch, model)
     unipelt.save(model, tmp_path / "before")
     expected, copy = says(model, given), deepcopy(model)
-    low_rank = {joint.path for joint in joints(mixture_state(model)) if joint.change.form.name == "low_rank"}
-    assert unipelt.merge(unipelt.merge(model, rest="attached"), rest="attached") is model
+    low_rank = {one.path for one in attached_changes(mixture_state(model)) if one.change.form.name == "low_rank"}
+    assert unipelt.merge(unipelt.merge(model, unmergeable="keep"), unmergeable="keep") is model
     close(says(model, given), expected, arch)
     assert not any(model.get_submodule(path)._forward_hooks for path in low_rank)
     assert not any(p.requires_grad for name, p in mixture_state(model).named_parameters() if "low_rank" in name)
@@ -227,10 +227,10 @@ def test_what_comes_behind_another_change_waits_for_it():
     model = attached("bert", behind)
     given = tiny.inputs("bert", model)
     expected = says(model, given)
-    unipelt.merge(model, rest="attached")
+    unipelt.merge(model, unmergeable="keep")
     close(says(model, given), expected, "bert")
-    assert {joint.name for joint in joints(mixture_state(model)) if joint.hook == "weight"} == {"low_rank_value"}
-    found = [joint.name for joint in joints(mixture_state(model)) if joint.path.endswith("0.attention.self.value")]
+    assert {one.name for one in attached_changes(mixture_state(model)) if one.hook == "weight"} == {"low_rank_value"}
+    found = [one.name for one in attached_changes(mixture_state(model)) if one.path.endswith("0.attention.self.value")]
     assert found == ["low_rank_value", "bottleneck_value"], "in the order in which they are composed"
 
 
@@ -280,11 +280,11 @@ def test_a_mistake_is_one_line_and_nothing_has_changed(what: str, options: dict,
 
 def test_a_compiled_model_and_a_misspelt_rest_are_refused():
     model = attached("bert", "lora")
-    with pytest.raises(SpecError, match="rest='attach': did you mean 'attached'"):
-        unipelt.merge(model, rest="attach")
+    with pytest.raises(SpecError, match="unmergeable='kept': did you mean 'keep'"):
+        unipelt.merge(model, unmergeable="kept")
     model.compile()
     with pytest.raises(SiteError, match="compiled in place"):
-        unipelt.merge(model, rest="attached")
+        unipelt.merge(model, unmergeable="keep")
 
 
 def test_a_real_base_folds():

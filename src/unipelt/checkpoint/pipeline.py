@@ -50,7 +50,7 @@ def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: A
     if task == "text-classification" and not description.task.get("labels", labels):
         options = {"function_to_apply": "none", **options}  # a regression: the value itself
     tokenizer = run_tokenizer(path, tokenizer)
-    model = merge(load(model, path, tokenizer=tokenizer), rest="attached").eval()
+    model = merge(load(model, path, tokenizer=tokenizer), unmergeable="keep").eval()
     with torch.no_grad():  # logits / temperature, as `unipelt predict` has it
         to_units(model, [(0.0, 1.0 / description.task.get("temperature", 1.0))])
     if isinstance(template := description.task.get("template"), str):

@@ -1,4 +1,4 @@
-"""Folding changes into the base's own weights, where the merged base computes the same function."""
+"""Merge changes into the base's weights, where the merged base computes exactly the same function."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -23,49 +23,49 @@ from unipelt.inject.resolve import features, is_linear, unreadable
 from unipelt.inject.state import Hook, MixtureState, mixture_state
 
 
-class Joint(NamedTuple):
-    """One change at one module of the base."""
+class AttachedChange(NamedTuple):
+    """One change at one module of the base, and the module that computes it."""
 
     path: str
     hook: str
     name: str
     change: spec.Change
-    delta: BoundChange
+    bound: BoundChange
 
 
 def merge(
-    model: PreTrainedModel, *, run: int | None = None, rest: Literal["refuse", "attached"] = "refuse"
+    model: PreTrainedModel, *, run: int | None = None, unmergeable: Literal["error", "keep"] = "error"
 ) -> PreTrainedModel:
-    """Fold one run of what is attached into the base's weights, its head too, and detach: the same outputs from a plain base.
+    """Merge one run, its head included, into the base's weights, and detach. The plain base then computes the same outputs.
 
-    What folds: LoRA, BitFit, tuned norms and adapters without a non-linearity, each on a linear or norm of the base with a
-    number or a learned scalar as its weight. Raises SpecError that names each change that does not, and why; nothing has
-    changed then.
+    Mergeable are LoRA, DoRA, (IA)³, BitFit, norms, and adapters with activation="identity", each on a linear or a norm of the
+    base, with a number or a learned scalar as its weight. Raises SpecError that names every other change and the reason;
+    nothing is changed then.
 
-    rest="attached", of a model with one run, for inference: what does not fold stays attached, the head too, and what folds
-    trains no longer. `disabled` and `detach` give the base's own weights back bit for bit, for which a copy of those that
-    were written is kept; `save` writes the checkpoint that it would have written before.
+    unmergeable="keep" (one run, inference only): merge what can be merged, and keep the rest and the head attached. Merged
+    changes no longer train. `disabled` and `detach` restore the base's weights bit for bit, from a copy of the overwritten
+    ones; `save` writes the same checkpoint as before.
     """
-    if rest not in ("refuse", "attached"):
-        raise SpecError(f"rest={rest!r}: {did_you_mean(str(rest), ('refuse', 'attached'))}")
+    if unmergeable not in ("error", "keep"):
+        raise SpecError(f"unmergeable={unmergeable!r}: {did_you_mean(str(unmergeable), ('error', 'keep'))}")
     tuned = mixture_state(model)
     _, run = tuned.locate_run(run)
-    found = list(joints(tuned))
+    found = list(attached_changes(tuned))
     users: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             users.setdefault(id(parameter), []).append(path)
 
-    def reason(joint: Joint) -> str | None:
-        module = model.get_submodule(joint.path)
-        return _reason(joint, module, tuned.runs, run) or _shared(module, joint.path, users)
+    def reason(attached: AttachedChange) -> str | None:
+        module = model.get_submodule(attached.path)
+        return _reason(attached, module, tuned.runs, run) or _shared(module, attached.path, users)
 
-    if rest == "attached":
+    if unmergeable == "keep":
         if tuned.runs > 1:
             raise SpecError(
-                f"rest='attached' with {tuned.runs} runs: the base's weights hold one; save and load one run"
+                f"unmergeable='keep' with {tuned.runs} runs: the base's weights hold one; save and load one run"
             )
-        return _into_weights(model, found, reason)
+        return _merge_leading(model, found, reason)
     shared = [_shared(model.get_submodule(path), path, users) for path in tuned.head_modules()]
     refuse("merge", tuned, found, reason, next((why for why in shared if why), None))
     heads = {path: tuned.get_submodule(f"head.{path}") for path in tuned.head_modules()}
@@ -73,13 +73,15 @@ def merge(
     generation = getattr(model, "generation_config", None)
     tuned.base_state.pop("tokens", None)  # rows of added tokens stay
     detach(model)
-    for name, value in classes.items():  # of the head that stays
+    for name, value in classes.items():  # keep the class names of the merged head
         setattr(model.config, name, value)
     if generation is not None:
         model.generation_config = generation
     with torch.no_grad():
-        for path in dict.fromkeys(joint.path for joint in found):
-            _fold(model.get_submodule(path), [joint for joint in found if joint.path == path], tuned.runs, run)
+        for path in dict.fromkeys(attached.path for attached in found):
+            _write(
+                model.get_submodule(path), [attached for attached in found if attached.path == path], tuned.runs, run
+            )
         for path, head in heads.items():
             for name, parameter in head.named_parameters():
                 target = getattr(model.get_submodule(path), name.rsplit(".", 1)[-1])
@@ -87,46 +89,50 @@ def merge(
     return model
 
 
-class InWeights:
-    """Changes that stand in the weight of their module instead of on a hook of it: its own handle, `remove` takes them out."""
+class MergedChanges:
+    """Changes that are merged into the weight of their module. It is its own handle: `remove` restores the weight."""
 
-    def __init__(self, found: list[Joint]):
-        self.found, self.changes = found, [joint.delta for joint in found]
-        self.before: dict[str, Tensor] = {}
+    def __init__(self, found: list[AttachedChange]):
+        self.found, self.changes = found, [attached.bound for attached in found]
+        self.original: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def write(self, module: nn.Module) -> "InWeights":
+    def write(self, module: nn.Module) -> "MergedChanges":
         self.module = module
-        if self.before:
+        if self.original:
             return self
-        self.before = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
-        _fold(module, self.found, 1, 0)
+        self.original = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
+        _write(module, self.found, 1, 0)
         return self
 
     @torch.no_grad()
     def remove(self) -> None:
-        for name, value in self.before.items():
+        for name, value in self.original.items():
             self.module.get_parameter(name).copy_(value)
-        self.before = {}
+        self.original = {}
 
 
-def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[Joint], str | None]) -> PreTrainedModel:
-    """Put the first changes of a module that fold into its weight; those after one that does not fold stay on the hook."""
+def _merge_leading(
+    model: PreTrainedModel, found: list[AttachedChange], reason: Callable[[AttachedChange], str | None]
+) -> PreTrainedModel:
+    """Merge the leading mergeable changes of each module into its weight; the later ones stay on the hook."""
     tuned = mixture_state(model)
     uncompile(model)
     refuse_compiled(model)
     hooks = []
     for hook in tuned.hooks:
         changes = [id(change) for change in changes_of(hook.method)] if hook.kind == "post" else []
-        mine = [joint for joint in found if id(joint.delta) in changes]
-        foldable = [not isinstance(joint.change.weight, spec.Gate) and reason(joint) is None for joint in mine]
-        first = (*foldable, False).index(False)
-        if first:
-            hooks.append(Hook(hook.path, "weight", InWeights(mine[:first]).write))
-            for joint in mine[:first]:
-                joint.delta.form.requires_grad_(False)
-            del changes_of(hook.method)[:first]
-        if not mine or mine[first:]:
+        changes_here = [attached for attached in found if id(attached.bound) in changes]
+        mergeable = [
+            not isinstance(attached.change.weight, spec.Gate) and reason(attached) is None for attached in changes_here
+        ]
+        leading = (*mergeable, False).index(False)
+        if leading:
+            hooks.append(Hook(hook.path, "weight", MergedChanges(changes_here[:leading]).write))
+            for attached in changes_here[:leading]:
+                attached.bound.form.requires_grad_(False)
+            del changes_of(hook.method)[:leading]
+        if not changes_here or changes_here[leading:]:
             hooks.append(hook)
     tuned.remove_hooks()
     tuned.hooks = hooks
@@ -135,19 +141,23 @@ def _into_weights(model: PreTrainedModel, found: list[Joint], reason: Callable[[
     return model
 
 
-def joints(tuned: MixtureState) -> Iterator[Joint]:
-    """Every module that a change joins, change by change in tuple order."""
+def attached_changes(tuned: MixtureState) -> Iterator[AttachedChange]:
+    """Every change at every module, in tuple order of the changes."""
     bound = [(hook, change) for hook in tuned.hooks for change in changes_of(hook.method)]
     for name, change in tuned.mixture.named():
         for hook, one in bound:
             if one.location.change == name:
-                yield Joint(hook.path, hook.kind, name, change, one)
+                yield AttachedChange(hook.path, hook.kind, name, change, one)
 
 
 def refuse(
-    verb: str, tuned: MixtureState, found: list[Joint], reason: Callable[[Joint], str | None], head: str | None = None
+    verb: str,
+    tuned: MixtureState,
+    found: list[AttachedChange],
+    reason: Callable[[AttachedChange], str | None],
+    head: str | None = None,
 ):
-    """Raise SpecError that names each change for which there is a reason, or that is gated; head: what is against the head."""
+    """Raise SpecError that names each change that has a reason, or a gate. verb: the action; head: why the head cannot be merged, or None."""
     if tuned.options["pooling"] != "model":
         head = (
             f"it reads pooling={tuned.options['pooling']!r}, which the plain model does not: "
@@ -155,14 +165,16 @@ def refuse(
         )
     reasons = {} if head is None else {"the head": head}
     gated = {
-        joint.name: "its gate depends on the input" for joint in found if isinstance(joint.change.weight, spec.Gate)
+        attached.name: "its gate depends on the input"
+        for attached in found
+        if isinstance(attached.change.weight, spec.Gate)
     }
-    for joint in found:
-        if (why := reason(joint)) is not None:
-            reasons.setdefault(joint.name, why)
+    for attached in found:
+        if (why := reason(attached)) is not None:
+            reasons.setdefault(attached.name, why)
     if reasons or gated:
         listed = "; ".join(f"{name}: {why}" for name, why in (gated | reasons).items())
-        if not reasons:  # where something else is in the way too, fixing the gates would not help
+        if not reasons:  # fixing the gates helps only if there is no other reason
             listed += (
                 f"; fix its gates first: unipelt.fix_gates(model, {dict.fromkeys(gated, 0.5)}) with the means that "
                 "unipelt.record_gates gives, or `unipelt export --fix-gates --data FILE`"
@@ -170,41 +182,41 @@ def refuse(
         raise SpecError(f"{verb} refused, nothing was changed: {listed}")
 
 
-def weight_of(delta: BoundChange, run: int) -> float:
-    """What multiplies a change that is not gated."""
-    return delta.weight.scale[run].item() if isinstance(delta.weight, LearnedScale) else float(delta.weight)  # type: ignore[arg-type]
+def weight_of(bound: BoundChange, run: int) -> float:
+    """The constant weight of a change that is not gated."""
+    return bound.weight.scale[run].item() if isinstance(bound.weight, LearnedScale) else float(bound.weight)  # type: ignore[arg-type]
 
 
-def _reason(joint: Joint, module: nn.Module, runs: int, run: int) -> str | None:
-    """Why a change does not fold into its module, or None."""
-    form, delta = joint.change.form, joint.delta
+def _reason(attached: AttachedChange, module: nn.Module, runs: int, run: int) -> str | None:
+    """Why a change cannot be merged into its module, or None."""
+    form, bound = attached.change.form, attached.bound
     if isinstance(form, spec.Prefix):
-        return "a prefix adds positions to the attention, which no weight of the base does"
+        return "a prefix adds positions to the attention, which no weight of the base can"
     if isinstance(form, spec.Prompt):
-        return "a prompt adds vectors to the input, which no weight of the base does"
+        return "a prompt adds vectors to the input, which no weight of the base can"
     if isinstance(form, spec.Bottleneck) and form.norm:
         return "its own LayerNorm is not linear"
     if isinstance(form, spec.Bottleneck | spec.Kronecker) and form.activation != "identity":
         return f"an adapter is not linear (its activation is {form.activation})"
-    if isinstance(delta.form, Scaling) and joint.hook == "pre" and is_linear(module):
-        return _unwritable(joint, module)
-    if delta.captured is not None or joint.hook == "pre" or delta.reads not in ("input", "output"):
-        return f"it reads {joint.change.reads!r}, which is neither the input nor the output of {joint.path!r}"
+    if isinstance(bound.form, Scaling) and attached.hook == "pre" and is_linear(module):
+        return _unwritable(attached, module)
+    if bound.captured is not None or attached.hook == "pre" or bound.reads not in ("input", "output"):
+        return f"it reads {attached.change.reads!r}, which is neither the input nor the output of {attached.path!r}"
     if not isinstance(form, spec.Bias | spec.Norm) and not is_linear(module):
-        return f"{joint.path!r} is a {type(module).__name__}, no linear map"
-    if (why := _unwritable(joint, module)) is not None:
+        return f"{attached.path!r} is a {type(module).__name__}, which is not linear"
+    if (why := _unwritable(attached, module)) is not None:
         return why
     if isinstance(form, spec.Bias | spec.Norm | spec.LowRank | spec.Dora | spec.Scaling):
         return None
-    if module.bias is None and affine(joint, module, runs, run)[1].any():
-        return f"{joint.path!r} has no bias to take the adapter's"
+    if module.bias is None and affine(attached, module, runs, run)[1].any():
+        return f"{attached.path!r} has no bias to which the adapter's could be added"
     return None
 
 
-def _unwritable(joint: Joint, module: nn.Module) -> str | None:
+def _unwritable(attached: AttachedChange, module: nn.Module) -> str | None:
     if (weight := unreadable(module)) is None:
         return None
-    return f"{joint.path!r} is quantised or not loaded ({weight}); load the base in full precision and merge there"
+    return f"{attached.path!r} is quantised or not loaded ({weight}); load the base in full precision and merge there"
 
 
 def _shared(module: nn.Module, path: str, users: dict[int, list[str]]) -> str | None:
@@ -212,10 +224,10 @@ def _shared(module: nn.Module, path: str, users: dict[int, list[str]]) -> str | 
     return next((f"{path!r} shares its weight with {other!r}" for other in others), None)
 
 
-def affine(joint: Joint, module: nn.Module, runs: int, run: int) -> tuple[Tensor, Tensor]:
-    """A and c of a change that computes A x + c: where no matrix says so, its values at the unit vectors and at 0."""
-    form: Any = joint.delta.form
-    part: Any = joint.delta.part
+def affine(attached: AttachedChange, module: nn.Module, runs: int, run: int) -> tuple[Tensor, Tensor]:
+    """Matrix A and vector c of a change that computes A x + c; without a matrix, measured at the unit vectors and at 0."""
+    form: Any = attached.bound.form
+    part: Any = attached.bound.part
     if isinstance(form, LowRank):
         a = form.scale * form.up.weight[run].double() @ form.down.weight[run].double()
         return a, a.new_zeros(len(a))
@@ -223,7 +235,7 @@ def affine(joint: Joint, module: nn.Module, runs: int, run: int) -> tuple[Tensor
         a = form.change_of_weight(run)
         return a, a.new_zeros(len(a))
     inputs, outputs = features(module)
-    if joint.delta.reads == "output":
+    if attached.bound.reads == "output":
         inputs = outputs if part is None else len(part.rows(torch.arange(outputs)))
     device = next(form.parameters()).device
     points = torch.eye(inputs + 1, inputs, dtype=torch.float64, device=device).roll(1, 0)
@@ -234,19 +246,19 @@ def affine(joint: Joint, module: nn.Module, runs: int, run: int) -> tuple[Tensor
     return (values[1:] - values[0]).T, values[0]
 
 
-def _fold(module: Any, found: list[Joint], runs: int, run: int) -> None:
-    """Write into one module what its changes, in order, make of it; computed in float64, rounded once."""
+def _write(module: Any, found: list[AttachedChange], runs: int, run: int) -> None:
+    """Write the changes of one module into its weight, in order; computed in float64 and rounded once."""
     scale, shift = module.weight, getattr(module, "bias", None)
     weight = (scale.T if isinstance(module, Conv1D) else scale).double()
     bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device) if shift is None else shift.double()
     weight, bias = weight.clone(), bias.clone()
-    for joint in sorted(
-        found, key=lambda joint: joint.hook == "pre"
-    ):  # what changes the input changes it for all others
-        form: Any = joint.delta.form
-        part: Any = joint.delta.part
-        factor = weight_of(joint.delta, run)
-        if joint.hook == "pre":
+    for attached in sorted(
+        found, key=lambda attached: attached.hook == "pre"
+    ):  # input changes apply before all output changes
+        form: Any = attached.bound.form
+        part: Any = attached.bound.part
+        factor = weight_of(attached.bound, run)
+        if attached.hook == "pre":
             weight *= 1 + factor * form.offset[run].double()
         elif isinstance(form, Bias):
             bias += factor * form.bias[run].double()
@@ -255,10 +267,10 @@ def _fold(module: Any, found: list[Joint], runs: int, run: int) -> None:
             if form.bias is not None:
                 bias += factor * form.bias[run].double()
         else:
-            a, c = affine(joint, module, runs, run)
+            a, c = affine(attached, module, runs, run)
             rows = torch.arange(len(weight), device=weight.device)
             rows = rows if part is None else part.rows(rows)
-            if joint.delta.reads == "input":
+            if attached.bound.reads == "input":
                 weight[rows] += factor * a
                 bias[rows] += factor * c
             else:

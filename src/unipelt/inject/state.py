@@ -245,7 +245,7 @@ def mixture_state(model: nn.Module) -> MixtureState:
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Context manager: forwards of this thread use the plain base with its own head.
 
-    Changes that `merge(…, rest="attached")` has written into weights are removed inside the block, for all threads.
+    Changes that `merge(…, unmergeable="keep")` has written into weights are removed inside the block, for all threads.
     """
     state = attached_state(model)
     thread = state.forwards.thread

@@ -21,7 +21,7 @@ from unipelt.errors import DataError, SpecError
 from unipelt.forms import takes_weight
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.fixed_gates import folded, swap
-from unipelt.inject.merge import Joint, joints, merge
+from unipelt.inject.merge import AttachedChange, attached_changes, merge
 from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import MixtureState, mixture_state, route
 
@@ -86,7 +86,7 @@ def fold(
     stacks and sites; gates of one group are fixed together. 0 fixes nothing. Of several runs, `run` says which one stays.
 
     The model stays attached: `save` writes an ordinary checkpoint of what is left, `detach` gives the base back bit for bit;
-    only the gates and what was dropped are gone. After `load` of such a checkpoint, `merge(model, rest="attached")` merges again.
+    only the gates and what was dropped are gone. After `load` of such a checkpoint, `merge(model, unmergeable="keep")` merges again.
 
     Raises SpecError where there are no gates, or a threshold is out of its range, and DataError where there are no rows.
     """
@@ -97,7 +97,7 @@ def fold(
             raise SpecError(f"{name}={value!r}: expected a number from 0 to 1, as gates are")
     if not any(isinstance(change.weight, spec.Gate) for change in tuned.mixture.changes):
         raise SpecError(
-            f"{tuned.mixture.name!r} has no gates, so there is nothing to fold; unipelt.merge(model, rest='attached') merges what is linear"
+            f"{tuned.mixture.name!r} has no gates, so there is nothing to fold; unipelt.merge(model, unmergeable='keep') merges what is linear"
         )
     if score is not None and not (isinstance(score, tuple) and len(score) == 2 and callable(score[1])):
         raise SpecError(f"score={score!r}: expected a metric's name and its function of logits and labels, as a pair")
@@ -111,13 +111,13 @@ def fold(
     gates = _gate_statistics(tuned, before.gates)
     decisions = _decisions(gates, deviation, least)
     origin = _swap(model, gates, decisions, number)
-    merge(model, rest="attached")
+    merge(model, unmergeable="keep")
     after = _measure(model, batches, 0, score)
 
-    merged = {joint.delta.location._replace(change=origin[joint.name]) for joint in _in_weights(model)}
+    merged = {attached.bound.location._replace(change=origin[attached.name]) for attached in _in_weights(model)}
     done: dict[str, FoldedGate] = {}
     for gate in gates:
-        decision = "merged" if gate.joint.delta.location in merged else decisions[gate.joint.name, gate.layer]
+        decision = "merged" if gate.attached.bound.location in merged else decisions[gate.attached.name, gate.layer]
         if gate.path in done and done[gate.path].done != decision:  # of several sites some do not merge
             decision = "fixed"
         done[gate.path] = FoldedGate(path=gate.path, mean=gate.mean, deviation=gate.deviation, done=decision)
@@ -197,7 +197,7 @@ def _real(path: str, value: Tensor, batch: Batch) -> Tensor:
 class GateStatistics:
     """The gate of one change at one module, as it was measured."""
 
-    joint: Joint
+    attached: AttachedChange
     path: str
     layer: int
     mean: float
@@ -206,14 +206,14 @@ class GateStatistics:
 
 def _gate_statistics(tuned: MixtureState, seen: dict[str, Tensor]) -> list[GateStatistics]:
     paths, found = {module: path for path, module in tuned.named_modules()}, []
-    for joint in joints(tuned):
-        if not isinstance(joint.change.weight, spec.Gate):
+    for attached in attached_changes(tuned):
+        if not isinstance(attached.change.weight, spec.Gate):
             continue
-        path, member = paths[joint.delta.weight], joint.delta.member  # type: ignore[index]
+        path, member = paths[attached.bound.weight], attached.bound.member  # type: ignore[index]
         values = seen[path][:, member]
         shown = str(gate_location(tuned, path, member))
-        layer = joint.delta.location.layer or 0
-        found.append(GateStatistics(joint, shown, layer, values.mean().item(), values.std(correction=0).item()))
+        layer = attached.bound.location.layer or 0
+        found.append(GateStatistics(attached, shown, layer, values.mean().item(), values.std(correction=0).item()))
     return found
 
 
@@ -221,16 +221,16 @@ def _decisions(gates: list[GateStatistics], deviation: float, least: float) -> d
     """What becomes of each change in each layer. Gates of one group share a softmax, so they are fixed together or not at all."""
     units: dict[tuple[str, str, int], list[GateStatistics]] = defaultdict(list)
     for gate in gates:
-        group = gate.joint.change.weight.group  # type: ignore[union-attr]
-        units[group, "" if group else gate.joint.name, gate.layer].append(gate)
+        group = gate.attached.change.weight.group  # type: ignore[union-attr]
+        units[group, "" if group else gate.attached.name, gate.layer].append(gate)
     decisions: dict[tuple[str, int], str] = {}
     for members in units.values():
         steady = all(gate.deviation < deviation for gate in members)
         for gate in members:
-            form: Any = gate.joint.change.form
-            mine = [other for other in members if other.joint.name == gate.joint.name]
+            form: Any = gate.attached.change.form
+            mine = [other for other in members if other.attached.name == gate.attached.name]
             fades = all(other.mean < least for other in mine) and getattr(form, "function", "") != "softmax"
-            decisions[gate.joint.name, gate.layer] = ("dropped" if fades else "fixed") if steady else "kept"
+            decisions[gate.attached.name, gate.layer] = ("dropped" if fades else "fixed") if steady else "kept"
     return decisions
 
 
@@ -255,11 +255,11 @@ def _swap(
     new = spec.Mixture(tuple(change for _, change in parts), mixture.name)
     changes = dict(new.named())
     origin = {name: before for name, (before, _) in zip(changes, parts)}
-    gate_at = {gate.joint.delta.location: gate for gate in gates}
+    gate_at = {gate.attached.bound.location: gate for gate in gates}
 
     def constant(location: spec.Location) -> float:
         gate = gate_at[location]
-        return gate.mean if decisions[gate.joint.name, gate.layer] == "fixed" else 1.0
+        return gate.mean if decisions[gate.attached.name, gate.layer] == "fixed" else 1.0
 
     def state(path: str) -> Tensor:
         """What a parameter is: that of the change that it comes from, times what its gate has become."""
@@ -282,7 +282,7 @@ def _swap(
                 for layer, location in found.items()
                 if location in gate_at and (change.layers is None or layer in change.layers)
             ]
-            value = value[:, [gate_at[location].joint.delta.layer for location in chosen]]  # type: ignore[attr-defined]
+            value = value[:, [gate_at[location].attached.bound.layer for location in chosen]]  # type: ignore[attr-defined]
             scale = value.new_tensor([constant(location) for location in chosen])[:, None, None]
         return value * scale if takes_weight(change.form, path) else value
 
@@ -290,5 +290,5 @@ def _swap(
     return origin
 
 
-def _in_weights(model: PreTrainedModel) -> list[Joint]:
-    return [joint for joint in joints(mixture_state(model)) if joint.hook == "weight"]
+def _in_weights(model: PreTrainedModel) -> list[AttachedChange]:
+    return [attached for attached in attached_changes(mixture_state(model)) if attached.hook == "weight"]

@@ -156,7 +156,7 @@ class Predictor(TablePredictor):
         tokenizer = run_tokenizer(folder, tokenizer)
         load(model, folder, tokenizer=tokenizer)
         longest = most_tokens(model, description.recipe.get("max_length", task.longest))
-        merge(model, rest="attached")
+        merge(model, unmergeable="keep")
         return cls(model.to(target).eval(), tokenizer, task, longest, True)
 
     @classmethod

@@ -21,7 +21,7 @@ from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach
 from unipelt.inject.discover import rows_of
-from unipelt.inject.merge import joints
+from unipelt.inject.merge import attached_changes
 from unipelt.inject.resolve import ResolvedStack, find_stacks
 from unipelt.inject.state import NAME, MixtureState, mixture_state
 
@@ -92,7 +92,7 @@ def _linears(
     linears, rest = peft_linears.split_keys(model, config, tensors, folder)
 
     def values(tuned: MixtureState) -> dict[str, Tensor]:
-        return {n: value for joint in joints(tuned) for n, value in peft_linears.values_of(linears, joint).items()}
+        return {n: value for attached in attached_changes(tuned) for n, value in peft_linears.values_of(linears, attached).items()}
 
     return tuple(peft_linears.changes(stacks, model, linears, folder)), values, rest
 

@@ -27,7 +27,7 @@ from unipelt.checkpoint.formats.peft_tokens import KEY, PrefixLayout, first_of
 from unipelt.errors import SpecError
 from unipelt.inject.added_tokens import added_rows
 from unipelt.inject.fixed_gates import folded
-from unipelt.inject.merge import Joint, joints, refuse, weight_of
+from unipelt.inject.merge import AttachedChange, attached_changes, refuse, weight_of
 from unipelt.inject.resolve import find_stacks
 from unipelt.inject.state import NAME, MixtureState, mixture_state
 
@@ -48,7 +48,7 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
     """
     tuned = mixture_state(model)
     _, run = tuned.locate_run(run)
-    found = list(joints(tuned))
+    found = list(attached_changes(tuned))
     refuse("export to peft", tuned, found, _reasons(tuned, found))
     if added_rows(model, vocabulary_size(getattr(model.config, "_name_or_path", "")) or 0):
         raise SpecError(
@@ -81,45 +81,45 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
     return Path(folder)
 
 
-def _reasons(tuned: MixtureState, found: list[Joint]) -> Callable[[Joint], str | None]:
-    """Why a change is in no folder of peft's, by its joint."""
+def _reasons(tuned: MixtureState, found: list[AttachedChange]) -> Callable[[AttachedChange], str | None]:
+    """Why a change is in no folder of peft's, by attached change."""
     forms = {change.form.name for change in tuned.mixture.changes} & METHODS.keys()
-    seen = Counter(joint.path for joint in found if joint.change.form.name in ("low_rank", "dora", "scaling"))
+    seen = Counter(attached.path for attached in found if attached.change.form.name in ("low_rank", "dora", "scaling"))
 
-    def reason(joint: Joint) -> str | None:
-        form, weight = joint.change.form, joint.change.weight
+    def reason(attached: AttachedChange) -> str | None:
+        form, weight = attached.change.form, attached.change.weight
         if form.name not in METHODS:
             return f"peft has no {form.name}"
         if len(forms) > 1:
             others = ", ".join(sorted(METHODS[name] for name in forms - {form.name}))
             return f"a peft folder holds one method, and beside {METHODS[form.name]} there is {others}"
-        if joint.delta.part is not None:
-            name = joint.path.rsplit(".", 1)[-1]
+        if attached.bound.part is not None:
+            name = attached.path.rsplit(".", 1)[-1]
             return f"it changes a part of the fused {name!r}, peft's LoRA whole linears: use site='linear:{name}', or merge"
-        if seen[joint.path] > 1:
-            return f"{joint.path!r} has {seen[joint.path]} changes, a peft folder one a linear"
+        if seen[attached.path] > 1:
+            return f"{attached.path!r} has {seen[attached.path]} changes, a peft folder one a linear"
         if form.name == "dora" and weight != 1:
             return f"its weight is {weight}, and peft's DoRA has none; expected 1"
         if isinstance(form, spec.Prefix) and form.function != "softmax":
             return f"peft has no prefix with function={form.function!r}"
-        if isinstance(form, spec.Prefix) and (joint.change.layers is not None or len(tuned.mixture.changes) > 1):
+        if isinstance(form, spec.Prefix) and (attached.change.layers is not None or len(tuned.mixture.changes) > 1):
             return "peft has one prefix, in every layer"
         return None
 
     return reason
 
 
-def _lora(model: PreTrainedModel, tuned: MixtureState, found: list[Joint], run: int, wrapped: list[str]) -> Method:
+def _lora(model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]) -> Method:
     is_dora = isinstance(found[0].change.form, spec.Dora)
-    dropouts = {getattr(joint.change.form, "dropout", 0.0) for joint in found}
+    dropouts = {getattr(attached.change.form, "dropout", 0.0) for attached in found}
     if len(dropouts) > 1:
         raise SpecError(f"export to peft: dropouts {sorted(dropouts)}, expected one: a peft folder has one for all")
     loras = {}
-    for joint in found:
-        form: Any = joint.delta.form
-        alpha = joint.change.form.alpha * weight_of(joint.delta, run)  # type: ignore[union-attr]
+    for attached in found:
+        form: Any = attached.bound.form
+        alpha = attached.change.form.alpha * weight_of(attached.bound, run)  # type: ignore[union-attr]
         magnitude = form.magnitude[run] if is_dora else None
-        loras[joint.path] = Lora(form.down.weight[run], form.up.weight[run], alpha, magnitude=magnitude)
+        loras[attached.path] = Lora(form.down.weight[run], form.up.weight[run], alpha, magnitude=magnitude)
     tensors: dict[str, Tensor] = {}
     for path, lora in loras.items():
         tensors |= {f"{path}.lora_A.weight": lora.down, f"{path}.lora_B.weight": lora.up}
@@ -143,12 +143,12 @@ def _lora(model: PreTrainedModel, tuned: MixtureState, found: list[Joint], run: 
     return config, tensors
 
 
-def _ia3(model: PreTrainedModel, tuned: MixtureState, found: list[Joint], run: int, wrapped: list[str]) -> Method:
+def _ia3(model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]) -> Method:
     vectors = {}
-    for joint in found:
-        form: Any = joint.delta.form
-        scale = 1 + weight_of(joint.delta, run) * form.offset[run]
-        vectors[joint.path] = Ia3(scale[None] if joint.hook == "pre" else scale[:, None])
+    for attached in found:
+        form: Any = attached.bound.form
+        scale = 1 + weight_of(attached.bound, run) * form.offset[run]
+        vectors[attached.path] = Ia3(scale[None] if attached.hook == "pre" else scale[:, None])
     targets, inner = (
         _target_modules(model, set(vectors), wrapped),
         [p for p, one in vectors.items() if len(one.vector) == 1],
@@ -168,16 +168,16 @@ def _ia3(model: PreTrainedModel, tuned: MixtureState, found: list[Joint], run: i
     return config, {f"{path}.ia3_l": one.vector for path, one in vectors.items()}
 
 
-def _prompt(model: PreTrainedModel, tuned: MixtureState, found: list[Joint], run: int, wrapped: list[str]) -> Method:
+def _prompt(model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]) -> Method:
     stacks = find_stacks(model, tuned.options["stacks"])
     expected = first_of(model, stacks)
-    if any(joint.change.form.first != expected for joint in found):  # type: ignore[union-attr]
+    if any(attached.change.form.first != expected for attached in found):  # type: ignore[union-attr]
         raise SpecError(
             "export to peft: peft's classifier reads the prompt's first vector, this one the input's first token; train with "
             "Prompt(first='prompt'), or use unipelt.save"
         )
-    own: list[Any] = [joint.delta.form for joint in found]
-    vectors = torch.cat([weight_of(joint.delta, run) * form.vectors[run] for joint, form in zip(found, own)])
+    own: list[Any] = [attached.bound.form for attached in found]
+    vectors = torch.cat([weight_of(attached.bound, run) * form.vectors[run] for attached, form in zip(found, own)])
     config = {
         "peft_type": "PROMPT_TUNING",
         "prompt_tuning_init": "RANDOM",
@@ -186,14 +186,14 @@ def _prompt(model: PreTrainedModel, tuned: MixtureState, found: list[Joint], run
     return config, {KEY: vectors}
 
 
-def _prefix(model: PreTrainedModel, tuned: MixtureState, found: list[Joint], run: int, wrapped: list[str]) -> Method:
+def _prefix(model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]) -> Method:
     layout = PrefixLayout(model, find_stacks(model, tuned.options["stacks"]))
     _, state = folded(tuned)
     key, value = (
         next(v for n, v in state.items() if n.endswith(f".{end}") and not n.startswith("head."))[run]
         for end in ("key", "value")
     )
-    weights = {joint.delta.location.layer: weight_of(joint.delta, run) for joint in found}
+    weights = {attached.bound.location.layer: weight_of(attached.bound, run) for attached in found}
     scale = torch.tensor([weights[layer.index] for layer in layout.stack.layers]).to(key)[:, None, None]
     vectors = layout.to_peft(scale * key, scale * value)
     shape = _shape(model, len(vectors), layout.width) | {

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from unipelt import spec
 from unipelt.errors import CheckpointError, did_you_mean
 from unipelt.inject.heads import find_head
-from unipelt.inject.merge import Joint
+from unipelt.inject.merge import AttachedChange
 from unipelt.inject.resolve import ResolvedStack, features, is_linear, match_linears
 from unipelt.spec.compatibility import LINEARS
 
@@ -116,9 +116,9 @@ def split_keys(
     return {path: read(config, path, part, features(modules[path]), folder) for path, part in parts.items()}, rest
 
 
-def values_of(linears: Linears, joint: Joint) -> dict[str, Tensor]:
+def values_of(linears: Linears, attached: AttachedChange) -> dict[str, Tensor]:
     """The parameters of one change at one linear, by name."""
-    return {f"{joint.delta.location}.{name}": value for name, value in linears[joint.path].values().items()}
+    return {f"{attached.bound.location}.{name}": value for name, value in linears[attached.path].values().items()}
 
 
 def _lora(config: dict[str, Any], path: str, parts: dict[str, Tensor], size: tuple[int, int], folder: Path) -> Lora:
