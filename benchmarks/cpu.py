@@ -98,7 +98,7 @@ def main() -> None:
     for name in given.methods if given.fold else ():
         folded = model(name)
         if any(isinstance(change.weight, unipelt.Gate) for change in mixture_state(folded).mixture.changes):
-            unipelt.fold(folded, [rows], deviation=1, least=0)
+            unipelt.fold(folded, [rows], max_deviation=1, drop_below=0)
             variants[f"infer {name} folded"] = inference(folded, rows)
     times: dict[str, list[float]] = {name: [] for name in variants}
     peer = None

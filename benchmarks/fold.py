@@ -52,9 +52,9 @@ def main() -> None:
         predictor = runs.setdefault(name, Predictor.load(given.run, device="cpu"))
         cells = [""] * 6 + [""]
         if deviation is not None:
-            said = predictor.fold(splits.validation, deviation=deviation)
-            cells = [f"{said.share(done):.3f}" for done in ("kept", "fixed", "merged", "dropped")]
-            cells += [f"{said.before:.4f}", f"{said.after:.4f}", f"{said.moved:.2g}"]
+            said = predictor.fold(splits.validation, max_deviation=deviation)
+            cells = [f"{said.fraction(done):.3f}" for done in ("kept", "fixed", "merged", "dropped")]
+            cells += [f"{said.before:.4f}", f"{said.after:.4f}", f"{said.max_logit_change:.2g}"]
         coded = task.encode(tokenizer, test, longest)
         logits = predict(predictor.model, tokenizer, [coded])[0]
         cells.insert(6, f"{task.score(task.decide(logits, coded), test.targets)[task.metric]:.4f}")

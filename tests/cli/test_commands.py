@@ -309,7 +309,7 @@ def test_a_folded_run_predicts(run, finished, reviews: Path, unlabelled: Path, t
     record = json.loads((folder / "unipelt.json").read_text())
     before, after = (record["results"][f"accuracy {when}"] for when in ("before folding", "folded"))
     assert said.out.startswith(
-        "8 gates over 60 rows: 0% kept, 50% fixed, 50% merged, 0% dropped; logits moved by at most "
+        "8 gates over 60 examples: 0% kept, 50% fixed, 50% merged, 0% dropped; logits change by at most "
     )
     assert said.out.endswith(f"; accuracy {before:.4f} → {after:.4f}\n{folder}: written\n")
     rows = table(run("predict", folder, "--data", reviews).out)

@@ -60,8 +60,8 @@ def test_thresholds_of_nought_change_nothing(arch: str, preset: str):
     model = steady(attached(arch, preset), layers=(0,))
     given, before, gates = tiny.inputs(arch, model), mixture_state(model).mixture, gates_of(model)
     expected = says(model, given)
-    folded = unipelt.fold(model, [given], deviation=0, least=0)
-    assert folded.share("kept") == 1 and folded.moved == 0
+    folded = unipelt.fold(model, [given], max_deviation=0, drop_below=0)
+    assert folded.fraction("kept") == 1 and folded.max_logit_change == 0
     assert torch.equal(says(model, given), expected)
     assert gates_of(model) == gates
     assert [c.weight for c in mixture_state(model).mixture.changes] == [c.weight for c in before.changes]
@@ -75,8 +75,8 @@ def test_a_constant_gate_folds_exactly(arch: str, what: str | Mixture, tmp_path:
     with unipelt.disabled(model):
         plain = says(model, given)
     base = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("unipelt.")}
-    folded = unipelt.fold(model, [given], deviation=1e-6, least=0)
-    assert folded.share("fixed", "merged") == 1 and folded.moved < 1e-3 and not gates_of(model)
+    folded = unipelt.fold(model, [given], max_deviation=1e-6, drop_below=0)
+    assert folded.fraction("fixed", "merged") == 1 and folded.max_logit_change < 1e-3 and not gates_of(model)
     close(says(model, given), expected, arch)
 
     unipelt.save(model, tmp_path)
@@ -96,8 +96,8 @@ def test_a_layer_keeps_its_gates_while_another_loses_them(arch: str, tmp_path: P
     model = steady(attached(arch, "unipelt-apl"), layers=(0,))
     given = tiny.inputs(arch, model)
     expected = says(model, given)
-    folded = unipelt.fold(model, [given], deviation=1e-6, least=0)
-    assert {Location.parse(gate.path).layer: gate.done == "kept" for gate in folded.gates} == {0: False, 1: True}
+    folded = unipelt.fold(model, [given], max_deviation=1e-6, drop_below=0)
+    assert {Location.parse(gate.path).layer: gate.decision == "kept" for gate in folded.gates} == {0: False, 1: True}
     assert all(Location.parse(path).layer == 1 for path in gates_of(model)) and gates_of(model)
     close(says(model, given), expected, arch)
     unipelt.save(model, tmp_path)
@@ -111,7 +111,7 @@ def test_a_change_whose_gate_is_nought_is_gone(arch: str):
     expected = says(model, given)
     places = {one.path for one in attached_changes(mixture_state(model)) if one.change.form.name != "prefix"}
     folded = unipelt.fold(model, [given])
-    assert {Location.parse(gate.path).change: gate.done for gate in folded.gates} == {
+    assert {Location.parse(gate.path).change: gate.decision for gate in folded.gates} == {
         "bottleneck_ffn": "dropped", "low_rank_query": "dropped", "low_rank_value": "dropped", "prefix_heads": "fixed",
     }  # fmt: skip
     assert {one.name for one in attached_changes(mixture_state(model))} == {"prefix_heads"}, (
@@ -127,7 +127,7 @@ def test_what_is_measured_is_over_real_tokens(arch: str):
     """Each token of a causal stream has a gate of its own; padding has no vote."""
     model = attached(arch, "unipelt-apl", top="generator" if arch in ("gpt2", "llama") else "classifier")
     batches = [tiny.inputs(arch, model, pads=pads, seed=seed) for seed, pads in enumerate([(0, 3, 5), (6, 1)])]
-    folded = unipelt.fold(model, batches, deviation=0, least=0)
+    folded = unipelt.fold(model, batches, max_deviation=0, drop_below=0)
     path = f"{stacks(model)[0].row.name}.1.low_rank_query.query"
     found = []
     for batch in batches:
@@ -139,7 +139,7 @@ def test_what_is_measured_is_over_real_tokens(arch: str):
     (gate,) = [gate for gate in folded.gates if gate.path == path]
     assert gate.mean == pytest.approx(every.mean().item(), rel=1e-12)
     assert gate.deviation == pytest.approx(every.std(correction=0).item(), rel=1e-9)
-    assert gate.deviation > 1e-3 and folded.rows == 6
+    assert gate.deviation > 1e-3 and folded.examples == 6
 
 
 def test_what_it_costs_is_measured():
@@ -151,12 +151,12 @@ def test_what_it_costs_is_measured():
 
     logits = torch.cat([says(model, batch) for batch in batches])
     before = right()
-    folded = unipelt.fold(model.train(), batches, deviation=1, least=0)
+    folded = unipelt.fold(model.train(), batches, max_deviation=1, drop_below=0)
     assert model.training
     model.eval()
     assert (folded.metric, folded.before, folded.after) == ("accuracy", pytest.approx(before), pytest.approx(right()))
     moved = (torch.cat([says(model, batch) for batch in batches]) - logits).abs().max().item()
-    assert folded.moved == pytest.approx(moved, rel=1e-9) and moved > 1e-3
+    assert folded.max_logit_change == pytest.approx(moved, rel=1e-9) and moved > 1e-3
     assert "50% fixed, 50% merged" in str(folded) and f"accuracy {before:.4f} → " in str(folded)
 
     named = unipelt.fold(attached("bert", "unipelt-apl"), batches, score=("rows", lambda logits, labels: len(logits)))
@@ -189,7 +189,7 @@ def test_one_run_of_many_is_folded():
         unipelt.fold(model, [given])
     with pytest.raises(SpecError, match=r"unmergeable='keep' with 3 runs: the base's weights hold one"):
         unipelt.merge(model, run=1, unmergeable="keep")
-    unipelt.fold(model, [given], deviation=1e-6, run=1)
+    unipelt.fold(model, [given], max_deviation=1e-6, run=1)
     assert mixture_state(model).runs == 1
     close(says(model, given), expected, "bart")
 
@@ -245,26 +245,31 @@ def test_a_group_keeps_its_gate_where_one_member_varies_and_a_gate_of_two_sites_
             if isinstance(module, GroupGate):
                 module.score.bias.copy_(torch.tensor([10.0, 10.0, 0.0]))
                 module.score.weight[:, 2] = 0
-    folded = unipelt.fold(model, [tiny.inputs("bert", model)], deviation=1e-3)
-    assert folded.share("kept") == 1 and {gate.deviation < 1e-3 for gate in folded.gates} == {True, False}
+    folded = unipelt.fold(model, [tiny.inputs("bert", model)], max_deviation=1e-3)
+    assert folded.fraction("kept") == 1 and {gate.deviation < 1e-3 for gate in folded.gates} == {True, False}
     both = Mixture((Change(form=LowRank(r=2), site=("query", "value"), reads="input", weight=Gate()),))
     model = steady(attached("bert", both))
-    assert [g.done for g in unipelt.fold(model, [tiny.inputs("bert", model)]).gates] == ["merged", "merged"]
+    assert [g.decision for g in unipelt.fold(model, [tiny.inputs("bert", model)]).gates] == ["merged", "merged"]
 
 
 @pytest.mark.parametrize(
     ("what", "options", "error", "words"),
     [
-        ("lora", {}, SpecError, r"'lora' has no gates, so there is nothing to fold; unipelt.merge\(model, rest="),
-        ("unipelt-apl", {"deviation": -0.1}, SpecError, r"deviation=-0.1: expected a number from 0 to 1"),
-        ("unipelt-apl", {"deviation": True}, SpecError, r"deviation=True: expected a number"),
-        ("unipelt-apl", {"least": float("nan")}, SpecError, r"least=nan: expected a number from 0 to 1"),
-        ("unipelt-apl", {"least": "low"}, SpecError, r"least='low': expected a number from 0 to 1"),
-        ("unipelt-apl", {"data": []}, DataError, r"data: expected batches of rows .* one at least; got none"),
+        (
+            "lora",
+            {},
+            SpecError,
+            r"'lora' has no gates, so there is nothing to fold; unipelt.merge\(model, unmergeable=",
+        ),
+        ("unipelt-apl", {"max_deviation": -0.1}, SpecError, r"max_deviation=-0.1: expected a number from 0 to 1"),
+        ("unipelt-apl", {"max_deviation": True}, SpecError, r"max_deviation=True: expected a number"),
+        ("unipelt-apl", {"drop_below": float("nan")}, SpecError, r"drop_below=nan: expected a number from 0 to 1"),
+        ("unipelt-apl", {"drop_below": "low"}, SpecError, r"drop_below='low': expected a number from 0 to 1"),
+        ("unipelt-apl", {"data": []}, DataError, r"data: expected at least one batch .*; got none"),
         ("unipelt-apl", {"data": {"input_ids": torch.ones(1, 3)}}, DataError, r"got a str"),
         ("unipelt-apl", {"data": None}, DataError, r"got a NoneType"),
-        ("unipelt-apl", {"data": [{}]}, DataError, r"got one of no rows"),
-        ("unipelt-apl", {"data": [{"input_ids": torch.ones(0, 3)}]}, DataError, r"got one of no rows"),
+        ("unipelt-apl", {"data": [{}]}, DataError, r"got an empty batch"),
+        ("unipelt-apl", {"data": [{"input_ids": torch.ones(0, 3)}]}, DataError, r"got an empty batch"),
         ("unipelt-apl", {"score": len}, SpecError, r"score=.*len.* expected a metric's name and its function"),
         ("unipelt-apl", {"run": 2}, SpecError, r"run=2: the model has runs 0 to 0"),
     ],
@@ -295,5 +300,5 @@ def test_a_real_base_folds():
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     expected = says(steady(model), given)
     folded = unipelt.fold(model, [given])
-    assert len(folded.gates) == 24 and (folded.share("fixed"), folded.share("merged")) == (0.5, 0.5)
+    assert len(folded.gates) == 24 and (folded.fraction("fixed"), folded.fraction("merged")) == (0.5, 0.5)
     torch.testing.assert_close(says(model, given), expected, rtol=0, atol=2e-5)

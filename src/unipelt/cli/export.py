@@ -90,7 +90,7 @@ def export(
         )
     if folded:
         _, rows = predictor.read(data, text=text or None, pair=pair or None, labelled=True)
-        thresholds = {"deviation": deviation, "least": least}
+        thresholds = {"max_deviation": deviation, "drop_below": least}
         said = predictor.fold(rows, **{name: value for name, value in thresholds.items() if value is not None})
         whole = describe(resolve(run))
         results = {f"{said.metric} before folding": said.before, f"{said.metric} folded": said.after}

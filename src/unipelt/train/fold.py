@@ -1,8 +1,8 @@
-"""Folding a trained gated mixture for inference: what its gates do not decide from row to row is decided once.
+"""Simplify a trained gated mixture for inference: gates that hardly vary become constants.
 
-A gate that hardly varies over validation rows becomes its mean, which is multiplied into the parameters of its change; a
-change whose gate stays near zero goes; what is linear by then is merged into the base's weights. A prefix at weight 0 still takes
-softmax mass (docs/papers.md), so it is fixed and never dropped, unless its function is relu.
+A gate that hardly varies over validation examples is replaced by its mean, which is multiplied into the parameters of its
+change. A change whose gate stays near zero is removed. What is linear then is merged into the base's weights. A softmax prefix
+is never removed, because it takes attention even at weight 0 (docs/papers.md).
 """
 
 from collections import defaultdict
@@ -25,74 +25,76 @@ from unipelt.inject.merge import AttachedChange, attached_changes, merge
 from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import MixtureState, mixture_state, route
 
-DEVIATION, LEAST = 0.05, 0.02  # at most 0.5 points lost on validation rows: experiments/LOG.md
+MAX_DEVIATION, DROP_BELOW = 0.05, 0.02  # at most 0.5 points lost on validation examples: experiments/LOG.md
 
-Batch = Mapping[str, Tensor]
+ModelInputs = Mapping[str, Tensor]
 Score = Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldedGate:
-    """One gate as it was measured, and what was done with its change there."""
+    """A gate as it was measured, and the decision about its change."""
 
     path: str
     """stack, layer, change and site, as in `predict --gates`"""
     mean: float
     deviation: float
-    """standard deviation over rows, over real tokens where each has a gate of its own"""
-    done: str
+    """standard deviation over examples, or over real tokens for gates per token"""
+    decision: str
     """kept, fixed, merged (fixed, and in the base's weights) or dropped"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folded:
-    """What `fold` measured and did."""
+class FoldReport:
+    """The measurements and decisions of `fold`."""
 
     gates: tuple[FoldedGate, ...]
-    rows: int
+    examples: int
     metric: str = ""
-    """what `before` and `after` are; none given: the rows had no labels"""
+    """name of the metric of `before` and `after`; empty: no labels were given"""
     before: float | None = None
     after: float | None = None
-    moved: float = 0.0
+    max_logit_change: float = 0.0
     """largest change of a logit"""
 
-    def share(self, *done: str) -> float:
-        """The share of the gates to which one of these was done."""
-        return sum(gate.done in done for gate in self.gates) / len(self.gates)
+    def fraction(self, *decisions: str) -> float:
+        """The fraction of the gates with one of these decisions."""
+        return sum(gate.decision in decisions for gate in self.gates) / len(self.gates)
 
     def __str__(self) -> str:
-        shares = ", ".join(f"{self.share(done):.0%} {done}" for done in ("kept", "fixed", "merged", "dropped"))
-        cost = f"; {self.metric} {self.before:.4f} → {self.after:.4f}" if self.metric else ""
-        return (
-            f"{len(self.gates)} gates over {self.rows} rows: {shares}; logits moved by at most {self.moved:.2g}{cost}"
+        fractions = ", ".join(
+            f"{self.fraction(decision):.0%} {decision}" for decision in ("kept", "fixed", "merged", "dropped")
         )
+        cost = f"; {self.metric} {self.before:.4f} → {self.after:.4f}" if self.metric else ""
+        return f"{len(self.gates)} gates over {self.examples} examples: {fractions}; logits change by at most {self.max_logit_change:.2g}{cost}"
 
 
 def fold(
     model: PreTrainedModel,
-    data: Iterable[Batch],
+    data: Iterable[ModelInputs],
     *,
-    deviation: float = DEVIATION,
-    least: float = LEAST,
+    max_deviation: float = MAX_DEVIATION,
+    drop_below: float = DROP_BELOW,
     run: int | None = None,
     score: tuple[str, Score] | None = None,
-) -> Folded:
-    """Fix the gates of a trained model that hardly vary over `data`, drop changes that they leave out, merge what is then linear.
+) -> FoldReport:
+    """Replace gates that hardly vary over `data` by their mean, remove changes whose gate is near 0, and merge what is then linear.
 
-    data: batches as the model takes them; with `labels`, what it costs is measured: accuracy of classes, else the model's own
-    loss, or `score`, the name of a metric and its function of all logits and labels. A gate is fixed whose standard deviation
-    is below `deviation`, and its change dropped where its mean is below `least` too. One decision is made for a change in a layer, over all
-    stacks and sites; gates of one group are fixed together. 0 fixes nothing. Of several runs, `run` says which one stays.
+    data: batches of model inputs. With `labels`, a metric is measured before and after.
+    max_deviation: a gate whose standard deviation is below this becomes a constant; 0 changes nothing.
+    drop_below: a change is removed if its gate is constant and has a mean below this.
+    run: which run stays, if there are several.
+    score: (name, function of all logits and labels) of the metric (default: accuracy for classes, else the model's loss).
 
-    The model stays attached: `save` writes an ordinary checkpoint of what is left, `detach` gives the base back bit for bit;
-    only the gates and what was dropped are gone. After `load` of such a checkpoint, `merge(model, unmergeable="keep")` merges again.
+    There is one decision per change and layer, over all stacks and sites; gates of one group become constant together. The
+    model stays attached: `save` writes an ordinary checkpoint, `detach` restores the base bit for bit. After `load` of that
+    checkpoint, `merge(model, unmergeable="keep")` merges again.
 
-    Raises SpecError where there are no gates, or a threshold is out of its range, and DataError where there are no rows.
+    Raises SpecError if there are no gates, or for a threshold out of range, and DataError if there are no examples.
     """
     tuned = mixture_state(model)
     _, number = tuned.locate_run(run)
-    for name, value in (("deviation", deviation), ("least", least)):
+    for name, value in (("max_deviation", max_deviation), ("drop_below", drop_below)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise SpecError(f"{name}={value!r}: expected a number from 0 to 1, as gates are")
     if not any(isinstance(change.weight, spec.Gate) for change in tuned.mixture.changes):
@@ -104,44 +106,44 @@ def fold(
     batches: list[Any] = list(data) if isinstance(data, Iterable) else [data]
     for batch in batches or [None]:
         if not isinstance(batch, Mapping) or not batch or not len(next(iter(batch.values()))):
-            got = "one of no rows" if isinstance(batch, Mapping) else f"a {type(batch).__name__}" if batches else "none"
-            raise DataError(f"data: expected batches of rows as the model takes them, one at least; got {got}")
+            got = "an empty batch" if isinstance(batch, Mapping) else f"a {type(batch).__name__}" if batches else "none"
+            raise DataError(f"data: expected at least one batch of model inputs; got {got}")
 
     before = _measure(model, batches, number, score)
     gates = _gate_statistics(tuned, before.gates)
-    decisions = _decisions(gates, deviation, least)
-    origin = _swap(model, gates, decisions, number)
+    decisions = _decisions(gates, max_deviation, drop_below)
+    origin = _replace_mixture(model, gates, decisions, number)
     merge(model, unmergeable="keep")
     after = _measure(model, batches, 0, score)
 
-    merged = {attached.bound.location._replace(change=origin[attached.name]) for attached in _in_weights(model)}
-    done: dict[str, FoldedGate] = {}
+    merged = {attached.bound.location._replace(change=origin[attached.name]) for attached in _merged(model)}
+    report: dict[str, FoldedGate] = {}
     for gate in gates:
         decision = "merged" if gate.attached.bound.location in merged else decisions[gate.attached.name, gate.layer]
-        if gate.path in done and done[gate.path].done != decision:  # of several sites some do not merge
+        if gate.path in report and report[gate.path].decision != decision:  # merged at some sites only
             decision = "fixed"
-        done[gate.path] = FoldedGate(path=gate.path, mean=gate.mean, deviation=gate.deviation, done=decision)
-    return Folded(
-        gates=tuple(done.values()), rows=before.rows, metric=before.metric, before=before.value, after=after.value,
-        moved=(after.logits - before.logits).abs().max().item(),
+        report[gate.path] = FoldedGate(path=gate.path, mean=gate.mean, deviation=gate.deviation, decision=decision)
+    return FoldReport(
+        gates=tuple(report.values()), examples=before.examples, metric=before.metric, before=before.value, after=after.value,
+        max_logit_change=(after.logits - before.logits).abs().max().item(),
     )  # fmt: skip
 
 
 @dataclass
 class Measurement:
-    """What a model says of all rows."""
+    """Gate values, logits and metric of a model over all examples."""
 
     gates: dict[str, Tensor]
-    """values over rows or real tokens, `[n, members]`, by path"""
+    """by path: values of examples or real tokens, `[n, gates]`"""
     logits: Tensor
-    rows: int
+    examples: int
     metric: str = ""
     value: float | None = None
 
 
 @torch.no_grad()
 def _measure(
-    model: PreTrainedModel, batches: Sequence[Batch], run: int, score: tuple[str, Score] | None
+    model: PreTrainedModel, batches: Sequence[ModelInputs], run: int, score: tuple[str, Score] | None
 ) -> Measurement:
     tuned, seen, training = mixture_state(model), defaultdict(list), model.training
     logits, rows = [], 0
@@ -173,15 +175,17 @@ def _measure(
 
 
 def _counted(model: PreTrainedModel, labels: Tensor) -> int:
-    """How many labels a batch's loss is the mean of: its rows, or the tokens that are asked for."""
+    """The number of labels in the mean of a batch's loss: rows, or tokens with a label."""
     if labels.dim() != 2 or labels.is_floating_point():
         return len(labels)
-    ahead = model.can_generate() and not model.config.is_encoder_decoder  # each token is asked for by the one before
+    ahead = (
+        model.can_generate() and not model.config.is_encoder_decoder
+    )  # causal models predict each token from the one before
     return int((labels[:, 1:] if ahead else labels).ne(-100).sum())
 
 
-def _real(path: str, value: Tensor, batch: Batch) -> Tensor:
-    """`[n, members]`: a row's value, or those of its real tokens, as the mask of their stream says."""
+def _real(path: str, value: Tensor, batch: ModelInputs) -> Tensor:
+    """The gate values of rows, or of real tokens, `[n, gates]`."""
     if value.dim() == 2:
         return value
     names = (
@@ -195,7 +199,7 @@ def _real(path: str, value: Tensor, batch: Batch) -> Tensor:
 
 @dataclass
 class GateStatistics:
-    """The gate of one change at one module, as it was measured."""
+    """Mean and standard deviation of the gate of one change at one module."""
 
     attached: AttachedChange
     path: str
@@ -211,35 +215,39 @@ def _gate_statistics(tuned: MixtureState, seen: dict[str, Tensor]) -> list[GateS
             continue
         path, member = paths[attached.bound.weight], attached.bound.member  # type: ignore[index]
         values = seen[path][:, member]
-        shown = str(gate_location(tuned, path, member))
+        displayed = str(gate_location(tuned, path, member))
         layer = attached.bound.location.layer or 0
-        found.append(GateStatistics(attached, shown, layer, values.mean().item(), values.std(correction=0).item()))
+        found.append(GateStatistics(attached, displayed, layer, values.mean().item(), values.std(correction=0).item()))
     return found
 
 
-def _decisions(gates: list[GateStatistics], deviation: float, least: float) -> dict[tuple[str, int], str]:
-    """What becomes of each change in each layer. Gates of one group share a softmax, so they are fixed together or not at all."""
-    units: dict[tuple[str, str, int], list[GateStatistics]] = defaultdict(list)
+def _decisions(gates: list[GateStatistics], max_deviation: float, drop_below: float) -> dict[tuple[str, int], str]:
+    """The decision for each change and layer. Gates of one group share a softmax, so all of them become constant or none."""
+    groups: dict[tuple[str, str, int], list[GateStatistics]] = defaultdict(list)
     for gate in gates:
         group = gate.attached.change.weight.group  # type: ignore[union-attr]
-        units[group, "" if group else gate.attached.name, gate.layer].append(gate)
+        groups[group, "" if group else gate.attached.name, gate.layer].append(gate)
     decisions: dict[tuple[str, int], str] = {}
-    for members in units.values():
-        steady = all(gate.deviation < deviation for gate in members)
+    for members in groups.values():
+        constant_gates = all(gate.deviation < max_deviation for gate in members)
         for gate in members:
             form: Any = gate.attached.change.form
-            mine = [other for other in members if other.attached.name == gate.attached.name]
-            fades = all(other.mean < least for other in mine) and getattr(form, "function", "") != "softmax"
-            decisions[gate.attached.name, gate.layer] = ("dropped" if fades else "fixed") if steady else "kept"
+            same_change = [other for other in members if other.attached.name == gate.attached.name]
+            negligible = (
+                all(other.mean < drop_below for other in same_change) and getattr(form, "function", "") != "softmax"
+            )
+            decisions[gate.attached.name, gate.layer] = (
+                ("dropped" if negligible else "fixed") if constant_gates else "kept"
+            )
     return decisions
 
 
-def _swap(
+def _replace_mixture(
     model: PreTrainedModel, gates: list[GateStatistics], decisions: dict[tuple[str, int], str], run: int
 ) -> dict[str, str]:
-    """Replace the gated mixture by the folded one; returns the name that each of its changes had before.
+    """Replace the gated mixture by the folded one. Return the former name of each change by its new name.
 
-    A change that keeps its gate in some layers and not in others becomes two, one behind the other.
+    A change that keeps its gate in some layers only is split into two changes.
     """
     mixture, old = folded(mixture_state(model))
     parts: list[tuple[str, spec.Change]] = []
@@ -262,7 +270,7 @@ def _swap(
         return gate.mean if decisions[gate.attached.name, gate.layer] == "fixed" else 1.0
 
     def state(path: str) -> Tensor:
-        """What a parameter is: that of the change that it comes from, times what its gate has become."""
+        """A parameter of the new mixture: the one of its former change, times its constant gate."""
         at = spec.Location.parse(path)
         if at.change not in origin:
             return old[path][run : run + 1]
@@ -272,7 +280,7 @@ def _swap(
         if not any(owner == before for owner, _ in decisions):
             return value
         scale: Any = next((constant(location) for location in gate_at if str(source).startswith(f"{location}.")), 1.0)
-        if at.layer is None:  # the prefixes of a whole stack: run, layer, …
+        if at.layer is None:  # prefixes are stored per stack: [run, layer, …]
             heads = "cross_heads" if at.is_cross else "heads"
             found = {
                 layer: source._replace(layer=layer, part=heads) for layer in sorted(layer for _, layer in decisions)
@@ -290,5 +298,5 @@ def _swap(
     return origin
 
 
-def _in_weights(model: PreTrainedModel) -> list[AttachedChange]:
+def _merged(model: PreTrainedModel) -> list[AttachedChange]:
     return [attached for attached in attached_changes(mixture_state(model)) if attached.hook == "weight"]

@@ -28,7 +28,7 @@ from unipelt.tasks.batches import Encoded, Part
 from unipelt.tasks.registry import task_of
 from unipelt.train.batches import longest_first
 from unipelt.train.evaluation import predict
-from unipelt.train.fold import Folded, fold
+from unipelt.train.fold import FoldReport, fold
 from unipelt.train.forward import rows_each
 from unipelt.train.records import RECORD, RunRecord, read_record
 from unipelt.train.setup import device_of
@@ -211,7 +211,7 @@ class Predictor(TablePredictor):
         predict(self.model, self.tokenizer, [self.task.encode(self.tokenizer, rows, self.max_length)], gates=[values])
         return values
 
-    def fold(self, rows: data.Examples, **thresholds: Any) -> Folded:
+    def fold(self, rows: data.Examples, **thresholds: Any) -> FoldReport:
         """What `unipelt.fold` does over these examples; with targets, by the task's own metric, or the loss for tasks of tokens."""
         encoded, batches, order = self.task.encode(self.tokenizer, rows, self.max_length), [], []
         for (mine,) in longest_first([encoded.lengths()], partial(rows_each, self.model.device, 1)):
