@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unipelt.errors import SiteError
 from unipelt.forms.prefix import gated_prefix_attention, multi_head_parallel, prefix_attention
-from unipelt.inject.context import Context, together
+from unipelt.inject.context import Context, in_batch_order
 from unipelt.inject.hooks import BoundChange, module_of
 from unipelt.spec import Location
 
@@ -35,7 +35,7 @@ class PrefixCall(NamedTuple):
     weight: Float[Tensor, "rows query 1"] | None
 
     def to(self, dtype: torch.dtype) -> "PrefixCall":
-        """In the kernel's own precision: keys of two would be put together in the wider one."""
+        """In the kernel's own precision: concatenating keys of two precisions would give the wider one."""
         weight = None if self.weight is None else self.weight.to(dtype)
         return self._replace(key=self.key.to(dtype), value=self.value.to(dtype), weight=weight)
 
@@ -124,7 +124,7 @@ def attend_changed(
         changed(prefixes, *(t if t is None or t.shape[0] == 1 else t[mine] for t in given))[0]
         for mine, prefixes in calls
     ]
-    return together(rows, parts), None
+    return in_batch_order(rows, parts), None
 
 
 def _concatenated(attend: Callable, prefix: PrefixCall, q, k, v, mask, bias, **kwargs):

@@ -57,7 +57,7 @@ class AttentionHook:
 
     def _calls(self, x: Tensor, context: Context) -> Calls:
         calls = []
-        for part in context.parts or (context,):
-            own = x if part.mine is None else x[part.mine]
-            calls.append((part.mine, tuple(c.call(own, part) for c in self.changes if c.takes_part(part))))
+        for part in context.per_mixture or (context,):
+            own = x if part.rows is None else x[part.rows]
+            calls.append((part.rows, tuple(c.call(own, part) for c in self.changes if c.takes_part(part))))
         return calls

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from unipelt import spec
 from unipelt.errors import SiteError, SpecError, did_you_mean
-from unipelt.inject.context import checkpoints
+from unipelt.inject.context import uses_gradient_checkpointing
 from unipelt.inject.shapes import bucket, most_tokens
 from unipelt.inject.state import attached_state
 
@@ -144,7 +144,12 @@ class Compiled:
         if config.output_attentions or config.output_hidden_states or not config.return_dict:
             return None
         thread = attached_state(self.model).forwards.thread
-        if self._count_hooks() != self.hook_count or checkpoints(self.model) or thread.off or thread.dropped:
+        if (
+            self._count_hooks() != self.hook_count
+            or uses_gradient_checkpointing(self.model)
+            or thread.off
+            or thread.dropped
+        ):
             return None
         if "labels" in given and config.problem_type is None and not self.problem_type_set:
             self.problem_type_set = (

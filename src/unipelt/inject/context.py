@@ -1,9 +1,10 @@
-"""What one forward carries beside the hidden states: which run each row belongs to, and which tokens are real.
+"""What a forward needs beside the hidden states: the run of each row, and which tokens are real.
 
 A pre-hook on each stack makes a `Context` and adds it as a keyword, which the layers pass on; the pre-hooks of a layer and of
-its attention block read it there. So a layer that is recomputed for its gradients, which runs the pre-hooks of what is inside it
-alone, has the context of its own forward from its attention block on, in whichever thread that happens. A layer without the keyword (its stack's `forward` was called directly, it was called alone, or its architecture passes
-no keywords on) makes the same context from the thread's route and from its own attention mask. Nothing outlives the layer.
+its attention block read it there. Gradient checkpointing recomputes a layer later, perhaps in another thread, and calls only the hooks inside it; because the
+keyword comes with the call, they see the context of their own forward. A layer without the keyword (it or its stack's `forward`
+was called directly, or its architecture passes no keywords on) makes the same context from the thread's route and from its own
+attention mask. A context ends with its layer.
 """
 
 import inspect
@@ -26,69 +27,73 @@ KEPT = "unipelt_gates"  # attribute of a cache: the gates of the prompt that fil
 
 
 class Context(NamedTuple):
-    """Shapes: real `[batch, seq, 1]` and source `[batch, source, 1]`, each token's share in the mean over its row's real ones,
-    of the stack's own stream and of the encoder's output; None: all tokens are real, or no gate averages."""
+    """State of one forward: which run each row belongs to, the weights of tokens in means, and switches.
+
+    Shapes: token_weights `[batch, seq, 1]` and encoder_weights `[batch, source, 1]`: the weight of each token in the mean over
+    the real tokens of its row, for the stack's hidden states and for the encoder's output. None: all tokens are real, or no
+    gate averages.
+    """
 
     route: Route
     batch: int
-    real: Tensor | None = None
-    source: Tensor | None = None
+    token_weights: Tensor | None = None
+    encoder_weights: Tensor | None = None
     prompt: Tensor | None = None
-    """`[batch, seq, 1]`: the same for the mean over the prompt's real tokens, where a gate takes it"""
+    """`[batch, seq, 1]`: the weights in the mean over the prompt, if a gate averages over it"""
     kept: dict[Any, Tensor] | None = None
-    """the gates of the prompt by change, as the cache keeps them; None: there is no cache"""
+    """values of the prompt's gates by change, stored with the cache; None: no cache"""
     off: bool = False
-    """inside `disabled`: no change takes part"""
+    """inside `disabled`: no change is applied"""
     dropped: int = 0
-    """changes in so many of the lowest layers take no part: see `dropped`"""
+    """number of lowest layers whose changes are skipped: see `dropped`"""
     replica: nn.Module | None = None
-    """what holds the parameters in place of the attached state: DataParallel's copy for one device"""
+    """DataParallel's copy of the attached state for one device, whose parameters are used instead"""
     mixture: int = 0
-    mine: Any = None
-    """the rows of the batch that belong to the mixture; None: all"""
-    parts: tuple["Context", ...] = ()
-    """one context for each mixture's rows, where several mixtures are attached side by side"""
+    rows: Any = None
+    """rows of the batch that belong to the mixture; None: all"""
+    per_mixture: tuple["Context", ...] = ()
+    """one context per mixture for its rows, if several mixtures are attached"""
+
+    def _tensors(self, move: Callable[[Tensor], Tensor]) -> dict[str, Tensor | None]:
+        given = {name: getattr(self, name) for name in ("token_weights", "encoder_weights", "prompt")}
+        return {name: None if value is None else move(value) for name, value in given.items()}
 
     def split(self) -> "Context":
-        """The same, with one part for each mixture that has rows, where there are several mixtures."""
-        parts = []
-        for mixture, mine, own in self.route.split(self.batch):
-            shares = (self.real, self.source, self.prompt)
-            real, source, prompt = (None if t is None else t.expand(self.batch, -1, -1)[mine] for t in shares)
-            parts.append(self._replace(route=own, real=real, source=source, prompt=prompt, mixture=mixture, mine=mine))
-        return self._replace(parts=tuple(parts))
+        """The same context with one context per mixture that has rows."""
+        per_mixture = []
+        for mixture, rows, route in self.route.split(self.batch):
+            weights: Any = self._tensors(lambda t, rows=rows: t.expand(self.batch, -1, -1)[rows])  # type: ignore[misc]
+            per_mixture.append(self._replace(route=route, mixture=mixture, rows=rows, **weights))
+        return self._replace(per_mixture=tuple(per_mixture))
 
     def on(self, device: torch.device) -> "Context":
-        """The same on a device: the layers of one base may be on several."""
-        held = [
-            t
-            for t in (self.real, self.source, self.prompt, self.route.rows, *(part.mine for part in self.parts))
-            if isinstance(t, Tensor)
-        ]
-        if all(t.device == device for t in held):
+        """The same context on another device: layers of one base may be on several."""
+        tensors = (*self._tensors(lambda t: t).values(), self.route.rows, *(part.rows for part in self.per_mixture))
+        if all(t.device == device for t in tensors if isinstance(t, Tensor)):
             return self
-        real, source, prompt = (None if t is None else t.to(device) for t in (self.real, self.source, self.prompt))
-        mine = self.mine.to(device) if isinstance(self.mine, Tensor) else self.mine
+        weights: Any = self._tensors(lambda t: t.to(device))
+        rows = self.rows.to(device) if isinstance(self.rows, Tensor) else self.rows
         route = self.route if self.route.rows is None else self.route._replace(rows=self.route.rows.to(device))
-        parts = tuple(part.on(device) for part in self.parts)
-        return self._replace(route=route, real=real, source=source, prompt=prompt, mine=mine, parts=parts)
+        return self._replace(
+            route=route, rows=rows, per_mixture=tuple(part.on(device) for part in self.per_mixture), **weights
+        )
 
-    def each(self, change: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-        """change(context, *rows) of each mixture's own rows, put together again; of all rows where there is one mixture."""
-        if not self.parts:
-            return change(self, *tensors)
-        changed = [change(part, *(None if t is None else t[part.mine] for t in tensors)) for part in self.parts]
-        return together([part.mine for part in self.parts], changed)
+    def apply(self, function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+        """Apply function(context, *tensors) to the rows of each mixture, and return all rows in the batch's order."""
+        if not self.per_mixture:
+            return function(self, *tensors)
+        changed = [function(part, *(None if t is None else t[part.rows] for t in tensors)) for part in self.per_mixture]
+        return in_batch_order([part.rows for part in self.per_mixture], changed)
 
 
-def together(rows: Sequence[slice | Tensor], parts: Sequence[Tensor]) -> Tensor:
-    """Rows of a batch in their order again. rows: where each part's belong."""
-    whole = torch.cat(list(parts))
+def in_batch_order(rows: Sequence[slice | Tensor], per_mixture: Sequence[Tensor]) -> Tensor:
+    """Concatenate parts of a batch and restore the order of its rows. rows: the rows of each part."""
+    whole = torch.cat(list(per_mixture))
     return whole if isinstance(rows[0], slice) else whole[torch.cat(list(rows)).argsort()]  # type: ignore[arg-type]
 
 
 class PerThread(threading.local):
-    """What one thread has set for its forwards, and what the layer that it is in has captured."""
+    """The settings of one thread for its forwards, and the tensors captured in its current layer."""
 
     def __init__(self):
         self.rows: Tensor | None = None
@@ -98,35 +103,35 @@ class PerThread(threading.local):
         self.replica: nn.Module | None = None
         self.context: Context | None = None
         self.alone = False
-        """whether the context is that of an attention block which was called without its layer"""
+        """whether an attention block was called without its layer and made the context"""
         self.captured: dict[str, Tensor] = {}
         self.longer: Any = None
-        """the longer input of this forward, where a soft prompt is in it"""
+        """the input of this forward with its soft prompt, if it has one"""
         self.watching: list[tuple[nn.Module, Any]] = []
-        """the attention block that runs, and what watches its softmax, where it computes it by itself"""
+        """running attention blocks that compute their softmax themselves, each with the object that watches it"""
 
     def watch(self, on: bool) -> None:
-        """Whether what watches an attention block sees what is computed now: not what our changes compute inside of it."""
+        """Let watchers of an attention block see what is computed from now on, or not: changes inside the block are not for them."""
         for _, watching in self.watching:
             watching.paused = not on
 
     def __reduce__(self):
-        """A copy begins outside of any forward."""
+        """Copies start with default settings, outside of any forward."""
         return PerThread, ()
 
 
 class ForwardState:
-    """Makes contexts: the same for all threads is which runs a model has, a thread's own are its route and its switches."""
+    """Makes contexts. The number of runs is shared by all threads; the route and the switches belong to one thread."""
 
     def __init__(self, runs: int):
         self.route = Route.blocks(runs)
         self.thread = PerThread()
 
     def context(
-        self, batch: int, real: Tensor | None = None, source: Tensor | None = None, *, repeats: bool = True,
+        self, batch: int, token_weights: Tensor | None = None, encoder_weights: Tensor | None = None, *, repeats: bool = True,
         prompt: Tensor | None = None, kept: dict[Any, Tensor] | None = None,
     ) -> Context:  # fmt: skip
-        """The context of a batch of so many rows. repeats: whether generation may have repeated the rows of a route.
+        """The context of a batch. repeats: allow a batch that is a multiple of the route, as generation with beams makes it.
 
         Raises SiteError for a batch that does not fit the route.
         """
@@ -134,8 +139,8 @@ class ForwardState:
         route = self.route if own.rows is None else self.route._replace(rows=own.rows)
         if route.rows is not None and batch != len(route.rows) and not repeats:
             raise SiteError(
-                f"the route has {len(route.rows)} rows, the batch {batch}: expected one for each row; only generation with a cache, "
-                "which repeats rows for its beams, repeats a route"
+                f"the route has {len(route.rows)} rows, the batch {batch}: expected one run per row in route(model, rows); "
+                "only generation with a cache may repeat the rows of a route"
             )
         if route.rows is None and batch % route.runs and not own.off:
             raise SiteError(
@@ -146,21 +151,20 @@ class ForwardState:
                 f"DataParallel splits a batch over devices, so that no device knows which of {route.runs} runs its rows belong to: "
                 "expected one run, or one process for each device (DistributedDataParallel)"
             )
-        context = Context(route.repeated(batch), batch, real, source, prompt, kept, own.off, own.dropped, own.replica)
+        context = Context(
+            route.repeated(batch), batch, token_weights, encoder_weights, prompt, kept, own.off, own.dropped, own.replica,
+        )  # fmt: skip
         return context.split() if route.mixture_runs and not own.off else context
 
     def prompt(
         self,
-        x: Shaped[Tensor, "batch seq *d"],
-        mask: Shaped[Tensor, "batch key"] | None,
-        cache: Any,
-        dtype: torch.dtype,
-    ) -> tuple[Float[Tensor, "batch seq 1"] | None, dict[Any, Tensor] | None]:
-        """Each token's share in the mean over its row's prompt, and the gates of the prompt that the cache keeps.
+        x: Shaped[Tensor, "batch seq *d"], mask: Shaped[Tensor, "batch key"] | None, cache: Any, dtype: torch.dtype,
+    ) -> tuple[Float[Tensor, "batch seq 1"] | None, dict[Any, Tensor] | None]:  # fmt: skip
+        """The weight of each token in the mean over the prompt, and the gates of the prompt stored with the cache.
 
-        The prompt is what the thread says, else the real tokens of the forward that fills an empty cache.
+        The prompt is given by the thread (see `prompt`), else it is the real tokens of the forward that fills an empty cache.
 
-        Raises SiteError where neither says which tokens are the prompt.
+        Raises SiteError if neither gives the prompt.
         """
         given, (batch, length) = self.thread.prompt, x.shape[:2]
         kept = None if cache is None else vars(cache).setdefault(KEPT, {})
@@ -181,11 +185,11 @@ class ForwardState:
                 "a gate with pool='prompt' needs to know which tokens are the prompt: generate with a cache, or call the model "
                 "within `with unipelt.prompt(model, mask):`, a mask that is 1 at the prompt's real tokens"
             )
-        real = torch.ones(batch, length, device=x.device) if mask is None else mask[:, -length:]
-        return mean_weights(real, dtype), kept
+        in_prompt = torch.ones(batch, length, device=x.device) if mask is None else mask[:, -length:]
+        return mean_weights(in_prompt, dtype), kept
 
     def at(self, x: Tensor) -> Context | None:
-        """The context in which a module changes the rows of x; None where no change takes part."""
+        """The context for a module with input x; None if changes are disabled."""
         context = self.thread.context
         if context is None:
             context = self.context(x.shape[0])
@@ -193,13 +197,13 @@ class ForwardState:
 
 
 class StackHook:
-    """Stack pre-hook: makes the context of this forward and gives it to the layers as a keyword."""
+    """Stack pre-hook: makes the context of a forward and passes it to the layers as a keyword."""
 
     def __init__(
         self, stack: nn.Module, forwards: ForwardState, averaged: set[str], passes_keywords: bool, changes_first: bool
     ):
-        """averaged: the names of the masks over which a gate averages; passes_keywords: whether the layers get it;
-        changes_first: whether a layer is changed before its attention block."""
+        """averaged: names of the masks over which gates average; passes_keywords: whether the layers receive the keyword;
+        changes_first: whether a layer has changes before its attention block."""
         self.stack, self.forwards, self.averaged = stack, forwards, averaged
         self.passes_keywords, self.recomputes = passes_keywords, passes_keywords and not changes_first
         self.names = parameters_of(stack)
@@ -212,7 +216,7 @@ class StackHook:
         if (
             not self.recomputes
             and (own.rows is not None or own.prompt is not None or own.off or own.dropped)
-            and checkpoints(stack)
+            and uses_gradient_checkpointing(stack)
         ):
             raise SiteError(
                 f"{type(stack).__name__} recomputes its layers for their gradients (gradient checkpointing), and a recomputed "
@@ -222,21 +226,21 @@ class StackHook:
             return None
         cached = argument(self.names, args, kwargs, "past_key_values") is not None  # only generation gives one
         dtype = next(self.stack.parameters()).dtype  # a replica has tensors in place of parameters
-        real, source = (self._shares(args, kwargs, f"{side}attention_mask", dtype) for side in ("", "encoder_"))
+        weights = [self._token_weights(args, kwargs, f"{side}attention_mask", dtype) for side in ("", "encoder_")]
         prompt, kept = None, None
         if PROMPT in self.averaged:
             mask, cache = (argument(self.names, args, kwargs, name) for name in ("attention_mask", "past_key_values"))
             prompt, kept = self.forwards.prompt(every[0], _of_padding(mask), cache, dtype)
-        context = self.forwards.context(len(every[0]), real, source, repeats=cached, prompt=prompt, kept=kept)
+        context = self.forwards.context(len(every[0]), *weights, repeats=cached, prompt=prompt, kept=kept)
         return args, {**kwargs, KEYWORD: context}
 
-    def _shares(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
+    def _token_weights(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
         mask = argument(self.names, args, kwargs, name) if name in self.averaged else None
         return None if mask is None else mean_weights(_of_padding(mask, name), dtype)
 
 
 def _of_padding(mask: Any, name: str = "attention_mask") -> Any:
-    """A mask `[batch, seq]`, or None. Raises SiteError for another kind."""
+    """Return a mask `[batch, seq]` or None. Raises SiteError for anything else."""
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         raise SiteError(
             f"{name} is not [batch, seq]: a gate that averages over a sequence cannot tell packed sequences apart; "
@@ -246,7 +250,7 @@ def _of_padding(mask: Any, name: str = "attention_mask") -> Any:
 
 
 class LayerHook:
-    """Layer hooks: the pre-hook sets the context in which the layer's modules change their rows, the other clears it."""
+    """Layer hooks: the pre-hook sets the context of the layer's modules, the forward hook clears it."""
 
     def __init__(self, layer: nn.Module, forwards: ForwardState, averaged: set[str]):
         self.forwards, self.averaged = forwards, averaged
@@ -260,29 +264,29 @@ class LayerHook:
             return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
         cache = argument(self.names, args, kwargs, "past_key_values")
-        real, source = (self._shares(args, kwargs, f"{side}attention_mask", x.dtype) for side in ("", "encoder_"))
+        weights = [self._token_weights(args, kwargs, f"{side}attention_mask", x.dtype) for side in ("", "encoder_")]
         prompt, kept = None, None
         if PROMPT in self.averaged:
             mask = argument(self.names, args, kwargs, "attention_mask")
-            prompt, kept = self.forwards.prompt(x, None if mask is None else real_keys(mask), cache, x.dtype)
-        own.context = self.forwards.context(
-            x.shape[0], real, source, repeats=cache is not None, prompt=prompt, kept=kept
-        )
+            prompt, kept = self.forwards.prompt(x, None if mask is None else attended_keys(mask), cache, x.dtype)
+        own.context = self.forwards.context(x.shape[0], *weights, repeats=cache is not None, prompt=prompt, kept=kept)
 
     def leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
-        """Also after a forward that has failed."""
+        """Clear the context; called after a failed forward too."""
         thread = self.forwards.thread
         thread.context, thread.alone = None, False
         thread.captured.clear()
 
-    def _shares(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
+    def _token_weights(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
         mask = argument(self.names, args, kwargs, name) if name in self.averaged else None
-        return None if mask is None else mean_weights(real_keys(mask), dtype)
+        return None if mask is None else mean_weights(attended_keys(mask), dtype)
 
 
-def real_keys(mask: Shaped[Tensor, "batch *head_query key"]) -> Shaped[Tensor, "batch key"]:
-    """True at each key to which some query attends: of a mask of padding, or of an attention mask `[batch, head, query, key]`
-    that is True or 1 where a query attends, or 0 where it does and hugely negative elsewhere.
+def attended_keys(mask: Shaped[Tensor, "batch *head_query key"]) -> Shaped[Tensor, "batch key"]:
+    """Which keys some query attends to.
+
+    mask: a padding mask `[batch, key]`, or an attention mask `[batch, head, query, key]` that is True or 1 where a query
+    attends, or 0 there and hugely negative elsewhere.
 
     Raises SiteError for another kind of mask.
     """
@@ -298,7 +302,7 @@ def real_keys(mask: Shaped[Tensor, "batch *head_query key"]) -> Shaped[Tensor, "
 
 
 class InputCapture:
-    """Pre-hook: keeps a module's first argument until a later module of the same layer reads it."""
+    """Pre-hook: captures a module's first argument for a later module of the same layer."""
 
     def __init__(self, forwards: ForwardState, name: str):
         self.forwards, self.name = forwards, name
@@ -308,7 +312,7 @@ class InputCapture:
 
 
 class ReplicaHook:
-    """Pre-hook of the whole model: notes where DataParallel has put the parameters for the device of this thread."""
+    """Pre-hook of the model: stores DataParallel's copy of the attached state for the device of this thread."""
 
     def __init__(self, forwards: ForwardState, name: str):
         self.forwards, self.name = forwards, name
@@ -331,8 +335,8 @@ def argument(names: list[str], args: tuple, kwargs: dict[str, Any], name: str) -
     return args[index] if index < len(args) else None
 
 
-def checkpoints(model: nn.Module, kind: str = "any") -> bool:
-    """Whether this forward will be recomputed layer by layer for its gradients, in any way or by reentrant checkpointing."""
+def uses_gradient_checkpointing(model: nn.Module, kind: str = "any") -> bool:
+    """Whether this forward uses gradient checkpointing. kind: "any", or "reentrant"."""
     return torch.is_grad_enabled() and any(
         getattr(m, "gradient_checkpointing", False) and m.training and (kind == "any" or _reentrant(m))
         for m in model.modules()

@@ -75,7 +75,7 @@ class HeadHook:
         context = self.forwards.at(args[0])
         if context is None:
             return None
-        return context.each(lambda own, x: module_of(self.modules[own.mixture], own)(x, own.route), args[0])
+        return context.apply(lambda own, x: module_of(self.modules[own.mixture], own)(x, own.route), args[0])
 
 
 class Pooling:

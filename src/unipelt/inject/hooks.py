@@ -1,4 +1,4 @@
-"""Hooks that join changes to modules of a base: one hook a module, which composes that module's changes in tuple order."""
+"""Hooks that apply changes to modules of a base: at most one pre-hook and one hook per module, which apply its changes in tuple order."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from unipelt.forms.low_rank import LowRank
 from unipelt.inject.context import Context, ForwardState
 from unipelt.spec import Location
 
-Weight = Float[Tensor, "rows _ 1"]
+GateValue = Float[Tensor, "rows _ 1"]
 
 
 class FusedPart:
@@ -49,14 +49,14 @@ Part = FusedPart | Channels
 
 
 class BoundChange:
-    """w · Δ(reads) of one change at one module. `weight` is a number, or a module called with (h, shares, route)."""
+    """One change at one module: w · Δ(reads). weight: a number, or a module called with (h, token weights, route)."""
 
     def __init__(
         self, location: Location, form: nn.Module, weight: float | nn.Module, reads: str,
         *, captured: str | None = None, source: bool = False, member: int = 0, part: Part | None = None, mixture: int = 0,
     ):  # fmt: skip
-        """captured: the name of the tensor that Δ reads instead of the module's own; source: whether that is the encoder's
-        output; member: the column of a gate that a group shares."""
+        """captured: name of the captured tensor that Δ reads instead of the module's input or output; source: whether that is
+        the encoder's output; member: column of this change in the gate of its group; part: its slice of a fused output."""
         self.location, self.form, self.weight, self.reads = location, form, weight, reads
         self.captured, self.source, self.member, self.part, self.mixture = captured, source, member, part, mixture
 
@@ -64,8 +64,8 @@ class BoundChange:
         layer = self.location.layer
         return self.mixture == context.mixture and (layer is None or layer >= context.dropped)
 
-    def of(self, x: Tensor, context: Context, plain: Tensor | None = None) -> Tensor:
-        """w Δ(x). plain: what the module itself gives for x, where that is known."""
+    def delta(self, x: Tensor, context: Context, plain: Tensor | None = None) -> Tensor:
+        """w Δ(x). plain: the module's output for x before all changes, if it is known."""
         form: Any = module_of(self.form, context)
         delta = form(x, context.route, plain) if isinstance(form, Dora) else form(x, context.route)
         if not isinstance(self.weight, nn.Module):
@@ -73,36 +73,36 @@ class BoundChange:
         return delta * self.gate(x, context).to(delta.dtype)
 
     def add_to(self, h: Tensor, x: Tensor, context: Context, plain: Tensor | None = None) -> Tensor:
-        """h + w Δ(x), in one pass over h where w is a gate; a number or a learned scalar rounds as peft's α/r does.
+        """h + w Δ(x), in one pass over h if w is a gate; a number or a learned scalar is rounded as α/r is in peft.
 
-        In the precision of h: T5 in half precision keeps some weights, and so some of what Δ reads, in float32.
+        The result has the dtype of h: T5 in half precision keeps some weights, and so some inputs of Δ, in float32.
         """
         if not isinstance(self.weight, ScoredGate):
-            return h + self.of(x, context, plain).to(h.dtype)
+            return h + self.delta(x, context, plain).to(h.dtype)
         form: Any = module_of(self.form, context)
         if isinstance(form, LowRank):
             return form.onto(h, x, self.gate(x, context), context.route)
         delta = form(x, context.route).to(h.dtype)
         return torch.addcmul(h, delta, self.gate(x, context).to(h.dtype))
 
-    def gate(self, x: Tensor, context: Context) -> Weight:
-        """The weight of each row, or of each token."""
+    def gate(self, x: Tensor, context: Context) -> GateValue:
+        """The weight per row, or per token."""
         assert isinstance(self.weight, nn.Module)
         gate: Any = module_of(self.weight, context)
         if getattr(gate, "pool", None) is mean_of_prompt:
             value = self._kept(gate, x, context)
         else:
-            value = gate(x, context.source if self.source else context.real, context.route)
+            value = gate(x, context.encoder_weights if self.source else context.token_weights, context.route)
         return value[..., self.member : self.member + 1]
 
     def _kept(self, gate: nn.Module, x: Tensor, context: Context) -> Tensor:
-        """The value that the gate had for the prompt: in the forward that filled the cache, where there is a cache."""
+        """The gate's value for the prompt; with a cache, the one of the forward that filled it."""
         if context.kept is None:
             return gate(x, context.prompt, context.route)
-        place = self.mixture, *self.location
-        if place not in context.kept:
-            context.kept[place] = gate(x, context.prompt, context.route)
-        return context.kept[place]
+        key = self.mixture, *self.location
+        if key not in context.kept:
+            context.kept[key] = gate(x, context.prompt, context.route)
+        return context.kept[key]
 
 
 def module_of(module: nn.Module, context: Context) -> nn.Module:
@@ -113,7 +113,7 @@ def module_of(module: nn.Module, context: Context) -> nn.Module:
 class ModuleHook:
     """The changes of one module: h ← h + w Δ for each, in tuple order; for `normed sum` changes LN(s) ← LN(s + w Δ(LN(s))).
 
-    Of mixtures side by side, each changes its own rows.
+    With several mixtures, each changes only its own rows.
     """
 
     def __init__(self, path: str, forwards: ForwardState):
@@ -121,7 +121,7 @@ class ModuleHook:
         self.changes: list[BoundChange] = []
 
     def before(self, module: nn.Module, args: tuple) -> tuple | None:
-        """Pre-hook: changes the module's input, as the concatenated heads are the output projection's."""
+        """Pre-hook: changes the module's input, such as the concatenated heads before the output projection."""
         self.forwards.thread.watch(False)
         output = self._before(args)
         self.forwards.thread.watch(True)
@@ -132,12 +132,12 @@ class ModuleHook:
         if context is None:
             return None
 
-        def changed(context: Context, h: Tensor) -> Tensor:
+        def change_input(context: Context, h: Tensor) -> Tensor:
             for change in self._active(context):
                 h = change.add_to(h, self._read(change, context, h), context)
             return h
 
-        rows = context.each(changed, self._rows(args[0], context))
+        rows = context.apply(change_input, self._rows(args[0], context))
         return (rows.reshape(args[0].shape), *args[1:])
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
@@ -154,46 +154,48 @@ class ModuleHook:
             return None
         x = self._rows(args[0], context) if args else None
 
-        def change(context: Context, x: Any, y: Tensor) -> Tensor:
-            return self._changed(module, x, y, self._active(context), context)
+        def change_output(context: Context, x: Any, y: Tensor) -> Tensor:
+            return self._change_output(module, x, y, self._active(context), context)
 
         rows = self._rows(y, context)
         if x is not None and rows.dim() == 2 and x.dim() == 3 and len(rows) == x.shape[0] * x.shape[1]:
-            rows = rows.unflatten(0, x.shape[:2])  # a sparse FFN that gives [batch·seq, d] for [batch, seq, d]
-        changed = context.each(change, x, rows)
-        if changed.shape != y.shape:  # else no view: FSDP warns of layers that return one
+            rows = rows.unflatten(0, x.shape[:2])  # a sparse FFN that returns [batch·seq, d] for [batch, seq, d]
+        changed = context.apply(change_output, x, rows)
+        if changed.shape != y.shape:  # only if needed: FSDP warns about layers that return views
             changed = changed.reshape(y.shape)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    def _changed(self, module: nn.Module, x: Any, y: Tensor, changes: list[BoundChange], context: Context) -> Tensor:
-        """The module's output for x after these changes, y being what it is after none."""
+    def _change_output(
+        self, module: nn.Module, x: Any, y: Tensor, changes: list[BoundChange], context: Context
+    ) -> Tensor:
+        """The module's output for x after these changes. y: its output before any change."""
         if not changes:
             return y
         *earlier, change = changes
-        y = self._changed(module, x, y, earlier, context)
+        y = self._change_output(module, x, y, earlier, context)
         if change.reads == "normed sum":
             s = change.add_to(x, y, context)
-            return self._changed(module, s, module.forward(s), earlier, context)
+            return self._change_output(module, s, module.forward(s), earlier, context)
         read = self._read(change, context, x if change.reads == "input" else y)
         plain = None if earlier else y
         if change.part is not None:
-            own = change.part.take(y)
-            delta = change.of(read if change.reads == "input" else own, context, None if plain is None else own)
+            taken = change.part.take(y)
+            delta = change.delta(read if change.reads == "input" else taken, context, None if plain is None else taken)
             return change.part.add(y, delta.to(y.dtype))
         return change.add_to(y, read, context, plain)
 
     def _active(self, context: Context) -> list[BoundChange]:
         return [change for change in self.changes if change.takes_part(context)]
 
-    def _read(self, change: BoundChange, context: Context, own: Tensor) -> Tensor:
-        """What an earlier module of the layer has captured for a change, or, where it reads nothing captured, the module's own."""
+    def _read(self, change: BoundChange, context: Context, of_module: Tensor) -> Tensor:
+        """The tensor that a change reads: the captured one, or the module's own input or output."""
         if change.captured is None:
-            return own
+            return of_module
         read = self._rows(self.forwards.thread.captured[change.captured], context)
-        return read if context.mine is None else read[context.mine]
+        return read if context.rows is None else read[context.rows]
 
     def _rows(self, x: Tensor, context: Context) -> Tensor:
-        """OPT flattens its FFN to [batch·seq, d]: back to rows, so that each has its run and its gate."""
+        """Unflatten [batch·seq, d] (the FFN of OPT) to [batch, seq, d], because runs and gates belong to rows."""
         batch = context.batch
         if x.dim() != 2 or x.shape[0] == batch or x.shape[0] % batch:
             return x

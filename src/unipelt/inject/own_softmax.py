@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from unipelt.errors import SiteError
 from unipelt.forms.prefix import multi_head_parallel
 from unipelt.inject.attention import Calls, PrefixCall, attend_changed
-from unipelt.inject.context import together
+from unipelt.inject.context import in_batch_order
 
 PRODUCTS = ("matmul", "__matmul__", "bmm", "baddbmm", "einsum")
 
@@ -107,7 +107,7 @@ class OwnSoftmax(TorchFunctionMode):
             return self._with(self.calls[0][1], own.query, scores, h, own.factor)
         every = [(own.query[mine], scores[mine], h[mine], prefixes) for mine, prefixes in self.calls]
         parts = [self._with(prefixes, q, s, heads, own.factor) for q, s, heads, prefixes in every]
-        return together([mine for mine, _ in self.calls], parts)
+        return in_batch_order([mine for mine, _ in self.calls], parts)
 
     def _with(self, prefixes: tuple, query: Tensor, scores: Tensor, h: Tensor, factor: float) -> Tensor:
         scale = factor * (query.shape[-1] ** -0.5 if self.kind == "scaled" else 1.0)

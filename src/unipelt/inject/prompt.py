@@ -103,7 +103,7 @@ class PromptHook:
         if not past:
             _refuse_unknown(given, x)
             embedded = stack.get_input_embeddings()(ids) if embedded is None else embedded
-            embedded = torch.cat([context.each(self._vectors, embedded), embedded], dim=1)
+            embedded = torch.cat([context.apply(self._vectors, embedded), embedded], dim=1)
             given |= {"input_ids": None, "inputs_embeds": _ordered(embedded, order)}
             if (types := given.get("token_type_ids")) is not None:
                 given["token_type_ids"] = _ordered(F.pad(types.expand(len(x), -1), (self.longest, 0)), order)
@@ -116,7 +116,7 @@ class PromptHook:
     def of_rows(self, context: Context, x: Tensor) -> Lengths:
         if self.alike:
             return None
-        return context.each(lambda own, x: torch.full((len(x), 1), self.lengths[own.mixture], device=x.device), x)
+        return context.apply(lambda own, x: torch.full((len(x), 1), self.lengths[own.mixture], device=x.device), x)
 
     def in_front(self, mask: Shaped[Tensor, "batch seq"], lengths: Lengths) -> Shaped[Tensor, "batch _"]:
         """The mask with the prompt's columns."""

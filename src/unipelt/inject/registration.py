@@ -11,7 +11,7 @@ from unipelt.forms.constants import Bias, Norm
 from unipelt.inject.attention import BoundPrefix, Kernels
 from unipelt.inject.attention_hook import AttentionHook
 from unipelt.inject.build import averaged_masks
-from unipelt.inject.context import InputCapture, LayerHook, ReplicaHook, StackHook, checkpoints
+from unipelt.inject.context import InputCapture, LayerHook, ReplicaHook, StackHook, uses_gradient_checkpointing
 from unipelt.inject.heads import HeadHook, HeadLinear, HeadNorm, Pooling
 from unipelt.inject.hooks import BoundChange, ModuleHook
 from unipelt.inject.plan import Base, HookPoint
@@ -159,5 +159,5 @@ class Checkpointed:
     def after(self, embeddings: nn.Module, args: tuple, output: Any) -> None:
         if not isinstance(output, Tensor) or output.requires_grad or self.state.forwards.thread.off:
             return
-        if checkpoints(self.model, "reentrant"):
+        if uses_gradient_checkpointing(self.model, "reentrant"):
             output.requires_grad_(True)
