@@ -139,7 +139,7 @@ def measure(variants: list[str], task: str, seed: int, given: argparse.Namespace
                     best[run].copy_(fleet.matrix.values[run])
     said = {"last": scores(fleet, measuring)}
     for name, values in (("best", best), ("averaged", average)):
-        with fleet._holding(values):
+        with fleet._with_parameters(values):
             said[name] = scores(fleet, measuring)
     seconds = round((time.process_time() - began) / len(variants), 1)
     metric = fleet.plans[0].task.metric

@@ -460,8 +460,8 @@ def test_a_base_that_is_replaced_between_stop_and_resume_is_refused(
         patch.setattr("unipelt.train.train_run.save_checkpoint", stopped)
         assert run(*words).code == 130
     changed_base(tiny_base, part, base)
-    said = {"weights": "its weights are not those", "tokenizer": "its tokenizer is not the one"}[part]
-    assert f"--model {base}: {said} that the training began with; put back what was there" in run(*words).line
+    said = {"weights": "its weights differ from those", "tokenizer": "its tokenizer differs from the one"}[part]
+    assert f"--model {base}: {said} of the earlier runs; use the same model" in run(*words).line
     shutil.rmtree(base)
     shutil.copytree(tiny_base, base)
     assert run(*words).code == 0

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import unipelt
 from train.fleets import fleet, plan, train
 from train.test_fleet import UNLIKE, same_run
-from unipelt.train.capture import Captured
+from unipelt.train.capture import CapturedStep
 from unipelt.train.fleet import Fleet
 
 
@@ -28,7 +28,7 @@ class Recorder:
         self.ran += 1
         return step()
 
-    def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def capture(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         if not self.works:
             raise self.why
         self.recorded += 1
@@ -48,7 +48,7 @@ class Recorder:
 def captured(plans: list, works: bool = True, **how: Any) -> tuple[Fleet, Recorder]:
     trained = fleet(plans, **how)
     recorder = Recorder(trained, works)
-    trained.advance = Captured(trained._advance, trained._written, recorder)
+    trained.advance = CapturedStep(trained._advance, trained._mutable_tensors, recorder)
     return trained, recorder
 
 

@@ -25,7 +25,7 @@ from unipelt.study.store import EFFICIENCY
 from unipelt.tasks.classification import Classification
 from unipelt.train.precision import autocast
 from unipelt.train.records import FULL, RunConfig
-from unipelt.train.setup import load_tuned
+from unipelt.train.setup import load_and_attach
 
 Step = Callable[[], None]
 Batch = dict[str, Tensor]
@@ -81,7 +81,7 @@ def measure(
         log(f"{name} on {model}")
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         config = RunConfig(model=model, task="sst2", method=name)
-        made, *_ = load_tuned(config, task, outputs=2, seeds=[0], device=device)
+        made, *_ = load_and_attach(config, task, outputs=2, seeds=[0], device=device)
         if length > (most := most_tokens(made, length)):
             raise UserError(f"--max-length {length}: {model} has {most} positions; expected at most that")
         rows = _rows(made, batch, length)

@@ -14,7 +14,7 @@ from unipelt.data.load import BUILT_IN, SUMMARIES
 from unipelt.errors import UserError, did_you_mean
 from unipelt.train.json_types import fits, in_words
 from unipelt.train.recipes import Recipe, check_rates, default_recipe, own_rates
-from unipelt.train.records import ANY, BASELINES, DRAWN, FILES, FLAGS, FULL, GENERATION, RunConfig, RunKey, option_of
+from unipelt.train.records import METRIC_FIELDS, BASELINES, SPLIT_FIELDS, FILES, FLAGS, FULL, GENERATION, RunConfig, RunKey, option_of
 
 METHODS = (
     FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",
@@ -31,7 +31,12 @@ LENGTHS = {
     "mrpc": 53,
     "rte": 70,
 }  # tokens, about
-COLUMNS = (*FILES, *DRAWN, *ANY, *GENERATION)  # of a request: how files are read, rows are drawn and texts are written
+COLUMNS = (
+    *FILES,
+    *SPLIT_FIELDS,
+    *METRIC_FIELDS,
+    *GENERATION,
+)  # of a request: how files are read, rows are drawn and texts are written
 NAMED = (*GLUE, BUILT_IN, SUMMARIES)  # tasks that know their own columns
 MOST_SEEDS = 10_000
 MOST_RATES = 5
@@ -167,7 +172,7 @@ def _takes(task: str, option: str) -> bool:
     """Whether an option is one of the task's: GLUE has a folder, files have columns, all have rows that are drawn."""
     if option in GENERATION:
         return task not in (*GLUE, BUILT_IN)
-    return option in (*DRAWN, *ANY) or (task in GLUE if option == "data_dir" else task not in NAMED)
+    return option in (*SPLIT_FIELDS, *METRIC_FIELDS) or (task in GLUE if option == "data_dir" else task not in NAMED)
 
 
 def in_fleets(

@@ -1,9 +1,9 @@
-"""Steps recorded once for each shape and replayed: a GPU then waits for one launch a step, not for a thousand.
+"""Capture a training step as a CUDA graph per batch shape and replay it: one launch per step instead of a thousand.
 
-Whole-network capture, as torch's notes on CUDA graphs have it. What a step depends on comes in as tensors, which are copied
-to where the recording reads them. The first step of a shape runs as it is, on the stream that will record, and so warms up;
-the second is recorded, which computes nothing, and replayed. No step is lost or done twice, and each draws its dropout where
-a step that is not recorded would: at a replay torch moves the generator on as far as the recording says.
+This is whole-network capture as in torch's notes on CUDA graphs. The inputs of a step are tensors, which are copied to the
+buffers that the graph reads. The first step of a shape runs normally, on the capture stream, as warm-up; the second is captured,
+which computes nothing, and replayed. So every step runs exactly once, and dropout uses the same random numbers as without
+capture, because a replay advances torch's generator as the step would.
 """
 
 import warnings
@@ -15,50 +15,52 @@ from torch import Tensor
 
 from unipelt.errors import out_of_memory
 
-Batch = dict[str, Tensor]
+StepInputs = dict[str, Tensor]
 
 
-class Recorder(Protocol):
-    """Where steps run, and how one is recorded."""
+class GraphCapturer(Protocol):
+    """Runs and captures steps."""
 
     def run(self, step: Callable[[], Tensor]) -> Tensor: ...
 
-    def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """(what replays the step, the tensor that then holds its result). Raises RuntimeError where a step cannot be recorded."""
+    def capture(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Return (function that replays the step, tensor that holds its result). Raises RuntimeError if it cannot be captured."""
 
 
-class Captured:
-    """A step that reads a batch and returns one tensor, recorded for each shape of its batch.
+class CapturedStep:
+    """A step that reads its inputs and returns one tensor, captured once per shape of the inputs.
 
-    storage: the tensors that the step changes in place; where they are others, nothing recorded before holds.
+    storage: returns the tensors that the step changes in place; if they are replaced, all graphs are discarded.
     """
 
-    def __init__(self, step: Callable[[Batch], Tensor], storage: Callable[[], list[Tensor]], recorder: Recorder):
-        self.step, self.storage, self.recorder = step, storage, recorder
-        self.places: list[int] = []
-        self.graphs: dict[Any, tuple[Batch, Callable[[], None], Tensor]] = {}
+    def __init__(
+        self, step: Callable[[StepInputs], Tensor], storage: Callable[[], list[Tensor]], capturer: GraphCapturer
+    ):
+        self.step, self.storage, self.capturer = step, storage, capturer
+        self.pointers: list[int] = []
+        self.graphs: dict[Any, tuple[StepInputs, Callable[[], None], Tensor]] = {}
         self.warm: set[Any] = set()
         self.works = True
 
-    def __call__(self, batch: Batch) -> Tensor:
-        places = [tensor.data_ptr() for tensor in self.storage()]
-        if places != self.places:
-            self.graphs, self.warm, self.places = {}, set(), places
+    def __call__(self, batch: StepInputs) -> Tensor:
+        pointers = [tensor.data_ptr() for tensor in self.storage()]
+        if pointers != self.pointers:
+            self.graphs, self.warm, self.pointers = {}, set(), pointers
         key = tuple((name, value.shape, value.dtype) for name, value in batch.items())
         if key not in self.warm or not self.works:
             self.warm.add(key)
-            return self.recorder.run(lambda: self.step(batch))
+            return self.capturer.run(lambda: self.step(batch))
         if key not in self.graphs:
             buffers = {name: value.clone() for name, value in batch.items()}
             try:
-                self.graphs[key] = (buffers, *self.recorder.record(lambda: self.step(buffers)))
+                self.graphs[key] = (buffers, *self.capturer.capture(lambda: self.step(buffers)))
             except RuntimeError as error:
-                if out_of_memory(error):  # whoever planned the fleet takes a smaller one
+                if out_of_memory(error):  # the caller retries with a smaller fleet
                     raise
                 self.works = False
                 self.graphs.clear()
                 warnings.warn(f"training steps are not captured: {str(error).splitlines()[0]}", stacklevel=2)
-                return self.recorder.run(lambda: self.step(batch))
+                return self.capturer.run(lambda: self.step(batch))
         buffers, replay, result = self.graphs[key]
         for name, value in batch.items():
             buffers[name].copy_(value, non_blocking=True)
@@ -67,30 +69,30 @@ class Captured:
 
 
 class CudaGraphs:
-    """CUDA graphs that share one pool of memory: none holds anything from one step to the next but its result, read by then."""
+    """CUDA graphs that share one memory pool; only the result of the last replay is kept."""
 
     def __init__(self, device: torch.device):
         self.device, self.stream, self.pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def run(self, step: Callable[[], Tensor]) -> Tensor:
-        """On the stream that records: gradients are accumulated on the stream that first did so."""
-        around = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(around)
+        """Run the step on the capture stream, because autograd accumulates gradients on the stream of the first backward."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             result = step()
-        around.wait_stream(self.stream)
+        current.wait_stream(self.stream)
         return result
 
-    def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        around, graph = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph()
+    def capture(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        current, graph = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph()
         index = torch.cuda.current_device() if self.device.index is None else self.device.index
         generator = torch.cuda.default_generators[index]
         before = generator.clone_state()
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 result = step()
-        except RuntimeError:  # torch leaves its stream and its generator as they are within a recording
-            torch.cuda.set_stream(around)
+        except RuntimeError:  # torch does not restore stream and generator after a failed capture
+            torch.cuda.set_stream(current)
             generator.graphsafe_set_state(before)
             raise
         return graph.replay, result

@@ -1,8 +1,8 @@
-"""The training loop: many runs over one frozen base, one forward and backward for a step of all of them.
+"""The training loop: many runs over one frozen base, with one forward and backward per step of all runs.
 
 Each run has its own examples, order, learning rate, schedule, clipping, early stopping and best parameters. The examples
-of a step lie in equal blocks, one block per run. A run that ends gives its place to the next in the queue. One run is a
-fleet of one.
+of a step are equal blocks, one block per run. When a run ends, the next queued run takes its index. A single run is a fleet
+of one.
 """
 
 import math
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from unipelt.inject.heads import to_units
 from unipelt.inject.state import NAME, MixtureState
 from unipelt.tasks.batches import Encoded, Part
-from unipelt.train.capture import Captured, CudaGraphs
+from unipelt.train.capture import CapturedStep, CudaGraphs
 from unipelt.train.evaluation import predict
 from unipelt.train.forward import STATES, logits_of
 from unipelt.train.frozen import FrozenStates
@@ -45,10 +45,10 @@ class OutOfTime(Exception):
 
 
 class Fleet:
-    """Trains plans in the runs of an attached model, or one plan in a model that is tuned whole.
+    """Trains plans in the runs of an attached model, or one plan with full fine-tuning.
 
-    The first plans get the model's runs with their initial values; the others wait for a run that ends. folder: where the
-    state is saved, and found again. deadline: moment of time.monotonic() after which OutOfTime is raised.
+    The first plans start in the model's runs; the others wait until a run ends. folder: where the state is saved and found
+    again. deadline: value of time.monotonic() after which OutOfTime is raised.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Fleet:
         self.loss, self.task = plans[0].task.loss, type(plans[0].task)
         self.tuned: MixtureState | None = getattr(model, NAME, None)
         self.width = 1 if self.tuned is None else self.tuned.runs
-        """runs at once when the training began"""
+        """number of runs at once when the training began"""
         self.runs = list(range(len(plans)))[: self.width]
-        """the plan that each run of the model trains"""
+        """by run of the model: index of the plan that it trains"""
         self.waiting = list(range(len(plans)))[self.width :]
-        """plans that have no run yet"""
+        """indices of plans that have no run yet"""
         if self.tuned is None:
             parameters = [p for p in model.parameters() if p.requires_grad]
         else:
@@ -77,21 +77,23 @@ class Fleet:
             [] if self.tuned is None else [kind_of(self.tuned.mixture, at) for at, _ in self.tuned.named_locations()]
         )
         self.kinds = list(dict.fromkeys(kinds)) if any(plan.recipe.rates for plan in plans) else []
-        """the kinds of parameters that have learning rates of their own; empty where no run asks for one"""
+        """kinds of parameters with separate learning rates; empty if no run has one"""
         columns = [self.kinds.index(kind) for kind in kinds] if self.kinds else None
         self.matrix = ParameterMatrix(parameters, self.width, run_axis=self.tuned is not None, kinds=columns)
         self.best = self.matrix.values.clone()
         self.optimizer = AdamW(self.matrix)
-        self.orders: dict[tuple[int, int], list[list[list[int]]]] = {}
+        self.epoch_batches: dict[tuple[int, int], list[list[list[int]]]] = {}
         on_gpu = self.device.type == "cuda"
-        self.advance = Captured(self._advance, self._written, CudaGraphs(self.device)) if on_gpu else self._advance
+        self.advance = (
+            CapturedStep(self._advance, self._mutable_tensors, CudaGraphs(self.device)) if on_gpu else self._advance
+        )
 
     def train(self) -> Iterator[FinishedRun]:
-        """Train every plan to its end, from the last state where there is one, and yield each run as it ends.
+        """Train all plans, from the last saved state if there is one, and yield each run when it ends.
 
         After a kill, runs that had ended when the last state was saved are yielded again.
 
-        Raises OutOfTime after the deadline, CheckpointError where a state cannot be read or written.
+        Raises OutOfTime after the deadline, and CheckpointError if a state cannot be read or written.
         """
         self._restore()
         yield from self._finished()
@@ -102,17 +104,17 @@ class Fleet:
             if due:
                 self._evaluate(due)
             now = time.monotonic()
-            self._count(now - last)
-            over = all(self.progress[plan].ended for plan in self.runs)
-            wanted = (due or now - saved > SAVE_EVERY) and (now - saved) * SAVE_SHARE >= self.saving
-            if self.folder is not None and (wanted or over):
+            self._add_seconds(now - last)
+            all_ended = all(self.progress[plan].ended for plan in self.runs)
+            should_save = (due or now - saved > SAVE_EVERY) and (now - saved) * SAVE_SHARE >= self.saving
+            if self.folder is not None and (should_save or all_ended):
                 self._save()
                 saved = time.monotonic()
                 self.saving = saved - now
             self._notify("evaluation" if due else "step")
             before = time.monotonic()
             yield from self._finished()
-            last = now + time.monotonic() - before  # what is done with a finished run is not training time
+            last = now + time.monotonic() - before  # handling finished runs is not training time
 
     def predict(self, data: list[Encoded], **how: Any) -> list[Float[Tensor, "example class"]]:
         """Logits of every run for its own examples, in their order."""
@@ -140,7 +142,7 @@ class Fleet:
         if self.on_step is not None:
             self.on_step(self, event)
         if self.deadline is not None and time.monotonic() > self.deadline:
-            if self.folder is not None and event != "prediction":  # amid predictions a step is half done
+            if self.folder is not None and event != "prediction":  # during predictions the step is incomplete
                 self._save()
             raise OutOfTime
 
@@ -148,35 +150,35 @@ class Fleet:
         progress = self.progress[plan]
         return not progress.ended and self.plans[plan].is_due(progress.step)
 
-    def _count(self, seconds: float) -> None:
+    def _add_seconds(self, seconds: float) -> None:
         self.seconds += seconds
         for plan in self.runs:
             self.progress[plan].seconds += seconds / len(self.runs)
 
     def _batch(self) -> dict[str, Tensor]:
-        """What the next step depends on besides the parameters: what its forwards read, and the values of each run."""
+        """The inputs of the next step: those of its forwards, and the learning rate, step, clipping and decay of each run."""
         plans, steps = [self.plans[plan] for plan in self.runs], [self.progress[plan].step for plan in self.runs]
         parts = [
             [Part(plan.task, plan.train, examples) for examples in self._examples(number)]
             for number, plan in zip(self.runs, plans)
         ]
         given = step_inputs(self.task, parts, self.tokenizer, self.device, self._states)
-        each: dict[str, list[Any]] = {
+        values: dict[str, list[Any]] = {
             "step": [step + 1.0 for step in steps], "rate": [plan.rates(step, self.kinds) for plan, step in zip(plans, steps)],
             "clip": [plan.recipe.clip for plan in plans], "decay": [plan.recipe.weight_decay for plan in plans],
         }  # fmt: skip
-        if not any(each["decay"]):
-            del each["decay"]
-        return given | {name: self._vector(values) for name, values in each.items()}
+        if not any(values["decay"]):
+            del values["decay"]
+        return given | {name: self._vector(numbers) for name, numbers in values.items()}
 
     def _states(self, parts: Sequence[Part], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the frozen layers give for a batch, where it is kept."""
+        """The outputs of the frozen layers for a batch, if they are cached; else an empty dict."""
         if self.frozen is None:
             return {}
         return {STATES: self.frozen.states(parts, inputs, lambda rows: self._notify("prediction"))}
 
     def _advance(self, batch: dict[str, Tensor]) -> Float[Tensor, "2 run"]:
-        """Forwards, backwards and update, without waiting for a number: the losses, and whether all was finite."""
+        """Forwards, backwards and update, without waiting for the device. Return the losses, and whether all values were finite."""
         if not self.model.training:
             self.model.train()
         frozen = None if self.frozen is None else self.frozen.layers
@@ -185,7 +187,7 @@ class Fleet:
             logits = logits_of(self.model, one.inputs, recipe.precision, frozen)
             logits = logits.unflatten(0, (len(batch["step"]), -1))
             own = self.loss(logits, one) if share is None else self.loss(logits, one) * share
-            own.sum().backward()  # a loss that is not finite reaches its own run's gradients alone
+            own.sum().backward()  # a loss that is not finite affects only the gradients of its run
             parts.append(own.detach())
         losses, gradients = sum(parts[1:], parts[0]), self.matrix.gather()
         finite = losses.isfinite() & gradients.isfinite().all(dim=1)
@@ -194,39 +196,39 @@ class Fleet:
         self.optimizer.step(batch["step"], rates, batch["clip"], batch.get("decay"))
         return torch.stack([losses, finite.to(losses.dtype)])
 
-    def _written(self) -> list[Tensor]:
+    def _mutable_tensors(self) -> list[Tensor]:
         """The tensors that a step changes in place."""
         return [self.matrix.values, self.matrix.written, self.optimizer.first, self.optimizer.second]
 
     def _examples(self, plan: int) -> list[list[int]]:
         """The training examples of each forward of a plan's next step."""
         chosen = self.plans[plan]
-        step = self.progress[plan].step % chosen.steps  # an estimate of time may take more steps than there are
+        step = self.progress[plan].step % chosen.steps  # a time estimate may take more steps than the plan has
         epoch = chosen.epochs_at(step)
-        if (plan, epoch) not in self.orders:
-            self.orders.pop((plan, epoch - 1), None)
-            self.orders[plan, epoch] = chosen.epoch(epoch)
-        return self.orders[plan, epoch][step - (chosen.ends[epoch - 1] if epoch else 0)]
+        if (plan, epoch) not in self.epoch_batches:
+            self.epoch_batches.pop((plan, epoch - 1), None)
+            self.epoch_batches[plan, epoch] = chosen.epoch(epoch)
+        return self.epoch_batches[plan, epoch][step - (chosen.ends[epoch - 1] if epoch else 0)]
 
     def _evaluate(self, due: list[int]) -> None:
-        """Score the validation examples of some runs, and keep their parameters where they are the best so far."""
+        """Evaluate the validation examples of these runs, and keep their parameters if they are the best so far."""
         plans = [self.plans[self.runs[run]] for run in due]
-        with self._holding(_rows_of(self.matrix.values, due)):
+        with self._with_parameters(_take_rows(self.matrix.values, due)):
             every = self.predict([plan.validation for plan in plans])
-            texts = self._texts(plans, "validation", [plan.task.selects_by_text for plan in plans])
+            texts = self._generate(plans, "validation", [plan.task.selects_by_text for plan in plans])
         for run, plan, logits, written in zip(due, plans, every, texts):
             if plan.evaluate(self.progress[self.runs[run]], logits, written):
                 self.best[run].copy_(self.matrix.values[run])
 
-    def _texts(self, plans: list[Plan], part: str, wanted: list[bool]) -> list[list[str] | None]:
-        """What each run writes for its own examples of a part, where any of them is wanted."""
+    def _generate(self, plans: list[Plan], part: str, wanted: list[bool]) -> list[list[str] | None]:
+        """The generated texts of each run for a split; None for all if no run needs them."""
         if not any(wanted):
             return [None] * len(plans)
         every = [getattr(plan, part) for plan in plans]
         return list(plans[0].task.answers(self.model, self.tokenizer, every, lambda rows: self._notify("prediction")))
 
     def _finished(self) -> Iterator[FinishedRun]:
-        """Yield the runs that have ended, after their places have been given to the next plans of the queue."""
+        """Give the indices of ended runs to the next plans of the queue, then yield the ended runs."""
         ended = [run for run, plan in enumerate(self.runs) if self.progress[plan].ended]
         if not ended:
             return
@@ -244,9 +246,9 @@ class Fleet:
     def _results(
         self, plans: list[int], best: Float[Tensor, "run parameters"]
     ) -> list[tuple[RunRecord, dict[str, Tensor]]]:
-        """Test the best parameters of these plans. best: a copy, which the state dicts are views of."""
+        """Test the best parameters of these plans. best: a copy; the returned state dicts are views of it."""
         chosen = [self.plans[plan] for plan in plans]
-        with self._holding(best):
+        with self._with_parameters(best):
             to_units(self.model, [plan.task.unit for plan in chosen])
             logits: list[Any] = [None] * len(plans)
             predicting: float | None = None
@@ -255,7 +257,7 @@ class Fleet:
             if all(plan.test is not None for plan in chosen):
                 began = time.monotonic()
                 logits = self.predict([plan.test for plan in chosen], gates=None if self.tuned is None else gates)  # type: ignore[misc]
-                texts = self._texts(chosen, "test", [plan.task.writes for plan in chosen])
+                texts = self._generate(chosen, "test", [plan.task.writes for plan in chosen])
                 predicting = (time.monotonic() - began) / len(plans)
             states = [
                 self.model.state_dict() if self.tuned is None else self.tuned.state_of(i) for i in range(len(plans))
@@ -267,7 +269,7 @@ class Fleet:
 
     @torch.no_grad()
     def _refill(self, ended: list[int]) -> None:
-        """Give the places of ended runs to the next plans of the queue; drop places for which no plan is left."""
+        """Give the indices of ended runs to the next plans of the queue; remove runs for which no plan is left."""
         for run in ended[: len(self.waiting)]:
             assert self.tuned is not None
             following = self.waiting.pop(0)
@@ -281,27 +283,28 @@ class Fleet:
         elif len(keep) < len(self.runs):
             self.best = self.best[keep]
             self.optimizer.keep(keep)
-            self._train(self.matrix.values[keep], [self.runs[run] for run in keep])
+            self._set_runs(self.matrix.values[keep], [self.runs[run] for run in keep])
 
     @contextmanager
-    def _holding(self, values: Float[Tensor, "run parameters"]) -> Iterator[None]:
-        """Inside the block the model's parameters are this matrix."""
-        self._show(values)
+    def _with_parameters(self, values: Float[Tensor, "run parameters"]) -> Iterator[None]:
+        """Context manager: the model's parameters are views of this matrix."""
+        self._use(values)
         try:
             yield
         finally:
-            self._show(self.matrix.values)
+            self._use(self.matrix.values)
 
-    def _show(self, values: Float[Tensor, "run parameters"]) -> None:
+    def _use(self, values: Float[Tensor, "run parameters"]) -> None:
+        """Make the model's parameters views of this matrix."""
         self.matrix.show(values)
         if self.tuned is not None:
             self.tuned.set_runs([len(values)])
 
-    def _train(self, values: Float[Tensor, "run parameters"], plans: list[int]) -> None:
-        """Train these plans in the rows of this matrix from now on."""
+    def _set_runs(self, values: Float[Tensor, "run parameters"], plans: list[int]) -> None:
+        """Train these plans from now on, each in its row of this matrix."""
         self.runs = plans
         self.matrix.train(values)
-        self._show(values)
+        self._use(values)
 
     def _save(self) -> None:
         loop = Loop(self.runs, self.width, self.waiting, self.seconds, identity_of(self.plans), self.progress)
@@ -323,14 +326,14 @@ class Fleet:
         tensors, loop = found
         values, self.best, self.optimizer.first, self.optimizer.second = (
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()
-        )  # a copy is aligned as torch aligns: sums over a file's own memory end in other last bits
-        self._train(values, loop.runs)
+        )  # copied, because memory-mapped tensors are aligned differently, which changes the last bits of sums
+        self._set_runs(values, loop.runs)
         self.width, self.waiting, self.seconds, self.progress = loop.width, loop.waiting, loop.seconds, loop.progress
 
     def _vector(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=self.matrix.values.dtype, device=self.device)
 
 
-def _rows_of(matrix: Tensor, rows: list[int]) -> Tensor:
-    """The matrix itself where that is all of it."""
+def _take_rows(matrix: Tensor, rows: list[int]) -> Tensor:
+    """Rows of a matrix; the matrix itself if these are all its rows."""
     return matrix if len(rows) == len(matrix) else matrix[rows]

@@ -37,8 +37,8 @@ GENERATION = (
     "num_beams",
     "no_repeat_ngram_size",
 )  # fields of generated text
-ANY = ("metric",)  # fields that every task takes
-DRAWN = ("validation_rows", "stratify")  # fields that say how examples are drawn, beside k and the seed
+METRIC_FIELDS = ("metric",)  # fields that every task takes
+SPLIT_FIELDS = ("validation_rows", "stratify")  # fields that say how examples are drawn, beside k and the seed
 SEEDS = 2**32  # fewer than the generators take: an epoch's seed is a million times the run's
 
 

@@ -1,4 +1,4 @@
-"""From what is asked to a fleet that can train: base, task, attached method, plans."""
+"""Build a fleet from run configurations: load base and task, attach the method, plan the runs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -23,14 +23,14 @@ from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.frozen import StateCache, find_frozen
 from unipelt.train.recipes import BALANCED, default_recipe
-from unipelt.train.records import ANY, DRAWN, FILES, FULL, GENERATION, RunConfig, RunRecord
+from unipelt.train.records import METRIC_FIELDS, SPLIT_FIELDS, FILES, FULL, GENERATION, RunConfig, RunRecord
 from unipelt.train.runs import Plan
 
-SOURCE = ("task", "data_dir", *FILES, *ANY)  # fields of a RunConfig that say where its examples come from
+DATASET_FIELDS = ("task", "data_dir", *FILES, *METRIC_FIELDS)  # fields of a RunConfig that determine its data set
 
 
 class DatasetCache:
-    """Tasks, data sets, their splits, their tokens and what a frozen layer makes of them, each made once and shared by many runs."""
+    """Caches tasks, data sets, splits, encoded examples and outputs of frozen layers, which several runs share."""
 
     def __init__(self):
         self.loaded: dict[tuple, tuple[Task, data.Dataset]] = {}
@@ -39,11 +39,11 @@ class DatasetCache:
         self.states = StateCache()
 
     def _load(self, config: RunConfig) -> tuple[Task, data.Dataset]:
-        key = tuple(getattr(config, name) for name in (*SOURCE, *GENERATION))
+        key = tuple(getattr(config, name) for name in (*DATASET_FIELDS, *GENERATION))
         if key not in self.loaded:
-            name, *options = key[: len(SOURCE)]
+            name, *options = key[: len(DATASET_FIELDS)]
             generation = {one: value for one in GENERATION if (value := getattr(config, one)) is not None}
-            self.loaded[key] = load(name, **dict(zip(SOURCE[1:], options)), generation=generation)
+            self.loaded[key] = load(name, **dict(zip(DATASET_FIELDS[1:], options)), generation=generation)
         return self.loaded[key]
 
     def task(self, config: RunConfig) -> Task:
@@ -54,14 +54,14 @@ class DatasetCache:
 
     def splits(self, config: RunConfig) -> data.Splits:
         k = config.k if config.k == "all" else int(config.k)
-        drawn = k, config.seed, *(getattr(config, name) for name in DRAWN), config.folds
-        key = (*(getattr(config, name) for name in SOURCE), *drawn)
+        drawn = k, config.seed, *(getattr(config, name) for name in SPLIT_FIELDS), config.folds
+        key = (*(getattr(config, name) for name in DATASET_FIELDS), *drawn)
         if key not in self.parts:
             self.parts[key] = data.split(self.dataset(config), *drawn)  # type: ignore[arg-type]
         return self.parts[key]
 
     def encode(self, task: Task, tokenizer: Any, examples: data.Examples, max_length: int) -> Encoded:
-        """`task.encode`, which tokenises no set of examples twice."""
+        """`task.encode` with a cache."""
         key = repr(task), tokenizer.name_or_path, max_length, examples.fingerprint
         if key not in self.encoded:
             self.encoded[key] = task.encode(tokenizer, examples, max_length)
@@ -73,12 +73,13 @@ def build_fleet(
     folder: Path | None = None, on_step: Observer | None = None, deadline: float | None = None,
     identity: dict[str, str] | None = None, examples: data.Splits | None = None,
 ) -> Fleet:  # fmt: skip
-    """Build the fleet of these runs, at most `width` at once; they differ in task, examples, seed and recipe alone.
+    """Build a fleet of runs that differ only in task, examples, seed and recipe; their tasks are of one kind.
 
-    examples: those of every run, where its own seed does not draw them. identity: fingerprints of the base and tokenizer that earlier runs had.
+    width: largest number of runs at once. examples: splits for all runs, instead of those that each seed draws. identity:
+    fingerprints of base and tokenizer in earlier runs.
 
-    Raises DataError where a run's examples cannot be had, UserError where the base cannot take the method, and
-    CheckpointError where the base or its tokenizer is not that of `identity`. All runs have one kind of task.
+    Raises DataError if the examples of a run are not available, UserError if the base cannot take the method, and
+    CheckpointError if base or tokenizer differ from `identity`.
     """
     cache, first = cache or DatasetCache(), configs[0]
     if first.full and len(configs) > 1:
@@ -87,29 +88,29 @@ def build_fleet(
     if len(kinds := dict.fromkeys(task.kind for task in tasks)) > 1:
         raise UserError(f"a fleet trains one kind of task: expected one, got {', '.join(kinds)}")
     outputs, seeds = max(task.outputs for task in tasks), [config.seed for config in configs[:width]]
-    model, tokenizer, parameters, mine = load_tuned(first, tasks[0], outputs=outputs, seeds=seeds, device=device)
-    check_identity(first.model, mine, identity)
-    count = _counter(model, parameters, outputs)
-    plans = [plan_of(config, one, cache, model, tokenizer, count, mine) for config, one in zip(configs, splits)]
+    model, tokenizer, parameters, found = load_and_attach(first, tasks[0], outputs=outputs, seeds=seeds, device=device)
+    check_identity(first.model, found, identity)
+    count = _parameter_counts(model, parameters, outputs)
+    plans = [plan_of(config, one, cache, model, tokenizer, count, found) for config, one in zip(configs, splits)]
     if plans[0].recipe.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UserError(f"--gradient-checkpointing: {type(model).__name__} does not support it; leave it out")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    frozen = find_frozen(model, tokenizer, plans[0], cache.states, mine["base"])
+    frozen = find_frozen(model, tokenizer, plans[0], cache.states, found["base"])
     if frozen is not None:
         frozen.forget_others([part for plan in plans for part in (plan.train, plan.validation, plan.test) if part])
     torch.manual_seed(first.seed)  # dropout
     return Fleet(model, plans, tokenizer, folder=folder, on_step=on_step, deadline=deadline, frozen=frozen)
 
 
-def load_tuned(
+def load_and_attach(
     config: RunConfig, task: Task, *, outputs: int, seeds: Sequence[int], device: torch.device
 ) -> tuple[PreTrainedModel, Any, dict[str, int], dict[str, str]]:
-    """Load a run's base with a head of so many outputs and attach its method, one run per seed; full: make the whole model
+    """Load the base with a head of `outputs` outputs and attach the method, one run per seed; for `full`, make all parameters
     trainable.
 
-    Returns the model, its tokenizer, the trainable parameters of one run by change, and the fingerprints of base and
-    tokenizer.
+    Returns the model, its tokenizer, the number of trainable parameters of one run by change, and the fingerprints of base
+    and tokenizer.
     """
     if not task.pooled and config.pooling not in ("auto", "model"):
         raise UserError(f"--pooling {config.pooling}: {task.kind} reads the state of every token; expected model")
@@ -131,37 +132,36 @@ def load_tuned(
     if not sum(counts.values()):
         if not task.trains_head:
             raise UserError(
-                f"--method {config.method}: tunes a head alone, and {task.kind} has none; take lora or adapter"
+                f"--method {config.method}: trains only the head, and {task.kind} has none; use lora or adapter"
             )
         raise UserError(f"--head {config.head}: {mixture.name!r} has nothing else to train; use --head train")
     return model.to(device), tokenizer, counts, identity
 
 
 def pooling_of(config: RunConfig) -> str:
-    """What the head of a run reads: as its config says, else as its base declares."""
+    """The pooling of a run: that of its config, or for auto that of its base."""
     return declared_pooling(config.model) if config.pooling == "auto" else config.pooling
 
 
 def export_note(config: RunConfig) -> list[str]:
-    """What a user must know before training of how the run can be exported, in one sentence or none."""
+    """A note about the limits of exporting a run with this pooling; an empty list if there are none."""
     if config.full or (pooling := pooling_of(config)) == "model":
         return []
     read = {"mean": "the mean of the tokens", "cls": "the first token"}[pooling]
-    why = f", as {config.model} declares" if config.pooling == "auto" else ""
+    why = f", as the settings of {config.model} say" if config.pooling == "auto" else ""
     return [
-        f"the head reads {read}{why}, which no plain transformers model does: `unipelt predict` and unipelt.pipeline use the "
-        "run as it is; to write it with `unipelt export --merged` or `--peft`, train with --pooling model"
+        f"the head reads {read}{why}, which plain transformers models cannot do: `unipelt predict` and unipelt.pipeline "
+        "work with this run; for `unipelt export --merged` or `--peft`, train with --pooling model"
     ]
 
 
-def check_identity(name: str, mine: dict[str, str], expected: dict[str, str] | None) -> None:
-    """Raises CheckpointError where a base or its tokenizer has another fingerprint than it had."""
-    words = {"base": "its weights are not those", "tokenizer": "its tokenizer is not the one"}
+def check_identity(name: str, found: dict[str, str], expected: dict[str, str] | None) -> None:
+    """Raise CheckpointError if the fingerprint of a base or its tokenizer differs from the expected one."""
+    words = {"base": "its weights differ from those", "tokenizer": "its tokenizer differs from the one"}
     for part, value in (expected or {}).items():
-        if mine.get(part) != value:
+        if found.get(part) != value:
             raise CheckpointError(
-                f"--model {name}: {words.get(part, part)} that the training began with; put back what was there, or take"
-                " another --out"
+                f"--model {name}: {words.get(part, part)} of the earlier runs; use the same model as before, or another --out"
             )
 
 
@@ -169,7 +169,7 @@ def plan_of(
     config: RunConfig, splits: data.Splits, cache: DatasetCache, model: PreTrainedModel, tokenizer: Any,
     parameters: Callable[[int], dict[str, int]], identity: dict[str, str],
 ) -> Plan:  # fmt: skip
-    """Plan one run: its examples as tokens, its recipe with the defaults filled in, and what its record says so far."""
+    """Plan one run: encode its examples, fill in the defaults of its recipe, and begin its record."""
     task = cache.task(config).prepare(model, tokenizer)
     given = {"max_length": task.longest} | config.recipe
     recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **given)
@@ -201,8 +201,10 @@ def majority(task: Task, splits: data.Splits) -> float | None:
     return METRICS["accuracy"]([constant] * len(targets), targets)
 
 
-def _counter(model: PreTrainedModel, parameters: dict[str, int], widest: int) -> Callable[[int], dict[str, int]]:
-    """Trainable parameters by change for a task of so many outputs; a fleet's head is as wide as its widest task."""
+def _parameter_counts(
+    model: PreTrainedModel, parameters: dict[str, int], widest: int
+) -> Callable[[int], dict[str, int]]:
+    """Return a function from a number of outputs to the number of trainable parameters by change. parameters: with `widest` outputs."""
     output, owner = output_of(model), FULL if FULL in parameters else "head"
     each = 0 if output is None else output.weight.shape[-1] + (output.bias is not None)
     return lambda classes: (
@@ -211,7 +213,7 @@ def _counter(model: PreTrainedModel, parameters: dict[str, int], widest: int) ->
 
 
 def device_of(name: str) -> torch.device:
-    """The device of `--device`; auto: the GPU where there is one. Raises UserError where the machine lacks it."""
+    """The device of `--device`; auto: a GPU if there is one. Raises UserError if the machine lacks the device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
