@@ -31,7 +31,7 @@ def main() -> None:
     import unipelt
     from unipelt.checkpoint.bases import load_base
     from unipelt.inject.shapes import bucket
-    from unipelt.study.efficiency import inference, training
+    from unipelt.study.efficiency import inference_step, training_step
     from unipelt.train.setup import device_of
 
     device = device_of(given.device)
@@ -59,7 +59,7 @@ def main() -> None:
     for length in given.lengths:
         ids = torch.randint(1000, 30_000, (given.batch, length), device=device)
         rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
-        for name, kind in (("training", training), ("inference", inference)):
+        for name, kind in (("training", training_step), ("inference", inference_step)):
             plain, fast = kind(eager, rows), kind(compiled, rows)
             plain()
             start = time.perf_counter()

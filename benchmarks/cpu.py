@@ -56,7 +56,7 @@ def main() -> None:
 
     import unipelt
     from unipelt.inject.state import mixture_state
-    from unipelt.study.efficiency import inference, training
+    from unipelt.study.efficiency import inference_step, training_step
 
     torch.set_num_threads(1)
 
@@ -90,16 +90,16 @@ def main() -> None:
     for precision in ("fp32", "bf16") if given.bf16 else ("fp32",):
         end = " bf16" if precision == "bf16" else ""
         if not end:
-            variants["train frozen base"] = training(frozen(), rows)
-            variants["infer disabled"] = inference(disabled, rows)
+            variants["train frozen base"] = training_step(frozen(), rows)
+            variants["infer disabled"] = inference_step(disabled, rows)
         for name, made in models.items():
-            variants[f"train {name}{end}"] = training(made, rows, precision)
-            variants[f"infer {'plain' if name == 'full' else name}{end}"] = inference(made, rows, precision)
+            variants[f"train {name}{end}"] = training_step(made, rows, precision)
+            variants[f"infer {'plain' if name == 'full' else name}{end}"] = inference_step(made, rows, precision)
     for name in given.methods if given.fold else ():
         folded = model(name)
         if any(isinstance(change.weight, unipelt.Gate) for change in mixture_state(folded).mixture.changes):
             unipelt.fold(folded, [rows], max_deviation=1, drop_below=0)
-            variants[f"infer {name} folded"] = inference(folded, rows)
+            variants[f"infer {name} folded"] = inference_step(folded, rows)
     times: dict[str, list[float]] = {name: [] for name in variants}
     peer = None
     if given.peer_python:

@@ -11,14 +11,14 @@ from cli.conftest import SMALL
 from study.conftest import results
 from unipelt.errors import SiteError
 from unipelt.study import budget, engine
-from unipelt.study.budget import FILL, Work, epochs_within, estimate, in_time
+from unipelt.study.budget import FILL, MethodTiming, epochs_within, estimate, format_duration
 from unipelt.study.plan import StudyConfig
 from unipelt.study.store import Store
 from unipelt.train.fleet import Fleet
 from unipelt.train.records import RunKey
 from unipelt.train.setup import DatasetCache
 
-WORK = Work(method="lora", step=50.0, example=1.0, steps=10, epochs=50, every=2, validation=100, test=300)
+WORK = MethodTiming(method="lora", step=50.0, example=1.0, steps=10, epochs=50, every=2, validation=100, test=300)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_trial_tells_what_a_method_takes(ask, run, tmp_path: Path, monkeypatch
 def test_a_method_that_cannot_be_tried_stops_nothing(ask, run, tmp_path: Path, monkeypatch):
     """Why it cannot be trained is said of its runs."""
 
-    def time_method(keys, *_: object) -> Work:
+    def time_method(keys, *_: object) -> MethodTiming:
         if keys[0].method != "head":
             raise SiteError("no room for it")
         return WORK
@@ -170,11 +170,11 @@ def test_an_estimate_is_the_time_of_what_is_pending(tiny_base: str, reviews: Pat
     assert estimate(keys, [2.0, 4.0], study, cache, cpu) == 18.0
     asked = []
 
-    def timed(keys, *_: object) -> Work:
+    def timed(keys, *_: object) -> MethodTiming:
         asked.append([key.method for key in keys])
-        return Work(method="", step=1.0, example=0.0, steps=0, epochs=0, every=1, validation=0, test=0)
+        return MethodTiming(method="", step=1.0, example=0.0, steps=0, epochs=0, every=1, validation=0, test=0)
 
     monkeypatch.setattr(budget, "time_method", timed)
     steps = sum(4 * -(-key.k // 8) for key in keys)  # type: ignore[operator]
     assert estimate(keys, [], study, cache, cpu) == steps and asked == [["head"], ["full"]]
-    assert [in_time(seconds) for seconds in (3, 119, 150, 7300, 7e5)] == ["3 seconds", "119 seconds", "2.5 minutes", "2 hours", "194 hours"]  # fmt: skip
+    assert [format_duration(seconds) for seconds in (3, 119, 150, 7300, 7e5)] == ["3 seconds", "119 seconds", "2.5 minutes", "2 hours", "194 hours"]  # fmt: skip

@@ -297,7 +297,7 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
     line = run(*replaced(words, ("--seeds", 3))).line
     assert (
         "were trained on other examples: 60 training, 20 validation and 20 test examples" in line
-        and "and not 60 training, 19 validation" in line
+        and "; got 60 training, 19 validation" in line
     )
     assert "does not exist" in run(*ask(reviews, tmp_path / "x", "--validation", tmp_path / "gone.csv")).line
 

@@ -14,7 +14,7 @@ from study.conftest import results
 from unipelt.errors import CheckpointError, UserError
 from unipelt.spec import mixture
 from unipelt.study import engine
-from unipelt.study.plan import Grid, StudyConfig, canonical_method, placed
+from unipelt.study.plan import Grid, StudyConfig, canonical_method, normalise_path
 from unipelt.study.store import Store
 from unipelt.train import fleet as loop
 from unipelt.train.records import RunKey
@@ -41,17 +41,17 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--seeds", "0"], "--seeds 0: expected 1 to 10000"),
         (["--seeds", "10001"], "--seeds 10001: expected 1 to 10000"),
         (["--lr", "nan"], "--lr nan: expected above 0"),
-        (["--num-rates", "2"], "--num-rates 2: has no effect beside --lr; leave one of them out"),
+        (["--num-rates", "2"], "--num-rates 2: cannot be combined with --lr; give one of them"),
         (["--num-rates", "6"], "--num-rates 6: expected 1 to 5"),
         (["--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),
         (["--label", "star"], "has no column 'star' (--label-column); did you mean 'stars'?"),
-        (["--data", "docstrings", "--text", "review"], "--text-column is for files, and --data docstrings has none; leave it out"),
-        (["--data", "docstrings", "--validation", "UNLABELLED"], "--validation is for files, and --data docstrings has none; leave it out"),
+        (["--data", "docstrings", "--text", "review"], "--text-column is for files only, and --data docstrings names none; remove it"),
+        (["--data", "docstrings", "--validation", "UNLABELLED"], "--validation is for files only, and --data docstrings names none; remove it"),
         (["--epochs", "0"], "--epochs 0: expected 1 to"),
         (["--runs-at-once", "-1"], "--runs-at-once -1: expected at least 0"),
         (["--pooling", "meen"], "--pooling meen: did you mean 'mean'?"),
         (["--head", "freeze"], "--head freeze: did you mean 'frozen'?"),
-        (["--out", "UNLABELLED"], "cannot be made (File exists); take another folder"),
+        (["--out", "UNLABELLED"], "cannot be created (File exists); use another folder"),
         (["--out", ""], "--out is missing"),
         (["--engine", "moon"], "--engine moon: expected local or ray"),
         (["--gpus-per-fleet", "7"], "--gpus-per-fleet 7: needs --engine ray; add it, or leave --gpus-per-fleet out"),
@@ -149,9 +149,7 @@ def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, 
                 f"--out {out}: its runs of {mine} were trained on other examples: 60 training and no test examples, sha256 "
                 in said
             )
-            assert (
-                f"and not {len(kept) - 1} training" in said and "restore those examples, or use another folder" in said
-            )
+            assert f"; got {len(kept) - 1} training" in said and "restore those examples, or use another folder" in said
         assert ask("--data", other, mine, "--k", 16, "--seeds", 2).line == said
         assert len(Store.read(out).runs()) == 1, "what is refused plans nothing"
     assert "3 of 3 runs done" in ask("--data", other, "--k", 16, "--seeds", 2).out
@@ -169,7 +167,7 @@ def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, r
         store.plan([RunKey(task=task, k=16, method="head", seed=0, lr=1e-3)], {task: "60 other rows"})
         store.assign(lambda free: {"one": free})
     line = run(*asked, "--out", tmp_path / "reviews").line
-    assert f"its runs of {reviews} were trained on other examples: 60 other rows, and not 60 training" in line
+    assert f"its runs of {reviews} were trained on other examples: 60 other rows; got 60 training" in line
     said = run(*asked, "--out", tmp_path / "gone")
     assert f"1 of 2 runs done, 1 failed: {tmp_path}/gone.csv does not exist" in said.out, said.err
 
@@ -183,7 +181,10 @@ def test_options_of_files_and_of_glue_are_for_those_that_take_them(words, run, r
     assert [one.text_column for one in asked] == [None, None, "review"]
     less = ["study", "grid", "--model", words(tmp_path)[3], "--methods", "head", "--seeds", 1, "--epochs", 1, "--device", "cpu"]  # fmt: skip
     few = [*less, "--k", 32, "--validation-rows", 10, "--stratify", "--max-length", 8, "--out", tmp_path / "out", "--data", "docstrings"]  # fmt: skip
-    assert "--kind is for files, and --data docstrings has none; leave it out" in run(*few, "--kind", "regression").line
+    assert (
+        "--kind is for files only, and --data docstrings names none; remove it"
+        in run(*few, "--kind", "regression").line
+    )
     assert "2 of 2 runs done" in run(*few, reviews, "--text", "review").out, (
         "what was refused has left no options behind"
     )
@@ -222,10 +223,14 @@ def test_a_file_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "link").symlink_to(tmp_path / "here")
     monkeypatch.chdir(tmp_path / "link")
     for task in ("a.csv", "./a.csv", "under/../a.csv", f"{tmp_path}/here/a.csv", f"{tmp_path}/link/a.csv"):
-        assert placed(task) == "a.csv"
-    assert [placed(task) for task in ("rte", "./under//b.csv", "owner/name")] == ["rte", "under/b.csv", "owner/name"]
+        assert normalise_path(task) == "a.csv"
+    assert [normalise_path(task) for task in ("rte", "./under//b.csv", "owner/name")] == [
+        "rte",
+        "under/b.csv",
+        "owner/name",
+    ]
     monkeypatch.chdir(tmp_path / "here" / "under")
-    assert placed("../a.csv") == f"{tmp_path}/here/a.csv"
+    assert normalise_path("../a.csv") == f"{tmp_path}/here/a.csv"
 
 
 @pytest.mark.parametrize("where", ["store", "state"])

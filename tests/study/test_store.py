@@ -110,8 +110,8 @@ def test_what_is_no_store_is_named_and_left_as_it_was(kind: str, tmp_path: Path)
     [
         "DELETE FROM study WHERE name = 'facts'",
         "UPDATE study SET value = '[1]' WHERE name = 'facts'",
-        "UPDATE runs SET k = 'few' WHERE place = 0",
-        "UPDATE runs SET method = 'nonsense' WHERE place = 1",
+        "UPDATE runs SET k = 'few' WHERE position = 0",
+        "UPDATE runs SET method = 'nonsense' WHERE position = 1",
     ],
 )
 def test_rows_that_say_what_no_study_says_are_a_damaged_store(damage: str, tmp_path: Path):
@@ -185,7 +185,7 @@ def test_a_wrong_value_in_a_store_is_one_line(column: str, value: str, tmp_path:
     store = Store.create(tmp_path, {})
     store.plan(KEYS)
     with sqlite3.connect(tmp_path / FILE) as connection:
-        connection.execute(f"UPDATE runs SET {column} = ? WHERE place = 0", (value,))
+        connection.execute(f"UPDATE runs SET {column} = ? WHERE position = 0", (value,))
     with pytest.raises(StoreError, match="damaged one"):
         store.runs()
 

@@ -68,7 +68,7 @@ def compare(
     usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in given}
     grid, study = parse_options(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
     from unipelt.cli.progress import StudyWatch
-    from unipelt.study.budget import estimate, in_time
+    from unipelt.study.budget import estimate, format_duration
     from unipelt.study.compare import CheckpointSaver, open_store, usual_folds, with_baselines
     from unipelt.study.engine import hidden_size, run_study
     from unipelt.train.setup import DatasetCache, device_of
@@ -125,7 +125,7 @@ def compare(
                 done = store.runs(["method", "seconds"])
                 seconds = [row["seconds"] for row in done if row["seconds"] and row["method"] not in BASELINES]
                 if left := estimate(pending, seconds, study, cache, target):
-                    watch.log(f"{len(pending)} runs to train: about {in_time(left)} at most on this machine")
+                    watch.log(f"{len(pending)} runs to train: about {format_duration(left)} at most on this machine")
             run_study(store, study, on_step=watch, keep=keep, deadline=deadline, **how)
         if learning_curve and not store.pending() and (fewer := _fewer(store, study, cache)):
             open_store(folder, study, fewer, plan, cache)[0].close()

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unipelt.train.progress import in_time
+from unipelt.train.progress import format_duration
 
 STEPS = 3  # after the first, by which the time of a training is estimated
 
@@ -48,7 +48,7 @@ class Watch:
         self.bar.update(self.row, completed=progress.step, description=text)
         if not self.told and progress.step >= self.first + STEPS:
             left = (time.monotonic() - self.started) / (progress.step - self.first) * (plan.steps - progress.step)
-            self.log(f"{plan.steps} steps: about {in_time(left)} at most, evaluations not counted")
+            self.log(f"{plan.steps} steps: about {format_duration(left)} at most, evaluations not counted")
             self.told = True
         if event == "evaluation" and not sys.stderr.isatty() and (time.monotonic() - self.last > 5 or progress.ended):
             done = max(1, progress.step - self.first)

@@ -217,9 +217,9 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
-    from unipelt.study.budget import estimate, in_time
+    from unipelt.study.budget import estimate, format_duration
     from unipelt.study.engine import hidden_size, identities, planned_width
-    from unipelt.study.plan import in_fleets
+    from unipelt.study.plan import group_into_fleets
     from unipelt.study.store import DONE, Store
     from unipelt.train.setup import DatasetCache
 
@@ -236,11 +236,11 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
                 f"{again} finished runs are trained again, because another number of epochs changes the learning rate's schedule"
             )
         width, mixed = planned_width(study, target), target.type != "cpu"
-        store.assign(lambda free: in_fleets(free, width, mixed, lambda key: cache.task(study.config(key)).kind))
+        store.assign(lambda free: group_into_fleets(free, width, mixed, lambda key: cache.task(study.config(key)).kind))
         if (pending := store.pending()) and engine == "local":
             seconds = [row["seconds"] for row in store.runs(["seconds"]) if row["seconds"] is not None]
             if left := estimate(pending, seconds, study, cache, target):
-                notes.append(f"{len(pending)} runs to train: about {in_time(left)} at most on this machine")
+                notes.append(f"{len(pending)} runs to train: about {format_duration(left)} at most on this machine")
         with StudyWatch(store) as watch:
             for note in notes:
                 watch.log(note)

@@ -13,43 +13,44 @@ from unipelt.errors import UserError, out_of_memory
 from unipelt.study.engine import planned_width
 from unipelt.study.plan import StudyConfig
 from unipelt.train.fleet import Fleet
-from unipelt.train.progress import in_time as in_time
+from unipelt.train.progress import format_duration as format_duration
 from unipelt.train.recipes import SMALL, default_recipe
 from unipelt.train.records import RunKey
 from unipelt.train.setup import DatasetCache, build_fleet
 
-STEPS, EXAMPLES = 3, 64  # of a trial, after a step that is not counted
-FILL = 0.85  # largest share of the budget that these estimates may fill
-PASSES = 3  # fewest epochs for which two seeds are planned: with fewer, one seed is
+TIMED_STEPS, TIMED_EXAMPLES = 3, 64  # measured per method, after one warm-up step
+FILL = 0.85  # largest fraction of the budget that the estimates may fill
+MIN_EPOCHS_FOR_TWO_SEEDS = 3  # with fewer epochs, one seed is planned
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the runs of one method take."""
+class MethodTiming:
+    """Measured times of the runs of one method."""
 
     method: str
     step: float
-    """seconds of a step of all runs"""
+    """seconds per training step of all runs"""
     example: float
-    """seconds of the prediction of one example by all runs"""
+    """seconds in which all runs predict one example"""
     steps: int
-    """in an epoch"""
+    """steps per epoch"""
     epochs: int
-    """of the recipe, at most"""
+    """largest number of epochs, from the recipe"""
     every: int
     """epochs between evaluations"""
     validation: int
+    """number of validation examples"""
     test: int
+    """number of test examples"""
 
     def seconds(self, epochs: int) -> float:
-        """Training for so many epochs, its evaluations, and the test."""
+        """Seconds of training for so many epochs, of the evaluations, and of the test."""
         evaluations = -(-epochs // self.every) * self.validation + self.test
         return epochs * self.steps * self.step + evaluations * self.example
 
 
-def time_method(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache, device: torch.device) -> Work:
-    """Time a few steps and predictions of one method's runs, at most as many at once as the memory holds; the others come
-    one after another."""
+def time_method(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache, device: torch.device) -> MethodTiming:
+    """Time a few steps and predictions of the runs of one method, at most as many at once as the memory holds."""
     width = 1 if keys[0].full else min(len(keys), planned_width(study, device))
     while True:
         try:
@@ -60,16 +61,18 @@ def time_method(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache,
             width //= 2
 
 
-def _timed(keys: Sequence[RunKey], width: int, study: StudyConfig, cache: DatasetCache, device: torch.device) -> Work:
+def _timed(
+    keys: Sequence[RunKey], width: int, study: StudyConfig, cache: DatasetCache, device: torch.device
+) -> MethodTiming:
     fleet = build_fleet([study.config(key) for key in keys[:width]], width=width, device=device, cache=cache)
     plan = fleet.plans[0]
-    steps = [_seconds(lambda: _step(fleet)) for _ in range(1 + STEPS)]
-    stride = -(-len(plan.validation) // EXAMPLES)
+    steps = [_seconds(lambda: _step(fleet)) for _ in range(1 + TIMED_STEPS)]
+    stride = -(-len(plan.validation) // TIMED_EXAMPLES)
     some = replace(plan.validation.take(range(0, len(plan.validation), stride)), targets=None)
     predicted = _seconds(lambda: fleet.predict([some] * width))
     times, recipe = len(keys) / width, plan.recipe
     assert plan.test is not None
-    return Work(
+    return MethodTiming(
         method=keys[0].method, step=times * median(steps[1:]), example=times * predicted / len(some),
         steps=plan.ends[0], epochs=recipe.epochs, every=recipe.evaluate_every, validation=len(plan.validation),
         test=len(plan.test),
@@ -79,17 +82,17 @@ def _timed(keys: Sequence[RunKey], width: int, study: StudyConfig, cache: Datase
 def estimate(
     pending: Sequence[RunKey], seconds: Sequence[float], study: StudyConfig, cache: DatasetCache, device: torch.device
 ) -> float | None:
-    """Seconds that the pending runs take at most, roughly; None where that cannot be found out.
+    """Rough upper estimate of the seconds of the pending runs; None if it cannot be measured.
 
-    seconds: of the study's finished runs, if there are any. Else one run of a method, and one of full fine-tuning, are
-    timed, and other runs are taken to need as much for a step and for a prediction.
+    seconds: those of the finished runs. Without any, one run of a method and one of full fine-tuning are timed, and the other
+    runs are assumed to have the same times per step and prediction.
     """
     if seconds:
         return fmean(seconds) * len(pending)
     total = 0.0
     for full in (False, True):
         keys = [key for key in pending if key.full == full]
-        with suppress(UserError, MemoryError, RuntimeError):  # what cannot be trained: its runs will say so
+        with suppress(UserError, MemoryError, RuntimeError):  # errors are recorded per run later
             if keys:
                 first = [
                     key for key in keys if (key.method, key.task, key.k) == (keys[0].method, keys[0].task, keys[0].k)
@@ -97,12 +100,12 @@ def estimate(
                 timed = time_method(first, study, cache, device)
                 for key in keys:
                     with suppress(UserError):
-                        total += _like(timed, len(first), key, study, cache)
+                        total += _estimate_run(timed, len(first), key, study, cache)
     return total or None
 
 
-def _like(timed: Work, runs: int, key: RunKey, study: StudyConfig, cache: DatasetCache) -> float:
-    """Seconds of one run whose steps and predictions take as long as those that were timed for so many runs."""
+def _estimate_run(timed: MethodTiming, runs: int, key: RunKey, study: StudyConfig, cache: DatasetCache) -> float:
+    """Seconds of one run, with times per step and prediction measured for `runs` runs."""
     config = study.config(key)
     splits = cache.splits(config)
     recipe = default_recipe(config.method, SMALL, len(splits.train), **config.recipe)
@@ -113,8 +116,8 @@ def _like(timed: Work, runs: int, key: RunKey, study: StudyConfig, cache: Datase
     return work.seconds(recipe.epochs)
 
 
-def epochs_within(works: Sequence[Work], seconds: float) -> int:
-    """The most epochs, up to the recipe's, for which all this work fits; 0 where one does not."""
+def epochs_within(works: Sequence[MethodTiming], seconds: float) -> int:
+    """The largest number of epochs, up to the recipe's, that fits into the time; 0 if not one fits."""
     fits = (
         epochs
         for epochs in range(works[0].epochs, 0, -1)
@@ -131,15 +134,15 @@ def fit_epochs(
     minutes: float,
     deadline: float,
 ) -> tuple[int | None, str]:
-    """(epochs, note) so that two seeds of every method end before the deadline (a moment of time.monotonic()).
+    """Return (epochs, note) so that two seeds of every method end before the deadline (a value of time.monotonic()).
 
-    The first seed alone counts where the plan has one seed, or where few epochs would be left. No epochs: the recipe's
-    own fit. Raises UserError where not one epoch of one method fits.
+    Only the first seed counts if the plan has one seed, or if few epochs would be left. Returns (None, "") if the recipe's
+    epochs fit. Raises UserError if not one epoch of any method fits.
     """
-    works: list[Work] = []
+    works: list[MethodTiming] = []
     keys = [key for key in plan if key.seed // max(1, study.folds) == 0]  # one seed, or every fold once
     for method in dict.fromkeys(key.method for key in keys):
-        with suppress(UserError):  # a base that cannot take it: its runs will say so
+        with suppress(UserError):  # errors are recorded per run later
             works.append(time_method([key for key in keys if key.method == method], study, cache, device))
         if time.monotonic() > deadline:
             break
@@ -154,14 +157,14 @@ def fit_epochs(
         )
     epochs, most = epochs_within(works, left / 2), works[0].epochs
     one = "every fold" if study.folds else "one seed"
-    fits = "so that two seeds of every method fit"
-    if epochs < PASSES or len(keys) == len(plan):
-        epochs, fits = epochs_within(works, left), f"so that {one} of every method fits"
+    reason = "so that two seeds of every method fit"
+    if epochs < MIN_EPOCHS_FOR_TWO_SEEDS or len(keys) == len(plan):
+        epochs, reason = epochs_within(works, left), f"so that {one} of every method fits"
     if epochs == most:
         return None, ""
     if not epochs:
-        fits = f"and that is still too long for {one} of every method"
-    return epochs or 1, f"--minutes {minutes:g}: --epochs {epochs or 1} instead of {most}, {fits}"
+        reason = f"which is still too long for {one} of every method"
+    return epochs or 1, f"--minutes {minutes:g}: --epochs {epochs or 1} instead of {most}, {reason}"
 
 
 def minutes_of(seconds: float) -> str:
@@ -170,7 +173,7 @@ def minutes_of(seconds: float) -> str:
 
 
 def _step(fleet: Fleet) -> None:
-    """Take a step; a training that has fewer steps than are timed begins again."""
+    """Take a step; a plan with fewer steps than are timed starts again."""
     for plan, progress in zip(fleet.plans, fleet.progress):
         progress.step %= plan.steps
     fleet.step()

@@ -1,7 +1,7 @@
-"""What a method costs on this machine: the training step and inference beside full fine-tuning, in one run.
+"""Time and memory of each method compared with full fine-tuning on this machine, as in table 4 of UniPELT.
 
-UniPELT's table 4 (Mao et al. 2022, arXiv:2110.07577). Methods take turns, and a ratio is one of steps of the same turn, so that
-the machine's drift cancels.
+Mao et al. 2022, arXiv:2110.07577. Methods are timed in turn, and each ratio compares steps of the same round, so that drift of
+the machine cancels.
 """
 
 import json
@@ -28,26 +28,26 @@ from unipelt.train.records import FULL, RunConfig
 from unipelt.train.setup import load_and_attach
 
 Step = Callable[[], None]
-Batch = dict[str, Tensor]
+ModelInputs = dict[str, Tensor]
 
 
-def training(model: nn.Module, batch: Batch, precision: str = "auto") -> Step:
-    """Forward, backward, AdamW. precision: as in a Recipe."""
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+def training_step(model: nn.Module, batch: ModelInputs, precision: str = "auto") -> Step:
+    """Return a function that runs one training step: forward, backward, AdamW. precision: as in a Recipe."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step() -> None:
         model.train()
         with autocast(batch["labels"].device, precision):
             loss = model(**batch).loss
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 
 
-def inference(model: nn.Module, batch: Batch, precision: str = "auto") -> Step:
-    """Forward alone, without gradients. precision: as in a Recipe."""
+def inference_step(model: nn.Module, batch: ModelInputs, precision: str = "auto") -> Step:
+    """Return a function that runs one forward without gradients. precision: as in a Recipe."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
 
     @torch.no_grad()
@@ -63,9 +63,9 @@ def measure(
     model: str, methods: Sequence[str], *, batch: int, length: int, rounds: int, device: torch.device,
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """One row a method, full fine-tuning first: medians of the ratios over the rounds, and their lowest and highest.
+    """One row per method, full fine-tuning first: medians of the ratios over the rounds, and their lowest and highest.
 
-    train_memory, on a GPU: the most that a training step holds beyond the other models, as a ratio too.
+    train_memory (GPU only): ratio of the peak memory of a training step, without the other models.
     """
     for name, value, least in (("batch-size", batch, 1), ("max-length", length, 2), ("rounds", rounds, 1)):
         if value < least:
@@ -73,7 +73,7 @@ def measure(
     names = list(dict.fromkeys((FULL, *(method.strip() for method in methods))))
     for name in names:
         if name != FULL:
-            spec.mixture(name)  # a misspelt one is said before anything is loaded
+            spec.mixture(name)  # check the names before loading anything
     task = Classification(name="efficiency", metric="accuracy", columns=Columns(text="text"), labels=("0", "1"))
     steps: dict[tuple[str, str], Step] = {}
     memory: dict[str, int] = {}
@@ -81,49 +81,49 @@ def measure(
         log(f"{name} on {model}")
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         config = RunConfig(model=model, task="sst2", method=name)
-        made, *_ = load_and_attach(config, task, outputs=2, seeds=[0], device=device)
-        if length > (most := most_tokens(made, length)):
+        built, *_ = load_and_attach(config, task, outputs=2, seeds=[0], device=device)
+        if length > (most := most_tokens(built, length)):
             raise UserError(f"--max-length {length}: {model} has {most} positions; expected at most that")
-        rows = _rows(made, batch, length)
-        steps[name, "train"], steps[name, "inference"] = training(made, rows), inference(made, rows)
+        inputs = _random_batch(built, batch, length)
+        steps[name, "train"], steps[name, "inference"] = training_step(built, inputs), inference_step(built, inputs)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-            for _ in range(2):  # the optimiser's state is made in the first
+            for _ in range(2):  # the first creates the optimizer's state
                 steps[name, "train"]()
             memory[name] = torch.cuda.max_memory_allocated(device) - before
-    taken: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-    for turn in range(rounds + 1):  # the first warms up
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    for number in range(rounds + 1):  # the first warms up
         for key, step in steps.items():
-            taken[key].append(_seconds(step, device))
-        log(f"round {turn} of {rounds}")
-    facts = {
+            seconds[key].append(_seconds(step, device))
+        log(f"round {number} of {rounds}")
+    settings = {
         "model": model, "batch": batch, "length": length, "rounds": rounds, "machine": _machine(device), "torch": torch.__version__,
     }  # fmt: skip
-    found = []
+    table = []
     for name in names:
         row: dict[str, Any] = {"method": name}
         for kind in ("train", "inference"):
-            ratios = [mine / full for mine, full in zip(taken[name, kind][1:], taken[FULL, kind][1:])]
-            row |= {kind: median(ratios), f"{kind}_range": [min(ratios), max(ratios)], f"{kind}_seconds": median(taken[name, kind][1:])}  # fmt: skip
+            ratios = [own / full for own, full in zip(seconds[name, kind][1:], seconds[FULL, kind][1:])]
+            row |= {kind: median(ratios), f"{kind}_range": [min(ratios), max(ratios)], f"{kind}_seconds": median(seconds[name, kind][1:])}  # fmt: skip
         if memory:
             row |= {"train_memory": memory[name] / memory[FULL], "train_memory_bytes": memory[name]}
-        found.append(row | facts)
-    return found
+        table.append(row | settings)
+    return table
 
 
-def write_efficiency(folder: Path, found: list[dict[str, Any]]) -> None:
-    """Put the file beside a study's store, where `unipelt report` looks for it."""
-    write_whole(folder, {EFFICIENCY: json.dumps(found, indent=1).encode()})
+def write_efficiency(folder: Path, table: list[dict[str, Any]]) -> None:
+    """Write the table beside a study's store, where `unipelt report` looks for it."""
+    write_whole(folder, {EFFICIENCY: json.dumps(table, indent=1).encode()})
 
 
-def _rows(model: Any, batch: int, length: int) -> Batch:
-    """Random words, no padding."""
-    config, chance = model.config, torch.Generator().manual_seed(0)
-    ids = torch.randint(min(5, config.vocab_size - 1), config.vocab_size, (batch, length), generator=chance)
+def _random_batch(model: Any, batch: int, length: int) -> ModelInputs:
+    """A batch of random tokens without padding, with labels."""
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    ids = torch.randint(min(5, config.vocab_size - 1), config.vocab_size, (batch, length), generator=generator)
     if config.pad_token_id is None:
         config.pad_token_id = 0
     if config.eos_token_id is not None:
-        ids[:, -1] = config.eos_token_id  # where some bases pool
+        ids[:, -1] = config.eos_token_id  # some models pool at the eos token
     rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(batch) % 2}
     return {name: value.to(model.device) for name, value in rows.items()}
 

@@ -1,4 +1,4 @@
-"""What a study is to find out: a grid of runs, and which of them are trained together. Knows no torch."""
+"""The grid of runs of a study, and how runs are grouped into fleets. Imports no torch."""
 
 import hashlib
 import re
@@ -14,14 +14,25 @@ from unipelt.data.load import BUILT_IN, SUMMARIES
 from unipelt.errors import UserError, did_you_mean
 from unipelt.train.json_types import fits, in_words
 from unipelt.train.recipes import Recipe, check_rates, default_recipe, own_rates
-from unipelt.train.records import METRIC_FIELDS, BASELINES, SPLIT_FIELDS, FILES, FLAGS, FULL, GENERATION, RunConfig, RunKey, option_of
+from unipelt.train.records import (
+    BASELINES,
+    FILES,
+    FLAGS,
+    FULL,
+    GENERATION,
+    METRIC_FIELDS,
+    SPLIT_FIELDS,
+    RunConfig,
+    RunKey,
+    option_of,
+)
 
 METHODS = (
     FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",
     "unipelt-ap", "unipelt-apl", "unipelt-ap-nogate", "unipelt-apl-nogate", "mam",
 )  # fmt: skip
 SIZES: tuple[int | str, ...] = (100, 500, 1000, "all")
-LENGTHS = {
+TYPICAL_TOKENS = {
     "cola": 11,
     "sst2": 13,
     "stsb": 30,
@@ -30,24 +41,24 @@ LENGTHS = {
     "qnli": 50,
     "mrpc": 53,
     "rte": 70,
-}  # tokens, about
+}  # per example, about
 COLUMNS = (
     *FILES,
     *SPLIT_FIELDS,
     *METRIC_FIELDS,
     *GENERATION,
-)  # of a request: how files are read, rows are drawn and texts are written
+)  # fields of a RunConfig: how files are read and split, and how texts are generated
 NAMED = (*GLUE, BUILT_IN, SUMMARIES)  # tasks that know their own columns
 MOST_SEEDS = 10_000
 MOST_RATES = 5
 MOST_FOLDS = 20
-STEP = 3.0  # between one learning rate of a method and the next lower
-QUEUE = 4  # runs in a fleet, in widths: those that end early give their place to the rest
+RATE_FACTOR = 3.0  # ratio of consecutive learning rates of a method
+RUNS_PER_WIDTH = 4  # a fleet has 4 times as many runs as train at once: queued runs replace those that end early
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Every combination of these is a run. The defaults are the protocol of U (Mao et al. 2022, §4.1)."""
+    """Every combination of these is a run. The defaults are UniPELT's protocol (Mao et al. 2022, §4.1)."""
 
     tasks: Sequence[str] = tuple(GLUE)
     """GLUE tasks, built-in tasks (docstrings, docstring-summaries), files, or data sets on the Hub (owner/name)"""
@@ -71,7 +82,7 @@ class Grid:
         if not 1 <= self.rates <= MOST_RATES:
             raise UserError(f"--num-rates {self.rates}: expected 1 to {MOST_RATES}")
         if self.lr and self.rates > 1:
-            raise UserError(f"--num-rates {self.rates}: has no effect beside --lr; leave one of them out")
+            raise UserError(f"--num-rates {self.rates}: cannot be combined with --lr; give one of them")
         for method in map(canonical_method, self.methods):
             if method not in (FULL, *BASELINES):
                 spec.mixture(method)
@@ -85,26 +96,26 @@ class Grid:
             Recipe(lr=rate)
 
     def keys(self, hidden: int) -> list[RunKey]:
-        """The runs, in an order in which the first results come early: task by task within a size. hidden: the base's width."""
-        tasks, methods = [*map(placed, self.tasks)], [*map(canonical_method, self.methods)]
+        """The runs, task by task within a size, so that first results come early. hidden: hidden size of the base."""
+        tasks, methods = [*map(normalise_path, self.tasks)], [*map(canonical_method, self.methods)]
         found = (
             RunKey(task=task, k=k, method=method, seed=seed, lr=rate)
             for k in self.k
             for method in methods
             for task in tasks
             for seed in range(self.seeds)
-            for rate in rates_of(method, hidden, self.lr, self.rates)
+            for rate in learning_rates(method, hidden, self.lr, self.rates)
         )
         return list(dict.fromkeys(found))
 
 
 def canonical_method(method: str) -> str:
-    """The one way to write a method, so that equal runs have equal keys."""
+    """The canonical text of a method, so that equal runs have equal keys."""
     return method.strip() if method.strip() in (FULL, *BASELINES) else spec.spelling(method)
 
 
-def placed(task: str) -> str:
-    """The one way to name a task: a file by its path from here where it lies below, so that ./reviews.csv is reviews.csv."""
+def normalise_path(task: str) -> str:
+    """The canonical name of a task; a file: its path relative to the working directory if it is inside it, else absolute."""
     path, here = Path(task), Path.cwd()
     if task in NAMED or not path.exists():
         return task
@@ -112,13 +123,13 @@ def placed(task: str) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def rates_of(method: str, hidden: int, given: Sequence[float], rates: int) -> Sequence[float | None]:
+def learning_rates(method: str, hidden: int, given: Sequence[float], rates: int) -> Sequence[float | None]:
     """The learning rates of a method: those given, else its own and `rates` − 1 lower ones; a baseline has none. hidden: the
     base's width."""
     if method in BASELINES:
         return [None]
-    own = default_recipe(method, hidden, 1).lr
-    return given or [float(f"{own / STEP**step:.2g}") for step in range(rates)]
+    default = default_recipe(method, hidden, 1).lr
+    return given or [float(f"{default / RATE_FACTOR**step:.2g}") for step in range(rates)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,50 +165,50 @@ class StudyConfig:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a study's results depend on: its store belongs to these."""
+        """The options that all runs of a study share, on which its results depend."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "data_dir"}
 
     def config(self, key: RunKey) -> RunConfig:
-        """What is asked of one run; options of files and of GLUE go to the tasks that take them."""
+        """The configuration of one run; options of files and of GLUE go to the tasks that take them."""
         given = {"data_dir": self.data_dir, **self.columns}
-        own = {name: value for name, value in given.items() if _takes(key.task, name)}
+        taken = {name: value for name, value in given.items() if _takes(key.task, name)}
         return RunConfig(
             model=self.model, task=key.task, k=key.k, method=key.method, seed=key.seed, pooling=self.pooling, head=self.head,
             folds=self.folds,
-            recipe=own_rates(key.method, {**self.recipe, "lr": key.lr}), **own,
+            recipe=own_rates(key.method, {**self.recipe, "lr": key.lr}), **taken,
         )  # fmt: skip
 
 
 def _takes(task: str, option: str) -> bool:
-    """Whether an option is one of the task's: GLUE has a folder, files have columns, all have rows that are drawn."""
+    """Whether a task takes an option: GLUE has a folder, files have columns, every task has splits."""
     if option in GENERATION:
         return task not in (*GLUE, BUILT_IN)
     return option in (*SPLIT_FIELDS, *METRIC_FIELDS) or (task in GLUE if option == "data_dir" else task not in NAMED)
 
 
-def in_fleets(
+def group_into_fleets(
     keys: Iterable[RunKey], width: int, mixed: bool, kind: Callable[[RunKey], str] = lambda key: ""
 ) -> dict[str, list[RunKey]]:
-    """Group runs into fleets of one method, size and kind of task, a few widths long; full fine-tuning alone.
+    """Group runs into fleets of one method, size and kind of task; each run of full fine-tuning is a fleet of one.
 
-    mixed: tasks side by side, those of like lengths together. A GPU has room for them; on a CPU the shorter task would
-    only pay for the longer one's padding.
+    width: runs that train at once. mixed: put tasks of similar length into one fleet; for GPUs only, because on a CPU the
+    padding would cost more.
     """
     groups: dict[tuple, list[RunKey]] = {}
     keys = list(keys)
-    for key in sorted(keys, key=lambda key: LENGTHS.get(key.task, 0)) if mixed else keys:
-        apart: tuple = (key.task, key.seed, key.lr) if key.full else () if mixed else (key.task,)
-        groups.setdefault((key.k, key.method, kind(key), *apart), []).append(key)
+    for key in sorted(keys, key=lambda key: TYPICAL_TOKENS.get(key.task, 0)) if mixed else keys:
+        separate: tuple = (key.task, key.seed, key.lr) if key.full else () if mixed else (key.task,)
+        groups.setdefault((key.k, key.method, kind(key), *separate), []).append(key)
     fleets = {}
     for group in groups.values():
-        for start in range(0, len(group), width * QUEUE):
-            chosen = group[start : start + width * QUEUE]
+        for start in range(0, len(group), width * RUNS_PER_WIDTH):
+            chosen = group[start : start + width * RUNS_PER_WIDTH]
             fleets[fleet_name(chosen)] = chosen
     return fleets
 
 
 def fleet_name(keys: Sequence[RunKey]) -> str:
-    """A folder's name for the runs of a fleet: `lora-100-seed0-3f2a91`, the last part a digest of all of them."""
+    """A folder name for the runs of a fleet, such as `lora-100-seed0-3f2a91`; it ends with a digest of all runs."""
     first, digest = keys[0], hashlib.sha256("\n".join(key.id for key in keys).encode()).hexdigest()[:8]
     seeds = {key.seed for key in keys}
     seed = f"seed{first.seed}" if len(seeds) == 1 else f"{len(seeds)}-seeds"
@@ -205,30 +216,30 @@ def fleet_name(keys: Sequence[RunKey]) -> str:
 
 
 def file_name(text: str) -> str:
-    """A text as part of a file's name: `lora(r=2)` is `lora-r=2`."""
+    """A text as part of a file name: `lora(r=2)` becomes `lora-r=2`."""
     return re.sub(r"[^\w.=]+", "-", text).strip("-.")[:80]
 
 
 def parse_options(given: dict[str, Any]) -> tuple[Grid, StudyConfig]:
-    """The options of a study, by their names, put where they belong; others are passed over.
+    """Split options by name into a Grid and a StudyConfig; unknown ones are ignored.
 
-    Raises UserError for an option that none of the tasks takes.
+    Raises UserError for an option that no task takes.
     """
-    kinds = (get_type_hints(Grid), get_type_hints(StudyConfig), get_type_hints(Recipe).keys() - {"lr"}, COLUMNS)
-    grid, setting, recipe, columns = ({name: given[name] for name in names if name in given} for names in kinds)
+    names_of = (get_type_hints(Grid), get_type_hints(StudyConfig), get_type_hints(Recipe).keys() - {"lr"}, COLUMNS)
+    grid, config, recipe, columns = ({name: given[name] for name in names if name in given} for names in names_of)
     plan = Grid(**grid)
     check_rates([*plan.methods], recipe)
     for name in (one for one in given if one in ("data_dir", *COLUMNS)):
         if not any(_takes(task, name) for task in plan.tasks):
             what = "GLUE tasks" if name == "data_dir" else "files"
             raise UserError(
-                f"{option_of(name)} is for {what}, and --data {' '.join(plan.tasks)} has none; leave it out"
+                f"{option_of(name)} is for {what} only, and --data {' '.join(plan.tasks)} names none; remove it"
             )
-    return plan, StudyConfig(**setting, recipe=recipe, columns=columns)
+    return plan, StudyConfig(**config, recipe=recipe, columns=columns)
 
 
 def read_plan(path: str) -> dict[str, Any]:
-    """The options of a TOML file, named as on the command line, with underscores for dashes."""
+    """Read the options of a TOML file; they have the names of the command line, with underscores for dashes."""
     try:
         given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

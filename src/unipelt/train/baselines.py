@@ -32,7 +32,7 @@ from unipelt.train.predictor import Predictor, TablePredictor
 from unipelt.train.recipes import BALANCED
 from unipelt.train.records import BASELINES, RunConfig, RunRecord
 from unipelt.train.runs import FinishedRun
-from unipelt.train.setup import DatasetCache, check_identity, device_of, load_tuned, majority, pooling_of
+from unipelt.train.setup import DatasetCache, check_identity, device_of, load_and_attach, majority, pooling_of
 from unipelt.train.text_features import FEATURES, Frozen, TextFeatures
 
 FORMAT = 1
@@ -112,7 +112,7 @@ class Baseline(TablePredictor):
 def frozen_base(config: RunConfig, task: Task, device: torch.device, max_length: int) -> Frozen:
     """The base of a run with what its head reads. Raises UserError where it cannot be loaded."""
     plain = replace(config, method="head", head="train", recipe={})
-    model, tokenizer, _, identity = load_tuned(plain, task, outputs=task.outputs, seeds=[0], device=device)
+    model, tokenizer, _, identity = load_and_attach(plain, task, outputs=task.outputs, seeds=[0], device=device)
     pooling = pooling_of(config) if task.pooled else "model"
     return Frozen(model, tokenizer, task, max_length, config.model, pooling, identity)
 

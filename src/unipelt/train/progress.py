@@ -100,8 +100,8 @@ def tensors_header(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged or not readable ({error})") from None
 
 
-def in_time(seconds: float) -> str:
-    """Seconds, minutes or hours in two digits."""
+def format_duration(seconds: float) -> str:
+    """A duration in seconds, minutes or hours, with two digits."""
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.2g} {unit}" if seconds < 100 * size else f"{seconds / size:.0f} {unit}"

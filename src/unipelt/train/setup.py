@@ -23,7 +23,7 @@ from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.frozen import StateCache, find_frozen
 from unipelt.train.recipes import BALANCED, default_recipe
-from unipelt.train.records import METRIC_FIELDS, SPLIT_FIELDS, FILES, FULL, GENERATION, RunConfig, RunRecord
+from unipelt.train.records import FILES, FULL, GENERATION, METRIC_FIELDS, SPLIT_FIELDS, RunConfig, RunRecord
 from unipelt.train.runs import Plan
 
 DATASET_FIELDS = ("task", "data_dir", *FILES, *METRIC_FIELDS)  # fields of a RunConfig that determine its data set

@@ -92,7 +92,11 @@ def _linears(
     linears, rest = peft_linears.split_keys(model, config, tensors, folder)
 
     def values(tuned: MixtureState) -> dict[str, Tensor]:
-        return {n: value for attached in attached_changes(tuned) for n, value in peft_linears.values_of(linears, attached).items()}
+        return {
+            n: value
+            for attached in attached_changes(tuned)
+            for n, value in peft_linears.values_of(linears, attached).items()
+        }
 
     return tuple(peft_linears.changes(stacks, model, linears, folder)), values, rest
 

@@ -109,7 +109,9 @@ def _reasons(tuned: MixtureState, found: list[AttachedChange]) -> Callable[[Atta
     return reason
 
 
-def _lora(model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]) -> Method:
+def _lora(
+    model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]
+) -> Method:
     is_dora = isinstance(found[0].change.form, spec.Dora)
     dropouts = {getattr(attached.change.form, "dropout", 0.0) for attached in found}
     if len(dropouts) > 1:
@@ -143,7 +145,9 @@ def _lora(model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChang
     return config, tensors
 
 
-def _ia3(model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]) -> Method:
+def _ia3(
+    model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]
+) -> Method:
     vectors = {}
     for attached in found:
         form: Any = attached.bound.form
@@ -168,7 +172,9 @@ def _ia3(model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange
     return config, {f"{path}.ia3_l": one.vector for path, one in vectors.items()}
 
 
-def _prompt(model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]) -> Method:
+def _prompt(
+    model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]
+) -> Method:
     stacks = find_stacks(model, tuned.options["stacks"])
     expected = first_of(model, stacks)
     if any(attached.change.form.first != expected for attached in found):  # type: ignore[union-attr]
@@ -186,7 +192,9 @@ def _prompt(model: PreTrainedModel, tuned: MixtureState, found: list[AttachedCha
     return config, {KEY: vectors}
 
 
-def _prefix(model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]) -> Method:
+def _prefix(
+    model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]
+) -> Method:
     layout = PrefixLayout(model, find_stacks(model, tuned.options["stacks"]))
     _, state = folded(tuned)
     key, value = (
