@@ -1,4 +1,4 @@
-"""The one family of errors that a user's mistake raises: what came, what was expected, what to do."""
+"""Errors for mistakes of a user. A message says what was given, what was expected, and what to do."""
 
 import difflib
 import re
@@ -10,11 +10,11 @@ class UserError(Exception):
 
 
 class SpecError(UserError):
-    """A mixture that is misspelt or unlawful."""
+    """A mixture that is misspelt, or whose changes are not compatible with their sites."""
 
 
 class SiteError(UserError):
-    """A base model that does not have what a change asks for."""
+    """A base model that lacks what a change needs."""
 
 
 class DataError(UserError):

@@ -98,7 +98,7 @@ def test_relative_positions_belong_to_no_run(preset: str):
         ("unipelt-apl(pool='tokens')", r"did you mean 'token'"),
         ("parallel-adapter(reads='rezidual')", r"did you mean 'residual'"),
         ("compacter(bottleneck=6)", r"size must be a multiple of terms"),
-        ("full", r"'full': refused, because full fine-tuning is not a change"),
+        ("full", r"'full' is not a mixture: full fine-tuning trains the base itself"),
         ("adapter(layers=[-1])", r"expected whole numbers from 0"),
         ("adapter(layers=[])", r"layers=\[\]: expected whole numbers from 0, one at least"),
         ("adapter(layers=[True])", r"layers=\[True\]: expected whole numbers from 0"),

@@ -148,7 +148,7 @@ def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> di
 
 
 def train_head(state: MixtureState, policy: str) -> None:
-    """Set what of the head trains; `paper`, as U's code: all with an adapter, its bias alone with BitFit, else nothing."""
+    """Set what of the head trains; `paper`, as UniPELT's code: all of it with an adapter, only its bias with BitFit, else nothing."""
     forms = {change.form.name for change in state.mixture.changes}
     if policy == "paper":
         adapted = forms & {"bottleneck", "kronecker"} or not forms

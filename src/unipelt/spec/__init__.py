@@ -1,10 +1,10 @@
-"""What a mixture is. This room imports nothing but the standard library: no torch, no transformers."""
+"""What a mixture is. This package imports only the standard library: no torch, no transformers."""
 
 from unipelt.spec.change import Change, Gate, Learned, Mixture, Weight
 from unipelt.spec.compatibility import RULES, equation
 from unipelt.spec.forms import FORMS, Bias, Bottleneck, Dora, Form, Kronecker, LowRank, Norm, Prefix, Prompt, Scaling
 from unipelt.spec.location import Location
-from unipelt.spec.presets import DEFAULT, PRESETS, mixture, settings, spelling
+from unipelt.spec.presets import DEFAULT, PRESETS, canonical, mixture, settings
 
 __all__ = [
     "DEFAULT",
@@ -27,8 +27,8 @@ __all__ = [
     "Prompt",
     "Scaling",
     "Weight",
+    "canonical",
     "equation",
     "mixture",
     "settings",
-    "spelling",
 ]

@@ -23,9 +23,9 @@ class Gate:
     pool: Literal["auto", "token", "prompt", "reference"] = "auto"
     """auto: the mean over real tokens of an encoder's stream, each token for itself in a causal one; token: each token
     for itself; prompt: in a causal stream, the mean over the prompt's real tokens, which later tokens keep; reference: the
-    mean over all positions, padding included, as U's code"""
+    mean over all positions, padding included, as in UniPELT's own code"""
     group: str = ""
-    """gates of one group share one softmax over their changes: U's central gate"""
+    """gates of one group share one softmax over their changes: UniPELT's central gate"""
 
 
 @dataclass(frozen=True, kw_only=True)

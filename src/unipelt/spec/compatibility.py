@@ -108,27 +108,30 @@ def kind_of_weight(weight: Any) -> str:
 def equation(form: Any, site: str, reads: str, weight: Any, pre_norm: bool | None = None) -> str:
     """The equation of a combination, on a pre-LN model or not, on both if that is not said. Raises SpecError with the reason
     where there is none."""
-    place = LINEARS if site.startswith(LINEARS) else site
-    if place not in SITES:
+    site_kind = LINEARS if site.startswith(LINEARS) else site
+    if site_kind not in SITES:
         raise SpecError(f"site={site!r}: {did_you_mean(site, SITES)}")
-    if place == LINEARS and site == LINEARS:
+    if site_kind == LINEARS and site == LINEARS:
         raise SpecError(f"site={site!r}: expected a name after the colon, such as 'linear:all-linear'")
     if reads not in READS:
         raise SpecError(f"reads={reads!r}: {did_you_mean(reads, READS)}")
     kind = kind_of_weight(weight)
     function = getattr(form, "function", None)
     fitting = [
-        law
-        for law in RULES
-        if form.name in law.forms and place in law.sites and reads in law.reads and law.function in (None, function)
+        rule
+        for rule in RULES
+        if form.name in rule.forms
+        and site_kind in rule.sites
+        and reads in rule.reads
+        and rule.function in (None, function)
     ]
-    for law in fitting:
-        if kind in law.weights:
-            return law.text if pre_norm is None else law.pre_norm if pre_norm and law.pre_norm else law.equation
+    for rule in fitting:
+        if kind in rule.weights:
+            return rule.text if pre_norm is None else rule.pre_norm if pre_norm and rule.pre_norm else rule.equation
     if fitting:
         group = kind == "group" and "gate" in fitting[0].weights
         reason = REFUSALS["any", "group" if group else "learned" if kind == "learned" else "gate"]
-    elif (form.name, reads) in REFUSALS and place in PROJECTIONS:
+    elif (form.name, reads) in REFUSALS and site_kind in PROJECTIONS:
         reason = REFUSALS[form.name, reads]
     else:
         reason = REFUSALS.get((form.name, "elsewhere"), REFUSALS["any", "elsewhere"])

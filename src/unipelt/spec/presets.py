@@ -13,7 +13,7 @@ from unipelt.spec.forms import Bias, Bottleneck, Dora, Kronecker, LowRank, Norm,
 Layers = tuple[int, ...] | None
 PRESETS: dict[str, Callable[..., Mixture]] = {}
 DEFAULT = "unipelt-apl"
-RANGE = re.compile(r"\d+-\d+")  # of layers, written without quotes
+LAYER_RANGE = re.compile(r"\d+-\d+")  # of layers, written without quotes
 
 
 def preset(name: str):
@@ -182,7 +182,7 @@ def _unipelt(
     gate = Gate(pool=pool)  # type: ignore[arg-type]
     changes = [_pfeiffer(bottleneck, gate, layers, init), _prefix(length, mlp, gate, layers)]
     if low_rank:
-        form = LowRank(r=r, alpha=float(r))  # a scale of 1: the gate takes its place
+        form = LowRank(r=r, alpha=float(r))  # α/r = 1: the gate is the scale
         changes += [_lora(form, site, gate, layers) for site in ("query", "value")]
     return Mixture(tuple(changes))
 
@@ -256,7 +256,7 @@ def unipelt_central(
 def mixture(text: "str | Mixture") -> Mixture:
     """The mixture that a text names: `lora`, `lora(r=16)`, `unipelt-apl(prefix=20, bottleneck=64)`.
 
-    Raises SpecError for a misspelt preset or option, with the nearest right names.
+    Raises SpecError for a misspelt preset or option; the message names similar ones.
     """
     if isinstance(text, Mixture):
         return text
@@ -274,12 +274,12 @@ def mixture(text: "str | Mixture") -> Mixture:
 
 
 def _call(text: str) -> tuple[str, dict[str, object]]:
-    """The preset that a text names, and the options that it gives. Raises SpecError as `mixture` does."""
+    """The name of the preset in a text, and the options given there. Raises SpecError as `mixture` does."""
     name, _, options = text.strip().partition("(")
     name = name.strip()
     if name == "full":
         raise SpecError(
-            "'full': refused, because full fine-tuning is not a change to a frozen base but a way of training; use `unipelt train --method full`"
+            "'full' is not a mixture: full fine-tuning trains the base itself; use `unipelt train --method full`, or train the model without attach"
         )
     if name not in PRESETS:
         raise SpecError(f"preset {name!r}: {did_you_mean(name, [*PRESETS, 'full'])}")
@@ -295,18 +295,18 @@ def _call(text: str) -> tuple[str, dict[str, object]]:
 
 
 def settings(text: str) -> dict[str, object]:
-    """The options of the preset that a text names, the defaults of those that it does not give included."""
+    """All options of the preset that a text names: those given, and the defaults of the others."""
     name, given = _call(text)
     known = inspect.signature(PRESETS[name]).parameters
     return {option: parameter.default for option, parameter in known.items()} | given
 
 
-def spelling(text: str) -> str:
-    """The one way to write a preset and its options: `lora( alpha=4,r=2 )` is `lora(r=2, alpha=4)`."""
+def canonical(text: str) -> str:
+    """The canonical text of a preset and its options: `lora( alpha=4,r=2 )` becomes `lora(r=2, alpha=4)`."""
     name, given = _call(text)
     order = [option for option in inspect.signature(PRESETS[name]).parameters if option in given]
-    said = [str(given[o]) if RANGE.fullmatch(str(given[o])) else repr(given[o]) for o in order]
-    options = ", ".join(f"{option}={value}" for option, value in zip(order, said))
+    values = [str(given[o]) if LAYER_RANGE.fullmatch(str(given[o])) else repr(given[o]) for o in order]
+    options = ", ".join(f"{option}={value}" for option, value in zip(order, values))
     return f"{name}({options})" if options else name
 
 

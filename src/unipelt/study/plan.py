@@ -111,7 +111,7 @@ class Grid:
 
 def canonical_method(method: str) -> str:
     """The canonical text of a method, so that equal runs have equal keys."""
-    return method.strip() if method.strip() in (FULL, *BASELINES) else spec.spelling(method)
+    return method.strip() if method.strip() in (FULL, *BASELINES) else spec.canonical(method)
 
 
 def normalise_path(task: str) -> str:

@@ -1,7 +1,7 @@
 """The study of the unified view on generated text: methods and settings of He et al. 2022, arXiv:2110.04366 (M).
 
-Here it runs on the built-in task with smollm2. Where a machine has M's data and models, `--data EdinburghNLP/xsum` and
-`--data wmt/wmt16/ro-en` take the settings of M's own scripts, so far as they are not given.
+Here it runs on the built-in task with smollm2. Where a machine has the paper's data and models, `--data EdinburghNLP/xsum` and
+`--data wmt/wmt16/ro-en` take the settings of the paper's scripts (He et al. 2022), unless options give others.
 """
 
 from typing import Any
@@ -28,11 +28,11 @@ PAPER: dict[str, dict[str, Any]] = {
         "metric": "loss",
     },
 }  # fmt: skip
-"""by data set: what M's scripts set; they choose the epochs by steps (100,000 and 50,000), so --epochs is the user's"""
+"""by data set: the settings of the scripts of He et al. 2022; they choose the epochs by steps (100,000 and 50,000), so --epochs is the user's"""
 
 
 def unified_options(given: dict[str, Any]) -> dict[str, Any]:
-    """What is given, then M's settings of its own data set, then this study's defaults."""
+    """The given options, then the paper's settings of the data set, then this study's defaults."""
     tasks = given.get("tasks", DEFAULTS["tasks"])
     paper = PAPER.get(tasks[0], {}) if len(tasks) == 1 else {}
     return DEFAULTS | paper | given

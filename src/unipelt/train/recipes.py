@@ -144,7 +144,7 @@ def check_rates(methods: list[str], given: dict[str, Any]) -> None:
             raise UserError(f"--{name.replace('_', '-')}: {', '.join(methods)[:200]} {has}")
 
 
-# Peak learning rates: for a base of 512 hidden units or more those of a third party's script that cites U (REFERENCE.md,
+# Peak learning rates: for a base of 512 hidden units or more those of a third party's script that cites UniPELT (REFERENCE.md,
 # section 2); for a smaller one what MiniLM's validation sets chose (experiments/LOG.md).
 RATES: dict[str, tuple[float, float]] = {
     "full": (2e-5, 1e-4),
@@ -166,7 +166,7 @@ RATES: dict[str, tuple[float, float]] = {
 KIND_RATES: dict[str, dict[str, float]] = {}
 """by preset: rates of kinds of parameters, such as {"lr_head": 1e-3}; so far none was better than one rate beyond chance"""
 SMALL = 512  # hidden units
-# most examples, epochs, epochs between evaluations: U names none, these are ours; at K = 100 an evaluation on 1,000
+# most examples, epochs, epochs between evaluations: UniPELT names none, these are ours; at K = 100 an evaluation on 1,000
 # validation examples costs four epochs
 EPOCHS = ((100, 50, 2), (500, 25, 1), (1000, 20, 1), (5000, 10, 1))
 MANY = (3, 1)  # beyond
