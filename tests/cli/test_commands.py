@@ -116,9 +116,7 @@ def test_pairs_and_numbers(run, train_words, tmp_path: Path):
     given, answered = table(data.read_text()), table(run("predict", tmp_path / "run", "--data", data).out)
     assert all(math.isfinite(float(row.pop("prediction"))) for row in answered)
     assert answered == given, "every column of the user's stays as it was"
-    assert (
-        "regression predicts no class per example" in run("predict", tmp_path / "run", "--data", data, "--proba").line
-    )
+    assert "regression has no class probabilities" in run("predict", tmp_path / "run", "--data", data, "--proba").line
     single = write_reviews(tmp_path / "single.csv", labels=False)
     assert "no column 'other', which the run was trained on" in run("predict", tmp_path / "run", "--data", single).line
 

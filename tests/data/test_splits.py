@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unipelt.data import Dataset, Examples, split
-from unipelt.data.splits import FEWEST, LARGEST_TEST
+from unipelt.data.splits import LARGEST_TEST, MIN_EXAMPLES
 from unipelt.errors import DataError
 
 
@@ -83,7 +83,7 @@ def test_no_text_and_no_group_stands_in_two_sets(train_rows, test, authors, stra
 
 
 def test_all_keeps_a_tenth_up_to_the_size_asked():
-    for count, validation in ((500, 50), (50, FEWEST), (30_000, 1000)):
+    for count, validation in ((500, 50), (50, MIN_EXAMPLES), (30_000, 1000)):
         parts = split(made(count), "all", seed=0)
         assert (len(parts.train), len(parts.validation)) == (count - validation, validation)
     assert len(split(made(30_000), "all", seed=0, validation_rows=200).validation) == 200
@@ -113,7 +113,7 @@ def test_a_validation_set_of_its_own_is_used_whole():
 def test_a_test_set_is_held_out_in_proportion(count, shares):
     dataset = made(count, shares=shares, test=0)
     parts = split(dataset, "all", seed=0)
-    wanted = max(FEWEST, min(LARGEST_TEST, count // 5))
+    wanted = max(MIN_EXAMPLES, min(LARGEST_TEST, count // 5))
     whole, held = Counter(dataset.train.targets), Counter(parts.test.targets)
     counts = {label: (held[label], wanted * number / count) for label, number in whole.items()}
     assert len(parts.test) == count // 5 or wanted == len(parts.test)

@@ -271,7 +271,7 @@ def test_an_encoder_writes_no_text(tmp_path: Path):
 
     model = tiny.build("bert", "base")
     model.save_pretrained(tmp_path / "bert")
-    with pytest.raises(UserError, match="bert writes no text; take a causal base"):
+    with pytest.raises(UserError, match="bert cannot generate text; use a causal"):
         Generation.load(_task(tmp_path), str(tmp_path / "bert"))
 
 

@@ -1,8 +1,8 @@
 """Train, validation and test examples: the low-resource protocol of UniPELT.          Mao et al. 2022, arXiv:2110.07577, §4.1
 
-Train is shuffled by the seed; its first K examples train, the next ones validate, GLUE's own validation set is the test set.
-A data set without a test set gives up a fifth of its examples first, the same for every seed. Examples of one group, or of one
-text, are never in two of the sets.
+The training examples are shuffled by the seed; the first K are the training set, the next ones the validation set; GLUE's own
+validation set is the test set. If a data set has no test set, a fifth of its examples (at most 1,000) is held out first, the
+same for every seed. Examples of one group, or of one text, are never in two of the sets.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from unipelt.data.examples import Dataset, Examples
 from unipelt.data.folds import assign_folds, check_classes, check_folds
 from unipelt.errors import DataError
 
-FEWEST = 10  # validation or test examples: with fewer, one example moves a metric by over a tenth
+MIN_EXAMPLES = 10  # validation or test examples: with fewer, one example moves a metric by over a tenth
 LARGEST_TEST = 1000  # examples held out of a data set without a test set, as many as the protocol's validation set
 TEST_SEED = 0  # one test set for every seed, as GLUE has
 
@@ -58,12 +58,15 @@ def split(
         raise DataError(f"seed {seed!r}, expected a whole number from 0")
     if train_rows != "all" and (isinstance(train_rows, bool) or not isinstance(train_rows, int) or train_rows < 1):
         raise DataError(f"--train-rows {train_rows}: expected a whole number from 1, or all")
-    if validation_rows < FEWEST:
+    if validation_rows < MIN_EXAMPLES:
         raise DataError(
-            f"--validation-rows {validation_rows}: expected {FEWEST} or more; with fewer, one example moves a metric by over a tenth"
+            f"--validation-rows {validation_rows}: expected {MIN_EXAMPLES} or more; with fewer, one example moves a metric by over a tenth"
         )
     if train_rows == "all" and not dataset.complete:
-        notes.append(f"{name} has {len(dataset.train)} training examples, a subset: all of them are not the paper's.")
+        notes.append(
+            f"{name} has {len(dataset.train)} training examples, a subset of the published data; "
+            "results with --train-rows all cannot be compared with the paper's."
+        )
     _check_sets(dataset)
     if stratify and dataset.classes is None:
         stratify = False
@@ -76,21 +79,21 @@ def split(
         pool, test, note = hold_out(dataset, stratify)
         notes.append(note)
 
-    spare = FEWEST if dataset.validation is None else 0  # examples of the pool that cannot train
-    if len(pool) <= spare:
-        raise DataError(f"{name} has {len(pool)} training examples, expected more than {spare}; add examples")
+    min_validation = MIN_EXAMPLES if dataset.validation is None else 0  # examples of the pool that cannot train
+    if len(pool) <= min_validation:
+        raise DataError(f"{name} has {len(pool)} training examples, expected more than {min_validation}; add examples")
     count = len(pool) if train_rows == "all" else train_rows
-    if train_rows != "all" and count > len(pool) - spare:
-        reserved = f", and {spare} of them are kept for validation" if spare else ""
+    if train_rows != "all" and count > len(pool) - min_validation:
+        reserved = f", and {min_validation} of them are kept for validation" if min_validation else ""
         raise DataError(
-            f"--train-rows {count}: {name} has {len(pool)} training examples{reserved}; expected up to {len(pool) - spare}"
+            f"--train-rows {count}: {name} has {len(pool)} training examples{reserved}; expected up to {len(pool) - min_validation}"
         )
-    units, fixed = ordered(pool, seed, pool.targets if dataset.classes else None, stratify)
+    groups, fixed = ordered(pool, seed, pool.targets if dataset.classes else None, stratify)
     if train_rows == "all":
-        wanted = max(spare, min(validation_rows, len(pool) // 10)) if spare else 0
-        taken, rest = last_of(units, wanted, fixed) if wanted else ([index for unit in units for index in unit], [])
+        wanted = max(min_validation, min(validation_rows, len(pool) // 10)) if min_validation else 0
+        taken, rest = last_of(groups, wanted, fixed) if wanted else ([index for group in groups for index in group], [])
     else:
-        taken, rest = first_of(units, count)
+        taken, rest = first_of(groups, count)
     validation = dataset.validation
     if validation is None and not (taken and rest):
         smaller = "" if train_rows == "all" else ", or take smaller --train-rows"
@@ -108,7 +111,7 @@ def split(
                 f"{len(validation)} examples validate instead of {validation_rows}: {name} has no more of them."
             )
     for part, what in ((validation, "validation"), (test, "test")):
-        if part is not None and len(part) < FEWEST and not (folds and part is test):
+        if part is not None and len(part) < MIN_EXAMPLES and not (folds and part is test):
             plural = "s" * (len(part) > 1)
             notes.append(f"{name} has {len(part)} {what} example{plural}: one example moves a metric by over a tenth.")
     notes += _overlaps(name, train, validation, test)
@@ -140,17 +143,17 @@ def hold_out(dataset: Dataset, stratify: bool = False) -> tuple[Examples, Exampl
     Each class gives its share, with groups only where `stratify` asks for it. Raises DataError for fewer than 30 examples.
     """
     name, examples = dataset.name, dataset.train
-    if len(examples) < 3 * FEWEST:
+    if len(examples) < 3 * MIN_EXAMPLES:
         raise DataError(
-            f"{name} has {len(examples)} examples and no test set; give a --test file, or at least {3 * FEWEST} examples"
+            f"{name} has {len(examples)} examples and no test set; give a --test file, or at least {3 * MIN_EXAMPLES} examples"
         )
     balanced = stratify or examples.groups is None
-    units, fixed = ordered(examples, TEST_SEED, examples.targets if dataset.classes else None, balanced)
-    rest, chosen = last_of(units, max(FEWEST, min(LARGEST_TEST, len(examples) // 5)), fixed)
-    if len(chosen) < FEWEST or not rest:
+    groups, fixed = ordered(examples, TEST_SEED, examples.targets if dataset.classes else None, balanced)
+    rest, chosen = last_of(groups, max(MIN_EXAMPLES, min(LARGEST_TEST, len(examples) // 5)), fixed)
+    if len(chosen) < MIN_EXAMPLES or not rest:
         raise DataError(
             f"{name} has no test set, and {len(chosen)} of its {len(examples)} examples can be held out if each class is to "
-            f"train; expected {FEWEST}: give a --test file{', or leave out --group-column' if examples.groups else ''}"
+            f"train; expected {MIN_EXAMPLES}: give a --test file{', or leave out --group-column' if examples.groups else ''}"
         )
     held = {examples.keys[index] for index in chosen}
     train = [index for index in sorted(rest) if examples.keys[index] not in held]
@@ -170,62 +173,63 @@ def shuffled(length: int, seed: int) -> list[int]:
 def ordered(
     examples: Examples, seed: int, classes: Sequence[int] | None, stratify: bool
 ) -> tuple[list[list[int]], int]:
-    """Units in the order of the seed, and how many at the beginning must train. Examples of one group, or of one text, are a unit.
+    """Groups of examples in the order of the seed, and how many at the beginning must train. Examples
+    of one text are a group too.
 
-    classes: the class of each example; the only unit of a class must train. stratify: unit i of a class with n stands at
+    classes: the class of each example; the only group of a class must train. stratify: group i of a class with n stands at
     (i + u) / n of the way, where u in (0, 1) is drawn for each class (systematic sampling), so that each beginning of the order
-    has each class's share of it; the first unit of every class must train.
+    has each class's share of it; the first group of every class must train.
     """
     found: dict[str, list[int]] = {}
     names = examples.groups or examples.keys
     for index in shuffled(len(examples), seed):
         found.setdefault(names[index], []).append(index)
-    units = list(found.values())
+    groups = list(found.values())
     if classes is None:
-        return units, 1
-    owner = [Counter(classes[index] for index in unit).most_common(1)[0][0] for unit in units]
+        return groups, 1
+    owner = [Counter(classes[index] for index in group).most_common(1)[0][0] for group in groups]
     sizes: Counter[int] = Counter()
-    for unit, label in zip(units, owner):
-        sizes[label] += len(unit)
+    for group, label in zip(groups, owner):
+        sizes[label] += len(group)
     number = Counter(owner)
     stream = Random(seed)
     offset = {label: stream.random() for label in sorted(sizes)}
     before: Counter[int] = Counter()
     positions = []
-    for unit, label in zip(units, owner):
+    for group, label in zip(groups, owner):
         must_train = number[label] == 1 or (stratify and not before[label])
-        share = (before[label] + offset[label] * len(unit)) / sizes[label] if stratify else 0.0
+        share = (before[label] + offset[label] * len(group)) / sizes[label] if stratify else 0.0
         positions.append(-1.0 if must_train else share)
-        before[label] += len(unit)
-    order = sorted(range(len(units)), key=positions.__getitem__)
-    return [units[i] for i in order], max(1, positions.count(-1.0))
+        before[label] += len(group)
+    order = sorted(range(len(groups)), key=positions.__getitem__)
+    return [groups[i] for i in order], max(1, positions.count(-1.0))
 
 
-def first_of(units: list[list[int]], count: int) -> tuple[list[int], list[int]]:
-    """The first `count` examples, and those behind them; what else is of the last unit is in neither."""
+def first_of(groups: list[list[int]], count: int) -> tuple[list[int], list[int]]:
+    """The first `count` examples, and those behind them; the rest of a group that is cut is dropped."""
     taken: list[int] = []
-    for number, unit in enumerate(units):
-        taken += unit
+    for number, group in enumerate(groups):
+        taken += group
         if len(taken) >= count:
-            return taken[:count], [index for later in units[number + 1 :] for index in later]
+            return taken[:count], [index for later in groups[number + 1 :] for index in later]
     return taken, []
 
 
-def last_of(units: list[list[int]], count: int, fixed: int) -> tuple[list[int], list[int]]:
-    """(others, the last units of together about `count` examples), where the first `fixed` units are others.
+def last_of(groups: list[list[int]], count: int, fixed: int) -> tuple[list[int], list[int]]:
+    """(others, the last groups of together about `count` examples), where the first `fixed` groups are others.
 
-    The smallest unit where each has more examples.
+    If every group has more examples, the smallest one.
     """
     chosen: set[int] = set()
     size = 0
-    for number in range(len(units) - 1, fixed - 1, -1):
-        if size < count and size + len(units[number]) <= count + count // 2:
+    for number in range(len(groups) - 1, fixed - 1, -1):
+        if size < count and size + len(groups[number]) <= count + count // 2:
             chosen.add(number)
-            size += len(units[number])
-    if not chosen and len(units) > fixed:
-        chosen = {min(range(fixed, len(units)), key=lambda number: len(units[number]))}
-    others = [index for number, unit in enumerate(units) if number not in chosen for index in unit]
-    return others, [index for number in sorted(chosen) for index in units[number]]
+            size += len(groups[number])
+    if not chosen and len(groups) > fixed:
+        chosen = {min(range(fixed, len(groups)), key=lambda number: len(groups[number]))}
+    others = [index for number, group in enumerate(groups) if number not in chosen for index in group]
+    return others, [index for number in sorted(chosen) for index in groups[number]]
 
 
 def _check_sets(dataset: Dataset) -> None:
@@ -262,7 +266,7 @@ def _check_sample(dataset: Dataset, train: Examples, seed: int, everything: bool
 
 
 def _overlaps(name: str, train: Examples, validation: Examples, test: Examples | None) -> list[str]:
-    """Notes on examples of one set whose text or group another set has; only sets that were given as such can share them."""
+    """Notes on examples of one set whose text or group another set has; possible only if the user gave the sets as files."""
     notes = []
     for part, what, other, whose in (
         (train, "training", test, "test"), (validation, "validation", train, "training"), (validation, "validation", test, "test"),

@@ -1,4 +1,7 @@
-"""The interface of a task: everything that depends on what is predicted. No other file asks for the kind of a task."""
+"""The interface of a task: everything that depends on what is predicted.
+
+Code outside tasks/ does not branch on the kind of a task.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,7 +16,7 @@ from torch import Tensor
 from unipelt.data import Columns, Examples, Table
 from unipelt.data.tables import class_name, is_missing
 from unipelt.errors import DataError
-from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, first_tokens, model_inputs, replace_written
+from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, first_tokens, model_inputs, replace_special_tokens
 from unipelt.tasks.linear import Features, Linear
 from unipelt.tasks.metrics import METRICS
 
@@ -37,7 +40,7 @@ class Task(ABC):
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
     """the class of transformers that loads a base with this task's head"""
     problem_type: ClassVar[str | None] = None
-    """what transformers calls this task, where it has a name for it"""
+    """config.problem_type, or None"""
     pooled: ClassVar[bool] = True
     """whether the head reads one state per example, so that `--pooling mean` or `cls` chooses which"""
     trains_head: ClassVar[bool] = True
@@ -50,7 +53,7 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def matches(cls, table: Table, columns: Columns, separator: str | None) -> bool:
-        """Whether a table holds this kind of task. separator: between several labels of one cell, where it is given."""
+        """Whether a table holds this kind of task. separator: the label separator, if it is given."""
 
     @classmethod
     @abstractmethod
@@ -103,7 +106,7 @@ class Task(ABC):
         targets = None if columns.label is None else self.targets(table, columns.label, kept)
         names = [table.example(index) for index in kept]
         examples = Examples(inputs=self.inputs(table, columns, kept), targets=targets, names=names)
-        if group is not None and group in table.columns:  # without a group an example is alone with those of its text
+        if group is not None and group in table.columns:  # an empty group cell: the example is grouped by its text
             named = zip(examples.keys, (table.columns[group][index] for index in kept))
             groups = [key if is_missing(value) else class_name(value) for key, value in named]
             examples = replace(examples, groups=groups)
@@ -134,12 +137,12 @@ class Task(ABC):
 
     @property
     def outputs(self) -> int:
-        """How many outputs the head has."""
+        """Number of outputs of the head."""
         return len(self.labels) or 1
 
     @property
     def unit(self) -> tuple[float, float]:
-        """(mean, standard deviation) in which the head's outputs count while it trains; afterwards the head is rescaled."""
+        """(mean, standard deviation) by which targets are standardised while the head trains; afterwards the head is rescaled."""
         return 0.0, 1.0
 
     def fit(self, targets: Sequence[Any], *, bias: bool | None) -> "Task":
@@ -163,7 +166,7 @@ class Task(ABC):
         )
 
     def prepare(self, model: Any, tokenizer: Any) -> "Task":
-        """The task with what it takes from the base."""
+        """Return the task with the values that depend on base and tokenizer."""
         return self
 
     @classmethod
@@ -189,7 +192,7 @@ class Task(ABC):
         truncated = sum(bool(one.overflowing) for one in coded.encodings or ())
         added = coded.pop("special_tokens_mask")
         features = {name: [np.array(tokens, dtype=np.int32) for tokens in coded[name]] for name in coded}
-        replace_written(features["input_ids"], added, tokenizer)
+        replace_special_tokens(features["input_ids"], added, tokenizer)
         firsts = [first_tokens(coded.word_ids(i), len(own)) for i, own in enumerate(values[0])] if words else []
         return Encoded(features, examples.targets, limit, firsts, truncated=truncated)
 
@@ -239,7 +242,7 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def loss(logits: Float[Tensor, "run block ..."], batch: Batch) -> Float[Tensor, " run"]:
-        """Each run's own mean over its examples that count, never over the fleet."""
+        """Mean loss of each run over its own examples (those of weight 1)."""
 
     @staticmethod
     def count(batch: Batch) -> Float[Tensor, " run"]:
@@ -255,9 +258,7 @@ class Task(ABC):
     ) -> dict[str, list]:
         """Columns for a user: `prediction`, and `p(label)` where probabilities are asked for. Raises DataError where there are none."""
         if probabilities:
-            raise DataError(
-                f"--proba: {self.kind} predicts no class per example, so there is no probability; leave it out"
-            )
+            raise DataError(f"--proba: {self.kind} has no class probabilities; remove it")
         return {"prediction": self.decide(logits, encoded)}
 
     def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example output"] | None:
@@ -274,7 +275,7 @@ class Task(ABC):
         return None
 
     def constant(self, train: Sequence[Any]) -> Any:
-        """The prediction that needs no text, such as the largest class; None where there is none."""
+        """The constant baseline prediction, such as the most frequent class; None if there is none."""
         return None
 
     def fit_linear(
@@ -294,7 +295,7 @@ class Task(ABC):
         return {name: value for name, value in values.items() if name == self.metric or np.isfinite(value)}
 
     def recorded(self, predictions: list, targets: list) -> tuple[list, list]:
-        """Predictions and targets as a record keeps them, and the metric takes them again."""
+        """Predictions and targets in the JSON form of RunRecord, from which the metric can be computed again."""
         return predictions, targets
 
     def recorded_logits(self, logits: Float[Tensor, "example ..."]) -> list[list[float]] | None:

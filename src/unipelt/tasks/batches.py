@@ -1,4 +1,4 @@
-"""Encoded examples, and batches of several runs' examples in equal blocks, whose padding no result depends on."""
+"""Encoded examples, and batches of several runs' examples in equal blocks, results do not depend on padding."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class Encoded:
     """Tokenised examples: per example its tokens by name, and its target."""
 
     features: dict[str, list[np.ndarray]]
-    """`[tokens]` each: a fleet's batch is a thousand of them, joined by one copy"""
+    """one array `[tokens]` per example"""
     targets: list | None
     """as the metrics take them"""
     longest: int
@@ -31,15 +31,15 @@ class Encoded:
     first_tokens: Sequence[np.ndarray] = ()
     """where the inputs are lists of words: the first token of each word `[words]`, -1 for a word that was cut off"""
     positions: Sequence[np.ndarray] = ()
-    """of generated text: the positions whose logits are read `[answer]`"""
+    """generated text: positions whose logits are read, `[answer]` per example"""
     answers: Sequence[np.ndarray] = ()
-    """the tokens that are learned there `[answer]`"""
+    """generated text: target tokens at these positions, `[answer]` per example"""
     prompts: Sequence[list[int]] = ()
-    """what is read to write the last answer"""
+    """generated text: tokens of the prompt"""
     asked: Sequence[int] = ()
     """how many of each prompt's tokens stand before the first answer: what gates with pool='prompt' average over"""
     decoder_start: int | None = None
-    """of an encoder-decoder: what its answers begin after"""
+    """decoder start tokens of an encoder-decoder; None for a causal model"""
     truncated: int = 0
     """examples that lost tokens to the largest length"""
 
@@ -133,10 +133,10 @@ def model_inputs(
     return pad(filled, padding, device), filled, weights.to(device)
 
 
-def replace_written(examples: Sequence[np.ndarray], added: Sequence[Sequence[int]], tokenizer: Any) -> None:
-    """Make a special token that a text's own words gave, as where `</s>` is a word of the vocabulary, the unknown token, in place.
+def replace_special_tokens(examples: Sequence[np.ndarray], added: Sequence[Sequence[int]], tokenizer: Any) -> None:
+    """Replace special tokens that come from a text itself, such as a written `</s>`, by the unknown token, in place.
 
-    Heads that look for the end of a text, such as BART's, would find two. added: 1 at the tokens that the tokenizer added.
+    Otherwise heads that pool at the end token, such as BART's, would find two. added: 1 at the tokens that the tokenizer added.
     Raises DataError where the tokenizer has no unknown token.
     """
     unknown = tokenizer.unk_token_id
@@ -157,7 +157,7 @@ def weighted_mean(losses: Float[Tensor, "run block"], weights: Float[Tensor, "ru
     return (losses * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-def foreign(outputs: Int[Tensor, " run"], width: int) -> Tensor:
+def unused_outputs(outputs: Int[Tensor, " run"], width: int) -> Tensor:
     """`[run, width]`: True at the outputs that are beyond a run's own, in a fleet whose head is as wide as its widest task."""
     return torch.arange(width, device=outputs.device) >= outputs[:, None]
 

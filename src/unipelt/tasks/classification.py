@@ -14,7 +14,7 @@ from torch import Tensor
 from unipelt.data import Columns, Examples, Table
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import Batch, Encoded, Part, foreign, weighted_mean
+from unipelt.tasks.batches import Batch, Encoded, Part, unused_outputs, weighted_mean
 from unipelt.tasks.calibration import fit_temperature, mean_softmax
 from unipelt.tasks.labels import in_order, index_of, probability_columns
 from unipelt.tasks.linear import Features, Linear, logistic
@@ -85,7 +85,7 @@ class Classification(Task):
     @staticmethod
     def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:
         """Mean cross-entropy over the run's own classes."""
-        own = logits.masked_fill(foreign(batch.outputs, logits.shape[-1])[:, None], -torch.inf)
+        own = logits.masked_fill(unused_outputs(batch.outputs, logits.shape[-1])[:, None], -torch.inf)
         return weighted_mean(F.cross_entropy(own.mT, batch.targets, reduction="none"), batch.weights)
 
     def decide(self, logits: Float[Tensor, "example output"], encoded: Encoded) -> list[int]:

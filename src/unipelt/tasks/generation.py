@@ -40,13 +40,13 @@ class Generation(Task):
     input_kind: str = "source"
     """kind of the examples: messages, prompt, source or text"""
     max_target_length: int | None = None
-    """most tokens of an answer"""
+    """largest number of tokens of an answer"""
     excess_length: str = "trim-prompt"
     """what happens to an example that is too long: trim-prompt, drop or error"""
     writing: dict[str, Any] = field(default_factory=dict)
-    """how answers are written: settings of Writing"""
+    """options of generation: fields of Writing"""
     template: str | None = None
-    """chat template of training, with which the model is asked too"""
+    """chat template of training and generation"""
     stop: tuple[int, ...] = ()
     """tokens that end an answer"""
     opening: tuple[int, ...] = ()
@@ -138,7 +138,9 @@ class Generation(Task):
                 model, tokenizer = load_both(base, auto=auto.__name__, outputs=None, problem_type=None, seed=seed)
                 self._tell(model, tokenizer)
                 return model, tokenizer
-        raise UserError(f"--model {base}: {config.model_type} writes no text; take a causal base such as smollm2")
+        raise UserError(
+            f"--model {base}: {config.model_type} cannot generate text; use a causal or encoder-decoder base such as smollm2"
+        )
 
     def prepare(self, model: Any, tokenizer: Any) -> "Generation":
         """The task with what it takes from the base: its chat template, and how its answers begin and end."""
@@ -259,7 +261,7 @@ class Generation(Task):
     def evaluation(
         cls, parts: Sequence[Part], tokenizer: Any, device: torch.device
     ) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
-        """Of each example, only the sum of its tokens' losses and how many they are is kept: `[run*block, 2]`."""
+        """Model inputs, and a function that reduces logits to (summed loss, number of tokens) per example, `[run*block, 2]`."""
         batch = cls.collate(parts, tokenizer, device)
         targets = batch.targets.flatten(0, 1)
 
@@ -285,7 +287,7 @@ class Generation(Task):
         )
 
     def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
-        """Of losses: loss and perplexity; of texts: the other metrics."""
+        """Loss and perplexity from summed losses, or the other metrics from generated texts."""
         texts = isinstance(predictions[0], str)
         names = [name for name in self.metrics(()) if texts != (name in OF_TOKENS)]
         if not texts:
@@ -298,4 +300,4 @@ class Generation(Task):
         return list(sums), list(counts)
 
     def present(self, logits: Tensor, encoded: Encoded, *, probabilities: bool) -> dict[str, list]:
-        raise CheckpointError("texts are written, not decided")
+        raise CheckpointError("generation predicts texts, not classes; use `answers`")

@@ -14,7 +14,7 @@ from unipelt.data import Columns, Examples, Table
 from unipelt.data.tables import class_name, declared_name, is_missing
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import Batch, Encoded, Part, foreign, weighted_mean
+from unipelt.tasks.batches import Batch, Encoded, Part, unused_outputs, weighted_mean
 from unipelt.tasks.calibration import fit_temperature
 from unipelt.tasks.labels import in_order, index_of, probability_columns
 from unipelt.tasks.linear import Features, Linear, logistic
@@ -93,7 +93,7 @@ class MultiLabel(Task):
     @staticmethod
     def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:
         """Mean binary cross-entropy over the run's own classes, each weighed as `numeric` says."""
-        beyond = foreign(batch.outputs, logits.shape[-1])[:, None]
+        beyond = unused_outputs(batch.outputs, logits.shape[-1])[:, None]
         targets = F.pad(batch.targets, (0, logits.shape[-1] - batch.targets.shape[-1])).to(logits.dtype)
         weights = torch.where(targets == 0, 1.0, targets.abs())
         right = (targets > 0).to(logits.dtype)

@@ -1,4 +1,4 @@
-"""From an example to tokens: which of them the model reads, and which of them it learns.
+"""Render examples to tokens, and mark which tokens count in the loss.
 
 An example is a chat (`messages`), a `prompt` with its completion, a `source` with its target, or a `text`. Its target is
 the last answer. A tokenizer with a chat template renders the first three with it; without one they become
@@ -15,7 +15,7 @@ from unipelt.errors import DataError, UserError
 
 Message = dict[str, str]
 INPUTS = ("messages", "prompt", "source", "text")
-ANSWER = "assistant"
+ASSISTANT = "assistant"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Renderer:
 
     @property
     def template_hash(self) -> str | None:
-        """sha256 of the chat template: a model is asked with the template that it was trained with."""
+        """sha256 of the chat template: generation uses the template of training."""
         return self.template and hashlib.sha256(self.template.encode()).hexdigest()
 
     @cached_property
@@ -69,7 +69,7 @@ class Renderer:
         if self.template:
             question = [{"role": "user", "content": "a"}]
             start = len(self._chat_tokens(question, "the chat template", answer_follows=True))
-            turn = self._chat_tokens([*question, {"role": ANSWER, "content": "b"}], "the chat template")[start:]
+            turn = self._chat_tokens([*question, {"role": ASSISTANT, "content": "b"}], "the chat template")[start:]
             ends |= set(turn[(end := self._end(turn)) - 1 : end]) & set(self.tokenizer.all_special_ids)
         if not ends:
             raise UserError("the tokenizer has no eos token and no template that ends a turn; set its eos_token")
@@ -103,7 +103,7 @@ class Renderer:
 
     def _chat(self, messages: Sequence[Message], target: str | None, where: str) -> Rendered:
         messages, trimmed = list(messages), False
-        for message in messages if target is None else [*messages, {"role": ANSWER, "content": target}]:
+        for message in messages if target is None else [*messages, {"role": ASSISTANT, "content": target}]:
             for special in self.tokenizer.all_special_tokens:
                 if special in message["content"]:
                     raise DataError(f"{where}: holds {special!r}, which the chat template uses itself; remove it")
@@ -118,30 +118,32 @@ class Renderer:
             messages, trimmed = shorter, True
 
     def _turns(self, messages: list[Message], target: str | None, where: str, trimmed: bool) -> Rendered:
-        """Mark the answers by rendering the chat up to each of them, with it and without it."""
-        chat = messages if target is None else [*messages, {"role": ANSWER, "content": target}]
+        """Render the chat, and mark each answer by rendering the chat up to it, with and without the answer."""
+        chat = messages if target is None else [*messages, {"role": ASSISTANT, "content": target}]
         whole = self._chat_tokens(chat, where, answer_follows=target is None)
         learned, prompt = [False] * len(whole), len(whole)
-        for place, message in enumerate(chat):
-            if message["role"] != ANSWER:
+        for index, message in enumerate(chat):
+            if message["role"] != ASSISTANT:
                 continue
-            before = self._chat_tokens(chat[:place], where, answer_follows=True)
-            through = whole if place == len(chat) - 1 else self._chat_tokens(chat[: place + 1], where)
+            before = self._chat_tokens(chat[:index], where, answer_follows=True)
+            through = whole if index == len(chat) - 1 else self._chat_tokens(chat[: index + 1], where)
             if whole[: len(before)] != before or whole[: len(through)] != through:
                 raise DataError(
-                    f"{where}: the tokens before an answer differ from those of the whole chat, so the model would be "
-                    "trained on prompts that it never gets; the chat template changes earlier turns"
+                    f"{where}: the tokens before an answer differ from those of the whole chat, so prompts "
+                    "in training would differ from those in generation; use a chat template that does not change earlier turns"
                 )
             end = len(before) + self._end(through[len(before) :])
             if set(through[len(before) : end]) <= set(self.tokenizer.all_special_ids):
-                raise DataError(f"{where}: the chat template leaves out an answer, so no token of it is learned")
+                raise DataError(
+                    f"{where}: the chat template leaves out an answer, so the model could not learn it; use another template"
+                )
             learned[len(before) : end] = [True] * (end - len(before))
-            if place == len(chat) - 1 and target is not None:
+            if index == len(chat) - 1 and target is not None:
                 whole, learned, prompt = (
                     whole[:end],
                     learned[:end],
                     len(before),
-                )  # nothing is read after the last answer
+                )  # cut after the last answer
         if target is not None:
             if whole[-1] not in self.stop:
                 whole, learned = [*whole, self._eos()], [*learned, True]
@@ -155,38 +157,43 @@ class Renderer:
         except Exception as error:  # jinja's own errors, and whatever the template raises
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise DataError(
-                f"{where}: the tokenizer's chat template refuses it ({reason}); change the example"
+                f"{where}: the tokenizer's chat template cannot render it ({reason}); change the example"
             ) from None
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _end(self, turn: list[int]) -> int:
         """How many tokens of an answer's turn are learned: up to the special token that ends it, all if there is none."""
         specials = set(self.tokenizer.all_special_ids)
-        return next((place + 1 for place in reversed(range(len(turn))) if turn[place] in specials), len(turn))
+        return next((index + 1 for index in reversed(range(len(turn))) if turn[index] in specials), len(turn))
 
     def _shortened(self, messages: list[Message], excess: int) -> list[Message] | None:
-        """A chat without its oldest exchange; of a single one, with its longest question cut at the end; None if empty."""
-        users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+        """The chat without its oldest exchange; of a single exchange, with its longest question shortened.
+
+        None if nothing is left.
+        """
+        users = [index for index, message in enumerate(messages) if message["role"] == "user"]
         if len(users) > 1:
             return [message for message in messages[: users[0]] if message["role"] == "system"] + messages[users[1] :]
-        place = max(
-            (place for place, message in enumerate(messages) if message["role"] != ANSWER),
-            key=lambda place: len(messages[place]["content"]), default=None,
+        index = max(
+            (index for index, message in enumerate(messages) if message["role"] != ASSISTANT),
+            key=lambda index: len(messages[index]["content"]), default=None,
         )  # fmt: skip
-        if place is None:
+        if index is None:
             return None
-        tokens = self.tokenizer(messages[place]["content"], add_special_tokens=False)["input_ids"]
-        content = self.tokenizer.decode(tokens[: max(0, len(tokens) - excess)]).rstrip("\ufffd")  # half a character
-        if not content or len(content) >= len(messages[place]["content"]):
+        tokens = self.tokenizer(messages[index]["content"], add_special_tokens=False)["input_ids"]
+        content = self.tokenizer.decode(tokens[: max(0, len(tokens) - excess)]).rstrip(
+            "\ufffd"
+        )  # incomplete UTF-8 character
+        if not content or len(content) >= len(messages[index]["content"]):
             return None
-        return [*messages[:place], messages[place] | {"content": content}, *messages[place + 1 :]]
+        return [*messages[:index], messages[index] | {"content": content}, *messages[index + 1 :]]
 
     # Without a template
 
     def _plain(self, kind: str, value: str, target: str | None, where: str) -> Rendered:
         """prompt + completion + eos, tokenised apart: so the prompt is the same when its completion is not known.
 
-        Of a prompt that is too long the end is kept, of a source the beginning; a source ends with a line break.
+        A long prompt keeps its end, a long source its beginning. A line break follows a source.
         """
         bos, before = self._opening(value)
         line = self.tokenizer("\n", add_special_tokens=False)["input_ids"] if kind == "source" else []

@@ -13,7 +13,7 @@ from torch import Tensor
 from unipelt.data import Columns, Table
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, foreign, target_count, token_mean
+from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, target_count, token_mean, unused_outputs
 from unipelt.tasks.calibration import mean_softmax
 from unipelt.tasks.labels import in_order, index_of
 from unipelt.tasks.linear import Features, Linear, logistic
@@ -66,7 +66,7 @@ class TokenClassification(Task):
     @staticmethod
     def loss(logits: Float[Tensor, "run block seq output"], batch: Batch) -> Float[Tensor, " run"]:
         """Mean cross-entropy over the run's own words and classes."""
-        beyond = foreign(batch.outputs, logits.shape[-1])[:, None, None]
+        beyond = unused_outputs(batch.outputs, logits.shape[-1])[:, None, None]
         return token_mean(logits.masked_fill(beyond, -torch.inf), batch.targets, batch.weights)
 
     @staticmethod
