@@ -126,6 +126,8 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     assert record["rows"]["train"]["number"] + record["rows"]["validation"]["number"] == 60
     assert run("predict", out / "winner", "--data", unlabelled).code == 0
     assert run(*words).out == said.out, "asked again"
+    shown = run("inspect", out / "winner")
+    assert shown.code == 0 and f"{found.take} on " in shown.out and "None" not in shown.out
     assert "holds a study with folds=3 and not 0" in run(*replaced(words, ("--folds", 0))).line
 
 

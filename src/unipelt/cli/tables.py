@@ -33,24 +33,16 @@ def result_lines(record: RunRecord) -> list[str]:
         lines.append(
             f"  validation  {metric} {last[metric]:.4f}  (after epoch {last['epoch']:.0f} of {(record.recipe or {})['epochs']})"
         )
-    if record.done and record.members:
+    if record.done:  # the winner of a cross-validation trains on all examples, so it has no test examples
         majority = "" if record.majority is None else f"  (always the largest class: accuracy {record.majority:.4f})"
-        tested = ", ".join(f"{name} {value:.4f}" for name, value in (record.test_metrics or {}).items())
-        return [
-            *lines,
-            f"  validation  {metric} {record.validation:.4f}  (mean of {len(record.members)} runs' predictions)",
-            f"  test {tested}{majority}",
-        ]
-    if record.done:
-        majority = "" if record.majority is None else f"  (always the largest class: accuracy {record.majority:.4f})"
-        validation = record.validation_metrics or {}
-        epoch = f"  (epoch {validation['epoch']:.0f} of {record.recipe['epochs']})" if record.recipe else ""
-        lines += [
-            f"  validation  {metric} {validation[metric]:.4f}{epoch}",
-            "  test "
-            + ", ".join(f"{name} {value:.4f}" for name, value in (record.test_metrics or {}).items())
-            + majority,
-        ]
+        how = f"  (mean of {len(record.members)} runs' predictions)" if record.members else ""
+        if record.recipe and record.validation_metrics and not record.members:
+            how = f"  (epoch {record.validation_metrics['epoch']:.0f} of {record.recipe['epochs']})"
+        if record.validation is not None:
+            lines.append(f"  validation  {metric} {record.validation:.4f}{how}")
+        if record.test_metrics:
+            tested = ", ".join(f"{name} {value:.4f}" for name, value in record.test_metrics.items())
+            lines.append(f"  test {tested}{majority}")
     return lines
 
 

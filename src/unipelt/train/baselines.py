@@ -204,8 +204,7 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
         record.logits = task.recorded_logits(logits)
         record.predictions, record.targets = task.recorded(predictions, targets)
     record.seconds = fitted + one.features.seconds_of(each * len(train))
-    results = {f"validation {task.metric}": record.validation, f"test {task.metric}": record.test}
-    return FinishedRun(config.key, record, {}, place, None, one.files(results))
+    return FinishedRun(config.key, record, {}, place, None, one.files(record.results))
 
 
 def load_predictor(run: str, base: str | None = None, device: str = "auto") -> TablePredictor:

@@ -235,6 +235,12 @@ class RunRecord:
         return self.status in DONE
 
     @property
+    def results(self) -> dict[str, float]:
+        """The metric on validation and test examples, where there are any."""
+        each = {f"validation {self.metric}": self.validation, f"test {self.metric}": self.test}
+        return {name: value for name, value in each.items() if value is not None}
+
+    @property
     def failed(self) -> str:
         """Why the run failed; empty where it did not."""
         return self.status.removeprefix("failed: ") if self.status.startswith("failed: ") else ""

@@ -118,11 +118,10 @@ def save_checkpoint(finished: FinishedRun, folder: Path) -> None:
     model, record, task = finished.model, finished.record, finished.record.description
     assert model is not None
     if not record.whole:
-        results = {f"validation {record.metric}": record.validation, f"test {record.metric}": record.test}
         base = record.config["model"]
         known = (record.identity or {}).get("tokenizer")
         save(
-            model, folder, state=finished.state, base=base, task=task, results=results, recipe=record.recipe, tokenizer=known
+            model, folder, state=finished.state, base=base, task=task, results=record.results, recipe=record.recipe, tokenizer=known
         )  # fmt: skip
         return
     name_classes(model, task["labels"] or ["value"])
