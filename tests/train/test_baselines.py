@@ -132,6 +132,10 @@ def test_what_a_baseline_lacks_is_said(tiny_base: str, run, tmp_path: Path):  # 
     config = RunConfig(model=tiny_base, task=str(path), method="constant")
     (finished,) = train_baselines([config], CPU, cache)
     write_whole(tmp_path / "run", finished.files or {})
+    merged = tmp_path / "merged"
+    assert (
+        "a baseline, which tunes nothing; expected a run of" in run("export", tmp_path / "run", "--merged", merged).line
+    )
     assert "--gates: a baseline has no gates" in run("predict", tmp_path / "run", "--data", path, "--gates").line
     said = run("predict", tmp_path / "run", "--data", path, "--proba")
     assert said.code == 0 and "p(a)" in said.out

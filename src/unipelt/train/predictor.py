@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from unipelt import data
 from unipelt.checkpoint.bases import run_tokenizer
 from unipelt.checkpoint.description import CONFIG, describe
-from unipelt.checkpoint.disk import resolve
+from unipelt.checkpoint.disk import BASELINE, resolve
 from unipelt.checkpoint.fingerprint import check_tokenizer
 from unipelt.checkpoint.loading import load
 from unipelt.errors import CheckpointError, UserError
@@ -136,6 +136,10 @@ class Predictor(TablePredictor):
         Raises CheckpointError where the folder holds none, or one that is not finished.
         """
         target, folder = device_of(device), resolve(run)
+        if (folder / BASELINE).is_file():
+            raise CheckpointError(
+                f"{run}: a baseline, which tunes nothing; expected a run of a tuned method, such as lora"
+            )
         if (record := _ensemble(folder)) is not None:
             members = [str(folder / name) for name in record.members or ()]
             if not ensembles:
