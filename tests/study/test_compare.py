@@ -21,8 +21,9 @@ from unipelt.report.study import read
 from unipelt.study import compare, engine, learning_curve
 from unipelt.study.store import Store
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import BASELINES, RunConfig, RunKey, RunRecord, read_record
+from unipelt.train.records import RunConfig, RunKey, RunRecord, read_record
 from unipelt.train.runs import FinishedRun
+from unipelt.train.text_features import FEATURES
 
 
 @pytest.fixture(scope="session")
@@ -109,11 +110,11 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     ]
     said = run(*words)
     assert said.code == 0, said.err
-    places = [said.err.index(f"\n{name}: out-of-fold accuracy") for name in BASELINES]
+    places = [said.err.index(f"\n{name}: out-of-fold accuracy") for name in FEATURES]
     assert places == sorted(places) and places[-1] < said.err.index("runs to train"), "before anything is tuned"
     store = Store.read(out)
     rows, listed = store.runs(["method", "seed", "test"]), read(store)
-    assert len(rows) == 3 * (1 + len(BASELINES)) and len(store.fleets()) == 1 + len(BASELINES)
+    assert len(rows) == 3 * (1 + len(FEATURES)) and len(store.fleets()) == 1 + len(FEATURES)
     written = csv.DictReader(reviews.read_text().splitlines())
     texts = sorted(row["review"] for row in written)
     for method, one in evidence(store, listed.listed, folds=bool(listed.folds)).items():

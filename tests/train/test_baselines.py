@@ -30,7 +30,7 @@ def test_every_baseline_has_its_features():
 def test_a_baseline_predicts_from_its_folder_as_it_did(kind: str, tiny_base: str, tmp_path: Path):  # noqa: F811
     """Of every kind of task: as many as it offers; the same logits after a save, and the test metric is theirs."""
     path, cache, offered = KINDS[kind].write(tmp_path / "data.jsonl"), DatasetCache(), []
-    for name in BASELINES:
+    for name in FEATURES:
         config = RunConfig(model=tiny_base, task=str(path), method=name, **KINDS[kind].options)
         task, test = cache.task(config), cache.splits(config).test
         if FEATURES[name].refuses(task):
@@ -46,7 +46,7 @@ def test_a_baseline_predicts_from_its_folder_as_it_did(kind: str, tiny_base: str
         predictions = again.task.decide(logits, encoded)
         assert task.score(predictions, test.targets)[task.metric] == finished.record.test
         assert finished.record.parameters == {name: again.parameters}
-    assert offered == (["probe"] if kind == "token-classification" else list(BASELINES))
+    assert offered == (["probe"] if kind == "token-classification" else [*FEATURES])
     assert set(KINDS) <= set(TASKS)
 
 
