@@ -43,7 +43,6 @@ def inspect(
     """Show what a run holds: parameters of each change, size, results, and the gates of each layer on given texts.
 
     Examples:
-        unipelt inspect runs/reviews
         unipelt inspect --data chats.jsonl --model smollm2 --show-labels
         unipelt inspect runs/reviews --data new.csv --figure gates.png
         unipelt inspect --base minilm
