@@ -1,6 +1,7 @@
 """Tune a chat model with TRL's SFTTrainer on a JSONL file of conversations: needs `pip install 'unipelt[trl]'`.
 
-Only the assistant's tokens count in the loss. `accelerate launch examples/chat_sft.py …` uses several GPUs.
+Only the assistant's tokens count in the loss. `accelerate launch examples/chat_sft.py …` uses several GPUs; docs/generation.md
+has the command that shards a model over them with FSDP2.
 
     python examples/chat_sft.py FOLDER [--model HuggingFaceTB/SmolLM2-135M-Instruct] [--steps 100]
 """
@@ -35,10 +36,11 @@ trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=toke
 trainer.train()
 losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 print(f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")
-unipelt.save(model, f"{given.folder}/tuned", base=given.model)
+trainer.save_model(f"{given.folder}/tuned")  # by the first process, gathered from all
 
-prompt = tokenizer.apply_chat_template(
-    data[0]["messages"][:1], add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
-answer = model.eval().generate(**prompt, max_new_tokens=8, do_sample=False)
-print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+if arguments.world_size == 1:  # a sharded model answers in all processes at once: load the run for that
+    prompt = tokenizer.apply_chat_template(
+        data[0]["messages"][:1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.eval().generate(**prompt, max_new_tokens=8, do_sample=False)
+    print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))

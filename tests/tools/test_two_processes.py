@@ -6,13 +6,14 @@ accelerate shards on accelerators alone: on CPUs it reads --use_fsdp and runs DD
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from toy import keys
-from two_processes import FSDP, sharded, trained_by_loop, trained_by_trainer
+from two_processes import FSDP, sharded, trained_by_loop, trained_by_sft, trained_by_trainer
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 # accelerate counts a launch of several processes as --multi_gpu; the script then asks for the CPU
@@ -51,6 +52,16 @@ def test_the_trainer(launched, tmp_path: Path):
     assert all(torch.equal(value, second["trainer"][name]) for name, value in first["trainer"].items())
     same(first["trainer"], trained_by_trainer(tmp_path))
     assert keys(folder / "checkpoint-4") == {f"unipelt.{name}" for name in first["trainer"]}
+
+
+@pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed")
+def test_trl(launched, tmp_path: Path):
+    """SFTTrainer under `accelerate launch`, the model whole in each process and sharded by FSDP2."""
+    _, (first, second) = launched
+    alone = trained_by_sft(tmp_path)
+    for how in ("sft", "sft in shards"):
+        assert all(torch.equal(value, second[how][name]) for name, value in first[how].items())
+        same(first[how], alone)
 
 
 @pytest.mark.parametrize("arch", FSDP)

@@ -4,6 +4,7 @@ Every process writes what it ended with to FOLDER/RANK.pt; the test compares tha
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,6 +21,10 @@ from toy import arguments, classifier, rows, tuned_state
 from unipelt.inject.state import mixture_state
 
 STEPS, BATCH = 4, 8
+FSDP2 = {
+    "version": 2, "reshard_after_forward": True, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
+    "cpu_ram_efficient_loading": False,
+}  # fmt: skip
 FSDP = ("bert", "llama", "bart", "t5", "modernbert", "albert")
 
 
@@ -42,6 +47,52 @@ def trained_by_trainer(folder: Path, processes: int = 1) -> dict[str, Tensor]:
     )
     Trainer(model=model, args=given, train_dataset=rows(STEPS * BATCH)).train()
     return tuned_state(model)
+
+
+def trained_by_sft(folder: Path, processes: int = 1, shards: bool = False) -> dict[str, Tensor]:
+    """TRL's SFTTrainer on chats whose answers differ in length: the loss counts every answer token of the global batch alike.
+
+    shards: with FSDP2, each layer a unit.
+    """
+    from datasets import Dataset
+    from generation.toy_text import CHATML, tokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    words = tokenizer(CHATML)
+    model = without_dropout(
+        attached("llama", "unipelt-apl", dtype=torch.float32, top="generator", build={"vocab_size": len(words)})
+    )
+    questions = [f"what is {n}?" + " word" * (n % 5) for n in range(STEPS * BATCH)]
+    chats = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": "a list " * (1 + n % 3)}]
+        for n, question in enumerate(questions)
+    ]
+    given = SFTConfig(
+        str(folder / "sft"), max_steps=STEPS, per_device_train_batch_size=BATCH // processes, learning_rate=0.1, optim="sgd",
+        assistant_only_loss=True, max_length=60, train_sampling_strategy="sequential", save_strategy="no", use_cpu=True,
+        bf16=False, report_to="none", disable_tqdm=True, activation_checkpointing=False,
+        **({"fsdp": "full_shard auto_wrap", "fsdp_config": FSDP2} if shards else {}),
+    )  # fmt: skip
+    data = Dataset.from_dict({"messages": chats})
+    trainer = SFTTrainer(model, given, train_dataset=data, processing_class=words)
+    trainer.train()
+    assert any(isinstance(p, torch.distributed.tensor.DTensor) for p in trainer.model.parameters()) == shards
+    return {name: whole(p) for name, p in tuned_state(trainer.model).items()}
+
+
+def shard_on_cpus() -> None:
+    """Let accelerate shard here: it does so on accelerators alone, and takes two CPU processes for such from now on."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    own = PartialState.__init__
+
+    def as_of_gpus(self: PartialState, *args: object, **given: object) -> None:
+        own(self, *args, **given)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = as_of_gpus  # type: ignore[method-assign]
 
 
 def trained_by_loop() -> dict[str, Tensor]:
@@ -92,6 +143,10 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     result = {"loop": trained_by_loop(), "trainer": trained_by_trainer(folder, processes=2)}
+    if find_spec("trl"):
+        result["sft"] = trained_by_sft(folder, processes=2)
+        shard_on_cpus()
+        result["sft in shards"] = trained_by_sft(folder, processes=2, shards=True)
     assert dist.get_world_size() == 2
     result |= {arch: sharded(arch, dist.get_rank(), 2) for arch in FSDP}
     torch.save(result, folder / f"{dist.get_rank()}.pt")
