@@ -11,6 +11,7 @@ from torch import nn
 import unipelt
 from laws.lawbook import attached, result
 from laws.test_lora import take_head
+from unipelt import Change, Mixture, spec
 from unipelt.errors import SiteError
 from unipelt.forms.dora import Dora
 from unipelt.forms.scaling import Scaling
@@ -105,6 +106,9 @@ def test_hidden_activations_are_the_input_of_the_linear_that_ends_the_ffn(arch: 
 def test_what_they_refuse():
     with pytest.raises(SiteError, match=r"ffn_hidden: .* has 0 linears .*, expected one"):
         unipelt.attach(tiny.build("mixtral", "base"), "ia3")
+    embedding = Change(form=spec.Scaling(), site="linear:word_embeddings", reads="output")
+    with pytest.raises(SiteError, match=r"target_modules='word_embeddings' names an? Embedding, not a linear"):
+        unipelt.attach(tiny.build("bert", "base"), Mixture((embedding,)))
     model = tiny.build("bert", "base")
     value = model.encoder.layer[1].attention.self.value
     value.weight = nn.Parameter(value.weight.to(torch.int8), requires_grad=False)

@@ -158,7 +158,7 @@ RATES: dict[str, tuple[float, float]] = {
     "multi-head-parallel-adapter": (2e-4, 3e-3),
     "prefix": (2e-4, 3e-3),
     "prefix-first-layer": (2e-4, 1e-2),
-    "prompt": (1e-2, 1e-2),
+    "prompt": (1e-2, 1e-2),  # not measured here; Lester et al. train prompts at far higher rates than weights
     "lora": (5e-4, 3e-3),
     "mam": (1e-4, 1e-3),
     "unipelt": (5e-4, 1e-3),
