@@ -94,7 +94,7 @@ def test_mistaken_words(more: list[str], expected: str, words, run, unlabelled: 
         ("batch_size = 1.5", "batch_size = 1.5: expected a whole number"),
         ("clip = nan", "--clip nan: expected 0.0 to inf"),
         ('head = "freeze"', "--head freeze: did you mean 'frozen'?"),
-        ("max_lenght = 64", "'max_lenght': did you mean 'max_length'?"),
+        ("max_lenght = 64", "'max_lenght': did you mean 'max_length'"),
         ("recipe = 3", "'recipe': did you mean 'clip'?"),
         ("k", "not TOML"),
     ],
