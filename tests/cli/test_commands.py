@@ -176,6 +176,10 @@ def test_gates_are_shown_for_each_text_layer_and_change(run, finished, unlabelle
     figure = tmp_path / "figures" / "gates.png"
     said = run("inspect", folder, "--data", unlabelled, "--figure", figure)
     assert said.code == 0 and "gates on 9 rows" in said.out and said.out.endswith(f"{figure}: drawn\n")
+    (tmp_path / "mine.png").write_text("mine")
+    again = ("inspect", folder, "--data", unlabelled, "--figure", tmp_path / "mine.png")
+    assert "mine.png: exists already; expected a new file, or --overwrite to replace it" in run(*again).line
+    assert (tmp_path / "mine.png").read_text() == "mine" and run(*again, "--overwrite").code == 0
     for layer in (0, 1):  # the table's means are those of the rows
         line = next(line for line in said.out.splitlines() if line.startswith(f"encoder {layer}"))
         means = sorted(sum(float(row[gate]) for row in rows) / 9 for gate in gates if f"encoder.{layer}." in gate)
@@ -207,6 +211,7 @@ def test_inspect_counts_what_train_counted(run, finished):
     lines = [line.split() for line in said.out.splitlines()]
     shown = {line[0]: int(line[1].replace(",", "")) for line in lines if line and line[0] in counts}
     gates = sum(int(line[1].replace(",", "")) for line in lines if line and line[0] == "gates")
+    assert sum(shown.values()) == record["stored"] < sum(record["parameters"].values())
     assert shown.keys() | {"gates"} == counts.keys() | {"gates"} and gates == 0
     assert {name: count for name, count in shown.items() if "prefix" not in name} == {
         name: count for name, count in counts.items() if "prefix" not in name
@@ -246,7 +251,10 @@ def test_methods_are_listed_with_their_counts(run, tiny_base: str, base_of):
     assert "    lora(r=8, alpha=16.0, dropout=0.0, target_modules=('query', 'value'), " in said.out
     counted = run("methods", "--model", tiny_base).out
     line = next(line for line in counted.splitlines() if line.startswith("lora "))
-    assert line.split()[1] == f"{2 * 2 * 2 * 8 * 32:,}"  # layers, linears, matrices, rank, width
+    lora = f"{2 * 2 * 2 * 8 * 32:,}"  # layers, linears, matrices, rank, width
+    assert line.split()[1:5] == [lora, "trained,", lora, "stored"]
+    trained, _, stored, _ = next(line for line in counted.splitlines() if line.startswith("prefix ")).split()[1:5]
+    assert stored == f"{2 * 2 * 10 * 32:,}" != trained  # layers, key and value, length, width
     assert "bitfit" in counted and "not possible" in run("methods", "--model", base_of("llama")).out
     lawful = [line.rstrip() for line in run("methods", "--compatible").out.splitlines()]
     for law in RULES:
@@ -264,7 +272,11 @@ def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Pat
     texts = [row["review"] for row in table(unlabelled.read_text())]
     with torch.no_grad():
         given = tokenizer(texts, padding=True, return_tensors="pt")
-        found = model.eval()(**given).logits.softmax(dim=-1)[:, model.config.label2id["yes"]]
+        logits = model.eval()(**given).logits
+    temperature = (
+        json.loads((folder / "run.json").read_text())["temperature"] or 1.0
+    )  # which the plain model does not know
+    found = (logits / temperature).softmax(dim=-1)[:, model.config.label2id["yes"]]
     torch.testing.assert_close(found, torch.tensor(expected), atol=2e-6, rtol=0)
 
     assert run("export", folder, "--peft", tmp_path / "peft").code == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from cli.conftest import same_result, write_reviews
 from unipelt.train.lock import alone_in
@@ -465,6 +466,41 @@ def test_a_base_that_is_replaced_between_stop_and_resume_is_refused(
     shutil.rmtree(base)
     shutil.copytree(tiny_base, base)
     assert run(*words).code == 0
+
+
+def test_tokens_that_only_the_tokenizer_has_are_named(run, tiny_base: str, train_words, finished, tmp_path: Path):
+    """They were added, and the model was not resized: no index error from inside of it."""
+    base, data = Path(shutil.copytree(tiny_base, tmp_path / "base")), tmp_path / "new.csv"
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens([f"<new{i}>" for i in range(40)])
+    tokenizer.save_pretrained(base)
+    data.write_text("review,stars\n" + "".join(f"<new39> word{i},{'ab'[i % 2]}\n" for i in range(40)))
+    line = run(*train_words(tmp_path / "run", "lora", "--model", base, "--data", data)).line
+    assert f"--model {base}: an example has token" in line and "tokens were added to its tokenizer alone" in line
+
+
+def test_what_cannot_be_exported_is_said_before_anything_is_trained(
+    run, reviews: Path, tiny_base: str, train_words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A base whose head reads the mean, as sentence encoders declare it."""
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    (base / "1_Pooling").mkdir()
+    (base / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    said = f"the head reads the mean of the tokens, as {base} declares, which no plain transformers model does"
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unipelt.train.fleet.Fleet.train", stopped)
+    monkeypatch.setattr("unipelt.study.engine.run_study", stopped)
+    compare = ("compare", "--data", reviews, "--methods", "head", "--epochs", 1, "--device", "cpu")
+    for words in (
+        train_words(tmp_path / "run", "lora", "--model", base),
+        [*compare, "--model", base, "--out", tmp_path / "c"],
+    ):
+        stopped_at = run(*words)
+        assert stopped_at.code == 130 and said in stopped_at.err and "train with --pooling model" in stopped_at.err
+        assert said not in run(*words, "--pooling", "model").err
 
 
 @pytest.mark.parametrize("part", ["weights", "tokenizer"])

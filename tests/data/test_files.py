@@ -13,7 +13,7 @@ from unipelt.data.readers import READERS
 from unipelt.errors import DataError
 from unipelt.tasks.registry import load
 
-TEXTS = ["good, even great", 'a "quoted" word', "two\nlines", "naïve ☂", "=1+2"]
+TEXTS = ["good, even great", 'a "quoted" word', "two\nlines", "naïve ☂", "=cmd|' /C calc'!A0"]
 LABELS = ["pos", "neg", "pos", "neg", "pos"]
 TABLES = [suffix for suffix in READERS if suffix not in (".conll", ".bio")]
 SUFFIXES = pytest.mark.parametrize("suffix", TABLES)
@@ -78,6 +78,21 @@ def test_what_is_written_is_read(tmp_path, suffix, dialect):
     if suffix == ".csv":
         assert (table.dialect.delimiter, table.dialect.bom) == (dialect.delimiter, dialect.bom)
     assert (suffix in (".csv", ".tsv") and dialect.bom) == path.read_bytes().startswith(b"\xef\xbb\xbf")
+
+
+@SUFFIXES
+@pytest.mark.parametrize(
+    "cell", ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(1+1)", "\t=1+1", '=HYPERLINK("http://a.b","x")']
+)
+def test_a_cell_that_a_spreadsheet_would_run_stays_the_text_it_was(tmp_path, suffix, cell):
+    """In headers, texts and predictions. Excel stores it as a text; of a CSV file `predict --help` says how to import it."""
+    path = tmp_path / f"out{suffix}"
+    columns = {cell.strip(): [cell, "plain"], "prediction": ["plain", cell]}
+    path.write_bytes(table_bytes(columns, suffix, Dialect(suffix=".csv")))
+    assert read_table(path).columns == columns
+    if suffix == ".xlsx":
+        cells = [one for row in openpyxl.load_workbook(path).active for one in row]
+        assert {one.data_type for one in cells} == {"s"}
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8", "utf-8-sig"])

@@ -1,5 +1,6 @@
 """What a forward knows belongs to that forward and its thread: however it is called, whatever else is registered or running."""
 
+import asyncio
 import gc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -158,6 +159,39 @@ def test_eight_threads_each_have_their_own_route_and_switches(arch: str, block: 
             for one in found:
                 equal(one, expected[i], arch, what=f"thread {i}")
     assert nothing_left(model)
+
+
+def test_tasks_of_an_event_loop_each_have_their_own_route_and_switches():
+    """As threads have; nothing is set any more when all blocks have ended, in whatever order they end."""
+    model = attached("bert", "lora", runs=2)
+    given = tiny.inputs("bert", model)
+
+    def blocks(number: int):
+        return (unipelt.route(model, [number % 2] * 3), unipelt.disabled(model), unipelt.dropped(model, 1))[number % 3]
+
+    def answer() -> torch.Tensor:
+        with torch.no_grad():
+            return result(model(**given))
+
+    alone = []
+    for number in range(6):
+        with unipelt.route(model, [0, 0, 1]), blocks(number):
+            alone.append(answer())
+
+    async def task(number: int) -> torch.Tensor:
+        with unipelt.route(model, [0, 0, 1]):
+            await asyncio.sleep(0.001 * number)
+            with blocks(number):
+                await asyncio.sleep(0.002 * (6 - number))
+                return answer()
+
+    async def every() -> list[torch.Tensor]:
+        return await asyncio.gather(*map(task, range(6)))
+
+    for found, expected in zip(asyncio.run(every()), alone):
+        torch.testing.assert_close(found, expected)
+    own = attached_state(model).forwards.thread
+    assert (own.rows, own.off, own.dropped) == (None, False, 0)
 
 
 def test_gates_are_recorded_of_ones_own_thread():

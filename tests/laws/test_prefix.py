@@ -271,3 +271,40 @@ def test_a_row_as_long_as_the_base_takes_has_room_for_a_prefix(arch: str):
     model = attached(arch, "unipelt-apl")
     given = tiny.inputs(arch, model, batch=2, length=most_tokens(model, 128), pads=(0, 3))
     assert result(model(**given)).isfinite().all()
+
+
+QUERIES = {  # the first attention of a base: the module, its query's weight and bias, its output projection
+    "bert": ("encoder.layer.0.attention.self", lambda m: (m.query.weight, m.query.bias), "encoder.layer.0.attention.output.dense"),
+    "bart": ("encoder.layers.0.self_attn", lambda m: (m.q_proj.weight, m.q_proj.bias), "encoder.layers.0.self_attn.out_proj"),
+    "gpt2": ("h.0.attn", lambda m: (m.c_attn.weight.T[:32], m.c_attn.bias[:32]), "h.0.attn.c_proj"),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", QUERIES)
+def test_a_relu_prefix_may_read_the_query_of_its_own_layer_norm(arch: str):
+    """Δ = ReLU(W_q LN(x) P_kᵀ) P_v on each head, q neither scaled nor that of the attention          He et al. 2022, their code"""
+    model = attached(arch, of(Prefix(length=3, function="relu", norm=True), 1.0))
+    path, query, out = QUERIES[arch]
+    attention, seen = model.base_model.get_submodule(path), {}
+    attention.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.update(x=(args or (kwargs.get("hidden_states"),))[0]), with_kwargs=True
+    )
+    model.base_model.get_submodule(out).register_forward_pre_hook(lambda _, args: seen.update(heads=args[0]))
+    table = next(m for m in mixture_state(model).modules() if type(m).__name__ == "PrefixTable")
+    for parameter in table.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.5)
+    given = tiny.inputs(arch, model)
+    result(model(**given))
+    changed, x = seen["heads"], seen["x"]
+    values, table.value.data = table.value.data.clone(), torch.zeros_like(table.value)
+    result(model(**given))
+    weight, bias = query(attention)
+    normed = nn.functional.layer_norm(x, x.shape[-1:]) * table.norm_weight[0, 0] + table.norm_bias[0, 0]
+    q, p_k, p_v = (
+        t.unflatten(-1, (table.heads, -1)).transpose(-3, -2)
+        for t in (normed @ weight.T + bias, table.key[0, 0], values[0, 0])
+    )
+    expected = ((q @ p_k.mT).relu() @ p_v).transpose(-3, -2).flatten(-2)
+    torch.testing.assert_close(changed - seen["heads"], expected)
+    assert expected.abs().max() > 0.01

@@ -305,6 +305,24 @@ def test_a_wrong_setting_is_refused(wrong):
         wrong()
 
 
+def test_no_setting_of_a_relu_prefix_is_passed_over():
+    """It has no MLP: asked for one it says so, and none is what it has if nothing is asked."""
+    with pytest.raises(
+        SpecError, match=r"prefix\(function='relu', mlp=512\): a relu prefix has no MLP; expected mlp=0"
+    ):
+        Change(form=Prefix(function="relu", mlp=512), site="heads", reads="queries")
+    assert (Prefix(function="relu").mlp, Prefix().mlp) == (0, 512)
+    with pytest.raises(SpecError, match="a softmax prefix has no LayerNorm"):
+        Change(form=Prefix(norm=True), site="heads", reads="queries")
+    made = attached(
+        "bert", Mixture((Change(form=Prefix(function="relu", length=3), site="heads", reads="queries"),), "relu")
+    )
+    names = {
+        name.rsplit(".", 1)[-1] for name, _ in mixture_state(made).named_parameters() if not name.startswith("head.")
+    }
+    assert names == {"key", "value"}
+
+
 def test_every_mistake_is_a_user_error():
     assert all(issubclass(kind, UserError) for kind in (SpecError, SiteError, DataError, CheckpointError))
 

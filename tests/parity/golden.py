@@ -52,10 +52,10 @@ PLACES_OF_TWO = {  # of an encoder and a decoder
     "low_rank_linear.fc1": "lora.fc1",
     "low_rank_linear_2.fc2": "lora.fc2",
 }
-FORMS: dict[str, Any] = {  # of prefixes
-    "concatenated": "softmax",
-    "explicit gated addition": "softmax",  # the λ form: the same function
-    "multi-head parallel adapter (relu)": "relu",
+FORMS: dict[str, dict[str, Any]] = {  # of prefixes
+    "concatenated": {"function": "softmax"},
+    "explicit gated addition": {"function": "softmax"},  # the λ form: the same function
+    "multi-head parallel adapter (relu)": {"function": "relu", "norm": True},
 }
 PREFIX_SITES = {"encoder.self": "encoder", "decoder.self": "decoder_self", "decoder.cross": "decoder_cross"}
 PREFIX_PARTS = {"embedding": "embedding", "hidden": "mlp.fc1", "outputs": "mlp.fc2"}
@@ -129,10 +129,23 @@ class Case:
     def names(self, path: str, parameter: Tensor) -> list[tuple[int | None, str]]:
         """Their names of a parameter of ours, each with the layer of it that it names; None: all of it."""
         _, layer, _, part = Location.parse(path)
-        if layer is None and (found := re.fullmatch(r"(?:self|cross)\.(key|value)", part)):
-            site = self.prefix_site(path)
-            return [(i, f"prefix.{site}layer.{i}.{found[1]}") for i in range(parameter.shape[1])]
+        if layer is None and (found := re.fullmatch(r"(?:self|cross)\.(key|value|norm_weight|norm_bias)", part)):
+            site, leaf = self.prefix_site(path), found[1]
+            if leaf.startswith("norm"):
+                return [(i, self.norm_name(path, i, leaf.removeprefix("norm_"))) for i in range(parameter.shape[1])]
+            return [(i, f"prefix.{site}layer.{i}.{leaf}") for i in range(parameter.shape[1])]
         return [(None, self.name(path))]
+
+    def norm_name(self, path: str, layer: int, leaf: str) -> str:
+        """Their name of the LayerNorm before a prefix's query: with the prefix of its attention, or in the layer of its stack."""
+        stack, _, _, part = Location.parse(path)
+        two, kind = len(self.stacks) > 1, part.split(".")[0]
+        beside = rf"prefix\.{re.escape(self.prefix_site(path))}layer\.{layer}\."
+        inside = rf"{stack + '.' if two else ''}layer\.{layer}\.\w*{kind if two else ''}\w*\."
+        wanted = re.compile(rf"pelt\.((?:{beside}|{inside})(?:\w+\.)*layer_norm\.{leaf})")
+        found = [match[1] for name in self.tensors if (match := wanted.fullmatch(name))]
+        assert len(found) == 1, f"{path!r} of layer {layer}: {found or 'no tensor'} for its LayerNorm"
+        return found[0]
 
     def name(self, path: str) -> str:
         """Their name of our parameter or gate."""
@@ -212,7 +225,9 @@ def _prefix(case: Case, settings: dict, group: str) -> list[Change]:
     case.everywhere(settings)
     one_of(settings, "mlp_activation", "tanh")
     function = FORMS[one_of(settings, "form", *FORMS)]
-    form = Prefix(length=settings.pop("length"), mlp=settings.pop("mlp_hidden", 0), function=function)
+    if not any(".layer_norm." in name for name in case.tensors):
+        function = function | {"norm": False} if "norm" in function else function
+    form = Prefix(length=settings.pop("length"), mlp=settings.pop("mlp_hidden", 0), **function)
     return [Change(form=form, site="heads", reads="queries", weight=_weight(settings, group, 1.0))]
 
 

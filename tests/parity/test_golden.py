@@ -87,6 +87,32 @@ def test_no_case_is_missing():
     assert [folder.name for folder in CASES] == sorted(name for name in listed if not name.endswith("_"))
 
 
+BART = {
+    "vocab_size": 20, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "max_position_embeddings": 16,
+}  # fmt: skip
+SITES = {"encoder": ("encoder", "self_attn"), "decoder_self": ("decoder", "self_attn"), "decoder_cross": ("decoder", "cross_attn")}  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["prefix.{site}.layer.0.layer_norm", "{stack}.layer.0.prefix_{attn}.layer_norm"])
+@pytest.mark.parametrize("form", ["explicit gated addition", "multi-head parallel adapter (relu)"])
+def test_names_that_no_case_here_has_are_understood(form: str, norm: str):
+    """Those that the README allows for a gated prefix of an encoder-decoder, written out: all of ours, and no other."""
+    leaves = [f"prefix.{site}.layer.0.{leaf}" for site in SITES for leaf in ("key", "value")]
+    leaves += [
+        f"{stack}.layer.0.gate.prefix_{attn}.{kind}" for stack, attn in SITES.values() for kind in ("weight", "bias")
+    ]
+    if "relu" in form:
+        norms = [norm.format(site=site, stack=stack, attn=attn) for site, (stack, attn) in SITES.items()]
+        leaves += [f"{name}.{kind}" for name in norms for kind in ("weight", "bias")]
+    sites = [f"{stack} {attn}" for stack, attn in SITES.values()]
+    prefix = {"enabled": True, "gated": True, "form": form, "length": 3, "sites": sites}
+    facts = {"class": "BartForConditionalGeneration", "model_type": "bart", "config": BART}
+    case = Case(facts, {"prefix": prefix}, {f"pelt.{name}": torch.empty(0) for name in leaves})
+    model = attach(case.base(), case.mixture(), head_modules=[])
+    assert set(by_name(case, mixture_state(model))) == set(case.tensors)
+
+
 def close(name: str, ours: Tensor, golden: Tensor) -> None:
     torch.testing.assert_close(ours.detach(), golden, rtol=1e-9, atol=1e-10, msg=lambda text: f"{name}: {text}")
 

@@ -32,6 +32,7 @@ def recommended(folder: Path, validation: dict[str, Seeds], test: dict[str, Seed
             key = RunKey(task="reviews", k="all", method=method, seed=seed, lr=1e-3)
             results[key] = RunRecord(
                 status="finished", metric=metric, validation=value, test=test[method][seed], parameters={"head": SIZES[method]},
+                stored=min(SIZES[method], 100),
                 targets=targets, predictions=guesses,
             )  # fmt: skip
     return build(write(folder, results, facts=OWN))
@@ -61,6 +62,8 @@ def test_where_the_difference_is_noise_the_smallest_is_taken(tmp_path: Path):
     clear = numbered(big=[0.9, 0.91, 0.9], small=[0.7, 0.71, 0.7])
     made = recommended(tmp_path / "clear", clear, clear)
     assert made.recommendation.take == "big" and "it is better than small, beyond chance (3 seeds)" in made.why
+    for said in (everything(made), made.files["comparison.csv"].decode()):
+        assert "1,000 (100 stored)" in said, "numbers that train and numbers that are kept"
     one = {method: {0: of[0]} for method, of in clear.items()}
     made = recommended(tmp_path / "one", one, one)
     assert made.recommendation.take == "big" and "nothing is judged: one seed" in made.why

@@ -26,7 +26,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     made.finish(
         {KEYS[1]: RESULT, KEYS[4]: RunRecord(status="finished", metric="pearson", predictions=[0.5], labels=[])}
     )
-    made.finish({KEYS[2]: RunRecord(status='failed: "quoted", and\nbroken', metric="")})
+    made.finish({KEYS[2]: RunRecord(status='failed: "quoted", and\nbroken', metric="=1+2")})
     return made
 
 
@@ -44,8 +44,16 @@ def test_predictions_that_are_no_numbers_are_json_in_parquet(store: Store, sever
 
 @pytest.mark.parametrize(("name", "read"), [("a.csv", from_csv), ("a.parquet", lambda path: parquet.read_table(path).to_pylist())])  # fmt: skip
 def test_what_is_in_the_store_is_in_the_file(store: Store, name: str, read, run, tmp_path: Path):
-    assert run("study", "export", tmp_path / "study", "--out", tmp_path / name).out == f"{tmp_path / name}: 6 rows\n"
+    words = ("study", "export", tmp_path / "study", "--out", tmp_path / name)
+    assert run(*words).out == f"{tmp_path / name}: 6 rows\n"
     found = read(tmp_path / name)
+    (tmp_path / name).write_text("mine")
+    assert (
+        run(*words).line
+        == f"unipelt: --out {tmp_path / name}: exists already; expected a new file, or --overwrite to replace it"
+    )
+    assert (tmp_path / name).read_text() == "mine" and run(*words, "--overwrite").code == 0
+    assert read(tmp_path / name) == found
     assert [list(row) for row in found] == [list(COLUMNS)] * 6
     for row, expected in zip(found, store.runs()):
         for column, value in expected.items():

@@ -1,5 +1,6 @@
 """Laws over the registry of tasks: a new kind is one entry in kinds.py, and every law runs over it."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -195,6 +196,24 @@ def test_labels_that_name_several_classes_are_noted_and_read_with_a_separator(tm
     assert any("1 examples name no class" in note for note in dataset.notes)
     with pytest.raises(DataError, match=r"--label-separator '\|': topics is classification"):
         load(path, label_separator="|", kind="classification", skip_empty=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "advice"),
+    [
+        (("a,b", "b"), "--label-separator ','"), (("a; b", "b; c"), "--label-separator ';'"), (("['a', 'b']", "['b']"), "--kind multi-label"),
+        (('["a", "b"]', '["b"]'), "--kind multi-label"), (("yes, sir", "no"), None), (("a-b", "b"), None),
+    ],
+)  # fmt: skip
+def test_labels_that_may_be_several_are_noted_and_lists_are_read(labels, advice, tmp_path):
+    path = tmp_path / "topics.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((f"text {i}", labels[i % 2]) for i in range(60))])
+    notes = load(path)[1].notes
+    assert any(advice in note for note in notes) if advice else not any("read as one class" in note for note in notes)
+    if labels[0].startswith("["):
+        task, dataset = load(path, kind="multi-label")
+        assert task.labels == ("a", "b") and dataset.train.targets[:2] == [[1, 1], [0, 1]]
 
 
 def test_a_class_with_a_single_example_is_noted(tmp_path):

@@ -149,6 +149,14 @@ def test_a_base_with_other_rows_for_added_tokens_is_refused(name: str, head: str
         assert_plain(other, before)
 
 
+def test_a_folder_with_a_whole_model_is_left_as_it_is(tmp_path: Path):
+    tiny.build("bert").save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match=r"holds a whole model \(model\.safetensors\)"):
+        attached("bert", "lora").save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_run_is_no_base(tmp_path: Path):
     from unipelt.checkpoint.bases import load_base
 

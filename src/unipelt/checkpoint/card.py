@@ -12,6 +12,8 @@ from unipelt import spec
 from unipelt.checkpoint.bases import MINILM, hub_name
 from unipelt.checkpoint.description import Description, equations
 from unipelt.checkpoint.disk import CARD, read_file
+from unipelt.inject.record import trainable_parameters
+from unipelt.inject.state import attached_state
 
 SIGNATURE = re.compile(r"<!-- written by unipelt, replaced by the next save unless edited: ([0-9a-f]{16}) -->\n\Z")
 
@@ -25,7 +27,12 @@ def card(description: Description, tensors: dict[str, Tensor], model: PreTrained
     lines = ["---", "library_name: unipelt", *([f"base_model: {public[0]}"] if public else [])]
     lines += ["tags:", "- unipelt", "- parameter-efficient", "---", ""]
     lines += [f"# {mixture.name} on {base or 'a base'}" + (f" for {task['name']}" if task.get("name") else ""), ""]
-    lines += [f"{count:,} stored parameters, {head:,} of them in the head. The base is frozen and not in this folder."]
+    part = next(part for part in attached_state(model).parts if part.mixture.name == mixture.name)
+    trained = sum(trainable_parameters(part).values())
+    more = f" ({trained:,} were trained: the MLP of a prefix is needed in training alone)" if trained > count else ""
+    lines += [
+        f"{count:,} stored parameters{more}, {head:,} of them in the head. The base is frozen and not in this folder."
+    ]
     formulas = equations(mixture, description.base["model_type"])
     if formulas:  # a tuned head alone has none
         lines += ["", "| change | equation |", "|---|---|"]

@@ -155,7 +155,7 @@ def _checked(model: PreTrainedModel, folder: Folder, tokenizer: Any) -> SavedRun
     check_base(model, saved.description, saved.folder)
     if tokenizer is not None:
         check_tokenizer(tokenizer, saved.description.tokenizer, saved.folder)
-    if saved.added and (problem := misfit(model, saved.added)):
+    if saved.added and (problem := misfit(model, saved.description.base["tokens"], saved.added)):
         raise CheckpointError(f"{_what(saved)}: {problem}")
     return saved
 

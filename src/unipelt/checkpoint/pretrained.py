@@ -17,9 +17,12 @@ from transformers import PreTrainedModel
 
 from unipelt.checkpoint.disk import CONFIG, INDEX, WEIGHTS, write_whole
 from unipelt.checkpoint.folder import checkpoint_files, describe_model, files_of, save
+from unipelt.errors import CheckpointError
 from unipelt.inject.added_tokens import added_rows
 from unipelt.inject.state import NAME, attached_state
 
+WHOLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""transformers' names for the weights of a whole model"""
 REFUSED = (
     "none, this folder holds only what unipelt tuned: load the base model, then call unipelt.load(model, this folder)"
 )
@@ -46,6 +49,10 @@ def save_pretrained(
     if options.get("distributed_checkpoint"):  # one file for each process, to resume from and for nothing else
         own(model, save_directory, is_main_process=is_main_process, state_dict=state_dict, **options)
         return
+    if held := next((name for name in WHOLE if (folder / name).exists()), None):
+        raise CheckpointError(
+            f"{folder}: holds a whole model ({held}), which would be lost to from_pretrained; expected another folder"
+        )
     values = (model.state_dict() if state_dict is None else state_dict).items()
     stored = {name: _whole(value) for name, value in values if name.startswith(f"{NAME}.")}
     if not is_main_process:

@@ -13,6 +13,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from unipelt.checkpoint.disk import read_file
+from unipelt.checkpoint.header import check_header
 from unipelt.errors import CheckpointError
 
 
@@ -24,8 +25,10 @@ def read_tensors(folder: Path, safetensors: str, pickled: str) -> dict[str, Tens
     try:
         data = read_file(path)
         if path.name == safetensors:
-            return load_tensors(data)
+            return parse_safetensors(data, path)
         tensors = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged file raises anything; of a pickle weights_only has run nothing
         first = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise CheckpointError(
@@ -48,6 +51,7 @@ def read_tensors(folder: Path, safetensors: str, pickled: str) -> dict[str, Tens
 
 def parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     """The tensors in the bytes of a safetensors file. Raises CheckpointError."""
+    check_header(data, path)
     try:
         return load_tensors(data)
     except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:

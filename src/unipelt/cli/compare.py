@@ -235,7 +235,9 @@ def _rows(study: Any, plan: list[Any], cache: Any) -> list[str]:
         config = study.config(key)
         splits = cache.splits(config)
         if key.seed == plan[0].seed:
-            notes |= dict.fromkeys((describe_columns(config, cache.task(config)), *splits.notes, *export_note(config)))
+            notes |= dict.fromkeys(
+                (describe_columns(config, cache.task(config)), *splits.notes, *export_note(config, cache.task(config)))
+            )
     return list(notes)
 
 

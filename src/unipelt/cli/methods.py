@@ -41,7 +41,7 @@ def methods(
     for name, preset in PRESETS.items():
         first, _, more = inspect.cleandoc(preset.__doc__ or "").partition("\n")
         formula, _, paper = first.partition("          ")
-        count = f"{counts[name]:>14}" if model else ""
+        count = f"  {counts[name]}" if model else ""
         small, large = (f"{default_recipe(name, hidden, 100).lr:g}" for hidden in (SMALL - 1, SMALL))
         rates = f"--lr {small} on a base of fewer than {SMALL} hidden units, else {large}"
         console.print(
@@ -53,7 +53,8 @@ def methods(
         )
     if model:
         console.print(
-            f"numbers: trainable parameters on {model}, head apart, prefixes folded",
+            f"parameters on {model}, without the head: those that train, and those that the file of a run holds (the MLP of a "
+            "prefix is needed in training alone)",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -73,8 +74,10 @@ def _counts(model: str) -> dict[str, str]:
     from unipelt.checkpoint.bases import from_hub
     from unipelt.errors import SiteError
     from unipelt.inject.attach import attach, detach
-    from unipelt.inject.fixed_gates import folded
+    from unipelt.inject.fixed_gates import stored_parameters
+    from unipelt.inject.record import trainable_parameters
     from unipelt.inject.state import mixture_state
+    from unipelt.spec.location import HEAD
 
     config = from_hub(model, AutoConfig.from_pretrained)
     with torch.device("meta"):
@@ -86,7 +89,10 @@ def _counts(model: str) -> dict[str, str]:
         except SiteError:
             counts[name] = "not possible"
             continue
-        _, state = folded(mixture_state(base))
-        counts[name] = f"{sum(p[0].numel() for path, p in state.items() if not path.startswith('head.')):,}"
+        trained = trainable_parameters(base)
+        head = sum(p[0].numel() for path, p in mixture_state(base).named_parameters() if path.startswith("head."))
+        counts[name] = (
+            f"{sum(trained.values()) - trained.get(HEAD, 0):,} trained, {stored_parameters(base) - head:,} stored"
+        )
         detach(base)
     return counts

@@ -1,6 +1,7 @@
 """Output on terminals that cannot show every character: cp1252, latin-1 and ASCII get plain signs instead of an error."""
 
 import codecs
+import os
 import sys
 
 PLAIN = {
@@ -23,6 +24,9 @@ def plain(error: UnicodeError) -> tuple[str, int]:
 def never_fail() -> None:
     """Make standard output and error write any text."""
     codecs.register_error(HANDLER, plain)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=HANDLER)

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from unipelt.checkpoint.header import tensors_header
+from unipelt.report.names import counts_text
 from unipelt.spec import Location
-from unipelt.train.progress import tensors_header
 from unipelt.train.records import RunRecord
 
 PIPED = 1000  # columns where no terminal sets a width: a table's row stays one line
@@ -23,10 +24,10 @@ def terminal() -> Console:
 def result_lines(record: RunRecord) -> list[str]:
     """Method, task, status and numbers of a run, a few short lines."""
     asked, metric = record.config, record.metric
-    counted = sum((record.parameters or {}).values())
+    counted = counts_text(sum((record.parameters or {}).values()), record.stored)
     status = "not finished" if record.status == "running" else record.status
     lines = [
-        f"{asked['method']} on {asked['task']}: {status}, {counted:,} trainable parameters, {record.seconds or 0:.1f} s"
+        f"{asked['method']} on {asked['task']}: {status}, {counted or 0} trained parameters, {record.seconds or 0:.1f} s"
     ]
     if record.status == "running" and record.curve:
         last = record.curve[-1]
@@ -66,8 +67,8 @@ def parameter_table(folder: Path, description: Any) -> Table:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: its header is damaged ({type(error).__name__}: {error})") from None
     table = Table(box=None, pad_edge=False)
-    for column in ("change", "parameters", "kB", "equation"):
-        table.add_column(column, justify="right" if column in ("parameters", "kB") else "left")
+    for column in ("change", "stored parameters", "kB", "equation"):
+        table.add_column(column, justify="right" if column in ("stored parameters", "kB") else "left")
     for name, (count, size) in numbers.items():
         table.add_row(name, f"{count:,}", f"{size / 1e3:.1f}", formulas.get(name, ""))
     return table

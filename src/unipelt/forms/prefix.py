@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unipelt.forms.bottleneck import scale_and_shift
 from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal
 
 PrefixKeyValue = tuple[Float[Tensor, "rows head prefix k"], Float[Tensor, "rows head prefix v"]]
@@ -29,17 +30,28 @@ class HeadShape(NamedTuple):
 class PrefixTable(nn.Module):
     """P_k and P_v of every layer as parameters, without an MLP."""
 
-    def __init__(self, runs: int, layers: int, length: int, shape: HeadShape, function: str):
+    def __init__(self, runs: int, layers: int, length: int, shape: HeadShape, function: str, normed: int = 0):
+        """normed: features of the LayerNorm before the query, one a layer; 0: none."""
         super().__init__()
         self.key = nn.Parameter(torch.zeros(runs, layers, length, shape.heads * shape.key))
         self.value = nn.Parameter(torch.zeros(runs, layers, length, shape.heads * shape.value))
         self.heads, self.function = shape.heads, function
+        self.norm_weight = nn.Parameter(torch.ones(runs, layers, normed)) if normed else None
+        self.norm_bias = nn.Parameter(torch.zeros(runs, layers, normed)) if normed else None
+
+    def norm(self, x: Float[Tensor, "rows seq d"], layer: int, route: Route) -> Float[Tensor, "rows seq d"]:
+        """LN(x) of one layer"""
+        assert self.norm_weight is not None and self.norm_bias is not None
+        own = self.norm_weight[:, layer], self.norm_bias[:, layer]
+        return scale_and_shift(F.layer_norm(x, x.shape[-1:]), *own, route)
 
     def forward(self, layer: int, route: Route, batch: int) -> PrefixKeyValue:
         key, value = (route.pick(p[:, layer], batch) for p in (self.key, self.value))
         return split_heads(key, self.heads), split_heads(value, self.heads)
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
+        if self.norm_weight is not None and self.norm_bias is not None and not self.norm_weight.is_meta:
+            self.norm_weight.data[run], self.norm_bias.data[run] = 1, 0
         draw_normal(self.key, run, generator, 0.02)
         if self.function == "softmax":  # a relu prefix keeps P_v = 0: Δ = 0 at step 0
             draw_normal(self.value, run, generator, 0.02)

@@ -60,11 +60,13 @@ def take_added(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensors.pop(name) for name in [*tensors] if name.startswith(PREFIX)}
 
 
-def misfit(model: PreTrainedModel, added: dict[str, Tensor]) -> str | None:
-    """Why saved rows do not belong to a base, in a few words; None: they do."""
+def misfit(model: PreTrainedModel, tokens: int, added: dict[str, Tensor]) -> str | None:
+    """Why saved rows do not belong behind so many tokens of a base, in a few words; None: they do."""
     own = {PREFIX + name: rows for name, rows in token_rows(model).items()}
     if own.keys() != added.keys():
         return f"rows of added tokens for {sorted(added)}; this base has {sorted(own) or 'no token embeddings'}"
+    if not 0 < tokens <= len(own[PREFIX + "input"]):
+        return f"added tokens behind {tokens} own ones; this base has {len(own[PREFIX + 'input'])}"
     count = len(added[PREFIX + "input"]) if added[PREFIX + "input"].dim() else 0
     for name, rows in added.items():
         if rows.shape != (count, *own[name].shape[1:]) or not rows.is_floating_point() or not rows.isfinite().all():

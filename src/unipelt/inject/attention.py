@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -16,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unipelt.errors import SiteError
-from unipelt.forms.prefix import gated_prefix_attention, multi_head_parallel, prefix_attention
+from unipelt.forms.prefix import gated_prefix_attention, multi_head_parallel, prefix_attention, split_heads
 from unipelt.inject.context import Context, in_batch_order
 from unipelt.inject.hooks import BoundChange, module_of
 from unipelt.spec import Location
@@ -33,11 +34,14 @@ class PrefixCall(NamedTuple):
     key: Float[Tensor, "rows head prefix k"]
     value: Float[Tensor, "rows head prefix v"]
     weight: Float[Tensor, "rows query 1"] | None
+    query: Float[Tensor, "rows head query k"] | None = None
+    """in place of the attention's own"""
 
     def to(self, dtype: torch.dtype) -> "PrefixCall":
         """In the kernel's own precision: concatenating keys of two precisions would give the wider one."""
         weight = None if self.weight is None else self.weight.to(dtype)
-        return self._replace(key=self.key.to(dtype), value=self.value.to(dtype), weight=weight)
+        query = None if self.query is None else self.query.to(dtype)
+        return self._replace(key=self.key.to(dtype), value=self.value.to(dtype), weight=weight, query=query)
 
 
 Calls = list[tuple[Any, tuple[PrefixCall, ...]]]
@@ -47,19 +51,32 @@ Calls = list[tuple[Any, tuple[PrefixCall, ...]]]
 class BoundPrefix(BoundChange):
     """A prefix's weight multiplies P_k and P_v (softmax) or Δ (relu); `form` gives the prefixes of one layer of its stack."""
 
-    def __init__(self, location: Location, form: nn.Module, weight: Any, *, layer: int, function: str, **rest: Any):
-        """layer: which one of the form's."""
+    def __init__(
+        self, location: Location, form: nn.Module, weight: Any, *, layer: int, function: str,
+        query: Callable[[], tuple[Tensor, Tensor | None]] | None = None, **rest: Any,
+    ):  # fmt: skip
+        """layer: which one of the form's. query: gives W_q and its bias, where the form has a LayerNorm before them."""
         super().__init__(location, form, weight, "queries", **rest)
-        self.layer, self.function = layer, function
+        self.layer, self.function, self.query = layer, function, query
 
     def call(self, x: Float[Tensor, "rows seq d"], context: Context) -> PrefixCall:
         pair = module_of(self.form, context)(self.layer, context.route, x.shape[0])
         key, value = (p.to(x.device) for p in pair)
         weight = self.gate(x, context).to(key) if isinstance(self.weight, nn.Module) else None
         if weight is not None and (weight.shape[1] > 1 or self.function == "relu"):
-            return PrefixCall(self.function, key, value, weight)
+            return PrefixCall(self.function, key, value, weight, self._query(x, context))
         scale: Any = self.weight if weight is None else weight[:, None]  # rows head prefix d
-        return PrefixCall(self.function, key if self.function == "relu" else key * scale, value * scale, None)
+        key = key if self.function == "relu" else key * scale
+        return PrefixCall(self.function, key, value * scale, None, self._query(x, context))
+
+    def _query(self, x: Float[Tensor, "rows seq d"], context: Context) -> Float[Tensor, "rows head seq k"] | None:
+        """W_q LN(x), neither scaled nor rotated"""
+        if self.query is None:
+            return None
+        table: Any = module_of(self.form, context)
+        weight, bias = self.query()
+        q = F.linear(table.norm(x, self.layer, context.route).to(weight.dtype), weight, bias)
+        return split_heads(q, q.shape[-1] // (table.key.shape[-1] // table.heads))
 
 
 def attend_with_prefixes(
@@ -104,6 +121,7 @@ def attend_changed(
     def changed(prefixes, q, k, v, mask, bias):
         attend: Callable = plain
         prefixes = [prefix.to(q.dtype) for prefix in prefixes]
+        _check_widths(prefixes, k, v)
         for prefix in prefixes:
             if prefix.function == "softmax" and prefix.weight is None:
                 attend = partial(_concatenated, attend, prefix)
@@ -112,7 +130,8 @@ def attend_changed(
         output, weights = attend(q, k, v, mask, bias)
         for prefix in prefixes:
             if prefix.function == "relu":
-                delta = multi_head_parallel(q, prefix.key, prefix.value)
+                own = q if prefix.query is None else prefix.query
+                delta = multi_head_parallel(own, prefix.key, prefix.value)
                 output = output + (delta if prefix.weight is None else delta * prefix.weight[:, :, None])
         return output, weights
 
@@ -125,6 +144,19 @@ def attend_changed(
         for mine, prefixes in calls
     ]
     return in_batch_order(rows, parts), None
+
+
+def _check_widths(prefixes: list[PrefixCall], key: Tensor, value: Tensor) -> None:
+    """Raise SiteError where prefixes were made for other keys and values than the attention has: its row is wrong."""
+    own = (key.shape[1], key.shape[-1], value.shape[-1])
+    for prefix in prefixes:
+        made = (prefix.key.shape[1], prefix.key.shape[-1], prefix.value.shape[-1])
+        if made != own:
+            raise SiteError(
+                f"an attention block has {own[0]} heads of keys and values, of widths {own[1]} and {own[2]}; its row "
+                f"in stacks= gives {made[0]}, {made[1]} and {made[2]}: name them, Attention(…, shape=({own[0]}, {own[1]}, {own[2]})), "
+                "or leave stacks= out, and the row is found"
+            )
 
 
 def _concatenated(attend: Callable, prefix: PrefixCall, q, k, v, mask, bias, **kwargs):

@@ -28,10 +28,10 @@ from unipelt.spec import Location
 class FrozenLinear:
     """Gives the base's own weight `[outputs, inputs]` and bias of a linear, or of one part of a fused one."""
 
-    def __init__(self, module: Any, part: Part | None, path: str):
+    def __init__(self, module: Any, part: Part | None, path: str, reader: str = "dora"):
         if not module.weight.is_meta and (found := unreadable(module)) is not None:
             raise SiteError(
-                f"dora at {path!r}: its weight is {found}; DoRA reads it, so load the base in floating point"
+                f"{reader} at {path!r}: its weight is {found}, which {reader} reads; load the base in floating point"
             )
         self.module, self.part = module, part
 
@@ -74,8 +74,12 @@ class BuiltMixture:
             if isinstance(change.form, spec.Prompt):
                 bound: BoundChange = BoundPrompt(point.location, form, weight, length=change.form.length, **rest)
             elif point.table is not None:
-                function: str = change.form.function  # type: ignore[union-attr]
-                bound = BoundPrefix(point.location, form, weight, layer=point.table.slot, function=function, **rest)
+                prefix: Any = change.form
+                rest |= {"layer": point.table.slot, "function": prefix.function}
+                if prefix.norm:
+                    path, part = point.query or ("", None)
+                    rest["query"] = FrozenLinear(base.model.get_submodule(path), part, path, "prefix(norm=True)")
+                bound = BoundPrefix(point.location, form, weight, **rest)
             else:
                 bound = BoundChange(
                     point.location, form, weight, point.reads, captured=point.captured, part=point.part, **rest
@@ -91,7 +95,8 @@ class BuiltMixture:
             if form.mlp:
                 prefix: nn.Module = PrefixMLP(self.runs, layers, form.length, shape, point.inputs, form.mlp, form.init)
             else:
-                prefix = PrefixTable(self.runs, layers, form.length, shape, form.function)
+                normed = point.inputs if form.norm else 0
+                prefix = PrefixTable(self.runs, layers, form.length, shape, form.function, normed)
             return self.modules.setdefault(location, prefix)
         if form.name == "bias":
             made: nn.Module = Bias(self.runs, point.outputs)

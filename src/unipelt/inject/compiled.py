@@ -104,6 +104,8 @@ class Compiled:
         lengths = self._lengths(given) if self.works else None
         if lengths is None:
             return self._call_uncompiled(*args, **kwargs)
+        thread = attached_state(self.model).forwards.thread
+        thread.compiled = thread.switches  # those of this task of an event loop
         try:
             with self.dynamo_config.patch(recompile_limit=MAX_GRAPHS):
                 output = self.compiled(**self._padded(given, lengths))

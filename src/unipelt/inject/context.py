@@ -9,7 +9,10 @@ attention mask. A context ends with its layer.
 
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -92,14 +95,30 @@ def in_batch_order(rows: Sequence[slice | Tensor], per_mixture: Sequence[Tensor]
     return whole if isinstance(rows[0], slice) else whole[torch.cat(list(rows)).argsort()]  # type: ignore[arg-type]
 
 
-class PerThread(threading.local):
-    """The settings of one thread for its forwards, and the tensors captured in its current layer."""
+class Switches(NamedTuple):
+    """What `route`, `disabled` and `dropped` have set."""
 
-    def __init__(self):
-        self.rows: Tensor | None = None
+    rows: Tensor | None = None
+    off: bool = False
+    dropped: int = 0
+
+
+SWITCHES: ContextVar[dict[int, Switches]] = ContextVar("unipelt_switches")
+"""of each attached state, by its number: a thread has its own, and so has each task of an event loop"""
+PLAIN = Switches()
+NUMBERS = count()
+
+
+class PerThread(threading.local):
+    """What one thread, or one task of an event loop, has set for its forwards; and what the layer that it is in has captured."""
+
+    def __init__(self, number: int):
+        """number: of the attached state."""
+        self.number = number
+        self.compiled = PLAIN
+        """the switches as compiled code knows them: of the thread's innermost block"""
         self.prompt: Tensor | None = None
         """`[batch, seq]`, 1 at the prompt's real tokens"""
-        self.off, self.dropped = False, 0
         self.replica: nn.Module | None = None
         self.context: Context | None = None
         self.alone = False
@@ -115,9 +134,39 @@ class PerThread(threading.local):
         for _, watching in self.watching:
             watching.paused = not on
 
+    @property
+    def switches(self) -> Switches:
+        # dynamo cannot follow a context variable
+        return self.compiled if torch.compiler.is_compiling() else SWITCHES.get({}).get(self.number, PLAIN)
+
+    @property
+    def rows(self) -> Tensor | None:
+        return self.switches.rows
+
+    @property
+    def off(self) -> bool:
+        return self.switches.off
+
+    @property
+    def dropped(self) -> int:
+        return self.switches.dropped
+
+    @contextmanager
+    def having(self, **switches: Any) -> Iterator[None]:
+        """Inside the block these are set."""
+        before, now = self.compiled, self.switches._replace(**switches)
+        token = SWITCHES.set(SWITCHES.get({}) | {self.number: now})
+        self.compiled = now
+        try:
+            yield
+        finally:
+            self.compiled = before
+            with suppress(ValueError):  # a generator that was begun in one thread or task and ends in another
+                SWITCHES.reset(token)
+
     def __reduce__(self):
-        """Copies start with default settings, outside of any forward."""
-        return PerThread, ()
+        """A copy begins outside of any forward."""
+        return PerThread, (next(NUMBERS),)
 
 
 class ForwardState:
@@ -125,7 +174,7 @@ class ForwardState:
 
     def __init__(self, runs: int):
         self.route = Route.blocks(runs)
-        self.thread = PerThread()
+        self.thread = PerThread(next(NUMBERS))
 
     def context(
         self, batch: int, token_weights: Tensor | None = None, encoder_weights: Tensor | None = None, *, repeats: bool = True,

@@ -93,6 +93,15 @@ def _by_layer(tuned: MixtureState, name: str, given: Any) -> dict[int | None, Te
     return dict(zip(layers, value.expand(len(layers))))
 
 
+def stored_parameters(model: PreTrainedModel | MixtureState) -> int:
+    """How many numbers a checkpoint of one run holds: its head, and in place of each prefix MLP the prefixes that it gives."""
+    tuned = model if isinstance(model, MixtureState) else mixture_state(model)
+    made = {path: module for path, module in tuned.named_modules() if isinstance(module, PrefixMLP)}
+    kept = [p[0] for name, p in tuned.named_parameters() if not name.startswith(tuple(f"{path}." for path in made))]
+    tables = [len(m.outputs) * m.embedding.shape[1] * m.heads * (m.shape.key + m.shape.value) for m in made.values()]
+    return sum(p.numel() for p in kept) + sum(tables)
+
+
 def folded(tuned: MixtureState) -> tuple[spec.Mixture, dict[str, Tensor]]:
     """The mixture and parameters `[run, …]` after each prefix MLP has been folded into the prefixes that it gives."""
     state = {name: p.detach() for name, p in tuned.named_parameters()}

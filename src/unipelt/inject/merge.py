@@ -56,9 +56,13 @@ def merge(
         for parameter in module.parameters(recurse=False):
             users.setdefault(id(parameter), []).append(path)
 
+    read = {getattr(getattr(attached.bound, "query", None), "module", None) for attached in found}
+
     def reason(attached: AttachedChange) -> str | None:
         module = model.get_submodule(attached.path)
-        return _reason(attached, module, tuned.runs, run) or _shared(module, attached.path, users)
+        return (
+            _reason(attached, module, tuned.runs, run) or _shared(module, attached.path, users) or _read(module, read)
+        )
 
     if unmergeable == "keep":
         if tuned.runs > 1:
@@ -217,6 +221,12 @@ def _unwritable(attached: AttachedChange, module: nn.Module) -> str | None:
     if (weight := unreadable(module)) is None:
         return None
     return f"{attached.path!r} is quantised or not loaded ({weight}); load the base in full precision and merge there"
+
+
+def _read(module: nn.Module, read: set[Any]) -> str | None:
+    return (
+        "a prefix with a LayerNorm reads the weight of its module, which would be another" if module in read else None
+    )
 
 
 def _shared(module: nn.Module, path: str, users: dict[int, list[str]]) -> str | None:

@@ -75,6 +75,8 @@ class HookPoint:
     """whether Δ reads the encoder's output"""
     part: Part | None = None
     table: TableSlot | None = None
+    query: tuple[str, Part | None] | None = None
+    """path of the query's projection from the model, and its part where it is fused; of an attention block"""
 
 
 def plan(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
@@ -189,11 +191,12 @@ def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) 
             table = Location(stack.row.name, None, name, f"{kind}_{group}" if group else kind)
             d_model = features(alike[0].get(attention.out))[1]
             for slot, layer in enumerate(alike):
+                path, *_, part = projection(layer, attention, "query", config)
                 label = "heads" if kind == "self" else "cross_heads"
                 yield HookPoint(
                     stack=stack, layer=layer, location=Location(stack.row.name, layer.index, name, label),
                     path=f"{layer.path}.{attention.module}", side="attention", inputs=d_model, outputs=0,
-                    table=TableSlot(table, shape, len(alike), slot),
+                    table=TableSlot(table, shape, len(alike), slot), query=(f"{layer.path}.{path}", part),
                 )  # fmt: skip
 
 

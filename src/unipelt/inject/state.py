@@ -248,13 +248,8 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     Changes that `merge(…, unmergeable="keep")` has written into weights are removed inside the block, for all threads.
     """
     state = attached_state(model)
-    thread = state.forwards.thread
-    before, thread.off = thread.off, True
-    try:
-        with unmerged_weights(state):
-            yield model
-    finally:
-        thread.off = before
+    with state.forwards.thread.having(off=True), unmerged_weights(state):
+        yield model
 
 
 @contextmanager
@@ -287,17 +282,13 @@ def dropped(model: nn.Module, layers: int) -> Iterator[nn.Module]:
     if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= state.depth:
         raise SpecError(f"layers={layers!r}: expected a whole number from 0 to {state.depth}, the layers of the base")
     thread = state.forwards.thread
-    before = thread.dropped
-    thread.dropped = max(before, layers)
-    try:
+    with thread.having(dropped=max(thread.dropped, layers)):
         yield model
-    finally:
-        thread.dropped = before
 
 
 @contextmanager
 def route(model: nn.Module, rows: Sequence[int | str] | Shaped[Tensor, " batch"] | None = None) -> Iterator[nn.Module]:
-    """Context manager: say, for forwards of this thread, which run each row of a batch belongs to.
+    """Context manager: say, for forwards of this thread or task of an event loop, which run each row of a batch belongs to.
 
     rows: for each row the index of its run, or the name under which the run was loaded. None, and a forward outside of the
     block: equal blocks of rows, the first block for run 0. Generation with beams repeats the route as it repeats the rows.
@@ -306,12 +297,8 @@ def route(model: nn.Module, rows: Sequence[int | str] | Shaped[Tensor, " batch"]
     """
     state = attached_state(model)
     given = None if rows is None else _whole_numbers(state.run_indices(rows), state)
-    thread = state.forwards.thread
-    before, thread.rows = thread.rows, given
-    try:
+    with state.forwards.thread.having(rows=given):
         yield model
-    finally:
-        thread.rows = before
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from unipelt.report.names import in_folds, listed, seeds_text, size_label
+from unipelt.report.names import counts_text, in_folds, listed, seeds_text, size_label
 from unipelt.report.samples import LARGEST, TIE, Sample, difference, own
 from unipelt.report.statistics import BOTH, EXAMPLES, NOTHING, Estimate, estimate, holm, own_estimate
 from unipelt.report.tables import Block, Cell, Table
@@ -31,6 +31,8 @@ class Line:
     """of training, evaluation included: mean of its runs"""
     per_text: float | None = None
     """seconds to predict one test example: mean of its runs"""
+    stored: int | None = None
+    """numbers that the checkpoint holds"""
 
     @property
     def real(self) -> bool:
@@ -197,7 +199,7 @@ REAL_NOTE = "Real: p < 0.05 after Holm's correction over the comparisons, with t
 
 def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> Table:
     """A block a size: every method beside the reference. own_file: validation chose the reference, so it stands first too."""
-    blocks, columns = [], []
+    blocks, columns, stored = [], [], False
     alike = own_file and {_covers(line) for one in found.values() for line in one.lines}
     for k, one in found.items():
         unit = "" if one.scale == 1 else " ×100"
@@ -207,6 +209,7 @@ def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> T
         right = ["trained parameters", "training, s", "prediction, ms a text", "learning rate"] if own_file else []
         right += ["seeds", *([] if alike and len(alike) == 1 else ["intervals over"])]
         scored = "out-of-fold" if one.folds else "test"
+        stored = stored or any(line.stored not in (None, line.parameters) for line in one.lines if own_file)
         columns = ["method", *left, f"{scored} {what}{unit}", against, "verdict", *right]
         rows = [_row(one, line, own_file, len(columns)) for line in one.lines]
         if one.largest is not None and not any(line.method == CONSTANT for line in one.lines):
@@ -216,6 +219,8 @@ def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> T
         blocks.append(Block("" if own_file else ", ".join(filter(None, [size_label(k), tasks, one.seeds])), rows))
     title = "Every method beside the recommended one" if own_file else "Every method beside the best"
     notes = ["Validation examples rank the methods and choose their learning rates; test examples chose nothing."] if own_file else ["The best is chosen by test results, so the correction counts every pair of methods."]  # fmt: skip
+    if stored:
+        notes.append("Stored: what the file of a run holds; the MLP of a prefix is needed in training alone.")
     over = (
         f"the intervals allow for {alike.pop()}"
         if alike and len(alike) == 1
@@ -248,7 +253,7 @@ def _row(one: Comparison, line: Line, own_file: bool, columns: int) -> list[Cell
     )
     left = [Cell(one.shown(line.validation))] if own_file and not one.folds else []
     right = [
-        Cell(f"{line.parameters:,}" if line.parameters else ""), Cell(line.seconds, digits=0),
+        Cell(counts_text(line.parameters, line.stored)), Cell(line.seconds, digits=0),
         Cell(None if line.per_text is None else 1000 * line.per_text, digits=1), Cell(line.lr, digits=-1),
     ] if own_file else []  # fmt: skip
     row = [

@@ -97,3 +97,10 @@ def options_of(method: str) -> dict[str, object]:
         return settings(method)
     except SpecError:
         return {}
+
+
+def counts_text(trained: int | None, stored: int | None) -> str:
+    """`2,874,688 (380,088 stored)`, or the first alone where both are equal or one is not known."""
+    if not trained:
+        return ""
+    return f"{trained:,}" if stored in (None, trained) else f"{trained:,} ({stored:,} stored)"

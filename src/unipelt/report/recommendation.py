@@ -44,6 +44,7 @@ def recommend(study: Study) -> Recommendation:
             "no finished run has a validation metric, so nothing can be recommended; repeat `unipelt compare`"
         )
     sizes = {run.method: run.parameters or 0 for run in runs}
+    stored = {run.method: run.stored for run in runs}
     rates = {run.method: run.lr for run in runs}
     ahead = {one: sum(_lead(validation[one], other) for other in validation.values()) for one in validation}
     order = sorted(validation, key=lambda method: (-ahead[method], sizes[method], method))
@@ -56,6 +57,7 @@ def recommend(study: Study) -> Recommendation:
     filled = [
         replace(
             lines[m], validation=sign * fmean(validation[m].values()), lr=rates[m], parameters=sizes[m] or None,
+            stored=stored[m],
             seconds=_mean(run.seconds for run in runs if run.method == m),
             per_text=_mean(
                 run.predicting / len(of.answers[m, run.seed].targets)

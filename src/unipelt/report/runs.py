@@ -10,7 +10,7 @@ from unipelt.report.samples import Row
 from unipelt.study.choose import choose
 from unipelt.study.store import COMPARISON, DONE, KEYS, PLANNED, Store
 
-LIGHT = ("id", *KEYS, "status", "metric", "validation", "test", "complete", "steps", "seconds", "predicting", "width", "parameters", "device", "versions")  # fmt: skip
+LIGHT = ("id", *KEYS, "status", "metric", "validation", "test", "complete", "steps", "seconds", "predicting", "width", "parameters", "stored", "device", "versions")  # fmt: skip
 LISTED = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")
 """columns of runs.csv"""
 Curve = list[dict[str, float]]
@@ -42,6 +42,8 @@ class Run:
     """runs that were trained at once"""
     parameters: int | None
     """numbers that were trained"""
+    stored: int | None
+    """numbers that its checkpoint holds"""
     device: str | None
     versions: dict[str, str]
     curve: Curve

@@ -94,6 +94,8 @@ class Prefix:
     parameters themselves, as those of relu always are"""
     function: Literal["softmax", "relu"] = "softmax"
     """softmax: prefix tuning; relu: the multi-head parallel adapter of He et al."""
+    norm: bool = False
+    """of relu: q = W_q LN(x) with a LayerNorm of the prefix's own, which the code of He et al. has and their paper has not"""
     init: Literal["unipelt", "torch"] = "unipelt"
     """unipelt: N(0, 0.02) everywhere (prefix std ≈ 0.005); torch: PyTorch's default for the MLP, as He et al. (std ≈ 0.27)"""
 
@@ -158,6 +160,8 @@ def check_settings(form: Form) -> None:
             raise SpecError(f"{what}: expected a probability below 1")
         if field.name == "alpha" and not value:
             raise SpecError(f"{what}: expected a number above 0, or the change is never there")
+    if isinstance(form, Prefix) and form.norm and form.function != "relu":
+        raise SpecError("prefix(norm=True): a softmax prefix has no LayerNorm; expected norm=False, or function='relu'")
     if isinstance(form, Prefix) and form.function == "relu" and form.mlp:
         raise SpecError(
             f"prefix(function='relu', mlp={form.mlp}): a relu prefix has no MLP; expected mlp=0, or function='softmax'"

@@ -34,7 +34,7 @@ NOT_STORED = (
 VALUES = tuple(f.name for f in fields(RunRecord) if f.name not in NOT_STORED)
 COLUMNS = (*KEYS, *VALUES, "fleet")
 TYPES = {"seed": "INTEGER", "lr": "REAL", "validation": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
-          "steps": "INTEGER", "seconds": "REAL", "predicting": "REAL", "temperature": "REAL", "width": "INTEGER"}  # fmt: skip
+          "steps": "INTEGER", "stored": "INTEGER", "seconds": "REAL", "predicting": "REAL", "temperature": "REAL", "width": "INTEGER"}  # fmt: skip
 _TEXT = {"status", "metric", "device", "fleet"}
 _KINDS = get_type_hints(RunRecord) | get_type_hints(RunKey) | {"lr": float}
 _JSON = {name for name in VALUES if name not in TYPES and name not in _TEXT}

@@ -62,6 +62,20 @@ class Encoded:
         return replace(self, features=features, **chosen)
 
 
+def check_tokens(encoded: Encoded, model: Any, name: str) -> Encoded:
+    """The examples themselves. Raises DataError where they have tokens for which a base has no embeddings: its tokenizer got
+    more than the model."""
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    used: list[Any] = [*encoded.features["input_ids"], *encoded.answers, *encoded.prompts]
+    most = max((int(max(tokens)) for tokens in used if len(tokens)), default=0)
+    if rows is not None and most >= rows:
+        raise DataError(
+            f"{name}: an example has token {most}, and the base has embeddings for tokens 0 to {rows - 1}: tokens were added to "
+            "its tokenizer alone; put its own tokenizer back, or save the base after model.resize_token_embeddings"
+        )
+    return encoded
+
+
 class Part(NamedTuple):
     """One run's share of a batch."""
 

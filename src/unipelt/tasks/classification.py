@@ -64,12 +64,11 @@ class Classification(Task):
             has = f"Class {names} has" if len(single) == 1 else f"{len(single)} classes ({names}) have"
             notes.append(f"{has} a single example: it trains, so that none is left for validation and test.")
         for mark in "|;,":
-            parts = {part.strip() for label in self.labels for part in label.split(mark)}
+            parts = Counter(part.strip("[]() '\"") for label in self.labels for part in label.split(mark))
             mixed = [label for label in self.labels if mark in label]
-            if mixed and len(parts) < len(self.labels):
-                notes.append(
-                    f"Labels such as {mixed[0]!r} are read as one class; if they are several, add --label-separator '{mark}'."
-                )
+            if mixed and max(parts.values()) > 1:  # a part of one is a label too, or a part of another
+                how = "--kind multi-label" if mixed[0].startswith("[") else f"--label-separator '{mark}'"
+                notes.append(f"Labels such as {mixed[0]!r} are read as one class; if they are several, add {how}.")
         return notes
 
     def weighted(self, targets: Sequence[int]) -> "Classification":

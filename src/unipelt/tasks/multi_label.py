@@ -1,6 +1,8 @@
 """Any number of classes per example."""
 
+from ast import literal_eval
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -137,11 +139,23 @@ class MultiLabel(Task):
         return [int(2 * sum(column) > len(train)) for column in zip(*train)]
 
 
+def _written_list(cell: Any) -> Any:
+    """The list that a text such as `['a', 'b']` writes, as pandas saves it to CSV; anything else as it is."""
+    if not isinstance(cell, str) or not (cell.startswith("[") and cell.endswith("]")):
+        return cell
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        found = literal_eval(cell)
+        if isinstance(found, list) and all(isinstance(one, str | int) for one in found):
+            return found
+    return cell
+
+
 def _split(table: Table, column: str, index: int, separator: str) -> list[str]:
     """The class names in a cell; an empty cell names none."""
     cell, declared = table.columns[column][index], table.classes.get(column, ())
     if is_missing(cell):
         return []
+    cell = _written_list(cell)
     parts = cell if isinstance(cell, list) else [cell] if declared else str(class_name(cell)).split(separator)
     names = [class_name(declared_name(part, declared, table.example(index), column)) for part in parts]
     return [name for name in names if name]

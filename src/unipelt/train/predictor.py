@@ -24,7 +24,7 @@ from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
 from unipelt.spec import Location
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import Encoded, Part
+from unipelt.tasks.batches import Encoded, Part, check_tokens
 from unipelt.tasks.registry import task_of
 from unipelt.train.batches import longest_first
 from unipelt.train.evaluation import predict
@@ -202,22 +202,26 @@ class Predictor(TablePredictor):
     def outputs(self, examples: data.Examples, gates: dict[str, Tensor] | None) -> tuple[Tensor, Encoded]:
         if gates is not None and not (self.tuned and gate_paths(self.model)):
             raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
-        encoded = self.task.encode(self.tokenizer, examples, self.max_length)
+        encoded = self.encode(examples)
         return self.logits(encoded, gates), encoded
 
     def answers(self, examples: data.Examples) -> list[str]:
+        return self.task.answers(self.model, self.tokenizer, [self.encode(examples)], lambda rows: None)[0]
+
+    def encode(self, examples: data.Examples) -> Encoded:
+        """Their tokens. Raises DataError where the base has no embedding for one."""
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
-        return self.task.answers(self.model, self.tokenizer, [encoded], lambda rows: None)[0]
+        return check_tokens(encoded, self.model, self.model.config._name_or_path)
 
     def gates(self, rows: data.Examples) -> dict[str, Tensor]:
         """Each gate's value for each row `[rows]`; a gate of each token's own is averaged over the row's tokens."""
         values: dict[str, Tensor] = {}
-        predict(self.model, self.tokenizer, [self.task.encode(self.tokenizer, rows, self.max_length)], gates=[values])
+        predict(self.model, self.tokenizer, [self.encode(rows)], gates=[values])
         return values
 
     def fold(self, rows: data.Examples, **thresholds: Any) -> FoldReport:
         """What `unipelt.fold` does over these examples; with targets, by the task's own metric, or the loss for tasks of tokens."""
-        encoded, batches, order = self.task.encode(self.tokenizer, rows, self.max_length), [], []
+        encoded, batches, order = self.encode(rows), [], []
         for (mine,) in longest_first([encoded.lengths()], partial(rows_each, self.model.device, 1)):
             batch = self.task.collate([Part(self.task, encoded, mine)], self.tokenizer, self.model.device)
             batches.append(batch.inputs | ({"labels": batch.targets[0]} if rows.targets is not None else {}))

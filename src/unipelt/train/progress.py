@@ -2,11 +2,11 @@
 
 import json
 import math
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unipelt.checkpoint.header import tensors_header
 from unipelt.errors import CheckpointError
 from unipelt.train.json_types import fits, typed
 
@@ -76,28 +76,6 @@ def last_state(folder: Path) -> Loop | None:
         return Loop.from_json(found["facts"] if isinstance(found, dict) else "")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start again") from None
-
-
-def tensors_header(path: Path) -> dict[str, Any]:
-    """Read the header of a safetensors file without torch: by tensor its dtype, shape and data_offsets.
-
-    Raises CheckpointError where it is none.
-    """
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
-        if not isinstance(header, dict):
-            raise ValueError("its header is not an object")
-        for name, entry in header.items():
-            shape, ends = (entry.get(key) if isinstance(entry, dict) else None for key in ("shape", "data_offsets"))
-            if name != "__metadata__" and not (
-                fits(shape, list[int]) and fits(ends, list[int]) and len(ends or ()) == 2
-            ):
-                raise ValueError(f"its header does not say where {name[:80]!r} is")
-        return header
-    except (OSError, ValueError, struct.error, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged or not readable ({error})") from None
 
 
 def format_duration(seconds: float) -> str:

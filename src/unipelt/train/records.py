@@ -197,6 +197,8 @@ class RunRecord:
     """by path `stack.layer.change.place`: mean and sd of the gate over the test examples"""
     parameters: dict[str, int] | None = None
     """trainable parameters by change; `head` for the head"""
+    stored: int | None = None
+    """numbers that the checkpoint holds: those trained, but the MLP of a prefix only gives the prefixes that are stored"""
     rows: dict[str, Any] | None = None
     """number and fingerprint of the examples of train, validation and test"""
     truncated: dict[str, int] | None = None

@@ -13,11 +13,12 @@ from unipelt.checkpoint.bases import declared_pooling
 from unipelt.checkpoint.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from unipelt.errors import CheckpointError, UserError
 from unipelt.inject.attach import attach
+from unipelt.inject.fixed_gates import stored_parameters
 from unipelt.inject.heads import find_head, output_of
 from unipelt.inject.record import trainable_parameters
 from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import Encoded
+from unipelt.tasks.batches import Encoded, check_tokens
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
@@ -143,9 +144,9 @@ def pooling_of(config: RunConfig) -> str:
     return declared_pooling(config.model) if config.pooling == "auto" else config.pooling
 
 
-def export_note(config: RunConfig) -> list[str]:
+def export_note(config: RunConfig, task: Task) -> list[str]:
     """A note about the limits of exporting a run with this pooling; an empty list if there are none."""
-    if config.full or (pooling := pooling_of(config)) == "model":
+    if config.full or not task.pooled or (pooling := pooling_of(config)) == "model":
         return []
     read = {"mean": "the mean of the tokens", "cls": "the first token"}[pooling]
     why = f", as the settings of {config.model} say" if config.pooling == "auto" else ""
@@ -167,7 +168,7 @@ def check_identity(name: str, found: dict[str, str], expected: dict[str, str] | 
 
 def plan_of(
     config: RunConfig, splits: data.Splits, cache: DatasetCache, model: PreTrainedModel, tokenizer: Any,
-    parameters: Callable[[int], dict[str, int]], identity: dict[str, str],
+    count: "Counter", identity: dict[str, str],
 ) -> Plan:  # fmt: skip
     """Plan one run: encode its examples, fill in the defaults of its recipe, and begin its record."""
     task = cache.task(config).prepare(model, tokenizer)
@@ -178,9 +179,12 @@ def plan_of(
     trained = task.weighted(splits.train.targets or []) if recipe.class_weights == BALANCED else task
     longest = most_tokens(model, recipe.max_length)
     encoded = {name: cache.encode(task, tokenizer, part, longest) for name, part in splits.parts.items()}
+    for part in encoded.values():
+        check_tokens(part, model, f"--model {config.model}")
+    parameters, stored = count(task.outputs)
     record = RunRecord(
         config=asdict(config), description=task.describe(), metric=task.metric, recipe=asdict(recipe),
-        labels=list(task.labels), rows=splits.fingerprints, truncated={name: part.truncated for name, part in encoded.items()}, parameters=parameters(task.outputs),
+        labels=list(task.labels), rows=splits.fingerprints, truncated={name: part.truncated for name, part in encoded.items()}, parameters=parameters, stored=stored,
         complete=config.k != "all" or cache.dataset(config).complete, majority=majority(task, splits), identity=identity,
     )  # fmt: skip
     output = output_of(model)
@@ -201,15 +205,21 @@ def majority(task: Task, splits: data.Splits) -> float | None:
     return METRICS["accuracy"]([constant] * len(targets), targets)
 
 
-def _parameter_counts(
-    model: PreTrainedModel, parameters: dict[str, int], widest: int
-) -> Callable[[int], dict[str, int]]:
-    """Return a function from a number of outputs to the number of trainable parameters by change. parameters: with `widest` outputs."""
+Counter = Callable[[int], tuple[dict[str, int], int]]
+
+
+def _parameter_counts(model: PreTrainedModel, parameters: dict[str, int], widest: int) -> Counter:
+    """For a task of so many outputs, the trainable parameters by change, and how many numbers its checkpoint holds; the head of
+    a fleet is as wide as that of its widest task."""
     output, owner = output_of(model), FULL if FULL in parameters else "head"
     each = 0 if output is None else output.weight.shape[-1] + (output.bias is not None)
-    return lambda classes: (
-        parameters | ({owner: parameters[owner] - (widest - classes) * each} if each and owner in parameters else {})
-    )
+    stored = parameters[FULL] if FULL in parameters else stored_parameters(model)
+
+    def count(outputs: int) -> tuple[dict[str, int], int]:
+        less = (widest - outputs) * each
+        return parameters | ({owner: parameters[owner] - less} if owner in parameters else {}), stored - less
+
+    return count
 
 
 def device_of(name: str) -> torch.device:

@@ -22,6 +22,7 @@ from unipelt.errors import CheckpointError, UserError
 from unipelt.inject.heads import find_head
 from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
+from unipelt.tasks.batches import check_tokens
 from unipelt.tasks.linear import Features
 from unipelt.train.evaluation import predict
 
@@ -52,6 +53,7 @@ class Frozen:
             began = time.monotonic()
             some = Examples(inputs={name: [values[i] for i in new.values()] for name, values in inputs.items()})
             encoded = self.task.encode(self.tokenizer, some, most_tokens(self.model, self.max_length))
+            check_tokens(encoded, self.model, self.model.config._name_or_path)
             with head_inputs(self.model, self.task.pooled):
                 states = [*predict(self.model, self.tokenizer, [encoded], task=type(self.task))[0].numpy()]
             if encoded.first_tokens:  # a word that was cut off has no state: zeros

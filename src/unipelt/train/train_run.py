@@ -98,7 +98,7 @@ def earlier(folder: Path, config: RunConfig, splits: data.Splits, task: Task) ->
 
 def log_examples(config: RunConfig, splits: data.Splits, task: Task, log: Callable[[str], None]) -> None:
     """Say what is trained on."""
-    for note in (describe_columns(config, task), *splits.notes, *export_note(config)):
+    for note in (describe_columns(config, task), *splits.notes, *export_note(config, task)):
         log(note)
     log("examples: " + ", ".join(f"{len(rows):,} {part}" for part, rows in splits.parts.items()))
 
