@@ -25,7 +25,7 @@ from unipelt.report.recommendation import recommend
 from unipelt.report.study import read
 from unipelt.study.compare import open_store, refit, usual_folds
 from unipelt.study.engine import hidden_size, run_study
-from unipelt.study.plan import StudyConfig, rates_of
+from unipelt.study.plan import StudyConfig, learning_rates
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.registry import load
 from unipelt.train import baselines
@@ -91,7 +91,7 @@ def advise(pool: Pool, size: int, draw: int, tuned: list[str], folder: Path, rec
     if not folds:
         return {}  # too few examples of a class for folds: not what is evaluated here
     study = replace(study, folds=folds)
-    plan = [replace(first, method=m, seed=s, lr=rates_of(m, hidden, (), 1)[0]) for m in methods for s in range(folds)]
+    plan = [replace(first, method=m, seed=s, lr=learning_rates(m, hidden, (), 1)[0]) for m in methods for s in range(folds)]
     store, _ = open_store(folder / "study", study, plan, plan, cache)
     run_study(store, study, device="cpu", log=lambda text: None, cache=cache)
     advice = recommend(read(store))
