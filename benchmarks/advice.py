@@ -29,8 +29,9 @@ from unipelt.study.plan import StudyConfig, learning_rates
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.registry import load
 from unipelt.train import baselines
-from unipelt.train.records import BASELINES, RunKey
+from unipelt.train.records import RunKey
 from unipelt.train.setup import DatasetCache
+from unipelt.train.text_features import FEATURES
 
 TASKS = ("sst2", "cola", "stsb", "docstrings", "rte")
 SIZES = (64, 200, 1000)
@@ -84,14 +85,16 @@ def advise(pool: Pool, size: int, draw: int, tuned: list[str], folder: Path, rec
     rest, path = pool.rest, folder / "data.jsonl"
     pool.write(pool.draw(size, draw), path)
     study = StudyConfig(columns={"kind": pool.task.kind, "metric": pool.task.metric}, recipe=recipe)
-    cache, methods = DatasetCache(), [*BASELINES, *tuned]
+    cache, methods = DatasetCache(), [*FEATURES, *tuned]
     hidden = hidden_size(study.model)
     first = RunKey(task=str(path), k="all", method="constant", seed=0, lr=None)
     folds, _ = usual_folds(study, first, cache)
     if not folds:
         return {}  # too few examples of a class for folds: not what is evaluated here
     study = replace(study, folds=folds)
-    plan = [replace(first, method=m, seed=s, lr=learning_rates(m, hidden, (), 1)[0]) for m in methods for s in range(folds)]
+    plan = [
+        replace(first, method=m, seed=s, lr=learning_rates(m, hidden, (), 1)[0]) for m in methods for s in range(folds)
+    ]
     store, _ = open_store(folder / "study", study, plan, plan, cache)
     run_study(store, study, device="cpu", log=lambda text: None, cache=cache)
     advice = recommend(read(store))
