@@ -18,7 +18,7 @@ from unipelt.report.mistakes import LETTERS, label_looks_wrong
 from unipelt.report.terminal import show
 from unipelt.study.store import Store
 
-KINDS = ["classification", "multi-label", "regression", "tags"]
+KINDS = ["classification", "multi-label", "regression", "tags", "texts", "losses"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_terminal_page_and_markdown_say_the_same(kind: str, made: dict[str, Repo
     )
     assert one.recommendation.take == "lora"
     said = [section.say for section in one.sections if section.say]
-    assert len(said) >= 2, "what is asked has answers in words"
+    assert len(said) >= 2 and {"Examples to look at", "Would more labels help?"} <= {s.heading for s in one.sections}
     for sentence in (*said, *one.cautions):
         assert sentence in page and sentence in text and sentence in markdown
     assert "-0.0" not in text and "nan" not in text.split()
@@ -126,6 +126,14 @@ def test_errors_are_in_the_unit_of_the_labels(made: dict[str, Report]):
     assert sum(float(row["examples"]) for row in fifths) == TEST
     assert float(fifths[0]["mean error"]) > 0 > float(fifths[-1]["mean error"]), "drawn to the middle"
     assert "residuals.svg" in one.files and "confidence.svg" not in one.files
+
+
+def test_the_worst_texts_stand_first(made: dict[str, Report]):
+    scores = [float(row["exact match"]) for row in rows(made["texts"], "mistakes")]
+    assert scores == sorted(scores) and {*scores} == {0, 1} and "<b>" not in made["texts"].files["report.html"].decode()
+    losses = rows(made["losses"], "mistakes")
+    counts, sums, *_ = drawn("losses", TEST, 0)
+    assert float(losses[0]["loss a token"]) == pytest.approx(max(one / n for one, n in zip(sums, counts)))
 
 
 def test_spans_are_counted_as_the_metric_counts_them(made: dict[str, Report]):

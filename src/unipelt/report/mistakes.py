@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from unipelt.report.evidence import Answered
 from unipelt.report.tables import Block, Cell, Table
+from unipelt.tasks.metrics import Metric
 
 LETTERS = 240  # of a text that is shown
 Array = NDArray[np.float64]
@@ -30,7 +31,9 @@ def label_looks_wrong(probabilities: Float[Array, "example label"], targets: Int
 
 def shown_text(inputs: dict[str, list], index: int) -> str:
     """The text of an example on one line, cut where it is long; two texts with a bar between."""
-    texts = [value[index] if isinstance(value[index], str) else " ".join(value[index]) for value in inputs.values()]
+    texts = [
+        value[index] if isinstance(value[index], str) else " ".join(map(str, value[index])) for value in inputs.values()
+    ]
     text = " | ".join(" ".join(one.split()) for one in texts)
     return text if len(text) <= LETTERS else text[: LETTERS - 1].rstrip() + "…"
 
@@ -51,11 +54,11 @@ def class_mistakes(one: Answered, probabilities: Array | None) -> Table:
         ])  # fmt: skip
     more = [] if probabilities is None else ["probability, %", "of the label, %", "check the label"]
     note = "Check the label: the predicted class is at least as probable as it is on average for the examples that are labelled with it (confident learning, Northcutt et al. 2021). Many of these labels are right and the model is wrong; but wrong labels are found here first."  # fmt: skip
-    return _table(["example", "label", "prediction", *more, "text"], rows, [note] if more else [])
+    return _table(["example", "label", "prediction", *more, "text"], rows, *[note] * bool(more))
 
 
 def label_mistakes(one: Answered, probabilities: Array | None) -> Table:
-    """Of a task with several labels an example: each label that is missing or too much, the most confident first."""
+    """Of a task with several labels an example: each label that is missing or wrongly added, the most confident first."""
     targets, said = np.array(one.targets), np.array(one.predictions)
     found = []
     for i, j in zip(*np.nonzero(targets != said)):
@@ -67,7 +70,7 @@ def label_mistakes(one: Answered, probabilities: Array | None) -> Table:
          Cell(None if chance is None else 100 * chance, digits=0), Cell(_text(one, i))]
         for _, i, j, chance in sorted(found)
     ]  # fmt: skip
-    return _table(["example", "class", "labelled", "predicted", "its probability, %", "text"], rows, [])
+    return _table(["example", "class", "labelled", "predicted", "probability, %", "text"], rows)
 
 
 def number_mistakes(one: Answered) -> Table:
@@ -78,7 +81,7 @@ def number_mistakes(one: Answered) -> Table:
         [Cell(_name(one, i)), Cell(float(one.targets[i])), Cell(float(one.predictions[i])), Cell(float(errors[i]), signed=True), Cell(_text(one, i))]
         for i in order
     ]  # fmt: skip
-    return _table(["example", "label", "prediction", "error", "text"], rows, [])
+    return _table(["example", "label", "prediction", "error", "text"], rows, title="The largest errors")
 
 
 def tag_mistakes(one: Answered) -> Table:
@@ -91,11 +94,38 @@ def tag_mistakes(one: Answered) -> Table:
             shown = [f"{words[i][k] if words else k + 1}: {right[k]} → {said[k]}" for k in differ]
             found.append((-len(differ), i, "; ".join(shown)))
     rows = [[Cell(_name(one, i)), Cell(float(-n), digits=0), Cell(_cut(said)), Cell(_text(one, i))] for n, i, said in sorted(found)]  # fmt: skip
-    return _table(["example", "wrong tags", "label → prediction", "text"], rows, [])
+    return _table(["example", "wrong tags", "label → prediction", "text"], rows, title="The most wrong tags")
 
 
-def _table(columns: Sequence[str], rows: list[list[Cell]], notes: list[str]) -> Table:
-    return Table("mistakes", "The most confident mistakes", columns, [Block("", rows)], notes, most=20)
+def text_mistakes(one: Answered, metric: Metric) -> Table:
+    """Every example of a task of written texts, the worst by the metric first."""
+    each = [metric([said], [right]) for said, right in zip(one.predictions, one.targets)]
+    order = sorted(range(len(each)), key=lambda i: (each[i], i))
+    rows = [
+        [Cell(_name(one, i)), Cell(metric.shown_as * each[i]), Cell(_cut(str(one.targets[i]))), Cell(_cut(str(one.predictions[i]))), Cell(_text(one, i))]
+        for i in order
+    ]  # fmt: skip
+    return _table(
+        ["example", metric.name.replace("_", " "), "label", "prediction", "text"],
+        rows,
+        title="The texts furthest from their labels",
+    )
+
+
+def loss_mistakes(one: Answered) -> Table:
+    """Every example of a language model, the least expected first: predictions are sums of losses, targets numbers of tokens."""
+    each = [total / max(1, count) for total, count in zip(one.predictions, one.targets)]
+    order = sorted(range(len(each)), key=lambda i: (-each[i], i))
+    rows = [
+        [Cell(_name(one, i)), Cell(each[i]), Cell(float(one.targets[i]), digits=0), Cell(_text(one, i))] for i in order
+    ]
+    return _table(["example", "loss a token", "tokens", "text"], rows, title="The least expected answers")
+
+
+def _table(
+    columns: Sequence[str], rows: list[list[Cell]], *notes: str, title: str = "The most confident mistakes"
+) -> Table:
+    return Table("mistakes", title, columns, [Block("", rows)], notes, most=20)
 
 
 def _name(one: Answered, index: int) -> str:

@@ -16,7 +16,14 @@ from unipelt.report.confidence import (
 )
 from unipelt.report.evidence import OUT_OF_FOLD, Answered, evidence
 from unipelt.report.learning import learning_curve
-from unipelt.report.mistakes import class_mistakes, label_mistakes, number_mistakes, tag_mistakes
+from unipelt.report.mistakes import (
+    class_mistakes,
+    label_mistakes,
+    loss_mistakes,
+    number_mistakes,
+    tag_mistakes,
+    text_mistakes,
+)
 from unipelt.report.names import in_folds
 from unipelt.report.numbers import error_table, residual_figure, short
 from unipelt.report.recommendation import Recommendation
@@ -84,6 +91,10 @@ def about(one: Answered, metric: str) -> list[Section]:
             Section("Each type of span", [span_table(one.targets, one.predictions)], f"{one.method} on {which}."),
             Section("Examples to look at", [bad], f"{_rows(bad):,} of {which} have a wrong tag."),
         ]
+    if kind in ("texts", "losses") and one.predictions:
+        table = text_mistakes(one, METRICS[metric]) if kind == "texts" else loss_mistakes(one)
+        say = f"{one.method} on {which}, the worst first. Where a label is wrong, correct the file."
+        return [Section("Examples to look at", [table], say)]
     return _of_classes(one, which) if kind == "classes" and one.labels else []
 
 
@@ -112,7 +123,7 @@ def _of_classes(one: Answered, which: str) -> list[Section]:
             say += f" With --min-confidence {SURE:g}, {100 * kept.mean():.0f} % of the examples are answered{good}."
         found.append(Section("Can the probabilities be trusted?", [*shown, *([] if several else [confidence_table(sure, right)])], say))  # fmt: skip
     wrong = (
-        f"{_rows(bad):,} labels are missing or too much"
+        f"{_rows(bad):,} labels are missing or wrongly added"
         if several
         else f"{_rows(bad):,} of {which} are answered wrongly"
     )
