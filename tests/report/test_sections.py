@@ -149,7 +149,9 @@ def test_more_labels_are_judged_on_the_same_examples_and_seeds(made: dict[str, R
     (section,) = [one for one in made["classification"].sections if one.heading == "Would more labels help?"]
     found = rows(made["classification"], "learning-curve")
     assert [float(row["training examples"]) for row in found] == [250, 500, TRAIN]
-    assert re.match(r"(Probably yes|Perhaps): from 500 to 1,000 training examples, lora gains \+", section.say)
+    assert re.match(
+        r"(Probably yes|Perhaps): from 500 to 1,000 training examples, the accuracy of lora changes by \+", section.say
+    )
     alone = build(own_file(tmp_path / "one", seeds=1))
     (section,) = [one for one in alone.sections if one.heading == "Would more labels help?"]
     assert section.say.startswith("Not judged: ") and "one seed" in section.say

@@ -206,7 +206,11 @@ def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> T
         what = one.metric.replace("_", " ") if one.metric else "metric, average"
         left = [f"validation {what}{unit}"] if own_file and not one.folds else []
         against = f"difference to {one.reference}" if own_file else "difference to the best"
-        right = ["trained parameters", "training, s", "prediction, ms a text", "learning rate"] if own_file else []
+        right = (
+            ["trained parameters", "training time, s", "prediction time, ms an example", "learning rate"]
+            if own_file
+            else []
+        )
         right += ["seeds", *([] if alike and len(alike) == 1 else ["intervals over"])]
         scored = "out-of-fold" if one.folds else "test"
         stored = stored or any(line.stored not in (None, line.parameters) for line in one.lines if own_file)

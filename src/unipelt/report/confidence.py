@@ -103,11 +103,6 @@ def _coverage(panel: Any, confidence: Array, right: NDArray[np.bool_]) -> None:
 
 
 def calibration_sentence(before: float, after: float, temperature: float, answers: str) -> str:
-    """What the temperature did, in points."""
-    fitted = f" (logits are divided by {temperature:.2f}, fitted on the validation examples and kept with the model)"
-    change = (
-        f"before calibration it was {100 * before:.1f} points" + fitted
-        if temperature != 1
-        else "no temperature was fitted"
-    )
-    return f"On average, the probability of {answers} is {100 * after:.1f} points off the share that is right (expected calibration error); {change}."  # fmt: skip
+    """How far probabilities are off, in points, and what the temperature did."""
+    fitted = f"; {100 * before:.1f} before they were calibrated with a temperature of {temperature:.2f}, which was fitted on validation examples and is kept with the model"  # fmt: skip
+    return f"The probability of {answers} is off by {100 * after:.1f} points on average (expected calibration error{fitted if temperature != 1 else ''})."  # fmt: skip

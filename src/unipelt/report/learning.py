@@ -41,14 +41,13 @@ def learning_curve(runs: Mapping[int, list[Run]], answers: Iterable[tuple[int, R
     unit = "" if scale == 1 else " ×100"
     seeds = seeds_text(len(values[str(known[-1])]))
     table = Table(
-        "learning-curve", f"{first.method} by the number of training examples", ["training examples", f"test {metric}{unit}", "over the row above"], [Block("", cells)],
+        "learning-curve", f"{first.method} by the number of training examples", ["training examples", f"test {metric}{unit}", "gain over the row above"], [Block("", cells)],
         [f"{seeds} each, on the same test examples; 95 % intervals. Smaller sets are the beginnings of the whole one."],
     )  # fmt: skip
     last, less = known[-1], known[-2]
     gap = gains[last]
-    points = f"{scale * gap.value:+.2f}".replace("-", "−")
-    words = f"{metric} {'points' if scale != 1 else ''}".strip()
-    change = f"from {less:,} to {last:,} training examples, {first.method} gains {points} {words}"
+    points = f"{scale * (-gap.value if turn else gap.value):+.2f}".replace("-", "−")
+    change = f"from {less:,} to {last:,} training examples, the {metric} of {first.method} changes by {points}{' points' if scale != 1 else ''}"
     if gap.covers != BOTH:
         say = f"Not judged: {change}, with one seed."
     elif gap.real(gap.p) and gap.value > 0:

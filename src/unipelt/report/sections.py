@@ -119,8 +119,8 @@ def _of_classes(one: Answered, which: str) -> list[Section]:
         shown = [confidence_figure(before if temperature != 1 else [], after, sure, right, not several)]
         if not several:
             kept = sure >= SURE
-            good = f", and {100 * right[kept].mean():.0f} % of these are right" if kept.any() else ""
-            say += f" With --min-confidence {SURE:g}, {100 * kept.mean():.0f} % of the examples are answered{good}."
+            good = f", and {100 * right[kept].mean():.0f} % of these answers are right" if kept.any() else ""
+            say += f" With --min-confidence {SURE:g}, {100 * kept.mean():.0f} % of the examples get an answer{good}."
         found.append(Section("Can the probabilities be trusted?", [*shown, *([] if several else [confidence_table(sure, right)])], say))  # fmt: skip
     wrong = (
         f"{_rows(bad):,} labels are missing or wrongly added"
