@@ -130,7 +130,11 @@ def test_errors_are_in_the_unit_of_the_labels(made: dict[str, Report]):
 
 def test_the_worst_texts_stand_first(made: dict[str, Report]):
     scores = [float(row["exact match"]) for row in rows(made["texts"], "mistakes")]
-    assert scores == sorted(scores) and {*scores} == {0, 100} and "<b>answer" not in made["texts"].files["report.html"].decode()
+    assert (
+        scores == sorted(scores)
+        and {*scores} == {0, 100}
+        and "<b>answer" not in made["texts"].files["report.html"].decode()
+    )
     losses = rows(made["losses"], "mistakes")
     counts, sums, *_ = drawn("losses", TEST, 0)
     assert float(losses[0]["loss a token"]) == pytest.approx(max(one / n for one, n in zip(sums, counts)))
