@@ -22,8 +22,13 @@ def test_a_row_of_the_table_is_found_again(name: str):
     assert census.row_of(name, shrink.double(shrink.build(name))) == CENSUS[name].rows
 
 
+WHOLE = pytest.mark.skipif(
+    "UNIPELT_WHOLE_CENSUS" not in os.environ, reason="runs for minutes: set UNIPELT_WHOLE_CENSUS=1"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif("UNIPELT_WHOLE_CENSUS" not in os.environ, reason="takes half an hour: set UNIPELT_WHOLE_CENSUS=1")
+@WHOLE
 def test_the_whole_table_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Every type is run again, but those that `make census` has run with the same code and whose results it kept."""
     results = {name: census.kept(name) for name in shrink.types()}
@@ -41,6 +46,7 @@ HELD_OUT = tuple(name for name in shrink.types() if int(sha256(name.encode()).he
 
 
 @pytest.mark.slow
+@WHOLE
 def test_types_that_nobody_has_chosen_work_or_are_refused_with_a_reason():
     """Without any row: at least four in five take a change that trains; what is refused names a module, and what still works."""
     works, refused = [], {}
