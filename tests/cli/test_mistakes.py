@@ -486,7 +486,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_trained(
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     (base / "1_Pooling").mkdir()
     (base / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    said = f"the head reads the mean of the tokens, as {base} declares, which no plain transformers model does"
+    said = f"the head reads the mean of the tokens, as the settings of {base} say, which plain transformers models cannot do"
 
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
