@@ -135,7 +135,7 @@ class Renderer:
             end = len(before) + self._end(through[len(before) :])
             if set(through[len(before) : end]) <= set(self.tokenizer.all_special_ids):
                 raise DataError(
-                    f"{where}: the chat template leaves out an answer, so the model could not learn it; use another template"
+                    f"{where}: the chat template leaves out an answer, so no token of it is learned; use another template"
                 )
             learned[len(before) : end] = [True] * (end - len(before))
             if index == len(chat) - 1 and target is not None:
