@@ -327,7 +327,7 @@ def test_a_folded_run_predicts(run, finished, reviews: Path, unlabelled: Path, t
     assert "this run has no gates" in run("predict", folder, "--data", reviews, "--gates").line
 
     kept = run(*asked[:3], tmp_path / "kept", "--data", unlabelled, "--max-deviation", 0)
-    assert "8 gates over 9 rows: 100% kept" in kept.out and "accuracy" not in kept.out
+    assert "8 gates over 9 examples: 100% kept" in kept.out and "accuracy" not in kept.out
     for data in (gated, tmp_path / "kept"):
         answered = run("predict", data, "--data", unlabelled, "--proba").out
         assert answered == run("predict", gated, "--data", unlabelled, "--proba").out

@@ -160,7 +160,7 @@ def test_a_cache_that_lost_the_prompt_is_refused():
     step = {"input_ids": given["input_ids"][:, :1], "past_key_values": past}
     with pytest.raises(SiteError, match=r"mask of 9 tokens, 1 of them new, for a cache of 12, 3 of them the prompt's"):
         model(**step, attention_mask=given["attention_mask"])
-    with pytest.raises(SiteError, match="a static cache has no room for a prompt"):
+    with pytest.raises(SiteError, match="a static cache cannot hold a prompt"):
         model.generate(**given, max_new_tokens=3, cache_implementation="static")
 
     with pytest.raises(SiteError, match=r"an attention mask that is not \[batch, seq\] has no place for a prompt"):

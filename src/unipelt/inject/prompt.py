@@ -92,7 +92,7 @@ class PromptHook:
             return None
         cache = given.get("past_key_values")
         if getattr(cache, "is_compileable", False):
-            raise SiteError("a static cache has no room for a prompt: expected the default cache of generate")
+            raise SiteError("a static cache cannot hold a prompt: expected the default cache of generate")
         past = 0 if cache is None else int(cache.get_seq_length())
         context = self.forwards.context(len(x), repeats=cache is not None).on(x.device)
         lengths = self.of_rows(context, x)
