@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 WORKERS ?= 2
 PACKAGE = build/package
 
-.PHONY: install census lint test test-quick docs package demo clean
+.PHONY: install census lint test test-quick docs package demo demo-chat clean
 
 install: $(VENV)/installed
 
@@ -45,6 +45,10 @@ package: install
 # The README's first commands: a comparison of methods on real text with a real base, without a network.
 demo: install
 	$(BIN)/python docs/first_commands.py build/demo
+
+# Tunes smollm2 on a chat file; shows its loss and answers on held-out chats before and after. Without a network.
+demo-chat: install
+	$(BIN)/python docs/first_chat.py build/demo-chat
 
 # Runs a tiny model of every model type of transformers and writes the table of architectures; it goes on where it was stopped.
 census: install

@@ -216,7 +216,7 @@ def test_another_base_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="adapters of 'gpt2' cannot be read: known: albert"):
         unipelt.load_adapterhub(model, gpt2)
     model.config.model_type = "unheard-of"
-    with pytest.raises(SiteError, match="model_type='unheard-of' has no row"):
+    with pytest.raises(CheckpointError, match="made for a 'gpt2' of hidden size 16; got a 'unheard-of' of 16"):
         unipelt.load_adapterhub(model, gpt2)
 
 
@@ -292,7 +292,7 @@ def test_truncated_files_are_refused(keep: int, tmp_path: Path):
         copied(case, folder)
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[: min(keep, len(data) - 30)])
-        assert_refused(case, folder, rf"{name}: refused: truncated")
+        assert_refused(case, folder, rf"{name}: (refused: )?truncated")
 
 
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path):

@@ -50,5 +50,5 @@ def test_a_group_takes_no_name_that_is_taken(group: str):
 
 @pytest.mark.parametrize("path", ["", "encoder", "encoder.0", "encoder.x.adapter", "encoder.-1.adapter.ffn"])
 def test_another_text_is_no_location(path: str):
-    with pytest.raises(SpecError, match=r"is no location; expected stack\.layer\.change\.part"):
+    with pytest.raises(SpecError, match=r"is not a location; expected stack\.layer\.change\.part"):
         Location.parse(path)

@@ -42,6 +42,9 @@ def narrowed(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def test_a_base_in_half_precision_with_parts_in_float32(preset: str):
     wide = randomise(unipelt.attach(tiny.build("t5", dtype=torch.float32), small(preset)), 1)
     narrow = randomise(unipelt.attach(narrowed(tiny.build("t5", dtype=torch.float32), torch.float16), small(preset)), 1)
+    with torch.no_grad():
+        for p in (*attached_state(wide).parameters(), *attached_state(narrow).parameters()):
+            p.mul_(0.3)  # T5 does not scale its scores: a saturated softmax enlarges rounding errors
     given = tiny.inputs("t5", wide)
     expected, actual = result(wide(**given)), result(narrow(**given))
     assert (actual - expected).abs().max() < 1e-2 * expected.abs().max()

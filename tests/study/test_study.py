@@ -166,7 +166,7 @@ def test_a_run_that_cannot_be_is_a_row_that_says_why(words, run, tmp_path: Path,
         engine, "train_fleet", lambda *given, **how: (tried.extend(given[1]), original(*given, **how))[1]
     )
     again = run(*given).out
-    assert "8 of 16 runs done, 8 failed: --train-rows 5000" in again and "; the same command tries again\n" in again
+    assert "8 of 16 runs done, 8 failed: --train-rows 5000" in again and "; repeat the command to try again\n" in again
     assert len(tried) == 8 and {key.k for key in tried} == {5000} and results(tmp_path / "out") == before
 
 

@@ -36,7 +36,7 @@ def check_header(data: bytes, path: Path) -> None:
     try:
         _read(BytesIO(data), len(data))
     except (ValueError, struct.error, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: truncated, damaged or not a safetensors file ({error})") from None
 
 
 def _read(file: BinaryIO, size: int) -> dict[str, Any]:

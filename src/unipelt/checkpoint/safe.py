@@ -55,7 +55,7 @@ def parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return load_tensors(data)
     except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: truncated, damaged or not a safetensors file ({error})") from None
 
 
 def metadata_of(data: bytes) -> tuple[dict[str, Any], str]:

@@ -4,8 +4,6 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 from unipelt.data.examples import Dataset, Examples
 from unipelt.errors import DataError
 
@@ -23,15 +21,14 @@ def assign_folds(examples: Examples, classes: Sequence[int] | None, folds: int, 
         kind = StratifiedKFold if single else StratifiedGroupKFold
     else:
         kind = KFold if single else GroupKFold
-    found = np.zeros(len(examples), dtype=int)
+    found = [0] * len(examples)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # check_folds has its own message
-        parts = kind(folds, shuffle=True, random_state=seed).split(
-            np.zeros((len(examples), 1)), classes, None if single else names
-        )
+        parts = kind(folds, shuffle=True, random_state=seed).split(found, classes, None if single else names)
         for number, (_, held) in enumerate(parts):
-            found[held] = number
-    return found.tolist()
+            for index in held:
+                found[index] = number
+    return found
 
 
 def inner_folds(examples: Examples, classes: Sequence[int] | None, folds: int = 5) -> list[int]:
