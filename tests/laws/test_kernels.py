@@ -11,7 +11,7 @@ from unipelt import Mixture, UserError
 from unipelt.inject.state import mixture_state
 
 INDUCTED = ("bert", "llama")
-WHOLE = ("bert", "gpt2", "llama", "opt", "gpt_neox", "bart", "t5", "vit", "mixtral")
+WHOLE = ("bert", "gpt2", "llama", "gpt_neox", "bart", "vit", "mixtral")
 """every way to hook attention and FFN: fused and separate projections, learned and rotary positions, experts, two stacks"""
 LOOPLESS = {"mixtral": {"experts_implementation": "batched_mm"}}
 """the loop over the experts that were hit depends on the data, and compiles for no base"""
@@ -111,7 +111,7 @@ def test_compiled_whole_it_agrees_with_itself_without_a_prefix(arch: str, preset
     compiled(arch, preset, "aot_eager", learns=False)
 
 
-@pytest.mark.parametrize(("arch", "runs"), [("bert", 1), ("bert", 2), ("llama", 1), ("llama", 2), ("t5", 1)])
+@pytest.mark.parametrize(("arch", "runs"), [("bert", 2), ("llama", 1), ("t5", 1)])
 def test_compiled_whole_it_learns_the_same(arch: str, runs: int):
     compiled(arch, "unipelt-apl", "aot_eager", runs=runs)
 

@@ -9,9 +9,7 @@ from torch import nn
 
 import unipelt
 from laws.lawbook import (
-    FULL,
     GENERATORS,
-    THOROUGH,
     attached,
     cases,
     equal,
@@ -66,7 +64,7 @@ SIDES = {"blocks": [0, 0, 1, 1, 2, 2, 3, 3], "rows": [3, 1, 0, 2, 1, 3, 3, 2]}
 """rows of runs: one of a gated mixture, two of the mixture at hand, one of another"""
 
 
-BESIDE = [*cases(FULL, THOROUGH[:1], runs=4), *((arch, small("lora")) for arch in on_each("lora", runs=4))]
+BESIDE = [*cases(("bart",), ("bart",), runs=4), *((arch, small("lora")) for arch in on_each("lora", runs=4))]
 
 
 def beside(arch: str, mixture: Mixture) -> list[Mixture]:

@@ -25,7 +25,7 @@ from unipelt.train.progress import STATE
 from unipelt.train.records import RunKey
 from unipelt.train.runs import FinishedRun
 
-KILLS = 20
+KILLS = 10
 
 
 def test_every_run_of_the_grid_is_there(undisturbed: Path):

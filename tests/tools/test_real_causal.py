@@ -17,7 +17,7 @@ MODELS = Path(os.environ.get("MODELS_DIR", Path(__file__).parents[2] / "../share
 STORIES = MODELS / "stories260K"
 BLOCK, BATCH = 128, 8
 TRAIN, DEV, HELD_OUT = 480, 64, 128  # blocks
-RATES, TRIAL, STEPS = (1e-2, 3e-2), 15, 60
+RATES, TRIAL, STEPS = (1e-2, 3e-2), 10, 45
 
 pytestmark = pytest.mark.skipif(
     not STORIES.is_dir(), reason=f"{STORIES} is not there: set MODELS_DIR to the folder that holds stories260K"

@@ -23,7 +23,7 @@ from unipelt.spec import Location
 GATED = [(arch, preset) for preset in ("unipelt-apl", "unipelt-central") for arch in on_each(preset)]
 LAWFUL = [
     pytest.param(arch, mixture, id=f"{arch}-{name}")
-    for arch in ("bert", "bart", "gpt_neox", "llama")
+    for arch in ("bart", "gpt_neox")
     for name, mixture in lawful_changes(arch).items()
     if name.startswith(("gate", "group")) and why_refused(arch, mixture) is None
 ]
