@@ -4,26 +4,18 @@ from pathlib import Path
 
 import typer
 
-from unipelt.cli.fields import option
+from unipelt.cli.fields import BASE_OF_RUN, RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, option
 from unipelt.errors import UserError
 
 
 def export(
-    run: str = typer.Argument(..., help="folder of a run, or its hub repository"),
+    run: str = typer.Argument(..., help=RUN_FOLDER),
     data: str = option(
         "", panel="Data", help="file with texts, for --fix-gates and --folded; labels show what folding costs"
     ),
-    text: str = option(
-        "",
-        "--text-column",
-        "--text",
-        panel="Data",
-        help="column of the text, or of the first text of a pair (default: as in training)",
-    ),
-    pair: str = option(
-        "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
-    ),
-    model: str = option("", panel="Model", help="folder or Hub name of the base (default: the one that the run names)"),
+    text: str = TEXT_COLUMN,
+    pair: str = TEXT_PAIR_COLUMN,
+    model: str = BASE_OF_RUN,
     fix_gates: bool = option(
         False,
         "--fix-gates",

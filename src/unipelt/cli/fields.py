@@ -44,6 +44,21 @@ def option(default: Any, *names: str, panel: str, help: str, **settings: Any) ->
     return typer.Option(default, *names, rich_help_panel=panel, help=help, show_default=False, **settings)
 
 
+# What the commands that read a finished run have in common.
+RUN_FOLDER = "folder of a run, or its Hub repository"
+TEXT_COLUMN = option(
+    "",
+    "--text-column",
+    "--text",
+    panel="Data",
+    help="column of the text, or of the first text of a pair (default: as in training)",
+)
+TEXT_PAIR_COLUMN = option(
+    "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
+)
+BASE_OF_RUN = option("", panel="Model", help="folder or Hub name of the base (default: the one that the run names)")
+
+
 def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (), default: Mapping[str, str] | None = None) -> list[inspect.Parameter]:  # fmt: skip
     """One option for each field of a dataclass. An option that is not given has no value, so a plan's or the field's own holds.
 

@@ -2,24 +2,16 @@
 
 import typer
 
-from unipelt.cli.fields import option
+from unipelt.cli.fields import BASE_OF_RUN, RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, option
 
 
 def predict(
-    run: str = typer.Argument(..., help="folder of a run, or its hub repository"),
+    run: str = typer.Argument(..., help=RUN_FOLDER),
     data: str = option(..., panel="Data", help="file with the texts, as for training (required)"),
-    text: str = option(
-        "",
-        "--text-column",
-        "--text",
-        panel="Data",
-        help="column of the text, or of the first text of a pair (default: as in training)",
-    ),
-    pair: str = option(
-        "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
-    ),
+    text: str = TEXT_COLUMN,
+    pair: str = TEXT_PAIR_COLUMN,
     encoding: str = option("", panel="Data", help="encoding of a text file, such as cp1252 (default: utf-8)"),
-    model: str = option("", panel="Model", help="folder or Hub name of the base (default: the one that the run names)"),
+    model: str = BASE_OF_RUN,
     device: str = option("auto", panel="Model", help="auto, cpu or cuda (default: auto, the GPU where there is one)"),
     max_new_tokens: int | None = option(
         None, metavar="INTEGER", panel="Generation", help="maximum number of generated tokens (default: as in training)"
