@@ -13,7 +13,8 @@ from pyarrow import parquet
 
 from study.test_store import KEYS, RESULT
 from unipelt.study import rows
-from unipelt.study.store import COLUMNS, Store
+from unipelt.study.schema import COLUMNS
+from unipelt.study.store import Store
 from unipelt.train.records import RunRecord
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from unipelt.errors import StoreError
-from unipelt.study.store import FILE, NOT_STORED, Store
+from unipelt.study.schema import NOT_STORED
+from unipelt.study.store import FILE, Store
 from unipelt.train.records import RunKey, RunRecord
 
 KEYS = [RunKey(task="a", k=k, method="lora", seed=seed, lr=1e-3) for k in (100, "all") for seed in range(3)]

@@ -188,7 +188,7 @@ def _fewer(store: Any, study: StudyConfig, cache: Any) -> list[Any]:
     from unipelt.report.recommendation import recommend
     from unipelt.report.study import read
     from unipelt.study.learning_curve import smaller
-    from unipelt.study.store import KEYS
+    from unipelt.study.schema import KEYS
 
     try:
         found = read(store)

@@ -8,7 +8,8 @@ from typing import Any
 from unipelt.report.names import method_order, size_order, task_order
 from unipelt.report.samples import Row
 from unipelt.study.choose import choose
-from unipelt.study.store import COMPARISON, DONE, KEYS, PLANNED, Store
+from unipelt.study.schema import KEYS
+from unipelt.study.store import COMPARISON, DONE, PLANNED, Store
 
 LIGHT = ("id", *KEYS, "status", "metric", "validation", "test", "complete", "steps", "seconds", "predicting", "width", "parameters", "stored", "device", "versions")  # fmt: skip
 LISTED = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")

@@ -9,7 +9,8 @@ from typing import Any
 
 from unipelt.checkpoint.disk import write_whole
 from unipelt.errors import UserError
-from unipelt.study.store import COLUMNS, TYPES, Store
+from unipelt.study.schema import COLUMNS, TYPES
+from unipelt.study.store import Store
 
 LISTS = {"labels": "string", "predictions": "float64", "targets": "float64"}
 """columns that are lists in Parquet, where they hold names or numbers alone; what else is JSON in the store is JSON as text"""

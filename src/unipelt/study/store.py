@@ -6,16 +6,26 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from unipelt.errors import StoreError
-from unipelt.train.json_types import check_fields
+from unipelt.study.schema import (
+    COLUMNS,
+    FORMAT,
+    KEYS,
+    TABLES,
+    VALUES,
+    check_file,
+    sqlite_errors,
+    to_key,
+    to_python,
+    to_values,
+)
 from unipelt.train.records import BASELINES, RunKey, RunRecord, other_option
 from unipelt.train.records import DONE as DONE
 
-FILE, FORMAT = "study.sqlite", 3
+FILE = "study.sqlite"
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 COMPARISON = "data"  # name of the option that stores the file of a comparison; no other study has it
 PLANNED = "planned"
@@ -23,27 +33,6 @@ ANSWER = "answer"  # name, among the inputs of stored examples, of the reference
 NOTE = "note "  # prefix, in the table `study`, of further values for the report
 ROWS = "rows of "  # prefix of a task's name, in the table `study`: the identity of its examples
 FLEET = re.compile(r"[\w=+][\w.=+-]*")  # name of a fleet, which is also a folder name
-
-
-KEYS = tuple(f.name for f in fields(RunKey))
-NOT_STORED = (
-    "config",
-    "description",
-    "format",
-)  # fields of a RunRecord that other columns and the study's options hold
-VALUES = tuple(f.name for f in fields(RunRecord) if f.name not in NOT_STORED)
-COLUMNS = (*KEYS, *VALUES, "fleet")
-TYPES = {"seed": "INTEGER", "lr": "REAL", "validation": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
-          "steps": "INTEGER", "stored": "INTEGER", "seconds": "REAL", "predicting": "REAL", "temperature": "REAL", "width": "INTEGER"}  # fmt: skip
-_TEXT = {"status", "metric", "device", "fleet"}
-_KINDS = get_type_hints(RunRecord) | get_type_hints(RunKey) | {"lr": float}
-_JSON = {name for name in VALUES if name not in TYPES and name not in _TEXT}
-_TABLES = f"""
-CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE examples (fingerprint TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE runs (id TEXT PRIMARY KEY, position INTEGER NOT NULL,
- {", ".join(f"{name} {TYPES.get(name, 'TEXT')}" for name in COLUMNS)}) STRICT;
-"""
 
 
 class Store:
@@ -67,21 +56,21 @@ class Store:
         except OSError as error:
             raise StoreError(f"--out {folder}: cannot be created ({error.strerror}); use another folder") from None
         if path.exists():
-            _check(path, begun=True)
-        with _sqlite_errors(path):
+            check_file(path, begun=True)
+        with sqlite_errors(path):
             connection = sqlite3.connect(path, timeout=60.0, isolation_level=None)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("BEGIN IMMEDIATE")
             if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                for statement in _TABLES.strip().split(";\n"):
+                for statement in TABLES.strip().split(";\n"):
                     connection.execute(statement)
                 connection.execute("INSERT INTO study VALUES ('format', ?)", (str(FORMAT),))
                 connection.execute("INSERT INTO study VALUES ('facts', ?)", (json.dumps(facts, sort_keys=True),))
             connection.execute("COMMIT")
         store = cls(path, connection, facts)
         try:
-            with _sqlite_errors(path):
+            with sqlite_errors(path):
                 store._check_options(more_epochs=True)
         except StoreError:
             store.close()
@@ -93,16 +82,16 @@ class Store:
         """Open the store of a folder, or a store file, for reading. Raises StoreError if there is none."""
         path = Path(folder)
         path = path / FILE if path.is_dir() else path
-        _check(path)
-        with _sqlite_errors(path):
+        check_file(path)
+        with sqlite_errors(path):
             return cls(path, sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60.0))
 
     @property
     def facts(self) -> dict[str, Any]:
         """The options that all runs share: model, epochs, and so on."""
-        with _sqlite_errors(self.path):
-            found = self._connection.execute("SELECT value FROM study WHERE name = 'facts'").fetchone()
-            facts = json.loads(found[0]) if found else None
+        with sqlite_errors(self.path):
+            found = self._stored("facts")
+            facts = json.loads(found) if found else None
             if not isinstance(facts, dict) or not all(
                 isinstance(facts.get(n, {}), dict) for n in ("recipe", "columns")
             ):
@@ -111,19 +100,18 @@ class Store:
 
     def identity(self) -> dict[str, str] | None:
         """Fingerprints of base and tokenizer of the finished runs; None before the first."""
-        with _sqlite_errors(self.path):
+        with sqlite_errors(self.path):
             return self._identity()
 
     def _identity(self) -> dict[str, str] | None:
         found = self._connection.execute("SELECT identity FROM runs WHERE identity NOT NULL LIMIT 1").fetchone()
-        return _value("identity", found[0]) if found else None
+        return to_python("identity", found[0]) if found else None
 
     @property
     def minutes(self) -> float:
         """The largest time budget that was given so far; 0: none."""
-        with _sqlite_errors(self.path):
-            found = self._connection.execute("SELECT value FROM study WHERE name = 'minutes'").fetchone()
-            return float(found[0]) if found else 0.0
+        with sqlite_errors(self.path):
+            return float(self._stored("minutes") or 0.0)
 
     def plan(self, keys: Iterable[RunKey], rows: dict[str, str] | None = None, minutes: float = 0.0) -> int:
         """Add new runs, in order. Plan failed runs again, except while their fleet is unfinished. If more epochs are asked for,
@@ -135,7 +123,7 @@ class Store:
         task used other examples (unless all of them failed), or if a run has more epochs.
         """
         nothing = ", ".join(f"{name} = NULL" for name in (*VALUES, "fleet") if name != "status")
-        with _sqlite_errors(self.path), self._writing() as connection:
+        with sqlite_errors(self.path), self._writing() as connection:
             begun = self._check_options(more_epochs=True)
             found = connection.execute("SELECT task FROM runs GROUP BY task HAVING max(status NOT LIKE 'failed%')")
             started = {task for (task,) in found}
@@ -174,7 +162,7 @@ class Store:
         found = self._connection.execute(
             f"SELECT id, status, recipe FROM runs WHERE method NOT IN ({kept})", BASELINES
         ).fetchall()
-        longest = max((_value("recipe", recipe).get("epochs", 0) for *_, recipe in found if recipe), default=0)
+        longest = max((to_python("recipe", recipe).get("epochs", 0) for *_, recipe in found if recipe), default=0)
         if max(longest, held or 0) > asked:
             raise StoreError(
                 f"--out {self.path.parent}: holds runs of {max(longest, held or 0)} epochs; got --epochs {asked}, expected"
@@ -197,7 +185,7 @@ class Store:
 
     def rows(self) -> dict[str, str]:
         """By task: the identity of its examples."""
-        with _sqlite_errors(self.path):
+        with sqlite_errors(self.path):
             found = self._connection.execute("SELECT name, value FROM study").fetchall()
         return {name.removeprefix(ROWS): value for name, value in found if name.startswith(ROWS)}
 
@@ -213,14 +201,14 @@ class Store:
 
     def assign(self, group: Callable[[list[RunKey]], dict[str, list[RunKey]]]) -> None:
         """Assign a fleet to each run without one. group: returns the runs of each fleet by its name."""
-        with _sqlite_errors(self.path), self._writing() as connection:
+        with sqlite_errors(self.path), self._writing() as connection:
             free = self._keys("WHERE fleet IS NULL")
             for fleet, keys in group([key for key, _ in free]).items():
                 connection.executemany("UPDATE runs SET fleet = ? WHERE id = ?", [(fleet, key.id) for key in keys])
 
     def fleets(self) -> dict[str, list[RunKey]]:
         """Every fleet with its runs, in the order of the plan; runs without a fleet are left out."""
-        with _sqlite_errors(self.path):
+        with sqlite_errors(self.path):
             fleets: dict[str, list[RunKey]] = {}
             found = self._connection.execute(
                 f"SELECT fleet, {', '.join(KEYS)} FROM runs WHERE fleet NOT NULL ORDER BY position"
@@ -228,7 +216,7 @@ class Store:
             for name, *values in found.fetchall():
                 if not FLEET.fullmatch(name):  # it is a folder name, which must not point outside the study's folder
                     raise ValueError(f"{name[:80]!r} is not the name of a fleet")
-                fleets.setdefault(name, []).append(_key(dict(zip(KEYS, values))))
+                fleets.setdefault(name, []).append(to_key(dict(zip(KEYS, values))))
             return fleets
 
     def finish(self, records: dict[RunKey, RunRecord]) -> None:
@@ -237,31 +225,28 @@ class Store:
         Raises StoreError if another command has changed the study's options, or if other runs had another base.
         """
         names = ", ".join(f"{name} = ?" for name in VALUES)
-        with _sqlite_errors(self.path), self._writing() as connection:
+        with sqlite_errors(self.path), self._writing() as connection:
             self._check_options()
             identity = self._identity()
             for key, record in records.items():
-                values = asdict(record)
                 if identity is not None and record.identity not in (None, identity):
                     raise StoreError(
                         f"--out {self.path.parent}: other runs have another base or tokenizer than {key.method}; restore"
                         " the base, or use another folder"
                     )
-                row = [
-                    None if values[n] is None else json.dumps(values[n]) if n in _JSON else int(values[n]) if n == "complete" else values[n]
-                    for n in VALUES
-                ]  # fmt: skip
-                connection.execute(f"UPDATE runs SET {names} WHERE id = ? AND status = ?", (*row, key.id, PLANNED))
+                connection.execute(
+                    f"UPDATE runs SET {names} WHERE id = ? AND status = ?", (*to_values(record), key.id, PLANNED)
+                )
 
     def keep_examples(self, fingerprint: str, inputs: dict[str, list[Any]], names: list[str]) -> None:
         """Store the texts and names of a set of examples by its fingerprint, which RunRecord.rows holds."""
         text = json.dumps({"inputs": inputs, "names": names})
-        with _sqlite_errors(self.path), self._writing() as connection:
+        with sqlite_errors(self.path), self._writing() as connection:
             connection.execute("INSERT OR IGNORE INTO examples VALUES (?, ?)", (fingerprint, text))
 
     def examples(self, fingerprint: str) -> tuple[dict[str, list[Any]], list[str]] | None:
         """The inputs by name, and the names of the examples; None if this set was not stored."""
-        with _sqlite_errors(self.path):
+        with sqlite_errors(self.path):
             found = self._connection.execute(
                 "SELECT value FROM examples WHERE fingerprint = ?", (fingerprint,)
             ).fetchone()
@@ -272,14 +257,14 @@ class Store:
 
     def note(self, name: str, value: Any) -> None:
         """Store a further value for the report as JSON; it replaces an earlier one."""
-        with _sqlite_errors(self.path), self._writing() as connection:
+        with sqlite_errors(self.path), self._writing() as connection:
             connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (NOTE + name, json.dumps(value)))
 
     def noted(self, name: str) -> Any:
         """The value stored by `note` under this name, or None."""
-        with _sqlite_errors(self.path):
-            found = self._connection.execute("SELECT value FROM study WHERE name = ?", (NOTE + name,)).fetchone()
-            return json.loads(found[0]) if found else None
+        with sqlite_errors(self.path):
+            found = self._stored(NOTE + name)
+            return json.loads(found) if found else None
 
     def pending(self) -> list[RunKey]:
         """The runs that are planned and not finished."""
@@ -287,7 +272,7 @@ class Store:
 
     def statuses(self) -> list[tuple[RunKey, str]]:
         """Every run with its status, in the order of the plan."""
-        with _sqlite_errors(self.path):
+        with sqlite_errors(self.path):
             return self._keys()
 
     def runs(self, columns: Iterable[str] = COLUMNS, ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
@@ -297,22 +282,27 @@ class Store:
         """
         columns = list(columns)
         select = f"SELECT {', '.join(columns)} FROM runs"
-        with _sqlite_errors(self.path):
+        with sqlite_errors(self.path):
             if ids is None:
                 found = self._connection.execute(f"{select} ORDER BY position").fetchall()
             else:
                 each = (self._connection.execute(f"{select} WHERE id = ?", (one,)).fetchone() for one in ids)
                 found = [row for row in each if row]
-            return [{name: _value(name, value) for name, value in zip(columns, row)} for row in found]
+            return [{name: to_python(name, value) for name, value in zip(columns, row)} for row in found]
 
     def close(self) -> None:
         self._connection.close()
+
+    def _stored(self, name: str) -> str | None:
+        """A value of the table `study`."""
+        found = self._connection.execute("SELECT value FROM study WHERE name = ?", (name,)).fetchone()
+        return found[0] if found else None
 
     def _keys(self, which: str = "") -> list[tuple[RunKey, str]]:
         found = self._connection.execute(f"SELECT id, status, {', '.join(KEYS)} FROM runs {which} ORDER BY position")
         keys = []
         for one, status, *values in found.fetchall():
-            keys.append((_key(dict(zip(KEYS, values))), status))
+            keys.append((to_key(dict(zip(KEYS, values))), status))
             if (
                 keys[-1][0].id != one
             ):  # otherwise its results would never be stored, and it would be trained again and again
@@ -329,53 +319,3 @@ class Store:
                 self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
-
-
-def _key(values: dict[str, Any]) -> RunKey:
-    return RunKey(**{**values, "k": _value("k", values["k"])})
-
-
-def _value(name: str, value: Any) -> Any:
-    """The Python value of a column. Raises ValueError for another type."""
-    if name == "k":
-        value = int(value) if value.isdecimal() else value
-    elif name == "complete" and value is not None:
-        value = bool(value)
-    elif name in _JSON and value is not None:
-        value = json.loads(value)
-    if value is not None and name in _KINDS:
-        check_fields({name: value}, _KINDS)
-    return value
-
-
-def _check(path: Path, begun: bool = False) -> None:
-    """Raise StoreError if the file is not a store of this version. begun: accept a file without tables, which another process
-    may be creating."""
-    if not path.is_file():
-        raise StoreError(f"{path}: no such study; expected the folder that `unipelt study … --out` wrote")
-    with _sqlite_errors(path):
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60.0)
-        try:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if begun and not tables:
-                return
-            if not {"study", "runs"} <= tables:
-                raise StoreError(f"{path}: a database, but not of a study; it is left untouched")
-            found = connection.execute("SELECT value FROM study WHERE name = 'format'").fetchone()
-        finally:
-            connection.close()
-    if found is None or found[0] != str(FORMAT):
-        raise StoreError(
-            f"{path}: of format {found[0] if found else 'unknown'}, this version reads format {FORMAT}; it is left untouched"
-        )
-
-
-@contextmanager
-def _sqlite_errors(path: Path) -> Iterator[None]:
-    """Context manager: turn errors of SQLite into StoreError."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise StoreError(f"{path}: {error}; stored runs are kept; run the same command again to continue") from None
-    except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        raise StoreError(f"{path}: not a study, or a damaged one ({error}); it is left untouched") from None

@@ -1,0 +1,94 @@
+"""The tables of a study's store: their columns, what a column holds in Python, and whether a file is a store."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from unipelt.errors import StoreError
+from unipelt.train.json_types import check_fields
+from unipelt.train.records import RunKey, RunRecord
+
+FORMAT = 3
+KEYS = tuple(f.name for f in fields(RunKey))
+NOT_STORED = (
+    "config",
+    "description",
+    "format",
+)  # fields of a RunRecord that other columns and the study's options hold
+VALUES = tuple(f.name for f in fields(RunRecord) if f.name not in NOT_STORED)
+COLUMNS = (*KEYS, *VALUES, "fleet")
+TYPES = {"seed": "INTEGER", "lr": "REAL", "validation": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
+          "steps": "INTEGER", "stored": "INTEGER", "seconds": "REAL", "predicting": "REAL", "temperature": "REAL", "width": "INTEGER"}  # fmt: skip
+TEXT = {"status", "metric", "device", "fleet"}
+KINDS = get_type_hints(RunRecord) | get_type_hints(RunKey) | {"lr": float}
+JSON = {name for name in VALUES if name not in TYPES and name not in TEXT}
+TABLES = f"""
+CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE examples (fingerprint TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE runs (id TEXT PRIMARY KEY, position INTEGER NOT NULL,
+ {", ".join(f"{name} {TYPES.get(name, 'TEXT')}" for name in COLUMNS)}) STRICT;
+"""
+
+
+def to_key(values: dict[str, Any]) -> RunKey:
+    """The key that the columns KEYS name. Raises ValueError for a value of another type."""
+    return RunKey(**{**values, "k": to_python("k", values["k"])})
+
+
+def to_values(record: RunRecord) -> list[Any]:
+    """The values of the columns VALUES that hold a result."""
+    held = asdict(record)
+    return [
+        None if held[n] is None else json.dumps(held[n]) if n in JSON else int(held[n]) if n == "complete" else held[n]
+        for n in VALUES
+    ]
+
+
+def to_python(name: str, value: Any) -> Any:
+    """The Python value of a column. Raises ValueError for another type."""
+    if name == "k":
+        value = int(value) if value.isdecimal() else value
+    elif name == "complete" and value is not None:
+        value = bool(value)
+    elif name in JSON and value is not None:
+        value = json.loads(value)
+    if value is not None and name in KINDS:
+        check_fields({name: value}, KINDS)
+    return value
+
+
+def check_file(path: Path, begun: bool = False) -> None:
+    """Raise StoreError if the file is not a store of this version. begun: accept a file without tables, which another process
+    may be creating."""
+    if not path.is_file():
+        raise StoreError(f"{path}: no such study; expected the folder that `unipelt study … --out` wrote")
+    with sqlite_errors(path):
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60.0)
+        try:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if begun and not tables:
+                return
+            if not {"study", "runs"} <= tables:
+                raise StoreError(f"{path}: a database, but not of a study; it is left untouched")
+            found = connection.execute("SELECT value FROM study WHERE name = 'format'").fetchone()
+        finally:
+            connection.close()
+    if found is None or found[0] != str(FORMAT):
+        raise StoreError(
+            f"{path}: of format {found[0] if found else 'unknown'}, this version reads format {FORMAT}; it is left untouched"
+        )
+
+
+@contextmanager
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """Context manager: turn errors of SQLite into StoreError."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"{path}: {error}; stored runs are kept; run the same command again to continue") from None
+    except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise StoreError(f"{path}: not a study, or a damaged one ({error}); it is left untouched") from None
