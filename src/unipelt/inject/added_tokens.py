@@ -10,6 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from unipelt.inject.resolve import embedding_module
 from unipelt.inject.state import NAME
 
 PREFIX = "added."
@@ -18,10 +19,10 @@ PREFIX = "added."
 
 def token_rows(model: PreTrainedModel) -> dict[str, Shaped[Tensor, "token ..."]]:
     """Views of what has one row for each token, by name; empty for a base without token embeddings."""
-    entry = _module(model, "get_input_embeddings")
+    entry = embedding_module(model, "input")
     if not isinstance(entry, nn.Embedding):
         return {}
-    found, out = {"input": entry.weight}, _module(model, "get_output_embeddings")
+    found, out = {"input": entry.weight}, embedding_module(model, "output")
     size = len(entry.weight)
     weight, bias, last = (
         getattr(out, "weight", None),
@@ -108,10 +109,3 @@ def read_added(model: PreTrainedModel, state: dict[str, Tensor], *_: Any) -> Non
 
 def _saved(model: PreTrainedModel) -> dict[str, Tensor]:
     return {PREFIX + name: rows for name, rows in token_rows(model).items()}
-
-
-def _module(model: PreTrainedModel, getter: str) -> Any:
-    try:
-        return getattr(model, getter)()
-    except (AttributeError, NotImplementedError):
-        return None

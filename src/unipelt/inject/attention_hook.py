@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from unipelt.inject.attention import PREFIXES, BoundPrefix, Calls, Kernels
-from unipelt.inject.context import KEYWORD, Context, ForwardState, LayerHook
+from unipelt.inject.context import KEYWORD, Context, ForwardState
+from unipelt.inject.context_hooks import LayerHook
 from unipelt.inject.own_softmax import OwnSoftmax
 
 

@@ -1,8 +1,9 @@
 """What a forward needs beside the hidden states: the run of each row, and which tokens are real.
 
 A pre-hook on each stack makes a `Context` and adds it as a keyword, which the layers pass on; the pre-hooks of a layer and of
-its attention block read it there. Gradient checkpointing recomputes a layer later, perhaps in another thread, and calls only the hooks inside it; because the
-keyword comes with the call, they see the context of their own forward. A layer without the keyword (it or its stack's `forward`
+its attention block read it there (context_hooks.py). Gradient checkpointing recomputes a layer later, perhaps in another thread,
+and calls only the hooks inside it; because the keyword comes with the call, they see the context of their own forward. A layer
+without the keyword (it or its stack's `forward`
 was called directly, or its architecture passes no keywords on) makes the same context from the thread's route and from its own
 attention mask. A context ends with its layer.
 """
@@ -243,132 +244,6 @@ class ForwardState:
         if context is None:
             context = self.context(x.shape[0])
         return None if context.off else context.on(x.device)
-
-
-class StackHook:
-    """Stack pre-hook: makes the context of a forward and passes it to the layers as a keyword."""
-
-    def __init__(
-        self, stack: nn.Module, forwards: ForwardState, averaged: set[str], passes_keywords: bool, changes_first: bool
-    ):
-        """averaged: names of the masks over which gates average; passes_keywords: whether the layers receive the keyword;
-        changes_first: whether a layer has changes before its attention block."""
-        self.stack, self.forwards, self.averaged = stack, forwards, averaged
-        self.passes_keywords, self.recomputes = passes_keywords, passes_keywords and not changes_first
-        self.names = parameters_of(stack)
-
-    def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]):
-        given = (argument(self.names, args, kwargs, name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
-        every = [value for value in (*given, *args, *kwargs.values()) if isinstance(value, Tensor)]
-        own = self.forwards.thread
-        own.context = None
-        if (
-            not self.recomputes
-            and (own.rows is not None or own.prompt is not None or own.off or own.dropped)
-            and uses_gradient_checkpointing(stack)
-        ):
-            raise SiteError(
-                f"{type(stack).__name__} recomputes its layers for their gradients (gradient checkpointing), and a recomputed "
-                "layer does not see a route by rows, `disabled` or `dropped`; use equal blocks of rows, or no gradient checkpointing"
-            )
-        if not every or not self.passes_keywords:
-            return None
-        cached = argument(self.names, args, kwargs, "past_key_values") is not None  # only generation gives one
-        dtype = next(self.stack.parameters()).dtype  # a replica has tensors in place of parameters
-        weights = [self._token_weights(args, kwargs, f"{side}attention_mask", dtype) for side in ("", "encoder_")]
-        prompt, kept = None, None
-        if PROMPT in self.averaged:
-            mask, cache = (argument(self.names, args, kwargs, name) for name in ("attention_mask", "past_key_values"))
-            prompt, kept = self.forwards.prompt(every[0], _of_padding(mask), cache, dtype)
-        context = self.forwards.context(len(every[0]), *weights, repeats=cached, prompt=prompt, kept=kept)
-        return args, {**kwargs, KEYWORD: context}
-
-    def _token_weights(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
-        mask = argument(self.names, args, kwargs, name) if name in self.averaged else None
-        return None if mask is None else mean_weights(_of_padding(mask, name), dtype)
-
-
-def _of_padding(mask: Any, name: str = "attention_mask") -> Any:
-    """Return a mask `[batch, seq]` or None. Raises SiteError for anything else."""
-    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
-        raise SiteError(
-            f"{name} is not [batch, seq]: a gate that averages over a sequence cannot tell packed sequences apart; "
-            "unpack them, or use Gate(pool='token')"
-        )
-    return mask
-
-
-class LayerHook:
-    """Layer hooks: the pre-hook sets the context of the layer's modules, the forward hook clears it."""
-
-    def __init__(self, layer: nn.Module, forwards: ForwardState, averaged: set[str]):
-        self.forwards, self.averaged = forwards, averaged
-        self.names = parameters_of(layer)
-
-    def enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        own = self.forwards.thread
-        own.captured.clear()
-        if KEYWORD in kwargs:
-            own.context = kwargs[KEYWORD]
-            return
-        x: Tensor = args[0] if args else kwargs["hidden_states"]
-        cache = argument(self.names, args, kwargs, "past_key_values")
-        weights = [self._token_weights(args, kwargs, f"{side}attention_mask", x.dtype) for side in ("", "encoder_")]
-        prompt, kept = None, None
-        if PROMPT in self.averaged:
-            mask = argument(self.names, args, kwargs, "attention_mask")
-            prompt, kept = self.forwards.prompt(x, None if mask is None else attended_keys(mask), cache, x.dtype)
-        own.context = self.forwards.context(x.shape[0], *weights, repeats=cache is not None, prompt=prompt, kept=kept)
-
-    def leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
-        """Clear the context; called after a failed forward too."""
-        thread = self.forwards.thread
-        thread.context, thread.alone = None, False
-        thread.captured.clear()
-
-    def _token_weights(self, args: tuple, kwargs: dict[str, Any], name: str, dtype: torch.dtype) -> Tensor | None:
-        mask = argument(self.names, args, kwargs, name) if name in self.averaged else None
-        return None if mask is None else mean_weights(attended_keys(mask), dtype)
-
-
-def attended_keys(mask: Shaped[Tensor, "batch *head_query key"]) -> Shaped[Tensor, "batch key"]:
-    """Which keys some query attends to.
-
-    mask: a padding mask `[batch, key]`, or an attention mask `[batch, head, query, key]` that is True or 1 where a query
-    attends, or 0 there and hugely negative elsewhere.
-
-    Raises SiteError for another kind of mask.
-    """
-    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
-        raise SiteError(
-            f"an attention mask of type {type(mask).__name__}: a gate that averages over a sequence needs to know its padding; "
-            "use the sdpa or eager attention, or Gate(pool='token')"
-        )
-    if mask.dim() == 2:
-        return mask
-    attends = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
-    return attends.flatten(1, 2).any(dim=1)
-
-
-class InputCapture:
-    """Pre-hook: captures a module's first argument for a later module of the same layer."""
-
-    def __init__(self, forwards: ForwardState, name: str):
-        self.forwards, self.name = forwards, name
-
-    def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.forwards.thread.captured[self.name] = args[0] if args else kwargs["hidden_states"]
-
-
-class ReplicaHook:
-    """Pre-hook of the model: stores DataParallel's copy of the attached state for the device of this thread."""
-
-    def __init__(self, forwards: ForwardState, name: str):
-        self.forwards, self.name = forwards, name
-
-    def enter(self, model: nn.Module, args: tuple) -> None:
-        is_replica = getattr(model, "_is_replica", False)
-        self.forwards.thread.replica = getattr(model, self.name) if is_replica else None
 
 
 def parameters_of(module: nn.Module) -> list[str]:

@@ -14,6 +14,7 @@ from unipelt.forms.gate import mean_of_real, mean_weights
 from unipelt.forms.routed import Route, RoutedLinear, draw_normal
 from unipelt.inject.context import ForwardState, argument, parameters_of
 from unipelt.inject.hooks import module_of
+from unipelt.inject.resolve import embedding_module
 from unipelt.inject.state import NAME, AttachedState, MixtureState
 from unipelt.spec.location import HEAD
 
@@ -105,7 +106,7 @@ def find_head(model: PreTrainedModel) -> dict[str, nn.Module]:
 
     A language model has none: its logits come from its output embeddings, with whatever stands before these.
     """
-    if model.base_model is model or _output_embeddings(model) is not None:
+    if model.base_model is model or embedding_module(model, "output") is not None:
         return {}
     inside = {id(p) for p in model.base_model.parameters()}
     return {
@@ -114,13 +115,6 @@ def find_head(model: PreTrainedModel) -> dict[str, nn.Module]:
         if any(id(p) not in inside for p in module.parameters(recurse=False))
         and path.split(".")[0] != NAME
     }  # fmt: skip
-
-
-def _output_embeddings(model: PreTrainedModel) -> nn.Module | None:
-    try:
-        return model.get_output_embeddings()
-    except (AttributeError, NotImplementedError):
-        return None
 
 
 def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> dict[str, HeadLinear | HeadNorm]:

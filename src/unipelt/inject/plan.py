@@ -15,7 +15,16 @@ from unipelt.forms.prefix import HeadShape
 from unipelt.inject.architectures import Attention
 from unipelt.inject.context import parameters_of
 from unipelt.inject.hooks import Channels, Part
-from unipelt.inject.resolve import Layer, ResolvedStack, by_head_shape, features, last_linear, match_linears, projection
+from unipelt.inject.resolve import (
+    Layer,
+    ResolvedStack,
+    by_head_shape,
+    embedding_module,
+    features,
+    last_linear,
+    match_linears,
+    projection,
+)
 from unipelt.inject.shapes import most_tokens
 from unipelt.spec import Location
 from unipelt.spec.compatibility import LINEARS
@@ -215,10 +224,7 @@ def norms(name: str, stack: ResolvedStack, layer: Layer) -> Iterator[HookPoint]:
 def embeddings(name: str, length: int, base: Base) -> HookPoint:
     """The embedded input of the base: that of the encoder, where there is one."""
     stack = base.stacks[0]
-    try:
-        table = stack.module.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        table = None
+    table = embedding_module(stack.module, "input")
     takes = parameters_of(stack.module)
     width = getattr(table, "embedding_dim", None)
     if width is None or not {"input_ids", "inputs_embeds"} <= {*takes}:

@@ -11,11 +11,13 @@ from unipelt.forms.constants import Bias, Norm
 from unipelt.inject.attention import BoundPrefix, Kernels
 from unipelt.inject.attention_hook import AttentionHook
 from unipelt.inject.build import averaged_masks
-from unipelt.inject.context import InputCapture, LayerHook, ReplicaHook, StackHook, uses_gradient_checkpointing
+from unipelt.inject.context import uses_gradient_checkpointing
+from unipelt.inject.context_hooks import InputCapture, LayerHook, ReplicaHook, StackHook
 from unipelt.inject.heads import HeadHook, HeadLinear, HeadNorm, Pooling
 from unipelt.inject.hooks import BoundChange, ModuleHook
 from unipelt.inject.plan import Base, HookPoint
 from unipelt.inject.prompt import BoundPrompt, PromptHook, PromptOutput
+from unipelt.inject.resolve import embedding_module
 from unipelt.inject.state import NAME, AttachedState, Hook
 
 Joined = list[tuple[HookPoint, BoundChange]]
@@ -62,9 +64,9 @@ def hooks_of(
         hooks.append(Hook(path, "post", HeadHook([head[path] for head in heads], forwards).after))
     if pooling != "model":
         hooks.append(pooling_hook(state, base, pooling))
-    embeddings = embeddings_of(base.model)
-    if embeddings is not None:
-        hooks.append(Hook(embeddings, "post", Checkpointed(base.model, state).after))
+    token_path = embeddings_of(base.model)
+    if token_path is not None:
+        hooks.append(Hook(token_path, "post", Checkpointed(base.model, state).after))
     return hooks
 
 
@@ -132,11 +134,8 @@ def pooling_hook(state: AttachedState, base: Base, pooling: str) -> Hook:
 
 def embeddings_of(model: PreTrainedModel) -> str | None:
     """The path of a model's input embeddings; None where it has none, or names none."""
-    try:
-        embeddings = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return None
-    return next((path for path, module in model.named_modules() if module is embeddings), None)
+    found = embedding_module(model, "input")
+    return next((path for path, module in model.named_modules() if module is found), None)
 
 
 class KernelHook:

@@ -18,6 +18,14 @@ from unipelt.inject.architectures import ARCHITECTURES, Attention, Stack, other_
 from unipelt.inject.hooks import FusedPart, Part
 
 
+def embedding_module(model: nn.Module, which: str) -> nn.Module | None:
+    """The input or output embeddings of a model, as transformers gives them. which: "input" or "output"; None: it has none."""
+    try:
+        return getattr(model, f"get_{which}_embeddings")()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
 @dataclass
 class Layer:
     """One layer of one stack."""

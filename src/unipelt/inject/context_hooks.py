@@ -1,0 +1,152 @@
+"""Hooks that make the context of a forward: of a stack, and of a layer whose stack passes no context on."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from unipelt.errors import SiteError
+from unipelt.forms.gate import mean_weights
+from unipelt.inject.context import (
+    KEYWORD,
+    PROMPT,
+    Context,
+    ForwardState,
+    argument,
+    parameters_of,
+    uses_gradient_checkpointing,
+)
+
+
+class ContextHook:
+    """Makes a context from the arguments of one module's call."""
+
+    def __init__(self, module: nn.Module, forwards: ForwardState, averaged: set[str]):
+        """averaged: names of the masks over which gates average."""
+        self.forwards, self.averaged = forwards, averaged
+        self.names = parameters_of(module)
+
+    def context(self, args: tuple, kwargs: dict[str, Any], x: Tensor, dtype: torch.dtype) -> Context:
+        """The context of a call. x: a tensor with one row for each row of the batch. dtype: of the token weights."""
+        cache = argument(self.names, args, kwargs, "past_key_values")  # only generation gives one
+        masks = [
+            self._mask(args, kwargs, n) if n in self.averaged else None
+            for n in ("attention_mask", "encoder_attention_mask")
+        ]
+        weights = [None if mask is None else mean_weights(mask, dtype) for mask in masks]
+        prompt, kept = None, None
+        if PROMPT in self.averaged:
+            prompt, kept = self.forwards.prompt(x, self._mask(args, kwargs, "attention_mask"), cache, dtype)
+        return self.forwards.context(len(x), *weights, repeats=cache is not None, prompt=prompt, kept=kept)
+
+    def _mask(self, args: tuple, kwargs: dict[str, Any], name: str) -> Tensor | None:
+        mask = argument(self.names, args, kwargs, name)
+        return None if mask is None else self.real_tokens(mask, name)
+
+    def real_tokens(self, mask: Any, name: str) -> Shaped[Tensor, "batch seq"]:
+        """Which tokens are real, from a mask that the module was given."""
+        raise NotImplementedError
+
+
+class StackHook(ContextHook):
+    """Stack pre-hook: makes the context of a forward and passes it to the layers as a keyword."""
+
+    def __init__(
+        self, stack: nn.Module, forwards: ForwardState, averaged: set[str], passes_keywords: bool, changes_first: bool
+    ):
+        """passes_keywords: whether the layers receive the keyword; changes_first: whether a layer has changes before its
+        attention block."""
+        super().__init__(stack, forwards, averaged)
+        self.stack = stack
+        self.passes_keywords, self.recomputes = passes_keywords, passes_keywords and not changes_first
+
+    def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        given = (argument(self.names, args, kwargs, name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
+        every = [value for value in (*given, *args, *kwargs.values()) if isinstance(value, Tensor)]
+        own = self.forwards.thread
+        own.context = None
+        if (
+            not self.recomputes
+            and (own.rows is not None or own.prompt is not None or own.off or own.dropped)
+            and uses_gradient_checkpointing(stack)
+        ):
+            raise SiteError(
+                f"{type(stack).__name__} recomputes its layers for their gradients (gradient checkpointing), and a recomputed "
+                "layer does not see a route by rows, `disabled` or `dropped`; use equal blocks of rows, or no gradient checkpointing"
+            )
+        if not every or not self.passes_keywords:
+            return None
+        dtype = next(self.stack.parameters()).dtype  # a replica has tensors in place of parameters
+        return args, {**kwargs, KEYWORD: self.context(args, kwargs, every[0], dtype)}
+
+    def real_tokens(self, mask: Any, name: str) -> Shaped[Tensor, "batch seq"]:
+        """A mask `[batch, seq]` as it is. Raises SiteError for anything else."""
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            raise SiteError(
+                f"{name} is not [batch, seq]: a gate that averages over a sequence cannot tell packed sequences apart; "
+                "unpack them, or use Gate(pool='token')"
+            )
+        return mask
+
+
+class LayerHook(ContextHook):
+    """Layer hooks: the pre-hook sets the context of the layer's modules, the forward hook clears it."""
+
+    def enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        own = self.forwards.thread
+        own.captured.clear()
+        if KEYWORD in kwargs:
+            own.context = kwargs[KEYWORD]
+            return
+        x: Tensor = args[0] if args else kwargs["hidden_states"]
+        own.context = self.context(args, kwargs, x, x.dtype)
+
+    def leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
+        """Clear the context; called after a failed forward too."""
+        thread = self.forwards.thread
+        thread.context, thread.alone = None, False
+        thread.captured.clear()
+
+    def real_tokens(self, mask: Any, name: str) -> Shaped[Tensor, "batch seq"]:
+        return attended_keys(mask)
+
+
+def attended_keys(mask: Shaped[Tensor, "batch *head_query key"]) -> Shaped[Tensor, "batch key"]:
+    """Which keys some query attends to.
+
+    mask: a padding mask `[batch, key]`, or an attention mask `[batch, head, query, key]` that is True or 1 where a query
+    attends, or 0 there and hugely negative elsewhere.
+
+    Raises SiteError for another kind of mask.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        raise SiteError(
+            f"an attention mask of type {type(mask).__name__}: a gate that averages over a sequence needs to know its padding; "
+            "use the sdpa or eager attention, or Gate(pool='token')"
+        )
+    if mask.dim() == 2:
+        return mask
+    attends = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
+    return attends.flatten(1, 2).any(dim=1)
+
+
+class InputCapture:
+    """Pre-hook: captures a module's first argument for a later module of the same layer."""
+
+    def __init__(self, forwards: ForwardState, name: str):
+        self.forwards, self.name = forwards, name
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.forwards.thread.captured[self.name] = args[0] if args else kwargs["hidden_states"]
+
+
+class ReplicaHook:
+    """Pre-hook of the model: stores DataParallel's copy of the attached state for the device of this thread."""
+
+    def __init__(self, forwards: ForwardState, name: str):
+        self.forwards, self.name = forwards, name
+
+    def enter(self, model: nn.Module, args: tuple) -> None:
+        is_replica = getattr(model, "_is_replica", False)
+        self.forwards.thread.replica = getattr(model, self.name) if is_replica else None
