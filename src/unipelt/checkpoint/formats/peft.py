@@ -5,7 +5,6 @@ In float32 a LoRA's outputs are peft's bit for bit; those of the other methods a
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,22 @@ from unipelt import spec
 from unipelt.checkpoint.disk import read_json, resolve
 from unipelt.checkpoint.fill import fill
 from unipelt.checkpoint.formats import peft_linears, peft_tokens
+from unipelt.checkpoint.formats.peft_linears import CONFIG
 from unipelt.checkpoint.safe import read_tensors
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach
 from unipelt.inject.discover import rows_of
-from unipelt.inject.merge import attached_changes
-from unipelt.inject.resolve import ResolvedStack, find_stacks
-from unipelt.inject.state import NAME, MixtureState, mixture_state
+from unipelt.inject.resolve import find_stacks
+from unipelt.inject.state import NAME, mixture_state
 
-CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+TENSORS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 READ = peft_linears.READ | peft_tokens.READ
-COMMON = {  # what every method has and we read, and what changes no output of a saved folder
+COMMON = {  # settings of every method: read here, or without effect on the outputs
     *("peft_type", "task_type", "modules_to_save"),
     *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "fan_in_fan_out"),
     *("megatron_core", "qalora_group_size", "ensure_weight_tying", "runtime_config", "eva_config"),
 }
-
-Contents = tuple[tuple[spec.Change, ...], Callable[[MixtureState], dict[str, Tensor]], dict[str, Tensor]]
-"""changes, a function that gives their parameters once they are attached, and the tensors that are left for the head"""
 
 
 def load_peft(
@@ -61,10 +57,10 @@ def load_peft(
         re.sub(r"^base_model\.(model\.(?=.*(lora_|ia3_))|model\.)?", "", key): value
         for key, value in read_tensors(folder, TENSORS, PICKLED).items()
     }
-    contents = _linears if kind in peft_linears.READ else _tokens
+    read = peft_linears.read if kind in peft_linears.READ else peft_tokens.read
     rows = rows_of(model, stacks, discover)
     try:
-        changes, values_of, heads = contents(find_stacks(model, rows), model, config, tensors, folder)
+        changes, values_of, heads = read(find_stacks(model, rows), model, config, tensors, folder)
         _check_heads(model, config, heads, folder)
         mixture = spec.Mixture(changes, f"peft-{kind.lower().replace('_', '-')}")
     except SpecError as error:
@@ -79,44 +75,6 @@ def load_peft(
         for name, _ in tuned.get_submodule(f"head.{path}").named_parameters():
             values[f"head.{path}.{name}"] = heads[f"{path}.{name.rsplit('.', 1)[-1]}"]
     return fill(model, values, str(folder / TENSORS))
-
-
-def _linears(
-    stacks: list[ResolvedStack],
-    model: PreTrainedModel,
-    config: dict[str, Any],
-    tensors: dict[str, Tensor],
-    folder: Path,
-) -> Contents:
-    peft_linears.check_config(config, folder / CONFIG)
-    linears, rest = peft_linears.split_keys(model, config, tensors, folder)
-
-    def values(tuned: MixtureState) -> dict[str, Tensor]:
-        return {
-            n: value
-            for attached in attached_changes(tuned)
-            for n, value in peft_linears.values_of(linears, attached).items()
-        }
-
-    return tuple(peft_linears.changes(stacks, model, linears, folder)), values, rest
-
-
-def _tokens(
-    stacks: list[ResolvedStack],
-    model: PreTrainedModel,
-    config: dict[str, Any],
-    tensors: dict[str, Tensor],
-    folder: Path,
-) -> Contents:
-    change, own = peft_tokens.read(stacks, model, config, tensors, folder)
-    rest = {name: value for name, value in tensors.items() if name != peft_tokens.KEY}
-
-    def values(tuned: MixtureState) -> dict[str, Tensor]:
-        return {
-            name: own[name.rsplit(".", 1)[-1]] for name, _ in tuned.named_parameters() if not name.startswith("head.")
-        }
-
-    return (change,), values, rest
 
 
 def _check_heads(model: PreTrainedModel, config: dict[str, Any], heads: dict[str, Tensor], folder: Path) -> None:

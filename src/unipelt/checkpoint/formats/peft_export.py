@@ -21,8 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from unipelt import spec
 from unipelt.checkpoint.bases import hub_name, vocabulary_size
 from unipelt.checkpoint.disk import write_whole
-from unipelt.checkpoint.formats.peft import CONFIG, TENSORS, wrapped_modules
-from unipelt.checkpoint.formats.peft_linears import Ia3, Lora, targeted
+from unipelt.checkpoint.formats.peft import TENSORS, wrapped_modules
+from unipelt.checkpoint.formats.peft_linears import CONFIG, Ia3, Lora, targeted
 from unipelt.checkpoint.formats.peft_tokens import KEY, PrefixLayout, first_of
 from unipelt.errors import SpecError
 from unipelt.inject.added_tokens import added_rows

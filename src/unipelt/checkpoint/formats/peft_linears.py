@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +12,12 @@ from transformers import PreTrainedModel
 from unipelt import spec
 from unipelt.errors import CheckpointError, did_you_mean
 from unipelt.inject.heads import find_head
-from unipelt.inject.merge import AttachedChange
+from unipelt.inject.merge import attached_changes
 from unipelt.inject.resolve import ResolvedStack, features, is_linear, match_linears
+from unipelt.inject.state import MixtureState
 from unipelt.spec.compatibility import LINEARS
 
+CONFIG = "adapter_config.json"
 READ = {
     "LORA": {
         *("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias"),
@@ -66,7 +68,32 @@ Linears = dict[str, Lora | Ia3]
 """what changes each linear, by path"""
 
 
-def check_config(config: dict[str, Any], path: Path) -> None:
+Contents = tuple[tuple[spec.Change, ...], Callable[[MixtureState], dict[str, Tensor]], dict[str, Tensor]]
+"""changes, a function that gives their parameters once they are attached, and the tensors that are left for the head"""
+
+
+def read(
+    stacks: list[ResolvedStack],
+    model: PreTrainedModel,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+) -> Contents:
+    """What a folder holds. Raises CheckpointError."""
+    _check_config(config, folder / CONFIG)
+    linears, rest = _split_keys(model, config, tensors, folder)
+
+    def values(tuned: MixtureState) -> dict[str, Tensor]:
+        return {
+            f"{attached.bound.location}.{name}": value
+            for attached in attached_changes(tuned)
+            for name, value in linears[attached.path].values().items()
+        }
+
+    return tuple(_changes(stacks, model, linears, folder)), values, rest
+
+
+def _check_config(config: dict[str, Any], path: Path) -> None:
     """Raise CheckpointError for a variant of LoRA or IA³ that cannot be read."""
     if config["peft_type"] == "IA3":
         return
@@ -83,7 +110,7 @@ def check_config(config: dict[str, Any], path: Path) -> None:
             raise CheckpointError(f"{path}: {name}={value!r} is not as expected")
 
 
-def split_keys(
+def _split_keys(
     model: PreTrainedModel, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path
 ) -> tuple[Linears, dict[str, Tensor]]:
     """What changes each linear, all that the config names and nothing else, and the tensors that are left."""
@@ -112,13 +139,8 @@ def split_keys(
             f"has no whole {kind} for" if path in targets else f"has a {kind}, which target_modules does not name, for"
         )
         raise CheckpointError(f"{folder}: {lacks} {path!r}; another base, or a damaged folder")
-    read = _lora if kind == "LoRA" else _ia3
-    return {path: read(config, path, part, features(modules[path]), folder) for path, part in parts.items()}, rest
-
-
-def values_of(linears: Linears, attached: AttachedChange) -> dict[str, Tensor]:
-    """The parameters of one change at one linear, by name."""
-    return {f"{attached.bound.location}.{name}": value for name, value in linears[attached.path].values().items()}
+    parse = _lora if kind == "LoRA" else _ia3
+    return {path: parse(config, path, part, features(modules[path]), folder) for path, part in parts.items()}, rest
 
 
 def _lora(config: dict[str, Any], path: str, parts: dict[str, Tensor], size: tuple[int, int], folder: Path) -> Lora:
@@ -152,7 +174,7 @@ def _ia3(config: dict[str, Any], path: str, parts: dict[str, Tensor], size: tupl
     return Ia3(parts["vector"])
 
 
-def changes(
+def _changes(
     stacks: list[ResolvedStack], model: PreTrainedModel, linears: Linears, folder: Path
 ) -> Iterator[spec.Change]:
     """The fewest changes whose sites are exactly these linears: by name, by name and layers, else path by path."""

@@ -15,9 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import spec
+from unipelt.checkpoint.formats.peft_linears import Contents
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.forms.prefix import HeadShape
 from unipelt.inject.resolve import ResolvedStack, by_head_shape
+from unipelt.inject.state import MixtureState
 
 KEY = "prompt_embeddings"
 SHAPE = {"num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
@@ -35,9 +37,23 @@ def read(
     config: dict[str, Any],
     tensors: dict[str, Tensor],
     folder: Path,
+) -> Contents:
+    """What a folder holds. Raises CheckpointError."""
+    change, parameters = _change(stacks, model, config, tensors.get(KEY), folder)
+    rest = {name: value for name, value in tensors.items() if name != KEY}
+
+    def values(tuned: MixtureState) -> dict[str, Tensor]:
+        names = (name for name, _ in tuned.named_parameters() if not name.startswith("head."))
+        return {name: parameters[name.rsplit(".", 1)[-1]] for name in names}
+
+    return (change,), values, rest
+
+
+def _change(
+    stacks: list[ResolvedStack], model: PreTrainedModel, config: dict[str, Any], vectors: Tensor | None, folder: Path
 ) -> tuple[spec.Change, dict[str, Tensor]]:
-    """The change that a folder holds, and its parameters by their last name. Raises CheckpointError."""
-    length, vectors = config.get("num_virtual_tokens"), tensors.get(KEY)
+    """The folder's change, and its parameters by their last name."""
+    length = config.get("num_virtual_tokens")
     if type(length) is not int or length < 1:
         raise CheckpointError(f"{folder}: num_virtual_tokens={length!r}, expected a whole number from 1")
     if vectors is None or vectors.dim() != 2:
