@@ -35,7 +35,7 @@ def compare(
         True,
         "--learning-curve/--no-learning-curve",
         panel="Training",
-        help="train the recommended method on a quarter and on half of the examples too, to see whether more labels would help",
+        help="train the recommended method on a quarter and on half of the examples too, to see whether more labels would help (default: on)",
     ),
     device: str = option(
         "auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)"
@@ -44,7 +44,7 @@ def compare(
         True,
         "--baselines/--no-baselines",
         panel="Model",
-        help="fit the baselines constant, tfidf and probe as well, and show them first (default: on)",
+        help="fit the task's baselines too and show them first: constant, tfidf, probe; probe alone for tags; zero-shot, nearest for generation (default: on)",
     ),
     out: str = option(
         "", panel="Output", help="folder of the comparison; the same command resumes a stopped comparison (required)"
@@ -281,8 +281,8 @@ def _say(store: Any, study: StudyConfig, keeper: Any, out: Path, minutes: float,
         missing += f", {len(failed)} failed: {failed[0]['status'].removeprefix('failed: ')}" if failed else ""
         more = "; run the same command with more --minutes for the rest" if len(done) + len(failed) < len(rows) else ""
         lines.append(missing + more)
-    all_of_them = ", trained on all examples" if study.folds else ""
-    lines.append(f"{winner}: {take}{all_of_them}, ready for `unipelt predict {winner} --data FILE`")
+    refitted = ", trained once more without a test set" if study.folds else ""
+    lines.append(f"{winner}: {take}{refitted}, ready for `unipelt predict {winner} --data FILE`")
     lines.append(f"{out / 'report' / PAGE}: the evidence")
     for line in lines:
         console.print(line, markup=False, highlight=False)

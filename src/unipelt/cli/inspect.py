@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from unipelt.cli.fields import BASE_OF_RUN, RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, option
+from unipelt.cli.fields import RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, option
 from unipelt.errors import UserError
 
 NO_GATES = "--data: this run has no gates to show; train one with --method unipelt-apl"
@@ -15,17 +15,19 @@ def inspect(
     data: str = option("", panel="Data", help="file with texts, on which the gates are measured"),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
-    model: str = BASE_OF_RUN,
+    model: str = option(
+        "", panel="Model", help="folder or Hub name of the base (default: the run's; with --show-labels smollm2)"
+    ),
     base: str = option(
         "",
         panel="Model",
-        help="folder or Hub name of a base: shows where its layers keep their parts, and tries the laws",
+        help="folder or Hub name of a base: show the paths of the modules in its layers, and check them",
     ),
     show_labels: bool = option(
         False,
         "--show-labels",
         panel="Output",
-        help="show the tokens of each chat or answer in --data, and which of them --model is trained on",
+        help="without RUN: show the tokens of the first examples of --data, and which of them the training loss counts",
     ),
     figure: str = option("", panel="Output", help="file for a heat map of the gates, such as gates.png or gates.svg"),
     overwrite: bool = option(

@@ -10,7 +10,11 @@ def predict(
     data: str = option(..., panel="Data", help="file with the texts, as for training (required)"),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
-    encoding: str = option("", panel="Data", help="encoding of a text file, such as cp1252 (default: utf-8)"),
+    encoding: str = option(
+        "",
+        panel="Data",
+        help="encoding of a text file, such as cp1252 (default: utf-8, or what the file's byte order mark says)",
+    ),
     model: str = BASE_OF_RUN,
     device: str = option("auto", panel="Model", help="auto, cpu or cuda (default: auto, the GPU where there is one)"),
     max_new_tokens: int | None = option(
@@ -44,7 +48,7 @@ def predict(
     out: str = option(
         "",
         panel="Output",
-        help="file to write, .csv, .tsv, .json, .jsonl, .parquet or .xlsx (default: standard output, in the input's format)",
+        help="file to write, .csv, .tsv, .json, .jsonl, .parquet or .xlsx (default: standard output, in the input's format; CSV for Parquet and Excel)",
     ),
     overwrite: bool = option(
         False, "--overwrite", panel="Output", help="replace --out where it exists (default: refuse)"
@@ -61,9 +65,11 @@ def predict(
         False, "--gates", panel="Output", help="add the value of each gate, one column per layer and change"
     ),
 ) -> None:
-    """Predict a label, a number or a text for each example of a file, and add it as the last column.
+    """Predict a label, a number or a text for each example of a file, and add it as a column after the others; --proba and
+    --gates add theirs after it.
 
-    The output has the delimiter, encoding and byte order mark of the input; an example without a text gets a blank prediction.
+    With --out, a text file keeps the delimiter, encoding and byte order mark of the input; standard output is UTF-8. An example
+    without a text gets a blank prediction.
     Cells are not escaped: a cell such as =1+2 stays a formula. Import a CSV file of unknown origin into a spreadsheet as text.
 
     Examples:

@@ -20,7 +20,7 @@ def train(
         None,
         metavar="INTEGER",
         panel="Training",
-        help="train so many runs on the same examples, from --seed on; `predict` takes the mean of their probabilities (default: 1)",
+        help="number of runs trained on the same examples, with the seeds --seed, --seed + 1, …; `predict` averages their probabilities or numbers; at most 64; not for generation (default: 1)",
     ),
     out: str = option("", panel="Output", help="folder of the run; the same command resumes a stopped run (required)"),
     **given: Any,

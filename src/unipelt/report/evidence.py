@@ -1,6 +1,6 @@
-"""What each method of a comparison answered for each example: what per-class numbers, calibration and mistakes are made of.
+"""Predictions of each method for each test example, from which the sections on classes, calibration and mistakes are computed.
 
-`evidence(store)` gives an `Answered` by method, in the store's order, of the learning rate that validation chose. Everything is
+`evidence(store, runs)` returns an `Answered` for each method, in the order of `runs`, which hold one learning rate per method. Everything is
 read from the study's file: predictions, targets and logits of each run (`RunRecord`), and the texts of the test examples, which
 `unipelt compare` keeps once for each different test set.
 
@@ -26,7 +26,7 @@ OUT_OF_FOLD, TEST = "out-of-fold", "test"
 
 @dataclass(kw_only=True)
 class Answered:
-    """One method's answers: every list has an entry an example of each run, run by run."""
+    """Predictions of one method. Each list has one entry per example and run, ordered by run."""
 
     method: str
     origin: str
@@ -66,15 +66,15 @@ class Answered:
     def once(self, seed: int) -> "Answered":
         """Each example once: of held-out test examples the answers of one run, of folds those of the first repeat."""
         if self.origin == TEST or not self.names:
-            kept = [place for place, run in enumerate(self.run) if run == seed or self.origin != TEST]
+            kept = [index for index, run in enumerate(self.run) if run == seed or self.origin != TEST]
         else:
             first: dict[str, int] = {}
-            for place, name in enumerate(self.names):
-                first.setdefault(name, place)
+            for index, name in enumerate(self.names):
+                first.setdefault(name, index)
             kept = [*first.values()]
 
         def chosen(values: list) -> list:
-            return [values[place] for place in kept] if values else []
+            return [values[index] for index in kept] if values else []
 
         parts: dict[str, Any] = {
             name: chosen(getattr(self, name)) for name in ("predictions", "targets", "logits", "run", "names")
@@ -118,7 +118,7 @@ def evidence(store: Store, runs: Sequence[Run], folds: bool = False) -> dict[str
         one.seconds += row["seconds"] or 0.0
         one.predicting += row["predicting"] or 0.0
         one.parameters = run.parameters
-    for one in found.values():  # of some runs alone they would not stand beside their predictions
+    for one in found.values():  # logits or names of only some runs would not align with the predictions
         one.logits = one.logits if len(one.logits) == len(one.predictions) else []
         if len(one.names) < len(one.predictions):
             one.names, one.inputs = [], {}

@@ -67,7 +67,7 @@ class Grid:
     methods: Sequence[str] = METHODS
     """methods with their options, such as lora(r=16); full: full fine-tuning"""
     seeds: int = 5
-    """number of seeds: 0, 1, …; each draws its own training examples"""
+    """number of seeds: 0, 1, …; each draws its own training examples; with --folds: repeats of the cross-validation, 1 by default"""
     lr: Sequence[float] = ()
     """learning rates, the same for every method (default: each method has its own)"""
     rates: int = 1

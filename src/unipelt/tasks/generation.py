@@ -186,7 +186,7 @@ class Generation(Task):
         limit = max_length if self.positions is None else min(max_length, self.positions - self.how.max_new_tokens)
         if limit < 1:
             raise DataError(
-                f"--max-new-tokens {self.how.max_new_tokens}: the base reads {self.positions} tokens; take fewer"
+                f"--max-new-tokens {self.how.max_new_tokens}: the base reads {self.positions} tokens; expected fewer"
             )
         asking = replace(renderer, max_length=limit, trim=True)
         values, targets = next(iter(examples.inputs.values())), examples.targets or [None] * len(examples)

@@ -1,4 +1,4 @@
-"""Baselines: what a comparison shows before anything is tuned, since it often wins. A linear model on features that do not train.
+"""Baselines with features: linear models on fixed features, fitted before any method is trained. For generated text: answer_baselines.py.
 
 `constant` names the largest class or the mean, `tfidf` reads words, `probe` reads what the head of the frozen base reads. A
 baseline gives logits, so that decisions, metrics and predictions are those of every other run. It is saved as a folder with
@@ -208,7 +208,7 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
 
 
 def load_predictor(run: str, base: str | None = None, device: str = "auto") -> TablePredictor:
-    """A baseline, a tuned run, or an ensemble of runs. Raises CheckpointError where the folder holds neither."""
+    """Load the predictor of a folder: a baseline, a tuned run or an ensemble. Raises CheckpointError if it holds none of them."""
     folder = resolve(run)
     if not (folder / BASELINE).is_file():
         return Predictor.load(run, base, device, ensembles=True)

@@ -87,7 +87,7 @@ def _train(
 
 
 def _measured(fleet: Fleet, members: list[Path], started: RunRecord) -> RunRecord:
-    """What the runs say together of the validation and test examples, from the checkpoints that were written."""
+    """Evaluate the ensemble on the validation and test examples, with the saved checkpoints."""
     (first, *_), model = fleet.plans, detach(fleet.model)
     load(model, members, tokenizer=fleet.tokenizer)
     task = first.task.natural()

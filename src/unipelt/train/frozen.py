@@ -62,12 +62,13 @@ class StateCache:
         self.folder = folder or Path(tempfile.gettempdir())
         self.said = False
 
-    def forget(self, wanted: set[tuple]) -> None:
+    def keep_only(self, wanted: set[tuple]) -> None:
         """Drop all sets but these."""
         self.kept = {key: states for key, states in self.kept.items() if key in wanted}
 
-    def place(self, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """Room for the states of so many tokens: in memory, else in a file that no name is left of, else None, said once."""
+    def allocate(self, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """A tensor for the states of so many tokens, in memory or else in an unnamed file; None, with one warning, if neither
+        has enough space."""
         size = tokens * hidden * dtype.itemsize
         if size <= SHARE * free_memory(device):
             return torch.empty(tokens, hidden, dtype=dtype, device=device)
@@ -104,7 +105,7 @@ class FrozenStates:
 
     def forget_others(self, sets: Sequence[Encoded]) -> None:
         """Drop what a cache holds of other bases, and of other sets of examples than these."""
-        self.cache.forget({(*self.name, id(encoded)) for encoded in sets})
+        self.cache.keep_only({(*self.name, id(encoded)) for encoded in sets})
 
     def states(
         self, parts: Sequence[Part], inputs: dict[str, Tensor], watch: Callable[[int], None] = lambda rows: None
@@ -140,7 +141,7 @@ class FrozenStates:
             inputs, _ = self.task.evaluation(parts, self.tokenizer, self.device)
             states = self._compute(inputs)
             if values is None:
-                values = self.cache.place(sum(lengths), states.shape[-1], states.dtype, self.device)
+                values = self.cache.allocate(sum(lengths), states.shape[-1], states.dtype, self.device)
                 if values is None:
                     return None
             for row, index in enumerate(batch[0]):
@@ -152,7 +153,7 @@ class FrozenStates:
 
     @torch.no_grad()
     def agrees(self, encoded: Encoded, runs: int) -> bool:
-        """Whether the model says the same of a few examples with kept states as without: some layers do more than they show."""
+        """Whether the logits of a few examples are the same with kept states; some layers have side effects that the states lack."""
         parts = [Part(None, encoded, [*range(min(2, len(encoded)))])] * runs
         inputs, _ = self.task.evaluation(parts, self.tokenizer, self.device)
         training = self.model.training

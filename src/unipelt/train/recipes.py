@@ -46,7 +46,7 @@ class Recipe:
     gradient_checkpointing: bool = False
     """compute activations again for the gradients instead of keeping them: less memory, about a third more time"""
     class_weights: str = "none"
-    """balanced: each class counts as much in the training loss, however few its examples; none: each example does"""
+    """balanced: every class has the same total weight in the training loss; none: every example has the same weight"""
     evaluate_every: int = 1
     """epochs between evaluations on the validation examples; the last epoch is always evaluated"""
     patience: int = 10

@@ -126,7 +126,8 @@ class RunConfig:
     """file with the validation examples, which select the checkpoint (default: taken from the training
     examples)"""
     test: str | None = None
-    """file with the test examples (default: 20 % of the examples, at most 1,000; of a GLUE task its validation set)"""
+    """file with the test examples (default: 20 % of the examples, at most 1,000; the validation set of a GLUE task;
+    with --folds the folds)"""
     validation_rows: int = 1000
     """maximum number of validation examples taken from the training examples (at least 10); a --validation file is used whole"""
     stratify: bool = False
