@@ -51,7 +51,7 @@ def test_runs_predict_together_what_they_say_on_average(run, train_words, unlabe
     assert len({json.dumps(record["rows"]) for record in records}) == 1, "no run may see another's test examples"
     first = [Predictor.load(str(folder)) for folder in members]
     together = Predictor.load(str(out), ensembles=True)
-    _, examples = first[0].read(str(unlabelled), text=None, pair=None)
+    examples = first[0].read(str(unlabelled), text=None, pair=None)
     encoded = together.task.encode(together.tokenizer, examples, together.max_length)
     each = torch.stack([one.logits(encoded).softmax(dim=-1) for one in first])
     assert each.std(dim=0).max() > 1e-3, "the runs are one run"

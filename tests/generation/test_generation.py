@@ -320,7 +320,7 @@ def test_prediction_may_write_otherwise_than_training(tmp_path: Path):
     task = predictor.task
 
     def written(**given) -> list[str]:
-        predictor.task = task.with_options(task, given)
+        predictor.task = task.with_options(given)
         return predictor.columns(str(tmp_path / "pairs.jsonl"), text=None, pair=None)[0]["prediction"]
 
     drawn = written(temperature=2.0, seed=1)

@@ -81,7 +81,7 @@ def export(
             f"{run}: a full run is already a plain transformers model; load its folder with from_pretrained"
         )
     if folded:
-        _, rows = predictor.read(data, text=text or None, pair=pair or None, labelled=True)
+        rows = predictor.read(data, text=text or None, pair=pair or None, labelled=True)
         thresholds = {"max_deviation": deviation, "drop_below": least}
         said = predictor.fold(rows, **{name: value for name, value in thresholds.items() if value is not None})
         whole = describe(resolve(run))
@@ -92,7 +92,7 @@ def export(
         )  # fmt: skip
         print(said)
     elif fix_gates:
-        _, rows = predictor.read(data, text=text or None, pair=pair or None)
+        rows = predictor.read(data, text=text or None, pair=pair or None)
         fixed_at_means(predictor, rows)
     if merged:
         export_merged(predictor.model, merged, tokenizer=predictor.tokenizer)

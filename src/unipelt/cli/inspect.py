@@ -97,7 +97,7 @@ def inspect(
     predictor = Predictor.load(run, model or None, "cpu")
     if not gate_paths(predictor.model):
         raise UserError(NO_GATES)
-    _, rows = predictor.read(data, text=text or None, pair=pair or None)
+    rows = predictor.read(data, text=text or None, pair=pair or None)
     values = predictor.gates(rows)
     console.print(f"gates on {len(rows)} rows of {data}: mean ± standard deviation over rows", markup=False)
     console.print(gate_table(values))

@@ -103,7 +103,7 @@ def predict(
         "temperature": temperature, "top_p": top_p, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
-    predictor.task = predictor.task.with_options(predictor.task, given)
+    predictor.task = predictor.task.with_options(given)
     columns, dialect = predictor.columns(
         data,
         text=text or None,

@@ -47,6 +47,8 @@ class Task(ABC):
     """whether the base has a head that is trained anew"""
     longest: ClassVar[int] = 128
     """tokens that an example is cut to, if nothing else is asked for"""
+    unsaved: ClassVar[tuple[str, ...]] = ()
+    """fields of the training loss, which a checkpoint does not keep"""
     writes: ClassVar[bool] = False
     """whether predictions are texts, which `answers` writes"""
 
@@ -169,13 +171,12 @@ class Task(ABC):
         """Return the task with the values that depend on base and tokenizer."""
         return self
 
-    @classmethod
-    def with_options(cls, task: "Task", given: dict[str, Any]) -> "Task":
+    def with_options(self, given: dict[str, Any]) -> "Task":
         """The task with options of generation. Raises DataError where its kind has none."""
         if given:
             option = "--" + next(iter(given)).replace("_", "-")
-            raise DataError(f"{option}: {task.name} is {task.kind}; leave it out, or add --kind generation")
-        return task
+            raise DataError(f"{option}: {self.name} is {self.kind}; leave it out, or add --kind generation")
+        return self
 
     def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         """Tokenise texts, pairs of texts or lists of words, cut to `max_length` tokens.
@@ -314,5 +315,5 @@ class Task(ABC):
 
     def describe(self) -> dict[str, Any]:
         """JSON that a checkpoint keeps: `kind` and every field but those of the training loss."""
-        fields = {name: value for name, value in asdict(self).items() if name != "class_weights"}
+        fields = {name: value for name, value in asdict(self).items() if name not in self.unsaved}
         return {"kind": self.kind, **fields, "labels": list(self.labels)}

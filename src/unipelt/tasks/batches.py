@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,12 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.features["input_ids"])
 
+    @cached_property
+    def largest_token(self) -> int:
+        """The largest token of all examples; 0 where they have none."""
+        used: list[Any] = [*self.features["input_ids"], *self.answers, *self.prompts]
+        return max((int(np.max(tokens)) for tokens in used if len(tokens)), default=0)
+
     def lengths(self) -> list[int]:
         """Tokens of each example; of an encoder-decoder, of its source or its answer, whichever has more."""
         lengths = [len(tokens) for tokens in self.features["input_ids"]]
@@ -66,9 +73,7 @@ def check_tokens(encoded: Encoded, model: Any, name: str) -> Encoded:
     """The examples themselves. Raises DataError where they have tokens for which a base has no embeddings: its tokenizer got
     more than the model."""
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    used: list[Any] = [*encoded.features["input_ids"], *encoded.answers, *encoded.prompts]
-    most = max((int(max(tokens)) for tokens in used if len(tokens)), default=0)
-    if rows is not None and most >= rows:
+    if rows is not None and (most := encoded.largest_token) >= rows:
         raise DataError(
             f"{name}: an example has token {most}, and the base has embeddings for tokens 0 to {rows - 1}: tokens were added to "
             "its tokenizer alone; put its own tokenizer back, or save the base after model.resize_token_embeddings"

@@ -25,6 +25,7 @@ class Classification(Task):
     """One class per example; targets are class indices."""
 
     kind: ClassVar[str] = "classification"
+    unsaved: ClassVar[tuple[str, ...]] = ("class_weights",)
     problem_type: ClassVar[str | None] = "single_label_classification"
     temperature: float = 1.0
     """what logits are divided by for probabilities, fitted on the validation examples"""

@@ -114,12 +114,10 @@ class Generation(Task):
         """Whether the metric that selects checkpoints is one of written text."""
         return self.metric not in OF_TOKENS
 
-    @classmethod
-    def with_options(cls, task: Task, given: dict[str, Any]) -> Task:
+    def with_options(self, given: dict[str, Any]) -> Task:
         own = {name: value for name, value in given.items() if name in ("max_target_length", "excess_length")}
         writing = {name: value for name, value in given.items() if name not in own}
-        assert isinstance(task, cls)
-        changed = replace(task, **own, writing=task.writing | writing)
+        changed = replace(self, **own, writing=self.writing | writing)
         _ = changed.how  # refuses settings that are out of range
         return changed
 

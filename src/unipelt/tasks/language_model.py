@@ -13,9 +13,9 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from unipelt.errors import UserError
 from unipelt.inject.state import NAME, prompt, route
+from unipelt.tasks.batches import IGNORED
 
 ROWS = 32  # prompts answered at once
-IGNORED = -100  # target of a position that no loss counts, as in transformers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ class MultiLabel(Task):
     """Any number of classes per example; targets are lists of 0 and 1, one per class."""
 
     kind: ClassVar[str] = "multi-label"
+    unsaved: ClassVar[tuple[str, ...]] = ("class_weights",)
     problem_type: ClassVar[str | None] = "multi_label_classification"
     class_weights: tuple[tuple[float, float], ...] = ()
     """what examples without and with each class count in the training loss; empty: 1"""

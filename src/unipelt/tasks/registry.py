@@ -35,7 +35,7 @@ def load(
         source.name, train, columns, labels=source.labels, metric=metric or source.metric,
         separator=label_separator, skip_empty=skip_empty,
     )  # fmt: skip
-    task = TASKS[kind].with_options(task, generation or {})
+    task = task.with_options(generation or {})
     parts: dict[str, data.Examples] = {}
     notes: list[str] = []
     for part, table in source.tables.items():

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +25,7 @@ class Regression(Task):
     """A number per example; targets are floats."""
 
     kind: ClassVar[str] = "regression"
+    unsaved: ClassVar[tuple[str, ...]] = ("mean", "deviation")  # a trained head is rescaled to the targets' own unit
     problem_type: ClassVar[str | None] = "regression"
     mean: float = 0.0
     deviation: float = 1.0
@@ -94,7 +95,3 @@ class Regression(Task):
     def constant(self, train: Sequence[float]) -> float:
         """The mean."""
         return fmean(train)
-
-    def describe(self) -> dict[str, Any]:
-        """Without the training unit: a trained head is rescaled to the targets' own."""
-        return {name: value for name, value in super().describe().items() if name not in ("mean", "deviation")}

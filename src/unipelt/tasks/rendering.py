@@ -5,7 +5,6 @@ the last answer. A tokenizer with a chat template renders the first three with i
 prompt + answer + eos. The model learns the answers of the assistant, each with the token that ends it, and nothing else.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,10 +56,21 @@ class Renderer:
         """The chat template that is used, if the tokenizer has one."""
         return None if self.encoder_decoder else self.tokenizer.chat_template
 
-    @property
-    def template_hash(self) -> str | None:
-        """sha256 of the chat template: generation uses the template of training."""
-        return self.template and hashlib.sha256(self.template.encode()).hexdigest()
+    @cached_property
+    def special_ids(self) -> set[int]:
+        """The tokenizer's special tokens."""
+        return set(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def bos(self) -> list[int]:
+        """What the tokenizer puts before a text."""
+        letter, whole = self.tokenizer("a", add_special_tokens=False)["input_ids"], self.tokenizer("a")["input_ids"]
+        return whole[: next((n for n in range(len(whole)) if whole[n : n + len(letter)] == letter), 0)]
+
+    @cached_property
+    def line_break(self) -> list[int]:
+        """The tokens between a source and its answer."""
+        return self.tokenizer("\n", add_special_tokens=False)["input_ids"]
 
     @cached_property
     def stop(self) -> list[int]:
@@ -133,7 +143,7 @@ class Renderer:
                     "in training would differ from those in generation; use a chat template that does not change earlier turns"
                 )
             end = len(before) + self._end(through[len(before) :])
-            if set(through[len(before) : end]) <= set(self.tokenizer.all_special_ids):
+            if set(through[len(before) : end]) <= self.special_ids:
                 raise DataError(
                     f"{where}: the chat template leaves out an answer, so no token of it is learned; use another template"
                 )
@@ -163,8 +173,7 @@ class Renderer:
 
     def _end(self, turn: list[int]) -> int:
         """How many tokens of an answer's turn are learned: up to the special token that ends it, all if there is none."""
-        specials = set(self.tokenizer.all_special_ids)
-        return next((index + 1 for index in reversed(range(len(turn))) if turn[index] in specials), len(turn))
+        return next((index + 1 for index in reversed(range(len(turn))) if turn[index] in self.special_ids), len(turn))
 
     def _shortened(self, messages: list[Message], excess: int) -> list[Message] | None:
         """The chat without its oldest exchange; of a single exchange, with its longest question shortened.
@@ -196,7 +205,7 @@ class Renderer:
         A long prompt keeps its end, a long source its beginning. A line break follows a source.
         """
         bos, before = self._opening(value)
-        line = self.tokenizer("\n", add_special_tokens=False)["input_ids"] if kind == "source" else []
+        line = self.line_break if kind == "source" else []
         answer = []
         if target is not None:
             answer = self.tokenizer(target, add_special_tokens=False)["input_ids"]
@@ -226,10 +235,8 @@ class Renderer:
 
     def _opening(self, text: str) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before a text, such as bos, unless the text begins with it; and the text's tokens."""
-        tokens, letter = (self.tokenizer(one, add_special_tokens=False)["input_ids"] for one in (text, "a"))
-        whole = self.tokenizer("a")["input_ids"]
-        bos = whole[: next((n for n in range(len(whole)) if whole[n : n + len(letter)] == letter), 0)]
-        return ([] if tokens[: len(bos)] == bos else bos), tokens
+        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ([] if tokens[: len(self.bos)] == self.bos else self.bos), tokens
 
     # Encoder-decoders
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, check_identity, device_of
 from unipelt.train.text_features import WordCounts
 
+FORMAT = 1  # of a baseline's JSON file
 ZERO_SHOT, NEAREST = ANSWERING = ("zero-shot", "nearest")
 Said = tuple[dict[str, float], list[Any] | None, list[str]]
 """metrics, what the metric of tokens reads of each example, texts"""
@@ -95,11 +97,17 @@ class Nearest(AnswerBaseline):
             raise UserError(f"{NEAREST}: {task.name} holds plain texts without answers; leave it out")
         return cls(task, _questions(train), list(train.targets or []))
 
-    def answers(self, examples: Examples) -> list[str]:
-        mine, theirs = (Examples(inputs={"text": texts}) for texts in (self.asked, _questions(examples)))
+    @cached_property
+    def _known(self) -> tuple[WordCounts, Any]:
+        """TF-IDF of the training examples, and what it gives for them."""
+        mine = Examples(inputs={"text": self.asked})
         words = WordCounts.fit(mine, None)
-        best = (words(theirs) @ words(mine).T).argmax(axis=1)
-        return [self.said[int(place)] for place in best.ravel().tolist()[0]]
+        return words, words(mine)
+
+    def answers(self, examples: Examples) -> list[str]:
+        words, mine = self._known
+        best = (words(Examples(inputs={"text": _questions(examples)})) @ mine.T).argmax(axis=1)
+        return [self.said[int(index)] for index in best.ravel().tolist()[0]]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -141,7 +149,7 @@ def answer_baselines(
                 known[examples.fingerprint] = one.judged(examples)
             _note(record, part, task, known[examples.fingerprint], examples)
         record.seconds = record.predicting = time.monotonic() - began
-        said = {"format": 1, "baseline": first.method, "task": one.task.describe(), **one.facts}  # type: ignore[attr-defined]
+        said = {"format": FORMAT, "baseline": first.method, "task": one.task.describe(), **one.facts}  # type: ignore[attr-defined]
         yield FinishedRun(config.key, record, {}, place, None, {BASELINE: json.dumps(said, indent=1).encode()})
 
 

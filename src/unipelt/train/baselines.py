@@ -27,15 +27,14 @@ from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded
 from unipelt.tasks.linear import Linear
 from unipelt.tasks.registry import task_of
-from unipelt.train.answer_baselines import ANSWERING, answer_baselines, load_answer_baseline
+from unipelt.train.answer_baselines import ANSWERING, FORMAT, answer_baselines, load_answer_baseline
 from unipelt.train.predictor import Predictor, TablePredictor
 from unipelt.train.recipes import BALANCED
 from unipelt.train.records import BASELINES, RunConfig, RunRecord
-from unipelt.train.runs import FinishedRun
+from unipelt.train.runs import FinishedRun, note_test
 from unipelt.train.setup import DatasetCache, check_identity, device_of, load_and_attach, majority, pooling_of
 from unipelt.train.text_features import FEATURES, Frozen, TextFeatures
 
-FORMAT = 1
 MOST = 20_000  # training examples, or words of a task of words, that are read: more change little
 EMPTY = Encoded({"input_ids": []}, None, 0)
 
@@ -71,13 +70,9 @@ class Baseline(TablePredictor):
     def files(self, results: dict[str, Any]) -> dict[str, bytes]:
         """The files of its folder by name."""
         facts, arrays = self.features.saved()
-        frozen = getattr(self.features, "frozen", None)
-        base = None
-        if isinstance(frozen, Frozen):
-            base = {"name": frozen.name, "pooling": frozen.pooling, "max_length": frozen.max_length, **frozen.identity}
         data = save_arrays({"weight": self.linear.weight, "bias": self.linear.bias, **arrays})
         said = {
-            "format": FORMAT, "baseline": self.features.name, "task": self.task.describe(), "base": base,
+            "format": FORMAT, "baseline": self.features.name, "task": self.task.describe(), "base": None,
             "results": results, "sha256": hashlib.sha256(data).hexdigest(), **facts,
         }  # fmt: skip
         return {ARRAYS: data, BASELINE: json.dumps(said, indent=1).encode()}
@@ -198,11 +193,7 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
         logits, encoded = one.logits(splits.test)
         measured = time.monotonic() - began - (0.0 if frozen is None else frozen.seconds - before)
         record.predicting = measured + one.features.seconds_of(each * len(splits.test))
-        predictions, targets = task.decide(logits, encoded), list(splits.test.targets or [])
-        record.test_metrics = task.score(predictions, targets)
-        record.test = record.test_metrics[task.metric]
-        record.logits = task.recorded_logits(logits)
-        record.predictions, record.targets = task.recorded(predictions, targets)
+        note_test(record, task, logits, encoded)
     record.seconds = fitted + one.features.seconds_of(each * len(train))
     return FinishedRun(config.key, record, {}, place, None, one.files(record.results))
 

@@ -14,10 +14,10 @@ from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.lock import alone_in
 from unipelt.train.predictor import Predictor
 from unipelt.train.records import RunConfig, RunRecord, write_record
-from unipelt.train.runs import FinishedRun
+from unipelt.train.runs import FinishedRun, note_test
 from unipelt.train.setup import DatasetCache, build_fleet, device_of
 from unipelt.train.state import clear_state
-from unipelt.train.train_run import earlier, log_examples, save_checkpoint
+from unipelt.train.train_run import already_finished, earlier, is_finished, log_examples, recipe_line, save_checkpoint
 
 MOST = 64
 WIDTH = {"cpu": 4}  # runs at once: more are no faster on a CPU
@@ -55,18 +55,15 @@ def _train(
     if before is not None and before.members != members:
         held = f"an ensemble of {len(before.members)} runs" if before.members else "one run"
         raise CheckpointError(f"--out {folder}: holds {held}; take another folder, or remove it")
-    if before is not None and before.done and before.config["recipe"].get("epochs") == config.recipe.get("epochs"):
-        clear_state(folder)
-        log(f"{folder}: already finished, nothing trained")
-        return before
+    if before is not None and is_finished(before, config):
+        return already_finished(before, folder, log)
     log_examples(config, splits, task, log)
     width = min(count, WIDTH.get(target.type, MOST))
     fleet = build_fleet(
         [replace(config, seed=seed) for seed in seeds], width=width, device=target, cache=cache, folder=folder, on_step=on_step,
         identity=None if before is None else before.identity, examples=splits,
     )  # fmt: skip
-    recipe = asdict(fleet.plans[0].recipe)
-    log("recipe: " + ", ".join(f"{name}={value}" for name, value in recipe.items() if value is not None))
+    log(recipe_line(fleet.plans[0].recipe))
     started = replace(fleet.plans[0].record, config=asdict(config), members=members)
     write_record(folder, started)
     finished: list[FinishedRun] = []
@@ -105,9 +102,5 @@ def _measured(fleet: Fleet, members: list[Path], started: RunRecord) -> RunRecor
     )  # fmt: skip
     if first.test is None or first.test.targets is None:
         return record
-    logits = predictor.logits(first.test)
-    predictions, targets = task.decide(logits, first.test), list(first.test.targets)
-    record.test_metrics = task.score(predictions, targets)
-    record.test, record.logits = record.test_metrics[task.metric], task.recorded_logits(logits)
-    record.predictions, record.targets = task.recorded(predictions, targets)
+    note_test(record, task, predictor.logits(first.test), first.test)
     return record

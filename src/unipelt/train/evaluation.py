@@ -27,8 +27,9 @@ def predict(
 ) -> list[Tensor]:  # fmt: skip
     """Logits `[example, …]` of every run for its own examples, in their order; batches of like length, longest first.
 
-    frozen: what the layers below the lowest change give, which are then not computed. gates: one dictionary a run, which gets each gate's value for each row, `[rows]`, by the location of the change that it
-    weighs, as text. A gate of each token's own is averaged over the row's tokens.
+    frozen: what the layers below the lowest change give, which are then not computed. gates: one dictionary for each run, which
+    gets each gate's value for each row, `[rows]`, by the location of the change that it weighs, as text. A gate with a value for
+    each token is averaged over the row's tokens.
     """
     model.eval()
     layers = None if frozen is None else frozen.layers
@@ -45,7 +46,9 @@ def predict(
             said |= _by_row(model, recorded, inputs)
         for name, values in said.items():
             for run, (part, mine) in enumerate(zip(parts, values.unflatten(0, (len(data), -1)))):
-                kept = results[run].setdefault(name, mine.new_zeros(len(part.encoded), *mine.shape[1:]))
+                if name not in results[run]:
+                    results[run][name] = mine.new_zeros(len(part.encoded), *mine.shape[1:])
+                kept = results[run][name]
                 widths = [slice(width) for width in mine.shape[1:]]  # the first batch has the longest sequences
                 kept[(torch.tensor(part.indices), *widths)] = mine[: len(part.indices)]  # type: ignore[index]
         watch(sum(len(part.indices) for part in parts))

@@ -73,12 +73,12 @@ class Fleet:
             parameters = [p for p in model.parameters() if p.requires_grad]
         else:
             parameters = list(self.tuned.parameters())
-        kinds = (
-            [] if self.tuned is None else [kind_of(self.tuned.mixture, at) for at, _ in self.tuned.named_locations()]
-        )
-        self.kinds = list(dict.fromkeys(kinds)) if any(plan.recipe.rates for plan in plans) else []
+        rated = any(plan.recipe.rates for plan in plans)
+        located = [] if self.tuned is None or not rated else self.tuned.named_locations()
+        kinds = [kind_of(self.tuned.mixture, at) for at, _ in located]  # type: ignore[union-attr]
+        self.kinds = list(dict.fromkeys(kinds))
         """kinds of parameters with separate learning rates; empty if no run has one"""
-        columns = [self.kinds.index(kind) for kind in kinds] if self.kinds else None
+        columns = [self.kinds.index(kind) for kind in kinds] or None
         self.matrix = ParameterMatrix(parameters, self.width, run_axis=self.tuned is not None, kinds=columns)
         self.best = self.matrix.values.clone()
         self.optimizer = AdamW(self.matrix)

@@ -28,6 +28,7 @@ from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded, Part, fill
 from unipelt.train.batches import longest_first
 from unipelt.train.forward import STATES, logits_of, rows_each
+from unipelt.train.precision import wants_bf16
 from unipelt.train.runs import Plan
 
 SHARE = 0.25  # of the free memory or disk that one set of examples may take
@@ -169,7 +170,7 @@ class FrozenStates:
             return False
         finally:
             self.model.train(training)
-        half = self.precision == "bf16" or (self.precision == "auto" and self.device.type == "cuda")
+        half = wants_bf16(self.device, self.precision)
         return bool((plain - kept).abs().max() <= TOLERANCE[half] * plain.abs().max())
 
 

@@ -7,10 +7,15 @@ from functools import cache
 import torch
 
 
+def wants_bf16(device: torch.device, precision: str) -> bool:
+    """Whether bf16 matrix products are asked for. precision: auto, fp32 or bf16, as in a Recipe."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
-    """bf16 matrix products where they are asked for and the device has them. precision: auto, fp32 or bf16, as in a Recipe."""
-    wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted and has_bf16(device.type) else nullcontext()
+    """bf16 matrix products where they are asked for and the device has them."""
+    wanted = wants_bf16(device, precision) and has_bf16(device.type)
+    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
 
 @cache

@@ -107,12 +107,9 @@ class TablePredictor(ABC):
             )
         return table, *self.task.read(table, columns, skip_empty=True)
 
-    def read(
-        self, path: str, *, text: str | None, pair: str | None, labelled: bool = False
-    ) -> tuple[dict[str, list[Any]], data.Examples]:
-        """A file's columns and its complete examples, as `read_table` has them."""
-        table, examples, _ = self.read_table(path, text=text, pair=pair, labelled=labelled)
-        return table.columns, examples
+    def read(self, path: str, *, text: str | None, pair: str | None, labelled: bool = False) -> data.Examples:
+        """A file's complete examples, as `read_table` has them."""
+        return self.read_table(path, text=text, pair=pair, labelled=labelled)[1]
 
 
 @dataclass

@@ -109,23 +109,27 @@ class Plan:
             task = replace(task, temperature=progress.temperature)  # type: ignore[call-arg]
             record.description, record.temperature = task.describe(), progress.temperature
         if logits is not None and self.test is not None and self.test.targets is not None:
-            record.predictions = task.decide(logits, self.test)
-            record.targets = list(self.test.targets)
-            record.logits = self.task.recorded_logits(logits)
-            record.test_metrics = self.task.score(record.predictions, record.targets)
-            references = record.targets
-            record.predictions, record.targets = self.task.recorded(record.predictions, record.targets)
+            metrics = note_test(record, task, logits, self.test)
             if texts:
-                record.texts = texts
-                record.test_metrics |= self.task.score(texts, references)
+                record.texts, references = texts, list(self.test.targets)
+                metrics |= self.task.score(texts, references)
                 if self.task.selects_by_text:
                     record.predictions, record.targets = texts, references
-            record.test = record.test_metrics[self.task.metric]
+            record.test = metrics[self.task.metric]
         record.gates = {
             path: {"mean": float(values.mean()), "sd": float(values.std(correction=0))}
             for path, values in gates.items()
         }
         return record
+
+
+def note_test(record: RunRecord, task: Task, logits: Tensor, encoded: Encoded) -> dict[str, float]:
+    """Put what was predicted for the test examples into a record, and its metrics, which are returned too."""
+    predictions, targets = task.decide(logits, encoded), list(encoded.targets or [])
+    metrics = task.score(predictions, targets)
+    record.test_metrics, record.test, record.logits = metrics, metrics.get(task.metric), task.recorded_logits(logits)
+    record.predictions, record.targets = task.recorded(predictions, targets)
+    return metrics
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,20 @@ def step_inputs(
         chosen = [(own[number:] or own)[0] for own in parts]
         batch = task.collate(chosen, tokenizer, device)
         batch.inputs.update(further(chosen, batch.inputs))
-        idle = torch.tensor([number >= len(own) for own in parts], device=device)
-        batches.append(batch._replace(weights=batch.weights.masked_fill(idle[:, None], 0.0)))
-    counts = torch.stack([task.count(batch) for batch in batches]).to(batches[0].weights.dtype)
+        if number:  # every run has a first forward
+            idle = torch.tensor([number >= len(own) for own in parts], device=device)
+            batch = batch._replace(weights=batch.weights.masked_fill(idle[:, None], 0.0))
+        batches.append(batch)
+    shares: list[Tensor | None] = [None]
+    if len(batches) > 1:
+        counts = torch.stack([task.count(batch) for batch in batches]).to(batches[0].weights.dtype)
+        shares = [own / counts.sum(dim=0).clamp(min=1) for own in counts]
     found: dict[str, Tensor] = {}
-    for number, batch in enumerate(batches):
+    for number, (batch, share) in enumerate(zip(batches, shares)):
         said = {INPUT + name: value for name, value in batch.inputs.items()}
         said |= {name: getattr(batch, name) for name in SCORED}
-        if len(batches) > 1:
-            said["share"] = counts[number] / counts.sum(dim=0).clamp(min=1)
+        if share is not None:
+            said["share"] = share
         found |= {f"{number} {name}" if number else name: value for name, value in said.items()}
     return found
 

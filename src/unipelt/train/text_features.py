@@ -223,7 +223,8 @@ class HeadInputs(TextFeatures):
         return self.frozen.seconds_of(texts)
 
     def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        return {}, {}
+        own = self.frozen
+        return {"base": {"name": own.name, "pooling": own.pooling, "max_length": own.max_length, **own.identity}}, {}
 
     @classmethod
     def load(cls, facts: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:

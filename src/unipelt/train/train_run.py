@@ -16,6 +16,7 @@ from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Observer
 from unipelt.train.lock import alone_in
 from unipelt.train.progress import last_state
+from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig, RunRecord, read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, build_fleet, device_of, export_note
@@ -43,10 +44,8 @@ def _train_run(
         raise CheckpointError(
             f"--out {folder}: holds an ensemble of {len(before.members)} runs; take another folder, or add --ensemble"
         )
-    if before is not None and before.done and before.config["recipe"].get("epochs") == config.recipe.get("epochs"):
-        clear_state(folder)  # a kill may have come before its removal
-        log(f"{folder}: already finished, nothing trained")
-        return before
+    if before is not None and is_finished(before, config):
+        return already_finished(before, folder, log)
     log_examples(config, splits, task, log)
     if config.key.baseline:
         (finished,) = train_baselines([config], target, cache)
@@ -67,7 +66,7 @@ def _train_run(
             f"--epochs {epochs} instead of {held}: trains again from the first step, as the learning rate's schedule is another{kept}"
         )
         clear_state(folder)
-    log("recipe: " + ", ".join(f"{name}={value}" for name, value in asdict(plan.recipe).items() if value is not None))
+    log(recipe_line(plan.recipe))
     write_record(folder, plan.record)
     if (state := last_state(folder)) is not None:
         step = state.progress[0].step
@@ -94,6 +93,23 @@ def earlier(folder: Path, config: RunConfig, splits: data.Splits, task: Task) ->
             f"--out {folder}: its run was started on other examples of {config.task!r}; take another folder, or remove it"
         )
     return before
+
+
+def is_finished(before: RunRecord, config: RunConfig) -> bool:
+    """Whether a folder's run has ended, and no other number of epochs is asked for."""
+    return before.done and before.config["recipe"].get("epochs") == config.recipe.get("epochs")
+
+
+def already_finished(record: RunRecord, folder: Path, log: Callable[[str], None]) -> RunRecord:
+    """The record of a run for which nothing is left to do."""
+    clear_state(folder)  # a kill may have come before its removal
+    log(f"{folder}: already finished, nothing trained")
+    return record
+
+
+def recipe_line(recipe: Recipe) -> str:
+    """A recipe in one line, for a log."""
+    return "recipe: " + ", ".join(f"{name}={value}" for name, value in asdict(recipe).items() if value is not None)
 
 
 def log_examples(config: RunConfig, splits: data.Splits, task: Task, log: Callable[[str], None]) -> None:
