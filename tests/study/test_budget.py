@@ -11,10 +11,11 @@ from cli.conftest import SMALL
 from study.conftest import results
 from unipelt.errors import SiteError
 from unipelt.study import budget, engine
-from unipelt.study.budget import FILL, MethodTiming, epochs_within, estimate, format_duration
+from unipelt.study.budget import FILL, MethodTiming, epochs_within, estimate
 from unipelt.study.plan import StudyConfig
 from unipelt.study.store import Store
 from unipelt.train.fleet import Fleet
+from unipelt.train.progress import format_duration
 from unipelt.train.records import RunKey
 from unipelt.train.setup import DatasetCache
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unipelt.cli.fields import flags, option, recipe_defaults, takes
+from unipelt.cli.fields import DEVICE, flags, option, recipe_defaults, takes
 from unipelt.errors import UserError
 from unipelt.study.plan import COLUMNS, Grid, StudyConfig, parse_options
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import BASELINES, RunConfig, RunKey, RunRecord
+from unipelt.train.records import RunConfig, RunKey, RunRecord
 
 WINNER = "winner"
 WORTH = 1.5  # times as many epochs must fit for finished runs to be trained again
@@ -37,9 +37,7 @@ def compare(
         panel="Training",
         help="train the recommended method on a quarter and on half of the examples too, to see whether more labels would help (default: on)",
     ),
-    device: str = option(
-        "auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)"
-    ),
+    device: str = DEVICE,
     baselines: bool = option(
         True,
         "--baselines/--no-baselines",
@@ -68,8 +66,8 @@ def compare(
     usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in given}
     grid, study = parse_options(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
     from unipelt.cli.progress import StudyWatch
-    from unipelt.study.budget import estimate, format_duration
-    from unipelt.study.compare import CheckpointSaver, open_store, usual_folds, with_baselines
+    from unipelt.study.budget import time_note
+    from unipelt.study.compare import CheckpointSaver, add_runs, open_store, usual_folds, with_baselines
     from unipelt.study.engine import hidden_size, run_study
     from unipelt.train.setup import DatasetCache, device_of
 
@@ -115,20 +113,19 @@ def compare(
                 why, tuned = str(error), []
             watch.log(why) if why else None
         if tuned:
+            if first:
+                store.close()
             store, again = open_store(folder, study, plan, plan, cache, minutes)
             watch.store = store
             if again:
                 watch.log(
                     f"{again} finished runs are trained again: with other epochs the learning rate's schedule is another"
                 )
-            if deadline is None and (pending := store.pending()):
-                done = store.runs(["method", "seconds"])
-                seconds = [row["seconds"] for row in done if row["seconds"] and row["method"] not in BASELINES]
-                if left := estimate(pending, seconds, study, cache, target):
-                    watch.log(f"{len(pending)} runs to train: about {format_duration(left)} at most on this machine")
+            for note in time_note(store, study, cache, target) if deadline is None else []:
+                watch.log(note)
             run_study(store, study, on_step=watch, keep=keep, deadline=deadline, **how)
         if learning_curve and not store.pending() and (fewer := _fewer(store, study, cache)):
-            open_store(folder, study, fewer, plan, cache)[0].close()
+            add_runs(store, study, fewer, plan, cache)
             run_study(store, study, on_step=watch, deadline=deadline, **how)
     _say(store, study, keeper, folder, minutes, watch.whole, device)
 
@@ -252,7 +249,7 @@ def _say(store: Any, study: StudyConfig, keeper: Any, out: Path, minutes: float,
     from unipelt.study.compare import refit
     from unipelt.study.store import DONE
 
-    rows = store.runs()
+    rows = store.runs(["task", "status"])
     done = [row for row in rows if row["status"] in DONE]
     failed = [row for row in rows if row["status"].startswith("failed")]
     if not done and failed:
@@ -267,7 +264,7 @@ def _say(store: Any, study: StudyConfig, keeper: Any, out: Path, minutes: float,
     take, winner = made.recommendation.take, out / WINNER
     if study.folds:
         with Watch() as watch:
-            watch.log(f"{take}: trains on all examples")
+            watch.log(f"{take}: trains once more, without a test set")
             refit(
                 study, take, made.recommendation.lr, rows[0]["task"], keeper.folder_of(take, made.recommendation.lr),
                 device=device, log=lambda text: None, on_step=watch,

@@ -59,6 +59,12 @@ TEXT_PAIR_COLUMN = option(
 BASE_OF_RUN = option("", panel="Model", help="folder or Hub name of the base (default: the one that the run names)")
 
 
+# Options that several commands have.
+DEVICE_HELP = "auto, cpu or cuda (default: auto, the GPU where there is one)"
+DEVICE = option("auto", panel="Training", help=DEVICE_HELP)
+OVERWRITE = option(False, "--overwrite", panel="Output", help="replace --out where it exists (default: refuse)")
+
+
 def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (), default: Mapping[str, str] | None = None) -> list[inspect.Parameter]:  # fmt: skip
     """One option for each field of a dataclass. An option that is not given has no value, so a plan's or the field's own holds.
 

@@ -67,10 +67,9 @@ def inspect(
         raise UserError("the run is missing: expected its folder, such as `unipelt inspect runs/reviews`")
     if figure:
         kind_of(figure)
-    if figure:
         refuse_existing(Path(figure), "--figure", overwrite)
-    if figure and not data:
-        raise UserError("--figure needs --data: gates are drawn on texts")
+        if not data:
+            raise UserError("--figure needs --data: gates are drawn on texts")
     folder, console = resolve(run), terminal()
     if (folder / RECORD).exists() and not (folder / CONFIG).exists():  # a baseline, or a model that was tuned whole
         record = read_record(folder)

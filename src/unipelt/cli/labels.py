@@ -8,7 +8,7 @@ from unipelt.errors import UserError
 SHOWN = 3  # examples
 
 
-def label_lines(data: str, base: str, max_length: int | None = None) -> Iterator[str]:
+def label_lines(data: str, base: str) -> Iterator[str]:
     """The tokens of a file's first examples as spans, each read or learned. Raises UserError for a file without answers."""
     from unipelt.tasks import registry
     from unipelt.tasks.generation import Generation
@@ -20,7 +20,7 @@ def label_lines(data: str, base: str, max_length: int | None = None) -> Iterator
         )
     model, tokenizer = task.load(base)
     task = task.prepare(model, tokenizer)
-    encoded = task.encode(tokenizer, found.train, max_length or task.longest)
+    encoded = task.encode(tokenizer, found.train, task.longest)
     learned = sum(map(len, encoded.answers))
     total = sum(map(len, encoded.features["input_ids"]))
     yield f"{data}: {len(encoded)} examples, {total:,} tokens, {learned:,} of them learned; template {task.hash or 'none'}"

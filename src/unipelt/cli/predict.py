@@ -2,7 +2,7 @@
 
 import typer
 
-from unipelt.cli.fields import BASE_OF_RUN, RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, option
+from unipelt.cli.fields import BASE_OF_RUN, DEVICE_HELP, OVERWRITE, RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, option
 
 
 def predict(
@@ -16,7 +16,7 @@ def predict(
         help="encoding of a text file, such as cp1252 (default: utf-8, or what the file's byte order mark says)",
     ),
     model: str = BASE_OF_RUN,
-    device: str = option("auto", panel="Model", help="auto, cpu or cuda (default: auto, the GPU where there is one)"),
+    device: str = option("auto", panel="Model", help=DEVICE_HELP),
     max_new_tokens: int | None = option(
         None, metavar="INTEGER", panel="Generation", help="maximum number of generated tokens (default: as in training)"
     ),
@@ -50,9 +50,7 @@ def predict(
         panel="Output",
         help="file to write, .csv, .tsv, .json, .jsonl, .parquet or .xlsx (default: standard output, in the input's format; CSV for Parquet and Excel)",
     ),
-    overwrite: bool = option(
-        False, "--overwrite", panel="Output", help="replace --out where it exists (default: refuse)"
-    ),
+    overwrite: bool = OVERWRITE,
     proba: bool = option(False, "--proba", panel="Output", help="add the probability of each label"),
     min_confidence: float = option(
         0.0,

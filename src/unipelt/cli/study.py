@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from unipelt.cli.fields import flags, option, recipe_defaults, takes
+from unipelt.cli.fields import DEVICE, OVERWRITE, flags, option, recipe_defaults, takes
 from unipelt.cli.help import Command, Group
 from unipelt.errors import DataError, UserError
 from unipelt.study.plan import COLUMNS, METHODS, Grid, StudyConfig, parse_options, read_plan
@@ -30,7 +30,6 @@ app = typer.Typer(
     cls=Group,
 )
 FIGURE_2 = ("3", "6", "12", "24", "48", "96", "192")  # sizes of adapters
-_DEVICE = option("auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)")
 _ENGINE = option(
     "local",
     panel="Training",
@@ -52,7 +51,7 @@ _EVERY = [
 @app.command(cls=Command)
 @takes(*flags(Grid, default=_PAPERS), *_EVERY)
 def grid(
-    device: str = _DEVICE,
+    device: str = DEVICE,
     engine: str = _ENGINE,
     gpus_per_fleet: float | None = _GPUS,
     out: str = _OUT,
@@ -76,7 +75,7 @@ def grid(
 @app.command(cls=Command)
 @takes(*flags(Grid, default=_UNIFIED), *_EVERY)
 def unified(
-    device: str = _DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT, **given: Any
+    device: str = DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT, **given: Any
 ) -> None:
     """Compare the methods of the unified view (He et al. 2022) on generated text, at equal trained parameters.
 
@@ -101,7 +100,7 @@ def sweep(
     values: list[str] = option(
         [], panel="Model", help=f"values of the option (default for bottleneck: figure 2's {' '.join(FIGURE_2)})"
     ),
-    device: str = _DEVICE,
+    device: str = DEVICE,
     engine: str = _ENGINE,
     gpus_per_fleet: float | None = _GPUS,
     out: str = _OUT,
@@ -130,7 +129,7 @@ def efficiency(
     rounds: int = option(
         5, metavar="INTEGER", panel="Training", help="timed steps of each method, interleaved (default: 5)"
     ),
-    device: str = _DEVICE,
+    device: str = DEVICE,
     out: str = option(
         "", panel="Output", help="folder of a study, whose report then shows the table, or a new folder (required)"
     ),
@@ -165,9 +164,7 @@ def efficiency(
 def export(
     results: str = typer.Argument(help="folder of the study"),
     out: str = option("", panel="Output", help="file to write, .csv or .parquet, with one row per run (required)"),
-    overwrite: bool = option(
-        False, "--overwrite", panel="Output", help="replace --out where it exists (default: refuse)"
-    ),
+    overwrite: bool = OVERWRITE,
 ) -> None:
     """Write every run of a study into one file for other tools. Fields of runs that are not finished stay empty.
 
@@ -217,7 +214,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
-    from unipelt.study.budget import estimate, format_duration
+    from unipelt.study.budget import time_note
     from unipelt.study.engine import hidden_size, identities, planned_width
     from unipelt.study.plan import group_into_fleets
     from unipelt.study.store import DONE, Store
@@ -237,10 +234,8 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
             )
         width, mixed = planned_width(study, target), target.type != "cpu"
         store.assign(lambda free: group_into_fleets(free, width, mixed, lambda key: cache.task(study.config(key)).kind))
-        if (pending := store.pending()) and engine == "local":
-            seconds = [row["seconds"] for row in store.runs(["seconds"]) if row["seconds"] is not None]
-            if left := estimate(pending, seconds, study, cache, target):
-                notes.append(f"{len(pending)} runs to train: about {format_duration(left)} at most on this machine")
+        if engine == "local":
+            notes += time_note(store, study, cache, target)
         with StudyWatch(store) as watch:
             for note in notes:
                 watch.log(note)

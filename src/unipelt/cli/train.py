@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from unipelt.cli.fields import flags, option, recipe_defaults, takes
+from unipelt.cli.fields import DEVICE, flags, option, recipe_defaults, takes
 from unipelt.errors import UserError
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig
@@ -13,9 +13,7 @@ _RECIPE = flags(Recipe, default=recipe_defaults())
 
 @takes(*flags(RunConfig, but=["recipe", "folds"]), *_RECIPE)
 def train(
-    device: str = option(
-        "auto", panel="Training", help="auto, cpu or cuda (default: auto, the GPU where there is one)"
-    ),
+    device: str = DEVICE,
     ensemble: int | None = option(
         None,
         metavar="INTEGER",

@@ -5,7 +5,7 @@ from typing import Any
 
 from unipelt.report.names import listed, seeds_text
 from unipelt.report.runs import Run
-from unipelt.tasks.metrics import METRICS
+from unipelt.report.study import higher_is_better
 
 UNBALANCED = 5  # times as many examples has the largest class as the smallest
 FEW = 100  # validation examples, below which one example moves a metric by over a point
@@ -68,5 +68,5 @@ def _of_training(runs: Sequence[Run]) -> list[str]:
 
 def _best_epoch(run: Run) -> float:
     known = [at for at in run.curve if run.metric in at]
-    sign = 1 if run.metric not in METRICS or METRICS[run.metric].higher_is_better else -1
+    sign = 1 if higher_is_better(run.metric) else -1
     return max(known, key=lambda at: (sign * at[run.metric], -at["epoch"]))["epoch"]

@@ -19,10 +19,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers with a probability between `low` and `high`."""
+    """Answers with a probability in one of ten ranges."""
 
-    low: float
-    high: float
     number: int
     confidence: float
     """mean probability"""
@@ -37,9 +35,7 @@ def bins_of(confidence: Float[Array, " answer"], right: Bool[np.ndarray, " answe
     for index in range(BINS):
         here = place == index
         if n := int(here.sum()):
-            found.append(
-                Bin(index / BINS, (index + 1) / BINS, n, float(confidence[here].mean()), float(right[here].mean()))
-            )
+            found.append(Bin(n, float(confidence[here].mean()), float(right[here].mean())))
     return found
 
 

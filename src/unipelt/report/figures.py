@@ -26,8 +26,8 @@ def figures(study: Study) -> list[Figure]:
 
 def answer(study: Study) -> list[Figure]:
     """Each method's average difference to the best, with its interval. One's own file has its answer by validation instead."""
-    compared = {k: one for k, one in study.compared.items() if one.others}
-    if study.own_file or not compared:
+    compared = {} if study.own_file else {k: one for k, one in study.compared.items() if one.others}
+    if not compared:
         return []
     which = {k: [line.method for line in one.lines] for k, one in compared.items()}
     most, lines = max(map(len, which.values())), max(wrapped(m).count("\n") + 1 for of in which.values() for m in of)

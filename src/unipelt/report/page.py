@@ -27,7 +27,7 @@ def page(
         study=study,
         headline=headline,
         why=why,
-        sections=[section for section in sections if section.parts],
+        sections=sections,
         missing=missing,
         cautions=cautions,
         facts=_facts(study),

@@ -11,7 +11,7 @@ from unipelt.study.choose import choose
 from unipelt.study.schema import KEYS
 from unipelt.study.store import COMPARISON, DONE, PLANNED, Store
 
-LIGHT = ("id", *KEYS, "status", "metric", "validation", "test", "complete", "steps", "seconds", "predicting", "width", "parameters", "stored", "device", "versions")  # fmt: skip
+LIGHT = ("id", *KEYS, "status", "metric", "validation", "test", "complete", "steps", "seconds", "predicting", "parameters", "stored", "device", "versions")  # fmt: skip
 LISTED = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")
 """columns of runs.csv"""
 Curve = list[dict[str, float]]
@@ -39,7 +39,6 @@ class Run:
     seconds: float | None
     predicting: float | None
     """seconds that the prediction of the test examples took"""
-    width: int | None
     """runs that were trained at once"""
     parameters: int | None
     """numbers that were trained"""

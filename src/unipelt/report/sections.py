@@ -39,16 +39,15 @@ SURE = 0.8  # the threshold that the sentence names
 
 def own_sections(study: Study, advice: Recommendation, store: Store) -> tuple[list[str], list[Section]]:
     """What to be careful about, and the sections about the recommended method, from the store of the comparison."""
-    mine = [run for run in study.chosen if run.method == advice.take]
-    (first, *_) = rows = store.runs(("id", "truncated", "labels"), [run.id for run in mine])
-    said = cautions(store.noted("examples"), first["labels"] or [], mine, rows[0]["truncated"], study.folds)
+    mine, fewer = ([run for run in runs if run.method == advice.take] for runs in (study.chosen, study.fewer))
+    rows = store.runs(("id", "truncated", "labels", "rows"), [run.id for run in (*mine, *fewer)])
+    said = cautions(store.noted("examples"), rows[0]["labels"] or [], mine, rows[0]["truncated"], study.folds)
     found: list[Section] = []
     answered = evidence(store, mine, folds=bool(study.folds)).get(advice.take)
     if answered is not None:
         found += about(answered.once(saved_seed(mine)), mine[0].metric)
     found += written(store, study.chosen, advice.take)
-    fewer = [run for run in study.fewer if run.method == advice.take]
-    counts = {row["id"]: row["rows"]["train"]["number"] for row in store.runs(("id", "rows"), [run.id for run in (*mine, *fewer)]) if row["rows"]}  # fmt: skip
+    counts = {row["id"]: row["rows"]["train"]["number"] for row in rows if row["rows"]}
     whole = [counts[run.id] for run in mine if run.id in counts]
     counts |= dict.fromkeys((run.id for run in mine if run.id in counts), min(whole, default=0))  # folds differ by one
     sizes: dict[int, list[Run]] = {}
@@ -89,7 +88,7 @@ def about(one: Answered, metric: str) -> list[Section]:
         bad = tag_mistakes(one)
         return [
             Section("Each type of span", [span_table(one.targets, one.predictions)], f"{one.method} on {which}."),
-            Section("Examples to look at", [bad], f"{_rows(bad):,} of {which} have a wrong tag."),
+            Section("Examples to look at", [bad], f"{len(bad.rows):,} of {which} have a wrong tag."),
         ]
     if kind in ("texts", "losses") and one.predictions:
         table = text_mistakes(one, METRICS[metric]) if kind == "texts" else loss_mistakes(one)
@@ -123,9 +122,9 @@ def _of_classes(one: Answered, which: str) -> list[Section]:
             say += f" With --min-confidence {SURE:g}, {100 * kept.mean():.0f} % of the examples get an answer{good}."
         found.append(Section("Can the probabilities be trusted?", [*shown, *([] if several else [confidence_table(sure, right)])], say))  # fmt: skip
     wrong = (
-        f"{_rows(bad):,} labels are missing or wrongly added"
+        f"{len(bad.rows):,} labels are missing or wrongly added"
         if several
-        else f"{_rows(bad):,} of {which} are answered wrongly"
+        else f"{len(bad.rows):,} of {which} are answered wrongly"
     )
     doubtful = (
         sum(cell.text == "yes" for _, row in bad.rows for cell in row[5:6])
@@ -134,7 +133,3 @@ def _of_classes(one: Answered, which: str) -> list[Section]:
     )
     say = f"{wrong}; {doubtful:,} of their labels are worth checking." if doubtful else f"{wrong}."
     return [*found, Section("Examples to look at", [bad], say)]
-
-
-def _rows(table: Table) -> int:
-    return sum(len(block.rows) for block in table.blocks)

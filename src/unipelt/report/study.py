@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
@@ -81,12 +82,16 @@ class Study:
     def __post_init__(self) -> None:
         self.test, self.validation = gather(self.listed), gather(self.listed, "validation")
         self.metrics = {run.task: run.metric for run in self.listed}
-        self.compared: dict[int | str, Comparison] = {}
-        """by size, over what is comparable there; a size with a single method has it alone"""
-        for k in self.sizes:
-            over, which = self.comparable(k)
-            if over and which:
-                self.compared[k] = compare([self.samples[k, task] for task in over], which)
+
+    @cached_property
+    def compared(self) -> dict[int | str, Comparison]:
+        """By size, over what is comparable there; a size with a single method has it alone."""
+        found = {k: self.comparable(k) for k in self.sizes}
+        return {
+            k: compare([self.samples[k, t] for t in over], which)
+            for k, (over, which) in found.items()
+            if over and which
+        }
 
     @property
     def sizes(self) -> list[int | str]:

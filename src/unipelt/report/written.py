@@ -10,10 +10,11 @@ from unipelt.report.runs import Run
 from unipelt.report.tables import Block, Cell, Section, Table
 from unipelt.study.store import ANSWER, Store
 from unipelt.tasks.metrics import METRICS
+from unipelt.tasks.text_metrics import TEXT_METRICS
 
 SHOWN = 5  # examples
 SCORE = "rougeL"
-METRIC_NAMES = ("loss", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match")
+METRIC_NAMES = ("loss", *TEXT_METRICS, "exact_match")
 
 
 def written(store: Store, runs: Sequence[Run], take: str) -> list[Section]:
@@ -54,7 +55,7 @@ def text_metrics(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> T
             )
         if own:
             rows.append([Cell(method), *cells, Cell(seeds_text(len(own)))])
-    columns = ["method", *(METRICS[name].name.replace("_", " ") for name in names), "seeds"]
+    columns = ["method", *(name.replace("_", " ") for name in names), "seeds"]
     note = "Test examples; the mean over seeds, and the lowest and highest of them. ROUGE without stemming."
     return Table("text-metrics", "Metrics of the written texts", columns, [Block("", rows)], [note])
 
@@ -63,13 +64,13 @@ def examples(inputs: dict[str, list], names: list[str], texts: dict[str, list[st
     """The right answer and each method's of some examples: from the worst answer of the recommended method to its best."""
     answers = inputs[ANSWER]
     asked = {name: [_plain(value) for value in values] for name, values in inputs.items() if name != ANSWER}
-    scores = {method: [_score(text, right) for text, right in zip(own, answers)] for method, own in texts.items()}
-    order = sorted(range(len(answers)), key=lambda i: (scores[take][i] or 0.0, i))
+    mine = [_score(text, right) for text, right in zip(texts[take], answers)]
+    order = sorted(range(len(answers)), key=lambda i: (mine[i] or 0.0, i))
     chosen = [order[round(place * (len(order) - 1) / (SHOWN - 1))] for place in range(SHOWN)]
     blocks = []
     for i in dict.fromkeys(chosen):
         rows = [[Cell("right answer"), Cell(answers[i]), Cell()]]
-        rows += [[Cell(method), Cell(own[i]), Cell(scores[method][i])] for method, own in texts.items()]
+        rows += [[Cell(method), Cell(own[i]), Cell(_score(own[i], answers[i]))] for method, own in texts.items()]
         blocks.append(Block(f"{names[i].rpartition(', ')[2]}: {shown_text(asked, i)}", rows))
     note = f"From the worst answer of {take} to its best, by ROUGE-L; of each method the first seed."
     return Table("written", "Answers side by side", ["", "text", "ROUGE-L"], blocks, [note])

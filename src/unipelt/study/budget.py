@@ -12,10 +12,11 @@ import torch
 from unipelt.errors import UserError, out_of_memory
 from unipelt.study.engine import planned_width
 from unipelt.study.plan import StudyConfig
+from unipelt.study.store import Store
 from unipelt.train.fleet import Fleet
-from unipelt.train.progress import format_duration as format_duration
+from unipelt.train.progress import format_duration
 from unipelt.train.recipes import SMALL, default_recipe
-from unipelt.train.records import RunKey
+from unipelt.train.records import BASELINES, RunKey
 from unipelt.train.setup import DatasetCache, build_fleet
 
 TIMED_STEPS, TIMED_EXAMPLES = 3, 64  # measured per method, after one warm-up step
@@ -47,6 +48,14 @@ class MethodTiming:
         """Seconds of training for so many epochs, of the evaluations, and of the test."""
         evaluations = -(-epochs // self.every) * self.validation + self.test
         return epochs * self.steps * self.step + evaluations * self.example
+
+
+def time_note(store: Store, study: StudyConfig, cache: DatasetCache, device: torch.device) -> list[str]:
+    """How long the pending runs take; empty where none is pending, or it cannot be measured."""
+    pending = store.pending()
+    done = [row["seconds"] for row in store.runs(["method", "seconds"]) if row["method"] not in BASELINES]
+    left = estimate(pending, [one for one in done if one is not None], study, cache, device) if pending else None
+    return [f"{len(pending)} runs to train: about {format_duration(left)} at most on this machine"] if left else []
 
 
 def time_method(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache, device: torch.device) -> MethodTiming:

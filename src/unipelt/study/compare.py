@@ -77,12 +77,19 @@ def open_store(
 ) -> tuple[Store, int]:
     """The store of a comparison with these runs of its plan, and how many of its finished runs are trained again."""
     store = Store.create(folder, {COMPARISON: plan[0].task, "k": plan[0].k, **study.facts})
-    again = store.plan(keys, identities(plan, study, cache), minutes)
     for name, examples in test_sets(study, plan, cache).items():
         store.keep_examples(name, examples.inputs, [examples.name_of(index) for index in range(len(examples))])
     store.note("examples", summarise(cache.splits(study.config(plan[0]))))
+    return store, add_runs(store, study, keys, plan, cache, minutes)
+
+
+def add_runs(
+    store: Store, study: StudyConfig, keys: list[RunKey], plan: list[RunKey], cache: DatasetCache, minutes: float = 0.0
+) -> int:
+    """Plan these runs of a comparison's plan and form their fleets; returns how many finished ones are trained again."""
+    again = store.plan(keys, identities(plan, study, cache), minutes)
     store.assign(partial(in_rounds, folds=study.folds))
-    return store, again
+    return again
 
 
 def test_sets(study: StudyConfig, plan: Iterable[RunKey], cache: DatasetCache) -> dict[str, Examples]:

@@ -1,6 +1,7 @@
 """Would more labels help? The recommended method once more, on a quarter and on half of the training examples."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from unipelt.errors import DataError
@@ -19,12 +20,8 @@ def smaller(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache) -> 
     """
     found = []
     whole = min((len(cache.splits(study.config(key)).train) for key in keys), default=0)  # folds differ by one
-    for key in keys:
-        for part in SHARES:
-            fewer = replace(key, k=whole // part)
-            try:
-                fits = whole // part >= LEAST and cache.splits(study.config(fewer)) is not None
-            except DataError:
-                continue
-            found += [fewer] * fits
+    for fewer in (replace(key, k=whole // part) for key in keys for part in SHARES if whole // part >= LEAST):
+        with suppress(DataError):
+            cache.splits(study.config(fewer))
+            found.append(fewer)
     return found

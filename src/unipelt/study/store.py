@@ -101,11 +101,8 @@ class Store:
     def identity(self) -> dict[str, str] | None:
         """Fingerprints of base and tokenizer of the finished runs; None before the first."""
         with sqlite_errors(self.path):
-            return self._identity()
-
-    def _identity(self) -> dict[str, str] | None:
-        found = self._connection.execute("SELECT identity FROM runs WHERE identity NOT NULL LIMIT 1").fetchone()
-        return to_python("identity", found[0]) if found else None
+            found = self._connection.execute("SELECT identity FROM runs WHERE identity NOT NULL LIMIT 1").fetchone()
+            return to_python("identity", found[0]) if found else None
 
     @property
     def minutes(self) -> float:
@@ -227,7 +224,7 @@ class Store:
         names = ", ".join(f"{name} = ?" for name in VALUES)
         with sqlite_errors(self.path), self._writing() as connection:
             self._check_options()
-            identity = self._identity()
+            identity = self.identity()
             for key, record in records.items():
                 if identity is not None and record.identity not in (None, identity):
                     raise StoreError(
