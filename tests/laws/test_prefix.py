@@ -172,6 +172,7 @@ def test_prefixes_around_an_own_softmax_are_those_in_an_attention_function(arch:
     cases = {
         **MIXTURES,
         "two prefixes": Mixture(tuple(c for mixture in both for c in mixture.changes)),
+        "relu, a LayerNorm of its own": of(Prefix(length=3, function="relu", norm=True), Gate()),
         "side by side": both,
         "beside changes that multiply, and gates that take a softmax": small("unipelt-central"),
     }

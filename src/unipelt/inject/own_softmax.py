@@ -1,4 +1,4 @@
-"""Prefixes inside attention that calls none of transformers' attention functions: it multiplies, takes a softmax, multiplies.
+"""Prefixes in attention blocks that compute their own softmax instead of calling transformers' attention functions.
 
 While such a block runs, its products and its softmax are watched. Scores are S = s q kᵀ + (mask, biases), with s = 1/√d
 ("scaled") or 1 where queries are scaled before ("plain"); what the block then computes is h = softmax(S) v. Where it is one
@@ -7,7 +7,7 @@ call of torch's fused attention ("fused"), that call says s. With a prefix it be
     (1−λ) h + softmax([L, S])_prefix g P_v,    L = g s q P_kᵀ,    λ = Σ softmax([L, S])_prefix
 
 which is softmax([L, S]) [g P_v; v], the same as concatenated keys (Li & Liang 2021, arXiv:2101.00190; He et al. 2022, §3.1).
-Positions give the prefix no bias. The block's dropout of attention weights leaves those of the prefix alone.
+Positions give the prefix no bias. Attention dropout does not apply to the prefix, except in a fused call with an ungated prefix.
 """
 
 from collections.abc import Iterator
@@ -115,7 +115,8 @@ class OwnSoftmax(TorchFunctionMode):
         for prefix in (prefix.to(query.dtype) for prefix in prefixes):
             weight: Any = 1.0 if prefix.weight is None else prefix.weight[:, None]  # batch 1 query 1
             if prefix.function == "relu":
-                added.append(multi_head_parallel(query, prefix.key, prefix.value).transpose(1, 2) * weight)
+                read = query if prefix.query is None else prefix.query
+                added.append(multi_head_parallel(read, prefix.key, prefix.value).transpose(1, 2) * weight)
                 continue
             prefix = _repeated(prefix, query.shape[1])
             logits.append(weight * scale * (query @ prefix.key.mT))
