@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from unipelt import spec
 from unipelt.errors import SiteError, SpecError, did_you_mean
-from unipelt.inject.context import uses_gradient_checkpointing
+from unipelt.inject.context import checkpointable, uses_gradient_checkpointing
 from unipelt.inject.shapes import bucket, most_tokens
 from unipelt.inject.state import attached_state
 
@@ -95,6 +95,7 @@ class Compiled:
         call = model._call_impl
         # compile a wrapper: dynamo skips torch's own frames, and hooks on the model itself are called there
         self.compiled = torch.compile(lambda **given: call(**given), backend=backend, dynamic=False, **mode)
+        self.checkpointable = checkpointable(model)
         self.hook_dicts = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self.hook_count = self._count_hooks()
         self.problem_type_set = False
@@ -148,7 +149,7 @@ class Compiled:
         thread = attached_state(self.model).forwards.thread
         if (
             self._count_hooks() != self.hook_count
-            or uses_gradient_checkpointing(self.model)
+            or uses_gradient_checkpointing(self.checkpointable)
             or thread.off
             or thread.dropped
         ):

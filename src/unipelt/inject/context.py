@@ -259,11 +259,15 @@ def argument(names: list[str], args: tuple, kwargs: dict[str, Any], name: str) -
     return args[index] if index < len(args) else None
 
 
-def uses_gradient_checkpointing(model: nn.Module, kind: str = "any") -> bool:
-    """Whether this forward uses gradient checkpointing. kind: "any", or "reentrant"."""
+def checkpointable(model: nn.Module) -> list[nn.Module]:
+    """The modules that gradient checkpointing may recompute."""
+    return [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+
+
+def uses_gradient_checkpointing(modules: list[nn.Module], kind: str = "any") -> bool:
+    """Whether this forward uses gradient checkpointing. modules: the checkpointable ones; kind: "any", or "reentrant"."""
     return torch.is_grad_enabled() and any(
-        getattr(m, "gradient_checkpointing", False) and m.training and (kind == "any" or _reentrant(m))
-        for m in model.modules()
+        m.gradient_checkpointing and m.training and (kind == "any" or _reentrant(m)) for m in modules
     )
 
 

@@ -14,6 +14,7 @@ from unipelt.inject.context import (
     Context,
     ForwardState,
     argument,
+    checkpointable,
     parameters_of,
     uses_gradient_checkpointing,
 )
@@ -58,7 +59,7 @@ class StackHook(ContextHook):
         """passes_keywords: whether the layers receive the keyword; changes_first: whether a layer has changes before its
         attention block."""
         super().__init__(stack, forwards, averaged)
-        self.stack = stack
+        self.stack, self.modules = stack, checkpointable(stack)
         self.passes_keywords, self.recomputes = passes_keywords, passes_keywords and not changes_first
 
     def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]):
@@ -69,7 +70,7 @@ class StackHook(ContextHook):
         if (
             not self.recomputes
             and (own.rows is not None or own.prompt is not None or own.off or own.dropped)
-            and uses_gradient_checkpointing(stack)
+            and uses_gradient_checkpointing(self.modules)
         ):
             raise SiteError(
                 f"{type(stack).__name__} recomputes its layers for their gradients (gradient checkpointing), and a recomputed "

@@ -27,11 +27,22 @@ class FrozenLayers:
         """the dropout that a forward runs before these layers or in them"""
         self.tuple_of: dict[int, int] = {}
         """by layer: the length of the tuple that it returns, where it returns one"""
+        self.embeddings: nn.Module | None = None
+        """the module outside of the layers whose output is the first layer's input"""
+        within = {module for layer in self.layers for module in layer.modules()}
+        self.outside = [module for module in model.modules() if module not in within]
+        """where that module is looked for, by the first forward"""
 
     @contextmanager
     def stopped(self) -> Iterator[list[Tensor]]:
         """Inside the block a forward ends behind these layers; the list gets what the last one gave, `[batch, seq, hidden]`."""
         states: list[Tensor] = []
+        outputs: dict[nn.Module, Any] = {}
+
+        def enter(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else kwargs.get("hidden_states")
+            same = [module for module, output in outputs.items() if output is x]
+            self.embeddings, self.outside = same[-1] if same else None, []  # the outermost ends last
 
         def note(number: int, layer: nn.Module, args: tuple, output: Any) -> None:
             if isinstance(output, tuple):
@@ -47,6 +58,10 @@ class FrozenLayers:
             layer.register_forward_hook(lambda *called, number=number: note(number, *called))
             for number, layer in enumerate(self.layers)
         ]
+        if self.outside:
+            handles.append(self.layers[0].register_forward_pre_hook(enter, with_kwargs=True))
+        for module in self.outside:
+            handles.append(module.register_forward_hook(lambda m, _, output: outputs.update({m: output})))
         for dropout in self.dropouts:
             handles.append(dropout.register_forward_hook(lambda module, *called: self.before.setdefault(module)))
         try:
@@ -58,29 +73,32 @@ class FrozenLayers:
 
     @contextmanager
     def giving(self, states: Float[Tensor, "batch seq hidden"]) -> Iterator[None]:
-        """Inside the block these layers compute nothing and give these states."""
+        """Inside the block these layers, and the embeddings in front of them, compute nothing and give these states."""
 
         def give(number: int) -> Callable[..., Any]:
             length = self.tuple_of.get(number)
             given = states if length is None else (states, *[None] * (length - 1))
             return lambda *args, **kwargs: given
 
-        before = [vars(layer).get("forward") for layer in self.layers]
+        skipped = [*self.layers] if self.embeddings is None else [*self.layers, self.embeddings]
+        before = [vars(module).get("forward") for module in skipped]
         trains = [dropout for dropout in self.before if dropout.training]
         try:
             for dropout in trains:
                 dropout.training = False
             for number, layer in enumerate(self.layers):
                 layer.forward = give(number)  # type: ignore[method-assign]
+            if self.embeddings is not None:
+                self.embeddings.forward = lambda *args, **kwargs: states  # type: ignore[method-assign]
             yield
         finally:
             for dropout in trains:
                 dropout.training = True
-            for layer, forward in zip(self.layers, before):
+            for module, forward in zip(skipped, before):
                 if forward is None:
-                    vars(layer).pop("forward", None)
+                    vars(module).pop("forward", None)
                 else:
-                    layer.forward = forward
+                    module.forward = forward
 
 
 def frozen_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -82,13 +82,13 @@ class HeadHook:
 class Pooling:
     """Forward hook: gives the head the mean over real tokens, or the first token, in place of the model's own pooling."""
 
-    def __init__(self, mean: bool, forwards: ForwardState):
-        self.mean, self.forwards = mean, forwards
+    def __init__(self, mean: bool, base: nn.Module, forwards: ForwardState):
+        self.mean, self.names, self.forwards = mean, parameters_of(base), forwards
 
     def after(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         if self.forwards.thread.off:
             return None
-        states, mask = output.last_hidden_state, argument(parameters_of(base), args, kwargs, "attention_mask")
+        states, mask = output.last_hidden_state, argument(self.names, args, kwargs, "attention_mask")
         if self.mean:
             shares = (
                 None if mask is None else mean_weights(mask[:, -states.shape[1] :], states.dtype)

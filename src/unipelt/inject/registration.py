@@ -11,7 +11,7 @@ from unipelt.forms.constants import Bias, Norm
 from unipelt.inject.attention import BoundPrefix, Kernels
 from unipelt.inject.attention_hook import AttentionHook
 from unipelt.inject.build import averaged_masks
-from unipelt.inject.context import uses_gradient_checkpointing
+from unipelt.inject.context import checkpointable, uses_gradient_checkpointing
 from unipelt.inject.context_hooks import InputCapture, LayerHook, ReplicaHook, StackHook
 from unipelt.inject.heads import HeadHook, HeadLinear, HeadNorm, Pooling
 from unipelt.inject.hooks import BoundChange, ModuleHook
@@ -129,7 +129,7 @@ def pooling_hook(state: AttachedState, base: Base, pooling: str) -> Hook:
             f"pooling={pooling!r}: {type(model).__name__} is not an encoder with a head that pools; use pooling='model'"
         )
     path = next(path for path, module in model.named_modules() if module is model.base_model)
-    return Hook(path, "post with keywords", Pooling(pooling == "mean", state.forwards).after)
+    return Hook(path, "post with keywords", Pooling(pooling == "mean", model.base_model, state.forwards).after)
 
 
 def embeddings_of(model: PreTrainedModel) -> str | None:
@@ -153,10 +153,10 @@ class Checkpointed:
     """Reentrant gradient checkpointing drops the gradients of a layer whose input needs none: then the embeddings need one."""
 
     def __init__(self, model: PreTrainedModel, state: AttachedState):
-        self.model, self.state = model, state
+        self.modules, self.state = checkpointable(model), state
 
     def after(self, embeddings: nn.Module, args: tuple, output: Any) -> None:
         if not isinstance(output, Tensor) or output.requires_grad or self.state.forwards.thread.off:
             return
-        if uses_gradient_checkpointing(self.model, "reentrant"):
+        if uses_gradient_checkpointing(self.modules, "reentrant"):
             output.requires_grad_(True)
