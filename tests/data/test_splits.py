@@ -102,6 +102,20 @@ def test_what_departs_from_the_protocol_is_said():
     assert asked.train == plain.train and any("--stratify changes nothing" in note for note in asked.notes)
 
 
+def test_fewer_test_examples_are_the_same_for_every_seed():
+    for dataset in (made(200), replace(made(200), test=None)):  # its own test set, or examples held out
+        drawn = [split(dataset, 100, seed=seed, test_rows=20) for seed in (0, 1)]
+        whole = split(dataset, 100, seed=0)
+        assert drawn[0].test == drawn[1].test and drawn[0].train == whole.train
+        assert len(drawn[0].test) == 20 and {*drawn[0].test.keys} <= {*whole.test.keys}
+        assert any(note.startswith("20 of the ") for note in drawn[0].notes)
+        assert split(dataset, 100, seed=0, test_rows=999) == whole
+    with pytest.raises(DataError, match="--test-rows 9: expected 10 or more"):
+        split(made(200), 100, seed=0, test_rows=9)
+    with pytest.raises(DataError, match=r"--test-rows: the folds .* leave out one"):
+        split(made(200), 100, seed=0, test_rows=20, folds=4)
+
+
 def test_a_validation_set_of_its_own_is_used_whole():
     dataset = replace(made(200), validation=made(77).train)
     assert [len(part) for part in split(dataset, 200, seed=0).parts.values()] == [200, 77, 50]

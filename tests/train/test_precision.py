@@ -4,13 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
+import unipelt
 from train.fleets import fleet, plan, train
 from train.test_resume import Stopped, assert_same, stop_at
 from unipelt.errors import UserError
+from unipelt.inject.attention import kernel_of
 from unipelt.train import precision
 from unipelt.train.recipes import Recipe
 
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 9}
 BF16 = pytest.mark.skipif(not precision.cpu_has_bf16(), reason="this CPU has neither AVX-512 BF16 nor AMX")
 
 
@@ -50,6 +54,19 @@ def test_a_cpu_without_bf16_computes_in_float32_and_says_so_once(monkeypatch: py
     precision.has_bf16.cache_clear()
     assert len(said) == 1
     assert half[0].record.curve == train(single("fp32"))[0].record.curve
+
+
+@BF16
+@pytest.mark.parametrize(
+    ("asked", "longest", "kernel"),
+    [("bf16", precision.SHORT, "eager"), ("bf16", precision.SHORT + 1, "sdpa"), ("fp32", 8, "sdpa")],
+)
+def test_short_texts_in_bf16_on_a_cpu_take_eager_attention(asked: str, longest: int, kernel: str):
+    model = unipelt.attach(BertModel(BertConfig(**TINY)), "prefix")
+    precision.choose_attention(model, asked, longest)
+    assert kernel_of(model.config) == kernel
+    model(torch.tensor([[1, 2, 3]]))  # the hooks put their wrapper around the chosen kernel
+    assert model.config._attn_implementation == f"unipelt_{kernel}"
 
 
 def test_a_precision_that_there_is_none_of_is_refused():

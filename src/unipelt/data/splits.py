@@ -45,12 +45,12 @@ class Splits:
 
 def split(
     dataset: Dataset, train_rows: int | Literal["all"], seed: int, validation_rows: int = 1000, stratify: bool = False,
-    folds: int = 0,
+    test_rows: int | None = None, folds: int = 0,
 ) -> Splits:  # fmt: skip
     """`train_rows` training examples and up to `validation_rows` others; "all": all but a tenth (10 or more) that validates.
 
     folds: of a cross-validation, in which fold seed % folds is the test set, and each seed // folds assigns the folds anew; 1:
-    nothing is tested. stratify: each class has its share of each set to within two examples, and one in train at least; groups stay whole.
+    nothing is tested. test_rows: most test examples, drawn once for all seeds. stratify: each class has its share of each set to within two examples, and one in train at least; groups stay whole.
     Raises DataError where the data set is too small for that.
     """
     name, notes = dataset.name, list(dataset.notes)
@@ -62,6 +62,10 @@ def split(
         raise DataError(
             f"--validation-rows {validation_rows}: expected {MIN_EXAMPLES} or more; with fewer, one example moves a metric by over a tenth"
         )
+    if test_rows is not None and test_rows < MIN_EXAMPLES:
+        raise DataError(f"--test-rows {test_rows}: expected {MIN_EXAMPLES} or more")
+    if test_rows is not None and folds:
+        raise DataError("--test-rows: the folds of a cross-validation test every example; leave out one of the two")
     if train_rows == "all" and not dataset.complete:
         notes.append(
             f"{name} has {len(dataset.train)} training examples, a subset of the published data; "
@@ -78,6 +82,9 @@ def split(
     elif test is None:
         pool, test, note = hold_out(dataset, stratify)
         notes.append(note)
+    if test is not None and test_rows is not None and test_rows < len(test):
+        notes.append(f"{test_rows} of the {len(test)} test examples of {name} are tested, the same for every seed.")
+        test = test.take(sorted(shuffled(len(test), TEST_SEED)[:test_rows]))
 
     min_validation = MIN_EXAMPLES if dataset.validation is None else 0  # examples of the pool that cannot train
     if len(pool) <= min_validation:

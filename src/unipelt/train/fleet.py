@@ -26,6 +26,7 @@ from unipelt.train.evaluation import predict
 from unipelt.train.forward import STATES, logits_of
 from unipelt.train.frozen import FrozenStates
 from unipelt.train.optimizer import AdamW, ParameterMatrix
+from unipelt.train.precision import autocast
 from unipelt.train.progress import Loop, Progress
 from unipelt.train.recipes import kind_of
 from unipelt.train.records import RunRecord
@@ -225,7 +226,10 @@ class Fleet:
         if not any(wanted):
             return [None] * len(plans)
         every = [getattr(plan, part) for plan in plans]
-        return list(plans[0].task.answers(self.model, self.tokenizer, every, lambda rows: self._notify("prediction")))
+        with autocast(self.device, plans[0].recipe.precision):
+            return list(
+                plans[0].task.answers(self.model, self.tokenizer, every, lambda rows: self._notify("prediction"))
+            )
 
     def _finished(self) -> Iterator[FinishedRun]:
         """Give the indices of ended runs to the next plans of the queue, then yield the ended runs."""

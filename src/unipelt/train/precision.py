@@ -3,8 +3,13 @@
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
+
+from unipelt.inject.attention import kernel_of
+
+SHORT = 192  # tokens: up to it a CPU's fused bf16 attention, which is made for long ones, is slower than plain products
 
 
 def wants_bf16(device: torch.device, precision: str) -> bool:
@@ -16,6 +21,16 @@ def autocast(device: torch.device, precision: str = "auto") -> AbstractContextMa
     """bf16 matrix products where they are asked for and the device has them."""
     wanted = wants_bf16(device, precision) and has_bf16(device.type)
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
+
+
+def choose_attention(model: Any, precision: str, longest: int) -> None:
+    """Train short texts in bf16 on a CPU with eager attention, which is up to four times as fast there as sdpa: the same function.
+
+    longest: tokens of the longest training example.
+    """
+    short = longest <= SHORT and model.device.type == "cpu"
+    if short and wants_bf16(model.device, precision) and has_bf16("cpu") and kernel_of(model.config) == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 @cache

@@ -38,7 +38,11 @@ GENERATION = (
     "no_repeat_ngram_size",
 )  # fields of generated text
 METRIC_FIELDS = ("metric",)  # fields that every task takes
-SPLIT_FIELDS = ("validation_rows", "stratify")  # fields that say how examples are drawn, beside k and the seed
+SPLIT_FIELDS = (
+    "validation_rows",
+    "stratify",
+    "test_rows",
+)  # fields that say how examples are drawn, beside k and the seed
 SEEDS = 2**32  # fewer than the generators take: an epoch's seed is a million times the run's
 
 
@@ -130,6 +134,8 @@ class RunConfig:
     with --folds the folds)"""
     validation_rows: int = 1000
     """maximum number of validation examples taken from the training examples (at least 10); a --validation file is used whole"""
+    test_rows: int | None = None
+    """maximum number of test examples, the same for every seed (default: all); fewer cost less time where texts are generated"""
     stratify: bool = False
     """give each class its share of every split; groups are balanced where possible (the papers do not stratify)"""
     folds: int = 0

@@ -23,6 +23,7 @@ from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.frozen import StateCache, find_frozen
+from unipelt.train.precision import choose_attention
 from unipelt.train.recipes import BALANCED, default_recipe
 from unipelt.train.records import FILES, FULL, GENERATION, METRIC_FIELDS, SPLIT_FIELDS, RunConfig, RunRecord
 from unipelt.train.runs import Plan
@@ -100,6 +101,7 @@ def build_fleet(
     frozen = find_frozen(model, tokenizer, plans[0], cache.states, found["base"])
     if frozen is not None:
         frozen.forget_others([part for plan in plans for part in (plan.train, plan.validation, plan.test) if part])
+    choose_attention(model, plans[0].recipe.precision, max(max(plan.train.lengths()) for plan in plans))
     torch.manual_seed(first.seed)  # dropout
     return Fleet(model, plans, tokenizer, folder=folder, on_step=on_step, deadline=deadline, frozen=frozen)
 
