@@ -1,4 +1,4 @@
-"""The house as it stands: imports point one way, rooms keep to what they may know, and files stay small."""
+"""The layout of the project: imports point one way, packages import only what they may, and files stay small."""
 
 import ast
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 FILES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((SOURCE / "unipelt").rglob("*.py"))}
 
-MAY_IMPORT = {  # each room, and the rooms below it
+MAY_IMPORT = {  # each package, and those that it may import
     "errors": (),
     "spec": ("errors",),
     "forms": ("spec", "errors"),
@@ -39,7 +39,7 @@ def name_of(path: Path) -> str:
 NAMES = {name_of(path): path for path in FILES}
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     return [*module.split("."), "unipelt"][1]
 
 
@@ -68,62 +68,64 @@ def at_top(tree: ast.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_arrows_go_down(path: Path):
-    room = room_of(name_of(path))
+def test_imports_point_down(path: Path):
+    package = package_of(name_of(path))
     for module in imports(FILES[path]):
-        if module.split(".")[0] == "unipelt" and room_of(module) != room:
-            assert room_of(module) in MAY_IMPORT[room], f"{name_of(path)} imports {module}: {room} may not know it"
+        if module.split(".")[0] == "unipelt" and package_of(module) != package:
+            assert package_of(module) in MAY_IMPORT[package], (
+                f"{name_of(path)} imports {module}: {package} may not import it"
+            )
 
 
-def test_no_file_imports_itself_by_a_detour():
+def test_no_import_cycle():
     graph = {name: {module for module in at_top(FILES[path]) if module in NAMES} for name, path in NAMES.items()}
     order = list(TopologicalSorter(graph).static_order())
     assert order.index("unipelt.errors") < order.index("unipelt.cli")
 
 
-def test_a_mixture_is_plain_python():
+def test_spec_uses_the_standard_library_only():
     for path, tree in FILES.items():
-        if room_of(name_of(path)) in ("spec", "errors"):
+        if package_of(name_of(path)) in ("spec", "errors"):
             foreign = {module.split(".")[0] for module in imports(tree)} - sys.stdlib_module_names - {"unipelt"}
             assert not foreign, f"{name_of(path)} imports {foreign}"
 
 
-def test_data_knows_no_model():
+def test_data_imports_no_model_library():
     for path, tree in FILES.items():
-        if room_of(name_of(path)) == "data":
+        if package_of(name_of(path)) == "data":
             known = {module.split(".")[0] for module in imports(tree)}
             assert not known & {"torch", "transformers", "accelerate", "safetensors"}, name_of(path)
     code = "import sys, unipelt.spec, unipelt.data, unipelt.tasks.metrics, unipelt.train.records; assert not {'torch', 'transformers'} & {*sys.modules}"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_transformers_insides_are_known_to_one_room():
+def test_only_inject_imports_transformers_model_code():
     for path, tree in FILES.items():
         inside = [
             module for module in imports(tree) if module.startswith("transformers.m")
         ]  # models, masking, modeling
-        assert not inside or room_of(name_of(path)) == "inject", f"{name_of(path)} imports {inside}"
+        assert not inside or package_of(name_of(path)) == "inject", f"{name_of(path)} imports {inside}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_file_is_small_and_says_what_it_is(path: Path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, "which idea should leave?"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, "move one idea to a file of its own"
     assert ast.get_docstring(FILES[path]) or not path.read_text(encoding="utf-8").strip()
 
 
-def test_no_path_of_this_machine_stands_in_the_project():
+def test_no_file_names_a_path_of_this_machine():
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
     if names.returncode:
         pytest.skip("no git here")
-    places = [str(ROOT), str(ROOT.parent), str(Path.home())]
+    paths = [str(ROOT), str(ROOT.parent), str(Path.home())]
     for name in names.stdout.splitlines():
         try:
             text = (ROOT / name).read_text(encoding="utf-8")
         except (UnicodeDecodeError, FileNotFoundError):
             continue
-        for place in places:
-            assert place + "/" not in text or len(place) < 3, f"{name} names {place}"
+        for path in paths:
+            assert path + "/" not in text or len(path) < 3, f"{name} names {path}"
 
 
 def test_every_public_name_is_there():

@@ -103,12 +103,19 @@ def recipe_defaults() -> dict[str, str]:
         if field.name == "lr":
             found["lr"] = f"{values[0]:g} for {spec.DEFAULT} on {BASE}; `unipelt methods` lists each method's"
         elif len(set(values)) == 1:
-            found[field.name] = values[0] if isinstance(values[0], str) else f"{values[0]:g}"
+            found[field.name] = _shown(values[0])
         else:
             firsts = [i for i, value in enumerate(values) if i == len(values) - 1 or value != values[i + 1]]
             parts = [f"{values[i]} up to {sizes[i]:,}" for i in firsts[:-1]]
             found[field.name] = ", ".join(parts) + f" training examples, then {values[-1]}"
     return found
+
+
+def _shown(value: Any) -> str:
+    """A default as the help shows it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def takes(*parameters: inspect.Parameter) -> Callable[[Callable], Callable]:

@@ -14,7 +14,8 @@ Embed = Callable[[Int[Tensor, " n"]], Float[Tensor, "n d"]]
 class Prompt(nn.Module):
     """P of each row's run, `length` vectors as wide as the base's token embeddings
 
-    embed: gives the embeddings of tokens, of which the base has `tokens`; None: P starts at U(−0.5, 0.5).
+    embed: the base's token embedding, for ids below `tokens`; P starts at the embeddings of random tokens. None: P starts at
+    U(−0.5, 0.5).
     """
 
     def __init__(self, runs: int, length: int, size: int, tokens: int, embed: Embed | None):

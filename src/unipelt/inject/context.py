@@ -227,7 +227,7 @@ class ForwardState:
             own = length if longer is None or longer.full != length else length - longer.prompt
             given = given.to(x.device).repeat_interleave(batch // len(given), dim=0)[:, :own]
             given = F.pad(given, (0, own - given.shape[1]))
-            return mean_weights(given if own == length else longer.spread(given), dtype), kept
+            return mean_weights(given if own == length else longer.extend(given), dtype), kept
         if cache is None:
             if self.thread.off:
                 return None, None

@@ -1,6 +1,6 @@
 """Prefixes in attention blocks that compute their own softmax instead of calling transformers' attention functions.
 
-While such a block runs, its products and its softmax are watched. Scores are S = s q kᵀ + (mask, biases), with s = 1/√d
+While such a block runs, its matrix products and its softmax are intercepted. Scores are S = s q kᵀ + (mask, biases), with s = 1/√d
 ("scaled") or 1 where queries are scaled before ("plain"); what the block then computes is h = softmax(S) v. Where it is one
 call of torch's fused attention ("fused"), that call says s. With a prefix it becomes
 

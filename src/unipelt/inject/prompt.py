@@ -34,7 +34,7 @@ class Longer(NamedTuple):
     """where each row's tokens are in it; None: behind the prompt"""
     mask: Shaped[Tensor, "batch full"] | None
 
-    def spread(self, mask: Shaped[Tensor, "batch seq"]) -> Shaped[Tensor, "batch full"]:
+    def extend(self, mask: Shaped[Tensor, "batch seq"]) -> Shaped[Tensor, "batch full"]:
         """A mask of the input's tokens with 1 at the prompt."""
         if self.columns is None or self.mask is None:
             return F.pad(mask, (self.prompt, 0), value=1)
@@ -161,8 +161,9 @@ class PromptHook:
         if mask is None:
             return None
         if not isinstance(mask, Tensor) or mask.dim() != 2:
+            shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             raise SiteError(
-                "an attention mask that is not [batch, seq] has no place for a prompt: expected 1 for each token and 0 for padding"
+                f"attention_mask {shape}: with a prompt, expected a mask [batch, seq] with 1 for each token and 0 for padding"
             )
         if past and mask.shape[1] != seen:
             raise SiteError(

@@ -1,4 +1,4 @@
-"""Whether a row is right about a model: three laws, tried on single layers.
+"""Check a row of `architectures.json` against a model: three kinds of checks, on single layers.
 
 sites: what is added to query, key or value alone moves that tensor alone. ffn: with the FFN's output at zero its input does not
 matter, with it as it is it does, and each token's matters to that token alone. places: the attention's output, the norms and

@@ -16,7 +16,7 @@ from unipelt.report.page import page
 from unipelt.report.recommendation import Recommendation, recommend
 from unipelt.report.runs import LISTED
 from unipelt.report.scores import scores, whole
-from unipelt.report.sections import own_sections
+from unipelt.report.sections import comparison_sections
 from unipelt.report.study import Study, read
 from unipelt.report.tables import FORMS, Section, Table, as_csv, markdown
 from unipelt.study.store import EFFICIENCY, Store
@@ -51,7 +51,7 @@ def build(folder: Path) -> Report:
     try:
         study = read(store)
         advice = recommend(study) if study.own_file else None
-        careful, own = own_sections(study, advice, store) if advice else ([], [])
+        careful, own = comparison_sections(study, advice, store) if advice else ([], [])
     finally:
         store.close()
     measured = efficiency_of(folder / EFFICIENCY)

@@ -37,7 +37,7 @@ from unipelt.tasks.metrics import METRICS
 SURE = 0.8  # the threshold that the sentence names
 
 
-def own_sections(study: Study, advice: Recommendation, store: Store) -> tuple[list[str], list[Section]]:
+def comparison_sections(study: Study, advice: Recommendation, store: Store) -> tuple[list[str], list[Section]]:
     """What to be careful about, and the sections about the recommended method, from the store of the comparison."""
     mine, fewer = ([run for run in runs if run.method == advice.take] for runs in (study.chosen, study.fewer))
     rows = store.runs(("id", "truncated", "labels", "rows"), [run.id for run in (*mine, *fewer)])
@@ -45,7 +45,7 @@ def own_sections(study: Study, advice: Recommendation, store: Store) -> tuple[li
     found: list[Section] = []
     answered = evidence(store, mine, folds=bool(study.folds)).get(advice.take)
     if answered is not None:
-        found += about(answered.once(saved_seed(mine)), mine[0].metric)
+        found += prediction_sections(answered.once(saved_seed(mine)), mine[0].metric)
     found += written(store, study.chosen, advice.take)
     counts = {row["id"]: row["rows"]["train"]["number"] for row in rows if row["rows"]}
     whole = [counts[run.id] for run in mine if run.id in counts]
@@ -69,7 +69,7 @@ def saved_seed(runs: Sequence[Run]) -> int:
     return max(known)[1] if known else runs[0].seed  # a baseline in folds needs no validation examples
 
 
-def about(one: Answered, metric: str) -> list[Section]:
+def prediction_sections(one: Answered, metric: str) -> list[Section]:
     """The sections for the kind of answers that a metric judges."""
     kind = METRICS[metric].of if metric in METRICS else ""
     which = f"{len(one.targets):,} {'out-of-fold answers' if one.origin == OUT_OF_FOLD else 'test examples'}"

@@ -52,8 +52,8 @@ def with_baselines(plan: list[RunKey], study: StudyConfig, cache: DatasetCache) 
 
 
 def usual_folds(study: StudyConfig, first: RunKey, cache: DatasetCache) -> tuple[int, str]:
-    """How many folds a comparison takes that was not told: FOLDS where the examples are few and none are held out; and why none
-    where they are few."""
+    """Default number of folds: FOLDS for up to FEW examples without a validation or test set, else 0; and why small data has
+    none."""
     dataset = cache.dataset(study.config(first))
     if cache.task(study.config(first)).writes:  # each fold writes its texts token by token
         return 0, ""

@@ -134,7 +134,7 @@ class Generation(Task):
                 break
             if type(config) in auto._model_mapping and config.is_encoder_decoder == (auto is AutoModelForSeq2SeqLM):
                 model, tokenizer = load_both(base, auto=auto.__name__, outputs=None, problem_type=None, seed=seed)
-                self._tell(model, tokenizer)
+                self._set_template(model, tokenizer)
                 return model, tokenizer
         raise UserError(
             f"--model {base}: {config.model_type} cannot generate text; use a causal or encoder-decoder base such as smollm2"
@@ -153,10 +153,10 @@ class Generation(Task):
         most = None if opening else most_tokens(model, UNLIMITED)
         positions = None if most == UNLIMITED else most
         mine = replace(mine, template=renderer.template, stop=tuple(renderer.stop), positions=positions)
-        mine._tell(model, tokenizer)
+        mine._set_template(model, tokenizer)
         return mine
 
-    def _tell(self, model: Any, tokenizer: Any) -> None:
+    def _set_template(self, model: Any, tokenizer: Any) -> None:
         """Leave the chat template and the tokens that end an answer with the base, so that exports have them too."""
         if self.template is not None:
             tokenizer.chat_template = self.template
@@ -184,7 +184,7 @@ class Generation(Task):
         limit = max_length if self.positions is None else min(max_length, self.positions - self.how.max_new_tokens)
         if limit < 1:
             raise DataError(
-                f"--max-new-tokens {self.how.max_new_tokens}: the base reads {self.positions} tokens; expected fewer"
+                f"--max-new-tokens {self.how.max_new_tokens}: the base reads at most {self.positions} tokens; expected fewer than that"
             )
         asking = replace(renderer, max_length=limit, trim=True)
         values, targets = next(iter(examples.inputs.values())), examples.targets or [None] * len(examples)

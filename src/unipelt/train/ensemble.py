@@ -20,7 +20,7 @@ from unipelt.train.state import clear_state
 from unipelt.train.train_run import already_finished, earlier, is_finished, log_examples, recipe_line, save_checkpoint
 
 MOST = 64
-WIDTH = {"cpu": 4}  # runs at once: more are no faster on a CPU
+RUNS_AT_ONCE = {"cpu": 4}  # by kind of device: more are no faster on a CPU
 
 
 def train_ensemble(
@@ -58,7 +58,7 @@ def _train(
     if before is not None and is_finished(before, config):
         return already_finished(before, folder, log)
     log_examples(config, splits, task, log)
-    width = min(count, WIDTH.get(target.type, MOST))
+    width = min(count, RUNS_AT_ONCE.get(target.type, MOST))
     fleet = build_fleet(
         [replace(config, seed=seed) for seed in seeds], width=width, device=target, cache=cache, folder=folder, on_step=on_step,
         identity=None if before is None else before.identity, examples=splits,

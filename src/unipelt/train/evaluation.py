@@ -21,7 +21,7 @@ from unipelt.train.frozen import FrozenStates
 
 @torch.no_grad()
 def predict(
-    model: PreTrainedModel, tokenizer: Any, data: list[Encoded], watch: Callable[[int], None] = lambda rows: None,
+    model: PreTrainedModel, tokenizer: Any, data: list[Encoded], on_batch: Callable[[int], None] = lambda rows: None,
     gates: list[dict[str, Tensor]] | None = None, precision: str = "auto", task: type[Task] = Task,
     frozen: FrozenStates | None = None,
 ) -> list[Tensor]:  # fmt: skip
@@ -39,7 +39,7 @@ def predict(
         parts = [Part(None, encoded, indices) for encoded, indices in zip(data, batch)]
         inputs, kept_of = task.evaluation(parts, tokenizer, device)
         if frozen is not None:
-            inputs[STATES] = frozen.states(parts, inputs, watch)
+            inputs[STATES] = frozen.states(parts, inputs, on_batch)
         with nullcontext() if gates is None else record_gates(model) as recorded:
             said = {"": kept_of(logits_of(model, inputs, precision, layers)).cpu()}
         if recorded is not None:
@@ -51,7 +51,7 @@ def predict(
                 kept = results[run][name]
                 widths = [slice(width) for width in mine.shape[1:]]  # the first batch has the longest sequences
                 kept[(torch.tensor(part.indices), *widths)] = mine[: len(part.indices)]  # type: ignore[index]
-        watch(sum(len(part.indices) for part in parts))
+        on_batch(sum(len(part.indices) for part in parts))
     logits = [result.pop("") for result in results]
     for mine, result in zip(gates or (), results):
         mine.update(result)

@@ -61,7 +61,7 @@ class StateCache:
     def __init__(self, folder: Path | None = None):
         self.kept: dict[tuple, KeptStates] = {}
         self.folder = folder or Path(tempfile.gettempdir())
-        self.said = False
+        self.warned = False
 
     def keep_only(self, wanted: set[tuple]) -> None:
         """Drop all sets but these."""
@@ -81,13 +81,13 @@ class StateCache:
                     return torch.from_file(file.name, shared=True, size=tokens * hidden, dtype=dtype).view(
                         tokens, hidden
                     )
-        if not self.said:
+        if not self.warned:
             warnings.warn(
                 f"hidden states of {size / 2**30:.1f} GiB fit neither into a quarter of the free memory nor of the disk of "
                 f"{self.folder}: the layers below the lowest change are computed again in each step",
                 stacklevel=2,
             )
-        self.said = True
+        self.warned = True
         return None
 
 
@@ -109,14 +109,14 @@ class FrozenStates:
         self.cache.keep_only({(*self.name, id(encoded)) for encoded in sets})
 
     def states(
-        self, parts: Sequence[Part], inputs: dict[str, Tensor], watch: Callable[[int], None] = lambda rows: None
+        self, parts: Sequence[Part], inputs: dict[str, Tensor], on_batch: Callable[[int], None] = lambda rows: None
     ) -> Float[Tensor, "batch seq hidden"]:
-        """The states that enter the first tuned layer, for a batch made of these parts. watch: called with the number of examples
+        """The states that enter the first tuned layer, for a batch made of these parts. on_batch: called with the number of examples
         of each forward that computes states."""
         filled, _ = fill(parts)
         found = []
         for part in filled:
-            kept = self._kept(part.encoded, watch)
+            kept = self._kept(part.encoded, on_batch)
             if kept is None:
                 return self._compute(inputs)
             found.append(kept.rows(part.indices, inputs["input_ids"].shape[1]))
@@ -131,7 +131,7 @@ class FrozenStates:
         self.model.train(training)
         return states[0]
 
-    def _kept(self, encoded: Encoded, watch: Callable[[int], None]) -> KeptStates | None:
+    def _kept(self, encoded: Encoded, on_batch: Callable[[int], None]) -> KeptStates | None:
         key = *self.name, id(encoded)
         if key in self.cache.kept:
             return self.cache.kept[key]
@@ -147,7 +147,7 @@ class FrozenStates:
                     return None
             for row, index in enumerate(batch[0]):
                 values[starts[index] : starts[index] + lengths[index]] = states[row, : lengths[index]].to(values.device)
-            watch(len(batch[0]))
+            on_batch(len(batch[0]))
         assert values is not None
         self.cache.kept[key] = KeptStates(encoded, values, starts)
         return self.cache.kept[key]
