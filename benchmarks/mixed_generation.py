@@ -11,7 +11,7 @@ import torch
 
 import unipelt
 from unipelt.checkpoint.bases import load_base, load_tokenizer
-from unipelt.tasks.language_model import Writing, write
+from unipelt.tasks.language_model import GenerationSettings, write
 
 RUNS, TOKENS, REPEATS = 32, 16, 3
 
@@ -23,7 +23,7 @@ def main(method: str) -> None:
     prompts = [tokenizer(text)["input_ids"][: 10 + i % 5] for i in range(RUNS)]
     for runs in (1, RUNS):
         models[runs], times[runs] = unipelt.attach(load_base("smollm2"), method, runs=runs), []
-    how = Writing(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
+    how = GenerationSettings(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
     for _ in range(REPEATS):
         for runs, model in models.items():
             given = [prompts] if runs == 1 else [[prompt] for prompt in prompts]

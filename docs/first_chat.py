@@ -35,7 +35,7 @@ def asked(fleet: Fleet) -> tuple[dict[str, float], list[str]]:
     task, held_out = plan.task, plan.test
     assert isinstance(task, Generation) and held_out is not None and held_out.targets is not None
     losses = task.decide(fleet.predict([held_out])[0], held_out)
-    (answers,) = task.answers(fleet.model, fleet.tokenizer, [held_out])
+    (answers,) = task.generate(fleet.model, fleet.tokenizer, [held_out])
     return task.score(losses, held_out.targets) | task.score(answers, held_out.targets), answers
 
 

@@ -148,7 +148,7 @@ def fields(config: type, depth: int = 0) -> dict[str, Any]:
 
 
 def shorten(known: dict[str, Any], small: dict[str, Any]) -> None:
-    """Lists with one entry a layer, cut to as many layers as there are kinds of them, two at least."""
+    """Lists with one entry per layer, cut to as many layers as there are kinds of them, two at least."""
     counts = [name for name in ("num_hidden_layers", "n_layer", "num_layers") if name in known]
     if not counts:
         return

@@ -1,6 +1,6 @@
 """Runs command lines each in a process of its own that has everything imported: a child is killed, its parent goes on.
 
-Reads one JSON object a line, {"words": […], "log": file}, writes the child's id, and its end once it has come.
+Reads one JSON object per line, {"words": […], "log": file}, writes the child's id, and its end once it has come.
 """
 
 import json

@@ -80,7 +80,10 @@ def test_runs_predict_together_what_they_say_on_average(run, train_words, unlabe
     [
         (["--ensemble", 0], "--ensemble 0: expected 2 to 64 runs"),
         (["--ensemble", 2, "--method", "full"], "--ensemble 2: full tunes the base itself"),
-        (["--ensemble", 2, "--kind", "generation"], "--ensemble: a written text has no mean; train one run"),
+        (
+            ["--ensemble", 2, "--kind", "generation"],
+            "--ensemble: texts cannot be averaged; leave --ensemble out and train one run",
+        ),
     ],
 )
 def test_what_has_no_mean_is_refused_before_anything_is_trained(more, expected: str, run, train_words, tmp_path: Path):

@@ -98,7 +98,7 @@ def test_a_device_that_is_not_there(run, train_words, tmp_path: Path):
         ("empty.csv", b"", "is empty; expected a header and examples"),
         ("header.csv", b"text,label\n", "has a header and no examples"),
         ("zero.csv", b"text,label\na\0b,1\n", "is a binary file (a zero at character 12), expected text"),
-        ("excel.csv", b"PK\x03\x04 not a table", "is a zip or Excel file by its first bytes, not text"),
+        ("excel.csv", b"PK\x03\x04 not a table", "begins like a zip or Excel file, not like text"),
         ("latin.csv", "text,label\ncafé,1\n".encode("latin-1"), "is not UTF-8: byte 0xe9 at position 14 (line 2); save it as UTF-8"),
         ("notes.docx", b"text", "ends in '.docx'; expected .csv, .tsv, .json, .jsonl, .parquet, .xlsx, .conll, .bio: convert or rename it"),
         ("gap.csv", b"text,label\nfine,1\n,0\n", "example 2 (line 3): no value in column 'text'; fill it in or remove the example, or add --skip-empty"),

@@ -63,7 +63,7 @@ def test_a_class_that_one_group_holds_is_missing_from_the_other_folds():
     targets = [int(group == "3") for group in data.train.groups or ()]
     examples = Examples(inputs=data.train.inputs, targets=targets, groups=data.train.groups)
     with pytest.raises(
-        DataError, match=r"--folds 4: fold \d of reviews has no example of class 'b', as the groups are whole"
+        DataError, match=r"--folds 4: fold \d of reviews has no example of class 'b', because groups are not split"
     ):
         split(Dataset(name="reviews", train=examples, classes=("a", "b")), "all", 0, folds=4)
 

@@ -100,7 +100,7 @@ def test_training_examples_are_no_test_examples(tmp_path, way):
     test = path if way == "itself" else tmp_path / "test.csv"
     test.write_bytes(path.read_bytes())
     for name in ("validation", "test"):
-        with pytest.raises(DataError, match=rf"--{name} .*: has the very examples of .*train.csv; leave it out"):
+        with pytest.raises(DataError, match=rf"--{name} .*: has the same examples as .*train.csv; give other examples"):
             load(path, **{name: test})
 
 

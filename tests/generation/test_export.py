@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from unipelt.cli import main
 from unipelt.tasks import registry
 from unipelt.tasks.batches import Part
-from unipelt.tasks.language_model import Writing, write
+from unipelt.tasks.language_model import GenerationSettings, write
 from unipelt.train.predictor import Predictor
 from unipelt.train.train_run import train_run
 
@@ -41,7 +41,7 @@ def test_a_merged_model_writes_the_same_texts_with_transformers_alone(tied: bool
     assert words.chat_template == CHAT_TEMPLATE and plain.generation_config.eos_token_id == stop
     chat = [{"role": "user", "content": "what is 3?"}]
     prompt = words.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    how = Writing(max_new_tokens=6)
+    how = GenerationSettings(max_new_tokens=6)
     expected = write(run.model, run.tokenizer, [[prompt]], how, stop=stop)[0][0]
     written = plain.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0, len(prompt) :]
     assert words.decode(written, skip_special_tokens=True).strip() == expected

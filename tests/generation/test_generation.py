@@ -142,7 +142,7 @@ def test_gates_of_the_prompt_are_those_of_training_when_a_chat_is_answered(tmp_p
     with record_gates(fleet.model) as training:
         fleet.predict([one])
     with record_gates(fleet.model) as writing:
-        plan.task.answers(fleet.model, fleet.tokenizer, [one])
+        plan.task.generate(fleet.model, fleet.tokenizer, [one])
     assert training and training.keys() == writing.keys()
     for path, (value, *_) in training.items():
         torch.testing.assert_close(writing[path][0], value)

@@ -8,7 +8,7 @@ from laws.lawbook import GENERATORS, attached
 
 import unipelt
 from unipelt.errors import UserError
-from unipelt.tasks.language_model import Writing, at_positions, token_losses, write
+from unipelt.tasks.language_model import GenerationSettings, at_positions, token_losses, write
 
 RUNS = 32
 
@@ -63,7 +63,7 @@ def prompts(runs: int, each: int, longest: int = 9) -> list[list[list[int]]]:
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "bart", "t5"])
 def test_rows_of_many_runs_in_one_batch_are_answered_as_one_by_one(arch: str, how: dict):
     model = attached(arch, "unipelt-apl", top="generator", runs=RUNS, attn="sdpa", dtype=torch.float32)
-    given, writing, words = prompts(RUNS, 1), Writing(max_new_tokens=6, min_new_tokens=6, **how), tokenizer()
+    given, writing, words = prompts(RUNS, 1), GenerationSettings(max_new_tokens=6, min_new_tokens=6, **how), tokenizer()
     start = [model.config.decoder_start_token_id] if model.config.is_encoder_decoder else []
     together = write(model, words, given, writing, stop=[2], opening=start)
     alone = []
@@ -76,7 +76,7 @@ def test_rows_of_many_runs_in_one_batch_are_answered_as_one_by_one(arch: str, ho
 
 def test_runs_with_different_numbers_of_prompts_are_answered_as_one_by_one():
     model = attached("llama", "unipelt-apl", top="generator", runs=3, dtype=torch.float32)
-    given, writing = [prompts(1, 40)[0], prompts(1, 2)[0], prompts(1, 7)[0]], Writing(max_new_tokens=4)
+    given, writing = [prompts(1, 40)[0], prompts(1, 2)[0], prompts(1, 7)[0]], GenerationSettings(max_new_tokens=4)
     together = write(model, tokenizer(), given, writing, stop=[2])
     for run in range(3):
         with unipelt.route(model, [run]):
@@ -86,11 +86,14 @@ def test_runs_with_different_numbers_of_prompts_are_answered_as_one_by_one():
 def test_prompts_are_answered_in_their_order_and_drawn_by_the_seed():
     model, words = attached("llama", "unipelt-apl", top="generator", dtype=torch.float32), tokenizer()
     given = prompts(1, 40)  # two batches
-    answers = write(model, words, given, Writing(max_new_tokens=5), stop=[2])[0]
-    assert answers == [write(model, words, [[one]], Writing(max_new_tokens=5), stop=[2])[0][0] for one in given[0]]
+    answers = write(model, words, given, GenerationSettings(max_new_tokens=5), stop=[2])[0]
+    assert answers == [
+        write(model, words, [[one]], GenerationSettings(max_new_tokens=5), stop=[2])[0][0] for one in given[0]
+    ]
     state = torch.get_rng_state()
     drawn = [
-        write(model, words, given, Writing(max_new_tokens=5, temperature=1.5, seed=s), stop=[2])[0] for s in (0, 0, 1)
+        write(model, words, given, GenerationSettings(max_new_tokens=5, temperature=1.5, seed=s), stop=[2])[0]
+        for s in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.get_rng_state(), state)
@@ -99,12 +102,12 @@ def test_prompts_are_answered_in_their_order_and_drawn_by_the_seed():
 def test_no_setting_of_the_base_decides_about_an_answer():
     model, words = attached("llama", "unipelt-apl", top="generator", dtype=torch.float32), tokenizer()
     given = prompts(1, 3)
-    answers = write(model, words, given, Writing(max_new_tokens=8), stop=[2])
+    answers = write(model, words, given, GenerationSettings(max_new_tokens=8), stop=[2])
     model.generation_config.update(
         do_sample=True, temperature=5.0, num_beams=4, repetition_penalty=9.0, max_new_tokens=2, no_repeat_ngram_size=1,
         eos_token_id=list(range(60)), bad_words_ids=[[7]], suppress_tokens=list(range(30)),
     )  # fmt: skip
-    assert write(model, words, given, Writing(max_new_tokens=8), stop=[2]) == answers
+    assert write(model, words, given, GenerationSettings(max_new_tokens=8), stop=[2]) == answers
 
 
 def test_an_answer_ends_with_the_token_that_ends_it():
@@ -112,7 +115,7 @@ def test_an_answer_ends_with_the_token_that_ends_it():
     (ids,) = prompts(1, 1)[0]
     free = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=-1)
     third = int(free[0, len(ids) + 2])
-    answer = write(model, words, [[ids]], Writing(max_new_tokens=6), stop=[third])[0][0]
+    answer = write(model, words, [[ids]], GenerationSettings(max_new_tokens=6), stop=[third])[0][0]
     ours = free[0, len(ids) : len(ids) + 3].tolist()
     assert answer == words.decode(ours[: ours.index(third) + 1], skip_special_tokens=True).strip()
 
@@ -124,9 +127,9 @@ def test_an_answer_ends_with_the_token_that_ends_it():
 )
 def test_a_setting_out_of_range_is_one_line(given: dict):
     with pytest.raises(UserError, match=f"--{next(iter(given)).replace('_', '-')} .*: expected .* to "):
-        Writing(**given)
+        GenerationSettings(**given)
     with pytest.raises(UserError, match="give one of them"):
-        Writing(num_beams=2, temperature=1.0)
+        GenerationSettings(num_beams=2, temperature=1.0)
 
 
 def test_a_model_without_an_output_embedding_is_refused():

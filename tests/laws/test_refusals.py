@@ -109,7 +109,7 @@ def test_relative_positions_belong_to_no_run(preset: str):
         ("lora(target_modules=[])", r"target_modules=\[\]: expected at least one linear"),
         ("lora(target_modules=3)", r"lora\(target_modules=3\): an option has another type than its default"),
         ("lora(r=2, r=3)", r"r is given 2 times; expected once"),
-        ("lora(alpha=0)", r"expected a number above 0, or the change is never there"),
+        ("lora(alpha=0)", r"expected a number above 0, because with 0 the change has no effect"),
         ("lora(alpha=1e400)", r"expected a number of at least 0, and at most"),
         ("lora(r=1000000000)", r"expected a whole number of at least 1, and at most 1048576"),
         ("scaled-parallel-adapter(s=1e400)", r"weight=inf: expected a finite number"),
@@ -185,7 +185,7 @@ def test_a_plain_model_has_nothing_to_use(use):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"low_rank_query": math.nan}, r"low_rank_query: nan, expected a finite number, or 2 of them, one a layer"),
+        ({"low_rank_query": math.nan}, r"low_rank_query: nan, expected a finite number, or 2 of them, one per layer"),
         ({"low_rank_query": [0.5, math.inf]}, r"low_rank_query: \[0.5, inf\], expected a finite number"),
         ({"low_rank_query": None}, "low_rank_query: None, expected a finite number"),
         ({"low_rank_query": "half"}, "low_rank_query: 'half', expected a finite number"),

@@ -131,7 +131,7 @@ def by_name(case: Case, tuned: MixtureState) -> "dict[str, Tensors]":
 
 @dataclass
 class Tensors:
-    """A golden tensor and what it is of ours: one parameter, a layer of one, or one a layer, their rows one behind the other."""
+    """A golden tensor and what it is of ours: one parameter, a layer of one, or one per layer, their rows one behind the other."""
 
     parts: list[tuple[torch.nn.Parameter, int | None]]
 

@@ -34,7 +34,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--k", "9" * 5000], ": expected a whole number from 1, or all"),
         (["--k", "16.5"], "--train-rows 16.5: expected a whole number from 1, or all"),
         (["--data", "sts2"], "'sts2' is not a task or a file; did you mean 'stsb' or 'sst2'?"),
-        (["--data", "UNLABELLED"], "no label beside the text 'review'"),
+        (["--data", "UNLABELLED"], "no label column besides the text 'review'"),
         (["--data", "SHORT"], "has 12 examples and no test set"),
         (["--methods", "lroa"], "preset 'lroa': did you mean 'lora'?"),
         (["--methods", "lora(r=)"], "'lora(r=)': expected NAME(option=value, …)"),

@@ -31,7 +31,7 @@ def batch_of(task: Task, targets: list) -> Batch:
     encoded = Encoded({"input_ids": [np.zeros(1, dtype=int)] * len(targets)}, targets, 1)
     part = Part(task, encoded, range(len(targets)))
     weights = torch.tensor([task.example_weights(part) or [1.0] * len(targets)])
-    read = torch.from_numpy(task.pad_targets([task.numeric(part)], 1))
+    read = torch.from_numpy(task.pad_targets([task.loss_targets(part)], 1))
     return Batch({}, read, weights, torch.tensor([task.outputs]))
 
 
@@ -39,7 +39,7 @@ def batch_of(task: Task, targets: list) -> Batch:
 def test_every_class_counts_as_much(kind: str):
     """The gradient of all examples at equal logits: without weights towards the larger class, with them towards none."""
     task, targets = task_of(kind), TARGETS[kind]
-    for one, balanced in ((task, False), (task.weighted(targets), True)):
+    for one, balanced in ((task, False), (task.with_class_weights(targets), True)):
         logits = torch.zeros(1, COUNT, 3, requires_grad=True)
         one.loss(logits, batch_of(one, targets)).sum().backward()
         pull = logits.grad.sum(dim=(0, 1))  # type: ignore[union-attr]
@@ -49,7 +49,7 @@ def test_every_class_counts_as_much(kind: str):
 
 def test_the_loss_is_torch_s_own_with_these_weights():
     targets = TARGETS["classification"]
-    task, counts = task_of("classification").weighted(targets), Counter(targets)
+    task, counts = task_of("classification").with_class_weights(targets), Counter(targets)
     logits = torch.randn(1, COUNT, 3, generator=torch.Generator().manual_seed(0))
     weight = torch.tensor([COUNT / (3 * counts[label]) for label in range(3)])
     expected = F.cross_entropy(logits[0], torch.tensor(targets), weight=weight)
@@ -59,6 +59,6 @@ def test_the_loss_is_torch_s_own_with_these_weights():
 def test_other_kinds_and_words_are_refused():
     for kind in ("regression", "token-classification"):
         with pytest.raises(DataError, match=f"--class-weights balanced: reviews is {kind}, without classes to weigh"):
-            task_of(kind, LABELS if kind != "regression" else ()).weighted([])
+            task_of(kind, LABELS if kind != "regression" else ()).with_class_weights([])
     with pytest.raises(UserError, match="--class-weights equal: expected none or balanced"):
         Recipe(class_weights="equal")

@@ -56,7 +56,7 @@ def test_a_file_is_recognised_and_its_description_comes_back(kind, tmp_path):
     task, train = loaded(kind, tmp_path)
     assert task.kind == kind and len(train) == 60
     description = json.loads(json.dumps(task.describe()))
-    assert task_of(description) == task.natural()
+    assert task_of(description) == task.in_target_units()
     for broken in ({"labels": [1]}, {"columns": {"a": "b"}}, {"kind": "none"}, {"other": 1}, {"columns": None}):
         with pytest.raises(CheckpointError):
             task_of(description | broken)
@@ -107,7 +107,7 @@ def test_a_loss_falls_where_decisions_are_right(kind, tmp_path, tokenizer):
     metric = METRICS[task.metric]
     assert next(iter(found)) == task.metric and found[task.metric] > metric.high - 1e-3
     assert all(METRICS[name].low <= value <= METRICS[name].high for name, value in found.items())
-    shown = task.present(logits.detach()[0], encoded, probabilities=False)["prediction"]
+    shown = task.output_columns(logits.detach()[0], encoded, probabilities=False)["prediction"]
     assert len(shown) == len(train) and json.dumps(shown)
     json.dumps(fitted.decide(logits.detach()[0], encoded))
 
@@ -117,7 +117,7 @@ def test_decisions_do_not_depend_on_padding_or_on_other_examples(kind, tmp_path,
     task, train = loaded(kind, tmp_path)
     encoded = task.encode(tokenizer, train, 64)
     config = AutoConfig.for_model("bert", **tiny.SIZES | {"vocab_size": len(tokenizer)}, num_labels=task.outputs)
-    model = getattr(transformers, task.auto).from_config(config)
+    model = getattr(transformers, task.auto_class).from_config(config)
     tiny.randomise(model)
     model.double().eval()
     whole = model(**model_inputs([Part(task, encoded, range(len(train)))], tokenizer, CPU)[0]).logits
@@ -168,7 +168,7 @@ def test_a_metric_is_chosen_among_those_of_the_task(kind, tmp_path):
 @EVERY
 def test_targets_need_no_text_in_their_constant_prediction(kind, tmp_path):
     task, train = loaded(kind, tmp_path)
-    constant = task.constant(train.targets)
+    constant = task.constant_prediction(train.targets)
     if constant is not None:
         found = task.score([constant] * len(train), train.targets)
         assert METRICS[task.metric].low <= found[task.metric] < METRICS[task.metric].high
@@ -245,7 +245,7 @@ def test_labels_that_hardly_repeat_ask_for_a_word(tmp_path):
 def test_targets_of_ordinary_size_stay_and_others_are_standardised(targets, expected):
     task = TASKS["regression"](name="t", metric="spearman", columns=data.Columns(text="text"))
     fitted = task.fit(targets, bias=True)
-    assert fitted.unit == pytest.approx(expected) and fitted.natural() == task
+    assert fitted.target_scale == pytest.approx(expected) and fitted.in_target_units() == task
     assert task.fit(targets, bias=None) == task, "a head that is not trained cannot be rescaled"
 
 
@@ -277,6 +277,6 @@ def test_probabilities_say_how_often_they_are_right(kind, tmp_path, tokenizer):
     torch.testing.assert_close(calibrated.probabilities(found * logits), true)
     encoded = task.encode(tokenizer, train, 64)
     assert calibrated.decide(logits[:60], encoded) == task.decide(logits[:60], encoded)
-    shown = calibrated.present(found * logits, encoded, probabilities=True)
+    shown = calibrated.output_columns(found * logits, encoded, probabilities=True)
     assert shown[f"p({task.labels[1]})"] == pytest.approx(true[:, 1].tolist(), abs=1e-6)
     assert task.fit_temperature(logits * float("nan"), targets.long().tolist()) is None

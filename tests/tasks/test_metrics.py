@@ -93,7 +93,7 @@ def test_examples_with_several_labels():
     for name in ("micro_f1", "macro_f1"):
         expected = sklearn.metrics.f1_score(targets, predictions, average=name[:5])
         assert METRICS[name](predictions.tolist(), targets.tolist()) == pytest.approx(expected)
-    with pytest.raises(DataError, match="needs one class an example; take accuracy, micro_f1 or macro_f1"):
+    with pytest.raises(DataError, match="needs one class per example; take accuracy, micro_f1 or macro_f1"):
         METRICS["matthews"](predictions, targets)
 
 

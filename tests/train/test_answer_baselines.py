@@ -21,10 +21,10 @@ def test_the_nearest_example_gives_its_answer(tmp_path: Path):
     for path in (save_pairs(tmp_path / "pairs.jsonl"), save_chats(tmp_path / "chats.jsonl")):
         task, data = registry.load(path)
         one = Nearest.of(task, data.train)
-        assert one.answers(data.train) == data.train.targets
+        assert one.generate(data.train) == data.train.targets
     other = Examples(inputs={"source": ["tell me: what does function 7 return?", "FUNCTION 3!"]}, targets=None)
     task, data = registry.load(tmp_path / "pairs.jsonl")
-    assert Nearest.of(task, data.train).answers(other) == [ANSWERS[2], ANSWERS[3]]
+    assert Nearest.of(task, data.train).generate(other) == [ANSWERS[2], ANSWERS[3]]
 
 
 def test_the_base_as_it_is_has_the_loss_of_a_run_that_changes_nothing(tmp_path: Path):
@@ -41,7 +41,7 @@ def test_the_base_as_it_is_has_the_loss_of_a_run_that_changes_nothing(tmp_path: 
     encoded = plan.task.encode(fleet.tokenizer, data.train, 64)
     expected = plan.task.score(plan.task.decide(fleet.predict([encoded])[0], encoded), data.train.targets)
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5) and len(losses) == len(texts) == 60
-    assert texts == plan.task.answers(fleet.model, fleet.tokenizer, [encoded])[0]
+    assert texts == plan.task.generate(fleet.model, fleet.tokenizer, [encoded])[0]
 
 
 def test_a_task_has_the_baselines_of_its_kind(tmp_path: Path):

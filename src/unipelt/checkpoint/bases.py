@@ -190,7 +190,9 @@ def from_hub(name: str, load: Callable[..., Loaded], *, is_base: bool = True) ->
         readers = ("safetensors", "huggingface_hub", "tokenizers", "pickle", "_pickle")
         damaged = isinstance(error, TypeError | AttributeError | IndexError) or type(error) is Exception
         if damaged or type(error).__module__.split(".")[0] in readers:
-            raise CheckpointError(f"--model {name}: its files cannot be read ({reason})") from None
+            raise CheckpointError(
+                f"--model {name}: its files cannot be read ({reason}); download or copy them again"
+            ) from None
         raise
 
 

@@ -21,7 +21,9 @@ def read_tensors(folder: Path, safetensors: str, pickled: str) -> dict[str, Tens
     """The tensors of a safetensors file, else of a pickled one, from which only tensors are taken. Raises CheckpointError."""
     path = next((folder / name for name in (safetensors, pickled) if (folder / name).is_file()), None)
     if path is None:
-        raise CheckpointError(f"{folder}: neither {safetensors} nor {pickled} in it")
+        raise CheckpointError(
+            f"{folder}: neither {safetensors} nor {pickled} in it; expected the folder of a saved adapter"
+        )
     try:
         data = read_file(path)
         if path.name == safetensors:

@@ -63,11 +63,11 @@ def export(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{flag} {target}: not empty; expected a new folder")
     if folded and not data:
-        raise UserError("--folded needs --data: what a gate does is measured over texts")
+        raise UserError("--folded needs --data: a file with texts, over which the gates are measured")
     if fix_gates and folded:
         raise UserError("--fix-gates is for --merged and --peft; --folded replaces gates by itself, so leave it out")
     if fix_gates and not data:
-        raise UserError("--fix-gates needs --data: the mean of a gate is taken over texts")
+        raise UserError("--fix-gates needs --data: a file with texts, over which the gates are averaged")
     from unipelt.checkpoint.description import describe
     from unipelt.checkpoint.disk import resolve
     from unipelt.checkpoint.export import export_merged

@@ -15,12 +15,10 @@ def label_lines(data: str, base: str) -> Iterator[str]:
 
     task, found = registry.load(data)
     if not isinstance(task, Generation):
-        raise UserError(
-            f"--show-labels: {data} is {task.kind}, of which no tokens are learned; expected chats or answers"
-        )
+        raise UserError(f"--show-labels: {data} is a {task.kind} data set; expected chats, or texts with answers")
     model, tokenizer = task.load(base)
     task = task.prepare(model, tokenizer)
-    encoded = task.encode(tokenizer, found.train, task.longest)
+    encoded = task.encode(tokenizer, found.train, task.default_max_length)
     learned = sum(map(len, encoded.answers))
     total = sum(map(len, encoded.features["input_ids"]))
     yield f"{data}: {len(encoded)} examples, {total:,} tokens, {learned:,} of them learned; template {task.hash or 'none'}"

@@ -88,7 +88,7 @@ def cost_table(found: list[dict[str, Any]]) -> Table:
 
 
 def gate_table(values: dict[str, Any]) -> Table:
-    """One row a layer, one column a gated change."""
+    """One row per layer, one column per gated change."""
     rows, columns = by_layer(values)
     table = Table(box=None, pad_edge=False)
     table.add_column("layer")

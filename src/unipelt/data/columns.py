@@ -124,7 +124,7 @@ def _only_other(table: Table, rest: list[str], text: str) -> str:
         return rest[0]
     if rest:
         raise DataError(f"{table.name}: columns {listed(rest)} could each be the label; choose with --label-column")
-    raise DataError(f"{table.name}: no label beside the text {text!r}; add a column, or name it with --label-column")
+    raise DataError(f"{table.name}: no label column besides the text {text!r}; add one, or name it with --label-column")
 
 
 def _holds_text(values: Iterable[Any]) -> bool:

@@ -52,7 +52,7 @@ def check_folds(dataset: Dataset, folds: int) -> None:
             assert dataset.classes is not None
             raise DataError(
                 f"--folds {folds}: class {dataset.classes[label]!r} of {dataset.name} has {count} examples; expected"
-                f" {folds} or more, one a fold; take fewer folds, or --folds 0 for a held-out test set"
+                f" {folds} or more, one per fold; take fewer folds, or --folds 0 for a held-out test set"
             )
 
 
@@ -66,5 +66,5 @@ def check_classes(dataset: Dataset, numbers: Sequence[int], folds: int) -> None:
             if (fold, label) not in there:
                 raise DataError(
                     f"--folds {folds}: fold {fold + 1} of {dataset.name} has no example of class {dataset.classes[label]!r},"
-                    " as the groups are whole; take fewer folds, or --folds 0 for a held-out test set"
+                    " because groups are not split; take fewer folds, or --folds 0 for a held-out test set"
                 )

@@ -241,7 +241,7 @@ def _decoded(name: str, contents: bytes, encoding: str | None) -> tuple[str, Dia
     """The text of a file, and how it was encoded. Raises DataError that says how to read it instead."""
     for start, what in BINARY.items():
         if contents.startswith(start):
-            raise DataError(f"{name} is {what} by its first bytes, not text; expected what its suffix says")
+            raise DataError(f"{name} begins like {what}, not like text; give the file the suffix of its format")
     mark = next((mark for mark in MARKS if contents.startswith(mark)), b"")
     named = MARKS.get(mark) or encoding or "utf-8"
     body = contents[len(mark) :]

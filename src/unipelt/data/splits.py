@@ -159,8 +159,8 @@ def hold_out(dataset: Dataset, stratify: bool = False) -> tuple[Examples, Exampl
     rest, chosen = last_of(groups, max(MIN_EXAMPLES, min(LARGEST_TEST, len(examples) // 5)), fixed)
     if len(chosen) < MIN_EXAMPLES or not rest:
         raise DataError(
-            f"{name} has no test set, and {len(chosen)} of its {len(examples)} examples can be held out if each class is to "
-            f"train; expected {MIN_EXAMPLES}: give a --test file{', or leave out --group-column' if examples.groups else ''}"
+            f"{name} has no test set, and only {len(chosen)} of its {len(examples)} examples can be held out while every class "
+            f"keeps a training example; expected {MIN_EXAMPLES}: give a --test file{', or leave out --group-column' if examples.groups else ''}"
         )
     held = {examples.keys[index] for index in chosen}
     train = [index for index in sorted(rest) if examples.keys[index] not in held]

@@ -44,7 +44,7 @@ class Table:
         return len(next(iter(self.columns.values()), ()))
 
     def apart(self) -> "Table":
-        """The same with `translation`, whose cells are objects with a text per language, as a column a language."""
+        """The same with `translation`, whose cells are objects with a text per language, as a column per language."""
         cells = self.columns.get(TRANSLATION, [])
         if not cells or not all(isinstance(cell, dict) for cell in cells):
             return self
@@ -85,7 +85,7 @@ class Table:
         for index in (indices := list(indices)):
             if not isinstance(values[index], str) and as_number(values[index]) is None:
                 raise DataError(f"{self.example(index)}: column {column!r} holds {shown(values[index])}, expected text")
-            self._refuse_half_a_character(index, column)
+            self._refuse_incomplete_character(index, column)
         return [str(values[index]) for index in indices]
 
     def lists(self, column: str, indices: Iterable[int]) -> list[list[str]]:
@@ -108,7 +108,7 @@ class Table:
                 raise DataError(
                     f"{self.example(index)}: label {shown(value)} in column {column!r}, expected a name or a number"
                 )
-            self._refuse_half_a_character(index, column)
+            self._refuse_incomplete_character(index, column)
             found.append(class_name(declared_name(value, declared, self.example(index), column)))
         return found
 
@@ -132,12 +132,12 @@ class Table:
             found.append(value)
         return found
 
-    def _refuse_half_a_character(self, index: int, column: str) -> None:
+    def _refuse_incomplete_character(self, index: int, column: str) -> None:
         try:
             str(self.columns[column][index]).encode()
         except UnicodeEncodeError:
             raise DataError(
-                f"{self.example(index)}: column {column!r} holds half a character; save the file as UTF-8 again"
+                f"{self.example(index)}: column {column!r} holds an incomplete character (a lone surrogate); save the file as UTF-8 again"
             ) from None
 
 

@@ -31,7 +31,7 @@ class PrefixTable(nn.Module):
     """P_k and P_v of every layer as parameters, without an MLP."""
 
     def __init__(self, runs: int, layers: int, length: int, shape: HeadShape, function: str, normed: int = 0):
-        """normed: features of the LayerNorm before the query, one a layer; 0: none."""
+        """normed: features of the LayerNorm before the query, one per layer; 0: none."""
         super().__init__()
         self.key = nn.Parameter(torch.zeros(runs, layers, length, shape.heads * shape.key))
         self.value = nn.Parameter(torch.zeros(runs, layers, length, shape.heads * shape.value))

@@ -119,7 +119,7 @@ def lists_of(base: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def stacks_of(base: PreTrainedModel, cut: Trace, whole: Trace) -> tuple[Stack, ...]:
-    """The layers by the list that they are in, one row a list."""
+    """The layers by the list that they are in, one row per list."""
     find_softmax_attention(cut)
     if cut.without_linears:
         raise NotFound(f"the attention of {cut.without_linears[0]!r} has queries or keys of no linear module")

@@ -47,7 +47,7 @@ def swap(
 
 
 def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float] | Tensor]) -> PreTrainedModel:
-    """Replace gates by constants, by change name: one value for all layers, or one a layer that the change is in.
+    """Replace gates by constants, by change name: one value for all layers, or one per layer that the change is in.
 
     The change's weight becomes a learned scalar that starts at the value, so that what could not merge now can.
     Raises SpecError for a change that is not there or has no gate, and for a value that is not a finite number; nothing is changed then.
@@ -87,7 +87,7 @@ def _by_layer(tuned: MixtureState, name: str, given: Any) -> dict[int | None, Te
     except (TypeError, ValueError, RuntimeError):
         value = torch.tensor(torch.nan)
     if value.dim() > 1 or not value.isfinite().all():
-        raise SpecError(f"{name}: {given!r}, expected a finite number, or {len(layers)} of them, one a layer")
+        raise SpecError(f"{name}: {given!r}, expected a finite number, or {len(layers)} of them, one per layer")
     if value.dim() and len(value) != len(layers):
         raise SpecError(f"{name}: {len(value)} values for {len(layers)} layers")
     return dict(zip(layers, value.expand(len(layers))))

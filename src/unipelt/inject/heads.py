@@ -23,7 +23,7 @@ POOLINGS = ("model", "cls", "mean")
 
 
 class HeadLinear(nn.Module):
-    """A linear of the head, one a run; it starts from the base's own values."""
+    """A linear of the head, one per run; it starts from the base's own values."""
 
     def __init__(self, runs: int, linear: nn.Linear, deviation: float):
         super().__init__()
@@ -45,7 +45,7 @@ class HeadLinear(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """A LayerNorm of the head, one a run."""
+    """A LayerNorm of the head, one per run."""
 
     def __init__(self, runs: int, norm: nn.LayerNorm):
         super().__init__()

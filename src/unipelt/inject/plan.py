@@ -234,7 +234,7 @@ def embeddings(name: str, length: int, base: Base) -> HookPoint:
         )
     if length >= (positions := most_tokens(base.model, sys.maxsize)):
         raise SiteError(
-            f"{name}: length={length} of the {positions} positions that {base.config.model_type} has leaves none to the input; "
+            f"{name}: length={length} of the {positions} positions that {base.config.model_type} has leaves none for the input; "
             "expected fewer"
         )
     return HookPoint(

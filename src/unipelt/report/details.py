@@ -119,7 +119,7 @@ def failures(study: Study) -> Table:
 
 
 def swept(study: Study) -> Table:
-    """The points of the sweeps' figures: a block a sweep, a column a task and size."""
+    """The points of the sweeps' figures: a block per sweep, a column per task and size."""
     grid = gather(study.chosen)
     places = sweep_places(study.sweeps, grid)
     cells = {key: Cell(mean(cell), spread([*cell.values()])) for key, cell in grid.items()}

@@ -37,7 +37,7 @@ class Answered:
     """a class index, a number, a list of 0 and 1 (multi-label), a list of tags, or a text"""
     targets: list[Any] = field(default_factory=list)
     logits: list[list[float]] = field(default_factory=list)
-    """a number a class; empty where a run has none: tasks without classes, and test sets of more than 20,000 numbers"""
+    """a number per class; empty where a run has none: tasks without classes, and test sets of more than 20,000 numbers"""
     temperatures: dict[int, float] = field(default_factory=dict)
     """by run: what its logits are divided by for probabilities"""
     run: list[int] = field(default_factory=list)

@@ -82,7 +82,7 @@ def sample(name: str, metric: str, values: dict[str, Seeds], rows: Iterable[Row]
 
 
 def _array(values: Sequence[Any]) -> Array:
-    """An array with one entry an example; lists of unequal lengths stay lists."""
+    """An array with one entry per example; lists of unequal lengths stay lists."""
     try:
         return np.asarray(values)
     except ValueError:

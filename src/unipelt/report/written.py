@@ -39,7 +39,7 @@ def written(store: Store, runs: Sequence[Run], take: str) -> list[Section]:
 
 
 def text_metrics(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> Table:
-    """A row a method, a column a metric: the mean over its seeds, from the lowest to the highest."""
+    """A row per method, a column per metric: the mean over its seeds, from the lowest to the highest."""
     names = [name for name in METRIC_NAMES if any(name in own for own in metrics.values())]
     rows = []
     for method in dict.fromkeys(run.method for run in runs):

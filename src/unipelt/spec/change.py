@@ -30,7 +30,7 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """A learned scalar s, one a layer, as He et al.'s scaled parallel adapter may have."""
+    """A learned scalar s, one per layer, as He et al.'s scaled parallel adapter may have."""
 
     start: float = 1.0
     """value at step 0"""

@@ -159,7 +159,7 @@ def check_settings(form: Form) -> None:
         if field.name == "dropout" and not value < 1:
             raise SpecError(f"{what}: expected a probability below 1")
         if field.name == "alpha" and not value:
-            raise SpecError(f"{what}: expected a number above 0, or the change is never there")
+            raise SpecError(f"{what}: expected a number above 0, because with 0 the change has no effect")
     if isinstance(form, Prefix) and form.norm and form.function != "relu":
         raise SpecError("prefix(norm=True): a softmax prefix has no LayerNorm; expected norm=False, or function='relu'")
     if isinstance(form, Prefix) and form.function == "relu" and form.mlp:

@@ -44,7 +44,7 @@ def in_rounds(free: Iterable[RunKey], folds: int = 0) -> dict[str, list[RunKey]]
 
 
 def with_baselines(plan: list[RunKey], study: StudyConfig, cache: DatasetCache) -> tuple[list[RunKey], list[str]]:
-    """These runs with the baselines that their task has in front, one a seed; and why it does not have the others."""
+    """These runs with the baselines that their task has in front, one per seed; and why it does not have the others."""
     names, notes = baselines_of(cache.task(study.config(plan[0])))
     firsts = {(key.task, key.k, key.seed): key for key in plan}
     mine = [replace(key, method=name, lr=None) for name in names for key in firsts.values()]
@@ -55,7 +55,7 @@ def usual_folds(study: StudyConfig, first: RunKey, cache: DatasetCache) -> tuple
     """Default number of folds: FOLDS for up to FEW examples without a validation or test set, else 0; and why small data has
     none."""
     dataset = cache.dataset(study.config(first))
-    if cache.task(study.config(first)).writes:  # each fold writes its texts token by token
+    if cache.task(study.config(first)).generates_text:  # each fold writes its texts token by token
         return 0, ""
     if first.k != "all" or dataset.test is not None or dataset.validation is not None or len(dataset.train) > FEW:
         return 0, ""
@@ -98,7 +98,7 @@ def test_sets(study: StudyConfig, plan: Iterable[RunKey], cache: DatasetCache) -
     for config in map(study.config, plan):
         examples = cache.splits(config).test
         if examples is not None and examples.fingerprint not in found:
-            more = {ANSWER: list(examples.targets or ())} if cache.task(config).writes else {}
+            more = {ANSWER: list(examples.targets or ())} if cache.task(config).generates_text else {}
             found[examples.fingerprint] = replace(examples, inputs=examples.inputs | more)
     return found
 

@@ -14,7 +14,7 @@ LEAST = 20  # training examples of a run
 
 
 def smaller(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache) -> list[RunKey]:
-    """The runs of a method and learning rate, one a seed, on fewer examples; not where so few leave out a class.
+    """The runs of a method and learning rate, one per seed, on fewer examples; not where so few leave out a class.
 
     A run's examples are the first of those that it trains on with all of them, and its test examples are the same.
     """

@@ -20,12 +20,12 @@ from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, first_tokens, m
 from unipelt.tasks.linear import Features, Linear
 from unipelt.tasks.metrics import METRICS
 
-MOST_LOGITS = 20_000  # numbers that a record keeps
+MAX_LOGITS = 20_000  # logits of a test set that a record keeps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """What is predicted from an example. All runs of a fleet have one kind of task; their label counts may differ."""
+    """What is predicted from an example. All runs of a fleet have one kind of task; their numbers of labels may differ."""
 
     name: str
     """of the data set"""
@@ -37,20 +37,20 @@ class Task(ABC):
 
     kind: ClassVar[str]
     """its name in TASKS"""
-    auto: ClassVar[str] = "AutoModelForSequenceClassification"
-    """the class of transformers that loads a base with this task's head"""
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    """Auto class of transformers that loads a base with the head of this task"""
     problem_type: ClassVar[str | None] = None
     """config.problem_type, or None"""
     pooled: ClassVar[bool] = True
     """whether the head reads one state per example, so that `--pooling mean` or `cls` chooses which"""
     trains_head: ClassVar[bool] = True
-    """whether the base has a head that is trained anew"""
-    longest: ClassVar[int] = 128
-    """tokens that an example is cut to, if nothing else is asked for"""
-    unsaved: ClassVar[tuple[str, ...]] = ()
-    """fields of the training loss, which a checkpoint does not keep"""
-    writes: ClassVar[bool] = False
-    """whether predictions are texts, which `answers` writes"""
+    """whether the base gets a new head"""
+    default_max_length: ClassVar[int] = 128
+    """default of --max-length, in tokens"""
+    training_fields: ClassVar[tuple[str, ...]] = ()
+    """fields that only the training loss reads; a checkpoint does not keep them"""
+    generates_text: ClassVar[bool] = False
+    """whether predictions are texts, made by `generate`"""
 
     @classmethod
     @abstractmethod
@@ -68,29 +68,32 @@ class Task(ABC):
         return ()
 
     @classmethod
-    def required(cls, columns: Columns) -> tuple[str | None, ...]:
+    def required_columns(cls, columns: Columns) -> tuple[str | None, ...]:
         """The columns in which no cell may be empty."""
         return columns.text, columns.text_pair, columns.label
 
     @classmethod
-    def find(
+    def from_table(
         cls, name: str, table: Table, columns: Columns, *, labels: tuple[str, ...] = (), metric: str | None = None,
         separator: str | None = None, skip_empty: bool = False,
     ) -> Self:  # fmt: skip
-        """The task of a training table; `labels` where they are known. Raises DataError for a metric that it does not offer."""
+        """Build the task from a training table. labels: class names, if they are known; else found in the table.
+
+        Raises DataError for a metric that this kind does not offer.
+        """
         assert columns.label is not None, "training data has a label column"
         if not labels:
-            kept = table.complete(cls.required(columns), skip_empty=skip_empty)
+            kept = table.complete(cls.required_columns(columns), skip_empty=skip_empty)
             labels = cls.label_names(table, columns.label, kept, separator)
         offered = cls.metrics(labels)
         if metric is not None and metric not in offered:
             raise DataError(f"--metric {metric}: {name} is {cls.kind} and offers {', '.join(offered)}")
-        own = cls.settings(name, separator)
+        own = cls.own_fields(name, separator)
         return cls(name=name, metric=metric or offered[0], columns=columns, labels=labels, **own)
 
     @classmethod
-    def settings(cls, name: str, separator: str | None) -> dict[str, Any]:
-        """The fields of this kind alone. Raises DataError for an option that it does not have."""
+    def own_fields(cls, name: str, separator: str | None) -> dict[str, Any]:
+        """The values of the fields that only this kind has. Raises DataError for an option that it does not have."""
         if separator is not None:
             raise DataError(
                 f"--label-separator {separator!r}: {name} is {cls.kind}; leave it out, or add --kind multi-label"
@@ -104,7 +107,7 @@ class Task(ABC):
 
         Targets are read where `columns` names a label. Raises DataError with the line of an example that cannot be used.
         """
-        kept = table.complete(self.required(columns), skip_empty=skip_empty)
+        kept = table.complete(self.required_columns(columns), skip_empty=skip_empty)
         targets = None if columns.label is None else self.targets(table, columns.label, kept)
         names = [table.example(index) for index in kept]
         examples = Examples(inputs=self.inputs(table, columns, kept), targets=targets, names=names)
@@ -124,17 +127,17 @@ class Task(ABC):
         """The targets as the metrics take them, checked."""
 
     def notes(self, train: Examples) -> list[str]:
-        """What a user should know about the targets, one sentence each."""
+        """Warnings about the targets for the user, one sentence each."""
         return []
 
     @property
     def selects_by_text(self) -> bool:
-        """Whether the metric that selects checkpoints is one of written text."""
+        """Whether the metric that selects checkpoints needs generated text."""
         return False
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Class names where each target is the index of one class, by which splits can be balanced."""
+        """Class names if each target is the index of one class, else None; splits can be stratified by them."""
         return None
 
     @property
@@ -143,20 +146,23 @@ class Task(ABC):
         return len(self.labels) or 1
 
     @property
-    def unit(self) -> tuple[float, float]:
-        """(mean, standard deviation) by which targets are standardised while the head trains; afterwards the head is rescaled."""
+    def target_scale(self) -> tuple[float, float]:
+        """(mean, standard deviation) by which targets are standardised during training; the head is rescaled afterwards."""
         return 0.0, 1.0
 
     def fit(self, targets: Sequence[Any], *, bias: bool | None) -> "Task":
         """The task as one run trains it. bias: whether the head's last linear has one; None: the head does not train."""
         return self
 
-    def weighted(self, targets: Sequence[Any]) -> "Task":
-        """The task in whose training loss each class of these targets counts as much. Raises DataError without classes."""
+    def with_class_weights(self, targets: Sequence[Any]) -> "Task":
+        """The task with class weights: every class of these targets has the same total weight in the training loss.
+
+        Raises DataError for a task without classes.
+        """
         raise DataError(f"--class-weights balanced: {self.name} is {self.kind}, without classes to weigh; leave it out")
 
-    def natural(self) -> "Task":
-        """The task once the head is rescaled: outputs count in the targets' own unit."""
+    def in_target_units(self) -> "Task":
+        """The task after the head was rescaled: its outputs are in the unit of the targets."""
         return self
 
     def load(self, base: str, *, outputs: int | None = None, seed: int = 0) -> tuple[Any, Any]:
@@ -164,7 +170,7 @@ class Task(ABC):
         from unipelt.checkpoint.bases import load_both
 
         return load_both(
-            base, auto=self.auto, outputs=outputs or self.outputs, problem_type=self.problem_type, seed=seed
+            base, auto=self.auto_class, outputs=outputs or self.outputs, problem_type=self.problem_type, seed=seed
         )
 
     def prepare(self, model: Any, tokenizer: Any) -> "Task":
@@ -172,7 +178,7 @@ class Task(ABC):
         return self
 
     def with_options(self, given: dict[str, Any]) -> "Task":
-        """The task with options of generation. Raises DataError where its kind has none."""
+        """The task with these options of generation. Raises DataError for a kind that has none."""
         if given:
             option = "--" + next(iter(given)).replace("_", "-")
             raise DataError(f"{option}: {self.name} is {self.kind}; leave it out, or add --kind generation")
@@ -204,35 +210,38 @@ class Task(ABC):
         if any(counted := [part.task.example_weights(part) for part in filled]):
             each = [own or [1.0] * len(part.indices) for own, part in zip(counted, filled)]
             weights = weights * torch.tensor(each, device=device)
-        targets = cls.pad_targets([part.task.numeric(part) for part in filled], inputs["input_ids"].shape[1])
+        targets = cls.pad_targets([part.task.loss_targets(part) for part in filled], inputs["input_ids"].shape[1])
         outputs = torch.tensor([part.task.outputs for part in parts], device=device)
         return Batch(inputs, torch.from_numpy(targets).to(device), weights, outputs)
 
     @classmethod
-    def evaluation(
+    def evaluation_inputs(
         cls, parts: Sequence[Part], tokenizer: Any, device: torch.device
     ) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
-        """The model's inputs for equal blocks of examples, and what is kept of the logits, `[run*block, …]`."""
+        """Model inputs for equal blocks of examples, and a function from the logits `[run*block, …]` to the part of them that is kept."""
         return model_inputs(parts, tokenizer, device)[0], lambda logits: logits
 
-    def answers(
+    def generate(
         self, model: Any, tokenizer: Any, every: Sequence[Encoded], on_batch: Callable[[int], None]
     ) -> list[list[str]]:
-        """The text that each run writes for each of its own examples, where the task `writes`."""
+        """The text that each run generates for each of its own examples; only for tasks with `generates_text`.
+
+        on_batch: called with the number of examples of each finished batch.
+        """
         raise NotImplementedError
 
     def example_weights(self, part: Part) -> list[float]:
-        """What each example of a batch counts in the training loss; empty where all count as much."""
+        """Weight of each example of a batch in the training loss; empty if all have weight 1."""
         return []
 
-    def numeric(self, part: Part) -> list[Any]:
-        """The targets of one run's part of a batch as the loss takes them; zeros where examples have none."""
+    def loss_targets(self, part: Part) -> list[Any]:
+        """The targets of one run's part of a batch as numbers for the loss; zeros for examples without targets."""
         targets = part.encoded.targets
         return [0 if targets is None else targets[index] for index in part.indices]
 
     @classmethod
     def pad_targets(cls, targets: list[list[Any]], width: int) -> np.ndarray:
-        """`[run, block, …]` of the numeric targets of every run; those of tokens are padded to the `width` of the inputs."""
+        """One array `[run, block, …]` of the loss targets of every run; those of tokens are padded to the `width` of the inputs."""
         if isinstance(targets[0][0], np.ndarray):
             short = [[width - len(one) for one in own] for own in targets]
             targets = [
@@ -247,17 +256,17 @@ class Task(ABC):
 
     @staticmethod
     def count(batch: Batch) -> Float[Tensor, " run"]:
-        """How many examples, or tokens, each run's loss is the mean of: what a batch weighs where gradients accumulate."""
+        """Number of examples, or tokens, in each run's mean loss: the weight of a batch when gradients are accumulated."""
         return batch.weights.sum(dim=1)
 
     @abstractmethod
     def decide(self, logits: Float[Tensor, "example ..."], encoded: Encoded) -> list:
         """Predictions as the metrics take them, one per example."""
 
-    def present(
+    def output_columns(
         self, logits: Float[Tensor, "example ..."], encoded: Encoded, *, probabilities: bool
     ) -> dict[str, list]:
-        """Columns for a user: `prediction`, and `p(label)` where probabilities are asked for. Raises DataError where there are none."""
+        """Columns for `unipelt predict`: `prediction`, and `p(label)` if probabilities are asked for. Raises DataError if there are none."""
         if probabilities:
             raise DataError(f"--proba: {self.kind} has no class probabilities; remove it")
         return {"prediction": self.decide(logits, encoded)}
@@ -267,53 +276,55 @@ class Task(ABC):
         return None
 
     def average(self, every: Sequence[Float[Tensor, "example ..."]]) -> Float[Tensor, "example ..."]:
-        """What several runs say together, in place of one run's logits: the mean of their numbers, or logits of the mean of their
-        probabilities. Raises DataError for a task that has neither."""
+        """The logits of an ensemble: the mean of the runs' numbers, or the logits of the mean of their probabilities.
+
+        Raises DataError for a task that has neither.
+        """
         return torch.stack(list(every)).mean(dim=0)
 
     def fit_temperature(self, logits: Float[Tensor, "example ..."], targets: Sequence[Any]) -> float | None:
-        """What the logits are divided by so that probabilities are calibrated on these examples; None for a task without any."""
+        """The temperature by which logits are divided so that probabilities are calibrated on these examples; None without any."""
         return None
 
-    def constant(self, train: Sequence[Any]) -> Any:
+    def constant_prediction(self, train: Sequence[Any]) -> Any:
         """The constant baseline prediction, such as the most frequent class; None if there is none."""
         return None
 
     def fit_linear(
         self, features: Features, targets: Sequence[Any], folds: Sequence[int], *, balanced: bool = False
     ) -> Linear:
-        """The linear model of these features `[example, feature]` whose outputs `decide` reads as it reads logits.
+        """Fit a linear model of these features `[example, feature]`; its outputs take the place of logits in `decide`.
 
-        Of a task of words, features are `[word, feature]`, the words of all examples one after another. folds: of each
-        example, for choosing the regularisation. balanced: each class counts as much.
+        For token classification features are `[word, feature]`, the words of all examples one after another. folds: fold of
+        each example, for choosing the regularisation. balanced: every class has the same total weight.
         """
         raise NotImplementedError
 
     def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
-        """Every metric that the task offers, its own first; others that are not finite are left out. Raises DataError."""
+        """Every metric that the task offers, the selecting one first; others that are not finite are left out. Raises DataError."""
         names = dict.fromkeys((self.metric, *self.metrics(self.labels)))
         values = {name: METRICS[name](predictions, targets) for name in names}
         return {name: value for name, value in values.items() if name == self.metric or np.isfinite(value)}
 
-    def recorded(self, predictions: list, targets: list) -> tuple[list, list]:
-        """Predictions and targets in the JSON form of RunRecord, from which the metric can be computed again."""
+    def to_record(self, predictions: list, targets: list) -> tuple[list, list]:
+        """Predictions and targets as RunRecord stores them (JSON), from which the metrics can be computed again."""
         return predictions, targets
 
-    def recorded_logits(self, logits: Float[Tensor, "example ..."]) -> list[list[float]] | None:
-        """The logits of the classes, to four digits, as a record keeps them; None where an example has no such row of numbers,
-        or where there are too many."""
-        if not self.labels or logits.dim() != 2 or len(logits) * self.outputs > MOST_LOGITS:
+    def logits_to_record(self, logits: Float[Tensor, "example ..."]) -> list[list[float]] | None:
+        """The logits of the classes, rounded to four digits, as a record keeps them; None if an example has no such row of
+        numbers, or if there are more than MAX_LOGITS."""
+        if not self.labels or logits.dim() != 2 or len(logits) * self.outputs > MAX_LOGITS:
             return None
         return [[round(one, 4) for one in row] for row in logits[:, : self.outputs].tolist()]
 
-    def in_words(self) -> str:
-        """Kind and labels, for a log."""
+    def summary(self) -> str:
+        """Kind and labels in words, for the log."""
         if not self.labels:
             return self.kind
         labels = ", ".join(self.labels)
         return f"{self.kind}, {len(self.labels)} labels: {labels[:200]}{'…' * (len(labels) > 200)}"
 
     def describe(self) -> dict[str, Any]:
-        """JSON that a checkpoint keeps: `kind` and every field but those of the training loss."""
-        fields = {name: value for name, value in asdict(self).items() if name not in self.unsaved}
+        """JSON for a checkpoint: `kind` and every field except `training_fields`."""
+        fields = {name: value for name, value in asdict(self).items() if name not in self.training_fields}
         return {"kind": self.kind, **fields, "labels": list(self.labels)}

@@ -92,7 +92,7 @@ class Part(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Examples of several runs in equal blocks, one block a run."""
+    """Examples of several runs in equal blocks, one block per run."""
 
     inputs: dict[str, Int[Tensor, "run*block seq"]]
     """keyword arguments of the model"""
@@ -146,7 +146,7 @@ def first_tokens(words: Sequence[int | None], count: int) -> np.ndarray:
 def model_inputs(
     parts: Sequence[Part], tokenizer: Any, device: torch.device
 ) -> tuple[dict[str, Int[Tensor, "run*block seq"]], list[Part], Float[Tensor, "run block"]]:
-    """The model's inputs for equal blocks of examples, one block a run, the parts after filling, and which examples count."""
+    """The model's inputs for equal blocks of examples, one block per run, the parts after filling, and which examples count."""
     filled, weights = fill(parts)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return pad(filled, padding, device), filled, weights.to(device)

@@ -25,7 +25,7 @@ class Classification(Task):
     """One class per example; targets are class indices."""
 
     kind: ClassVar[str] = "classification"
-    unsaved: ClassVar[tuple[str, ...]] = ("class_weights",)
+    training_fields: ClassVar[tuple[str, ...]] = ("class_weights",)
     problem_type: ClassVar[str | None] = "single_label_classification"
     temperature: float = 1.0
     """what logits are divided by for probabilities, fitted on the validation examples"""
@@ -72,7 +72,7 @@ class Classification(Task):
                 notes.append(f"Labels such as {mixed[0]!r} are read as one class; if they are several, add {how}.")
         return notes
 
-    def weighted(self, targets: Sequence[int]) -> "Classification":
+    def with_class_weights(self, targets: Sequence[int]) -> "Classification":
         """Examples of class c count n / (classes × n_c), as class_weight='balanced' of scikit-learn."""
         counts = Counter(targets)
         return replace(
@@ -80,7 +80,7 @@ class Classification(Task):
         )
 
     def example_weights(self, part: Part) -> list[float]:
-        return [self.class_weights[target] for target in self.numeric(part)] if self.class_weights else []
+        return [self.class_weights[target] for target in self.loss_targets(part)] if self.class_weights else []
 
     @staticmethod
     def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:
@@ -91,7 +91,7 @@ class Classification(Task):
     def decide(self, logits: Float[Tensor, "example output"], encoded: Encoded) -> list[int]:
         return logits[:, : self.outputs].argmax(dim=-1).tolist()
 
-    def present(
+    def output_columns(
         self, logits: Float[Tensor, "example output"], encoded: Encoded, *, probabilities: bool
     ) -> dict[str, list]:
         columns: dict[str, list] = {"prediction": [self.labels[index] for index in self.decide(logits, encoded)]}
@@ -113,6 +113,6 @@ class Classification(Task):
     ) -> Linear:
         return logistic(features, targets, self.outputs, folds, balanced=balanced)
 
-    def constant(self, train: Sequence[int]) -> int:
+    def constant_prediction(self, train: Sequence[int]) -> int:
         """The largest class."""
         return Counter(train).most_common(1)[0][0]

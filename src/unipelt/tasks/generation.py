@@ -18,7 +18,7 @@ from unipelt.errors import CheckpointError, DataError, UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import IGNORED, POSITIONS, PROMPT, Batch, Encoded, Part, fill, pad, target_count
-from unipelt.tasks.language_model import Writing, token_losses, write
+from unipelt.tasks.language_model import GenerationSettings, token_losses, write
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.rendering import Rendered, Renderer, TooLong
 from unipelt.tasks.text_metrics import TEXT_METRICS
@@ -35,16 +35,16 @@ class Generation(Task):
     kind: ClassVar[str] = "generation"
     pooled: ClassVar[bool] = False
     trains_head: ClassVar[bool] = False
-    longest: ClassVar[int] = 512
-    writes: ClassVar[bool] = True
+    default_max_length: ClassVar[int] = 512
+    generates_text: ClassVar[bool] = True
     input_kind: str = "source"
     """kind of the examples: messages, prompt, source or text"""
     max_target_length: int | None = None
     """largest number of tokens of an answer"""
     excess_length: str = "trim-prompt"
     """what happens to an example that is too long: trim-prompt, drop or error"""
-    writing: dict[str, Any] = field(default_factory=dict)
-    """options of generation: fields of Writing"""
+    generation_options: dict[str, Any] = field(default_factory=dict)
+    """options of generation: fields of GenerationSettings"""
     template: str | None = None
     """chat template of training and generation"""
     stop: tuple[int, ...] = ()
@@ -71,15 +71,15 @@ class Generation(Task):
         return *OF_TOKENS, *TEXT_METRICS, "exact_match"
 
     @classmethod
-    def find(cls, name: str, table: Table, columns: Columns, **given: Any) -> Self:
-        task = super().find(name, table, columns, **given)
+    def from_table(cls, name: str, table: Table, columns: Columns, **given: Any) -> Self:
+        task = super().from_table(name, table, columns, **given)
         chats = any(isinstance(cell, list) for cell in table.columns[columns.text])
         named = "prompt" if columns.text.casefold() == "prompt" else "source"
         alone = "messages" if chats or columns.text.casefold() in CHATS else "text"
         return replace(task, input_kind=alone if columns.label == columns.text else named)
 
     @classmethod
-    def required(cls, columns: Columns) -> tuple[str | None, ...]:
+    def required_columns(cls, columns: Columns) -> tuple[str | None, ...]:
         return columns.text, columns.label
 
     def inputs(self, table: Table, columns: Columns, indices: Sequence[int]) -> dict[str, list]:
@@ -105,20 +105,25 @@ class Generation(Task):
         return 1
 
     @property
-    def how(self) -> Writing:
-        """How answers are written."""
-        return Writing(**({"max_new_tokens": self.max_target_length or Writing.max_new_tokens} | self.writing))
+    def settings(self) -> GenerationSettings:
+        """Settings of generation: the options that are given, and defaults."""
+        return GenerationSettings(
+            **(
+                {"max_new_tokens": self.max_target_length or GenerationSettings.max_new_tokens}
+                | self.generation_options
+            )
+        )
 
     @property
     def selects_by_text(self) -> bool:
-        """Whether the metric that selects checkpoints is one of written text."""
+        """Whether the metric that selects checkpoints needs generated text."""
         return self.metric not in OF_TOKENS
 
     def with_options(self, given: dict[str, Any]) -> Task:
         own = {name: value for name, value in given.items() if name in ("max_target_length", "excess_length")}
         writing = {name: value for name, value in given.items() if name not in own}
-        changed = replace(self, **own, writing=self.writing | writing)
-        _ = changed.how  # refuses settings that are out of range
+        changed = replace(self, **own, generation_options=self.generation_options | writing)
+        _ = changed.settings  # refuses settings that are out of range
         return changed
 
     def load(self, base: str, *, outputs: int | None = None, seed: int = 0) -> tuple[Any, Any]:
@@ -169,7 +174,7 @@ class Generation(Task):
         return hashlib.sha256(self.template.encode()).hexdigest()[:16] if self.template else ""
 
     def renderer(self, tokenizer: Any, max_length: int) -> Renderer:
-        """What makes tokens of an example, with the chat template of training."""
+        """The renderer that turns examples into tokens, with the chat template of training."""
         if self.template is not None:
             tokenizer.chat_template = self.template
         trim = self.excess_length == "trim-prompt"
@@ -181,10 +186,10 @@ class Generation(Task):
         kept: list[int] = []
         rows: list[Rendered] = []
         questions: list[Rendered] = []
-        limit = max_length if self.positions is None else min(max_length, self.positions - self.how.max_new_tokens)
+        limit = max_length if self.positions is None else min(max_length, self.positions - self.settings.max_new_tokens)
         if limit < 1:
             raise DataError(
-                f"--max-new-tokens {self.how.max_new_tokens}: the base reads at most {self.positions} tokens; expected fewer than that"
+                f"--max-new-tokens {self.settings.max_new_tokens}: the base reads at most {self.positions} tokens; expected fewer than that"
             )
         asking = replace(renderer, max_length=limit, trim=True)
         values, targets = next(iter(examples.inputs.values())), examples.targets or [None] * len(examples)
@@ -256,7 +261,7 @@ class Generation(Task):
         return target_count(batch)
 
     @classmethod
-    def evaluation(
+    def evaluation_inputs(
         cls, parts: Sequence[Part], tokenizer: Any, device: torch.device
     ) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
         """Model inputs, and a function that reduces logits to (summed loss, number of tokens) per example, `[run*block, 2]`."""
@@ -273,15 +278,22 @@ class Generation(Task):
         return [(total, int(count)) for total, count in logits.double().tolist()]
 
     def average(self, every: Sequence[Float[Tensor, "example 2"]]) -> Float[Tensor, "example 2"]:
-        raise DataError("--ensemble: a written text has no mean; train one run")
+        raise DataError("--ensemble: texts cannot be averaged; leave --ensemble out and train one run")
 
-    def answers(
+    def generate(
         self, model: Any, tokenizer: Any, every: Sequence[Encoded], on_batch: Callable[[int], None] = lambda rows: None
     ) -> list[list[str]]:
-        """The text that each run writes for each of its own examples."""
+        """The text that each run generates for each of its own examples."""
         prompts, asked = [one.prompts for one in every], [one.asked for one in every]
         return write(
-            model, tokenizer, prompts, self.how, stop=self.stop, opening=self.opening, asked=asked, on_batch=on_batch
+            model,
+            tokenizer,
+            prompts,
+            self.settings,
+            stop=self.stop,
+            opening=self.opening,
+            asked=asked,
+            on_batch=on_batch,
         )
 
     def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
@@ -289,13 +301,13 @@ class Generation(Task):
         texts = isinstance(predictions[0], str)
         names = [name for name in self.metrics(()) if texts != (name in OF_TOKENS)]
         if not texts:
-            predictions, targets = self.recorded(list(predictions), list(targets))
+            predictions, targets = self.to_record(list(predictions), list(targets))
         return {name: METRICS[name](predictions, targets) for name in names}
 
-    def recorded(self, predictions: list, targets: list) -> tuple[list, list]:
+    def to_record(self, predictions: list, targets: list) -> tuple[list, list]:
         """The sum of each example's losses, and the number of its tokens."""
         sums, counts = zip(*predictions)
         return list(sums), list(counts)
 
-    def present(self, logits: Tensor, encoded: Encoded, *, probabilities: bool) -> dict[str, list]:
-        raise CheckpointError("generation predicts texts, not classes; use `answers`")
+    def output_columns(self, logits: Tensor, encoded: Encoded, *, probabilities: bool) -> dict[str, list]:
+        raise CheckpointError("generation predicts texts, not classes; use `generate`")

@@ -19,13 +19,13 @@ ROWS = 32  # prompts answered at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writing:
-    """How answers are written."""
+class GenerationSettings:
+    """Settings of generation."""
 
     max_new_tokens: int = 128
-    """most tokens of an answer"""
+    """largest number of tokens of an answer"""
     min_new_tokens: int = 0
-    """fewest tokens of an answer"""
+    """smallest number of tokens of an answer"""
     num_beams: int = 1
     """beams; 1: greedy, the likeliest token each time"""
     length_penalty: float = 1.0
@@ -46,11 +46,11 @@ class Writing:
         }  # fmt: skip
         for name, (least, most) in limits.items():
             if not least <= (value := getattr(self, name)) <= most:
-                raise UserError(
-                    f"--{name.removesuffix('_size').replace('_', '-')} {value}: expected {least:g} to {most:g}"
-                )
+                raise UserError(f"--{name.replace('_', '-')} {value}: expected {least:g} to {most:g}")
         if self.temperature and self.num_beams > 1:
-            raise UserError("--temperature and --num-beams: an answer is drawn or searched; give one of them")
+            raise UserError(
+                "--temperature samples tokens and --num-beams searches for the likeliest answer; give one of them"
+            )
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def token_losses(
 
 
 def write(
-    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[Sequence[Sequence[int]]], how: Writing, *,
+    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[Sequence[Sequence[int]]], how: GenerationSettings, *,
     stop: Sequence[int], opening: Sequence[int] = (), asked: Sequence[Sequence[int]] = (), on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[list[str]]:  # fmt: skip
     """An answer to each prompt of each run, in their order; batches hold prompts of like length, of any run.
@@ -145,7 +145,7 @@ def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
         model.generation_config = theirs
 
 
-def _config(tokenizer: Any, how: Writing, stop: Sequence[int], opening: Sequence[int]) -> GenerationConfig:
+def _config(tokenizer: Any, how: GenerationSettings, stop: Sequence[int], opening: Sequence[int]) -> GenerationConfig:
     """Settings of transformers for these of ours."""
     given = {name: value for name, value in asdict(how).items() if name not in ("seed", "temperature", "top_p")}
     drawn = {"do_sample": how.temperature > 0, "top_k": 0, "top_p": how.top_p, "temperature": how.temperature or 1.0}

@@ -22,7 +22,7 @@ class Metric:
 
     name: str
     function: Callable[[Any, Any], float]
-    """of predictions and targets, one of each an example"""
+    """of predictions and targets, one of each per example"""
     low: float = 0.0
     """the least value it can have"""
     high: float = 1.0
@@ -185,7 +185,7 @@ def _of_classes(batch: Callable[[Array, Array], Array], several: Callable[[Array
         found, right = np.asarray(predictions), np.asarray(targets)
         if right.ndim > 1:
             if several is None:
-                raise DataError("this metric needs one class an example; take accuracy, micro_f1 or macro_f1")
+                raise DataError("this metric needs one class per example; take accuracy, micro_f1 or macro_f1")
             return float(several(found.T == 1, right.T == 1))
         return float(batch(found, right))
 

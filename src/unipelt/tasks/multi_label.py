@@ -27,7 +27,7 @@ class MultiLabel(Task):
     """Any number of classes per example; targets are lists of 0 and 1, one per class."""
 
     kind: ClassVar[str] = "multi-label"
-    unsaved: ClassVar[tuple[str, ...]] = ("class_weights",)
+    training_fields: ClassVar[tuple[str, ...]] = ("class_weights",)
     problem_type: ClassVar[str | None] = "multi_label_classification"
     class_weights: tuple[tuple[float, float], ...] = ()
     """what examples without and with each class count in the training loss; empty: 1"""
@@ -42,7 +42,7 @@ class MultiLabel(Task):
         return separator is not None or any(isinstance(value, list) for value in label)
 
     @classmethod
-    def required(cls, columns: Columns) -> tuple[str | None, ...]:
+    def required_columns(cls, columns: Columns) -> tuple[str | None, ...]:
         return columns.text, columns.text_pair
 
     @classmethod
@@ -50,7 +50,7 @@ class MultiLabel(Task):
         return "micro_f1", "macro_f1", "accuracy"
 
     @classmethod
-    def settings(cls, name: str, separator: str | None) -> dict[str, Any]:
+    def own_fields(cls, name: str, separator: str | None) -> dict[str, Any]:
         return {"separator": separator or "|"}
 
     @classmethod
@@ -79,16 +79,16 @@ class MultiLabel(Task):
         most = max(len(own[0]) for own in targets)
         return np.array([[one + [0] * (most - len(one)) for one in own] for own in targets], dtype=np.float32)
 
-    def weighted(self, targets: Sequence[list[int]]) -> "MultiLabel":
+    def with_class_weights(self, targets: Sequence[list[int]]) -> "MultiLabel":
         """Examples with and without a class count as much: n / 2p with it, n / 2(n − p) without."""
         total, having = len(targets), [sum(own) for own in zip(*targets)]
         return replace(
             self, class_weights=tuple((total / (2 * (total - p) or 1), total / (2 * p or 1)) for p in having)
         )
 
-    def numeric(self, part: Part) -> list[list[float]]:
+    def loss_targets(self, part: Part) -> list[list[float]]:
         """0 and 1; with class weights −w and w, so that the sign says what is right and the size how much it counts."""
-        own = super().numeric(part)
+        own = super().loss_targets(part)
         if not self.class_weights:
             return own
         return [[w[1] if one else -w[0] for w, one in zip(self.class_weights, row)] for row in own]
@@ -107,7 +107,7 @@ class MultiLabel(Task):
         """Every class with a probability over one half."""
         return (logits[:, : self.outputs] > 0).int().tolist()
 
-    def present(
+    def output_columns(
         self, logits: Float[Tensor, "example output"], encoded: Encoded, *, probabilities: bool
     ) -> dict[str, list]:
         said = [[name for name, one in zip(self.labels, own) if one] for own in self.decide(logits, encoded)]
@@ -128,14 +128,14 @@ class MultiLabel(Task):
     def fit_linear(
         self, features: Features, targets: Sequence[list[int]], folds: Sequence[int], *, balanced: bool = False
     ) -> Linear:
-        """One logistic regression a class, for or against it."""
+        """One logistic regression per class, for or against it."""
         each = [logistic(features, own, 2, folds, balanced=balanced) for own in zip(*targets)]
         return Linear(
             np.stack([one.weight[1] - one.weight[0] for one in each]),
             np.array([one.bias[1] - one.bias[0] for one in each]),
         )
 
-    def constant(self, train: Sequence[list[int]]) -> list[int]:
+    def constant_prediction(self, train: Sequence[list[int]]) -> list[int]:
         """The classes that more than half of the examples have."""
         return [int(2 * sum(column) > len(train)) for column in zip(*train)]
 

@@ -31,7 +31,7 @@ def load(
     kind = (
         kind or source.kind or next(one.kind for one in TASKS.values() if one.matches(train, columns, label_separator))
     )
-    task = TASKS[kind].find(
+    task = TASKS[kind].from_table(
         source.name, train, columns, labels=source.labels, metric=metric or source.metric,
         separator=label_separator, skip_empty=skip_empty,
     )  # fmt: skip
@@ -80,6 +80,6 @@ def _refuse_copies(parts: dict[str, data.Examples], source: data.Source) -> None
         name = source.tables[part].name
         if examples.fingerprint in seen:
             raise DataError(
-                f"--{part} {name}: has the very examples of {seen[examples.fingerprint]}; leave it out, and examples are held out"
+                f"--{part} {name}: has the same examples as {seen[examples.fingerprint]}; give other examples, or leave it out and some are held out"
             )
         seen[examples.fingerprint] = name

@@ -25,7 +25,10 @@ class Regression(Task):
     """A number per example; targets are floats."""
 
     kind: ClassVar[str] = "regression"
-    unsaved: ClassVar[tuple[str, ...]] = ("mean", "deviation")  # a trained head is rescaled to the targets' own unit
+    training_fields: ClassVar[tuple[str, ...]] = (
+        "mean",
+        "deviation",
+    )  # a trained head is rescaled to the targets' own unit
     problem_type: ClassVar[str | None] = "regression"
     mean: float = 0.0
     deviation: float = 1.0
@@ -56,7 +59,7 @@ class Regression(Task):
         return table.numbers(column, indices, LARGEST)
 
     @property
-    def unit(self) -> tuple[float, float]:
+    def target_scale(self) -> tuple[float, float]:
         return self.mean, self.deviation
 
     def fit(self, targets: Sequence[float], *, bias: bool | None) -> "Regression":
@@ -67,11 +70,11 @@ class Regression(Task):
         mean = fmean(targets) if bias else 0.0
         return replace(self, mean=mean, deviation=math.sqrt(fmean((one - mean) ** 2 for one in targets)) or 1.0)
 
-    def natural(self) -> "Regression":
+    def in_target_units(self) -> "Regression":
         return replace(self, mean=0.0, deviation=1.0)
 
-    def numeric(self, part: Part) -> list[float]:
-        return [(target - self.mean) / self.deviation for target in super().numeric(part)]
+    def loss_targets(self, part: Part) -> list[float]:
+        return [(target - self.mean) / self.deviation for target in super().loss_targets(part)]
 
     @staticmethod
     def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:
@@ -81,10 +84,10 @@ class Regression(Task):
     def decide(self, logits: Float[Tensor, "example output"], encoded: Encoded) -> list[float]:
         return (logits[:, 0].double() * self.deviation + self.mean).tolist()
 
-    def present(
+    def output_columns(
         self, logits: Float[Tensor, "example output"], encoded: Encoded, *, probabilities: bool
     ) -> dict[str, list]:
-        columns = super().present(logits, encoded, probabilities=probabilities)
+        columns = super().output_columns(logits, encoded, probabilities=probabilities)
         return {name: [round(value, 6) for value in values] for name, values in columns.items()}
 
     def fit_linear(
@@ -92,6 +95,6 @@ class Regression(Task):
     ) -> Linear:
         return ridge(features, targets, folds)
 
-    def constant(self, train: Sequence[float]) -> float:
+    def constant_prediction(self, train: Sequence[float]) -> float:
         """The mean."""
         return fmean(train)

@@ -24,7 +24,7 @@ class TokenClassification(Task):
     """A tag per word, read at the word's first token; targets are lists of tags such as B-PER."""
 
     kind: ClassVar[str] = "token-classification"
-    auto: ClassVar[str] = "AutoModelForTokenClassification"
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     pooled: ClassVar[bool] = False
 
     @classmethod
@@ -53,9 +53,9 @@ class TokenClassification(Task):
                 index_of(self.labels, tag, table, index, column)
         return found
 
-    def numeric(self, part: Part) -> list[np.ndarray]:
+    def loss_targets(self, part: Part) -> list[np.ndarray]:
         rows = []
-        for index, tags in zip(part.indices, super().numeric(part)):
+        for index, tags in zip(part.indices, super().loss_targets(part)):
             row = np.full(len(part.encoded.features["input_ids"][index]), IGNORED)
             for token, tag in zip(part.encoded.first_tokens[index], tags or ()):
                 if token >= 0:

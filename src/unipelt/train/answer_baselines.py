@@ -45,7 +45,7 @@ class AnswerBaseline(TablePredictor):
 
     def judged(self, examples: Examples) -> Said:
         """The metrics of its answers to these examples, and the answers."""
-        texts = self.answers(examples)
+        texts = self.generate(examples)
         return self.task.score(texts, examples.targets or []), None, texts
 
 
@@ -67,14 +67,14 @@ class ZeroShot(AnswerBaseline):
         task, longest = task.prepare(model, tokenizer), most_tokens(model, max_length)
         return cls(task, model.to(device).eval(), tokenizer, longest, base, identity)
 
-    def answers(self, examples: Examples) -> list[str]:
+    def generate(self, examples: Examples) -> list[str]:
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
-        return self.task.answers(self.model, self.tokenizer, [encoded], lambda rows: None)[0]
+        return self.task.generate(self.model, self.tokenizer, [encoded], lambda rows: None)[0]
 
     def judged(self, examples: Examples) -> Said:
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
         losses = self.task.decide(predict(self.model, self.tokenizer, [encoded], task=type(self.task))[0], encoded)
-        texts = self.task.answers(self.model, self.tokenizer, [encoded], lambda rows: None)[0]
+        texts = self.task.generate(self.model, self.tokenizer, [encoded], lambda rows: None)[0]
         targets = encoded.targets or []
         return self.task.score(losses, targets) | self.task.score(texts, targets), losses, texts
 
@@ -104,7 +104,7 @@ class Nearest(AnswerBaseline):
         words = WordCounts.fit(mine, None)
         return words, words(mine)
 
-    def answers(self, examples: Examples) -> list[str]:
+    def generate(self, examples: Examples) -> list[str]:
         words, mine = self._known
         best = (words(Examples(inputs={"text": _questions(examples)})) @ mine.T).argmax(axis=1)
         return [self.said[int(index)] for index in best.ravel().tolist()[0]]
@@ -132,7 +132,7 @@ def answer_baselines(
     task = cache.task(first)
     base = None
     if first.method == ZERO_SHOT:
-        base = ZeroShot.of(first.model, task, first.recipe.get("max_length") or task.longest, device)
+        base = ZeroShot.of(first.model, task, first.recipe.get("max_length") or task.default_max_length, device)
         check_identity(first.model, base.identity, identity)
     for place, config in enumerate(configs):
         splits, began = cache.splits(config), time.monotonic()
@@ -163,7 +163,7 @@ def _note(record: RunRecord, part: str, task: Task, said: Said, examples: Exampl
     if task.selects_by_text:
         record.predictions, record.targets = texts, list(examples.targets or [])
     elif losses is not None:
-        record.predictions, record.targets = task.recorded(losses, [])
+        record.predictions, record.targets = task.to_record(losses, [])
 
 
 def load_answer_baseline(said: dict[str, Any], base: str | None, device: str, where: Any) -> AnswerBaseline:

@@ -130,13 +130,13 @@ def _most(task: Task, train: Examples) -> int:
 def refusal(name: str, task: Task) -> str:
     """Why a task has no such baseline; empty where it has."""
     if name in ANSWERING:
-        return "" if task.writes else f"{task.kind} writes no text"
+        return "" if task.generates_text else f"{task.kind} writes no text"
     return FEATURES[name].refuses(task)
 
 
 def baselines_of(task: Task) -> tuple[list[str], list[str]]:
     """The baselines that a task has, and why it does not have others of its kind."""
-    names = [name for name in BASELINES if task.writes == (name in ANSWERING)]
+    names = [name for name in BASELINES if task.generates_text == (name in ANSWERING)]
     lacking = {name: why for name in names if (why := refusal(name, task))}
     return [name for name in names if name not in lacking], [
         f"{one}: left out, as {why}" for one, why in lacking.items()
@@ -160,7 +160,7 @@ def train_baselines(
     kind = FEATURES[first.method]
     frozen = None
     if kind.reads_base:
-        frozen = frozen_base(first, task, device, first.recipe.get("max_length") or task.longest)
+        frozen = frozen_base(first, task, device, first.recipe.get("max_length") or task.default_max_length)
         check_identity(first.model, frozen.identity, identity)
     for place, config in enumerate(configs):
         yield _finished(config, place, task, frozen, cache)
@@ -171,7 +171,7 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
     before = 0.0 if frozen is None else frozen.seconds
     began = time.monotonic()
     if balanced := config.recipe.get("class_weights") == BALANCED:
-        task.weighted(splits.train.targets or [])  # refused where there are no classes
+        task.with_class_weights(splits.train.targets or [])  # refused where there are no classes
     # with folds nothing is chosen by validation examples, and a baseline needs none
     train = splits.train.joined(splits.validation) if config.folds and config.k == "all" else splits.train
     one = fit_baseline(config.method, task, train, frozen, balanced=balanced)

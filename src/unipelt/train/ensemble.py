@@ -87,7 +87,7 @@ def _measured(fleet: Fleet, members: list[Path], started: RunRecord) -> RunRecor
     """Evaluate the ensemble on the validation and test examples, with the saved checkpoints."""
     (first, *_), model = fleet.plans, detach(fleet.model)
     load(model, members, tokenizer=fleet.tokenizer)
-    task = first.task.natural()
+    task = first.task.in_target_units()
     predictor = Predictor(model.eval(), fleet.tokenizer, task, first.validation.longest, True, len(members))
     said = predictor.logits(first.validation)
     metrics = task.score(task.decide(said, first.validation), first.validation.targets or [])

@@ -37,7 +37,7 @@ def predict(
     results: list[dict[str, Tensor]] = [{} for _ in data]
     for batch in longest_first([encoded.lengths() for encoded in data], partial(rows_each, device, len(data))):
         parts = [Part(None, encoded, indices) for encoded, indices in zip(data, batch)]
-        inputs, kept_of = task.evaluation(parts, tokenizer, device)
+        inputs, kept_of = task.evaluation_inputs(parts, tokenizer, device)
         if frozen is not None:
             inputs[STATES] = frozen.states(parts, inputs, on_batch)
         with nullcontext() if gates is None else record_gates(model) as recorded:
@@ -59,7 +59,7 @@ def predict(
 
 
 def _by_row(model: PreTrainedModel, recorded: dict[str, list[Tensor]], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One value a gated change and row, `[batch]`, by the change's location."""
+    """One value per gated change and row, `[batch]`, by the change's location."""
     tuned, said = attached_state(model).active(), {}
     assert isinstance(tuned, MixtureState), "the runs of one mixture are evaluated at once"
     for path, (value, *_) in recorded.items():

@@ -228,7 +228,7 @@ class Fleet:
         every = [getattr(plan, part) for plan in plans]
         with autocast(self.device, plans[0].recipe.precision):
             return list(
-                plans[0].task.answers(self.model, self.tokenizer, every, lambda rows: self._notify("prediction"))
+                plans[0].task.generate(self.model, self.tokenizer, every, lambda rows: self._notify("prediction"))
             )
 
     def _finished(self) -> Iterator[FinishedRun]:
@@ -253,7 +253,7 @@ class Fleet:
         """Test the best parameters of these plans. best: a copy; the returned state dicts are views of it."""
         chosen = [self.plans[plan] for plan in plans]
         with self._with_parameters(best):
-            to_units(self.model, [plan.task.unit for plan in chosen])
+            to_units(self.model, [plan.task.target_scale for plan in chosen])
             logits: list[Any] = [None] * len(plans)
             predicting: float | None = None
             texts: list[list[str] | None] = [None] * len(plans)
@@ -261,7 +261,7 @@ class Fleet:
             if all(plan.test is not None for plan in chosen):
                 began = time.monotonic()
                 logits = self.predict([plan.test for plan in chosen], gates=None if self.tuned is None else gates)  # type: ignore[misc]
-                texts = self._generate(chosen, "test", [plan.task.writes for plan in chosen])
+                texts = self._generate(chosen, "test", [plan.task.generates_text for plan in chosen])
                 predicting = (time.monotonic() - began) / len(plans)
             states = [
                 self.model.state_dict() if self.tuned is None else self.tuned.state_of(i) for i in range(len(plans))

@@ -139,7 +139,7 @@ class FrozenStates:
         values, starts = None, [0, *accumulate(lengths)]
         for batch in longest_first([lengths], lambda longest: rows_each(self.device, 1, longest)):
             parts = [Part(None, encoded, batch[0])]
-            inputs, _ = self.task.evaluation(parts, self.tokenizer, self.device)
+            inputs, _ = self.task.evaluation_inputs(parts, self.tokenizer, self.device)
             states = self._compute(inputs)
             if values is None:
                 values = self.cache.allocate(sum(lengths), states.shape[-1], states.dtype, self.device)
@@ -156,7 +156,7 @@ class FrozenStates:
     def agrees(self, encoded: Encoded, runs: int) -> bool:
         """Whether the logits of a few examples are the same with kept states; some layers have side effects that the states lack."""
         parts = [Part(None, encoded, [*range(min(2, len(encoded)))])] * runs
-        inputs, _ = self.task.evaluation(parts, self.tokenizer, self.device)
+        inputs, _ = self.task.evaluation_inputs(parts, self.tokenizer, self.device)
         training = self.model.training
         self.model.eval()
         try:

@@ -43,8 +43,8 @@ class TablePredictor(ABC):
     def outputs(self, examples: data.Examples, gates: dict[str, Tensor] | None) -> tuple[Tensor, Encoded]:
         """Logits as `task.decide` reads them, and what else it reads. gates: gets each gate's value for each example."""
 
-    def answers(self, examples: data.Examples) -> list[str]:
-        """The text written for each example, where the task `writes`."""
+    def generate(self, examples: data.Examples) -> list[str]:
+        """The text generated for each example, if the task generates text."""
         raise NotImplementedError
 
     def columns(
@@ -62,15 +62,15 @@ class TablePredictor(ABC):
             raise UserError("--min-confidence: this run does not choose one of several classes; leave it out")
         table, examples, kept = self.read_table(path, text=text, pair=pair, encoding=encoding)
         gated: dict[str, Tensor] = {}
-        if self.task.writes and proba:
-            raise UserError("--proba: a written text has no classes; leave it out")
-        if not self.task.writes or gates:
+        if self.task.generates_text and proba:
+            raise UserError("--proba: generated text has no class probabilities; leave it out")
+        if not self.task.generates_text or gates:
             logits, encoded = self.outputs(examples, gated if gates else None)
         found: dict[str, list]
-        if self.task.writes:
-            found = {"prediction": self.answers(examples)}
+        if self.task.generates_text:
+            found = {"prediction": self.generate(examples)}
         else:
-            found = self.task.present(logits, encoded, probabilities=proba)
+            found = self.task.output_columns(logits, encoded, probabilities=proba)
         if least:
             probabilities = self.task.probabilities(logits)
             assert probabilities is not None, "a task that chooses one class has probabilities"
@@ -156,7 +156,7 @@ class Predictor(TablePredictor):
         model, tokenizer = task.load(name)
         tokenizer = run_tokenizer(folder, tokenizer)
         load(model, folder, tokenizer=tokenizer)
-        longest = most_tokens(model, description.recipe.get("max_length", task.longest))
+        longest = most_tokens(model, description.recipe.get("max_length", task.default_max_length))
         merge(model, unmergeable="keep")
         return cls(model.to(target).eval(), tokenizer, task, longest, True)
 
@@ -168,7 +168,7 @@ class Predictor(TablePredictor):
         model, tokenizer = task.load(base or description.base["name"])
         tokenizer = run_tokenizer(Path(members[0]), tokenizer)
         load(model, members, tokenizer=tokenizer)
-        longest = most_tokens(model, description.recipe.get("max_length", task.longest))
+        longest = most_tokens(model, description.recipe.get("max_length", task.default_max_length))
         return cls(model.to(target).eval(), tokenizer, task, longest, True, len(members))
 
     def logits(self, encoded: Encoded, gated: dict[str, Tensor] | None = None) -> Tensor:
@@ -202,8 +202,8 @@ class Predictor(TablePredictor):
         encoded = self.encode(examples)
         return self.logits(encoded, gates), encoded
 
-    def answers(self, examples: data.Examples) -> list[str]:
-        return self.task.answers(self.model, self.tokenizer, [self.encode(examples)], lambda rows: None)[0]
+    def generate(self, examples: data.Examples) -> list[str]:
+        return self.task.generate(self.model, self.tokenizer, [self.encode(examples)], lambda rows: None)[0]
 
     def encode(self, examples: data.Examples) -> Encoded:
         """Their tokens. Raises DataError where the base has no embedding for one."""
@@ -249,7 +249,7 @@ def gate_paths(model: PreTrainedModel) -> list[str]:
 
 
 def fixed_at_means(predictor: Predictor, rows: data.Examples) -> None:
-    """Replace each gate by its mean over rows, one value a layer: over the stacks and places that the change has there."""
+    """Replace each gate by its mean over rows, one value per layer: over the stacks and places that the change has there."""
     values: dict[str, dict[int, list[float]]] = {}
     for path, gate in predictor.gates(rows).items():
         at = Location.parse(path)

@@ -215,7 +215,7 @@ class RunRecord:
     predictions: list[Any] | None = None
     """what was predicted for each test example, in order: a class index, a number, a list"""
     logits: list[list[float]] | None = None
-    """of each test example, in order, to four digits: a number a class; None for tasks without classes, and for many examples"""
+    """of each test example, in order, to four digits: a number per class; None for tasks without classes, and for many examples"""
     temperature: float | None = None
     """what logits are divided by for probabilities, fitted on the validation examples; None for tasks without probabilities"""
     texts: list[str] | None = None

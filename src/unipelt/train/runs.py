@@ -104,7 +104,7 @@ class Plan:
         best = next((one for one in progress.curve if one["epoch"] == progress.best_epoch), progress.curve[-1])
         record.validation = best[self.task.metric]
         record.validation_metrics = {name: value for name, value in best.items() if name not in ("step", "train_loss")}
-        task = self.task.natural()
+        task = self.task.in_target_units()
         if progress.temperature is not None:
             task = replace(task, temperature=progress.temperature)  # type: ignore[call-arg]
             record.description, record.temperature = task.describe(), progress.temperature
@@ -127,8 +127,8 @@ def note_test(record: RunRecord, task: Task, logits: Tensor, encoded: Encoded) -
     """Put what was predicted for the test examples into a record, and its metrics, which are returned too."""
     predictions, targets = task.decide(logits, encoded), list(encoded.targets or [])
     metrics = task.score(predictions, targets)
-    record.test_metrics, record.test, record.logits = metrics, metrics.get(task.metric), task.recorded_logits(logits)
-    record.predictions, record.targets = task.recorded(predictions, targets)
+    record.test_metrics, record.test, record.logits = metrics, metrics.get(task.metric), task.logits_to_record(logits)
+    record.predictions, record.targets = task.to_record(predictions, targets)
     return metrics
 
 

@@ -174,11 +174,13 @@ def plan_of(
 ) -> Plan:  # fmt: skip
     """Plan one run: encode its examples, fill in the defaults of its recipe, and begin its record."""
     task = cache.task(config).prepare(model, tokenizer)
-    given = {"max_length": task.longest} | config.recipe
+    given = {"max_length": task.default_max_length} | config.recipe
     recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **given)
-    if recipe.label_smoothing and not task.writes:
-        raise UserError(f"--label-smoothing {recipe.label_smoothing:g}: for generated text; {task.kind} takes none")
-    trained = task.weighted(splits.train.targets or []) if recipe.class_weights == BALANCED else task
+    if recipe.label_smoothing and not task.generates_text:
+        raise UserError(
+            f"--label-smoothing {recipe.label_smoothing:g}: for generated text only; the task is {task.kind}, so leave it out"
+        )
+    trained = task.with_class_weights(splits.train.targets or []) if recipe.class_weights == BALANCED else task
     longest = most_tokens(model, recipe.max_length)
     encoded = {name: cache.encode(task, tokenizer, part, longest) for name, part in splits.parts.items()}
     for part in encoded.values():
@@ -201,7 +203,7 @@ def majority(task: Task, splits: data.Splits) -> float | None:
     """Test accuracy of the constant prediction, such as the largest class; None for a task without accuracy."""
     if splits.test is None:
         return None
-    constant, targets = task.constant(splits.train.targets or []), splits.test.targets or []
+    constant, targets = task.constant_prediction(splits.train.targets or []), splits.test.targets or []
     if constant is None or "accuracy" not in task.metrics(task.labels):
         return None
     return METRICS["accuracy"]([constant] * len(targets), targets)

@@ -110,7 +110,9 @@ class TextFeatures(ABC):
     @classmethod
     def refuses(cls, task: Task) -> str:
         """Why a kind of task has no such baseline; empty where it has."""
-        return f"{task.kind} predicts no class or number of a whole text" if not task.pooled or task.writes else ""
+        return (
+            f"{task.kind} predicts no class or number of a whole text" if not task.pooled or task.generates_text else ""
+        )
 
     @classmethod
     def fit(cls, train: Examples, frozen: Frozen | None) -> Self:
@@ -205,7 +207,7 @@ class HeadInputs(TextFeatures):
 
     @classmethod
     def refuses(cls, task: Task) -> str:
-        return super().refuses(task) if task.writes else ""
+        return super().refuses(task) if task.generates_text else ""
 
     @classmethod
     def fit(cls, train: Examples, frozen: Frozen | None) -> Self:

@@ -123,7 +123,7 @@ def describe_columns(config: RunConfig, task: Task) -> str:
     """Which columns are used for what, and what the task is."""
     columns = task.columns
     pair = f" and {columns.text_pair!r}" if columns.text_pair else ""
-    return f"{config.task}: text {columns.text!r}{pair}, label {columns.label!r}; {task.in_words()}"
+    return f"{config.task}: text {columns.text!r}{pair}, label {columns.label!r}; {task.summary()}"
 
 
 def save_checkpoint(finished: FinishedRun, folder: Path) -> None:
