@@ -52,10 +52,11 @@ FACTORS: dict[str, dict[str, Any]] = {
 }
 """what differs from the default recipe of unipelt-apl"""
 SINGLE: dict[str, dict[str, Any]] = {
-    "base": {}, **FACTORS, "1,000 steps": {"steps": 1000}, "warm-up 0.2": {"warmup": 0.2}, "prefix x10": {"lr_prefix": 10 * RATE},
+    "base": {}, **FACTORS, "probe start": {"head_start": "probe"}, "1,000 steps": {"steps": 1000}, "warm-up 0.2": {"warmup": 0.2}, "prefix x10": {"lr_prefix": 10 * RATE},
     "prefix without MLP": {"mlp": 0}, "prefix without MLP x10": {"mlp": 0, "lr_prefix": 10 * RATE}, "all x3": {"lr": 3 * RATE},
     "gates x0.1": {"lr_gate": RATE / 10}, "fp32": {"precision": "fp32"}, "no gates": {"method": "unipelt-apl-nogate"},
-    "lora": {"method": "lora"}, "adapter": {"method": "adapter"}, "prefix": {"method": "prefix"}, "full": {"method": "full"},
+    "lora": {"method": "lora"}, "lora, probe start": {"method": "lora", "head_start": "probe"},
+    "full, probe start": {"method": "full", "head_start": "probe"}, "adapter": {"method": "adapter"}, "prefix": {"method": "prefix"}, "full": {"method": "full"},
     "head": {"method": "head"}, "lora, 1,000 steps": {"method": "lora", "steps": 1000},
 }  # fmt: skip
 OPTIONS = ("bottleneck", "prefix", "r", "mlp", "init")  # of the method; the rest is the recipe's, but for these two
@@ -119,6 +120,7 @@ def measure(variants: list[str], task: str, seed: int, given: argparse.Namespace
             for name, parameter in mixture_state(fleet.model).named_parameters():
                 if name.endswith("score.bias"):
                     parameter.data[run].fill_(math.log(start / (1 - start)))
+    fleet.start_heads([*range(len(variants))])
     steps, runs = fleet.plans[0].steps, range(len(variants))
     due = {round(steps * (number + 1) / CHECKPOINTS) for number in range(CHECKPOINTS)}
     choosing, measuring = ([half(plan.validation, part) for plan in fleet.plans] for part in (0, 1))

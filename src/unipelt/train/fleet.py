@@ -25,6 +25,7 @@ from unipelt.train.capture import CapturedStep, CudaGraphs
 from unipelt.train.evaluation import predict
 from unipelt.train.forward import STATES, logits_of
 from unipelt.train.frozen import FrozenStates
+from unipelt.train.head_start import giving_features, start_head
 from unipelt.train.optimizer import AdamW, ParameterMatrix
 from unipelt.train.precision import autocast
 from unipelt.train.progress import Loop, Progress
@@ -96,7 +97,8 @@ class Fleet:
 
         Raises OutOfTime after the deadline, and CheckpointError if a state cannot be read or written.
         """
-        self._restore()
+        if not self._restore():
+            self.start_heads([*range(len(self.runs))])
         yield from self._finished()
         last = saved = time.monotonic()
         while self.runs:
@@ -123,6 +125,17 @@ class Fleet:
             self.model, self.tokenizer, data, lambda rows: self._notify("prediction"), task=self.task,
             precision=self.plans[0].recipe.precision, frozen=self.frozen, **how,
         )  # fmt: skip
+
+    def start_heads(self, runs: list[int]) -> None:
+        """Start the heads of these runs as their recipes say, before their first step."""
+        runs = [run for run in runs if self.plans[self.runs[run]].folds]
+        if not runs:
+            return
+        with giving_features(self.model):
+            features = self.predict([self.plans[plan].train for plan in self.runs])
+        for run in runs:
+            start_head(self.model, run, self.plans[self.runs[run]], features[run])
+            self.best[run].copy_(self.matrix.values[run])
 
     def step(self) -> None:
         """Take one step of every run."""
@@ -274,6 +287,7 @@ class Fleet:
     @torch.no_grad()
     def _refill(self, ended: list[int]) -> None:
         """Give the indices of ended runs to the next plans of the queue; remove runs for which no plan is left."""
+        started = len(self.waiting)
         for run in ended[: len(self.waiting)]:
             assert self.tuned is not None
             following = self.waiting.pop(0)
@@ -281,6 +295,7 @@ class Fleet:
             self.best[run].copy_(self.matrix.values[run])
             self.optimizer.reset(run)
             self.runs[run] = following
+        self.start_heads(ended[: started - len(self.waiting)])
         keep = [run for run, plan in enumerate(self.runs) if not self.progress[plan].ended]
         if not keep:
             self.runs = []
@@ -318,7 +333,8 @@ class Fleet:
         optimizer = self.optimizer
         return {"values": self.matrix.values, "best": self.best, "first": optimizer.first, "second": optimizer.second}
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Continue from the last saved state; whether there was one."""
         plans, columns = self.plans, self.matrix.values.shape[1]
         found = (
             find_state(self.folder, identity_of(plans), [*self._tensors()], columns)
@@ -326,13 +342,14 @@ class Fleet:
             else None
         )
         if found is None:
-            return
+            return False
         tensors, loop = found
         values, self.best, self.optimizer.first, self.optimizer.second = (
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()
         )  # copied, because memory-mapped tensors are aligned differently, which changes the last bits of sums
         self._set_runs(values, loop.runs)
         self.width, self.waiting, self.seconds, self.progress = loop.width, loop.waiting, loop.seconds, loop.progress
+        return True
 
     def _vector(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=self.matrix.values.dtype, device=self.device)

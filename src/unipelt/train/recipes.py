@@ -24,6 +24,7 @@ BASELINES = ("constant", "tfidf", "probe", "zero-shot", "nearest")
 GATE, HEAD = "gate", "head"  # further kinds of parameters with a learning rate of their own
 EQUAL, BALANCED = "none", "balanced"  # class weights
 PRECISIONS = ("auto", "fp32", "bf16")
+RANDOM, PROBE = "random", "probe"  # how a head starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,9 @@ class Recipe:
     """compute activations again for the gradients instead of keeping them: less memory, about a third more time"""
     class_weights: str = "none"
     """balanced: every class has the same total weight in the training loss; none: every example has the same weight"""
+    head_start: str = "random"
+    """probe: the head starts as logistic or ridge regression of what it reads, fitted to the training examples (Kumar et al.
+    2022); random: as transformers initialises it"""
     evaluate_every: int = 1
     """epochs between evaluations on the validation examples; the last epoch is always evaluated"""
     patience: int = 10
@@ -95,6 +99,8 @@ class Recipe:
                 raise UserError(f"--{name.replace('_', '-')} {rate}: expected above 0, to 10.0")
         if self.class_weights not in (EQUAL, BALANCED):
             raise UserError(f"--class-weights {self.class_weights}: expected {EQUAL} or {BALANCED}")
+        if self.head_start not in (RANDOM, PROBE):
+            raise UserError(f"--head-start {self.head_start}: expected {RANDOM} or {PROBE}")
         if self.precision not in PRECISIONS:
             raise UserError(f"--precision {self.precision}: expected {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
 

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -29,6 +30,8 @@ class Plan:
     validation: Encoded
     recipe: Recipe
     test: Encoded | None = None
+    folds: Sequence[int] = ()
+    """of each training example: by them the regularisation of the head's start is chosen; empty: the head starts at random"""
     record: RunRecord = field(default_factory=RunRecord)
     """what is known of the run before it is trained"""
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from unipelt import data, spec
 from unipelt.checkpoint.bases import declared_pooling
 from unipelt.checkpoint.fingerprint import tokenizer_fingerprint, weights_fingerprint
+from unipelt.data.folds import inner_folds
 from unipelt.errors import CheckpointError, UserError
 from unipelt.inject.attach import attach
 from unipelt.inject.fixed_gates import stored_parameters
@@ -24,7 +25,7 @@ from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.frozen import StateCache, find_frozen
 from unipelt.train.precision import choose_attention
-from unipelt.train.recipes import BALANCED, default_recipe
+from unipelt.train.recipes import BALANCED, PROBE, RANDOM, default_recipe
 from unipelt.train.records import FILES, FULL, GENERATION, METRIC_FIELDS, SPLIT_FIELDS, RunConfig, RunRecord
 from unipelt.train.runs import Plan
 
@@ -193,9 +194,21 @@ def plan_of(
     )  # fmt: skip
     output = output_of(model)
     bias = None if output is None else output.bias is not None
+    folds: list[int] = []
+    if recipe.head_start == PROBE:
+        if not task.pooled or not bias:
+            what = (
+                f"the head of {type(model).__name__} has no bias"
+                if task.pooled
+                else f"{task.kind} has no head that pools"
+            )
+            raise UserError(
+                f"--head-start {PROBE}: {what if task.trains_head else f'{task.kind} has no head'}; use --head-start {RANDOM}"
+            )
+        folds = inner_folds(splits.train, splits.train.targets if task.classes else None)
     return Plan(
         key=config.key, task=trained.fit(splits.train.targets or [], bias=bias), recipe=recipe, train=encoded["train"],
-        validation=encoded["validation"], test=encoded.get("test"), record=record,
+        validation=encoded["validation"], test=encoded.get("test"), folds=folds, record=record,
     )  # fmt: skip
 
 
