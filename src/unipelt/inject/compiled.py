@@ -5,7 +5,6 @@ run uncompiled: a cache, packed sequences, `inputs_embeds`, attention weights, h
 answer. So do calls while other hooks are registered, such as those of `record_gates`: compiled code would not call them.
 """
 
-import inspect
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from unipelt import spec
 from unipelt.errors import SiteError, SpecError, did_you_mean
-from unipelt.inject.context import checkpointable, uses_gradient_checkpointing
+from unipelt.inject.context import checkpointable, parameters_of, uses_gradient_checkpointing
 from unipelt.inject.shapes import bucket, most_tokens
 from unipelt.inject.state import attached_state
 
@@ -89,7 +88,7 @@ class Compiled:
         self.dynamo_config, self.compile_error = config, exc.TorchDynamoException
         self.model, self.lengths, self.works = model, lengths, True
         self.max_positions = most_tokens(model, sys.maxsize)
-        self.names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
+        self.names = parameters_of(model)
         self.on_gpu = next(model.parameters()).device.type == "cuda"
         mode: dict[str, Any] = {"mode": "reduce-overhead"} if self.on_gpu and backend == "inductor" else {}
         call = model._call_impl

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import cache
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -248,7 +249,12 @@ class ForwardState:
 
 def parameters_of(module: nn.Module) -> list[str]:
     """The names of the parameters of a module's forward, in order."""
-    return [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
+    return _parameters(type(module))  # type: ignore[arg-type]  # a class is hashable
+
+
+@cache
+def _parameters(kind: type[nn.Module]) -> list[str]:
+    return [name for name in inspect.signature(kind.forward).parameters if name != "self"]
 
 
 def argument(names: list[str], args: tuple, kwargs: dict[str, Any], name: str) -> Any:
