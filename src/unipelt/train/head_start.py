@@ -35,7 +35,7 @@ def start_head(model: PreTrainedModel, run: int, plan: Plan, features: Float[Ten
     trained. features: of its training examples."""
     balanced = plan.recipe.class_weights == BALANCED
     found = plan.task.fit_linear(features.double().numpy(), plan.train.targets or [], plan.folds, balanced=balanced)
-    (mean, deviation), output = plan.task.unit, output_of(model)
+    (mean, deviation), output = plan.task.target_scale, output_of(model)
     assert output is not None and output.bias is not None
     mine = run if isinstance(output, RoutedLinear) else slice(None)
     for parameter, values in ((output.weight, found.weight), (output.bias, found.bias - mean)):
