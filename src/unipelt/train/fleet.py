@@ -25,7 +25,7 @@ from unipelt.train.capture import CapturedStep, CudaGraphs
 from unipelt.train.evaluation import predict
 from unipelt.train.forward import STATES, logits_of
 from unipelt.train.frozen import FrozenStates
-from unipelt.train.head_start import giving_features, start_head
+from unipelt.train.head_start import start_heads
 from unipelt.train.optimizer import AdamW, ParameterMatrix
 from unipelt.train.precision import autocast
 from unipelt.train.progress import Loop, Progress
@@ -128,13 +128,7 @@ class Fleet:
 
     def start_heads(self, runs: list[int]) -> None:
         """Start the heads of these runs as their recipes say, before their first step."""
-        runs = [run for run in runs if self.plans[self.runs[run]].folds]
-        if not runs:
-            return
-        with giving_features(self.model):
-            features = self.predict([self.plans[plan].train for plan in self.runs])
-        for run in runs:
-            start_head(self.model, run, self.plans[self.runs[run]], features[run])
+        for run in start_heads(self.model, [self.plans[plan] for plan in self.runs], runs, self.predict):
             self.best[run].copy_(self.matrix.values[run])
 
     def step(self) -> None:
@@ -227,7 +221,7 @@ class Fleet:
     def _evaluate(self, due: list[int]) -> None:
         """Evaluate the validation examples of these runs, and keep their parameters if they are the best so far."""
         plans = [self.plans[self.runs[run]] for run in due]
-        with self._with_parameters(_take_rows(self.matrix.values, due)):
+        with self._with_parameters(self.matrix.rows(due)):
             every = self.predict([plan.validation for plan in plans])
             texts = self._generate(plans, "validation", [plan.task.selects_by_text for plan in plans])
         for run, plan, logits, written in zip(due, plans, every, texts):
@@ -353,8 +347,3 @@ class Fleet:
 
     def _vector(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=self.matrix.values.dtype, device=self.device)
-
-
-def _take_rows(matrix: Tensor, rows: list[int]) -> Tensor:
-    """Rows of a matrix; the matrix itself if these are all its rows."""
-    return matrix if len(rows) == len(matrix) else matrix[rows]

@@ -3,7 +3,7 @@
 Probe, then tune: a random head moves the features at random until it is trained itself.   Kumar et al. 2022, arXiv:2202.10054
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from unipelt.forms.routed import RoutedLinear
 from unipelt.inject.heads import find_head, output_of
+from unipelt.tasks.batches import Encoded
 from unipelt.train.recipes import BALANCED
 from unipelt.train.runs import Plan
 
@@ -27,6 +28,20 @@ def giving_features(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def start_heads(
+    model: PreTrainedModel, plans: Sequence[Plan], runs: Sequence[int], predict: Callable[[list[Encoded]], list[Tensor]]
+) -> list[int]:
+    """Start the heads of these runs as their plans say; those that start as a probe. plans: of all runs of the model. predict:
+    gives the logits of every run for its own examples."""
+    runs = [run for run in runs if plans[run].folds]
+    if runs:
+        with giving_features(model):
+            features = predict([plan.train for plan in plans])
+        for run in runs:
+            start_head(model, run, plans[run], features[run])
+    return runs
 
 
 @torch.no_grad()

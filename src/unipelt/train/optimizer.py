@@ -40,6 +40,10 @@ class ParameterMatrix:
         for parameter, block in zip(self.parameters, self.blocks):
             parameter.grad = block.view(parameter.shape) if parameter.requires_grad else None
 
+    def rows(self, runs: list[int]) -> Float[Tensor, "run parameters"]:
+        """The rows of these runs; the matrix itself if these are all its runs."""
+        return self.values if len(runs) == len(self.values) else self.values[runs]
+
     def show(self, values: Float[Tensor, "run parameters"]) -> None:
         """Make every parameter a view of this matrix, which may have another number of runs."""
         for parameter, columns in zip(self.parameters, values.split(self.sizes, dim=1)):
