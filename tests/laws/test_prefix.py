@@ -14,7 +14,7 @@ import unipelt
 from laws.lawbook import WITH_SDPA, attached, equal, kernel, on_each, result, rows, small, stacks
 from unipelt import Change, Gate, Learned, Mixture, Prefix, Route, Stack
 from unipelt.errors import SiteError
-from unipelt.forms.prefix import HeadShape, PrefixMLP, table_of
+from unipelt.forms.prefix import HeadShape, PrefixMLP, gated_prefix_attention, prefix_products, table_of
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
 
@@ -151,6 +151,29 @@ def assert_every_attention_is_the_mixture(model: nn.Module, given: dict, arch: s
         else:
             expected = attend(q, k, v, hidden, bias, scaling, cap) + g * (q @ p_k.mT).relu() @ p_v
         equal(output, expected.transpose(1, 2), arch, attn, what=f"{row.name} {layer} {kind}")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("masks", ["none", "bool", "of each head"])
+def test_plain_products_are_the_mixture_in_any_kernel(masks: str, gated: bool):
+    """With grouped heads; dropout takes all that the keys give and nothing of what the prefix gives."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 5, 4, dtype=torch.float64) for heads in (6, 3, 3))
+    p_k, p_v, gate = torch.randn(2, 3, 2, 4).double(), torch.randn(2, 3, 2, 4).double(), torch.rand(2, 5, 1).double()
+    gate = gate if gated else torch.ones_like(gate)
+    given = {"none": None, "bool": torch.rand(2, 1, 5, 5) < 0.6, "of each head": torch.randn(2, 6, 5, 5).double()}
+    mask = given[masks]
+
+    def kernel(q, k, v, mask, bias):
+        k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3).transpose(1, 2), None
+
+    both = q, k, v, mask, p_k, p_v
+    expected, _ = gated_prefix_attention(kernel, None, *both, None, gate, 0.3, None)
+    torch.testing.assert_close(prefix_products(*both, gate if gated else None, 0.3, 0.0), expected)
+    dropped = prefix_products(q, k, torch.zeros_like(v), mask, p_k, p_v, gate, 0.3, 0.0)
+    torch.testing.assert_close(prefix_products(*both, gate, 0.3, 1.0), dropped)
 
 
 def watched(arch: str, softmax: str) -> tuple[Stack, ...]:

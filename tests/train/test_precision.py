@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import unipelt
 from train.fleets import fleet, plan, train
@@ -57,16 +57,30 @@ def test_a_cpu_without_bf16_computes_in_float32_and_says_so_once(monkeypatch: py
 
 
 @BF16
-@pytest.mark.parametrize(
-    ("asked", "longest", "kernel"),
-    [("bf16", precision.SHORT, "eager"), ("bf16", precision.SHORT + 1, "sdpa"), ("fp32", 8, "sdpa")],
-)
-def test_short_texts_in_bf16_on_a_cpu_take_eager_attention(asked: str, longest: int, kernel: str):
-    model = unipelt.attach(BertModel(BertConfig(**TINY)), "prefix")
-    precision.choose_attention(model, asked, longest)
-    assert kernel_of(model.config) == kernel
-    model(torch.tensor([[1, 2, 3]]))  # the hooks put their wrapper around the chosen kernel
-    assert model.config._attn_implementation == f"unipelt_{kernel}"
+def test_short_texts_in_bf16_on_a_cpu_take_eager_attention():
+    kernels = {}
+    for asked, longest, method in [
+        ("bf16", precision.SHORT, "lora"), ("bf16", precision.SHORT + 1, "lora"), ("fp32", 8, "lora"), ("bf16", 8, "prefix"),
+    ]:  # fmt: skip
+        model = unipelt.attach(BertModel(BertConfig(**TINY)), method)
+        precision.choose_attention(model, asked, longest)
+        kernels[asked, longest, method] = kernel_of(model.config)
+    assert list(kernels.values()) == ["eager", "sdpa", "sdpa", "sdpa"], kernels
+
+
+@BF16
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["unipelt-apl(pool='prompt')", "unipelt-apl(pool='token')"])
+def test_a_prefix_in_bf16_is_near_float32(method: str):
+    """In bf16 a CPU takes plain products in place of the fused kernel."""
+    torch.manual_seed(0)
+    model = unipelt.attach(LlamaForCausalLM(LlamaConfig(**TINY, num_key_value_heads=1)), method)
+    ids = torch.arange(8).view(2, 4)
+    with unipelt.prompt(model, ids < 3):
+        full = model(ids).logits
+        with precision.autocast(ids.device, "bf16"):
+            half = model(ids).logits.float()
+    assert 0 < (half - full).abs().max() < 0.05 * full.abs().max()
 
 
 def test_a_precision_that_there_is_none_of_is_refused():

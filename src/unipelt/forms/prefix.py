@@ -93,7 +93,7 @@ class PrefixMLP(nn.Module):
 
 def split_heads(packed: Float[Tensor, "rows prefix features"], heads: int) -> Float[Tensor, "rows head prefix d"]:
     """Split the features into heads."""
-    return rearrange(packed, "rows prefix (head d) -> rows head prefix d", head=heads)
+    return packed.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 @torch.no_grad()
@@ -176,6 +176,32 @@ def gated_prefix_attention(
         h, weights = attend(q, keys, values, mask, bias)
         lam, _ = without_dropout(q, keys, indicator, mask, bias)
     return h + lam * delta, weights
+
+
+def prefix_products(
+    q: Float[Tensor, "batch head query k"], k: Float[Tensor, "batch kv_head key k"], v: Float[Tensor, "batch kv_head key v"],
+    mask: Tensor | None, prefix_k: Tensor, prefix_v: Tensor,
+    gate: Float[Tensor, "batch query 1"] | None, scaling: float, dropout: float,
+) -> Float[Tensor, "batch query head v"]:  # fmt: skip
+    """softmax([g s q P_kᵀ, s q kᵀ + mask]) [g P_v; v], the same for a kernel that computes softmax(s q kᵀ + mask) v
+
+    gate: g per query; None: P_k and P_v are already multiplied by it. Query heads that share a key are rows of one product, so
+    no key is repeated. Dropout leaves the prefix's part alone.
+    """
+    (heads, queries), (batch, shared, own), length = q.shape[1:3], k.shape[:3], prefix_k.shape[-2]
+    together = heads // shared
+    rows = (q * scaling).reshape(len(q), shared, -1, q.shape[-1])
+    scores = rows @ torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=-2).mT
+    if gate is not None:
+        gate = gate[:, None].repeat(1, 1, together, 1)  # batch 1 head·query 1
+        scores[..., :length].mul_(gate)
+    if mask is not None:
+        mask = pad_mask(mask, length, q.dtype)
+        of_all_heads = mask.shape[1] == 1
+        scores += mask.repeat(1, 1, together, 1) if of_all_heads else mask.unflatten(1, (shared, -1)).flatten(2, 3)
+    to_prefix, to_own = scores.softmax(dim=-1).split([length, own], dim=-1)
+    output = F.dropout(to_own, dropout) @ v + (to_prefix if gate is None else to_prefix * gate) @ prefix_v
+    return output.view(batch, heads, queries, -1).transpose(1, 2)
 
 
 def multi_head_parallel(q: Tensor, prefix_k: Tensor, prefix_v: Tensor) -> Float[Tensor, "batch query head d"]:

@@ -17,7 +17,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unipelt.errors import SiteError
-from unipelt.forms.prefix import gated_prefix_attention, multi_head_parallel, prefix_attention, split_heads
+from unipelt.forms.prefix import (
+    gated_prefix_attention,
+    multi_head_parallel,
+    prefix_attention,
+    prefix_products,
+    split_heads,
+)
 from unipelt.inject.context import Context, in_batch_order
 from unipelt.inject.hooks import BoundChange, module_of
 from unipelt.spec import Location
@@ -25,6 +31,7 @@ from unipelt.spec import Location
 PREFIXES = "unipelt_prefixes"
 MARK = "unipelt_"
 KERNELS = ("eager", "sdpa")
+LONGEST_PLAIN = 512  # keys: a score for each pair of tokens is kept, and its memory grows with the square
 
 
 class PrefixCall(NamedTuple):
@@ -96,6 +103,9 @@ def attend_with_prefixes(
     kernel = eager_of(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
     if not any(prefixes for _, prefixes in calls):
         return kernel(module, query, key, value, attention_mask, **kwargs)
+    autocast = name == "sdpa" and torch.is_autocast_enabled(kind := query.device.type)
+    if autocast and query.dtype != torch.float64:  # the kernel would do so itself
+        query, key, value = (t.to(torch.get_autocast_dtype(kind)) for t in (query, key, value))
     bias, dropout = kwargs.pop("position_bias", None), kwargs.pop("dropout", 0.0)
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -108,24 +118,32 @@ def attend_with_prefixes(
         return kernel(module, q, k, v, mask, dropout=dropout, **extra, **kwargs)
 
     return attend_changed(
-        calls, plain, query, key, value, attention_mask, bias, scaling, kwargs.get("softcap"), dropout
-    )
+        calls, plain, query, key, value, attention_mask, bias, scaling, kwargs.get("softcap"), dropout,
+        products=name == "sdpa" and bias is None,
+    )  # fmt: skip
 
 
 def attend_changed(
     calls: Calls, plain: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None,
-    scaling: float, softcap: float | None, dropout: float,
+    scaling: float, softcap: float | None, dropout: float, products: bool = False,
 ) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:  # fmt: skip
-    """plain(q, k, v, mask, bias, dropout=…), and around it each prefix of the call, in tuple order."""
+    """plain(q, k, v, mask, bias, dropout=…), and around it each prefix of the call, in tuple order.
+
+    products: whether `plain` computes softmax(s q kᵀ + mask) v and nothing else.
+    """
 
     def changed(prefixes, q, k, v, mask, bias):
         attend: Callable = plain
         prefixes = [prefix.to(q.dtype) for prefix in prefixes]
         _check_widths(prefixes, k, v)
         for prefix in prefixes:
-            if prefix.function == "softmax" and prefix.weight is None:
+            if prefix.function != "softmax":
+                continue
+            if products and attend is plain and (prefix.weight is not None or _slow_when_fused(q, k)):
+                attend = partial(_products, prefix, scaling, dropout)
+            elif prefix.weight is None:
                 attend = partial(_concatenated, attend, prefix)
-            elif prefix.function == "softmax":
+            else:
                 attend = partial(_gated, attend, prefix, scaling, softcap, dropout)
         output, weights = attend(q, k, v, mask, bias)
         for prefix in prefixes:
@@ -161,6 +179,15 @@ def _check_widths(prefixes: list[PrefixCall], key: Tensor, value: Tensor) -> Non
 
 def _concatenated(attend: Callable, prefix: PrefixCall, q, k, v, mask, bias, **kwargs):
     return prefix_attention(partial(attend, **kwargs), q, k, v, mask, prefix.key, prefix.value, bias)
+
+
+def _slow_when_fused(query: Tensor, key: Tensor) -> bool:
+    """Whether plain products are faster than a fused kernel: in bf16 on a CPU, where they hold no more than some numbers."""
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= LONGEST_PLAIN
+
+
+def _products(prefix: PrefixCall, scaling: float, dropout: float, q, k, v, mask, bias, **kwargs):
+    return prefix_products(q, k, v, mask, prefix.key, prefix.value, prefix.weight, scaling, dropout), None
 
 
 def _gated(

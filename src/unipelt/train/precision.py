@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from unipelt.inject.attention import kernel_of
+from unipelt.inject.state import NAME
 
 SHORT = 192  # tokens: up to it a CPU's fused bf16 attention, which is made for long ones, is slower than plain products
 
@@ -29,6 +30,9 @@ def choose_attention(model: Any, precision: str, longest: int) -> None:
     longest: tokens of the longest training example.
     """
     short = longest <= SHORT and model.device.type == "cpu"
+    tuned = getattr(model, NAME, None)
+    if tuned is not None and tuned.kernels is not None:
+        return  # prefixes take sdpa apart themselves
     if short and wants_bf16(model.device, precision) and has_bf16("cpu") and kernel_of(model.config) == "sdpa":
         model.set_attn_implementation("eager")
 
