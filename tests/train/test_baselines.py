@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 import torch
 from cli.conftest import base_of, run, tiny_base  # noqa: F401
+from scipy.sparse import csr_matrix
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression, Ridge
 from tasks.kinds import KINDS
 
 from unipelt.checkpoint.disk import ARRAYS, BASELINE, write_whole
 from unipelt.errors import CheckpointError, UserError
-from unipelt.tasks.linear import logistic, ridge
+from unipelt.tasks.calibration import surprise
+from unipelt.tasks.linear import coordinates, logistic, ridge
 from unipelt.tasks.registry import TASKS
 from unipelt.train.answer_baselines import ANSWERING
-from unipelt.train.baselines import Baseline, frozen_base, train_baselines
+from unipelt.train.baselines import Baseline, fit_baseline, frozen_base, train_baselines
 from unipelt.train.records import BASELINES, RunConfig
 from unipelt.train.setup import DatasetCache
 from unipelt.train.text_features import FEATURES
@@ -46,6 +50,8 @@ def test_a_baseline_predicts_from_its_folder_as_it_did(kind: str, tiny_base: str
         predictions = again.task.decide(logits, encoded)
         assert task.score(predictions, test.targets)[task.metric] == finished.record.test
         assert finished.record.parameters == {name: again.parameters}
+        assert again.task.describe() == finished.record.description
+        assert getattr(again.task, "temperature", None) == finished.record.temperature
     assert offered == (["probe"] if kind == "token-classification" else [*FEATURES])
     assert set(KINDS) <= set(TASKS)
 
@@ -125,6 +131,38 @@ def test_linear_models_find_a_linear_truth():
     assert logistic(np.zeros((200, 0)), rare, 2, folds)(np.zeros((1, 0))).argmax() == 0
     few = logistic(np.where(rare[:, None] == 1, 1.0, 0.0) + 0 * x, rare, 2, folds, balanced=True)
     assert few(np.where(rare[:, None] == 1, 1.0, 0.0) + 0 * x).argmax(axis=1).tolist() == rare.tolist()
+
+
+@pytest.mark.parametrize("width", [5, 300])
+def test_coordinates_say_as_much_to_a_regularised_model(width: int):
+    """The same predictions and weights as from the features themselves, sparse or not, with examples that occur twice."""
+    draw = np.random.default_rng(1)
+    x = draw.normal(size=(40, width)) * (draw.random((40, width)) < 0.2)
+    x[20:] = x[:20] * draw.choice([1, -1], size=(20, 1))
+    y = draw.integers(0, 3, size=40)
+    for features in (x, csr_matrix(x)):
+        few, back = coordinates(features)
+        assert few.shape[1] <= min(20, width) if width > 40 else few is features
+        for strength in (0.01, 1.0, 100.0):  # where the regularisation is weaker still, the solver's own error is seen
+            for model in (Ridge(1 / strength), LogisticRegression(C=strength, max_iter=5000, tol=1e-8)):
+                plain, ours = clone(model).fit(features, y), clone(model).fit(few, y)
+                weight = back(np.atleast_2d(ours.coef_))
+                np.testing.assert_allclose(weight, np.atleast_2d(plain.coef_), atol=1e-4 * np.abs(plain.coef_).max())
+
+
+@pytest.mark.parametrize("kind", ["classification", "multi-label"])
+def test_a_baseline_is_calibrated_by_examples_that_its_models_did_not_see(kind: str, tmp_path: Path):
+    """Its temperature fits the held-out folds better than any other; nothing that was trained on takes part."""
+    path, cache = KINDS[kind].write(tmp_path / "data.jsonl"), DatasetCache()
+    config = RunConfig(task=str(path), method="tfidf", **KINDS[kind].options)
+    task, train = cache.task(config), cache.splits(config).train
+    one = fit_baseline("tfidf", task, train, None)
+    held_out, best = one.linear.held_out, one.task.temperature  # type: ignore[attr-defined]
+    assert held_out is not None and best != 1 and np.isfinite(held_out).all()
+    assert np.abs(held_out - one.linear(one.features(train))).max() > 0.01
+    targets = np.array(train.targets)
+    losses = [surprise(held_out / t, targets).sum() + np.log(t) ** 2 / 2 for t in (best, best * 1.1, best / 1.1, 1.0)]
+    assert min(losses) == losses[0]
 
 
 def test_what_a_baseline_lacks_is_said(tiny_base: str, run, tmp_path: Path):  # noqa: F811

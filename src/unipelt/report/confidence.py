@@ -98,7 +98,11 @@ def _coverage(panel: Any, confidence: Array, right: NDArray[np.bool_]) -> None:
     panel.legend(loc="lower left", fontsize=8)
 
 
-def calibration_sentence(before: float, after: float, temperature: float, answers: str) -> str:
-    """How far probabilities are off, in points, and what the temperature did."""
-    fitted = f"; {100 * before:.1f} before they were calibrated with a temperature of {temperature:.2f}, which was fitted on validation examples and is kept with the model"  # fmt: skip
-    return f"The probability of {answers} is off by {100 * after:.1f} points on average (expected calibration error{fitted if temperature != 1 else ''})."  # fmt: skip
+def calibration_sentence(before: float, after: float, temperatures: Sequence[float], answers: str) -> str:
+    """How far probabilities are off, in points, and what the temperatures of the models did."""
+    fitted = ""
+    if any(one != 1 for one in temperatures):
+        ends = dict.fromkeys(f"{one:.2f}" for one in (min(temperatures), max(temperatures)))
+        which = f"{'temperatures' if len(ends) > 1 else 'a temperature'} of {' to '.join(ends)}"
+        fitted = f"; {100 * before:.1f} before they were calibrated with {which}, fitted on examples outside training and kept with the model"  # fmt: skip
+    return f"The probability of {answers} is off by {100 * after:.1f} points on average (expected calibration error{fitted})."  # fmt: skip

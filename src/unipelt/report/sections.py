@@ -113,9 +113,13 @@ def _of_classes(one: Answered, which: str) -> list[Section]:
             sure, plain, right = chances.max(axis=1), raw.max(axis=1), targets == said
         before, after = bins_of(plain, right), bins_of(sure, right)
         was, now = (expected_calibration_error(bins) for bins in (before, after))
-        temperature = next(iter(one.temperatures.values()), 1.0)
-        say = calibration_sentence(was, now, temperature, "a label" if several else "the predicted class")
-        shown = [confidence_figure(before if temperature != 1 else [], after, sure, right, not several)]
+        temperatures = [*one.temperatures.values()]
+        say = calibration_sentence(was, now, temperatures, "a label" if several else "the predicted class")
+        shown = [
+            confidence_figure(
+                before if any(temperature != 1 for temperature in temperatures) else [], after, sure, right, not several
+            )
+        ]
         if not several:
             kept = sure >= SURE
             good = f", and {100 * right[kept].mean():.0f} % of these answers are right" if kept.any() else ""

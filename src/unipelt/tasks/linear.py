@@ -10,9 +10,14 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from unipelt.tasks.calibration import surprise
+
 STRENGTHS = tuple(10.0**power for power in range(-2, 5))
 """C of a logistic regression, 1 / α of a ridge regression, on features whose squares sum to about 1"""
 MOST = 2_000  # examples by which C is chosen
+NEVER = -30.0  # logit of a class without training examples, below the others
+WORST = 6 * np.log(10)  # largest log loss of one example
+ROUNDING = 1e-10  # share of the largest square below which a direction is rounding
 Features = Any  # float `[example, feature]`: an array, or a sparse matrix of scipy
 
 
@@ -22,9 +27,15 @@ class Linear:
 
     weight: Float[np.ndarray, "output feature"]
     bias: Float[np.ndarray, " output"]
+    held_out: Float[np.ndarray, "example output"] | None = None
+    """y of the first MOST training examples by a model that was fitted without their fold; NaN where there is none"""
 
     def __call__(self, features: Features) -> Float[np.ndarray, "example output"]:
         return np.asarray(features @ self.weight.T) + self.bias
+
+
+Fit = Callable[[Features, float, NDArray[Any]], Linear]
+"""from features, the strength, and the examples to train on"""
 
 
 def logistic(
@@ -40,33 +51,29 @@ def logistic(
     if len(kinds) < 2 or not features.shape[1]:
         shares = np.bincount(y, minlength=outputs) / len(y)
         return Linear(np.zeros((outputs, features.shape[1])), np.log(np.maximum(shares, 1e-6)))
-    x, mean, deviation = _scaled(features)
-    few = np.isin(y, kinds[counts < len(set(folds))])  # of these classes every example trains
 
-    def error(strength: float, train: NDArray[Any], held: NDArray[Any]) -> float:
-        held, train = held & ~few, train | few
-        if not held.any() or len(np.unique(y[train])) < 2:
-            return 0.0
-        model = fit(strength, train)
-        own = {kind: place for place, kind in enumerate(model.classes_)}
-        chances = model.predict_proba(x[held])
-        right = [row[own[kind]] if kind in own else 0.0 for row, kind in zip(chances, y[held])]
-        return float(-np.log(np.maximum(right, 1e-6)).sum())
-
-    def fit(strength: float, rows: NDArray[Any]) -> Any:
+    def fit(x: Features, strength: float, examples: NDArray[Any]) -> Linear:
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(C=strength, max_iter=500, class_weight="balanced" if balanced else None)
-        with _quiet():
-            return model.fit(x[rows], y[rows])
+        own = np.unique(y[examples])
+        weight, bias = np.zeros((outputs, x.shape[1])), np.full(outputs, NEVER)
+        bias[own] = 0
+        if len(own) > 1:
+            model = LogisticRegression(C=strength, max_iter=500, class_weight="balanced" if balanced else None)
+            with _quiet():
+                model.fit(x[examples], y[examples])
+            bias += float(np.min(model.intercept_))
+            if len(own) == 2:  # one row says both
+                weight[own], bias[own] = np.outer([-0.5, 0.5], model.coef_[0]), [-0.5, 0.5] * model.intercept_
+            else:
+                weight[own], bias[own] = model.coef_, model.intercept_
+        return Linear(weight, bias)
 
-    model = fit(_best(error, folds), np.ones(len(y), bool))
-    weight, bias = np.zeros((outputs, x.shape[1])), np.full(outputs, float(np.min(model.intercept_)) - 30.0)
-    if len(kinds) == 2:  # one row says both
-        weight[kinds], bias[kinds] = np.outer([-0.5, 0.5], model.coef_[0]), [-0.5, 0.5] * model.intercept_
-    else:
-        weight[kinds], bias[kinds] = model.coef_, model.intercept_
-    return _unscaled(weight, bias, mean, deviation)
+    def error(said: NDArray[Any], held: NDArray[Any]) -> float:
+        return float(np.minimum(surprise(said, y[held]), WORST).sum())
+
+    rare = np.isin(y, kinds[counts < len(set(folds))])
+    return _fitted(fit, error, features, folds, rare)
 
 
 def ridge(features: Features, targets: Sequence[float], folds: Sequence[int]) -> Linear:
@@ -74,29 +81,66 @@ def ridge(features: Features, targets: Sequence[float], folds: Sequence[int]) ->
     y = np.asarray(targets, dtype=np.float64)
     if not features.shape[1]:
         return Linear(np.zeros((1, 0)), np.array([y.mean()]))
-    x, mean, deviation = _scaled(features)
 
-    def fit(strength: float, rows: NDArray[Any]) -> Any:
+    def fit(x: Features, strength: float, examples: NDArray[Any]) -> Linear:
         from sklearn.linear_model import Ridge
 
-        return Ridge(alpha=1 / strength).fit(x[rows], y[rows])
+        model = Ridge(alpha=1 / strength).fit(x[examples], y[examples])
+        return Linear(model.coef_[None], np.array([model.intercept_]))
 
-    def error(strength: float, train: NDArray[Any], held: NDArray[Any]) -> float:
-        return float(((fit(strength, train).predict(x[held]) - y[held]) ** 2).sum())
+    def error(said: NDArray[Any], held: NDArray[Any]) -> float:
+        return float(((said[:, 0] - y[held]) ** 2).sum())
 
-    model = fit(_best(error, folds), np.ones(len(y), bool))
-    return _unscaled(model.coef_[None], np.array([model.intercept_]), mean, deviation)
+    return _fitted(fit, error, features, folds, np.zeros(len(y), bool))
 
 
-def _best(error: Callable[[float, NDArray[Any], NDArray[Any]], float], folds: Sequence[int]) -> float:
-    """The strength with the least error over the held-out folds of the first MOST examples."""
-    numbers = np.asarray(folds)
-    some = np.arange(len(numbers)) < MOST
-    sums = {
-        strength: sum(error(strength, some & (numbers != fold), some & (numbers == fold)) for fold in set(folds))
-        for strength in STRENGTHS
-    }
-    return min(sums, key=lambda strength: (sums[strength], strength))
+def _fitted(
+    fit: Fit, error: Callable[[NDArray[Any], NDArray[Any]], float], features: Features, folds: Sequence[int],
+    rare: NDArray[Any],
+) -> Linear:  # fmt: skip
+    """The model of all examples, with the strength that has the least error over the held-out folds of the first MOST.
+
+    error: of what was said of examples, and which these are. rare: examples that train whatever the fold.
+    """
+    scaled, mean, deviation = _scaled(features)
+    few, back = coordinates(scaled[:MOST])
+    numbers, rare = np.asarray(folds)[:MOST], rare[:MOST]
+    parts = [((numbers != fold) | rare, (numbers == fold) & ~rare) for fold in sorted(set(numbers))]
+    parts = [(train, held) for train, held in parts if train.any() and held.any()]
+    found: list[tuple[float, float, NDArray[Any] | None]] = []
+    for strength in STRENGTHS:
+        total, held_out = 0.0, None
+        for train, held in parts:
+            said = fit(few, strength, np.flatnonzero(train))(few[held])
+            held_out = np.full((len(numbers), said.shape[1]), np.nan) if held_out is None else held_out
+            held_out[held], total = said, total + error(said, np.flatnonzero(held))
+        found.append((total, strength, held_out))
+    _, strength, held_out = min(found, key=lambda one: one[:2])
+    every = np.arange(scaled.shape[0])
+    if len(every) > MOST:
+        one = fit(scaled, strength, every)
+    else:
+        one = fit(few, strength, every)
+        one = Linear(back(one.weight), one.bias)
+    weight = one.weight / deviation
+    return Linear(weight, one.bias - weight @ mean, held_out)
+
+
+def coordinates(x: Features) -> tuple[Features, Callable[[NDArray[Any]], NDArray[Any]]]:
+    """Features `[example, example or fewer]` that say as much to a linear model whose squared weights are regularised, and a
+    function from its weights `[output, …]` to those for x. Features that are no more than the examples stay as they are.
+
+    Such a model depends on x through x xᵀ = U s² Uᵀ alone (representer theorem: Schölkopf et al. 2001,
+    doi:10.1007/3-540-44581-1_27): with U s in place of x its weights are w, and for x they are w s⁻¹ Uᵀ x.
+    """
+    if x.shape[0] >= x.shape[1]:
+        return x, lambda weight: weight
+    squares = x @ x.T
+    values, vectors = np.linalg.eigh(squares if isinstance(squares, np.ndarray) else squares.toarray())
+    kept = values > ROUNDING * values[-1]
+    kept[-1] = True
+    scale = np.sqrt(np.maximum(values[kept], np.finfo(np.float64).tiny))
+    return vectors[:, kept] * scale, lambda weight: (x.T @ ((vectors[:, kept] / scale) @ weight.T)).T
 
 
 def _scaled(features: Features) -> tuple[Features, NDArray[Any], NDArray[Any]]:
@@ -107,11 +151,6 @@ def _scaled(features: Features) -> tuple[Features, NDArray[Any], NDArray[Any]]:
     mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     deviation = np.where(deviation > 1e-9, deviation, 1.0) * width**0.5
     return (features - mean) / deviation, mean, deviation
-
-
-def _unscaled(weight: NDArray[Any], bias: NDArray[Any], mean: NDArray[Any], deviation: NDArray[Any]) -> Linear:
-    weight = weight / deviation
-    return Linear(weight, bias - weight @ mean)
 
 
 @contextmanager

@@ -130,10 +130,11 @@ class MultiLabel(Task):
     ) -> Linear:
         """One logistic regression per class, for or against it."""
         each = [logistic(features, own, 2, folds, balanced=balanced) for own in zip(*targets)]
-        return Linear(
-            np.stack([one.weight[1] - one.weight[0] for one in each]),
-            np.array([one.bias[1] - one.bias[0] for one in each]),
+        weight, bias = (
+            np.stack([own[1] - own[0] for own in parts]) for parts in zip(*((one.weight, one.bias) for one in each))
         )
+        held_out = [one.held_out[:, 1] - one.held_out[:, 0] for one in each if one.held_out is not None]
+        return Linear(weight, bias, np.stack(held_out, axis=1) if len(held_out) == len(each) else None)
 
     def constant_prediction(self, train: Sequence[list[int]]) -> list[int]:
         """The classes that more than half of the examples have."""

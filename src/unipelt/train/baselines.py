@@ -117,7 +117,17 @@ def fit_baseline(name: str, task: Task, train: Examples, frozen: Frozen | None, 
     train = train.take(range(min(len(train), _most(task, train))))
     features = FEATURES[name].fit(train, frozen)
     folds = inner_folds(train, train.targets if task.classes else None)
-    return Baseline(task, features, task.fit_linear(features(train), train.targets or [], folds, balanced=balanced))
+    linear = task.fit_linear(features(train), train.targets or [], folds, balanced=balanced)
+    return Baseline(_calibrated(task, linear.held_out, train.targets or []), features, linear)
+
+
+def _calibrated(task: Task, held_out: Float[np.ndarray, "example output"] | None, targets: Sequence[Any]) -> Task:
+    """The task with the temperature that fits the training examples, each answered by a model that did not see it."""
+    if held_out is None or not task.pooled:
+        return task
+    known = np.flatnonzero(np.isfinite(held_out).all(axis=1))
+    temperature = task.fit_temperature(torch.from_numpy(held_out[known]), [targets[place] for place in known])
+    return task if temperature is None else replace(task, temperature=temperature)  # type: ignore[call-arg]
 
 
 def _most(task: Task, train: Examples) -> int:
@@ -178,10 +188,10 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
     each = len(train.inputs)
     fitted = time.monotonic() - began - (0.0 if frozen is None else frozen.seconds - before)
     record = RunRecord(
-        config=asdict(config), description=task.describe(), status="finished", metric=task.metric,
+        config=asdict(config), description=one.task.describe(), status="finished", metric=task.metric,
         labels=list(task.labels), rows=splits.fingerprints, parameters={config.method: one.parameters},
         complete=config.k != "all" or cache.dataset(config).complete, majority=majority(task, splits),
-        identity=None if frozen is None else frozen.identity, width=1, device="cpu",
+        temperature=getattr(one.task, "temperature", None), identity=None if frozen is None else frozen.identity, width=1, device="cpu",
     )  # fmt: skip
     if not config.folds:
         logits, encoded = one.logits(splits.validation)
