@@ -125,7 +125,7 @@ def _calibrated(task: Task, held_out: Float[np.ndarray, "example output"] | None
     """The task with the temperature that fits the training examples, each answered by a model that did not see it."""
     if held_out is None or not task.pooled:
         return task
-    known = np.flatnonzero(np.isfinite(held_out).all(axis=1))
+    known = np.flatnonzero(np.isfinite(held_out).all(axis=1)).tolist()
     temperature = task.fit_temperature(torch.from_numpy(held_out[known]), [targets[place] for place in known])
     return task if temperature is None else replace(task, temperature=temperature)  # type: ignore[call-arg]
 
