@@ -310,7 +310,7 @@ def test_labels_are_shown_span_by_span(arch: str, tmp_path: Path):
     learned = [ast.literal_eval(line.split("learned  ")[1]) for line in lines if line.startswith("  learned")]
     texts = [text.removeprefix("<s>").removesuffix("</s>") for text in learned]
     assert texts == ([*ANSWERS[:3]] if arch == "bart" else [ANSWERS[0], ANSWERS[1], ANSWERS[1], ANSWERS[2]])
-    with pytest.raises(UserError, match="docstrings is classification"):
+    with pytest.raises(UserError, match="docstrings is a classification data set"):
         next(label_lines("docstrings", "smollm2"))
 
 

@@ -14,7 +14,14 @@ import unipelt
 from laws.lawbook import WITH_SDPA, attached, equal, kernel, on_each, result, rows, small, stacks
 from unipelt import Change, Gate, Learned, Mixture, Prefix, Route, Stack
 from unipelt.errors import SiteError
-from unipelt.forms.prefix import HeadShape, PrefixMLP, gated_prefix_attention, prefix_products, table_of
+from unipelt.forms.prefix import (
+    HeadShape,
+    PrefixMLP,
+    gated_prefix_attention,
+    prefix_products,
+    table_of,
+)
+from unipelt.inject.fixed_gates import prefixes_computed_once
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
 
@@ -265,6 +272,19 @@ def test_a_folded_prefix_gives_the_same_keys_and_values(runs: int, layers: int):
         for mine, its in zip(table(layer, Route.blocks(runs), batch), mlp(layer, Route.blocks(runs), batch)):
             torch.testing.assert_close(mine, its, rtol=0, atol=1e-14)
     assert sum(p.numel() for p in table.parameters()) == runs * 2 * 4 * layers * (8 + 6)
+
+
+@torch.no_grad()
+def test_prefixes_that_are_computed_once_are_the_same_and_later_the_mlp_counts_again():
+    model = attached("llama", "unipelt-apl", runs=2)
+    given, (mlp,) = tiny.inputs("llama", model, batch=4), [m for m in model.modules() if isinstance(m, PrefixMLP)]
+    before, names = result(model(**given)), [name for name, _ in model.named_parameters()]
+    with prefixes_computed_once(model), prefixes_computed_once(model):
+        equal(result(model(**given)), before, "llama")
+        mlp.embedding += 1
+        equal(result(model(**given)), before, "llama")
+        assert [name for name, _ in model.named_parameters()] == names
+    assert not torch.allclose(result(model(**given)), before)
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,10 @@ def table_of(prefix: PrefixMLP) -> PrefixTable:
     runs, length = prefix.embedding.shape[:2]
     layers = len(prefix.outputs)
     table = PrefixTable(runs, layers, length, prefix.shape, "softmax").to(prefix.embedding)
-    for layer in range(layers):
-        for target, source in zip((table.key, table.value), prefix(layer, Route.blocks(runs), runs)):
-            target[:, layer] = rearrange(source, "run head prefix d -> run prefix (head d)")
+    with torch.autocast(prefix.embedding.device.type, enabled=False):
+        for layer in range(layers):
+            for target, source in zip((table.key, table.value), prefix(layer, Route.blocks(runs), runs)):
+                target[:, layer] = rearrange(source, "run head prefix d -> run prefix (head d)")
     return table
 
 

@@ -55,7 +55,7 @@ class Route(NamedTuple):
         """The parameter of the run of each row, `[batch, ...]`; `[1, ...]` if there is one run."""
         if self.rows is not None:
             return parameter[self.rows]
-        return parameter if self.runs == 1 else parameter.repeat_interleave(batch // self.runs, dim=0)
+        return parameter if self.runs in (1, batch) else parameter.repeat_interleave(batch // self.runs, dim=0)
 
 
 def draw_normal(parameter: Tensor, run: int, generator: torch.Generator, std: float) -> None:

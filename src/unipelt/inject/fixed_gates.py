@@ -1,11 +1,12 @@
 """An attached model takes another mixture in place: gates fixed to constants, prefixes folded, a checkpoint's parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt import spec
@@ -116,3 +117,19 @@ def folded(tuned: MixtureState) -> tuple[spec.Mixture, dict[str, Tensor]]:
             change = replace(change, form=replace(change.form, mlp=0))
         changes.append(change)
     return spec.Mixture(tuple(changes), tuned.mixture.name), state
+
+
+@contextmanager
+def prefixes_computed_once(module: nn.Module) -> Iterator[None]:
+    """Inside the block a prefix MLP does not compute its prefixes in each forward: they are those at the beginning of the block.
+
+    For forwards without gradients: a text is written with as many forwards as it has tokens.
+    """
+    made = [part for part in module.modules() if isinstance(part, PrefixMLP) and "forward" not in vars(part)]
+    for part in made:
+        part.forward = table_of(part).forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for part in made:
+            del part.forward

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from unipelt.errors import UserError
+from unipelt.inject.fixed_gates import prefixes_computed_once
 from unipelt.inject.state import NAME, prompt, route
 from unipelt.tasks.batches import IGNORED
 
@@ -94,7 +95,14 @@ def write(
     prompts: per run, tokens. stop: tokens that end an answer. opening: what an encoder-decoder's answers begin with.
     asked: of each prompt, how many of its tokens gates with pool='prompt' average over; not given: all.
     """
-    model.eval()
+    with torch.no_grad(), prefixes_computed_once(model.eval()):
+        return _write(model, tokenizer, prompts, how, stop, opening, asked, on_batch)
+
+
+def _write(
+    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[Sequence[Sequence[int]]], how: GenerationSettings,
+    stop: Sequence[int], opening: Sequence[int], asked: Sequence[Sequence[int]], on_batch: Callable[[int], None],
+) -> list[list[str]]:  # fmt: skip
     answers = [[""] * len(own) for own in prompts]
     config = _config(tokenizer, how, stop, opening)
     generate: Any = model.generate

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt.forms.gate import GroupGate
+from unipelt.inject.fixed_gates import prefixes_computed_once
 from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import MixtureState, attached_state
 from unipelt.tasks.base import Task
@@ -35,23 +36,24 @@ def predict(
     layers = None if frozen is None else frozen.layers
     device = next(model.parameters()).device
     results: list[dict[str, Tensor]] = [{} for _ in data]
-    for batch in longest_first([encoded.lengths() for encoded in data], partial(rows_each, device, len(data))):
-        parts = [Part(None, encoded, indices) for encoded, indices in zip(data, batch)]
-        inputs, kept_of = task.evaluation_inputs(parts, tokenizer, device)
-        if frozen is not None:
-            inputs[STATES] = frozen.states(parts, inputs, on_batch)
-        with nullcontext() if gates is None else record_gates(model) as recorded:
-            said = {"": kept_of(logits_of(model, inputs, precision, layers)).cpu()}
-        if recorded is not None:
-            said |= _by_row(model, recorded, inputs)
-        for name, values in said.items():
-            for run, (part, mine) in enumerate(zip(parts, values.unflatten(0, (len(data), -1)))):
-                if name not in results[run]:
-                    results[run][name] = mine.new_zeros(len(part.encoded), *mine.shape[1:])
-                kept = results[run][name]
-                widths = [slice(width) for width in mine.shape[1:]]  # the first batch has the longest sequences
-                kept[(torch.tensor(part.indices), *widths)] = mine[: len(part.indices)]  # type: ignore[index]
-        on_batch(sum(len(part.indices) for part in parts))
+    with prefixes_computed_once(model):
+        for batch in longest_first([encoded.lengths() for encoded in data], partial(rows_each, device, len(data))):
+            parts = [Part(None, encoded, indices) for encoded, indices in zip(data, batch)]
+            inputs, kept_of = task.evaluation_inputs(parts, tokenizer, device)
+            if frozen is not None:
+                inputs[STATES] = frozen.states(parts, inputs, on_batch)
+            with nullcontext() if gates is None else record_gates(model) as recorded:
+                said = {"": kept_of(logits_of(model, inputs, precision, layers)).cpu()}
+            if recorded is not None:
+                said |= _by_row(model, recorded, inputs)
+            for name, values in said.items():
+                for run, (part, mine) in enumerate(zip(parts, values.unflatten(0, (len(data), -1)))):
+                    if name not in results[run]:
+                        results[run][name] = mine.new_zeros(len(part.encoded), *mine.shape[1:])
+                    kept = results[run][name]
+                    widths = [slice(width) for width in mine.shape[1:]]  # the first batch has the longest sequences
+                    kept[(torch.tensor(part.indices), *widths)] = mine[: len(part.indices)]  # type: ignore[index]
+            on_batch(sum(len(part.indices) for part in parts))
     logits = [result.pop("") for result in results]
     for mine, result in zip(gates or (), results):
         mine.update(result)
