@@ -90,7 +90,7 @@ def mam() -> str:
 
 
 def compatible() -> str:
-    rows = [(*map(words, (law.forms, law.sites, law.reads, law.weights)), law.text, law.source) for law in RULES]
+    rows = [(*map(words, (rule.forms, rule.sites, rule.reads, rule.weights)), rule.text, rule.source) for rule in RULES]
     return table(("form", "site", "reads", "weight", "equation", "source"), rows) + "\n" + refused()
 
 
@@ -157,7 +157,7 @@ def quoted(source: str, name: str) -> str:
 
 
 def generate(text: str) -> str:
-    """A page with everything between its markers made anew."""
+    """A page with everything between its markers made again."""
     makers: dict[str, Callable[..., str]] = {"presets": presets, "mam": mam, "compatible": compatible, "code": code}
 
     def renew(match: re.Match) -> str:
@@ -177,4 +177,4 @@ if __name__ == "__main__":
         after = generate(before)
         if after != before:
             page.write_text(after, encoding="utf-8")
-            print(f"{page.relative_to(ROOT)}: written anew")
+            print(f"{page.relative_to(ROOT)}: written again")

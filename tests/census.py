@@ -4,6 +4,7 @@
 build/census, so that a census that was stopped goes on where it was.
 """
 
+import ast
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ from unipelt.errors import SiteError, UserError
 from unipelt.inject import discover as discovery
 from unipelt.inject.architectures import HAND_WRITTEN, Stack, flags_of, rows_to_json, without_prefix
 from unipelt.inject.state import attached_state
-from unipelt.inject.verify import first_broken_law
+from unipelt.inject.verify import first_failed_check
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "census"
@@ -70,7 +71,7 @@ def census(name: str) -> dict[str, Any]:
 def row_of(name: str, model: hf.PreTrainedModel) -> tuple[Stack, ...]:
     """The row, from one tiny model, or where a projection is fused from two with other numbers of heads."""
     if name in HAND_WRITTEN:
-        if broken := first_broken_law(model, HAND_WRITTEN[name]):
+        if broken := first_failed_check(model, HAND_WRITTEN[name]):
             raise SiteError(f"by running it: the row written by hand is not right ({broken})")
         return HAND_WRITTEN[name]
     rows = discovery.discover(model)
@@ -232,10 +233,19 @@ def fill(parameters: Any, size: float) -> None:
 
 
 def code_now() -> str:
-    """A hash of the code that a result depends on."""
+    """A hash of the code that a result depends on, without its comments and docstrings."""
     watched = [ROOT / "src/unipelt/inject" / name for name in WATCHED]
-    every = [*watched, ROOT / "tests/shrink.py", Path(__file__)]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in every) + hf.__version__.encode()).hexdigest()
+    every = "".join(_without_prose(path) for path in (*watched, ROOT / "tests/shrink.py", Path(__file__)))
+    return hashlib.sha256((every + hf.__version__).encode()).hexdigest()
+
+
+def _without_prose(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
+    return ast.dump(tree)
 
 
 def kept(name: str) -> dict[str, Any]:
@@ -292,7 +302,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "image-classification head. `make census` writes this page; do not edit it.", "",
         "A tiny random model of each type is run, its parts are found, and these laws must hold: no change at",
         "zero, gradients everywhere, padding, no view of later tokens, cached = uncached, eager = SDPA, merge,",
-        "detach, and the three laws of `unipelt/inject/verify.py`. A type that is not here is found in the same",
+        "detach, and the checks of `unipelt/inject/verify.py`. A type that is not here is found in the same",
         "way when you attach, or refused with the reason. `unipelt architectures NAME` prints a row.", "",
         "How to give a row: [how-to-new-architecture.md](how-to-new-architecture.md).", "",
         f"## {len(rows)} types that take methods", "",

@@ -229,7 +229,9 @@ def test_inspect_shows_the_row_of_a_base_and_tries_the_laws(run, base_of, tmp_pa
     ):
         lines = run("inspect", "--base", folder).out.splitlines()
         assert lines[0].startswith(f"{folder}: bert") and lines[0].endswith(said)
-        assert '  "layers": "encoder.layer",' in lines and lines[-1] == "all laws hold: sites, ffn, places"
+        assert (
+            '  "layers": "encoder.layer",' in lines and lines[-1] == "all checks pass: complete, sites, ffn, positions"
+        )
     assert '  "causal": true,' in lines and "decoder: 2 layers, encoder.layer.0 to encoder.layer.1" in lines
     assert "leave out the run" in run("inspect", folder, "--base", folder).line
 
@@ -256,9 +258,9 @@ def test_methods_are_listed_with_their_counts(run, tiny_base: str, base_of):
     trained, _, stored, _ = next(line for line in counted.splitlines() if line.startswith("prefix ")).split()[1:5]
     assert stored == f"{2 * 2 * 10 * 32:,}" != trained  # layers, key and value, length, width
     assert "bitfit" in counted and "not possible" in run("methods", "--model", base_of("llama")).out
-    lawful = [line.rstrip() for line in run("methods", "--compatible").out.splitlines()]
+    listed = [line.rstrip() for line in run("methods", "--compatible").out.splitlines()]
     for law in RULES:
-        assert any(law.equation in line and line.endswith(law.source) for line in lawful), (
+        assert any(law.equation in line and line.endswith(law.source) for line in listed), (
             "no terminal, no wrapped lines"
         )
 
@@ -340,8 +342,8 @@ def test_a_folded_run_predicts(run, finished, reviews: Path, unlabelled: Path, t
     assert "has no gates, so there is nothing to fold" in none and not (tmp_path / "no").exists()
 
 
-def test_values_far_from_nought_are_learnt_and_predicted_as_they_are(run, train_words, tmp_path: Path):
-    """House prices, say: the base's own numbers are near 1."""
+def test_values_far_from_zero_are_learnt_and_predicted_as_they_are(run, train_words, tmp_path: Path):
+    """Prices, for example: the base's own numbers are near 1."""
     data = write_reviews(tmp_path / "prices.csv", 80, numbers=True)
     rows = table(data.read_text())
     prices = [250_000 + 10_000 * float(row["stars"]) for row in rows]

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from cli.conftest import same_result
 from unipelt.train.progress import STATE
 
-KILLS = 8
+KILLS = 5
 EPOCHS = 40
 PATIENCE = 60.0  # seconds until something must have come
 Kill = Callable[[int], None]
@@ -43,7 +43,7 @@ def child() -> Iterator[Callable[[list[str], Path, Kill], int]]:
 
 
 def after(how: signal.Signals, state: Path, changes: int, seconds: float) -> Kill:
-    """Kills once the state was written anew so many times, and so many seconds have passed since."""
+    """Kills once the state was written again so many times, and so many seconds have passed since."""
 
     def written() -> int:
         return state.stat().st_mtime_ns if state.exists() else 0
@@ -78,17 +78,17 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(method: str, child
         assert code == (130 if how == signal.SIGINT else -9) and "Traceback" not in said, said
         if how == signal.SIGINT:
             assert said.endswith("unipelt: stopped; run the same command again to continue\n")
-        stood.append(safetensors_facts(disturbed / STATE)["progress"][0]["step"] if (disturbed / STATE).exists() else 0)
-    assert stood == sorted(stood) and len(set(stood)) >= 5, f"the kills did not come at different steps: {stood}"
+        stood.append(saved_loop(disturbed / STATE)["progress"][0]["step"] if (disturbed / STATE).exists() else 0)
+    assert stood == sorted(stood) and len(set(stood)) >= 3, f"the kills did not come at different steps: {stood}"
     assert child(train_words(disturbed, method, *long), tmp_path / "last log") == 0
     same_result(disturbed, undisturbed)
     assert len(json.loads((disturbed / "run.json").read_text())["curve"]) == EPOCHS
     assert not [path.name for path in disturbed.iterdir() if path.name.startswith((".", "training"))]
 
 
-def safetensors_facts(path: Path) -> dict[str, Any]:
+def saved_loop(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["facts"])
+        return json.loads(file.metadata()["loop"])
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def safetensors_facts(path: Path) -> dict[str, Any]:
 def test_killed_between_two_writes(
     moment: str, method: str, run, finished, train_words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The moments that a random kill seldom meets."""
+    """The moments that a random kill seldom hits."""
     words = train_words(tmp_path / "run", method)
     where = {
         "before the record is there": ("os.replace", 0),
@@ -129,8 +129,8 @@ def test_killed_between_two_writes(
         assert run(*words).code == 130
     state = tmp_path / "run" / STATE
     if moment == "before the checkpoint":
-        facts, shown = safetensors_facts(state), run("inspect", tmp_path / "run").out
-        assert "not finished" in shown and f" {facts['seconds']:.1f} s\n" in shown and "(after epoch 4 of 4)" in shown
+        loop, shown = saved_loop(state), run("inspect", tmp_path / "run").out
+        assert "not finished" in shown and f" {loop['seconds']:.1f} s\n" in shown and "(after epoch 4 of 4)" in shown
     there, said = state.exists(), run(*words)
     assert said.code == 0, said.err
     assert ("resumed after step 20 of 20, in epoch 4 of 4" in said.err) == (there and moment != "before the tidying")

@@ -1,5 +1,6 @@
 """The built-in task: real rows, the same on every run of one Python, and no test row that train has seen."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from unipelt.data.builtin import (
     LONGEST,
     SHORTEST,
     clean,
-    docstring_corpus,
+    docstring_examples,
     near_duplicates,
     shingles,
     words,
@@ -69,20 +70,22 @@ def test_near_duplicates_are_found():
 
 
 def test_the_count_of_what_was_left_out_is_said(dataset):
-    assert f"({docstring_corpus().near_duplicates} near-duplicates" in dataset.source
+    assert f"({docstring_examples().near_duplicates} near-duplicates" in dataset.source
 
 
 def test_rows_do_not_depend_on_the_process(dataset):
     """Another hash seed, other modules imported: the same rows in the same order."""
     program = (
-        "import email, json; from unipelt.tasks.registry import load; print(load('docstrings')[1].train.fingerprint)"
+        "import email, json; from unipelt.data.builtin import causal_texts; print(json.dumps(causal_texts()[0][::10]))"
     )
-    for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        ran = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-        )
-        assert ran.stdout.strip() == dataset.train.fingerprint
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(ran.stdout) == dataset.train.inputs["text"][::10]
 
 
 def test_causal_texts_are_the_same_docstrings(dataset):
@@ -116,16 +119,16 @@ def test_definitions_are_found_wherever_statements_nest(tmp_path):
     (tmp_path / "json" / "tests" / "t.py").write_text('"""Words of a forgotten test."""')
     (tmp_path / "os.py").write_text('"""Words that two areas share."""')
     (tmp_path / "bdb.py").write_text('"""Words that two areas share."""')
-    corpus = docstring_corpus(tmp_path)
-    assert {text for text, _ in corpus.train + corpus.test} == {
+    examples = docstring_examples(tmp_path)
+    assert {text for text, _ in examples.train + examples.test} == {
         "Words of the module itself.",
         "Words of a coroutine inside try.",
         "Words of a method inside if.",
         "Words of a package's module.",
     }
-    assert {area for _, area in corpus.train + corpus.test} == {list(AREAS).index("text")}
+    assert {area for _, area in examples.train + examples.test} == {list(AREAS).index("text")}
 
 
 def test_a_python_without_sources_is_refused(tmp_path):
     with pytest.raises(DataError, match="no standard library"):
-        docstring_corpus(tmp_path)
+        docstring_examples(tmp_path)

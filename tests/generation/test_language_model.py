@@ -10,7 +10,7 @@ import unipelt
 from unipelt.errors import UserError
 from unipelt.tasks.language_model import GenerationSettings, at_positions, token_losses, write
 
-RUNS = 32
+RUNS = 8
 
 
 @pytest.mark.parametrize("arch", GENERATORS)

@@ -1,4 +1,4 @@
-"""What every law runs over: each preset, each lawful change, each architecture, made small; and how close is equal.
+"""What every law runs over: each preset, each compatible change, each architecture, made small; and how close is equal.
 
 Whoever registers a form, a preset or an architecture finds it here without another line.
 """
@@ -48,7 +48,7 @@ FORM_SETTINGS: dict[str, tuple[Form, ...]] = {
 THOROUGH = ("bert", "bart")
 SMALL_GENERATIONS = ("llama", "bart", "t5")
 VARIED = (*THOROUGH, "gpt_neox", "opt", "llama", "t5")
-"""every lawful change runs over the thorough two; each line of the table, with its first form, over the varied ones: fused
+"""every compatible change runs over the thorough two; each line of the table, with its first form, over the varied ones: fused
 and interleaved, flattened FFN, grouped heads, shared position bias"""
 
 ENCODERS, DECODERS, SEQ2SEQ = (
@@ -100,8 +100,8 @@ def why_refused(arch: str, mixture: Mixture, runs: int = 1) -> str | None:
     return None
 
 
-def lawful_changes(arch: str) -> dict[str, Mixture]:
-    """One mixture for each line of the table of lawful combinations; a group needs a second member."""
+def compatible_changes(arch: str) -> dict[str, Mixture]:
+    """One mixture for each line of the table of compatible combinations; a group needs a second member."""
     query = rows(arch)[0].attention.query.rsplit(".", 1)[-1]
     mixtures = {}
     for law in RULES:
@@ -119,33 +119,38 @@ def lawful_changes(arch: str) -> dict[str, Mixture]:
     return mixtures
 
 
-def lawful_together(arch: str, runs: int) -> dict[str, Mixture]:
-    """The same changes, refusals apart, those of one form and one kind of weight in one mixture: each of them is there, in the
-    company of the others, so that one that is wrong makes the mixture wrong."""
+def changes_together(arch: str, runs: int) -> dict[str, Mixture]:
+    """The same changes, refusals apart, several in one mixture: a change that is wrong makes its mixture wrong.
+
+    One mixture for each kind of weight, on the thorough two for each form and kind of weight.
+    """
     together: dict[str, list[Change]] = {}
-    for label, mixture in lawful_changes(arch).items():
+    for label, mixture in compatible_changes(arch).items():
         if why_refused(arch, mixture, runs) is None:
-            together.setdefault(label.partition("(")[0], []).extend(mixture.changes)
+            together.setdefault(label.partition("(" if arch in THOROUGH else "*")[0], []).extend(mixture.changes)
     return {label: Mixture(tuple(dict.fromkeys(changes)), label) for label, changes in together.items()}
 
 
 FULL = ("bert", "llama", "bart")
 """one architecture of each kind, on which every preset is tried"""
-COVERING = ("unipelt-apl", "houlsby", "bitfit")
-"""presets that have every form but two between them, and every kind of site: these are tried on every architecture"""
+COVERING = ("unipelt-apl", "houlsby", "bitfit", "adapter", "lora")
+"""presets that have every form but two between them, and every kind of site: together they are tried on every architecture"""
 
 
 def presets_of(arch: str, runs: int = 1) -> list[str]:
-    """Those that a law is tried with: all on three architectures; on each other those that cover the forms, the two that stand
-    in for what it refuses, and two of the rest in turn, so that each preset meets several architectures of each kind."""
+    """Those that a law is tried with alone: all on three architectures; on each other two in turn, so that each preset is tried
+    on several architectures of each kind."""
     taken = [preset for preset in PRESETS if why_refused(arch, small(preset), runs) is None]
     if arch in FULL:
         return taken
-    rest = [preset for preset in taken if preset not in COVERING]
     turn = 2 * list(tiny.ARCHITECTURES).index(arch)
-    chosen = {*COVERING, rest[turn % len(rest)], rest[(turn + 1) % len(rest)]}
-    chosen |= set() if "unipelt-apl" in taken else {"adapter", "lora"}
-    return [preset for preset in taken if preset in chosen]
+    return [taken[turn % len(taken)], taken[(turn + 1) % len(taken)]]
+
+
+def covering(arch: str, runs: int) -> Mixture:
+    """The presets of COVERING that an architecture takes, as one mixture: a change that is wrong makes the mixture wrong."""
+    taken = [small(preset) for preset in COVERING if why_refused(arch, small(preset), runs) is None]
+    return Mixture(tuple(dict.fromkeys(change for mixture in taken for change in mixture.changes)), "covering")
 
 
 def cases(
@@ -154,12 +159,13 @@ def cases(
     runs: int = 1,
     head: bool = True,
 ) -> list:
-    """Presets on each architecture, and every lawful change on the varied ones of them, refusals apart.
+    """Presets on each architecture, and every compatible change on the varied ones of them, refusals apart.
 
     head: whether the models have one; without, the preset `head` has nothing to train.
     """
     found = [(arch, small(preset)) for arch in archs for preset in presets_of(arch, runs) if head or preset != "head"]
-    found += [(arch, mixture) for arch in varied if arch in archs for mixture in lawful_together(arch, runs).values()]
+    found += [(arch, covering(arch, runs)) for arch in archs if arch not in FULL]
+    found += [(arch, mixture) for arch in varied if arch in archs for mixture in changes_together(arch, runs).values()]
     return [pytest.param(a, m, id=f"{a}-{m.name}") for a, m in found]
 
 

@@ -113,7 +113,7 @@ INSIDE = {
 
 @pytest.mark.parametrize("inner", INSIDE)
 @torch.no_grad()
-def test_what_hangs_other_hooks_inside_disabled_leaves_it_the_base(inner: str):
+def test_what_registers_other_hooks_inside_disabled_leaves_it_the_base(inner: str):
     model = plain("bert")
     given = tiny.inputs("bert", model)
     base = result(model(**given))

@@ -22,7 +22,7 @@ SOME = ("bert", "gpt2", "llama")
 
 
 @pytest.fixture(autouse=True)
-def anew() -> Iterator[None]:
+def reset() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -73,7 +73,7 @@ def _tensors(output: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize("arch", SOME)
 def test_a_compiled_classifier_agrees_with_itself(arch: str):
     model, plain = pair(arch)
-    counter = count("aot_eager" if arch in ("bert", "llama") else "eager")
+    counter = count("aot_eager" if arch == "bert" else "eager")
     assert unipelt.compile(model, backend=counter) is model
     for length in LENGTHS:
         labels = torch.arange(4) % 3
@@ -81,7 +81,7 @@ def test_a_compiled_classifier_agrees_with_itself(arch: str):
     assert counter.frame_count == len({bucket(length) for length in LENGTHS})
 
 
-@pytest.mark.parametrize("arch", ["bert", "llama"])
+@pytest.mark.parametrize("arch", ["llama"])
 def test_mixtures_side_by_side_agree_with_themselves(arch: str):
     model, plain = pair(arch, [small("unipelt-apl"), small("lora")], runs=[3, 1])
     unipelt.compile(model, backend=(counter := count()))
@@ -90,7 +90,7 @@ def test_mixtures_side_by_side_agree_with_themselves(arch: str):
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("arch", ["bert", "llama"])
+@pytest.mark.parametrize("arch", ["bert"])
 def test_every_token_of_a_base_comes_back(arch: str):
     """The last hidden states, cut to the batch's own length; without a mask too."""
     model, plain = pair(arch, top="base")
@@ -195,7 +195,7 @@ def test_what_watches_is_called():
     assert counter.frame_count == 1
 
 
-def test_what_hangs_other_hooks_is_seen():
+def test_what_registers_other_hooks_is_seen():
     model, plain = pair("bert", "lora")
     unipelt.compile(model, backend=(counter := count()))
     inputs = given("bert", model, 9)

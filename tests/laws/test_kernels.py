@@ -111,7 +111,7 @@ def test_compiled_whole_it_agrees_with_itself_without_a_prefix(arch: str, preset
     compiled(arch, preset, "aot_eager", learns=False)
 
 
-@pytest.mark.parametrize(("arch", "runs"), [("bert", 2), ("llama", 1), ("t5", 1)])
+@pytest.mark.parametrize(("arch", "runs"), [("bert", 2), ("t5", 1)])
 def test_compiled_whole_it_learns_the_same(arch: str, runs: int):
     compiled(arch, "unipelt-apl", "aot_eager", runs=runs)
 

@@ -245,6 +245,30 @@ def test_two_prefixes_are_one_of_both_lengths(arch: str):
         equal(result(one(**given)), result(two(**given)), arch)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kinds", ["gg", "ng", "gn", "ggg"])
+def test_prefixes_whose_gates_are_one_are_prefixes_without_gates(kinds: str, training: bool):
+    """Several in one mixture of a decoder, whose gates are per token: g is gated, n a number; with dropout of the attention too."""
+    weights = {"g": Gate(), "n": 1.0}
+    mixtures = [
+        Mixture(
+            tuple(change for n, kind in enumerate(kinds) for change in of(Prefix(length=2 + n), weight(kind)).changes)
+        )
+        for weight in (weights.__getitem__, lambda kind: 1.0)
+    ]
+    build = {"attention_dropout": 1e-9} if training else {}  # which takes the path with dropout, and drops nothing
+    gated, plain = (attached("llama", mixture, attn="eager", build=build).train(training) for mixture in mixtures)
+    theirs = dict(mixture_state(plain).named_parameters())
+    with torch.no_grad():
+        for name, parameter in mixture_state(gated).named_parameters():
+            if ".gate." in f".{name}.":
+                parameter.fill_(0.0 if name.endswith("weight") else 800.0)
+            else:
+                theirs[name].copy_(parameter)
+    given = tiny.inputs("llama", gated)
+    equal(result(gated(**given)), result(plain(**given)), "llama", "eager")
+
+
 @pytest.mark.parametrize("function", ["softmax", "relu"])
 @pytest.mark.parametrize("layers", [None, (1,)])
 def test_a_prefix_is_in_the_layers_it_names(layers, function: str):
@@ -310,7 +334,7 @@ def test_sdpa_is_tried():
 
 
 @pytest.mark.parametrize("arch", PREFIXED)
-def test_a_row_as_long_as_the_base_takes_has_room_for_a_prefix(arch: str):
+def test_a_row_as_long_as_the_base_takes_fits_with_a_prefix(arch: str):
     """A prefix takes no position; elsewhere such rows are out of range."""
     model = attached(arch, "unipelt-apl")
     given = tiny.inputs(arch, model, batch=2, length=most_tokens(model, 128), pads=(0, 3))

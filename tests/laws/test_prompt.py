@@ -180,7 +180,7 @@ def test_where_a_prompt_cannot_be_it_is_refused():
 
 
 @pytest.mark.parametrize("arch", ["bert", "roberta", "gpt2", "opt", "bart", "distilbert", "mpnet"])
-def test_a_row_of_the_most_tokens_has_room_for_its_prompt(arch: str):
+def test_a_row_of_the_most_tokens_fits_with_its_prompt(arch: str):
     model = attached(arch, "prompt")
     most = most_tokens(model, 1000)
     assert most == most_tokens(tiny.build(arch), 1000) - LENGTH

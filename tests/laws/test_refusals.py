@@ -9,7 +9,7 @@ import tiny
 import torch
 
 import unipelt
-from laws.lawbook import attached, lawful_changes, on_each, result, scalar, small, why_refused
+from laws.lawbook import attached, compatible_changes, on_each, result, scalar, small, why_refused
 from unipelt import (
     PRESETS,
     Bias,
@@ -33,7 +33,7 @@ WEIGHTS = {"number": 0.5, "learned": Learned(), "gate": Gate(), "group": Gate(gr
 ALL = [(arch, what) for arch in tiny.ARCHITECTURES for what in PRESETS]
 
 
-def is_lawful(form: str, site: str, reads: str, weight: str) -> bool:
+def is_compatible(form: str, site: str, reads: str, weight: str) -> bool:
     place = site.split(":")[0] + ":" * (":" in site)
     return any(form in la.forms and place in la.sites and reads in la.reads and weight in la.weights for la in RULES)
 
@@ -43,7 +43,7 @@ def test_every_combination_has_an_equation_or_a_reason(form: str, site: str):
     site = site + "all-linear" if site.endswith(":") else site
     for reads, weight in product(READS, WEIGHTS):
         settings = {"form": FORMS[form](), "site": site, "reads": reads, "weight": WEIGHTS[weight]}
-        if is_lawful(form, site, reads, weight):
+        if is_compatible(form, site, reads, weight):
             Change(**settings)
             assert equation(*settings.values())
         else:
@@ -58,8 +58,8 @@ def test_a_preset_that_a_base_has_no_place_for_is_refused(arch: str, preset: str
 
 
 @pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
-def test_a_lawful_change_is_attached_or_refused_with_its_reason(arch: str):
-    for label, change in lawful_changes(arch).items():
+def test_a_compatible_change_is_attached_or_refused_with_its_reason(arch: str):
+    for label, change in compatible_changes(arch).items():
         reason = why_refused(arch, change)
         if reason is None:
             assert mixture_state(attached(arch, change)).mixture.name == label
@@ -244,8 +244,8 @@ def test_a_mixture_survives_json(name: str):
 
 
 @pytest.mark.parametrize("arch", ["bert"])
-def test_every_lawful_change_survives_json(arch: str):
-    for change in lawful_changes(arch).values():
+def test_every_compatible_change_survives_json(arch: str):
+    for change in compatible_changes(arch).values():
         assert Mixture.from_json(change.to_json()) == change
 
 

@@ -11,7 +11,7 @@ from unipelt import Stack
 from unipelt.errors import SiteError
 from unipelt.inject.prefix_entry import with_keywords
 from unipelt.inject.trace import example_inputs
-from unipelt.inject.verify import first_broken_law
+from unipelt.inject.verify import first_failed_check
 
 Mistake = Callable[[Stack], Stack]
 
@@ -134,7 +134,7 @@ def caught(model, given: tuple[Stack, ...]) -> bool:
         open_ = tuple(_own(row, prefix=True) for row in given)
         said = with_keywords(model, example_inputs(model.base_model), open_)
         keywords = [(r.keywords, r.attention.prefix) for r in said] != [(r.keywords, r.attention.prefix) for r in given]
-        return keywords or first_broken_law(model, given) is not None
+        return keywords or first_failed_check(model, given) is not None
     except (SiteError, AttributeError, KeyError):
         return True
 

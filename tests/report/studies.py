@@ -11,7 +11,7 @@ from unipelt.tasks.metrics import METRICS
 from unipelt.train.records import RunKey, RunRecord
 
 METRIC = {"mrpc": "f1", "qqp": "f1", "cola": "matthews", "stsb": "spearman"}
-FACTS = {"model": "minilm", "epochs": None}
+OPTIONS = {"model": "minilm", "epochs": None}
 Key = tuple[str, int | str, str, int, float]
 
 
@@ -38,9 +38,9 @@ def cells(
 
 
 def write(
-    folder: Path, results: Mapping[RunKey, RunRecord], planned: Sequence[RunKey] = (), facts: dict[str, Any] = FACTS
+    folder: Path, results: Mapping[RunKey, RunRecord], planned: Sequence[RunKey] = (), options: dict[str, Any] = OPTIONS
 ) -> Path:
-    store = Store.create(folder, facts)
+    store = Store.create(folder, options)
     store.plan([*results, *planned])
     store.finish(dict(results))
     store.close()

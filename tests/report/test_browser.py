@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from report.own_file import LABELS, own_file
-from report.studies import FACTS, cells, lively, write
+from report.studies import OPTIONS, cells, lively, write
 from unipelt.report.build import PAGE, build
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -68,8 +68,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ["sst2", "cola", "a-task-whose-name-has-no-end-and-no-space-either"], [100, 500, 1000], METHODS, range(2)
     )
     sweep = cells(["cola"], [100], [f"adapter(bottleneck={size})" for size in (8, 24, 96)], range(2))
-    facts = FACTS | {"data_dir": "/a/very/long/path/without/any/space/in/it/" + "x" * 80}
-    write(folder / "study", lively([*plan, *sweep], rows=40), facts=facts)
+    options = OPTIONS | {"data_dir": "/a/very/long/path/without/any/space/in/it/" + "x" * 80}
+    write(folder / "study", lively([*plan, *sweep], rows=40), options=options)
     own_file(folder / "own")
     for name, table in SORTED.items():
         text = build(folder / name).files[PAGE].decode().replace("<meta", LISTEN + "<meta", 1)
@@ -107,7 +107,7 @@ def test_the_page_in_a_browser(name: str, pages: dict[str, Path], width: int, he
     assert said["faults"] == [], "texts of figures that are cut or stand on each other"
     assert "CONSOLE" not in found.stderr
     assert (said["width"], said["scroll"]) == (width, width)
-    assert 0 < said["names"] < width / 2, "names leave room for numbers"
+    assert 0 < said["names"] < width / 2, "names leave space for numbers"
     assert len(said["figures"]) >= 3 and all(w > 200 and h > 100 for w, h in said["figures"])
     assert said["enlarged"] == 0, "no figure is made larger than what shows it"
     down, up, names = said["sorts"]

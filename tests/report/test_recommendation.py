@@ -35,7 +35,7 @@ def recommended(folder: Path, validation: dict[str, Seeds], test: dict[str, Seed
                 stored=min(SIZES[method], 100),
                 targets=targets, predictions=guesses,
             )  # fmt: skip
-    return build(write(folder, results, facts=OWN))
+    return build(write(folder, results, options=OWN))
 
 
 def numbered(**values: list[float]) -> dict[str, Seeds]:

@@ -284,9 +284,9 @@ def test_measured_costs_name_their_own_base_and_their_spread():
 
 
 def test_a_comparison_shows_what_was_given_and_asks_none_of_the_papers_questions(tmp_path: Path):
-    facts = {"model": "minilm", "data": "3fa1", "mix": False, "recipe": {}, "columns": {"text": "review", "kind": None, "validation_rows": 9}}  # fmt: skip
+    options = {"model": "minilm", "data": "3fa1", "mix": False, "recipe": {}, "columns": {"text": "review", "kind": None, "validation_rows": 9}}  # fmt: skip
     results = lively(cells(["reviews"], ["all"], ["full", "lora"], range(2)), rows=40)
-    made = build(write(tmp_path / "study", results, facts=facts))
+    made = build(write(tmp_path / "study", results, options=options))
     page = made.files["report.html"].decode()
     assert "<dd>text review, validation_rows 9</dd>" in page
     assert not [word for word in ("None", "False", "the paper") if word in page]
@@ -332,7 +332,7 @@ def test_markdown_and_csv_keep_their_columns():
 def test_no_name_breaks_the_page(tmp_path: Path):
     task = "<script>alert('$1_$2')</script>"
     plan = cells([task], [100], ["full", "unipelt-apl", "<b>own</b>"], range(2))
-    folder = write(tmp_path / "study", lively(plan, rows=30), facts={"model": "<i>base</i>"})
+    folder = write(tmp_path / "study", lively(plan, rows=30), options={"model": "<i>base</i>"})
     files = build(folder).files
     text = files["report.html"].decode()
     assert text.count("<script>") == text.count("</script>") == 1

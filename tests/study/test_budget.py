@@ -81,7 +81,7 @@ def test_more_minutes_train_longer_where_it_is_worth_it(
     out = tmp_path / "out"
     monkeypatch.setattr(budget, "time_method", lambda *given: WORK)
     assert run(*ask(out, "--seeds", 1, "--minutes", 100)).code == 0
-    held = Store.read(out).facts["recipe"]["epochs"]
+    held = Store.read(out).options["recipe"]["epochs"]
     again = run(*ask(out, "--seeds", 1, *minutes))
     rows, epochs = Store.read(out).runs(), longest or held
     if longest == 1:
@@ -112,7 +112,7 @@ def test_a_method_that_cannot_be_tried_stops_nothing(ask, run, tmp_path: Path, m
 
     def time_method(keys, *_: object) -> MethodTiming:
         if keys[0].method != "head":
-            raise SiteError("no room for it")
+            raise SiteError("no space for it")
         return WORK
 
     monkeypatch.setattr(budget, "time_method", time_method)

@@ -35,7 +35,7 @@ def at_work(driver: int) -> list[psutil.Process]:
 
 
 def test_a_worker_that_is_killed_changes_nothing(undisturbed: Path, words, child, tmp_path: Path):
-    """Once a worker is met at work: one may be killed that has just done its fleet, of whose death nothing comes."""
+    """Once a worker is seen at work: one may be killed that has just done its fleet, of whose death nothing comes."""
     for number in range(5):
         out, log, stood = tmp_path / f"ray {number}", tmp_path / f"log {number}", []
 

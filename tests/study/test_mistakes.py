@@ -122,11 +122,11 @@ def test_a_plan_is_its_flags_and_flags_take_precedence(words, run, tiny_base: st
     said = run("study", "grid", "--plan", tmp_path / "plan.toml", *flags)
     assert said.code == 0 and "5 of 5 runs done" in said.out
     assert {row["method"] for row in Store.read(tmp_path / "out").runs()} == {"lora(r=2, alpha=4.0)"}
-    assert Store.read(tmp_path / "out").facts["recipe"] == {"epochs": 1, "batch_size": 8}
+    assert Store.read(tmp_path / "out").options["recipe"] == {"epochs": 1, "batch_size": 8}
 
 
 def test_a_study_has_one_set_of_rows(words, run, reviews: Path, tmp_path: Path, monkeypatch):
-    """Another seed of an edited file would be another data set's; another task is lawful, and so is a file of which no run
+    """Another seed of an edited file would be another data set's; another task is allowed, and so is a file of which no run
     could be: mended, the same command trains it."""
     mine, other, out = tmp_path / "mine.csv", tmp_path / "other.csv", tmp_path / "out"
     lines = reviews.read_text().splitlines(keepends=True)
@@ -163,7 +163,7 @@ def test_what_another_command_planned_is_trained_on_its_rows_alone(words, run, r
     asked = ["study", "grid", "--model", setting.model, "--data", "docstrings", "--k", 100, "--methods", "head", "--seeds", 1, "--validation-rows", 10]  # fmt: skip
     setting = replace(setting, columns={"validation_rows": 10})
     for task in (str(reviews), f"{tmp_path}/gone.csv"):
-        store = Store.create(tmp_path / Path(task).stem, setting.facts)
+        store = Store.create(tmp_path / Path(task).stem, setting.options)
         store.plan([RunKey(task=task, k=16, method="head", seed=0, lr=1e-3)], {task: "60 other rows"})
         store.assign(lambda free: {"one": free})
     line = run(*asked, "--out", tmp_path / "reviews").line

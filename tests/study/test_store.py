@@ -31,7 +31,7 @@ def test_what_is_written_is_read(tmp_path: Path):
         row = opened.runs()[1]
         stored = {name: value for name, value in vars(RESULT).items() if name not in NOT_STORED}
         assert {name: row[name] for name in stored} == stored, "what is done stays"
-        assert (row["k"], opened.runs()[4]["k"], opened.facts["recipe"]) == (100, "all", {"epochs": 3})
+        assert (row["k"], opened.runs()[4]["k"], opened.options["recipe"]) == (100, "all", {"epochs": 3})
 
 
 def test_near_rates_are_two_runs(tmp_path: Path):
@@ -51,7 +51,7 @@ def test_runs_get_a_fleet_once(tmp_path: Path):
     assert store.fleets() == {"one": KEYS[:3], "two": KEYS[3:]}
 
 
-def test_what_failed_is_planned_anew_by_itself(tmp_path: Path):
+def test_what_failed_is_planned_again_by_itself(tmp_path: Path):
     """Once its fleet has nothing left to do: until then the fleet is trained as it was planned, by whatever process."""
     store = Store.create(tmp_path / "new", {})
     store.plan(KEYS)
@@ -122,17 +122,17 @@ def test_rows_that_say_what_no_study_says_are_a_damaged_store(damage: str, tmp_p
     with sqlite3.connect(tmp_path / FILE) as connection:
         connection.execute(damage)
     with pytest.raises(StoreError, match=r"damaged one .*untouched"):
-        Store.create(tmp_path, store.facts).pending()
+        Store.create(tmp_path, store.options).pending()
 
 
 def test_another_study_or_a_full_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    facts = {"model": "x", "recipe": {"epochs": 3}, "frozen": False}
+    options = {"model": "x", "recipe": {"epochs": 3}, "frozen": False}
     late = Store.create(tmp_path / "a", {"model": "no command that planned a run"})
-    Store.create(tmp_path / "a", facts).plan(KEYS)
+    Store.create(tmp_path / "a", options).plan(KEYS)
     with pytest.raises(StoreError, match="model=x and not no command"):
         late.plan(KEYS)
-    assert late.facts == facts
+    assert late.options == options
     for other, expected in [
         ({"model": "y"}, "model=x and not y;"),
         ({"recipe": {}}, "epochs=3 and not its default;"),
@@ -141,9 +141,9 @@ def test_another_study_or_a_full_folder_is_refused(tmp_path: Path, monkeypatch: 
         ({"columns": {"stratify": True, "validation_rows": 1000}}, "stratify=its default and not on;"),
     ]:
         with pytest.raises(StoreError, match=expected):
-            Store.create(tmp_path / "a", facts | other)
+            Store.create(tmp_path / "a", options | other)
     Store.create(
-        tmp_path / "a", facts | {"columns": {"stratify": False, "validation_rows": 1000, "validation": None}}
+        tmp_path / "a", options | {"columns": {"stratify": False, "validation_rows": 1000, "validation": None}}
     )  # the defaults
     (tmp_path / "b").mkdir()
     for name in ("b", "./b", tmp_path / "b"):  # one folder
@@ -199,7 +199,7 @@ def test_more_epochs_plan_every_run_again(tmp_path: Path):
     store.plan(KEYS[:2])
     store.finish({KEYS[0]: record(3)})
     longer = Store.create(tmp_path, {"model": "m", "recipe": {"epochs": 5}})
-    assert longer.plan(KEYS) == 1 and longer.pending() == KEYS and longer.facts["recipe"] == {"epochs": 5}
+    assert longer.plan(KEYS) == 1 and longer.pending() == KEYS and longer.options["recipe"] == {"epochs": 5}
     with pytest.raises(StoreError, match="epochs=5 and not 3"):
         store.finish({KEYS[1]: record(3)})  # by a command that was at work meanwhile
     longer.finish({KEYS[0]: record(5)})

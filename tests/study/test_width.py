@@ -36,7 +36,7 @@ def test_the_trial_is_a_step_at_the_longest_rows(tiny_base: str, reviews: Path):
     assert rows == 8 and tokens == max(coded) > 5
 
 
-def test_where_a_trial_has_no_room_one_run_is_tried(monkeypatch: pytest.MonkeyPatch):
+def test_where_a_trial_has_no_memory_one_run_is_tried(monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 

@@ -27,7 +27,7 @@ def test_an_epoch_takes_every_row_once_in_an_order_of_its_seed_and_number(count:
         assert all(order != other for other in others[:2])
 
 
-def test_like_lengths_meet_and_the_random_state_is_left_alone():
+def test_like_lengths_share_a_batch_and_the_random_state_is_left_alone():
     lengths = torch.randint(1, 100, (512,), generator=torch.Generator().manual_seed(0)).tolist()
     state = torch.get_rng_state()
     order = epoch_order(lengths, 8, seed=0, epoch=0)

@@ -68,7 +68,7 @@ def test_a_fleet_of_replayed_steps_is_every_run_alone(width: int):
     assert recorder.replayed > recorder.recorded > 1 and recorder.ran > 1
 
 
-def test_each_shape_is_recorded_once_when_it_is_met_again():
+def test_each_shape_is_recorded_once_when_it_comes_again():
     trained, recorder = captured([plan(seed=1, train=24, epochs=8)])
     shapes = []
     step = trained.step
@@ -110,12 +110,12 @@ class Looks(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.met: set[str] = set()
+        self.seen: set[str] = set()
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         chosen = [t for a in args if isinstance(a, list | tuple) for t in a if isinstance(t, Tensor)]
         by_mask = operation._opname.startswith("index") and any(t.dtype == torch.bool for t in chosen)
-        self.met |= {operation._opname} if by_mask or operation._opname in LOOKS else set()
+        self.seen |= {operation._opname} if by_mask or operation._opname in LOOKS else set()
         return operation(*args, **(kwargs or {}))
 
 
@@ -136,7 +136,7 @@ def test_a_step_looks_at_no_number(arch: str, preset: str, monkeypatch: pytest.M
     batch = trained._batch()
     with Looks() as looks:
         trained._advance(batch)
-    assert looks.met == set()
+    assert looks.seen == set()
 
 
 def test_too_little_memory_to_record_is_for_who_planned_the_fleet():

@@ -121,9 +121,9 @@ def test_time_adds_up_over_the_stops(tmp_path: Path):
 
 def with_loop(path: Path, **changes) -> None:
     """The same tensors beside other facts."""
-    tensors, facts = load_file(path), json.loads(tensors_header(path)["__metadata__"]["facts"])
+    tensors, facts = load_file(path), json.loads(tensors_header(path)["__metadata__"]["loop"])
     text = json.dumps({name: value for name, value in (facts | changes).items() if value is not ...})
-    save_file(tensors, path, metadata={"facts": text})
+    save_file(tensors, path, metadata={"loop": text})
 
 
 def test_a_damaged_state_is_named(tmp_path: Path):
@@ -133,13 +133,13 @@ def test_a_damaged_state_is_named(tmp_path: Path):
     path = tmp_path / STATE
     data = path.read_bytes()
     tensors = {name: value for name, value in load_file(path).items() if name != "random.cpu"}
-    facts = tensors_header(path)["__metadata__"]["facts"]
+    facts = tensors_header(path)["__metadata__"]["loop"]
     damages = {
         "truncated": lambda: path.write_bytes(data[:-9]),
         "empty": lambda: path.write_bytes(b""),
         "text": lambda: path.write_bytes(b"not a state"),
         "no facts": lambda: save_file(load_file(path), path),
-        "no random state": lambda: save_file(tensors, path, metadata={"facts": facts}),
+        "no random state": lambda: save_file(tensors, path, metadata={"loop": facts}),
         **{
             f"{name}={value!r}": lambda name=name, value=value: with_loop(path, **{name: value})
             for name, value in [
@@ -175,9 +175,9 @@ def test_a_state_of_fewer_epochs_is_not_resumed(tmp_path: Path):
     (one,) = plans(1)
     longer = replace(one, recipe=replace(one.recipe, epochs=5))
     torch.manual_seed(one.key.seed)
-    anew = train(fleet([longer], "lora", dropout=True))
+    again = train(fleet([longer], "lora", dropout=True))
     torch.manual_seed(one.key.seed)
-    assert_same(train(fleet([longer], "lora", dropout=True, folder=tmp_path)), anew)
+    assert_same(train(fleet([longer], "lora", dropout=True, folder=tmp_path)), again)
 
 
 def test_a_link_under_a_temporary_name_is_not_followed(tmp_path: Path):

@@ -89,7 +89,7 @@ def files_of(*parts: Any) -> dict[str, bytes]:
 
 
 def describe_model(
-    model: PreTrainedModel, tuned: MixtureState, mixture: spec.Mixture, *, base: str | None = None, **facts: Any
+    model: PreTrainedModel, tuned: MixtureState, mixture: spec.Mixture, *, base: str | None = None, **fields: Any
 ) -> Description:
     """The description of a mixture that is attached to a model, without the hash of its tensors."""
     name = base or portable_name(model.config._name_or_path)
@@ -102,7 +102,7 @@ def describe_model(
         sha256="",
         config=task_config(model),
         stacks=rows_to_json(tuned.options["stacks"]),
-        **facts,
+        **fields,
     )
 
 

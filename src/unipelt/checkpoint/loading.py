@@ -68,7 +68,7 @@ def load(
 def add(model: PreTrainedModel, folder: Folder, name: str | None = None) -> PreTrainedModel:
     """Load one more run beside those that a model has; without a name it has that of its folder. peft: `load_adapter`.
 
-    What is attached is attached anew: the runs keep their values and their order, the new one is the last. Raises
+    Everything is attached again: the runs keep their values and their order, the new one is the last. Raises
     CheckpointError where it cannot be loaded, SpecError where the name is taken; the model is then as it was.
     """
     name = name or Path(folder).name

@@ -1,4 +1,4 @@
-"""`unipelt inspect --base`: where a base keeps its parts, and whether the laws hold there."""
+"""`unipelt inspect --base`: the rows of a base, which say where its parts are, and whether they pass their checks."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from unipelt.errors import SiteError
 
 
 def row_lines(name: str) -> Iterator[str]:
-    """The rows of a base, where they come from, and what the laws say of them. Raises SiteError where none is found."""
+    """The rows of a base, where they come from, and which checks they fail. Raises SiteError if none is found."""
     import json
 
     from transformers import AutoModel
@@ -16,7 +16,7 @@ def row_lines(name: str) -> Iterator[str]:
     from unipelt.inject.architectures import CENSUS, rows_for, rows_to_json
     from unipelt.inject.discover import discover
     from unipelt.inject.resolve import find_stacks
-    from unipelt.inject.verify import broken_laws
+    from unipelt.inject.verify import failed_checks
 
     model = from_hub(name, AutoModel.from_pretrained)
     kind, known = model.config.model_type, rows_for(model.config)
@@ -28,8 +28,8 @@ def row_lines(name: str) -> Iterator[str]:
     for stack in find_stacks(model, rows):
         yield f"{stack.row.name}: {len(stack.layers)} layers, {stack.layers[0].path} to {stack.layers[-1].path}"
     try:
-        broken = broken_laws(model, rows)
+        failures = failed_checks(model, rows)
     except SiteError as error:
-        broken = [str(error)]
-    yield from (f"broken: {law}" for law in broken)
-    yield f"{len(broken)} laws are broken" if broken else "all laws hold: sites, ffn, places"
+        failures = [str(error)]
+    yield from (f"failed: {failure}" for failure in failures)
+    yield f"{len(failures)} checks failed" if failures else "all checks pass: complete, sites, ffn, positions"

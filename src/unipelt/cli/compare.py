@@ -147,7 +147,7 @@ def _held(out: Path) -> Held:
         return Held()
     store = Store.read(out)
     begun = any(not key.baseline for key, _ in store.statuses())
-    found = Held(begun, store.facts.get("recipe", {}).get("epochs"), store.minutes)
+    found = Held(begun, store.options.get("recipe", {}).get("epochs"), store.minutes)
     store.close()
     return found
 

@@ -98,9 +98,9 @@ def inspect(
         raise UserError(NO_GATES)
     rows = predictor.read(data, text=text or None, pair=pair or None)
     values = predictor.gates(rows)
-    console.print(f"gates on {len(rows)} rows of {data}: mean ± standard deviation over rows", markup=False)
+    console.print(f"gates on {len(rows)} examples of {data}: mean ± standard deviation over examples", markup=False)
     console.print(gate_table(values))
     if figure:
-        title = f"{description.mixture['name']} on {trained_on['name']}: mean gates over {len(rows)} rows of {data}"
+        title = f"{description.mixture['name']} on {trained_on['name']}: mean gates over {len(rows)} examples of {data}"
         draw_gates(values, figure, title)
         print(f"{figure}: drawn")

@@ -31,9 +31,11 @@ def methods(
         table = Table(box=None, pad_edge=False)
         for column in ("form", "site", "reads", "weight", "equation", "source"):
             table.add_column(column, overflow="fold")
-        for law in RULES:
+        for rule in RULES:
             table.add_row(
-                *(", ".join(part) for part in (law.forms, law.sites, law.reads, law.weights)), law.text, law.source
+                *(", ".join(part) for part in (rule.forms, rule.sites, rule.reads, rule.weights)),
+                rule.text,
+                rule.source,
             )
         console.print(table, markup=False)
         return

@@ -174,13 +174,13 @@ def export(
         unipelt study export results/reviews --out reviews.csv
     """
     if not out:
-        raise UserError("--out is missing: expected a file such as rows.parquet or rows.csv")
+        raise UserError("--out is missing: expected a file such as runs.parquet or runs.csv")
     from unipelt.checkpoint.disk import refuse_existing
-    from unipelt.study.rows import write_rows
+    from unipelt.study.export import write_runs
     from unipelt.study.store import Store
 
     refuse_existing(Path(out), "--out", overwrite)
-    print(f"{out}: {write_rows(Store.read(results), Path(out))} rows")
+    print(f"{out}: {write_runs(Store.read(results), Path(out))} runs")
 
 
 @contextmanager
@@ -223,7 +223,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     keys = grid.keys(hidden_size(study.model))
     cache = DatasetCache()
     with _engine(engine, device, gpus, cache) as (target, train):
-        store = Store.create(out, study.facts)
+        store = Store.create(out, study.options)
         done = {key for key, status in store.statuses() if status in DONE}
         missing = [key for key in keys if key not in done]
         notes = _notes(missing, study, cache)
@@ -245,7 +245,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     if failed and len(failed) == len(statuses):
         raise UserError(f"{out}: every run failed, the first because {failed[0].removeprefix('failed: ')}")
     print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0][8:]}; repeat the command to try again" if failed else ""))  # fmt: skip
-    print(f"  tables and figures: `unipelt report {out}`; rows: {Path(out) / 'study.sqlite'}, table runs")
+    print(f"  tables and figures: `unipelt report {out}`; all runs: `unipelt study export {out} --out runs.csv`")
 
 
 def _notes(keys: list[RunKey], study: StudyConfig, cache: Any) -> list[str]:

@@ -57,10 +57,10 @@ class DocstringExamples:
 
 def load_docstrings() -> Source:
     """The built-in classification task; validation examples are taken from train."""
-    corpus = docstring_corpus()
+    examples = docstring_examples()
     where = (
         f"docstrings of Python {platform.python_version()}'s standard library "
-        f"({corpus.near_duplicates} near-duplicates of train left out of test)"
+        f"({examples.near_duplicates} near-duplicates of train left out of test)"
     )
     tables = {
         part: Table(
@@ -68,7 +68,7 @@ def load_docstrings() -> Source:
             columns={"text": [text for text, _ in rows], "area": [area for _, area in rows]},
             classes={"area": tuple(AREAS)},
         )
-        for part, rows in {"train": corpus.train, "test": corpus.test}.items()
+        for part, rows in {"train": examples.train, "test": examples.test}.items()
     }
     columns = Columns(text="text", label="area")
     return Source(
@@ -78,12 +78,12 @@ def load_docstrings() -> Source:
 
 def causal_texts() -> tuple[list[str], list[str]]:
     """(train, held-out): the same docstrings as plain texts, for a language model."""
-    corpus = docstring_corpus()
-    return [text for text, _ in corpus.train], [text for text, _ in corpus.test]
+    examples = docstring_examples()
+    return [text for text, _ in examples.train], [text for text, _ in examples.test]
 
 
 @cache
-def docstring_corpus(library: Path | None = None) -> DocstringExamples:
+def docstring_examples(library: Path | None = None) -> DocstringExamples:
     """Split by a hash of each row's own words, then no test row within ALIKE of a train row."""
     library = library or Path(sysconfig.get_path("stdlib"))
     areas_of: dict[str, set[int]] = defaultdict(set)
@@ -164,7 +164,7 @@ def _docstrings(library: Path, module: str) -> Iterator[str]:
 
 
 def _of_definitions(node: ast.AST) -> Iterator[str]:
-    """Docstrings of a module and of every definition in it; only statements are walked, expressions hold none."""
+    """Docstrings of a module and of every definition in it; only statements are searched, expressions hold none."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node)
         if docstring:

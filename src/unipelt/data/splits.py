@@ -49,7 +49,7 @@ def split(
 ) -> Splits:  # fmt: skip
     """`train_rows` training examples and up to `validation_rows` others; "all": all but a tenth (10 or more) that validates.
 
-    folds: of a cross-validation, in which fold seed % folds is the test set, and each seed // folds assigns the folds anew; 1:
+    folds: of a cross-validation, in which fold seed % folds is the test set, and each seed // folds has another assignment of folds; 1:
     nothing is tested. test_rows: most test examples, drawn once for all seeds. stratify: each class has its share of each set to within two examples, and one in train at least; groups stay whole.
     Raises DataError where the data set is too small for that.
     """

@@ -124,6 +124,12 @@ def pad_mask(mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     return F.pad(mask, (columns, -width % 8))[..., :width]
 
 
+def as_wide(prefix_v: Float[Tensor, "*rows prefix d"], v: Float[Tensor, "*_ key e"]) -> Float[Tensor, "*rows prefix e"]:
+    """A prefix's values beside these: 0 in the column in which a gated prefix around this one asks for its λ."""
+    more = v.shape[-1] - prefix_v.shape[-1]
+    return F.pad(prefix_v, (0, more)) if more >= 0 else torch.zeros_like(prefix_v[..., : v.shape[-1]])
+
+
 def prefix_attention(
     attend: AttentionFunction,
     q: Tensor,
@@ -137,7 +143,7 @@ def prefix_attention(
     """softmax(q [P_k; k]ᵀ / √d) [P_v; v]; P_k and P_v are already multiplied by their weight"""
     batch, columns = k.shape[0], prefix_k.shape[-2]
     keys = torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=-2)
-    values = torch.cat([prefix_v.expand(batch, -1, -1, -1), v], dim=-2)
+    values = torch.cat([as_wide(prefix_v, v).expand(batch, -1, -1, -1), v], dim=-2)
     mask = None if mask is None else pad_mask(mask, columns, q.dtype)
     bias = None if bias is None else F.pad(bias, (columns, 0))
     return attend(q, keys, values, mask, bias)
@@ -160,7 +166,7 @@ def gated_prefix_attention(
     logits = gate * scaling * (q @ prefix_k.mT)
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     log_mass = logits.logsumexp(dim=-1, keepdim=True)
-    delta = (gate * (logits.softmax(dim=-1) @ prefix_v)).transpose(1, 2)
+    delta = (gate * (logits.softmax(dim=-1) @ as_wide(prefix_v, v))).transpose(1, 2)
 
     if mask is None:
         mask = q.new_zeros(1, 1, queries, k.shape[-2])

@@ -1,7 +1,7 @@
 """Where each architecture keeps its parts: one row of paths per stack and `config.model_type`.
 
 A table and no behaviour: it imports neither torch nor transformers, and knows nothing of changes. architectures.json holds the
-rows that `make census` found by running tiny models, and that the laws accepted; here are those that running does not find.
+rows that `make census` found by running tiny models, and that the checks of verify.py accepted; here are those that running does not find.
 """
 
 import json

@@ -20,7 +20,7 @@ from unipelt.inject.compiled import refuse_compiled, uncompile
 from unipelt.inject.discover import rows_of
 from unipelt.inject.heads import POLICIES, POOLINGS, build_head, find_head, train_head
 from unipelt.inject.plan import Base
-from unipelt.inject.registration import Joined, hooks_of
+from unipelt.inject.registration import HookedChanges, hooks_of
 from unipelt.inject.resolve import find_stacks, say_which_layers_attend
 from unipelt.inject.state import NAME, AttachedState, MixtureState, MultiMixtureState, attached_state
 from unipelt.spec.location import HEAD
@@ -83,7 +83,7 @@ def attach_checked(
     base = Base(model, stacks, frozenset(find_head(model)), several=sum(runs_each) > 1)
     say_which_layers_attend(base.config.model_type, stacks)
     parts, heads = [], []
-    joined: Joined = []
+    joined: HookedChanges = []
     for number, (mixture, runs) in enumerate(zip(mixtures, runs_each)):
         built = build(mixture, runs, number, base)
         joined += built.joined
@@ -235,7 +235,7 @@ def _cast(state: AttachedState, model: PreTrainedModel) -> None:
     state.to(torch.promote_types(floating[0], torch.float32) if floating else torch.float32)
 
 
-def _to_devices(state: AttachedState, joined: Joined, model: PreTrainedModel) -> None:
+def _to_devices(state: AttachedState, joined: HookedChanges, model: PreTrainedModel) -> None:
     """Move each change to the device of the module that it changes."""
     devices = {p.device: None for p in model.parameters()}
     device = next(iter(devices), torch.device("cpu"))

@@ -191,10 +191,11 @@ def _products(prefix: PrefixCall, scaling: float, dropout: float, q, k, v, mask,
 
 
 def _gated(
-    attend: Callable, prefix: PrefixCall, scaling: float, softcap: float | None, dropout: float,
+    attend: Callable, prefix: PrefixCall, scaling: float, softcap: float | None, rate: float,
     q, k, v, mask, bias, **kwargs,
 ):  # fmt: skip
-    without_dropout = partial(attend, dropout=0.0) if dropout else None
+    """rate: of the kernel's dropout, unless a gated prefix around this one asks for the attention without it."""
+    without_dropout = partial(attend, dropout=0.0) if kwargs.get("dropout", rate) else None
     keys, values, weight = prefix.key, prefix.value, prefix.weight
     assert weight is not None
     own = q, k, v, mask, keys, values, bias, weight, scaling, softcap
@@ -221,7 +222,7 @@ for _kernel in KERNELS:
 
 
 class Kernels:
-    """Keeps every config of a model on the wrapper of the kernel that its user has set, also when it is set anew."""
+    """Keeps every config of a model on the wrapper of the kernel that its user has set, also after the user sets another."""
 
     def __init__(self, configs: list[Any]):
         self.configs = configs

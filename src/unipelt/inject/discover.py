@@ -15,7 +15,7 @@
 6. A cross-attention's key is not reached by the layer's input. Causal: later tokens have exactly no gradient.
 7. Keywords given to a stack and to its attention blocks say whether a context and a prefix arrive. Where none does, a prefix may
    still enter around the block's own softmax: see prefix_entry.py.
-8. The laws of verify.py decide: a row that breaks one is refused.
+8. The checks of verify.py decide: a row that fails one is refused.
 """
 
 import logging
@@ -39,7 +39,7 @@ from unipelt.inject.trace import (
     example_inputs,
     reached,
 )
-from unipelt.inject.verify import first_broken_law
+from unipelt.inject.verify import first_failed_check
 
 
 def rows_of(model: PreTrainedModel, given: tuple[Stack, ...] | None, search: bool) -> tuple[Stack, ...] | None:
@@ -60,7 +60,7 @@ def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
         refuse_layers_that_did_not_run(model, cut, rows, inputs)
         rows = with_keywords(model, inputs, rows)
         rows = with_softmax(model, rows)
-        if broken := first_broken_law(model, rows):
+        if broken := first_failed_check(model, rows):
             raise NotFound(f"a row was found, but it is not right ({broken})")
     except NotFound as error:
         raise SiteError(

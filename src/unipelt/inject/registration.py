@@ -20,11 +20,11 @@ from unipelt.inject.prompt import BoundPrompt, PromptHook, PromptOutput
 from unipelt.inject.resolve import embedding_module
 from unipelt.inject.state import NAME, AttachedState, Hook
 
-Joined = list[tuple[HookPoint, BoundChange]]
+HookedChanges = list[tuple[HookPoint, BoundChange]]
 
 
 def hooks_of(
-    state: AttachedState, base: Base, joined: Joined, heads: list[dict[str, HeadLinear | HeadNorm]], pooling: str
+    state: AttachedState, base: Base, joined: HookedChanges, heads: list[dict[str, HeadLinear | HeadNorm]], pooling: str
 ) -> list[Hook]:
     """The hooks that join changes and heads to a base. Raises SiteError for a pooling that the model has not."""
     forwards, masks = state.forwards, averaged_masks(joined)
@@ -71,7 +71,7 @@ def hooks_of(
 
 
 def attention_hooks(
-    state: AttachedState, base: Base, joined: Joined, masks: dict[str, set[str]]
+    state: AttachedState, base: Base, joined: HookedChanges, masks: dict[str, set[str]]
 ) -> dict[str, AttentionHook]:
     """One hook for each attention block, with the prefixes that join it."""
     hooks: dict[str, AttentionHook] = {}
@@ -94,7 +94,7 @@ def attention_hooks(
     return hooks
 
 
-def prompt_hooks(state: AttachedState, base: Base, joined: Joined) -> list[Hook]:
+def prompt_hooks(state: AttachedState, base: Base, joined: HookedChanges) -> list[Hook]:
     """What puts soft prompts in front of an input, and takes them out of the outputs. Raises SiteError where they cannot stand
     side by side."""
     bound = [change for _, change in joined if isinstance(change, BoundPrompt)]

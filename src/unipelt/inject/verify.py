@@ -1,8 +1,10 @@
-"""Check a row of `architectures.json` against a model: three kinds of checks, on single layers.
+"""Check a row of `architectures.json` against a model: four kinds of checks, on single layers.
 
-sites: what is added to query, key or value alone moves that tensor alone. ffn: with the FFN's output at zero its input does not
-matter, with it as it is it does, and each token's matters to that token alone. places: the attention's output, the norms and
-the residual are where the row says, and later tokens move earlier ones exactly where it says so.
+- complete: the row has every field that it needs, and names no norm twice.
+- sites: what is added to query, key or value alone changes that tensor alone.
+- ffn: the layer depends on the FFN's input only through the FFN's output, token by token.
+- positions: the attention's output, the norms and the residual are where the row says, and later tokens change earlier ones
+  only in a row that is not causal.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,26 +22,26 @@ from unipelt.inject.resolve import features, head_shape
 from unipelt.inject.trace import prepared
 
 
-def broken_laws(model: PreTrainedModel, rows: tuple[Stack, ...]) -> list[str]:
-    """What these rows say that the model does not do; empty where all laws hold. Raises SiteError where a row does not fit."""
-    return list(_broken(model, rows))
+def failed_checks(model: PreTrainedModel, rows: tuple[Stack, ...]) -> list[str]:
+    """The checks that these rows fail on a model, in words; an empty list if they pass all. Raises SiteError if a row does not fit."""
+    return list(_failures(model, rows))
 
 
-def first_broken_law(model: PreTrainedModel, rows: tuple[Stack, ...]) -> str | None:
-    """The first of `broken_laws`, without trying the others."""
-    return next(_broken(model, rows), None)
+def first_failed_check(model: PreTrainedModel, rows: tuple[Stack, ...]) -> str | None:
+    """The first of `failed_checks`, without running the others."""
+    return next(_failures(model, rows), None)
 
 
-def _broken(model: PreTrainedModel, rows: tuple[Stack, ...]) -> Iterator[str]:
+def _failures(model: PreTrainedModel, rows: tuple[Stack, ...]) -> Iterator[str]:
     base: Any = model.base_model
     with prepared(base), torch.no_grad():
         for run in layer_runs(model, rows):
-            for law in (whole(run.row), sites(run), ffn(run), places(run)):
-                yield from (f"{run.layer.path}: {broken}" for broken in law)
+            for failures in (complete(run.row), sites(run), ffn(run), positions(run)):
+                yield from (f"{run.layer.path}: {failure}" for failure in failures)
 
 
-def whole(row: Stack) -> Iterator[str]:
-    """A row says all that it must, once."""
+def complete(row: Stack) -> Iterator[str]:
+    """A row has every field that it needs, once."""
     if (row.ffn_norm is None) == (row.ffn_residual is None):
         yield "the row has a norm over the FFN and the stream, or names where its residual branches off: one of the two"
     if len({*row.norms}) < len(row.norms):
@@ -113,7 +115,7 @@ def ffn(run: LayerRun) -> Iterator[str]:
         yield "one token's FFN reads other tokens"
 
 
-def places(run: LayerRun) -> Iterator[str]:
+def positions(run: LayerRun) -> Iterator[str]:
     """The attention's output, the norms, the residual and the order of tokens are as the row says."""
     row, plain, layer = run.row, run.plain, run.layer
     width = plain.reads[""].shape[-1]

@@ -30,7 +30,7 @@ def page(
         sections=sections,
         missing=missing,
         cautions=cautions,
-        facts=_facts(study),
+        overview=_overview(study),
         style=Markup(text("page.css")),
         script=Markup(text("page.js")),
         inline=Markup,  # of a figure: its texts were escaped as it was drawn
@@ -38,12 +38,12 @@ def page(
     )
 
 
-def _facts(study: Study) -> list[tuple[str, str]]:
+def _overview(study: Study) -> list[tuple[str, str]]:
     """What a reader needs to know about the runs, in words."""
     first = study.chosen[0]
     shown = [("base", study.model), ("tasks", ", ".join(dict.fromkeys(task_label(run.task) for run in study.runs)))]
     shown += [("sizes", ", ".join(map(str, study.sizes))), ("seeds", str(len({run.seed for run in study.runs})))]
-    shown += [(name.replace("_", " "), _words(value)) for name, value in study.facts.items() if name != "model"]
+    shown += [(name.replace("_", " "), _words(value)) for name, value in study.options.items() if name != "model"]
     if ALL in study.sizes and study.incomplete:
         subsets = ", ".join(map(task_label, sorted(study.incomplete, key=task_order)))
         shown.append(("subsets", f"K = all is not the published training set of {subsets}"))

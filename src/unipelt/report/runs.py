@@ -105,7 +105,7 @@ def answers(store: Store, runs: Sequence[Run]) -> Iterator[Row]:
         yield row["method"], row["seed"], row["predictions"], row["targets"]
 
 
-def facts_of(store: Store) -> tuple[dict[str, Any], bool]:
+def options_of(store: Store) -> tuple[dict[str, Any], bool]:
     """What all runs share, by name; and whether it is a comparison on one file."""
-    facts = store.facts
-    return {name: value for name, value in facts.items() if name != COMPARISON}, COMPARISON in facts
+    options = store.options
+    return {name: value for name, value in options.items() if name != COMPARISON}, COMPARISON in options

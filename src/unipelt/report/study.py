@@ -10,7 +10,7 @@ from typing import Any
 from unipelt.errors import UserError
 from unipelt.report.comparison import Comparison, compare
 from unipelt.report.names import method_order, seeds_text, size_order, task_order
-from unipelt.report.runs import Run, answers, facts_of, read_runs
+from unipelt.report.runs import Run, answers, options_of, read_runs
 from unipelt.report.samples import Sample, Seeds, sample
 from unipelt.report.sweeps import Sweep, find_sweeps
 from unipelt.study.store import Store
@@ -65,7 +65,7 @@ def average(grid: Grid, k: int | str, method: str, over: Sequence[str]) -> tuple
 class Study:
     """What a store holds, by the learning rates that validation chose."""
 
-    facts: dict[str, Any]
+    options: dict[str, Any]
     own_file: bool
     """whether it compares methods on one file, so that the paper's questions are not asked"""
     runs: list[Run]
@@ -139,12 +139,12 @@ class Study:
 
     @property
     def model(self) -> str:
-        return str(self.facts.get("model", "a base that the study does not name"))
+        return str(self.options.get("model", "a base that the study does not name"))
 
     @property
     def folds(self) -> int:
         """Of a cross-validation, whose folds are the seeds; 0: every run has the same test examples."""
-        return int(self.facts.get("folds") or 0)
+        return int(self.options.get("folds") or 0)
 
     @property
     def incomplete(self) -> set[str]:
@@ -170,9 +170,9 @@ class Study:
 
 def read(store: Store) -> Study:
     """Read a store, also one that is still being written. Raises UserError where no run is finished."""
-    facts, own_file = facts_of(store)
+    options, own_file = options_of(store)
     runs, chosen = read_runs(store)
-    size = facts.pop("k", None) if own_file else None
+    size = options.pop("k", None) if own_file else None
     fewer = [run for run in chosen if size not in (None, run.k)]
     chosen = [run for run in chosen if size in (None, run.k)]
     if not any(run.test is not None for run in chosen):
@@ -192,4 +192,4 @@ def read(store: Store) -> Study:
         for run in sorted(here, key=lambda run: run.seed):
             values[run.method][run.seed] = run.test  # type: ignore[assignment]
         samples[k, task] = sample(f"{k}/{task}", here[0].metric, values, answers(store, here))
-    return Study(facts, own_file, runs, chosen, sweeps, listed, samples, fewer)
+    return Study(options, own_file, runs, chosen, sweeps, listed, samples, fewer)

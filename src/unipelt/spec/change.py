@@ -101,7 +101,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A named tuple of changes. Where two changes meet on one module, the order of the tuple is the order of composition."""
+    """A named tuple of changes. Where two changes are at one module, the order of the tuple is the order of composition."""
 
     changes: tuple[Change, ...]
     name: str = "mixture"

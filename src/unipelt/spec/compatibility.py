@@ -1,5 +1,5 @@
-"""Every lawful form × site × reads × weight with its equation, and the reason for each refusal. One piece of data:
-`Change` checks against it, the laws run over it, docs/papers.md prints it.
+"""Every compatible form × site × reads × weight with its equation, and the reason for each refusal. One piece of data:
+`Change` checks against it, the tests run over it, docs/papers.md prints it.
 
 h is the modified representation, x the sub-layer's input, LN the base's own output LayerNorm, w the weight.
 """

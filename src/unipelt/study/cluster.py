@@ -100,7 +100,7 @@ class Cluster:
 
         def begin(keys: list[RunKey]) -> Any:
             todo = set(store.pending()) & set(keys)
-            return task.remote(keys, todo, study, self.device.type, store.rows(), self.gpus, store.identity())
+            return task.remote(keys, todo, study, self.device.type, store.identities(), self.gpus, store.identity())
 
         working, deaths = {begin(keys): keys for keys in fleets}, Counter[RunKey]()
         while working:
@@ -137,7 +137,7 @@ def train(
     share: float,
     identity: dict[str, str] | None = None,
 ) -> Iterator[tuple[RunKey, RunRecord]]:
-    """Train a fleet in a worker and yield its results. Begun again it yields the same, for all its runs are trained anew.
+    """Train a fleet in a worker and yield its results. If it is started again it yields the same, because all its runs are trained again.
 
     rows: identity of the examples of each task of the study. share: of a GPU that is the fleet's.
 

@@ -76,7 +76,7 @@ def open_store(
     folder: Path, study: StudyConfig, keys: list[RunKey], plan: list[RunKey], cache: DatasetCache, minutes: float = 0.0
 ) -> tuple[Store, int]:
     """The store of a comparison with these runs of its plan, and how many of its finished runs are trained again."""
-    store = Store.create(folder, {COMPARISON: plan[0].task, "k": plan[0].k, **study.facts})
+    store = Store.create(folder, {COMPARISON: plan[0].task, "k": plan[0].k, **study.options})
     for name, examples in test_sets(study, plan, cache).items():
         store.keep_examples(name, examples.inputs, [examples.name_of(index) for index in range(len(examples))])
     store.note("examples", summarise(cache.splits(study.config(plan[0]))))

@@ -164,7 +164,7 @@ class StudyConfig:
         RunConfig(model=self.model, task=BUILT_IN, pooling=self.pooling, head=self.head, **self.columns)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """The options that all runs of a study share, on which its results depend."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "data_dir"}
 

@@ -79,7 +79,7 @@ def check_file(path: Path, begun: bool = False) -> None:
             connection.close()
     if found is None or found[0] != str(FORMAT):
         raise StoreError(
-            f"{path}: of format {found[0] if found else 'unknown'}, this version reads format {FORMAT}; take another folder"
+            f"{path}: of format {found[0] if found else 'unknown'}, this version reads format {FORMAT}; it is left untouched, take another folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""The store of a study: one SQLite file, one row per run. A kill at any moment loses no finished run. Imports no torch."""
+"""The store of a study: one SQLite file, one record per run. A kill at any moment loses no finished run. Imports no torch."""
 
 import json
 import os
@@ -30,8 +30,9 @@ EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 COMPARISON = "data"  # name of the option that stores the file of a comparison; no other study has it
 PLANNED = "planned"
 ANSWER = "answer"  # name, among the inputs of stored examples, of the reference text
+OPTIONS = "facts"  # row of the table `study` that holds the options of the study, as JSON
 NOTE = "note "  # prefix, in the table `study`, of further values for the report
-ROWS = "rows of "  # prefix of a task's name, in the table `study`: the identity of its examples
+EXAMPLES = "rows of "  # prefix of a task's name, in the table `study`: the identity of its examples
 FLEET = re.compile(r"[\w=+][\w.=+-]*")  # name of a fleet, which is also a folder name
 
 
@@ -39,11 +40,11 @@ class Store:
     """The runs of one study. Several processes may read and write it at once."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, asked: dict[str, Any] | None = None):
-        self.path, self._connection, self._options = path, connection, asked
+        self.path, self._connection, self._asked = path, connection, asked
 
     @classmethod
-    def create(cls, folder: str | os.PathLike, facts: dict[str, Any]) -> "Store":
-        """Open the store of a folder for writing, or create it. facts: the options that all its runs share.
+    def create(cls, folder: str | os.PathLike, options: dict[str, Any]) -> "Store":
+        """Open the store of a folder for writing, or create it. options: those that all its runs share.
 
         Raises StoreError if the folder holds something else, or a store whose runs have other options.
         """
@@ -66,9 +67,9 @@ class Store:
                 for statement in TABLES.strip().split(";\n"):
                     connection.execute(statement)
                 connection.execute("INSERT INTO study VALUES ('format', ?)", (str(FORMAT),))
-                connection.execute("INSERT INTO study VALUES ('facts', ?)", (json.dumps(facts, sort_keys=True),))
+                connection.execute("INSERT INTO study VALUES (?, ?)", (OPTIONS, json.dumps(options, sort_keys=True)))
             connection.execute("COMMIT")
-        store = cls(path, connection, facts)
+        store = cls(path, connection, options)
         try:
             with sqlite_errors(path):
                 store._check_options(more_epochs=True)
@@ -87,16 +88,16 @@ class Store:
             return cls(path, sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60.0))
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """The options that all runs share: model, epochs, and so on."""
         with sqlite_errors(self.path):
-            found = self._stored("facts")
-            facts = json.loads(found) if found else None
-            if not isinstance(facts, dict) or not all(
-                isinstance(facts.get(n, {}), dict) for n in ("recipe", "columns")
+            found = self._stored(OPTIONS)
+            options = json.loads(found) if found else None
+            if not isinstance(options, dict) or not all(
+                isinstance(options.get(n, {}), dict) for n in ("recipe", "columns")
             ):
                 raise ValueError("the table study holds no options")
-            return facts
+            return options
 
     def identity(self) -> dict[str, str] | None:
         """Fingerprints of base and tokenizer of the finished runs; None before the first."""
@@ -110,11 +111,11 @@ class Store:
         with sqlite_errors(self.path):
             return float(self._stored("minutes") or 0.0)
 
-    def plan(self, keys: Iterable[RunKey], rows: dict[str, str] | None = None, minutes: float = 0.0) -> int:
+    def plan(self, keys: Iterable[RunKey], identities: dict[str, str] | None = None, minutes: float = 0.0) -> int:
         """Add new runs, in order. Plan failed runs again, except while their fleet is unfinished. If more epochs are asked for,
         plan all runs again.
 
-        rows: identity of each task's examples (`Dataset.identity`). minutes: the time budget, stored for later commands.
+        identities: of each task's examples (`Dataset.identity`). minutes: the time budget, stored for later commands.
 
         Returns the number of finished runs that are planned again. Raises StoreError, and adds nothing, if the stored runs of a
         task used other examples (unless all of them failed), or if a run has more epochs.
@@ -124,15 +125,15 @@ class Store:
             begun = self._check_options(more_epochs=True)
             found = connection.execute("SELECT task FROM runs GROUP BY task HAVING max(status NOT LIKE 'failed%')")
             started = {task for (task,) in found}
-            self.check({task: said for task, said in (rows or {}).items() if task in started})
+            self.check({task: said for task, said in (identities or {}).items() if task in started})
             again = self._runs_with_fewer_epochs() if begun else []
-            if again or not begun or (self._options or {}).get("recipe", {}).get("epochs") is not None:
-                facts = json.dumps(self._options, sort_keys=True)
-                connection.execute("UPDATE study SET value = ? WHERE name = 'facts'", (facts,))
+            if again or not begun or (self._asked or {}).get("recipe", {}).get("epochs") is not None:
+                options = json.dumps(self._asked, sort_keys=True)
+                connection.execute("UPDATE study SET value = ? WHERE name = ?", (options, OPTIONS))
             done = sum(status in DONE for _, status in again)
             for one, _ in again:
                 connection.execute(f"UPDATE runs SET status = ?, {nothing} WHERE id = ?", (PLANNED, one))
-            said = [(ROWS + task, text) for task, text in (rows or {}).items()]
+            said = [(EXAMPLES + task, text) for task, text in (identities or {}).items()]
             if minutes > 0:
                 said.append(("minutes", str(minutes)))
             connection.executemany("INSERT OR REPLACE INTO study VALUES (?, ?)", said)
@@ -152,7 +153,7 @@ class Store:
 
     def _runs_with_fewer_epochs(self) -> list[tuple[str, str]]:
         """(id, status) of every run if more epochs are asked for than the study has; else an empty list."""
-        asked, held = (given.get("recipe", {}).get("epochs") for given in (self._options or {}, self.facts))
+        asked, held = (given.get("recipe", {}).get("epochs") for given in (self._asked or {}, self.options))
         if asked is None or asked == held:
             return []
         kept = ", ".join("?" * len(BASELINES))  # which have no epochs
@@ -173,23 +174,23 @@ class Store:
         Raises StoreError if the runs have other options than those asked for.
         """
         begun = self._connection.execute("SELECT 1 FROM runs").fetchone() is not None
-        asked = json.loads(json.dumps(self._options or {}))
+        asked = json.loads(json.dumps(self._asked or {}))
         but = "epochs" if more_epochs and asked.get("recipe", {}).get("epochs") is not None else ""
-        if begun and (other := other_option(self.facts, asked, but=but)):
+        if begun and (other := other_option(self.options, asked, but=but)):
             folder = self.path.parent
             raise StoreError(f"--out {folder}: holds a study with {other}; use another folder, or the same options")
         return begun
 
-    def rows(self) -> dict[str, str]:
+    def identities(self) -> dict[str, str]:
         """By task: the identity of its examples."""
         with sqlite_errors(self.path):
             found = self._connection.execute("SELECT name, value FROM study").fetchall()
-        return {name.removeprefix(ROWS): value for name, value in found if name.startswith(ROWS)}
+        return {name.removeprefix(EXAMPLES): value for name, value in found if name.startswith(EXAMPLES)}
 
-    def check(self, rows: dict[str, str]) -> None:
+    def check(self, identities: dict[str, str]) -> None:
         """Raise StoreError if stored runs of one of these tasks used other examples."""
-        held = self.rows()
-        for task, said in rows.items():
+        held = self.identities()
+        for task, said in identities.items():
             if (expected := held.get(task, said)) != said:
                 raise StoreError(
                     f"--out {self.path.parent}: its runs of {task} were trained on other examples: {expected}; got {said}; "

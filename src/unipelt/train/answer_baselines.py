@@ -79,7 +79,7 @@ class ZeroShot(AnswerBaseline):
         return self.task.score(losses, targets) | self.task.score(texts, targets), losses, texts
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"base": {"name": self.name, "max_length": self.max_length, **self.identity}}
 
 
@@ -110,7 +110,7 @@ class Nearest(AnswerBaseline):
         return [self.said[int(index)] for index in best.ravel().tolist()[0]]
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"asked": self.asked, "said": self.said}
 
 
@@ -149,7 +149,7 @@ def answer_baselines(
                 known[examples.fingerprint] = one.judged(examples)
             _note(record, part, task, known[examples.fingerprint], examples)
         record.seconds = record.predicting = time.monotonic() - began
-        said = {"format": FORMAT, "baseline": first.method, "task": one.task.describe(), **one.facts}  # type: ignore[attr-defined]
+        said = {"format": FORMAT, "baseline": first.method, "task": one.task.describe(), **one.metadata}  # type: ignore[attr-defined]
         yield FinishedRun(config.key, record, {}, place, None, {BASELINE: json.dumps(said, indent=1).encode()})
 
 
@@ -172,9 +172,9 @@ def load_answer_baseline(said: dict[str, Any], base: str | None, device: str, wh
     try:
         if said["baseline"] == NEAREST:
             return Nearest(task, list(map(str, said["asked"])), list(map(str, said["said"])))
-        facts = said["base"]
-        one = ZeroShot.of(base or facts["name"], task, facts["max_length"], device_of(device))
-        check_identity(one.name, one.identity, {name: facts[name] for name in one.identity})
+        metadata = said["base"]
+        one = ZeroShot.of(base or metadata["name"], task, metadata["max_length"], device_of(device))
+        check_identity(one.name, one.identity, {name: metadata[name] for name in one.identity})
         return replace(one, task=task)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{where}: damaged ({type(error).__name__}: {error}); run the comparison again") from None

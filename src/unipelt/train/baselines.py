@@ -69,11 +69,11 @@ class Baseline(TablePredictor):
 
     def files(self, results: dict[str, Any]) -> dict[str, bytes]:
         """The files of its folder by name."""
-        facts, arrays = self.features.saved()
+        metadata, arrays = self.features.saved()
         data = save_arrays({"weight": self.linear.weight, "bias": self.linear.bias, **arrays})
         said = {
             "format": FORMAT, "baseline": self.features.name, "task": self.task.describe(), "base": None,
-            "results": results, "sha256": hashlib.sha256(data).hexdigest(), **facts,
+            "results": results, "sha256": hashlib.sha256(data).hexdigest(), **metadata,
         }  # fmt: skip
         return {ARRAYS: data, BASELINE: json.dumps(said, indent=1).encode()}
 
@@ -94,10 +94,10 @@ class Baseline(TablePredictor):
         task, arrays = task_of(said.get("task") or {}), load_arrays(data)
         try:
             frozen = None
-            if facts := said.get("base"):
-                config = RunConfig(model=base or facts["name"], task=task.name, pooling=facts["pooling"])
-                frozen = frozen_base(config, task, device_of(device), facts["max_length"])
-                check_identity(config.model, frozen.identity, {name: facts[name] for name in frozen.identity})
+            if metadata := said.get("base"):
+                config = RunConfig(model=base or metadata["name"], task=task.name, pooling=metadata["pooling"])
+                frozen = frozen_base(config, task, device_of(device), metadata["max_length"])
+                check_identity(config.model, frozen.identity, {name: metadata[name] for name in frozen.identity})
             features = FEATURES[said["baseline"]].load(said, arrays, frozen)
             return cls(task, features, Linear(arrays["weight"], arrays["bias"]))
         except (KeyError, TypeError) as error:

@@ -73,7 +73,7 @@ def last_state(folder: Path) -> Loop | None:
         return None
     found = tensors_header(path).get("__metadata__")
     try:
-        return Loop.from_json(found["facts"] if isinstance(found, dict) else "")
+        return Loop.from_json(found["loop"] if isinstance(found, dict) else "")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start again") from None
 

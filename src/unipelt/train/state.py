@@ -33,7 +33,7 @@ def save_state(folder: Path, tensors: dict[str, Tensor], loop: Loop) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         beside = Path(mkdtemp(prefix=f".{STATE}.", dir=folder))  # safetensors writes temporary files beside its own
-        save_file(tensors, beside / STATE, metadata={"facts": json.dumps(asdict(loop))})
+        save_file(tensors, beside / STATE, metadata={"loop": json.dumps(asdict(loop))})
         with open(beside / STATE, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(beside / STATE, folder / STATE)
@@ -93,7 +93,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Loop]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, Loop.from_json((file.metadata() or {})["facts"])
+            return tensors, Loop.from_json((file.metadata() or {})["loop"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
         raise _damaged(path, error) from None
 

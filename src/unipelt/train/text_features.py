@@ -133,7 +133,7 @@ class TextFeatures(ABC):
         return {}, {}
 
     @classmethod
-    def load(cls, facts: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
+    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
         """What `saved` gave. Raises CheckpointError where it is something else."""
         return cls()
 
@@ -186,8 +186,8 @@ class WordCounts(TextFeatures):
         return {"vocabulary": self.vocabulary}, {"idf": self.weights}
 
     @classmethod
-    def load(cls, facts: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
-        words, weights = facts.get("vocabulary"), arrays.get("idf")
+    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
+        words, weights = metadata.get("vocabulary"), arrays.get("idf")
         fits = isinstance(words, list) and len(set(map(str, words))) == len(words) and weights is not None
         if not fits or weights.shape != (len(words),):  # type: ignore[union-attr, arg-type]
             raise CheckpointError("its vocabulary does not fit its weights")
@@ -229,7 +229,7 @@ class HeadInputs(TextFeatures):
         return {"base": {"name": own.name, "pooling": own.pooling, "max_length": own.max_length, **own.identity}}, {}
 
     @classmethod
-    def load(cls, facts: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
+    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
         return cls.fit(Examples(inputs={"text": []}), frozen)
 
 

@@ -1,4 +1,4 @@
-"""A study's rows as one file for other tools: every column, CSV or Parquet. Knows no torch."""
+"""The runs of a study as one file for other tools: every column, CSV or Parquet. Imports no torch."""
 
 import csv
 import io
@@ -13,13 +13,13 @@ from unipelt.study.schema import COLUMNS, TYPES
 from unipelt.study.store import Store
 
 LISTS = {"labels": "string", "predictions": "float64", "targets": "float64"}
-"""columns that are lists in Parquet, where they hold names or numbers alone; what else is JSON in the store is JSON as text"""
+"""columns that are lists in Parquet if they hold only names or only numbers; other JSON columns are text"""
 Pieces = Callable[[], Iterator[list[dict[str, Any]]]]
-PIECE = 100  # rows that are in memory at once: each may hold the predictions of 40,000 rows
+PIECE = 100  # runs in memory at once: each may hold the predictions of 40,000 examples
 
 
-def write_rows(store: Store, path: Path) -> int:
-    """Write every row to a file, whole or not at all; returns their number."""
+def write_runs(store: Store, path: Path) -> int:
+    """Write every run to a file, whole or not at all; returns their number."""
     writers = {".csv": as_csv, ".parquet": as_parquet}
     if path.suffix not in writers:
         raise UserError(f"--out {path}: ends in {path.suffix or 'no suffix'!r}; expected {' or '.join(writers)}")

@@ -1,4 +1,4 @@
-"""A study's rows for other tools: what is in the store is in the file."""
+"""The runs of a study for other tools: what is in the store is in the file."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from study.test_store import KEYS, RESULT
-from unipelt.study import rows
+from unipelt.study import export
 from unipelt.study.schema import COLUMNS
 from unipelt.study.store import Store
 from unipelt.train.records import RunRecord
@@ -21,7 +21,7 @@ from unipelt.train.records import RunRecord
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Of a classification, a regression, a failure, and what is not done yet."""
-    monkeypatch.setattr(rows, "PIECE", 2)
+    monkeypatch.setattr(export, "PIECE", 2)
     made = Store.create(tmp_path / "study", {})
     made.plan(KEYS)
     made.finish(
@@ -38,7 +38,7 @@ def from_csv(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("several", [[[0, 1], [1, 1]], [["O", "B-PER"], ["O"]], ["a text", "another"]])
 def test_predictions_that_are_no_numbers_are_json_in_parquet(store: Store, several: list, tmp_path: Path):
     store.finish({KEYS[3]: RunRecord(status="finished", metric="micro_f1", predictions=several, targets=several)})
-    rows.write_rows(store, tmp_path / "a.parquet")
+    export.write_runs(store, tmp_path / "a.parquet")
     found = [row["predictions"] for row in parquet.read_table(tmp_path / "a.parquet").to_pylist()]
     assert [None if one is None else json.loads(one) for one in found] == [row["predictions"] for row in store.runs()]
 
@@ -46,7 +46,7 @@ def test_predictions_that_are_no_numbers_are_json_in_parquet(store: Store, sever
 @pytest.mark.parametrize(("name", "read"), [("a.csv", from_csv), ("a.parquet", lambda path: parquet.read_table(path).to_pylist())])  # fmt: skip
 def test_what_is_in_the_store_is_in_the_file(store: Store, name: str, read, run, tmp_path: Path):
     words = ("study", "export", tmp_path / "study", "--out", tmp_path / name)
-    assert run(*words).out == f"{tmp_path / name}: 6 rows\n"
+    assert run(*words).out == f"{tmp_path / name}: 6 runs\n"
     found = read(tmp_path / name)
     (tmp_path / name).write_text("mine")
     assert (

@@ -1,0 +1,57 @@
+"""The files of unipelt that one training step and one prediction run through: `python benchmarks/files_crossed.py`.
+
+A fleet of two runs of unipelt-apl on minilm and the built-in task. Counted are files of which a function is called.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import unipelt
+from unipelt.train.predictor import Predictor
+from unipelt.train.records import RunConfig
+from unipelt.train.setup import DatasetCache, build_fleet
+from unipelt.train.train_run import save_checkpoint
+
+PACKAGE = Path(unipelt.__file__).parent
+
+
+def crossed(do: Callable[[], Any]) -> list[str]:
+    """The files, relative to the package, of every function that is called while something is done."""
+    seen: set[str] = set()
+
+    def look(frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(str(PACKAGE)):
+            seen.add(str(Path(frame.f_code.co_filename).relative_to(PACKAGE)))
+
+    sys.setprofile(look)
+    try:
+        do()
+    finally:
+        sys.setprofile(None)
+    return sorted(seen)
+
+
+def main() -> None:
+    cache, recipe = DatasetCache(), {"epochs": 1, "max_length": 32}
+    configs = [RunConfig(task="docstrings", k=32, seed=seed, recipe=recipe, validation_rows=10) for seed in (0, 1)]
+    fleet = build_fleet(configs, width=2, device=torch.device("cpu"), cache=cache)
+    fleet.step()  # what is computed once
+    found = {"training step": crossed(fleet.step)}
+    (finished, _) = fleet.train()
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(finished, Path(folder))
+        predictor = Predictor.load(folder, device="cpu")
+    examples = cache.splits(configs[0]).validation
+    predictor.outputs(examples, None)
+    found["prediction"] = crossed(lambda: predictor.outputs(examples, None))
+    for what, files in found.items():
+        print(f"{what}: {len(files)} files: {', '.join(files)}")
+
+
+if __name__ == "__main__":
+    main()
