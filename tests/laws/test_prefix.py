@@ -246,8 +246,9 @@ def test_two_prefixes_are_one_of_both_lengths(arch: str):
 
 
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
 @pytest.mark.parametrize("kinds", ["gg", "ng", "gn", "ggg"])
-def test_prefixes_whose_gates_are_one_are_prefixes_without_gates(kinds: str, training: bool):
+def test_prefixes_whose_gates_are_one_are_prefixes_without_gates(kinds: str, attn: str, training: bool):
     """Several in one mixture of a decoder, whose gates are per token: g is gated, n a number; with dropout of the attention too."""
     weights = {"g": Gate(), "n": 1.0}
     mixtures = [
@@ -257,7 +258,7 @@ def test_prefixes_whose_gates_are_one_are_prefixes_without_gates(kinds: str, tra
         for weight in (weights.__getitem__, lambda kind: 1.0)
     ]
     build = {"attention_dropout": 1e-9} if training else {}  # which takes the path with dropout, and drops nothing
-    gated, plain = (attached("llama", mixture, attn="eager", build=build).train(training) for mixture in mixtures)
+    gated, plain = (attached("llama", mixture, attn=attn, build=build).train(training) for mixture in mixtures)
     theirs = dict(mixture_state(plain).named_parameters())
     with torch.no_grad():
         for name, parameter in mixture_state(gated).named_parameters():
@@ -266,7 +267,7 @@ def test_prefixes_whose_gates_are_one_are_prefixes_without_gates(kinds: str, tra
             else:
                 theirs[name].copy_(parameter)
     given = tiny.inputs("llama", gated)
-    equal(result(gated(**given)), result(plain(**given)), "llama", "eager")
+    equal(result(gated(**given)), result(plain(**given)), "llama", attn)
 
 
 @pytest.mark.parametrize("function", ["softmax", "relu"])

@@ -207,7 +207,7 @@ def prefix_products(
         of_all_heads = mask.shape[1] == 1
         scores += mask.repeat(1, 1, together, 1) if of_all_heads else mask.unflatten(1, (shared, -1)).flatten(2, 3)
     to_prefix, to_own = scores.softmax(dim=-1).split([length, own], dim=-1)
-    output = F.dropout(to_own, dropout) @ v + (to_prefix if gate is None else to_prefix * gate) @ prefix_v
+    output = F.dropout(to_own, dropout) @ v + (to_prefix if gate is None else to_prefix * gate) @ as_wide(prefix_v, v)
     return output.view(batch, heads, queries, -1).transpose(1, 2)
 
 

@@ -186,7 +186,8 @@ def _slow_when_fused(query: Tensor, key: Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= LONGEST_PLAIN
 
 
-def _products(prefix: PrefixCall, scaling: float, dropout: float, q, k, v, mask, bias, **kwargs):
+def _products(prefix: PrefixCall, scaling: float, rate: float, q, k, v, mask, bias, **kwargs):
+    dropout = kwargs.get("dropout", rate)
     return prefix_products(q, k, v, mask, prefix.key, prefix.value, prefix.weight, scaling, dropout), None
 
 
