@@ -5,6 +5,7 @@ widths of one key and one value.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -102,7 +103,8 @@ def table_of(prefix: PrefixMLP) -> PrefixTable:
     runs, length = prefix.embedding.shape[:2]
     layers = len(prefix.outputs)
     table = PrefixTable(runs, layers, length, prefix.shape, "softmax").to(prefix.embedding)
-    with torch.autocast(prefix.embedding.device.type, enabled=False):
+    kind = prefix.embedding.device.type
+    with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):  # there is no autocast on meta
         for layer in range(layers):
             for target, source in zip((table.key, table.value), prefix(layer, Route.blocks(runs), runs)):
                 target[:, layer] = rearrange(source, "run head prefix d -> run prefix (head d)")
