@@ -31,7 +31,6 @@ from unipelt.tasks.registry import load
 from unipelt.train import baselines
 from unipelt.train.records import RunKey
 from unipelt.train.setup import DatasetCache
-from unipelt.train.text_features import FEATURES
 
 TASKS = ("sst2", "cola", "stsb", "docstrings", "rte")
 SIZES = (64, 200, 1000)
@@ -85,7 +84,7 @@ def advise(pool: Pool, size: int, draw: int, tuned: list[str], folder: Path, rec
     rest, path = pool.rest, folder / "data.jsonl"
     pool.write(pool.draw(size, draw), path)
     study = StudyConfig(columns={"kind": pool.task.kind, "metric": pool.task.metric}, recipe=recipe)
-    cache, methods = DatasetCache(), [*FEATURES, *tuned]
+    cache, methods = DatasetCache(), [*baselines.usual_baselines(pool.task), *tuned]
     hidden = hidden_size(study.model)
     first = RunKey(task=str(path), k="all", method="constant", seed=0, lr=None)
     folds, _ = usual_folds(study, first, cache)

@@ -20,10 +20,12 @@ from unipelt.report.evidence import OUT_OF_FOLD, TEST, evidence
 from unipelt.report.study import read
 from unipelt.study import compare, engine, learning_curve
 from unipelt.study.store import Store
+from unipelt.train.baselines import FEATURES
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RunConfig, RunKey, RunRecord, read_record
+from unipelt.train.records import SETFIT, RunConfig, RunKey, RunRecord, read_record
 from unipelt.train.runs import FinishedRun
-from unipelt.train.text_features import FEATURES
+
+USUAL = [name for name in FEATURES if name != SETFIT]
 
 
 @pytest.fixture(scope="session")
@@ -110,11 +112,11 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     ]
     said = run(*words)
     assert said.code == 0, said.err
-    places = [said.err.index(f"\n{name}: out-of-fold accuracy") for name in FEATURES]
+    places = [said.err.index(f"\n{name}: out-of-fold accuracy") for name in USUAL]
     assert places == sorted(places) and places[-1] < said.err.index("runs to train"), "before anything is tuned"
     store = Store.read(out)
     rows, listed = store.runs(["method", "seed", "test"]), read(store)
-    assert len(rows) == 3 * (1 + len(FEATURES)) and len(store.fleets()) == 1 + len(FEATURES)
+    assert len(rows) == 3 * (1 + len(USUAL)) and len(store.fleets()) == 1 + len(USUAL)
     written = csv.DictReader(reviews.read_text().splitlines())
     texts = sorted(row["review"] for row in written)
     for method, one in evidence(store, listed.listed, folds=bool(listed.folds)).items():

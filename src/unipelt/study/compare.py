@@ -20,7 +20,7 @@ from unipelt.study.engine import identities
 from unipelt.study.plan import StudyConfig, file_name, fleet_name
 from unipelt.study.store import ANSWER, COMPARISON, Store
 from unipelt.tasks.metrics import METRICS
-from unipelt.train.baselines import baselines_of
+from unipelt.train.baselines import offered, usual_baselines
 from unipelt.train.json_types import fits
 from unipelt.train.lock import alone_in
 from unipelt.train.records import RunKey, RunRecord, read_record, write_record
@@ -44,11 +44,13 @@ def in_rounds(free: Iterable[RunKey], folds: int = 0) -> dict[str, list[RunKey]]
 
 
 def with_baselines(plan: list[RunKey], study: StudyConfig, cache: DatasetCache) -> tuple[list[RunKey], list[str]]:
-    """These runs with the baselines that their task has in front, one per seed; and why it does not have the others."""
-    names, notes = baselines_of(cache.task(study.config(plan[0])))
+    """These runs with the baselines that their task has in front, one per seed; and why it does not have the others, which
+    are left out of these runs too."""
+    task = cache.task(study.config(plan[0]))
+    names, notes = offered(dict.fromkeys([*usual_baselines(task), *(key.method for key in plan if key.baseline)]), task)
     firsts = {(key.task, key.k, key.seed): key for key in plan}
     mine = [replace(key, method=name, lr=None) for name in names for key in firsts.values()]
-    return [*mine, *(key for key in plan if key not in mine)], notes
+    return [*mine, *(key for key in plan if not key.baseline)], notes
 
 
 def usual_folds(study: StudyConfig, first: RunKey, cache: DatasetCache) -> tuple[int, str]:

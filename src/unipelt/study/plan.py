@@ -65,7 +65,7 @@ class Grid:
     k: Sequence[int | str] = SIZES
     """numbers of training examples; all: every example except the validation examples (a tenth, at most 1,000)"""
     methods: Sequence[str] = METHODS
-    """methods with their options, such as lora(r=16); full: full fine-tuning"""
+    """methods with their options, such as lora(r=16); full: full fine-tuning; setfit: SetFit on the same base"""
     seeds: int = 5
     """number of seeds: 0, 1, …; each draws its own training examples; with --folds: repeats of the cross-validation, 1 by default"""
     lr: Sequence[float] = ()

@@ -1,14 +1,14 @@
 """Baselines with features: linear models on fixed features, fitted before any method is trained. For generated text: answer_baselines.py.
 
-`constant` names the largest class or the mean, `tfidf` reads words, `probe` reads what the head of the frozen base reads. A
-baseline gives logits, so that decisions, metrics and predictions are those of every other run. It is saved as a folder with
+`constant` names the largest class or the mean, `tfidf` reads words, `probe` reads what the head of the frozen base reads, and
+`setfit` what the head of a base reads that was tuned on pairs of texts. A baseline gives logits, so that decisions, metrics and predictions are those of every other run. It is saved as a folder with
 baseline.json, baseline.safetensors and the run's record.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,14 +28,17 @@ from unipelt.tasks.batches import Encoded
 from unipelt.tasks.linear import Linear
 from unipelt.tasks.registry import task_of
 from unipelt.train.answer_baselines import ANSWERING, FORMAT, answer_baselines, load_answer_baseline
+from unipelt.train.contrastive import TunedStates
 from unipelt.train.predictor import Predictor, TablePredictor
 from unipelt.train.recipes import BALANCED
-from unipelt.train.records import BASELINES, RunConfig, RunRecord
+from unipelt.train.records import BASELINES, SETFIT, RunConfig, RunRecord
 from unipelt.train.runs import FinishedRun, note_test
 from unipelt.train.setup import DatasetCache, check_identity, device_of, load_and_attach, majority, pooling_of
-from unipelt.train.text_features import FEATURES, Frozen, TextFeatures
+from unipelt.train.text_features import Frozen, HeadInputs, NoFeatures, TextFeatures, WordCounts
 
 MOST = 20_000  # training examples, or words of a task of words, that are read: more change little
+FEATURES: dict[str, type[TextFeatures]] = {one.name: one for one in (NoFeatures, WordCounts, HeadInputs, TunedStates)}
+"""by the name of their baseline; the cheapest first"""
 EMPTY = Encoded({"input_ids": []}, None, 0)
 
 
@@ -65,12 +68,13 @@ class Baseline(TablePredictor):
     @property
     def parameters(self) -> int:
         """Numbers that were fitted."""
-        return self.linear.weight.size + self.linear.bias.size
+        return self.linear.weight.size + self.linear.bias.size + self.features.parameters
 
     def files(self, results: dict[str, Any]) -> dict[str, bytes]:
         """The files of its folder by name."""
         metadata, arrays = self.features.saved()
-        data = save_arrays({"weight": self.linear.weight, "bias": self.linear.bias, **arrays})
+        arrays = {"weight": self.linear.weight, "bias": self.linear.bias, **arrays}
+        data = save_arrays({name: np.ascontiguousarray(one) for name, one in arrays.items()})  # reads memory as it lies
         said = {
             "format": FORMAT, "baseline": self.features.name, "task": self.task.describe(), "base": None,
             "results": results, "sha256": hashlib.sha256(data).hexdigest(), **metadata,
@@ -118,13 +122,13 @@ def fit_baseline(name: str, task: Task, train: Examples, frozen: Frozen | None, 
     features = FEATURES[name].fit(train, frozen)
     folds = inner_folds(train, train.targets if task.classes else None)
     linear = task.fit_linear(features(train), train.targets or [], folds, balanced=balanced)
+    if linear.held_out is None or not task.pooled or features.tunes_base:
+        return Baseline(task, features, linear)
     return Baseline(_calibrated(task, linear.held_out, train.targets or []), features, linear)
 
 
-def _calibrated(task: Task, held_out: Float[np.ndarray, "example output"] | None, targets: Sequence[Any]) -> Task:
-    """The task with the temperature that fits the training examples, each answered by a model that did not see it."""
-    if held_out is None or not task.pooled:
-        return task
+def _calibrated(task: Task, held_out: Float[np.ndarray, "example output"], targets: Sequence[Any]) -> Task:
+    """The task with the temperature that fits these examples, each answered by a model that did not see it."""
     known = np.flatnonzero(np.isfinite(held_out).all(axis=1)).tolist()
     temperature = task.fit_temperature(torch.from_numpy(held_out[known]), [targets[place] for place in known])
     return task if temperature is None else replace(task, temperature=temperature)  # type: ignore[call-arg]
@@ -144,13 +148,16 @@ def refusal(name: str, task: Task) -> str:
     return FEATURES[name].refuses(task)
 
 
-def baselines_of(task: Task) -> tuple[list[str], list[str]]:
-    """The baselines that a task has, and why it does not have others of its kind."""
-    names = [name for name in BASELINES if task.generates_text == (name in ANSWERING)]
+def usual_baselines(task: Task) -> list[str]:
+    """The baselines of a kind of task that are fitted without being asked for."""
+    return [name for name in BASELINES if name != SETFIT and task.generates_text == (name in ANSWERING)]
+
+
+def offered(names: Iterable[str], task: Task) -> tuple[list[str], list[str]]:
+    """Those of these baselines that a task has, and why it does not have the others."""
     lacking = {name: why for name in names if (why := refusal(name, task))}
-    return [name for name in names if name not in lacking], [
-        f"{one}: left out, as {why}" for one, why in lacking.items()
-    ]
+    left_out = [f"{name}: left out, as {why}" for name, why in lacking.items()]
+    return [name for name in names if name not in lacking], left_out
 
 
 def train_baselines(
@@ -170,6 +177,7 @@ def train_baselines(
     kind = FEATURES[first.method]
     frozen = None
     if kind.reads_base:
+        first = replace(first, pooling=kind.pooling or first.pooling)
         frozen = frozen_base(first, task, device, first.recipe.get("max_length") or task.default_max_length)
         check_identity(first.model, frozen.identity, identity)
     for place, config in enumerate(configs):
@@ -182,9 +190,13 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
     began = time.monotonic()
     if balanced := config.recipe.get("class_weights") == BALANCED:
         task.with_class_weights(splits.train.targets or [])  # refused where there are no classes
-    # with folds nothing is chosen by validation examples, and a baseline needs none
-    train = splits.train.joined(splits.validation) if config.folds and config.k == "all" else splits.train
+    # with folds nothing is chosen by validation examples, and most baselines need none
+    alone = config.folds and config.k == "all" and not FEATURES[config.method].tunes_base
+    train = splits.train.joined(splits.validation) if alone else splits.train
     one = fit_baseline(config.method, task, train, frozen, balanced=balanced)
+    if one.features.tunes_base:
+        said, _ = one.logits(splits.validation)
+        one = replace(one, task=_calibrated(task, said.numpy(), splits.validation.targets or []))
     each = len(train.inputs)
     fitted = time.monotonic() - began - (0.0 if frozen is None else frozen.seconds - before)
     record = RunRecord(

@@ -19,8 +19,9 @@ LORA, LORA_B, UP = (
     "lora_b",
     ".up.weight",
 )  # B of LoRA: Hayou et al. 2024, arXiv:2402.12354, train it at 16 times A's rate
-BASELINES = ("constant", "tfidf", "probe", "zero-shot", "nearest")
-"""methods that tune nothing: train/text_features.py; of generated text train/answer_baselines.py"""
+SETFIT = "setfit"  # fitted only where it is named: it takes minutes, and needs another package
+BASELINES = ("constant", "tfidf", "probe", SETFIT, "zero-shot", "nearest")
+"""methods that attach nothing: train/text_features.py, train/contrastive.py; of generated text train/answer_baselines.py"""
 GATE, HEAD = "gate", "head"  # further kinds of parameters with a learning rate of their own
 EQUAL, BALANCED = "none", "balanced"  # class weights
 PRECISIONS = ("auto", "fp32", "bf16")

@@ -12,6 +12,7 @@ from unipelt.errors import CheckpointError, UserError, did_you_mean
 from unipelt.train.json_types import typed
 from unipelt.train.progress import last_state
 from unipelt.train.recipes import BASELINES as BASELINES
+from unipelt.train.recipes import SETFIT as SETFIT
 from unipelt.train.recipes import Recipe, check_rates
 
 RECORD, FORMAT = "run.json", 2
@@ -72,7 +73,7 @@ class RunKey:
 
     @property
     def baseline(self) -> bool:
-        """Whether nothing of the base is tuned, and no mixture attached."""
+        """Whether no mixture is attached: a baseline, of which setfit alone tunes a base."""
         return self.method in BASELINES
 
     @property

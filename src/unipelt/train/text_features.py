@@ -120,6 +120,10 @@ class TextFeatures(ABC):
         return cls()
 
     reads_base: ClassVar[bool] = False
+    tunes_base: ClassVar[bool] = False
+    """whether `fit` tunes the base, so that nothing that it trained on can say how sure it is"""
+    pooling: ClassVar[str | None] = None
+    """what it reads of the base whatever `--pooling` says"""
 
     @abstractmethod
     def __call__(self, examples: Examples) -> Features: ...
@@ -127,6 +131,11 @@ class TextFeatures(ABC):
     def seconds_of(self, texts: int) -> float:
         """Seconds of the base, beside those that were measured, for so many texts."""
         return 0.0
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that were fitted, beside those of the linear model."""
+        return 0
 
     def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """JSON and arrays from which `load` makes the same features."""
@@ -231,7 +240,3 @@ class HeadInputs(TextFeatures):
     @classmethod
     def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
         return cls.fit(Examples(inputs={"text": []}), frozen)
-
-
-FEATURES: dict[str, type[TextFeatures]] = {one.name: one for one in (NoFeatures, WordCounts, HeadInputs)}
-"""by the name of their baseline; the cheapest first"""
