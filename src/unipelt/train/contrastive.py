@@ -62,11 +62,11 @@ class TunedStates(HeadInputs):
         return sum(weight.numel() for weight in self.frozen.model.base_model.parameters())
 
     def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        facts, _ = super().saved()
-        return facts, {BODY + name: value.numpy() for name, value in _weights(self.frozen.model).items()}
+        metadata, _ = super().saved()
+        return metadata, {BODY + name: value.numpy() for name, value in _weights(self.frozen.model).items()}
 
     @classmethod
-    def load(cls, facts: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
+    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
         assert frozen is not None
         found = {name.removeprefix(BODY): torch.from_numpy(one) for name, one in arrays.items() if name[:5] == BODY}
         _put(frozen.model, found)
