@@ -1,6 +1,6 @@
 """The files of unipelt that one training step and one prediction run through: `python benchmarks/files_crossed.py`.
 
-A fleet of two runs of unipelt-apl on minilm and the built-in task. Counted are files of which a function is called.
+A fleet of two runs of unipelt-apl on minilm, with one label per text. Counted are files of which a function is called.
 """
 
 import sys
@@ -15,7 +15,6 @@ import unipelt
 from unipelt.train.predictor import Predictor
 from unipelt.train.records import RunConfig
 from unipelt.train.setup import DatasetCache, build_fleet
-from unipelt.train.train_run import save_checkpoint
 
 PACKAGE = Path(unipelt.__file__).parent
 
@@ -37,17 +36,18 @@ def crossed(do: Callable[[], Any]) -> list[str]:
 
 
 def main() -> None:
-    cache, recipe = DatasetCache(), {"epochs": 1, "max_length": 32}
-    configs = [RunConfig(task="docstrings", k=32, seed=seed, recipe=recipe, validation_rows=10) for seed in (0, 1)]
-    fleet = build_fleet(configs, width=2, device=torch.device("cpu"), cache=cache)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "reviews.csv"
+        data.write_text(
+            "text,label\n" + "".join(f"review {i} is {word},{word}\n" for i in range(50) for word in ("good", "bad"))
+        )
+        configs = [RunConfig(task=str(data), seed=seed, recipe={"epochs": 1, "max_length": 32}) for seed in (0, 1)]
+        cache = DatasetCache()
+        fleet = build_fleet(configs, width=2, device=torch.device("cpu"), cache=cache)
     fleet.step()  # what is computed once
     found = {"training step": crossed(fleet.step)}
-    (finished, _) = fleet.train()
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(finished, Path(folder))
-        predictor = Predictor.load(folder, device="cpu")
-    examples = cache.splits(configs[0]).validation
-    predictor.outputs(examples, None)
+    task, examples = fleet.plans[0].task, cache.splits(configs[0]).validation
+    predictor = Predictor(fleet.model.eval(), fleet.tokenizer, task, 32, True, runs=2)
     found["prediction"] = crossed(lambda: predictor.outputs(examples, None))
     for what, files in found.items():
         print(f"{what}: {len(files)} files: {', '.join(files)}")

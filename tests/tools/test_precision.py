@@ -14,7 +14,7 @@ from toy import classifier, keys, train, tuned_keys
 
 import unipelt
 from unipelt.inject.state import mixture_state
-from unipelt.train.precision import autocast, has_bf16
+from unipelt.train.forward import autocast, has_bf16
 
 PRESETS = ("unipelt-apl", "lora", "mam", "houlsby")
 

@@ -1,4 +1,4 @@
-"""Hooks that make the context of a forward: of a stack, and of a layer whose stack passes no context on."""
+"""Hooks that prepare a forward: they make its context, capture inputs and bring prefixes into attention blocks."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from unipelt.errors import SiteError
 from unipelt.forms.gate import mean_weights
+from unipelt.inject.attention import PREFIXES, BoundPrefix, Calls, Kernels
 from unipelt.inject.context import (
     KEYWORD,
     PROMPT,
@@ -18,6 +19,7 @@ from unipelt.inject.context import (
     parameters_of,
     uses_gradient_checkpointing,
 )
+from unipelt.inject.own_softmax import OwnSoftmax
 
 
 class ContextHook:
@@ -151,3 +153,81 @@ class ReplicaHook:
     def enter(self, model: nn.Module, args: tuple) -> None:
         is_replica = getattr(model, "_is_replica", False)
         self.forwards.thread.replica = getattr(model, self.name) if is_replica else None
+
+
+class AttentionHook:
+    """Attention hooks: the pre-hook reads the forward's context, captures the block's input and adds its prefixes to the call."""
+
+    def __init__(
+        self, attention: nn.Module, forwards: ForwardState, averaged: set[str], captures: str | None,
+        kernels: Kernels | None, softmax: str | None = None,
+    ):  # fmt: skip
+        """captures: the name under which the block's input is captured, if a later module reads it; softmax: of its row."""
+        self.forwards, self.captures, self.kernels, self.softmax = forwards, captures, kernels, softmax
+        self.own_context = LayerHook(attention, forwards, averaged)
+        self.changes: list[BoundPrefix] = []
+
+    def enter(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        thread = self.forwards.thread
+        if KEYWORD in kwargs:
+            thread.context = kwargs[KEYWORD]
+            kwargs = {name: value for name, value in kwargs.items() if name != KEYWORD}
+        elif thread.context is None:
+            self.own_context.enter(attention, args, kwargs)
+            thread.alone = True
+        context = thread.context
+        x = args[0] if args else kwargs["hidden_states"]
+        if self.captures is not None:
+            thread.captured[self.captures] = x
+        if self.changes and context is not None and not context.off:
+            calls = self._calls(x, context.on(x.device))
+            if self.softmax is not None:
+                watching = OwnSoftmax(len(x), calls, self.softmax)
+                watching.__enter__()
+                thread.watching.append((attention, watching))
+                return args, kwargs
+            if self.kernels is not None:
+                self.kernels.wrap()
+            kwargs = {**kwargs, PREFIXES: calls}
+        return args, kwargs
+
+    def leave(self, attention: nn.Module, args: tuple, output: Any) -> None:
+        """Also after a forward that has failed, whose output is None."""
+        if self.forwards.thread.watching and self.forwards.thread.watching[-1][0] is attention:
+            _, watching = self.forwards.thread.watching.pop()
+            watching.__exit__(None, None, None)
+            if output is not None:
+                watching.refuse_incomplete(type(attention).__name__)
+        if self.forwards.thread.alone:
+            self.own_context.leave(attention, args, output)
+
+    def _calls(self, x: Tensor, context: Context) -> Calls:
+        calls = []
+        for part in context.per_mixture or (context,):
+            own = x if part.rows is None else x[part.rows]
+            calls.append((part.rows, tuple(c.call(own, part) for c in self.changes if c.takes_part(part))))
+        return calls
+
+
+class KernelHook:
+    """Stack pre-hook: wraps the attention implementation again if the user has changed it since the last forward."""
+
+    def __init__(self, kernels: Kernels, forwards: ForwardState):
+        self.kernels, self.forwards = kernels, forwards
+
+    def enter(self, *_: Any) -> None:
+        if not self.forwards.thread.off:
+            self.kernels.wrap()
+
+
+class Checkpointed:
+    """Reentrant gradient checkpointing drops the gradients of a layer whose input needs none: then the embeddings need one."""
+
+    def __init__(self, model: nn.Module, forwards: ForwardState):
+        self.modules, self.forwards = checkpointable(model), forwards
+
+    def after(self, embeddings: nn.Module, args: tuple, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.requires_grad or self.forwards.thread.off:
+            return
+        if uses_gradient_checkpointing(self.modules, "reentrant"):
+            output.requires_grad_(True)

@@ -1,18 +1,21 @@
 """Every hook of an attached model, in the order in which they are registered."""
 
-from typing import Any
-
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.constants import Bias, Norm
-from unipelt.inject.attention import BoundPrefix, Kernels
-from unipelt.inject.attention_hook import AttentionHook
+from unipelt.inject.attention import BoundPrefix
 from unipelt.inject.build import averaged_masks
-from unipelt.inject.context import checkpointable, uses_gradient_checkpointing
-from unipelt.inject.context_hooks import InputCapture, LayerHook, ReplicaHook, StackHook
+from unipelt.inject.context_hooks import (
+    AttentionHook,
+    Checkpointed,
+    InputCapture,
+    KernelHook,
+    LayerHook,
+    ReplicaHook,
+    StackHook,
+)
 from unipelt.inject.heads import HeadHook, HeadLinear, HeadNorm, Pooling
 from unipelt.inject.hooks import BoundChange, ModuleHook
 from unipelt.inject.plan import Base, HookPoint
@@ -34,7 +37,7 @@ def hooks_of(
     hooks += prompt_hooks(state, base, joined)
     for stack in base.stacks:
         if state.kernels is not None:
-            hooks.append(Hook(stack.path, "pre", KernelHook(state.kernels, state).enter))
+            hooks.append(Hook(stack.path, "pre", KernelHook(state.kernels, forwards).enter))
         averaged = masks.get(stack.row.name, set())
         passes_keywords = stack.row.attention.prefix and stack.row.keywords
         changes_first = stack.row.attention.norm is None and any(
@@ -66,7 +69,7 @@ def hooks_of(
         hooks.append(pooling_hook(state, base, pooling))
     token_path = embeddings_of(base.model)
     if token_path is not None:
-        hooks.append(Hook(token_path, "post", Checkpointed(base.model, state).after))
+        hooks.append(Hook(token_path, "post", Checkpointed(base.model, forwards).after))
     return hooks
 
 
@@ -136,27 +139,3 @@ def embeddings_of(model: PreTrainedModel) -> str | None:
     """The path of a model's input embeddings; None where it has none, or names none."""
     found = embedding_module(model, "input")
     return next((path for path, module in model.named_modules() if module is found), None)
-
-
-class KernelHook:
-    """Stack pre-hook: wraps the attention implementation again if the user has changed it since the last forward."""
-
-    def __init__(self, kernels: Kernels, state: AttachedState):
-        self.kernels, self.state = kernels, state
-
-    def enter(self, *_: Any) -> None:
-        if not self.state.forwards.thread.off:
-            self.kernels.wrap()
-
-
-class Checkpointed:
-    """Reentrant gradient checkpointing drops the gradients of a layer whose input needs none: then the embeddings need one."""
-
-    def __init__(self, model: PreTrainedModel, state: AttachedState):
-        self.modules, self.state = checkpointable(model), state
-
-    def after(self, embeddings: nn.Module, args: tuple, output: Any) -> None:
-        if not isinstance(output, Tensor) or output.requires_grad or self.state.forwards.thread.off:
-            return
-        if uses_gradient_checkpointing(self.modules, "reentrant"):
-            output.requires_grad_(True)

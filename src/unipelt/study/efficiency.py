@@ -23,7 +23,7 @@ from unipelt.errors import UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.study.store import EFFICIENCY
 from unipelt.tasks.classification import Classification
-from unipelt.train.precision import autocast
+from unipelt.train.forward import autocast
 from unipelt.train.records import FULL, RunConfig
 from unipelt.train.setup import load_and_attach
 

@@ -29,8 +29,6 @@ class GenerationSettings:
     """smallest number of tokens of an answer"""
     num_beams: int = 1
     """beams; 1: greedy, the likeliest token each time"""
-    length_penalty: float = 1.0
-    """of beams: above 0 favours longer answers"""
     no_repeat_ngram_size: int = 0
     """no sequence of so many tokens occurs twice in an answer; 0: any may"""
     temperature: float = 0.0

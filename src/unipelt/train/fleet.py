@@ -23,11 +23,10 @@ from unipelt.inject.state import NAME, MixtureState
 from unipelt.tasks.batches import Encoded, Part
 from unipelt.train.capture import CapturedStep, CudaGraphs
 from unipelt.train.evaluation import predict
-from unipelt.train.forward import STATES, logits_of
+from unipelt.train.forward import STATES, autocast, logits_of
 from unipelt.train.frozen import FrozenStates
 from unipelt.train.head_start import start_heads
 from unipelt.train.optimizer import AdamW, ParameterMatrix
-from unipelt.train.precision import autocast
 from unipelt.train.progress import Loop, Progress
 from unipelt.train.recipes import kind_of
 from unipelt.train.records import RunRecord

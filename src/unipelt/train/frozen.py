@@ -27,8 +27,7 @@ from unipelt.inject.state import NAME, MixtureState, disabled
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded, Part, fill
 from unipelt.train.batches import longest_first
-from unipelt.train.forward import STATES, logits_of, rows_each
-from unipelt.train.precision import wants_bf16
+from unipelt.train.forward import STATES, logits_of, rows_each, wants_bf16
 from unipelt.train.runs import Plan
 
 SHARE = 0.25  # of the free memory or disk that one set of examples may take

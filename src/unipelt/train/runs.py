@@ -67,8 +67,13 @@ class Plan:
 
     def rates(self, step: int, kinds: list[str]) -> float | list[float]:
         """Learning rates of a step by kind of parameter; one rate where no kinds are given."""
-        factor, own = self.schedule(step), self.recipe.rates
+        factor, own = self.schedule(step), self.own_rates
         return [own.get(kind, self.recipe.lr) * factor for kind in kinds] if kinds else self.recipe.lr * factor
+
+    @cached_property
+    def own_rates(self) -> dict[str, float]:
+        """The recipe's learning rates that are not `lr`, by kind of parameter."""
+        return self.recipe.rates
 
     def schedule(self, step: int) -> float:
         """Share of the peak learning rate at a step: linear warm-up, linear decay to 0."""

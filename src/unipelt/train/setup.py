@@ -23,8 +23,8 @@ from unipelt.tasks.batches import Encoded, check_tokens
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
+from unipelt.train.forward import choose_attention
 from unipelt.train.frozen import StateCache, find_frozen
-from unipelt.train.precision import choose_attention
 from unipelt.train.recipes import BALANCED, PROBE, RANDOM, default_recipe
 from unipelt.train.records import FILES, FULL, GENERATION, METRIC_FIELDS, SPLIT_FIELDS, RunConfig, RunRecord
 from unipelt.train.runs import Plan
