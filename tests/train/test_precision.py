@@ -11,11 +11,11 @@ from train.fleets import fleet, plan, train
 from train.test_resume import Stopped, assert_same, stop_at
 from unipelt.errors import UserError
 from unipelt.inject.attention import kernel_of
-from unipelt.train import precision
+from unipelt.train import forward
 from unipelt.train.recipes import Recipe
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 9}
-BF16 = pytest.mark.skipif(not precision.cpu_has_bf16(), reason="this CPU has neither AVX-512 BF16 nor AMX")
+BF16 = pytest.mark.skipif(not forward.cpu_has_bf16(), reason="this CPU has neither AVX-512 BF16 nor AMX")
 
 
 def single(asked: str, folder: Path | None = None, **how):
@@ -47,11 +47,11 @@ def test_auto_is_float32_on_a_cpu():
 
 
 def test_a_cpu_without_bf16_computes_in_float32_and_says_so_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
-    precision.has_bf16.cache_clear()
+    monkeypatch.setattr(forward, "cpu_has_bf16", lambda: False)
+    forward.has_bf16.cache_clear()
     with pytest.warns(UserWarning, match="^this CPU has no bfloat16: it computes in float32$") as said:
         half = train(single("bf16"))
-    precision.has_bf16.cache_clear()
+    forward.has_bf16.cache_clear()
     assert len(said) == 1
     assert half[0].record.curve == train(single("fp32"))[0].record.curve
 
@@ -60,10 +60,10 @@ def test_a_cpu_without_bf16_computes_in_float32_and_says_so_once(monkeypatch: py
 def test_short_texts_in_bf16_on_a_cpu_take_eager_attention():
     kernels = {}
     for asked, longest, method in [
-        ("bf16", precision.SHORT, "lora"), ("bf16", precision.SHORT + 1, "lora"), ("fp32", 8, "lora"), ("bf16", 8, "prefix"),
+        ("bf16", forward.SHORT, "lora"), ("bf16", forward.SHORT + 1, "lora"), ("fp32", 8, "lora"), ("bf16", 8, "prefix"),
     ]:  # fmt: skip
         model = unipelt.attach(BertModel(BertConfig(**TINY)), method)
-        precision.choose_attention(model, asked, longest)
+        forward.choose_attention(model, asked, longest)
         kernels[asked, longest, method] = kernel_of(model.config)
     assert list(kernels.values()) == ["eager", "sdpa", "sdpa", "sdpa"], kernels
 
@@ -78,7 +78,7 @@ def test_a_prefix_in_bf16_is_near_float32(method: str):
     ids = torch.arange(8).view(2, 4)
     with unipelt.prompt(model, ids < 3):
         full = model(ids).logits
-        with precision.autocast(ids.device, "bf16"):
+        with forward.autocast(ids.device, "bf16"):
             half = model(ids).logits.float()
     assert 0 < (half - full).abs().max() < 0.05 * full.abs().max()
 

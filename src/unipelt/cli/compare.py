@@ -17,6 +17,7 @@ SPARE = 0.06  # share of the minutes that is kept for the last test and the repo
 USUAL: dict[str, Any] = {"methods": ["head", "lora", "adapter", "unipelt-apl"], "seeds": 3, "rates": 2}
 _FOLDS = {"folds": "5 for up to 2,000 examples without a validation or test set, else 0"}
 _USUAL = {name: " ".join(value) if isinstance(value, list) else str(value) for name, value in USUAL.items()}
+_USUAL["seeds"] += "; with folds, the number of cross-validations: 1"
 
 
 @takes(

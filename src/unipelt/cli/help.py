@@ -52,6 +52,11 @@ def description_and_examples(docstring: str | None) -> tuple[str, list[str]]:
     return " ".join(text.split()), [line.strip() for line in examples.splitlines() if line.strip()]
 
 
+def first_sentence(docstring: str | None) -> str:
+    """What a command does, for a list of commands."""
+    return description_and_examples(docstring)[0].partition(". ")[0].removesuffix(".")
+
+
 def _print_page(command: Any, ctx: Any) -> None:
     from rich.console import Console
     from rich.text import Text
@@ -70,7 +75,7 @@ def _print_page(command: Any, ctx: Any) -> None:
     console.print(f"\n{text}\n")
     if isinstance(command, TyperGroup):
         known = {name: command.get_command(ctx, name) for name in command.list_commands(ctx)}
-        rows = [(name, description_and_examples(one.help)[0]) for name, one in known.items() if one]
+        rows = [(name, first_sentence(one.help)) for name, one in known.items() if one]
         _print_panel(console, "Commands", rows)
     panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], **dict.fromkeys(PANELS), OTHER: []}  # type: ignore[dict-item]
     for parameter in command.get_params(ctx):

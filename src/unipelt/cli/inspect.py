@@ -12,7 +12,11 @@ NO_GATES = "--data: this run has no gates to show; train one with --method unipe
 
 def inspect(
     run: str = typer.Argument("", help=RUN_FOLDER),
-    data: str = option("", panel="Data", help="file with texts, on which the gates are measured"),
+    data: str = option(
+        "",
+        panel="Data",
+        help="file with texts, on which the gates are measured; with --show-labels with chats or answers",
+    ),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
     model: str = option(

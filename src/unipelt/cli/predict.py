@@ -7,7 +7,9 @@ from unipelt.cli.fields import BASE_OF_RUN, DEVICE_HELP, OVERWRITE, RUN_FOLDER, 
 
 def predict(
     run: str = typer.Argument(..., help=RUN_FOLDER),
-    data: str = option(..., panel="Data", help="file with the texts, as for training (required)"),
+    data: str = option(
+        ..., panel="Data", help="file with the texts, in a format that `unipelt train` reads (required)"
+    ),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
     encoding: str = option(

@@ -67,7 +67,7 @@ class Grid:
     methods: Sequence[str] = METHODS
     """methods with their options, such as lora(r=16); full: full fine-tuning; setfit: SetFit on the same base"""
     seeds: int = 5
-    """number of seeds: 0, 1, …; each draws its own training examples; with --folds: repeats of the cross-validation, 1 by default"""
+    """number of seeds: 0, 1, …; each draws its own training examples"""
     lr: Sequence[float] = ()
     """learning rates, the same for every method (default: each method has its own)"""
     rates: int = 1
@@ -147,7 +147,7 @@ class StudyConfig:
     data_dir: str | None = None
     """folder with GLUE as Parquet files (default: downloaded from the Hub)"""
     width: int = 0
-    """number of runs that train at once; 0: as many as fit into the memory of the device"""
+    """number of runs that train at once; 0: 4 on a CPU, on a GPU as many as fit into its memory, up to 64"""
     folds: int = 0
     """folds of a cross-validation, in which every example is tested once; 0: a held-out test set"""
     recipe: dict[str, Any] = field(default_factory=dict)

@@ -35,12 +35,12 @@ class Recipe:
     lr: float = 5e-4
     """peak learning rate; reached after warm-up, then linear decay to 0"""
     epochs: int = 50
-    """most passes over the training examples"""
+    """maximum number of passes over the training examples"""
     batch_size: int = 16
     """training examples per forward, and so per step unless gradients are accumulated"""
     batch_tokens: int = 0
-    """maximum number of tokens per forward, padding included, instead of --batch-size; a longer example goes alone; 0: no such
-    limit"""
+    """maximum number of tokens per forward, padding included, instead of --batch-size; a longer example is a batch of its own;
+    0: no such limit"""
     gradient_accumulation: int = 1
     """forwards per step; the loss is the mean over all their examples, or answer tokens"""
     label_smoothing: float = 0.0

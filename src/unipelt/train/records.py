@@ -132,7 +132,7 @@ class RunConfig:
     examples)"""
     test: str | None = None
     """file with the test examples (default: 20 % of the examples, at most 1,000; the validation set of a GLUE task;
-    with --folds the folds)"""
+    `compare` cross-validates small data instead)"""
     validation_rows: int = 1000
     """maximum number of validation examples taken from the training examples (at least 10); a --validation file is used whole"""
     test_rows: int | None = None
