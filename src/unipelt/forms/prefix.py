@@ -199,8 +199,9 @@ def prefix_products(
     """
     (heads, queries), (batch, shared, own), length = q.shape[1:3], k.shape[:3], prefix_k.shape[-2]
     together = heads // shared
-    rows = (q * scaling).reshape(len(q), shared, -1, q.shape[-1])
-    scores = rows @ torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=-2).mT
+    prefix_k, prefix_v = (p.expand(batch, -1, -1, -1) for p in (prefix_k, prefix_v))
+    rows = q.reshape(len(q), shared, -1, q.shape[-1])
+    scores = rows @ (torch.cat([prefix_k, k], dim=-2) * scaling).mT
     if gate is not None:
         gate = gate[:, None].repeat(1, 1, together, 1)  # batch 1 head·query 1
         scores[..., :length].mul_(gate)
@@ -209,7 +210,9 @@ def prefix_products(
         of_all_heads = mask.shape[1] == 1
         scores += mask.repeat(1, 1, together, 1) if of_all_heads else mask.unflatten(1, (shared, -1)).flatten(2, 3)
     to_prefix, to_own = scores.softmax(dim=-1).split([length, own], dim=-1)
-    output = F.dropout(to_own, dropout) @ v + (to_prefix if gate is None else to_prefix * gate) @ as_wide(prefix_v, v)
+    weighed = to_prefix if gate is None else to_prefix * gate
+    output = (F.dropout(to_own, dropout) @ v).flatten(0, 1)
+    output.baddbmm_(weighed.flatten(0, 1), as_wide(prefix_v, v).flatten(0, 1))
     return output.view(batch, heads, queries, -1).transpose(1, 2)
 
 

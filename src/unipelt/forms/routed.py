@@ -93,6 +93,10 @@ class RoutedLinear(nn.Module):
 
 def _routed(x: Tensor, weight: Tensor, bias: Tensor | None, route: Route) -> Tensor:
     if route.rows is None and route.runs == 1:
+        if (
+            bias is not None and weight.shape[1] == 1
+        ):  # a gate; autocast on a CPU leaves this product in float32, uncopied
+            return torch.addmv(bias.squeeze(0), x.flatten(0, -2), weight.flatten()).view(*x.shape[:-1], 1)
         return F.linear(x, weight.squeeze(0), None if bias is None else bias.squeeze(0))
     rows, weight = _by_run(x, weight, route)
     if bias is None:
