@@ -217,6 +217,25 @@ def test_the_largest_class_is_compared_like_a_method():
     assert compare([drawn("rmse")], ["a"]).largest is None and drawn("spearman").largest == {}
 
 
+def test_a_constant_baseline_is_judged_by_the_best_constant_answer():
+    """Of which class it names, by the training examples of a seed, the other method knows nothing: what is well above all
+    constant answers is above it, and what is as good as the best of them is not, by whatever classes it named."""
+    chance, targets = np.random.default_rng(0), np.repeat([0, 1, 2], [300, 150, 50])
+    constant = [np.full(500, 1), np.full(500, 2)]
+    good = [np.where(chance.random(500) < 0.9, targets, (targets + 1) % 3) for _ in range(2)]
+    gap = compare(
+        [made("accuracy", {"probe": good, "constant": constant}, targets)], ["probe", "constant"], "probe"
+    ).lines[1]
+    assert gap.real and gap.gap is not None and gap.gap.value < gap.gap.high < 0  # type: ignore[operator]
+    unnamed = compare(
+        [made("accuracy", {"probe": good, "tfidf": constant}, targets)], ["probe", "tfidf"], "probe"
+    ).lines[1]
+    assert not unnamed.real, "of any other method two seeds that differ say little"
+    for turned in (["probe", "constant"], ["constant", "probe"]):
+        alike = made("accuracy", {"probe": [np.zeros(500, int)] * 2, "constant": constant}, targets)
+        assert not compare([alike], turned, turned[0]).lines[1].real
+
+
 def test_texts_and_lists_are_compared_too():
     """A metric without a batch form, over texts; predictions of unequal length; a metric that is not known here."""
     targets = [f"a text of {i % 7} words" for i in range(60)]

@@ -9,6 +9,7 @@ from unipelt.report.samples import LARGEST, TIE, Sample, difference, own
 from unipelt.report.statistics import BOTH, EXAMPLES, NOTHING, Estimate, estimate, holm, own_estimate
 from unipelt.report.tables import Block, Cell, Table
 
+CONSTANT = "constant"  # the baseline
 REAL, CHANCE, ONE_SEED = "real", "may be chance", "not judged: one seed"
 
 
@@ -117,7 +118,7 @@ def compare(samples: Sequence[Sample], methods: Sequence[str], reference: str | 
     order = sorted(methods, key=lambda method: -round(sign * scores[method].value, 12))
     first = reference or order[0]
     rest = [method for method in order if method != first]
-    gaps = {method: estimate([difference(of, method, first) for of in samples]) for method in rest}
+    gaps = {method: _gap(samples, method, first) for method in rest}
     pairs = 0 if reference else len(methods) * (len(methods) - 1) // 2
     corrected = dict(zip(rest, holm([gaps[method].p for method in rest], pairs)))
     lines = [Line(method=m, score=scores[m], gap=gaps.get(m), corrected=corrected.get(m)) for m in [first, *rest]]
@@ -126,6 +127,29 @@ def compare(samples: Sequence[Sample], methods: Sequence[str], reference: str | 
         tasks=len(samples), metric=judge.name if len(names) == 1 else "", scale=judge.shown_as, reference=first, lines=lines,
         higher_is_better=judge.higher_is_better, largest=_largest(samples),
     )  # fmt: skip
+
+
+def _gap(samples: Sequence[Sample], method: str, first: str) -> Estimate:
+    """One method less another.
+
+    The class that `constant` names may change with the training examples of a seed, which says nothing of the other method.
+    No constant answer is right more often than the best one, so that one is what the difference must leave behind.
+    """
+    found = estimate([difference(of, method, first) for of in samples])
+    if CONSTANT not in (method, first) or not all(map(_constant_changes, samples)):
+        return found
+    bound = estimate(
+        [difference(of, *(LARGEST if one == CONSTANT else one for one in (method, first))) for of in samples]
+    )
+    if method == CONSTANT:
+        return replace(found, high=bound.high, p=bound.p) if bound.value < 0 else found
+    return replace(found, low=bound.low, p=bound.p) if bound.value > 0 else found
+
+
+def _constant_changes(of: Sample) -> bool:
+    """Whether the metric is accuracy, and `constant` does not name the same class with every seed."""
+    named = {str(one.predictions[0]) for (method, _), one in of.answers.items() if method == CONSTANT}
+    return of.metric.name == "accuracy" and bool(of.largest) and len(named) > 1
 
 
 def _score(samples: Sequence[Sample], method: str) -> Estimate:
@@ -187,7 +211,6 @@ def scaled(found: Estimate | None, scale: float, turn: bool = False, **more: obj
     return replace(Cell(scale * found.value, low=low, high=high), **more)  # type: ignore[arg-type]
 
 
-CONSTANT = "constant"
 ABOUT = {
     CONSTANT: "always the largest class of the training examples, or their mean",
     "tfidf": "logistic or ridge regression on words and pairs of words",
