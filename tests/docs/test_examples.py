@@ -68,7 +68,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_classify_csv(tmp_path: Path):
-    said = example("classify_csv.sh", tmp_path, "--epochs", 2, "--folds", 2, "--no-learning-curve", "--device", "cpu")
+    said = example("classify_csv.sh", tmp_path, "--epochs", 1, "--folds", 2, "--no-learning-curve", "--device", "cpu")
     assert "The invoice names the wrong company.,billing," in said and "p(technical)" in said
     assert (tmp_path / "tickets" / "report" / "report.html").exists() and "out-of-fold accuracy" in said
 
