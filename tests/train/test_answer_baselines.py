@@ -10,7 +10,7 @@ from unipelt.data import Examples
 from unipelt.errors import DataError, UserError
 from unipelt.tasks import registry
 from unipelt.train.answer_baselines import Nearest, ZeroShot
-from unipelt.train.baselines import baselines_of, load_predictor
+from unipelt.train.baselines import load_predictor, usual_baselines
 from unipelt.train.setup import device_of
 
 pytest.importorskip("rouge_score")
@@ -45,9 +45,8 @@ def test_the_base_as_it_is_has_the_loss_of_a_run_that_changes_nothing(tmp_path: 
 
 
 def test_a_task_has_the_baselines_of_its_kind(tmp_path: Path):
-    assert baselines_of(registry.load(save_pairs(tmp_path / "pairs.jsonl"))[0]) == (["zero-shot", "nearest"], [])
-    names, _ = baselines_of(registry.load("docstrings")[0])
-    assert names == ["constant", "tfidf", "probe"]
+    assert usual_baselines(registry.load(save_pairs(tmp_path / "pairs.jsonl"))[0]) == ["zero-shot", "nearest"]
+    assert usual_baselines(registry.load("docstrings")[0]) == ["constant", "tfidf", "probe"]
     with pytest.raises((UserError, DataError)):
         Nearest.of(registry.load("docstrings")[0], Examples(inputs={"text": ["a"]}, targets=[None]))
 
