@@ -1,4 +1,4 @@
-"""The shapes in the signatures of `unipelt.forms` are checked at run time, over every preset on three kinds of base."""
+"""The shapes in the signatures of `unipelt.forms` and of the hooks that apply changes are checked at run time, over every preset on three kinds of base."""
 
 import os
 import subprocess
@@ -9,8 +9,8 @@ PROGRAM = """
 import sys, warnings
 warnings.simplefilter("ignore")
 from jaxtyping import install_import_hook
-with install_import_hook("unipelt.forms", "beartype.beartype"):
-    import unipelt.forms.constants, unipelt.forms.gate, unipelt.forms.prefix
+with install_import_hook(["unipelt.forms", "unipelt.inject.hooks"], "beartype.beartype"):
+    import unipelt.forms.constants, unipelt.forms.gate, unipelt.forms.prefix, unipelt.inject.hooks
 import tiny, torch, unipelt
 checked = 0
 for name in ("bert", "llama", "bart"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal
 
 
-def identity(x: Tensor) -> Tensor:
+def identity(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return x
 
 

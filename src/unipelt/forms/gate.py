@@ -88,13 +88,15 @@ class LearnedScale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.full((runs,), float(start)))
 
-    def forward(self, h: Tensor, token_weights: TokenWeights, route: Route) -> Float[Tensor, "_ 1 1"]:
+    def forward(
+        self, h: Float[Tensor, "rows ..."], token_weights: TokenWeights, route: Route
+    ) -> Float[Tensor, "_ 1 1"]:
         return route.pick(self.scale, h.shape[0])[:, None, None]
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         """Do nothing: the scale starts at `start`."""
 
 
-def upcast(scores: Tensor) -> Tensor:
+def upcast(scores: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """At least float32: half precision is not enough to average over a sequence."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))

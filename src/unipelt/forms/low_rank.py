@@ -22,7 +22,10 @@ class LowRank(nn.Module):
         delta = self.up(self.down(self.dropout(x), route), route)
         return delta if self.scale == 1 else delta * self.scale  # a pass over the output less
 
-    def onto(self, h: Tensor, x: Tensor, weight: Float[Tensor, "batch _ 1"], route: Route) -> Tensor:
+    def onto(
+        self, h: Float[Tensor, "batch *seq outputs"], x: Float[Tensor, "batch *seq inputs"], weight: Float[Tensor, "batch _ 1"],
+        route: Route,
+    ) -> Float[Tensor, "batch *seq outputs"]:  # fmt: skip
         """h + w Δ(x), the weight multiplied into r hidden numbers, where it would else be d"""
         hidden = self.down(self.dropout(x), route)
         weight = weight if self.scale == 1 else weight * self.scale

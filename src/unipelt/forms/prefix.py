@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from unipelt.forms.bottleneck import scale_and_shift
@@ -111,11 +111,14 @@ def table_of(prefix: PrefixMLP) -> PrefixTable:
     return table
 
 
+Query = Float[Tensor, "batch head query k"]
+Key = Float[Tensor, "batch kv_head key k"]
+Value = Float[Tensor, "batch kv_head key v"]
 AttentionFunction = Callable[..., tuple[Float[Tensor, "batch query head d"], Tensor | None]]
 """(q, k, v, mask, bias) → (output, attention weights or None)"""
 
 
-def pad_mask(mask: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+def pad_mask(mask: Shaped[Tensor, "*rows key"], columns: int, dtype: torch.dtype) -> Float[Tensor, "*rows _"]:
     """The additive mask (0 and −∞) with `columns` more columns in front, which every query attends to.
 
     Its rows are stored at multiples of 8 columns, because CUDA kernels copy a mask that is not aligned.
@@ -133,15 +136,10 @@ def as_wide(prefix_v: Float[Tensor, "*rows prefix d"], v: Float[Tensor, "*_ key 
 
 
 def prefix_attention(
-    attend: AttentionFunction,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    bias: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
+    attend: AttentionFunction, q: Query, k: Key, v: Value, mask: Shaped[Tensor, "_ _ _ key"] | None,
+    prefix_k: Float[Tensor, "_ kv_head prefix k"], prefix_v: Float[Tensor, "_ kv_head prefix _"],
+    bias: Float[Tensor, "_ _ _ key"] | None,
+) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:  # fmt: skip
     """softmax(q [P_k; k]ᵀ / √d) [P_v; v]; P_k and P_v are already multiplied by their weight"""
     batch, columns = k.shape[0], prefix_k.shape[-2]
     keys = torch.cat([prefix_k.expand(batch, -1, -1, -1), k], dim=-2)
@@ -152,10 +150,11 @@ def prefix_attention(
 
 
 def gated_prefix_attention(
-    attend: AttentionFunction, without_dropout: AttentionFunction | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
-    prefix_k: Tensor, prefix_v: Tensor, bias: Tensor | None,
+    attend: AttentionFunction, without_dropout: AttentionFunction | None, q: Query, k: Key, v: Value,
+    mask: Shaped[Tensor, "_ _ _ key"] | None, prefix_k: Float[Tensor, "_ kv_head prefix k"],
+    prefix_v: Float[Tensor, "_ kv_head prefix _"], bias: Float[Tensor, "_ _ _ key"] | None,
     gate: Float[Tensor, "batch query 1"], scaling: float, softcap: float | None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:  # fmt: skip
     """(1−λ) h + λ g softmax(g q P_kᵀ / √d) P_v for a gate g per query; λ is the fraction of the attention that the prefix receives
 
     One zero key with the additive bias logsumexp(prefix logits) represents the prefix. A value column that is 1 at this key and
@@ -216,7 +215,9 @@ def prefix_products(
     return output.view(batch, heads, queries, -1).transpose(1, 2)
 
 
-def multi_head_parallel(q: Tensor, prefix_k: Tensor, prefix_v: Tensor) -> Float[Tensor, "batch query head d"]:
+def multi_head_parallel(
+    q: Query, prefix_k: Float[Tensor, "_ kv_head prefix k"], prefix_v: Float[Tensor, "_ kv_head prefix d"]
+) -> Float[Tensor, "batch query head d"]:
     """Δ = ReLU(q P_kᵀ) P_v on each head          He et al. 2022, §4.3"""
     repeat = q.shape[1] // prefix_k.shape[1]
     prefix_k, prefix_v = (p.repeat_interleave(repeat, dim=1) for p in (prefix_k, prefix_v))

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -33,7 +34,7 @@ class HeadLinear(nn.Module):
         if linear.bias is not None:
             copy_to_runs(self.linear.bias, linear.bias)
 
-    def forward(self, x: Tensor, route: Route) -> Tensor:
+    def forward(self, x: Float[Tensor, "rows *seq inputs"], route: Route) -> Float[Tensor, "rows *seq outputs"]:
         return self.linear(x, route)
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
@@ -56,7 +57,7 @@ class HeadNorm(nn.Module):
         if norm.bias is not None:
             copy_to_runs(self.bias, norm.bias)
 
-    def forward(self, x: Tensor, route: Route) -> Tensor:
+    def forward(self, x: Float[Tensor, "rows *seq d"], route: Route) -> Float[Tensor, "rows *seq d"]:
         return scale_and_shift(F.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight, self.bias, route)
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:

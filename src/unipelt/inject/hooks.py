@@ -14,6 +14,9 @@ from unipelt.inject.context import Context, ForwardState
 from unipelt.spec import Location
 
 GateValue = Float[Tensor, "rows _ 1"]
+Inputs = Float[Tensor, "rows ... inputs"]
+Outputs = Float[Tensor, "rows ... outputs"]
+"""what a change reads, and what it adds to, for the rows of one mixture"""
 
 
 class FusedPart:
@@ -41,7 +44,7 @@ class Channels:
     def take(self, y: Float[Tensor, "batch d *rest"]) -> Float[Tensor, "batch *rest d"]:
         return y.movedim(1, -1)
 
-    def add(self, y: Float[Tensor, "batch d *rest"], delta: Tensor) -> Float[Tensor, "batch d *rest"]:
+    def add(self, y: Float[Tensor, "batch d *rest"], delta: Float[Tensor, "_ *_ d"]) -> Float[Tensor, "batch d *rest"]:
         return y + delta.movedim(-1, 1)
 
 
@@ -64,7 +67,7 @@ class BoundChange:
         layer = self.location.layer
         return self.mixture == context.mixture and (layer is None or layer >= context.dropped)
 
-    def delta(self, x: Tensor, context: Context, plain: Tensor | None = None) -> Tensor:
+    def delta(self, x: Inputs, context: Context, plain: Outputs | None = None) -> Outputs:
         """w Δ(x). plain: the module's output for x before all changes, if it is known."""
         form: Any = module_of(self.form, context)
         delta = form(x, context.route, plain) if isinstance(form, Dora) else form(x, context.route)
@@ -72,7 +75,7 @@ class BoundChange:
             return delta if self.weight == 1 else delta * self.weight
         return delta * self.gate(x, context).to(delta.dtype)
 
-    def add_to(self, h: Tensor, x: Tensor, context: Context, plain: Tensor | None = None) -> Tensor:
+    def add_to(self, h: Outputs, x: Inputs, context: Context, plain: Outputs | None = None) -> Outputs:
         """h + w Δ(x), in one pass over h if w is a gate; a number or a learned scalar is rounded as α/r is in peft.
 
         The result has the dtype of h: T5 in half precision keeps some weights, and so some inputs of Δ, in float32.
@@ -85,7 +88,7 @@ class BoundChange:
         delta = form(x, context.route).to(h.dtype)
         return torch.addcmul(h, delta, self.gate(x, context).to(h.dtype))
 
-    def gate(self, x: Tensor, context: Context) -> GateValue:
+    def gate(self, x: Inputs, context: Context) -> GateValue:
         """The weight per row, or per token."""
         assert isinstance(self.weight, nn.Module)
         gate: Any = module_of(self.weight, context)

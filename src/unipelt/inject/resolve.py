@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -319,7 +320,7 @@ class LayerNormalise:
     def __init__(self, eps: float):
         self.eps = eps
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
 
 
@@ -327,6 +328,6 @@ class RootMeanSquare:
     def __init__(self, eps: float | None):
         self.eps = eps or torch.finfo(torch.float32).eps  # as torch.nn.RMSNorm
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return (wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)).to(x.dtype)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unipelt.errors import DataError
@@ -176,8 +176,8 @@ def weighted_mean(losses: Float[Tensor, "run block"], weights: Float[Tensor, "ru
     return (losses * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-def unused_outputs(outputs: Int[Tensor, " run"], width: int) -> Tensor:
-    """`[run, width]`: True at the outputs that are beyond a run's own, in a fleet whose head is as wide as its widest task."""
+def unused_outputs(outputs: Int[Tensor, " run"], width: int) -> Bool[Tensor, "run width"]:
+    """True at the outputs that are beyond a run's own, in a fleet whose head is as wide as its widest task."""
     return torch.arange(width, device=outputs.device) >= outputs[:, None]
 
 

@@ -309,5 +309,7 @@ class Generation(Task):
         sums, counts = zip(*predictions)
         return list(sums), list(counts)
 
-    def output_columns(self, logits: Tensor, encoded: Encoded, *, probabilities: bool) -> dict[str, list]:
+    def output_columns(
+        self, logits: Float[Tensor, "example 2"], encoded: Encoded, *, probabilities: bool
+    ) -> dict[str, list]:
         raise CheckpointError("generation predicts texts, not classes; use `generate`")

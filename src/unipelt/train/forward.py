@@ -10,6 +10,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -34,7 +35,7 @@ def rows_each(device: torch.device, runs: int, longest: int) -> int:
 
 def logits_of(
     model: PreTrainedModel, inputs: dict[str, Tensor], precision: str = "auto", frozen: FrozenLayers | None = None
-) -> Tensor:
+) -> Float[Tensor, "row ..."]:
     """Logits in float32 at least; nothing is kept for a next token, which a decoder would copy all keys and values for.
 
     Inputs under POSITIONS, PROMPT and STATES are no arguments of the model: where logits are read, what was asked, and what the

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -171,8 +172,8 @@ class Predictor(TablePredictor):
         longest = most_tokens(model, description.recipe.get("max_length", task.default_max_length))
         return cls(model.to(target).eval(), tokenizer, task, longest, True, len(members))
 
-    def logits(self, encoded: Encoded, gated: dict[str, Tensor] | None = None) -> Tensor:
-        """Logits `[example, …]`; of an ensemble those of its mean, from one batch routed to its runs. gated: gets each gate's
+    def logits(self, encoded: Encoded, gated: dict[str, Tensor] | None = None) -> Float[Tensor, "example ..."]:
+        """Logits; of an ensemble those of its mean, from one batch routed to its runs. gated: gets each gate's
         value for each example `[example]`, of an ensemble the mean over its runs."""
         gates: list[dict[str, Tensor]] = [{} for _ in range(self.runs)]
         given = None if gated is None else gates

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -80,7 +81,7 @@ class Plan:
         warm = max(1, math.ceil(self.recipe.warmup * self.steps))
         return min((step + 1) / warm, max(0.0, (self.steps - step) / max(1, self.steps - warm)))
 
-    def evaluate(self, progress: Progress, logits: Tensor, written: list[str] | None) -> bool:
+    def evaluate(self, progress: Progress, logits: Float[Tensor, "example ..."], written: list[str] | None) -> bool:
         """Note the metrics of the validation examples, and whether the run has ended; whether they are the best so far."""
         targets = self.validation.targets or []
         metrics = self.task.score(self.task.decide(logits, self.validation), targets)
@@ -102,7 +103,11 @@ class Plan:
         return better
 
     def result(
-        self, progress: Progress, logits: Tensor | None, texts: list[str] | None, gates: dict[str, Tensor]
+        self,
+        progress: Progress,
+        logits: Float[Tensor, "example ..."] | None,
+        texts: list[str] | None,
+        gates: dict[str, Float[Tensor, " example"]],
     ) -> RunRecord:
         """The record of the run when it has ended, from the logits, texts and gate values of its test examples."""
         record = replace(self.record, status=progress.ended, metric=self.task.metric, curve=progress.curve)
@@ -131,7 +136,9 @@ class Plan:
         return record
 
 
-def note_test(record: RunRecord, task: Task, logits: Tensor, encoded: Encoded) -> dict[str, float]:
+def note_test(
+    record: RunRecord, task: Task, logits: Float[Tensor, "example ..."], encoded: Encoded
+) -> dict[str, float]:
     """Put what was predicted for the test examples into a record, and its metrics, which are returned too."""
     predictions, targets = task.decide(logits, encoded), list(encoded.targets or [])
     metrics = task.score(predictions, targets)
