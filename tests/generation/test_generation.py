@@ -149,6 +149,23 @@ def test_gates_of_the_prompt_are_those_of_training_when_a_chat_is_answered(tmp_p
 
 
 @pytest.mark.parametrize("arch", ["llama", "bart"])
+def test_gates_are_read_without_logits_of_every_token(arch: str, tmp_path: Path):
+    """Also of examples whose answers are not known; and of these a decoder's are those of its start token."""
+    save_base(tmp_path / "base", arch)
+    fleet = build_fleet([config(tmp_path)], width=1, device=CPU)
+    task = fleet.plans[0].task
+    predictor = Predictor(fleet.model, fleet.tokenizer, task, 64, True)
+    rows = registry.load(save_pairs(tmp_path / "pairs.jsonl"))[1].train.take([0, 1, 2])
+    widths, output = [], fleet.model.get_output_embeddings()
+    output.register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
+    for given in (rows, replace(rows, targets=None)):
+        gates = predictor.gates(given)
+        assert gates and all(((value > 0) & (value < 1)).all() and value.shape == (3,) for value in gates.values())
+    answers = max(len(answer) for answer in predictor.encode(rows).answers)
+    assert widths == [answers, 1]
+
+
+@pytest.mark.parametrize("arch", ["llama", "bart"])
 def test_the_loss_is_that_of_transformers_over_the_answers(arch: str, tmp_path: Path):
     save_base(tmp_path / "base", arch)
     fleet = build_fleet([config(tmp_path)], width=1, device=CPU)

@@ -240,7 +240,9 @@ class Generation(Task):
             shifted = np.concatenate([np.full((len(rows), 1), start), targets[:, :-1]], axis=1)
             ids = np.where(shifted == IGNORED, tokenizer.pad_token_id or 0, shifted)
             inputs["decoder_input_ids"] = torch.from_numpy(ids)
-            inputs["decoder_attention_mask"] = torch.from_numpy((targets != IGNORED).astype(np.int64))
+            real = targets != IGNORED
+            real[:, 0] = True  # the start token, also where no answer is known
+            inputs["decoder_attention_mask"] = torch.from_numpy(real.astype(np.int64))
         else:
             inputs[POSITIONS] = torch.from_numpy(positions)
         inputs = {name: value.to(device) for name, value in inputs.items()}

@@ -214,7 +214,7 @@ class Predictor(TablePredictor):
     def gates(self, rows: data.Examples) -> dict[str, Tensor]:
         """Each gate's value for each row `[rows]`; a gate of each token's own is averaged over the row's tokens."""
         values: dict[str, Tensor] = {}
-        predict(self.model, self.tokenizer, [self.encode(rows)], gates=[values])
+        self.logits(self.encode(rows), values)
         return values
 
     def fold(self, rows: data.Examples, **thresholds: Any) -> FoldReport:
