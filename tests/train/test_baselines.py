@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge
 from tasks.kinds import KINDS
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from unipelt.checkpoint.disk import ARRAYS, BASELINE, write_whole
 from unipelt.errors import CheckpointError, UserError
@@ -135,6 +136,22 @@ def test_linear_models_find_a_linear_truth():
     assert logistic(np.zeros((200, 0)), rare, 2, folds)(np.zeros((1, 0))).argmax() == 0
     few = logistic(np.where(rare[:, None] == 1, 1.0, 0.0) + 0 * x, rare, 2, folds, balanced=True)
     assert few(np.where(rare[:, None] == 1, 1.0, 0.0) + 0 * x).argmax(axis=1).tolist() == rare.tolist()
+
+
+def test_linear_models_are_fitted_by_one_thread(monkeypatch: pytest.MonkeyPatch):
+    """On a busy machine threads that wait for each other took 50 times as long; afterwards there are as many as before."""
+    threads: list[int] = []
+
+    def number() -> int:
+        return max(one["num_threads"] for one in threadpool_info())
+
+    with threadpool_limits(2):
+        for model, fit in ((LogisticRegression, logistic), (Ridge, ridge)):
+            plain = model.fit
+            monkeypatch.setattr(model, "fit", lambda *given, plain=plain: threads.append(number()) or plain(*given))
+            x = np.random.default_rng(0).normal(size=(20, 3))
+            fit(x, [0, 1] * 10, *([2] if fit is logistic else []), [0, 1] * 10)
+        assert set(threads) == {1} and number() == 2
 
 
 @pytest.mark.parametrize("width", [5, 300])

@@ -60,8 +60,7 @@ def logistic(
         bias[own] = 0
         if len(own) > 1:
             model = LogisticRegression(C=strength, max_iter=500, class_weight="balanced" if balanced else None)
-            with _quiet():
-                model.fit(x[examples], y[examples])
+            model.fit(x[examples], y[examples])
             bias += float(np.min(model.intercept_))
             if len(own) == 2:  # one row says both
                 weight[own], bias[own] = np.outer([-0.5, 0.5], model.coef_[0]), [-0.5, 0.5] * model.intercept_
@@ -73,7 +72,8 @@ def logistic(
         return float(np.minimum(surprise(said, y[held]), WORST).sum())
 
     rare = np.isin(y, kinds[counts < len(set(folds))])
-    return _fitted(fit, error, features, folds, rare)
+    with _alone():
+        return _fitted(fit, error, features, folds, rare)
 
 
 def ridge(features: Features, targets: Sequence[float], folds: Sequence[int]) -> Linear:
@@ -91,7 +91,8 @@ def ridge(features: Features, targets: Sequence[float], folds: Sequence[int]) ->
     def error(said: NDArray[Any], held: NDArray[Any]) -> float:
         return float(((said[:, 0] - y[held]) ** 2).sum())
 
-    return _fitted(fit, error, features, folds, np.zeros(len(y), bool))
+    with _alone():
+        return _fitted(fit, error, features, folds, np.zeros(len(y), bool))
 
 
 def _fitted(
@@ -154,10 +155,14 @@ def _scaled(features: Features) -> tuple[Features, NDArray[Any], NDArray[Any]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """scikit-learn warns where the solver would take more iterations than it may: what it has then is used."""
-    from sklearn.exceptions import ConvergenceWarning
+def _alone() -> Iterator[None]:
+    """One thread, as fits are small: threads that wait for each other took 50 times as long on a busy machine.
 
-    with warnings.catch_warnings():
+    scikit-learn warns where the solver would take more iterations than it may: what it has then is used.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
