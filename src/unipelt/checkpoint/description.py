@@ -1,4 +1,4 @@
-"""The JSON of a checkpoint, read without torch: what a folder says it holds."""
+"""The JSON file that describes a checkpoint, read without torch."""
 
 import os
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ TYPES: dict[str, Any] = {  # of the values in the JSON; base and head have all o
 
 @dataclass
 class Description:
-    """What the JSON of a checkpoint says."""
+    """The content of the JSON file of a checkpoint."""
 
     mixture: dict[str, Any]
     base: dict[str, Any]
@@ -58,7 +58,7 @@ class Description:
     tensors: str = TENSORS
     """name of the file that holds them"""
     config: dict[str, Any] = field(default_factory=dict)
-    """what the model's config says of its task: its class, class names, problem type and generation settings"""
+    """settings of the task in the model's config: class of the model, class names, problem type and generation settings"""
     task: dict[str, Any] = field(default_factory=dict)
     """name, kind, metric and label names"""
     results: dict[str, Any] = field(default_factory=dict)

@@ -39,7 +39,7 @@ ODD = (
 )
 """texts that tokenizers of the same vocabulary cut in their own ways: case, accents, spaces, numbers, scripts, punctuation"""
 UNREAD = "unread"
-"""stands for a tensor whose values cannot be compared: quantised, or not in memory"""
+"""in place of the sums of a tensor whose values cannot be compared: quantised, or not in memory"""
 
 
 def fingerprint(model: PreTrainedModel, head: list[str], tokens: int | None = None) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _base_tensors(model: PreTrainedModel, head: list[str], tokens: int = 0) -> l
 
 
 def _outside_tensors(model: PreTrainedModel, head: list[str], tokens: int = 0) -> list[tuple[str, Tensor]]:
-    """The same of what stands outside of the base model, such as output embeddings that are not tied."""
+    """The same for tensors outside of the base model, such as output embeddings that are not tied."""
     if model.base_model is model:
         return []
     base: Any = model.base_model

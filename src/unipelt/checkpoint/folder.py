@@ -164,7 +164,7 @@ def read_run(folder: str | os.PathLike) -> SavedRun:
 
 
 def _own_description(data: bytes, path: Path) -> Description:
-    """What a safetensors file says of itself, where the JSON beside it belongs to another save."""
+    """The description in the header of a safetensors file, for a folder whose JSON file belongs to another save."""
     texts, sha256 = metadata_of(data)
     try:
         own = json.loads(texts.get(NAME, ""))

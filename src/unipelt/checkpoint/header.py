@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read without torch. What it says of the file is checked: others may have written it."""
+"""The header of a safetensors file, read without torch and checked against the file, which may come from others."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def _sizes(value: Any) -> TypeGuard[list[int]]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no name stands twice. Raises ValueError for another."""
+    """A JSON object in which no name occurs twice. Raises ValueError if one does."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name stands twice in its header")

@@ -1,4 +1,4 @@
-"""What a model's config says of its task, kept in a checkpoint and given to the base that loads it."""
+"""Settings of the task in a model's config, kept in a checkpoint and given to the base that loads it."""
 
 import json
 from typing import Any

@@ -37,7 +37,7 @@ def save_pretrained(
     push_to_hub: bool = False,
     **options: Any,
 ) -> None:
-    """Write what is tuned, the config of the base, unipelt.json and a model card.
+    """Write the tuned parameters, the config of the base, unipelt.json and a model card.
 
     The arguments are those of transformers' method; there is one file of weights, whatever `max_shard_size` and `variant`
     say. Of several runs each is written as a checkpoint of its own, in run-0, run-1, …

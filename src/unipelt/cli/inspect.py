@@ -1,4 +1,4 @@
-"""`unipelt inspect`: what a run holds, and what its gates say."""
+"""`unipelt inspect`: the parts of a run, its results, and the values of its gates."""
 
 from pathlib import Path
 

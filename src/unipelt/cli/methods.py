@@ -1,4 +1,4 @@
-"""`unipelt methods`: what there is to choose from."""
+"""`unipelt methods`: the methods and their options."""
 
 import inspect
 

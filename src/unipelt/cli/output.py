@@ -14,7 +14,7 @@ HANDLER = "unipelt.plain"
 
 
 def plain(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that an encoding lacks: a sign like it, or its code as in Python, such as `\\u4e2d`."""
+    """Replace characters that an encoding lacks: by a similar sign, or by their code as in Python, such as `\\u4e2d`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     signs = error.object[error.start : error.end]

@@ -95,7 +95,7 @@ class StudyWatch:
         self.show(f"{len(running)} at once: {method} on {' '.join(tasks)}, {steps} of at most {most} steps{looking}")  # fmt: skip
 
     def show(self, text: str) -> None:
-        """Say what is at work, now and then."""
+        """Show what is being trained, at most every few seconds."""
         if time.monotonic() - self.last > (0.5 if sys.stderr.isatty() else 15):
             self._show(text)
 
@@ -113,7 +113,7 @@ class StudyWatch:
         self.last = now
 
     def _left(self, pending: int, seconds: list[float]) -> float:
-        """Seconds until all runs are done: the fleet at work as its steps say, the others as the runs that are done."""
+        """Seconds until all runs are done: of the current fleet by its steps, of the others by the finished runs."""
         mine, runs = self.left
         each = sum(seconds) / len(seconds) if seconds else mine / max(1, runs)
         return mine + each * max(0, pending - runs) if mine else 0.0

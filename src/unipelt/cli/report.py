@@ -1,4 +1,4 @@
-"""`unipelt report`: what a study came to."""
+"""`unipelt report`: the results of a study."""
 
 import typer
 

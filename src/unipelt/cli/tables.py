@@ -1,4 +1,4 @@
-"""What a run came to, and its tables: parameters by change, gates by layer."""
+"""The results of a run, and its tables: parameters by change, gates by layer."""
 
 import sys
 from math import prod
@@ -75,7 +75,7 @@ def parameter_table(folder: Path, description: Any) -> Table:
 
 
 def cost_table(found: list[dict[str, Any]]) -> Table:
-    """What each method costs beside full fine-tuning: medians, lowest and highest."""
+    """Cost of each method compared with full fine-tuning: medians, lowest and highest."""
     heads = {"train": "training time", "inference": "inference time", "train_memory": "training memory"}
     heads = {name: head for name, head in heads.items() if name in found[0]}
     table = Table(box=None, pad_edge=False)

@@ -1,4 +1,4 @@
-"""Chats as they stand in files: a list of messages, checked one by one. Knows no tokenizer."""
+"""Read chats from files: lists of messages, checked one by one. Knows no tokenizer."""
 
 import json
 from typing import Any

@@ -72,7 +72,7 @@ def choose_columns(
 
 
 def _generation_columns(table: Table, labelled: bool) -> Columns | None:
-    """The columns of a chat, or of texts and their answers, where their names say so; a chat holds its own answers."""
+    """The columns of chats, or of texts and their answers, recognised by their names; a chat column holds the answers too."""
     by_name = {column.casefold(): column for column in table.columns}
     for name in CHATS:
         if name in by_name and any(

@@ -115,7 +115,7 @@ def _functions(library: Path, module: str) -> Iterator[tuple[str, str]]:
 
 
 def _pairs(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
-    """Functions that do something, without their docstring, and what it says first."""
+    """Pairs of a function without its docstring, and the first sentence of the docstring; without functions that do nothing."""
     for node in nodes:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue

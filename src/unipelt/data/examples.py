@@ -32,7 +32,7 @@ class Examples:
     groups: list[str] | None = None
     """what examples share that must not be split, such as their author"""
     names: list[str] | None = field(default=None, compare=False)
-    """where each stands, such as `chat.jsonl, example 3 (line 4)`, for messages"""
+    """file, number and line of each, such as `chat.jsonl, example 3 (line 4)`, for messages"""
 
     def __post_init__(self) -> None:
         lengths = {
@@ -71,7 +71,7 @@ class Examples:
         )  # fmt: skip
 
     def name_of(self, index: int) -> str:
-        """Where an example stands."""
+        """Name of an example for messages: file, number and line."""
         return f"example {index + 1}" if self.names is None else self.names[index]
 
     @cached_property

@@ -22,7 +22,7 @@ class GlueTask:
     rows: int
     """of the published train set; fewer are a subset"""
     test: str = "validation"
-    """split that stands for the withheld test set"""
+    """split that is used as test set, because the labels of the test set are withheld"""
 
     @property
     def named(self) -> Columns:

@@ -16,7 +16,7 @@ BUILT_IN, SUMMARIES = "docstrings", "docstring-summaries"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The tables of a data set, and which of their columns are read; what they mean is for a task to say."""
+    """The tables of a data set, and which of their columns are read; a task interprets them."""
 
     name: str
     tables: dict[str, Table]

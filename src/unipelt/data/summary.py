@@ -1,4 +1,4 @@
-"""What a report says of the examples themselves: how many there are, of each class, and which texts occur more than once."""
+"""Counts of examples for the report: per split and class, and texts that occur more than once."""
 
 from collections import Counter
 from typing import Any

@@ -1,4 +1,4 @@
-"""Watching an attached model: its gates' values, and what it has to train."""
+"""Record the gate values of an attached model, and count its trainable parameters."""
 
 from collections import defaultdict
 from collections.abc import Iterator

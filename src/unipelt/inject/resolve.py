@@ -1,4 +1,4 @@
-"""From the words of a mixture to the modules of a base: which module a site is, and what stands beside it."""
+"""Find the modules of a base for the sites of a mixture, with their sizes and fused parts."""
 
 import logging
 import re

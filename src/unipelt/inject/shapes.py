@@ -1,4 +1,4 @@
-"""The few lengths that batches are padded to where every shape costs a compilation or a capture."""
+"""Lengths to which batches are padded, so that few shapes are compiled or captured; and the longest input of a base."""
 
 from torch import nn
 

@@ -29,13 +29,13 @@ class Report:
     study: Study
     headline: str
     why: str
-    """what else there is to say of it"""
+    """further sentences about it"""
     cautions: list[str]
     """what to know before the numbers are trusted"""
     sections: list[Section]
     """what the page shows, in its order"""
     comparisons: dict[int | str, Comparison]
-    """by size; of a comparison on one's own file, that beside the recommended method"""
+    """by size; for a comparison on one file, against the recommended method"""
     recommendation: Recommendation | None
     """of a comparison on one's own file"""
     claims: dict[int | str, list[Claim]]

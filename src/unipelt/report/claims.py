@@ -28,7 +28,7 @@ class Claim:
 
 
 def claims(samples: Sequence[Sample]) -> list[Claim]:
-    """Judged over all of these tasks. Not decided: the interval holds 0, or there is one seed alone."""
+    """The verdict over all of these tasks. Not decided: the interval contains 0, or there is only one seed."""
     return [_beats_its_parts(samples), _beats_full(samples), _never_worst(samples)]
 
 
@@ -37,7 +37,7 @@ UNIFIED = (
     ("changing the FFN beats changing the attention", "parallel-adapter", "multi-head-parallel-adapter"),
     ("a scaled addition beats a plain one", "scaled-parallel-adapter", "parallel-adapter"),
 )
-"""claims of the unified view: the method that is said to be better, and the other          He et al. 2022, §4"""
+"""claims of the unified view: the method that the claim calls better, and the other          He et al. 2022, §4"""
 
 
 def unified_claims(samples: Sequence[Sample]) -> list[Claim]:
@@ -67,7 +67,7 @@ def shown_as(samples: Sequence[Sample]) -> float:
 
 
 def standing(samples: Sequence[Sample], presets: Sequence[str]) -> tuple[list[str], str]:
-    """The methods that stand for these presets on every task, whatever their options; else none, and why not."""
+    """For each of these presets the method that is in the study on every task, with any options; else none, and the reason."""
     there = {preset: occurrences(preset, {method for of in samples for method in of.values}) for preset in presets}
     for preset, found in there.items():
         if len(found) > 1:
@@ -79,7 +79,7 @@ def standing(samples: Sequence[Sample], presets: Sequence[str]) -> tuple[list[st
 
 
 def best_parts(samples: Sequence[Sample], methods: Sequence[str]) -> list[tuple[str, str]]:
-    """methods: a mixture and its parts. The mixture beside the best of them, for each task."""
+    """The mixture compared with the best of its parts, for each task. methods: the mixture and its parts."""
     mixture, *parts = methods
     return [(mixture, max(parts, key=lambda part: _mean(of, part))) for of in samples]
 

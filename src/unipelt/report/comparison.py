@@ -1,4 +1,4 @@
-"""Methods beside one of them: the one object that the terminal, the page and every file of a report show."""
+"""Methods compared with a reference method: the one object that the terminal, the page and every file of a report show."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Methods on the same tasks, beside one of them. Numbers are in the metric's own unit; tables show them × scale."""
+    """Methods on the same tasks, compared with a reference method. Numbers are in the unit of the metric; tables show them × scale."""
 
     tasks: int
     metric: str
@@ -221,7 +221,7 @@ REAL_NOTE = "Real: p < 0.05 after Holm's correction over the comparisons, with t
 
 
 def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> Table:
-    """A block a size: every method beside the reference. own_file: validation chose the reference, so it stands first too."""
+    """One block per size: every method compared with the reference. own_file: validation chose the reference, which comes first."""
     blocks, columns, stored = [], [], False
     alike = own_file and {_covers(line) for one in found.values() for line in one.lines}
     for k, one in found.items():

@@ -45,7 +45,7 @@ class Answered:
     inputs: dict[str, list[Any]] = field(default_factory=dict)
     """`text`, `text_pair` or `tokens` of each example; empty where the study's file has no texts"""
     names: list[str] = field(default_factory=list)
-    """where each example stands, such as `reviews.csv, example 3 (line 4)`"""
+    """the file and line of each example, such as `reviews.csv, example 3 (line 4)`"""
     seconds: float = 0.0
     """of training, evaluation included, all runs together"""
     predicting: float = 0.0

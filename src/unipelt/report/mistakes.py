@@ -129,7 +129,7 @@ def _table(
 
 
 def _name(one: Answered, index: int) -> str:
-    """Where an example stands, without the file, which is one for all."""
+    """The number and line of an example, without the name of the file, which is the same for all."""
     return one.names[index].rpartition(", ")[2] if one.names else f"example {index + 1}"
 
 

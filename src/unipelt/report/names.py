@@ -1,4 +1,4 @@
-"""How tasks, methods and sizes are called, and in which order they stand."""
+"""Names and order of tasks, methods and sizes in a report."""
 
 from collections.abc import Iterable
 
@@ -44,7 +44,7 @@ def seeds_text(*numbers: int) -> str:
 
 
 def in_folds(text: str) -> str:
-    """A sentence about seeds and validation examples, said of the folds of a cross-validation."""
+    """A sentence about seeds and validation examples, in the words of a cross-validation."""
     for word, other in FOLD_WORDS:
         text = text.replace(word, other)
     return text
@@ -55,7 +55,7 @@ def preset_of(method: str) -> str:
 
 
 def occurrences(preset: str, methods: Iterable[str]) -> list[str]:
-    """What stands for a preset among methods: it itself, else each set of options that it occurs with."""
+    """The methods of a preset: the preset itself, else one method for each set of options that occurs."""
     found = {method for method in methods if preset_of(method) == preset}
     return [preset] if preset in found else sorted(found, key=method_order)
 
@@ -69,7 +69,7 @@ def size_order(k: int | str) -> tuple:
 
 
 def method_order(method: str) -> tuple:
-    """The paper's baselines, the other presets, the mixtures; a preset's variants stand behind it, by their options."""
+    """Order of methods: the paper's baselines, the other presets, the mixtures; a preset is followed by its variants, by options."""
     name = preset_of(method)
     presets = [
         *BASELINES,
@@ -100,7 +100,7 @@ def options_of(method: str) -> dict[str, object]:
 
 
 def counts_text(trained: int | None, stored: int | None) -> str:
-    """`2,874,688 (380,088 stored)`, or the first alone where both are equal or one is not known."""
+    """`2,874,688 (380,088 stored)`, or only the first number if both are equal or one is not known."""
     if not trained:
         return ""
     return f"{trained:,}" if stored in (None, trained) else f"{trained:,} ({stored:,} stored)"

@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 
 
 def error_table(targets: Float[Array, " example"], predictions: Float[Array, " example"]) -> Table:
-    """Errors of all examples, and of each fifth of them by their label: a model may be good in the middle alone."""
+    """Errors of all examples, and of each fifth of them by their label: a model may be good only in the middle."""
     order = np.argsort(targets, kind="stable")
     rows = [_row("all", np.arange(len(targets)), targets, predictions)]
     if len(targets) >= 10 * FIFTHS:

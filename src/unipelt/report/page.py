@@ -14,7 +14,7 @@ def page(
     study: Study, headline: str, why: str, sections: Sequence[Section], missing: Sequence[str],
     cautions: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """headline: the answer in words; why: what else there is to say of it. missing: what could not be shown, in words.
+    """headline: the answer in one sentence; why: further sentences. missing: what could not be shown, and why.
     cautions: what to know before the numbers are trusted."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup

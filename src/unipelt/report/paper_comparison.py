@@ -1,4 +1,4 @@
-"""Ours beside the paper's numbers, as printed.          Mao et al. 2022, arXiv:2110.07577, tables 1 to 4"""
+"""Our numbers next to those that the paper prints.          Mao et al. 2022, arXiv:2110.07577, tables 1 to 4"""
 
 import tomllib
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def paper() -> dict[str, Any]:
 
 
 def printed(k: int | str) -> Means:
-    """The paper's; nothing for a size that it has not, or has an average of alone."""
+    """The paper's number; none for a size that the paper lacks, or of which it prints only an average."""
     return {method: dict(zip(paper()["tasks"], row)) for method, row in paper()["scores"].get(str(k), {}).items()}
 
 

@@ -88,7 +88,7 @@ def _lead(one: Seeds, other: Seeds) -> int:
 
 
 def _within(best: Seeds, other: Seeds) -> bool:
-    """Whether the mean gap over the seeds of both, two at least, is at most its standard error."""
+    """Whether the mean difference over the seeds that both have, at least two, is at most its standard error."""
     gaps = [best[seed] - other[seed] for seed in best if seed in other]
     return len(gaps) > 1 and round(fmean(gaps) - stdev(gaps) / len(gaps) ** 0.5, 12) <= 0
 
@@ -96,7 +96,7 @@ def _within(best: Seeds, other: Seeds) -> bool:
 def _by_validation(
     validation: Mapping[str, Seeds], take: str, best: str, near: Sequence[str], metric: str
 ) -> list[str]:
-    """What the validation examples say, and on which seeds where those are not the same for all."""
+    """A sentence on the validation results, with the seeds if they are not the same for all methods."""
     shared: dict[tuple[int, ...], list[str]] = {}
     for method in validation:
         if method != best:
@@ -137,7 +137,7 @@ def _by_validation(
 
 
 def _by_test(found: Comparison) -> list[str]:
-    """What the test examples say, which chose nothing."""
+    """A sentence on the test results, which select nothing."""
     judged = [line for line in found.others if line.gap and line.gap.covers == BOTH]
     if not judged:
         one_seed = any(line.gap and line.gap.covers == EXAMPLES for line in found.others)

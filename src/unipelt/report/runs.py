@@ -1,4 +1,4 @@
-"""The runs of a study's store. Every name of a column that a report needs stands here."""
+"""The runs of a study's store, with every column that a report reads."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Curve = list[dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One planned run; what is not there yet is None."""
+    """One planned run; results that are missing are None."""
 
     id: str
     task: str
@@ -31,7 +31,7 @@ class Run:
     status: str
     metric: str
     validation: float | None
-    """the best validation metric: it alone chose the epoch"""
+    """the best validation metric, which selected the epoch"""
     test: float | None
     complete: bool
     """whether the training set is the whole published one"""

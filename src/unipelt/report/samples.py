@@ -121,7 +121,7 @@ class Difference:
 
 
 def difference(of: Sample, one: str, other: str) -> Difference:
-    """Over the seeds that both have; over what each has where they share none, and then nothing says how sure it is."""
+    """Over the seeds that both have; if they share none, over the seeds of each, without an interval."""
     sign = 1.0 if of.metric.higher_is_better else -1.0
     ours, theirs = of.of(one), of.of(other)
     seeds = [seed for seed in ours if seed in theirs]

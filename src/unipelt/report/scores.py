@@ -15,7 +15,7 @@ MARKS = {1: "best", 2: "second"}
 
 
 def marks(values: Sequence[float | None]) -> list[str]:
-    """best and second for each value, equal ones alike; nothing where all are equal."""
+    """Mark best and second values, equal values alike; no marks if all are equal."""
     known = sorted((round(value, 9) for value in values if value is not None), reverse=True)
     if not known or known[0] == known[-1]:
         return [""] * len(values)
@@ -57,7 +57,7 @@ def _table(study: Study, grid: Grid, sizes: Sequence[int | str], name: str, titl
 
 
 def _rows(study: Study, grid: Grid, k: int | str, over: Sequence[str], test: bool) -> list[list[Cell]]:
-    """Best ones are marked where two seeds at least stand behind each."""
+    """The best are marked if each has at least two seeds."""
     which, several = study.methods(k), len(over) > 1
     columns = {task: [grid.get((k, task, method)) for method in which] for task in over}
     signs = {task: 1 if higher_is_better(study.metrics[task]) else -1 for task in over}

@@ -19,7 +19,7 @@ from unipelt.tasks.metrics import METRICS
 Grid = dict[tuple[int | str, str, str], Seeds]
 """(k, task, method) → seed → metric, as tables show it"""
 LEAST_METHODS, LEAST_TASKS, LEAST_SEEDS = 4, 4, 2
-"""below these, a rank or a share of tasks says nothing"""
+"""with fewer, a rank or a share of tasks means nothing"""
 
 
 def scale(metric: str) -> float:
@@ -74,7 +74,7 @@ class Study:
     """the finished runs of the chosen learning rates"""
     sweeps: list[Sweep]
     listed: list[Run]
-    """those that stand in tables: all but the points of sweeps"""
+    """the methods in tables: all except the points of sweeps"""
     samples: dict[tuple[int | str, str], Sample]
     fewer: list[Run] = field(default_factory=list)
     """of a comparison on one file: finished runs on fewer training examples, for a learning curve"""
@@ -85,7 +85,7 @@ class Study:
 
     @cached_property
     def compared(self) -> dict[int | str, Comparison]:
-        """By size, over what is comparable there; a size with a single method has it alone."""
+        """By size, over comparable methods and tasks; a size with a single method has only that one."""
         found = {k: self.comparable(k) for k in self.sizes}
         return {
             k: compare([self.samples[k, t] for t in over], which)
@@ -107,7 +107,7 @@ class Study:
         return [self.samples[k, task] for task in self.tasks(k)]
 
     def averaged(self, k: int | str) -> list[str]:
-        """The tasks of a size whose metrics have one direction and unit, so that their mean says something."""
+        """The tasks of a size whose metrics have one direction and unit, so that their mean has a meaning."""
         units = {task: (higher_is_better(self.metrics[task]), scale(self.metrics[task])) for task in self.tasks(k)}
         ((most, _),) = Counter(units.values()).most_common(1)
         return [task for task, unit in units.items() if unit == most]
@@ -122,7 +122,7 @@ class Study:
         return [task for task in over if all((k, task, method) in self.test for method in which)], which
 
     def ranks_mean_something(self, k: int | str) -> bool:
-        """Whether there are enough methods, tasks and seeds to say how often one is among the best."""
+        """Whether there are enough methods, tasks and seeds to count how often a method is among the best."""
         cells = [cell for (size, _, _), cell in self.test.items() if size == k]
         enough = len(self.methods(k)) >= LEAST_METHODS and len(self.tasks(k)) >= LEAST_TASKS
         return enough and min(map(len, cells)) >= LEAST_SEEDS

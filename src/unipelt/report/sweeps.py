@@ -48,7 +48,7 @@ def find_sweeps(methods: Iterable[str]) -> list[Sweep]:
 
 
 def sweep_places(sweeps: Iterable[Sweep], present: Iterable[tuple[int | str, str, str]]) -> list[tuple[int | str, str]]:
-    """The sizes and tasks where one of the sweeps has two points at least; present: size, task and method of what is there."""
+    """The sizes and tasks where one of the sweeps has at least two points; present: size, task and method of what is there."""
     found, sweeps = list(present), list(sweeps)
     places = dict.fromkeys((k, task) for k, task, _ in found)
     return [

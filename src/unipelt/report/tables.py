@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def aside(self) -> str:
-        """What stands behind the number on one line."""
+        """The text after the number, on one line."""
         spread = f"({self.spread})" if self.low is not None else self.spread
         return " ".join(part for part in (f"({self.note})" if self.note else "", spread) if part)
 

@@ -17,7 +17,7 @@ MOST = {"mistakes": 5, "classes": 20}
 
 
 def show(made: Report, console: "Console") -> None:
-    """The answer and the comparison; of one's own file every section, of a study the paper's claims; gates, what is missing."""
+    """Print the answer, the comparison, the sections (comparison of one file) or the paper's claims (study), gates, and what is missing."""
 
     def say(*lines: str) -> None:
         for line in lines:

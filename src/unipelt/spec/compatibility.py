@@ -106,7 +106,7 @@ def kind_of_weight(weight: Any) -> str:
 
 
 def equation(form: Any, site: str, reads: str, weight: Any, pre_norm: bool | None = None) -> str:
-    """The equation of a combination, on a pre-LN model or not, on both if that is not said. Raises SpecError with the reason
+    """The equation of a combination, on a pre-LN or a post-LN model; on both if pre_norm is None. Raises SpecError with the reason
     where there is none."""
     site_kind = LINEARS if site.startswith(LINEARS) else site
     if site_kind not in SITES:

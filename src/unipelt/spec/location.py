@@ -1,4 +1,4 @@
-"""Where a parameter, a gate or a change of an attached mixture is: one typed tuple, written and read here alone."""
+"""Where a parameter, a gate or a change of an attached mixture is: one typed tuple, converted to text and back only here."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from unipelt.errors import SpecError
 
 HEAD = "head"
 WHOLE_STACK = "stack"
-"""what stands for the layer where something belongs to all layers of a stack, or to none"""
+"""text in place of the layer for what belongs to all layers of a stack, or to none"""
 
 
 class Location(NamedTuple):

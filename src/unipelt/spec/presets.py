@@ -1,4 +1,4 @@
-"""Published methods as values: each preset is a function from its options to a Mixture, its paper beside it."""
+"""Published methods as values: each preset is a function from its options to a Mixture, and names its paper."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""Which learning rate stands for a method: the validation metric chooses, test results have no say. Imports no torch."""
+"""Choose the learning rate of each method by its validation metric; test results do not count. Imports no torch."""
 
 from collections import defaultdict
 from collections.abc import Iterable

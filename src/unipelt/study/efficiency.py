@@ -112,7 +112,7 @@ def measure(
 
 
 def write_efficiency(folder: Path, table: list[dict[str, Any]]) -> None:
-    """Write the table beside a study's store, where `unipelt report` looks for it."""
+    """Write the table into the folder of a study, where `unipelt report` finds it."""
     write_whole(folder, {EFFICIENCY: json.dumps(table, indent=1).encode()})
 
 

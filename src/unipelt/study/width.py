@@ -1,4 +1,4 @@
-"""How many runs a GPU trains at once: a trial step of one and of two runs tells what each needs."""
+"""How many runs a GPU trains at once, from the memory of a trial step of one run and of two runs."""
 
 import gc
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What runs say of rows: logits, decisions and gate values, for all runs of a model in one pass over batches of like length."""
+"""Logits and gate values of examples, for all runs of a model in one pass over batches of similar length."""
 
 from collections.abc import Callable
 from contextlib import nullcontext

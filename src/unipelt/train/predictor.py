@@ -1,4 +1,4 @@
-"""A finished run applied to new rows: predictions, probabilities, and what its gates say."""
+"""Apply a finished run to new examples: predictions, probabilities and gate values."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run is asked to do, and what came out of it. Imports neither torch nor transformers: results are read fast."""
+"""The configuration of a run and its record, from plan to result. Imports neither torch nor transformers."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def option_of(field: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunKey:
-    """What tells a run from the others of its study. Two keys that are equal are the same run."""
+    """Identifies a run among those of its study: two runs with equal keys are the same."""
 
     task: str
     """a GLUE task, docstrings, a file, or a data set of the hub"""
@@ -86,7 +86,7 @@ class RunKey:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What a user asks of one run. Two configurations that are equal are the same run."""
+    """All options of one run: two runs with equal configurations are the same."""
 
     model: str = "minilm"
     """base model: minilm, smollm2, a folder, or a name on the Hub"""

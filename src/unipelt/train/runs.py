@@ -1,4 +1,4 @@
-"""What the training loop knows of one run: its plan, and the run when it has ended."""
+"""The plan of a run before training, and the finished run."""
 
 import math
 from bisect import bisect_right

@@ -133,7 +133,7 @@ def _check_base(model: PreTrainedModel, config: dict[str, Any], path: Path) -> N
 def _changes(
     part: dict[str, Any], stacks: list[ResolvedStack], kind: str, whole: dict[str, Any], path: Path
 ) -> Iterator[spec.Change]:
-    """The changes that one config of `adapters` stands for."""
+    """The changes that one config of `adapters` describes."""
     architecture = part.get("architecture") or "bottleneck"
     if architecture not in EXPECTED:
         raise CheckpointError(f"{path}: architecture={architecture!r}: {did_you_mean(architecture, EXPECTED)}")

@@ -1,4 +1,4 @@
-"""How `adapters` 1.x names in a file what is one of our parameters."""
+"""The names of our parameters in files of `adapters` 1.x."""
 
 import re
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ READ = {
     | {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"},
     "PREFIX_TUNING": SHAPE | {"encoder_hidden_size", "prefix_projection", "init_weights"},
 }
-"""options that are read, or that only say how the training began"""
+"""options that are read, or that only matter at the start of training"""
 
 
 def read(
