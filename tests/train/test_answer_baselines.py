@@ -37,11 +37,13 @@ def test_the_base_as_it_is_has_the_loss_of_a_run_that_changes_nothing(tmp_path: 
     fleet = build_fleet([asked], width=1, device=CPU)  # LoRA begins with nothing
     plan = fleet.plans[0]
     task, data = registry.load(tmp_path / "chats.jsonl", generation={"max_new_tokens": 6})
-    metrics, losses, texts = ZeroShot.of(str(tmp_path / "base"), task, 64, device_of("cpu")).judged(data.train)
+    metrics, losses, texts = ZeroShot.of(str(tmp_path / "base"), task, 64, device_of("cpu")).judged(data.train, True)
     encoded = plan.task.encode(fleet.tokenizer, data.train, 64)
     expected = plan.task.score(plan.task.decide(fleet.predict([encoded])[0], encoded), data.train.targets)
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5) and len(losses) == len(texts) == 60
     assert texts == plan.task.generate(fleet.model, fleet.tokenizer, [encoded])[0]
+    alone, _, none = ZeroShot.of(str(tmp_path / "base"), task, 64, device_of("cpu")).judged(data.train, False)
+    assert alone == {name: metrics[name] for name in ("loss", "perplexity")} and none == []
 
 
 def test_a_task_has_the_baselines_of_its_kind(tmp_path: Path):

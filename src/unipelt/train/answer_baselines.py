@@ -22,6 +22,7 @@ from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded
 from unipelt.tasks.registry import task_of
 from unipelt.train.evaluation import predict
+from unipelt.train.forward import autocast
 from unipelt.train.predictor import TablePredictor
 from unipelt.train.records import RunConfig, RunRecord
 from unipelt.train.runs import FinishedRun
@@ -43,8 +44,8 @@ class AnswerBaseline(TablePredictor):
     def outputs(self, examples: Examples, gates: dict[str, Tensor] | None) -> tuple[Tensor, Encoded]:
         raise UserError("--gates: a baseline has no gates; train a run with --method unipelt-apl")
 
-    def judged(self, examples: Examples) -> Said:
-        """The metrics of its answers to these examples, and the answers."""
+    def judged(self, examples: Examples, answered: bool) -> Said:
+        """The metrics of its answers to these examples, and the answers. answered: whether answers are needed beside losses."""
         texts = self.generate(examples)
         return self.task.score(texts, examples.targets or []), None, texts
 
@@ -71,11 +72,13 @@ class ZeroShot(AnswerBaseline):
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
         return self.task.generate(self.model, self.tokenizer, [encoded], lambda rows: None)[0]
 
-    def judged(self, examples: Examples) -> Said:
+    def judged(self, examples: Examples, answered: bool) -> Said:
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
         losses = self.task.decide(predict(self.model, self.tokenizer, [encoded], task=type(self.task))[0], encoded)
-        texts = self.task.generate(self.model, self.tokenizer, [encoded], lambda rows: None)[0]
         targets = encoded.targets or []
+        if not answered:
+            return self.task.score(losses, targets), losses, []
+        texts = self.task.generate(self.model, self.tokenizer, [encoded], lambda rows: None)[0]
         return self.task.score(losses, targets) | self.task.score(texts, targets), losses, texts
 
     @property
@@ -146,7 +149,8 @@ def answer_baselines(
             if part == "train" or examples is None or (part == "validation" and config.folds):
                 continue
             if base is None or examples.fingerprint not in known:
-                known[examples.fingerprint] = one.judged(examples)
+                with autocast(device, first.recipe.get("precision", "auto")):
+                    known[examples.fingerprint] = one.judged(examples, part == "test" or task.selects_by_text)
             _note(record, part, task, known[examples.fingerprint], examples)
         record.seconds = record.predicting = time.monotonic() - began
         said = {"format": FORMAT, "baseline": first.method, "task": one.task.describe(), **one.metadata}  # type: ignore[attr-defined]
