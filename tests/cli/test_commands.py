@@ -175,7 +175,7 @@ def test_gates_are_shown_for_each_text_layer_and_change(run, finished, unlabelle
 
     figure = tmp_path / "figures" / "gates.png"
     said = run("inspect", folder, "--data", unlabelled, "--figure", figure)
-    assert said.code == 0 and "gates on 9 rows" in said.out and said.out.endswith(f"{figure}: drawn\n")
+    assert said.code == 0 and "gates on 9 examples" in said.out and said.out.endswith(f"{figure}: drawn\n")
     (tmp_path / "mine.png").write_text("mine")
     again = ("inspect", folder, "--data", unlabelled, "--figure", tmp_path / "mine.png")
     assert "mine.png: exists already; expected a new file, or --overwrite to replace it" in run(*again).line
