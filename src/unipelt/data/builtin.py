@@ -89,7 +89,8 @@ def docstring_examples(library: Path | None = None) -> DocstringExamples:
     areas_of: dict[str, set[int]] = defaultdict(set)
     text_of: dict[str, str] = {}
     for index, modules in enumerate(AREAS.values()):
-        for docstring in (text for module in modules.split() for text in _docstrings(library, module)):
+        trees = (tree for module in modules.split() for tree in syntax_trees(library, module))
+        for docstring in (text for tree in trees for text in _of_definitions(tree)):
             text = clean(docstring)
             key = " ".join(words(text))
             areas_of[key].add(index)
@@ -128,22 +129,31 @@ def shingles(text: str) -> frozenset[tuple[str, ...]]:
     return frozenset(tuple(found[start : start + 3]) for start in range(max(1, len(found) - 2)))
 
 
-def near_duplicates(candidates: Iterable[str], others: Iterable[str]) -> set[str]:
-    """Candidates whose shingles share |A ∩ B| / |A ∪ B| ≥ ALIKE with any of the others."""
-    sizes: list[int] = []
-    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for index, text in enumerate(others):
+class ShingleIndex:
+    """Texts by their shingles. A text is in it where it shares |A ∩ B| / |A ∪ B| ≥ ALIKE of its shingles with one of them."""
+
+    def __init__(self, texts: Iterable[str] = ()):
+        self.sizes: list[int] = []
+        self.holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for text in texts:
+            self.add(text)
+
+    def add(self, text: str) -> None:
         parts = shingles(text)
-        sizes.append(len(parts))
         for part in parts:
-            holders[part].append(index)
-    alike = set()
-    for text in candidates:
+            self.holders[part].append(len(self.sizes))
+        self.sizes.append(len(parts))
+
+    def __contains__(self, text: str) -> bool:
         parts = shingles(text)
-        shared = Counter(index for part in parts for index in holders.get(part, ()))
-        if any(count >= ALIKE * (len(parts) + sizes[index] - count) for index, count in shared.items()):
-            alike.add(text)
-    return alike
+        shared = Counter(index for part in parts for index in self.holders.get(part, ()))
+        return any(count >= ALIKE * (len(parts) + self.sizes[index] - count) for index, count in shared.items())
+
+
+def near_duplicates(candidates: Iterable[str], others: Iterable[str]) -> set[str]:
+    """The candidates that are near-duplicates of any of the others."""
+    known = ShingleIndex(others)
+    return {text for text in candidates if text in known}
 
 
 def syntax_trees(library: Path, module: str) -> Iterator[ast.Module]:
@@ -156,11 +166,6 @@ def syntax_trees(library: Path, module: str) -> Iterator[ast.Module]:
                 warnings.simplefilter("ignore")  # invalid escapes in other people's sources
                 tree = ast.parse(path.read_bytes())
             yield tree
-
-
-def _docstrings(library: Path, module: str) -> Iterator[str]:
-    for tree in syntax_trees(library, module):
-        yield from _of_definitions(tree)
 
 
 def _of_definitions(node: ast.AST) -> Iterator[str]:

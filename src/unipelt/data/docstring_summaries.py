@@ -9,13 +9,12 @@ import hashlib
 import platform
 import re
 import sysconfig
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from unipelt.data.builtin import ALIKE, AREAS, TEST_SHARE, near_duplicates, shingles, syntax_trees, words
+from unipelt.data.builtin import AREAS, TEST_SHARE, ShingleIndex, near_duplicates, syntax_trees, words
 from unipelt.data.examples import Columns
 from unipelt.data.load import SUMMARIES, Source
 from unipelt.data.tables import Table
@@ -63,7 +62,8 @@ def docstring_summaries(library: Path | None = None) -> Summaries:
     library = library or Path(sysconfig.get_path("stdlib"))
     pairs: dict[str, tuple[str, str]] = {}
     modules = sorted(module for modules in AREAS.values() for module in modules.split())
-    for source, summary in (pair for module in modules for pair in _functions(library, module)):
+    trees = (tree for module in modules for tree in syntax_trees(library, module))
+    for source, summary in (pair for tree in trees for pair in _pairs(ast.walk(tree))):
         pairs.setdefault(" ".join(words(source)), (source, summary))
     if not pairs:
         raise DataError(f"{library} holds no standard library with source files; give --data instead of {SUMMARIES}")
@@ -94,24 +94,12 @@ def first_sentence(docstring: str) -> str:
 
 def _different(keys: list[str]) -> list[str]:
     """The keys without those that are near-duplicates of an earlier one."""
-    kept: list[str] = []
-    sizes: list[int] = []
-    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    kept, known = [], ShingleIndex()
     for key in keys:
-        parts = shingles(key)
-        shared = Counter(index for part in parts for index in holders.get(part, ()))
-        if any(count >= ALIKE * (len(parts) + sizes[index] - count) for index, count in shared.items()):
-            continue
-        for part in parts:
-            holders[part].append(len(kept))
-        kept.append(key)
-        sizes.append(len(parts))
+        if key not in known:
+            kept.append(key)
+            known.add(key)
     return kept
-
-
-def _functions(library: Path, module: str) -> Iterator[tuple[str, str]]:
-    for tree in syntax_trees(library, module):
-        yield from _pairs(ast.walk(tree))
 
 
 def _pairs(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:

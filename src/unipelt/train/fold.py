@@ -116,7 +116,11 @@ def fold(
     merge(model, unmergeable="keep")
     after = _measure(model, batches, 0, score)
 
-    merged = {attached.bound.location._replace(change=origin[attached.name]) for attached in _merged(model)}
+    merged = {
+        attached.bound.location._replace(change=origin[attached.name])
+        for attached in attached_changes(mixture_state(model))
+        if attached.hook == "weight"
+    }
     report: dict[str, FoldedGate] = {}
     for gate in gates:
         decision = "merged" if gate.attached.bound.location in merged else decisions[gate.attached.name, gate.layer]
@@ -296,7 +300,3 @@ def _replace_mixture(
 
     swap(model, new, state, runs=1)
     return origin
-
-
-def _merged(model: PreTrainedModel) -> list[AttachedChange]:
-    return [attached for attached in attached_changes(mixture_state(model)) if attached.hook == "weight"]
