@@ -119,7 +119,7 @@ def attend_with_prefixes(
 
     return attend_changed(
         calls, plain, query, key, value, attention_mask, bias, scaling, kwargs.get("softcap"), dropout,
-        products=name == "sdpa" and bias is None,
+        products=name == "sdpa" and all(one is None for one in (bias, kwargs.get("softcap"), kwargs.get("cache"))),
     )  # fmt: skip
 
 
