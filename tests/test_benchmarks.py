@@ -11,9 +11,12 @@ import pytest
 from unipelt import PRESETS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import files_crossed
 import operations
 import peers
 import recipes
+from train.fleets import fleet as tiny_fleet
+from train.fleets import plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,3 +129,11 @@ def test_the_effect_of_a_factor_is_found_beside_those_of_blocks():
     assert {name: round(float(value), 4) for name, _, value in effects} == {
         name: 3.0 if name == "head x10" else 0.0 for name in recipes.FACTORS
     }
+
+
+def test_a_training_step_crosses_no_more_files_than_it_did():
+    """Whoever adds a file to the way of a step moves one idea or merges two."""
+    fleet = tiny_fleet([plan(seed=0), plan(seed=1)])
+    fleet.step()  # what is computed once
+    files = files_crossed.crossed(fleet.step)
+    assert "train/fleet.py" in files and len(files) <= 18, files
