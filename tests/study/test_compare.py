@@ -18,6 +18,7 @@ from unipelt.errors import CheckpointError
 from unipelt.report.build import build
 from unipelt.report.evidence import OUT_OF_FOLD, TEST, evidence
 from unipelt.report.study import read
+from unipelt.report.tables import Table
 from unipelt.study import compare, engine, learning_curve
 from unipelt.study.store import Store
 from unipelt.train.baselines import FEATURES
@@ -101,9 +102,10 @@ def test_the_recommended_method_is_trained_on_fewer_examples_too(
 
 
 def test_folds_test_every_example_once_and_the_winner_trains_on_all(
-    ask, run, reviews: Path, unlabelled: Path, tmp_path
+    ask, run, reviews: Path, unlabelled: Path, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
     """With baselines, which are shown first: the order, the out-of-fold answers, the model that is kept."""
+    monkeypatch.setattr(learning_curve, "LEAST", 10)
     out = tmp_path / "out"
     words = [
         word
@@ -116,7 +118,12 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     assert places == sorted(places) and places[-1] < said.err.index("runs to train"), "before anything is tuned"
     store = Store.read(out)
     rows, listed = store.runs(["method", "seed", "test"]), read(store)
-    assert len(rows) == 3 * (1 + len(USUAL)) and len(store.fleets()) == 1 + len(USUAL)
+    curve = next(one for one in build(out).sections if one.heading == "Would more labels help?")
+    sizes = next(table for table in curve.parts if isinstance(table, Table))
+    assert sizes.columns[1] == "out-of-fold accuracy ×100" and "fold" in curve.say and "seed" not in curve.say
+    trained = 40 if listed.chosen and build(out).recommendation.take in USUAL else 30
+    assert sizes.blocks[0].rows[-1][0].value == trained, "baselines train on what validates others too"
+    assert len({row["method"] for row in rows}) == 1 + len(USUAL) and len(store.fleets()) == 1 + len(USUAL)
     written = csv.DictReader(reviews.read_text().splitlines())
     texts = sorted(row["review"] for row in written)
     for method, one in evidence(store, listed.listed, folds=bool(listed.folds)).items():

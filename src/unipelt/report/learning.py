@@ -1,12 +1,12 @@
 """Would more labels help? The recommended method's test metric by the number of training examples."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 
 from unipelt.report.comparison import scaled
 from unipelt.report.confidence import BLUE
 from unipelt.report.drawing import Figure, canvas, finish
-from unipelt.report.names import seeds_text
+from unipelt.report.names import in_folds, seeds_text
 from unipelt.report.runs import Run
 from unipelt.report.samples import Row, Sample, difference, own, sample
 from unipelt.report.statistics import BOTH, estimate, own_estimate
@@ -14,8 +14,10 @@ from unipelt.report.tables import Block, Cell, Section, Table
 from unipelt.tasks.metrics import METRICS
 
 
-def learning_curve(runs: Mapping[int, list[Run]], answers: Iterable[tuple[int, Row]]) -> Section | None:
-    """runs: finished runs of one method by number of training examples. answers: the size of each run, and its answers.
+def learning_curve(
+    runs: Mapping[int, list[Run]], answers: Iterable[tuple[int, Row]], folds: bool = False
+) -> Section | None:
+    """folds: whether the seeds are folds of a cross-validation. runs: finished runs of one method by number of training examples. answers: the size of each run, and its answers.
 
     Sizes are compared on the same seeds and test examples, as methods are. None for fewer than two sizes.
     """
@@ -31,6 +33,7 @@ def learning_curve(runs: Mapping[int, list[Run]], answers: Iterable[tuple[int, R
     if len(known) < 2 or first.metric not in METRICS:
         return None
     metric, scale = first.metric.replace("_", " "), of.metric.shown_as
+    scored, words = ("out-of-fold", in_folds) if folds else ("test", str)
     scores = {n: own_estimate(own(of, str(n)), of.metric) for n in known}
     gains = {n: estimate([difference(of, str(n), str(less))]) for less, n in pairwise(known)}
     turn = not of.metric.higher_is_better
@@ -41,8 +44,8 @@ def learning_curve(runs: Mapping[int, list[Run]], answers: Iterable[tuple[int, R
     unit = "" if scale == 1 else " ×100"
     seeds = seeds_text(len(values[str(known[-1])]))
     table = Table(
-        "learning-curve", f"{first.method} by the number of training examples", ["training examples", f"test {metric}{unit}", "gain over the row above"], [Block("", cells)],
-        [f"{seeds} each, on the same test examples; 95 % intervals. Smaller sets are the beginnings of the whole one."],
+        "learning-curve", f"{first.method} by the number of training examples", ["training examples", f"{scored} {metric}{unit}", "gain over the row above"], [Block("", cells)],
+        [words(f"{seeds} each, on the same test examples; 95 % intervals. Smaller sets are the beginnings of the whole one.")],
     )  # fmt: skip
     last, less = known[-1], known[-2]
     gap = gains[last]
@@ -56,10 +59,16 @@ def learning_curve(runs: Mapping[int, list[Run]], answers: Iterable[tuple[int, R
         say = f"Perhaps: {change}, which may be chance ({seeds})."
     else:
         say = f"No sign of it: {change} ({seeds})."
-    return Section("Would more labels help?", [_figure(of, known, scores, scale, metric + unit), table], say)
+    return Section(
+        "Would more labels help?",
+        [_figure(of, known, scores, scale, f"{scored} {metric}{unit}", words), table],
+        words(say),
+    )
 
 
-def _figure(of: Sample, sizes: list[int], scores: Mapping, scale: float, metric: str) -> Figure:
+def _figure(
+    of: Sample, sizes: list[int], scores: Mapping, scale: float, metric: str, words: Callable[[str], str]
+) -> Figure:
     with canvas("learning", 1, 1, 4.6, 3.0) as (drawing, (panel,)):
         middle = [scale * scores[n].value for n in sizes]
         for n in sizes:
@@ -69,6 +78,6 @@ def _figure(of: Sample, sizes: list[int], scores: Mapping, scale: float, metric:
         panel.set_xscale("log")
         panel.minorticks_off()
         panel.set_xticks(sizes, [f"{n:,}" for n in sizes])
-        panel.set(xlabel="training examples (doubling from dot to dot)", ylabel=f"test {metric}")
+        panel.set(xlabel="training examples (doubling from dot to dot)", ylabel=metric)
         panel.grid()
-        return finish("learning", "Learning curve", "Dots: means over seeds; lines: 95 % intervals.", drawing)
+        return finish("learning", "Learning curve", words("Dots: means over seeds; lines: 95 % intervals."), drawing)

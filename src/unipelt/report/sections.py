@@ -1,7 +1,6 @@
 """The evidence of a comparison on one's own file, computed once; the terminal, the page and Markdown show the same sections."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +23,6 @@ from unipelt.report.mistakes import (
     tag_mistakes,
     text_mistakes,
 )
-from unipelt.report.names import in_folds
 from unipelt.report.numbers import error_table, residual_figure, short
 from unipelt.report.recommendation import Recommendation
 from unipelt.report.runs import Run, answers
@@ -33,6 +31,7 @@ from unipelt.report.tables import Section, Table
 from unipelt.report.written import written
 from unipelt.study.store import Store
 from unipelt.tasks.metrics import METRICS
+from unipelt.train.records import BASELINES, SETFIT
 
 SURE = 0.8  # the threshold that the sentence names
 
@@ -48,6 +47,13 @@ def comparison_sections(study: Study, advice: Recommendation, store: Store) -> t
         found += prediction_sections(answered.once(saved_seed(mine)), mine[0].metric)
     found += written(store, study.chosen, advice.take)
     counts = {row["id"]: row["rows"]["train"]["number"] for row in rows if row["rows"]}
+    if study.folds and advice.take in BASELINES and advice.take != SETFIT:  # they train on what validates others too
+        own = {run.id for run in mine}
+        counts |= {
+            row["id"]: counts[row["id"]] + row["rows"]["validation"]["number"]
+            for row in rows
+            if row["rows"] and row["id"] in own
+        }
     whole = [counts[run.id] for run in mine if run.id in counts]
     counts |= dict.fromkeys((run.id for run in mine if run.id in counts), min(whole, default=0))  # folds differ by one
     sizes: dict[int, list[Run]] = {}
@@ -55,10 +61,7 @@ def comparison_sections(study: Study, advice: Recommendation, store: Store) -> t
         if run.id in counts:
             sizes.setdefault(counts[run.id], []).append(run)
     with_size = ((n, row) for n, of in sizes.items() for row in answers(store, of))
-    curve = learning_curve(sizes, with_size)
-    if curve and study.folds:
-        parts = [replace(part, columns=[*map(in_folds, part.columns)], notes=[*map(in_folds, part.notes)]) if isinstance(part, Table) else part for part in curve.parts]  # fmt: skip
-        curve = replace(curve, say=in_folds(curve.say), parts=parts)
+    curve = learning_curve(sizes, with_size, bool(study.folds))
     return said, [*found, *([curve] if curve else [])]
 
 
