@@ -29,9 +29,9 @@ from unipelt.report.runs import Run, answers
 from unipelt.report.study import Study, higher_is_better
 from unipelt.report.tables import Section, Table
 from unipelt.report.written import written
+from unipelt.study.plan import BASELINES, SETFIT
 from unipelt.study.store import Store
 from unipelt.tasks.metrics import METRICS
-from unipelt.train.records import BASELINES, SETFIT
 
 SURE = 0.8  # the threshold that the sentence names
 

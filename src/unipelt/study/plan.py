@@ -26,6 +26,7 @@ from unipelt.train.records import (
     RunKey,
     option_of,
 )
+from unipelt.train.records import SETFIT as SETFIT
 
 METHODS = (
     FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",
