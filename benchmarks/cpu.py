@@ -2,7 +2,8 @@
 
     python benchmarks/cpu.py [--rounds 7] [--methods lora 'unipelt-apl(layers=6-11)'] [--bf16] [--fold] [--peer-python ENV/bin/python]
 
-`--bf16`: every variant also with bf16 matrix products (autocast), ÷ float32, and `peft` LoRA of the same size.
+`--bf16`: every variant also with bf16 matrix products (autocast), ÷ float32, with the attention that the training loop chooses for
+them, and `peft` LoRA of the same size, as it comes.
 
 BERT-base shape, random weights, float32, 8 rows of 128 tokens, one thread. The variants take turns, a round each; a ratio is
 the median over rounds of the ratio within the round, so that the machine's drift cancels. Seconds are the process's own CPU
@@ -57,12 +58,14 @@ def main() -> None:
     import unipelt
     from unipelt.inject.state import mixture_state
     from unipelt.study.efficiency import inference_step, training_step
+    from unipelt.train.precision import choose_attention
 
     torch.set_num_threads(1)
 
-    def model(method: str | None):
+    def model(method: str | None, precision: str = "fp32"):
         torch.manual_seed(0)
         made = BertForSequenceClassification(BertConfig())
+        choose_attention(made, precision, LENGTH)
         return made if method is None else unipelt.attach(made, method)
 
     ids = torch.randint(5, 30_000, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -80,19 +83,20 @@ def main() -> None:
     mixture_state(disabled).remove_hooks()
     mixture_state(disabled).kernels.restore()
     models = {"full": full, **tuned}
+    half_models = {name: model(None if name == "full" else name, "bf16") for name in models} if given.bf16 else {}
     if given.bf16:
         from peft import LoraConfig, get_peft_model
 
         plain = model(None)
         lora = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], modules_to_save=["classifier"])
-        models["peft lora"] = get_peft_model(plain, lora)  # type: ignore[arg-type]
+        models["peft lora"] = half_models["peft lora"] = get_peft_model(plain, lora)  # type: ignore[arg-type]
     variants = {}
     for precision in ("fp32", "bf16") if given.bf16 else ("fp32",):
         end = " bf16" if precision == "bf16" else ""
         if not end:
             variants["train frozen base"] = training_step(frozen(), rows)
             variants["infer disabled"] = inference_step(disabled, rows)
-        for name, made in models.items():
+        for name, made in (half_models if end else models).items():
             variants[f"train {name}{end}"] = training_step(made, rows, precision)
             variants[f"infer {'plain' if name == 'full' else name}{end}"] = inference_step(made, rows, precision)
     for name in given.methods if given.fold else ():
