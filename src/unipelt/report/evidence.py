@@ -46,12 +46,6 @@ class Answered:
     """`text`, `text_pair` or `tokens` of each example; empty where the study's file has no texts"""
     names: list[str] = field(default_factory=list)
     """the file and line of each example, such as `reviews.csv, example 3 (line 4)`"""
-    seconds: float = 0.0
-    """of training, evaluation included, all runs together"""
-    predicting: float = 0.0
-    """seconds to predict `predictions`, all runs together"""
-    parameters: int | None = None
-    """numbers that are trained and stored, of one run"""
 
     def probabilities(self, calibrated: bool = True) -> Float[np.ndarray, "entry label"]:
         """softmax(logits / temperature), or each label's σ where an example may have several; of shape (0, labels) without logits."""
@@ -83,7 +77,7 @@ class Answered:
         return replace(self, **parts)
 
 
-COLUMNS = ("id", "labels", "predictions", "targets", "logits", "rows", "seconds", "predicting", "temperature")
+COLUMNS = ("id", "labels", "predictions", "targets", "logits", "rows", "temperature")
 
 
 def evidence(store: Store, runs: Sequence[Run], folds: bool = False) -> dict[str, Answered]:
@@ -115,9 +109,6 @@ def evidence(store: Store, runs: Sequence[Run], folds: bool = False) -> dict[str
             one.names += names
             for name, values in inputs.items():
                 one.inputs.setdefault(name, []).extend(values)
-        one.seconds += row["seconds"] or 0.0
-        one.predicting += row["predicting"] or 0.0
-        one.parameters = run.parameters
     for one in found.values():  # logits or names of only some runs would not align with the predictions
         one.logits = one.logits if len(one.logits) == len(one.predictions) else []
         if len(one.names) < len(one.predictions):
