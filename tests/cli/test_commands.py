@@ -190,7 +190,7 @@ def test_gates_are_shown_for_each_text_layer_and_change(run, finished, unlabelle
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # texts as texts, not as shapes
         assert run("inspect", folder, "--data", unlabelled, "--figure", tmp_path / "gates.SVG").code == 0
     drawn = (tmp_path / "gates.SVG").read_text()
-    assert drawn.lstrip().startswith("<?xml") and "mean gates over 9 rows" in drawn and "encoder 1" in drawn
+    assert drawn.lstrip().startswith("<?xml") and "mean gates over 9 examples" in drawn and "encoder 1" in drawn
 
 
 def test_gates_that_differ_a_little_have_colours_that_differ(tmp_path: Path):

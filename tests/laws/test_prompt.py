@@ -163,7 +163,9 @@ def test_a_cache_that_lost_the_prompt_is_refused():
     with pytest.raises(SiteError, match="a static cache cannot hold a prompt"):
         model.generate(**given, max_new_tokens=3, cache_implementation="static")
 
-    with pytest.raises(SiteError, match=r"an attention mask that is not \[batch, seq\] has no place for a prompt"):
+    with pytest.raises(
+        SiteError, match=r"attention_mask \[3, 1, 9, 9\]: with a prompt, expected a mask \[batch, seq\]"
+    ):
         model(input_ids=given["input_ids"], attention_mask=torch.ones(3, 1, 9, 9))
 
 

@@ -132,6 +132,8 @@ def pad_mask(mask: Shaped[Tensor, "*rows key"], columns: int, dtype: torch.dtype
 def as_wide(prefix_v: Float[Tensor, "*rows prefix d"], v: Float[Tensor, "*_ key e"]) -> Float[Tensor, "*rows prefix e"]:
     """A prefix's values beside these: 0 in the column in which a gated prefix around this one asks for its λ."""
     more = v.shape[-1] - prefix_v.shape[-1]
+    if more == 0:
+        return prefix_v  # padding by nothing would copy it
     return F.pad(prefix_v, (0, more)) if more >= 0 else torch.zeros_like(prefix_v[..., : v.shape[-1]])
 
 

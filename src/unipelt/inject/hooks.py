@@ -67,8 +67,9 @@ class BoundChange:
         layer = self.location.layer
         return self.mixture == context.mixture and (layer is None or layer >= context.dropped)
 
-    def delta(self, x: Inputs, context: Context, plain: Outputs | None = None) -> Outputs:
-        """w Δ(x). plain: the module's output for x before all changes, if it is known."""
+    def delta(self, x: Inputs, context: Context, plain: Outputs | None = None) -> Float[Tensor, "#rows ... outputs"]:
+        """w Δ(x); a bias is the same for all rows and positions. plain: the module's output for x before all changes, if it is
+        known."""
         form: Any = module_of(self.form, context)
         delta = form(x, context.route, plain) if isinstance(form, Dora) else form(x, context.route)
         if not isinstance(self.weight, nn.Module):
