@@ -54,11 +54,11 @@ def main() -> None:
 
     import torch
     from transformers import BertConfig, BertForSequenceClassification
-    from unipelt.train.precision import choose_attention
 
     import unipelt
     from unipelt.inject.state import mixture_state
     from unipelt.study.efficiency import inference_step, training_step
+    from unipelt.train.forward import choose_attention
 
     torch.set_num_threads(1)
 

@@ -1,6 +1,9 @@
 """benchmarks/peers.py: one table in which nothing is passed over in silence. benchmarks/operations.py: what a layer launches.
 benchmarks/recipes.py: a design that tells factors apart."""
 
+import ast
+import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -19,6 +22,16 @@ from train.fleets import fleet as tiny_fleet
 from train.fleets import plan
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_script_imports_of_this_package_exists(path: Path):
+    """A script imports where it is used, so that its help is fast; a renamed function would be found in the middle of a run."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "unipelt":
+            module = importlib.import_module(node.module or "")
+            missing = [one.name for one in node.names if not hasattr(module, one.name)]
+            assert all(importlib.util.find_spec(f"{node.module}.{name}") for name in missing), missing
 
 
 def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
