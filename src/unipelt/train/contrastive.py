@@ -22,10 +22,8 @@ from unipelt.errors import CheckpointError
 from unipelt.tasks.base import Task
 from unipelt.train.text_features import Frozen, HeadInputs, TextFeatures
 
-PAIRS, BATCH = (
-    40,
-    16,
-)  # pairs of each text, half of them of one class, and of a step: the paper's R = 20; the package's default
+PAIRS = 40  # of each text, half of them of one class: the paper's R = 20
+BATCH = 16  # pairs of a step, the package's default
 RATE = 2e-5  # peak learning rate, the package's default
 MOST_STEPS = 100  # with 1,000 texts the paper's pairs would take 2,500
 BODY = "body."  # of the names of the tuned weights in its file
@@ -74,7 +72,7 @@ class TunedStates(HeadInputs):
 
 
 def _weights(model: Any) -> dict[str, torch.Tensor]:
-    """The weights of the base by name, without its pooler, which a mean does not read."""
+    """The weights of a base by name, without its pooler, which a mean does not read."""
     state = model.base_model.state_dict()
     return {name: value.detach().cpu().contiguous() for name, value in state.items() if "pooler" not in name.split(".")}
 
@@ -112,7 +110,7 @@ def _tune(frozen: Frozen, texts: list[str], targets: list[Any]) -> dict[str, tor
         trainer.st_trainer.remove_callback(PrinterCallback)
         trainer.st_trainer.args.dataloader_pin_memory = device.type == "cuda"
         trainer.train_embeddings(texts, targets, args=how)
-    return {name: one for name, one in body.auto_model.cpu().state_dict().items() if "pooler" not in name.split(".")}
+    return _weights(body.auto_model)
 
 
 @contextmanager

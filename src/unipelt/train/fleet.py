@@ -280,15 +280,15 @@ class Fleet:
     @torch.no_grad()
     def _refill(self, ended: list[int]) -> None:
         """Give the indices of ended runs to the next plans of the queue; remove runs for which no plan is left."""
-        started = len(self.waiting)
-        for run in ended[: len(self.waiting)]:
+        refilled = ended[: len(self.waiting)]
+        for run in refilled:
             assert self.tuned is not None
             following = self.waiting.pop(0)
             self.tuned.reset_run(run, self.plans[following].key.seed)
             self.best[run].copy_(self.matrix.values[run])
             self.optimizer.reset(run)
             self.runs[run] = following
-        self.start_heads(ended[: started - len(self.waiting)])
+        self.start_heads(refilled)
         keep = [run for run, plan in enumerate(self.runs) if not self.progress[plan].ended]
         if not keep:
             self.runs = []

@@ -196,15 +196,10 @@ def plan_of(
     bias = None if output is None else output.bias is not None
     folds: list[int] = []
     if recipe.head_start == PROBE:
-        if not task.pooled or not bias:
-            what = (
-                f"the head of {type(model).__name__} has no bias"
-                if task.pooled
-                else f"{task.kind} has no head that pools"
-            )
-            raise UserError(
-                f"--head-start {PROBE}: {what if task.trains_head else f'{task.kind} has no head'}; use --head-start {RANDOM}"
-            )
+        why = "has no head" if not task.trains_head else "has no head that pools" if not task.pooled else ""
+        if why or not bias:
+            what = f"{task.kind} {why}" if why else f"the head of {type(model).__name__} has no bias"
+            raise UserError(f"--head-start {PROBE}: {what}; use --head-start {RANDOM}")
         folds = inner_folds(splits.train, splits.train.targets if task.classes else None)
     return Plan(
         key=config.key, task=trained.fit(splits.train.targets or [], bias=bias), recipe=recipe, train=encoded["train"],
