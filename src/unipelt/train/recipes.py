@@ -173,10 +173,10 @@ RATES: dict[str, tuple[float, float]] = {
 KIND_RATES: dict[str, dict[str, float]] = {}
 """by preset: rates of kinds of parameters, such as {"lr_head": 1e-3}; so far none was better than one rate beyond chance"""
 SMALL = 512  # hidden units
-# most examples, epochs, epochs between evaluations: UniPELT names none, these are ours; at K = 100 an evaluation on 1,000
-# validation examples costs four epochs
-EPOCHS = ((100, 50, 2), (500, 25, 1), (1000, 20, 1), (5000, 10, 1))
-MANY = (3, 1)  # beyond
+# most examples, epochs, epochs between evaluations, evaluations without a better metric before training stops: UniPELT names
+# none, these are ours; at K = 100 an evaluation on 1,000 validation examples costs four epochs
+EPOCHS = ((100, 50, 4, 5), (500, 25, 2, 5), (1000, 20, 2, 5), (5000, 10, 1, 10))
+MANY = (3, 1, 10)  # beyond
 
 
 def default_recipe(method: str, hidden: int, samples: int, **given: Any) -> Recipe:
@@ -184,7 +184,7 @@ def default_recipe(method: str, hidden: int, samples: int, **given: Any) -> Reci
     name = method.partition("(")[0].strip()
     name = "unipelt" if name.startswith("unipelt") else name
     large, small = RATES.get(name, RATES["unipelt"])
-    epochs, every = next((plan for most, *plan in EPOCHS if samples <= most), MANY)
-    recipe = Recipe(lr=small if hidden < SMALL else large, epochs=epochs, evaluate_every=every)
+    epochs, every, patience = next((plan for most, *plan in EPOCHS if samples <= most), MANY)
+    recipe = Recipe(lr=small if hidden < SMALL else large, epochs=epochs, evaluate_every=every, patience=patience)
     own: dict[str, Any] = KIND_RATES.get(name, {}) | {key: value for key, value in given.items() if value is not None}
     return replace(recipe, **own)
