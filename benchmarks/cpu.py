@@ -58,7 +58,7 @@ def main() -> None:
     import unipelt
     from unipelt.inject.state import mixture_state
     from unipelt.study.efficiency import inference_step, training_step
-    from unipelt.train.forward import choose_attention
+    from unipelt.train.forward import cast_frozen_weights, choose_attention
 
     torch.set_num_threads(1)
 
@@ -66,7 +66,9 @@ def main() -> None:
         torch.manual_seed(0)
         made = BertForSequenceClassification(BertConfig())
         choose_attention(made, precision, LENGTH)
-        return made if method is None else unipelt.attach(made, method)
+        if method is not None:
+            cast_frozen_weights(unipelt.attach(made, method), precision)
+        return made
 
     ids = torch.randint(5, 30_000, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(BATCH) % 2}

@@ -83,6 +83,31 @@ def test_a_prefix_in_bf16_is_near_float32(method: str):
     assert 0 < (half - full).abs().max() < 0.05 * full.abs().max()
 
 
+@BF16
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["unipelt-apl", "dora"])
+def test_weights_that_are_cast_once_give_the_numbers_of_weights_that_each_forward_casts(method: str):
+    torch.manual_seed(0)
+    model = unipelt.attach(LlamaForCausalLM(LlamaConfig(**TINY, num_key_value_heads=1)), method)
+    ids = torch.arange(8).view(2, 4)
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        with forward.autocast(ids.device, "bf16"):
+            half = model(ids).logits
+        return half, model(ids).logits
+
+    before = both()
+    forward.cast_frozen_weights(model, "fp32")
+    assert "forward" not in vars(model.lm_head), "float32 needs no copies"
+    forward.cast_frozen_weights(model, "bf16")
+    taken = [name for name, module in model.named_modules() if "forward" in vars(module)]
+    assert len(taken) == 8, "four projections of the attention, three of the FFN, and the output"
+    assert all(map(torch.equal, both(), before))
+    trained = LlamaForCausalLM(LlamaConfig(**TINY, num_key_value_heads=1))
+    forward.cast_frozen_weights(trained, "bf16")
+    assert not any("forward" in vars(module) for module in trained.modules()), "a tuned weight changes"
+
+
 def test_a_precision_that_there_is_none_of_is_refused():
     with pytest.raises(UserError, match="--precision fp8: expected auto, fp32 or bf16"):
         Recipe(precision="fp8")

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from unipelt.inject.attention import kernel_of
@@ -79,6 +80,35 @@ def choose_attention(model: Any, precision: str, longest: int) -> None:
         return  # prefixes take sdpa apart themselves
     if short and wants_bf16(model.device, precision) and has_bf16("cpu") and kernel_of(model.config) == "sdpa":
         model.set_attn_implementation("eager")
+
+
+def cast_frozen_weights(model: nn.Module, precision: str) -> None:
+    """Where a CPU computes in bf16, cast the weights of frozen linear maps once: autocast would cast them in each forward.
+
+    The numbers are the same. The copies take half as much memory as the float32 weights, which stay; on a GPU, where memory is
+    scarcer, nothing is copied.
+    """
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if devices != {"cpu"} or not wants_bf16(torch.device("cpu"), precision) or not has_bf16("cpu"):
+        return
+    for module in model.modules():
+        frozen = not any(parameter.requires_grad for parameter in module.parameters())
+        if type(module) is nn.Linear and frozen and module.weight.dtype == torch.float32:
+            module.forward = _CastLinear(module)  # type: ignore[method-assign]
+
+
+class _CastLinear:
+    """The forward of a frozen linear map: with bf16 weights inside autocast, with its own weights outside."""
+
+    def __init__(self, module: nn.Linear):
+        self.own, bias = module.forward, module.bias
+        self.weight = module.weight.detach().bfloat16()
+        self.bias = None if bias is None else bias.detach().bfloat16()
+
+    def __call__(self, input: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
+            return F.linear(input, self.weight, self.bias)
+        return self.own(input)
 
 
 @cache

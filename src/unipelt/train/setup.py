@@ -23,7 +23,7 @@ from unipelt.tasks.batches import Encoded, check_tokens
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
-from unipelt.train.forward import choose_attention
+from unipelt.train.forward import cast_frozen_weights, choose_attention
 from unipelt.train.frozen import StateCache, find_frozen
 from unipelt.train.recipes import BALANCED, PROBE, RANDOM, default_recipe
 from unipelt.train.records import FILES, FULL, GENERATION, METRIC_FIELDS, SPLIT_FIELDS, RunConfig, RunRecord
@@ -103,6 +103,7 @@ def build_fleet(
     if frozen is not None:
         frozen.forget_others([part for plan in plans for part in (plan.train, plan.validation, plan.test) if part])
     choose_attention(model, plans[0].recipe.precision, max(max(plan.train.lengths()) for plan in plans))
+    cast_frozen_weights(model, plans[0].recipe.precision)
     torch.manual_seed(first.seed)  # dropout
     return Fleet(model, plans, tokenizer, folder=folder, on_step=on_step, deadline=deadline, frozen=frozen)
 
