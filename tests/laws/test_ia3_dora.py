@@ -15,7 +15,6 @@ from unipelt import Change, Mixture, spec
 from unipelt.errors import SiteError
 from unipelt.forms.dora import Dora
 from unipelt.forms.scaling import Scaling
-from unipelt.inject.merge import attached_changes
 from unipelt.inject.resolve import features
 from unipelt.inject.state import mixture_state
 
@@ -55,8 +54,8 @@ def test_ia3_is_pefts(arch: str):
     theirs = peft.get_peft_model(base, config)
     layers = dict(theirs.base_model.model.named_modules())
     pairs = []
-    for one in attached_changes(mixture_state(ours)):
-        vector, form = layers[one.path].ia3_l["default"], one.bound.form
+    for one in mixture_state(ours).bound_changes():
+        vector, form = layers[one.path].ia3_l["default"], one.form
         assert isinstance(form, Scaling)
         vector.data = (form.offset.data[0] + 1).view(vector.shape).clone()
         pairs.append((vector, form.offset))
@@ -73,8 +72,8 @@ def test_dora_is_pefts(arch: str):
     theirs = peft.get_peft_model(base, config)
     layers = dict(theirs.base_model.model.named_modules())
     pairs = []
-    for one in attached_changes(mixture_state(ours)):
-        layer, form = layers[one.path], one.bound.form
+    for one in mixture_state(ours).bound_changes():
+        layer, form = layers[one.path], one.form
         assert isinstance(form, Dora)
         for one, other in (
             (layer.lora_A["default"].weight, form.down.weight), (layer.lora_B["default"].weight, form.up.weight),
@@ -92,12 +91,12 @@ def test_hidden_activations_are_the_input_of_the_linear_that_ends_the_ffn(arch: 
     base = unipelt.detach(deepcopy(ours))
     take_head(base, ours)
     with torch.no_grad():
-        for one in attached_changes(mixture_state(ours)):
-            ends = one.bound.location.part == "ffn_hidden"
-            one.bound.form.offset.fill_(-1.0 if ends else 0.0)
+        for one in mixture_state(ours).bound_changes():
+            ends = one.location.part == "ffn_hidden"
+            one.form.offset.fill_(-1.0 if ends else 0.0)
             if ends:
                 linear = base.get_submodule(one.path)
-                assert one.bound.form.offset.shape[-1] == features(linear)[0]
+                assert one.form.offset.shape[-1] == features(linear)[0]
                 linear.weight.zero_()
     given = tiny.inputs(arch, ours)
     torch.testing.assert_close(result(ours(**given)), result(base(**given)))

@@ -14,13 +14,14 @@ from unipelt import spec
 from unipelt.errors import SiteError, SpecError, did_you_mean
 from unipelt.inject.added_tokens import put_back, read_added
 from unipelt.inject.architectures import Stack
-from unipelt.inject.attention import Kernels
+from unipelt.inject.attention import BoundPrefix, Kernels
 from unipelt.inject.build import build
 from unipelt.inject.compiled import refuse_compiled, uncompile
 from unipelt.inject.discover import rows_of
 from unipelt.inject.heads import POLICIES, POOLINGS, build_head, find_head, train_head
+from unipelt.inject.hooks import BoundChange
 from unipelt.inject.plan import Base
-from unipelt.inject.registration import HookedChanges, hooks_of
+from unipelt.inject.registration import hooks_of
 from unipelt.inject.resolve import find_stacks, say_which_layers_attend
 from unipelt.inject.state import NAME, AttachedState, MixtureState, MultiMixtureState, attached_state
 from unipelt.spec.location import HEAD
@@ -83,10 +84,10 @@ def attach_checked(
     base = Base(model, stacks, frozenset(find_head(model)), several=sum(runs_each) > 1)
     say_which_layers_attend(base.config.model_type, stacks)
     parts, heads = [], []
-    joined: HookedChanges = []
+    changes: list[BoundChange] = []
     for number, (mixture, runs) in enumerate(zip(mixtures, runs_each)):
         built = build(mixture, runs, number, base)
-        joined += built.joined
+        changes += built.changes
         part = MixtureState(mixture, runs, options, fresh_head)
         heads.append(build_head(model, head_modules, runs))
         head_parts = {spec.Location("", None, HEAD, path): module for path, module in heads[-1].items()}
@@ -101,12 +102,12 @@ def attach_checked(
     _cast(state, model)
     for run, seed in enumerate(seeds):
         state.reset_run(run, seed)
-    _to_devices(state, joined, model)
+    _to_devices(state, changes, model)
     for path, module in state.named_modules():
         module.path = path  # type: ignore[assignment]  # DataParallel's copies are found by this path
-    if any(point.side == "attention" and point.stack.dispatches for point, _ in joined):
+    if any(isinstance(change, BoundPrefix) and change.point.stack.dispatches for change in changes):
         state.kernels = Kernels(list(_configs(model).values()))
-    state.hooks = hooks_of(state, base, joined, heads, pooling)
+    state.hooks = hooks_of(state, base, changes, heads, pooling)
     if state.kernels is not None:
         state.kernels.wrap()
 
@@ -235,18 +236,17 @@ def _cast(state: AttachedState, model: PreTrainedModel) -> None:
     state.to(torch.promote_types(floating[0], torch.float32) if floating else torch.float32)
 
 
-def _to_devices(state: AttachedState, joined: HookedChanges, model: PreTrainedModel) -> None:
+def _to_devices(state: AttachedState, changes: list[BoundChange], model: PreTrainedModel) -> None:
     """Move each change to the device of the module that it changes."""
     devices = {p.device: None for p in model.parameters()}
     device = next(iter(devices), torch.device("cpu"))
     state.to(device) if device.type != "meta" else state.to_empty(device=device)
     if len(devices) < 2:
         return
-    for point, change in joined:
-        target = next(model.get_submodule(point.path).parameters(), None)
+    for change in changes:
+        target = next(model.get_submodule(change.path).parameters(), None)
         # a prefix table serves all layers: it stays on the first device
-        moving = [change.weight] if point.side == "attention" else [change.form, change.weight]
-        for module in moving:
+        for module in (change.weight, None if isinstance(change, BoundPrefix) else change.form):
             if target is not None and isinstance(module, nn.Module):
                 module.to(target.device)
     for part in state.parts:

@@ -6,7 +6,7 @@ A pre-hook on the attention block puts its prefixes into one keyword, which the 
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.prefix import (
     gated_prefix_attention,
@@ -26,7 +27,6 @@ from unipelt.forms.prefix import (
 )
 from unipelt.inject.context import Context, in_batch_order
 from unipelt.inject.hooks import BoundChange, module_of
-from unipelt.spec import Location
 
 PREFIXES = "unipelt_prefixes"
 MARK = "unipelt_"
@@ -58,23 +58,25 @@ Calls = list[tuple[Any, tuple[PrefixCall, ...]]]
 class BoundPrefix(BoundChange):
     """A prefix's weight multiplies P_k and P_v (softmax) or Δ (relu); `form` gives the prefixes of one layer of its stack."""
 
-    def __init__(
-        self, location: Location, form: nn.Module, weight: Any, *, layer: int, function: str,
-        query: Callable[[], tuple[Tensor, Tensor | None]] | None = None, **rest: Any,
-    ):  # fmt: skip
-        """layer: which one of the form's. query: gives W_q and its bias, where the form has a LayerNorm before them."""
-        super().__init__(location, form, weight, "queries", **rest)
-        self.layer, self.function, self.query = layer, function, query
+    query: Callable[[], tuple[Float[Tensor, "queries d"], Float[Tensor, " queries"] | None]] | None = None
+    """gives W_q and its bias, where the form has a LayerNorm before them"""
+
+    @property
+    def layer(self) -> int:
+        """Which layer of the form's table it is."""
+        assert self.point.table is not None
+        return self.point.table.slot
 
     def call(self, x: Float[Tensor, "rows seq d"], context: Context) -> PrefixCall:
+        function = cast(spec.Prefix, self.change.form).function
         pair = module_of(self.form, context)(self.layer, context.route, x.shape[0])
         key, value = (p.to(x.device) for p in pair)
         weight = self.gate(x, context).to(key) if isinstance(self.weight, nn.Module) else None
-        if weight is not None and (weight.shape[1] > 1 or self.function == "relu"):
-            return PrefixCall(self.function, key, value, weight, self._query(x, context))
+        if weight is not None and (weight.shape[1] > 1 or function == "relu"):
+            return PrefixCall(function, key, value, weight, self._query(x, context))
         scale: Any = self.weight if weight is None else weight[:, None]  # rows head prefix d
-        key = key if self.function == "relu" else key * scale
-        return PrefixCall(self.function, key, value * scale, None, self._query(x, context))
+        key = key if function == "relu" else key * scale
+        return PrefixCall(function, key, value * scale, None, self._query(x, context))
 
     def _query(self, x: Float[Tensor, "rows seq d"], context: Context) -> Float[Tensor, "rows head seq k"] | None:
         """W_q LN(x), neither scaled nor rotated"""

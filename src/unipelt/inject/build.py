@@ -17,11 +17,10 @@ from unipelt.forms.gate import Gate, GroupGate, LearnedScale, each_token, mean_o
 from unipelt.forms.prefix import PrefixMLP, PrefixTable
 from unipelt.forms.prompt import Prompt
 from unipelt.inject.attention import BoundPrefix
-from unipelt.inject.context import PROMPT
-from unipelt.inject.hooks import BoundChange, FusedPart, Part
+from unipelt.inject.hooks import BoundChange
 from unipelt.inject.plan import Base, HookPoint, plan
 from unipelt.inject.prompt import BoundPrompt
-from unipelt.inject.resolve import normaliser, unreadable
+from unipelt.inject.resolve import FusedPart, Part, normaliser, unreadable
 from unipelt.spec import Location
 
 
@@ -56,35 +55,25 @@ class Vocabulary:
 
 @dataclass
 class BuiltMixture:
-    """A mixture's modules by location, and its changes in tuple order with the points where they join."""
+    """A mixture's modules by location, and its changes in tuple order, each at every point where it joins the base."""
 
     mixture: spec.Mixture
     runs: int
     number: int
     """which of the mixtures that are attached side by side it is"""
     modules: dict[Location, nn.Module] = field(default_factory=dict)
-    joined: list[tuple[HookPoint, BoundChange]] = field(default_factory=list)
+    changes: list[BoundChange] = field(default_factory=list)
 
-    def add(self, name: str, change: spec.Change, base: Base) -> None:
-        """Build one more change."""
-        for point in plan(name, change, base):
-            form = self._form(change, point, base)
-            weight, member = self._weight(change, point)
-            rest: dict[str, Any] = {"source": point.source, "member": member, "mixture": self.number}
-            if isinstance(change.form, spec.Prompt):
-                bound: BoundChange = BoundPrompt(point.location, form, weight, length=change.form.length, **rest)
-            elif point.table is not None:
-                prefix: Any = change.form
-                rest |= {"layer": point.table.slot, "function": prefix.function}
-                if prefix.norm:
-                    path, part = point.query or ("", None)
-                    rest["query"] = FrozenLinear(base.model.get_submodule(path), part, path, "prefix(norm=True)")
-                bound = BoundPrefix(point.location, form, weight, **rest)
-            else:
-                bound = BoundChange(
-                    point.location, form, weight, point.reads, captured=point.captured, part=point.part, **rest
-                )
-            self.joined.append((point, bound))
+    def add(self, change: spec.Change, point: HookPoint, base: Base) -> None:
+        """Build one more change at one point."""
+        form = self._form(change, point, base)
+        weight, member = self._weight(change, point)
+        kind = {"attention": BoundPrefix, "front": BoundPrompt}.get(point.side, BoundChange)
+        bound = kind(change, point, form, weight, member=member, mixture=self.number)
+        if isinstance(bound, BoundPrefix) and change.form.norm:  # type: ignore[union-attr]
+            path, part = point.query or ("", None)
+            bound.query = FrozenLinear(base.model.get_submodule(path), part, path, "prefix(norm=True)")
+        self.changes.append(bound)
 
     def _form(self, change: spec.Change, point: HookPoint, base: Base) -> nn.Module:
         form: Any = change.form
@@ -166,17 +155,6 @@ def build(mixture: spec.Mixture, runs: int, number: int, base: Base) -> BuiltMix
     """The modules of a mixture for so many runs. Raises SiteError where the base has no place for a change."""
     built = BuiltMixture(mixture, runs, number)
     for name, change in mixture.named():
-        built.add(name, change, base)
+        for point in plan(name, change, base):
+            built.add(change, point, base)
     return built
-
-
-def averaged_masks(joined: list[tuple[HookPoint, BoundChange]]) -> dict[str, set[str]]:
-    """By stack, the names of the masks over which some gate averages, and PROMPT where one averages over the prompt."""
-    masks: dict[str, set[str]] = {}
-    for point, bound in joined:
-        if getattr(bound.weight, "pool", None) is mean_of_real:
-            name = "encoder_attention_mask" if point.source else "attention_mask"
-            masks.setdefault(point.stack.row.name, set()).add(name)
-        elif getattr(bound.weight, "pool", None) is mean_of_prompt:
-            masks.setdefault(point.stack.row.name, set()).add(PROMPT)
-    return masks

@@ -82,7 +82,7 @@ def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float] 
 
 def _by_layer(tuned: MixtureState, name: str, given: Any) -> dict[int | None, Tensor]:
     """A change's constant in each of its layers."""
-    layers = sorted({at.layer for at in tuned.change_locations() if at.change == name and at.layer is not None})
+    layers = sorted({change.location.layer or 0 for change in tuned.bound_changes() if change.name == name})
     try:
         value = torch.as_tensor(given, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError):

@@ -1,17 +1,17 @@
 """Hooks that apply changes to modules of a base: at most one pre-hook and one hook per module, which apply its changes in tuple order."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unipelt import spec
 from unipelt.forms.dora import Dora
 from unipelt.forms.gate import ScoredGate, mean_of_prompt
 from unipelt.forms.low_rank import LowRank
 from unipelt.inject.context import Context, ForwardState
-from unipelt.spec import Location
+from unipelt.inject.plan import HookPoint
 
 GateValue = Float[Tensor, "rows _ 1"]
 Inputs = Float[Tensor, "rows ... inputs"]
@@ -19,49 +19,20 @@ Outputs = Float[Tensor, "rows ... outputs"]
 """what a change reads, and what it adds to, for the rows of one mixture"""
 
 
-class FusedPart:
-    """A part of a fused projection: its output has `groups` equal groups, each with parts of these sizes in one order."""
-
-    def __init__(self, groups: int, sizes: Sequence[int], index: int):
-        self.groups, self.sizes, self.index = groups, list(sizes), index
-
-    def take(self, y: Float[Tensor, "*rows fused"]) -> Float[Tensor, "*rows part"]:
-        return y.unflatten(-1, (self.groups, -1)).split(self.sizes, dim=-1)[self.index].flatten(-2)
-
-    def add(self, y: Float[Tensor, "*rows fused"], delta: Float[Tensor, "*rows part"]) -> Float[Tensor, "*rows fused"]:
-        parts = list(y.unflatten(-1, (self.groups, -1)).split(self.sizes, dim=-1))
-        parts[self.index] = parts[self.index] + delta.unflatten(-1, (self.groups, -1))
-        return torch.cat(parts, dim=-1).flatten(-2)
-
-    def rows(self, weight: Float[Tensor, "fused ..."]) -> Float[Tensor, "part ..."]:
-        """This part's rows of the fused weight or bias; a view where there is one group."""
-        return weight.unflatten(0, (self.groups, -1)).split(self.sizes, dim=1)[self.index].flatten(0, 1)
-
-
-class Channels:
-    """A convolution's output, whose features are its second dimension."""
-
-    def take(self, y: Float[Tensor, "batch d *rest"]) -> Float[Tensor, "batch *rest d"]:
-        return y.movedim(1, -1)
-
-    def add(self, y: Float[Tensor, "batch d *rest"], delta: Float[Tensor, "_ *_ d"]) -> Float[Tensor, "batch d *rest"]:
-        return y + delta.movedim(-1, 1)
-
-
-Part = FusedPart | Channels
-
-
 class BoundChange:
     """One change at one module: w · Δ(reads). weight: a number, or a module called with (h, token weights, route)."""
 
+    merged = False
+    """whether it is written into its module's weight: see `merge`"""
+
     def __init__(
-        self, location: Location, form: nn.Module, weight: float | nn.Module, reads: str,
-        *, captured: str | None = None, source: bool = False, member: int = 0, part: Part | None = None, mixture: int = 0,
+        self, change: spec.Change, point: HookPoint, form: nn.Module, weight: float | nn.Module,
+        *, member: int = 0, mixture: int = 0,
     ):  # fmt: skip
-        """captured: name of the captured tensor that Δ reads instead of the module's input or output; source: whether that is
-        the encoder's output; member: column of this change in the gate of its group; part: its slice of a fused output."""
-        self.location, self.form, self.weight, self.reads = location, form, weight, reads
-        self.captured, self.source, self.member, self.part, self.mixture = captured, source, member, part, mixture
+        """member: column of this change in the gate of its group; mixture: number of its mixture, of several side by side."""
+        self.change, self.point, self.form, self.weight = change, point, form, weight
+        self.member, self.mixture = member, mixture
+        self.location, self.path, self.name = point.location, point.path, point.location.change
 
     def takes_part(self, context: Context) -> bool:
         layer = self.location.layer
@@ -96,7 +67,7 @@ class BoundChange:
         if getattr(gate, "pool", None) is mean_of_prompt:
             value = self._kept(gate, x, context)
         else:
-            value = gate(x, context.encoder_weights if self.source else context.token_weights, context.route)
+            value = gate(x, context.encoder_weights if self.point.source else context.token_weights, context.route)
         return value[..., self.member : self.member + 1]
 
     def _kept(self, gate: nn.Module, x: Tensor, context: Context) -> Tensor:
@@ -120,8 +91,8 @@ class ModuleHook:
     With several mixtures, each changes only its own rows.
     """
 
-    def __init__(self, path: str, forwards: ForwardState):
-        self.path, self.forwards = path, forwards
+    def __init__(self, forwards: ForwardState):
+        self.forwards = forwards
         self.changes: list[BoundChange] = []
 
     def before(self, module: nn.Module, args: tuple) -> tuple | None:
@@ -177,15 +148,15 @@ class ModuleHook:
             return y
         *earlier, change = changes
         y = self._change_output(module, x, y, earlier, context)
-        if change.reads == "normed sum":
+        if change.point.reads == "normed sum":
             s = change.add_to(x, y, context)
             return self._change_output(module, s, module.forward(s), earlier, context)
-        read = self._read(change, context, x if change.reads == "input" else y)
+        read = self._read(change, context, x if change.point.reads == "input" else y)
         plain = None if earlier else y
-        if change.part is not None:
-            taken = change.part.take(y)
-            delta = change.delta(read if change.reads == "input" else taken, context, None if plain is None else taken)
-            return change.part.add(y, delta.to(y.dtype))
+        if (part := change.point.part) is not None:
+            taken = part.take(y)
+            read = read if change.point.reads == "input" else taken
+            return part.add(y, change.delta(read, context, None if plain is None else taken).to(y.dtype))
         return change.add_to(y, read, context, plain)
 
     def _active(self, context: Context) -> list[BoundChange]:
@@ -193,9 +164,9 @@ class ModuleHook:
 
     def _read(self, change: BoundChange, context: Context, of_module: Tensor) -> Tensor:
         """The tensor that a change reads: the captured one, or the module's own input or output."""
-        if change.captured is None:
+        if change.point.captured is None:
             return of_module
-        read = self._rows(self.forwards.thread.captured[change.captured], context)
+        read = self._rows(self.forwards.thread.captured[change.point.captured], context)
         return read if context.rows is None else read[context.rows]
 
     def _rows(self, x: Tensor, context: Context) -> Tensor:
@@ -204,8 +175,3 @@ class ModuleHook:
         if x.dim() != 2 or x.shape[0] == batch or x.shape[0] % batch:
             return x
         return x.unflatten(0, (batch, -1))
-
-
-def changes_of(method: Callable) -> list[BoundChange]:
-    """The changes that a hook of an attached model applies."""
-    return getattr(method.__self__, "changes", [])  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """Merge changes into the base's weights, where the merged base computes exactly the same function."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,9 @@ from unipelt.forms.routed import Route
 from unipelt.forms.scaling import Scaling
 from unipelt.inject.attach import detach, reset_dynamo
 from unipelt.inject.compiled import refuse_compiled, uncompile
-from unipelt.inject.hooks import BoundChange, changes_of
+from unipelt.inject.hooks import BoundChange
 from unipelt.inject.resolve import features, is_linear, unreadable
-from unipelt.inject.state import Hook, MixtureState, mixture_state
-
-
-class AttachedChange(NamedTuple):
-    """One change at one module of the base, and the module that computes it."""
-
-    path: str
-    hook: str
-    name: str
-    change: spec.Change
-    bound: BoundChange
+from unipelt.inject.state import Hook, MixtureState, changes_of, mixture_state
 
 
 def merge(
@@ -50,26 +40,24 @@ def merge(
         raise SpecError(f"unmergeable={unmergeable!r}: {did_you_mean(str(unmergeable), ('error', 'keep'))}")
     tuned = mixture_state(model)
     _, run = tuned.locate_run(run)
-    found = list(attached_changes(tuned))
+    found = tuned.bound_changes()
     users: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             users.setdefault(id(parameter), []).append(path)
 
-    read = {getattr(getattr(attached.bound, "query", None), "module", None) for attached in found}
+    read = {getattr(getattr(change, "query", None), "module", None) for change in found}
 
-    def reason(attached: AttachedChange) -> str | None:
-        module = model.get_submodule(attached.path)
-        return (
-            _reason(attached, module, tuned.runs, run) or _shared(module, attached.path, users) or _read(module, read)
-        )
+    def reason(change: BoundChange) -> str | None:
+        module = model.get_submodule(change.path)
+        return _reason(change, module, tuned.runs, run) or _shared(module, change.path, users) or _read(module, read)
 
     if unmergeable == "keep":
         if tuned.runs > 1:
             raise SpecError(
                 f"unmergeable='keep' with {tuned.runs} runs: the base's weights hold one; save and load one run"
             )
-        return _merge_leading(model, found, reason)
+        return _merge_leading(model, reason)
     shared = [_shared(model.get_submodule(path), path, users) for path in tuned.head_modules()]
     refuse("merge", tuned, found, reason, next((why for why in shared if why), None))
     heads = {path: tuned.get_submodule(f"head.{path}") for path in tuned.head_modules()}
@@ -82,10 +70,8 @@ def merge(
     if generation is not None:
         model.generation_config = generation
     with torch.no_grad():
-        for path in dict.fromkeys(attached.path for attached in found):
-            _write(
-                model.get_submodule(path), [attached for attached in found if attached.path == path], tuned.runs, run
-            )
+        for path in dict.fromkeys(change.path for change in found):
+            _write(model.get_submodule(path), [change for change in found if change.path == path], tuned.runs, run)
         for path, head in heads.items():
             for name, parameter in head.named_parameters():
                 target = getattr(model.get_submodule(path), name.rsplit(".", 1)[-1])
@@ -96,8 +82,8 @@ def merge(
 class MergedChanges:
     """Changes that are merged into the weight of their module. It is its own handle: `remove` restores the weight."""
 
-    def __init__(self, found: list[AttachedChange]):
-        self.found, self.changes = found, [attached.bound for attached in found]
+    def __init__(self, changes: list[BoundChange]):
+        self.changes = changes
         self.original: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -106,7 +92,7 @@ class MergedChanges:
         if self.original:
             return self
         self.original = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
-        _write(module, self.found, 1, 0)
+        _write(module, self.changes, 1, 0)
         return self
 
     @torch.no_grad()
@@ -116,27 +102,23 @@ class MergedChanges:
         self.original = {}
 
 
-def _merge_leading(
-    model: PreTrainedModel, found: list[AttachedChange], reason: Callable[[AttachedChange], str | None]
-) -> PreTrainedModel:
+def _merge_leading(model: PreTrainedModel, reason: Callable[[BoundChange], str | None]) -> PreTrainedModel:
     """Merge the leading mergeable changes of each module into its weight; the later ones stay on the hook."""
     tuned = mixture_state(model)
     uncompile(model)
     refuse_compiled(model)
     hooks = []
     for hook in tuned.hooks:
-        changes = [id(change) for change in changes_of(hook.method)] if hook.kind == "post" else []
-        changes_here = [attached for attached in found if id(attached.bound) in changes]
-        mergeable = [
-            not isinstance(attached.change.weight, spec.Gate) and reason(attached) is None for attached in changes_here
-        ]
-        leading = (*mergeable, False).index(False)
+        here = changes_of(hook.method) if hook.kind == "post" else []
+        mergeable = [not isinstance(change.change.weight, spec.Gate) and reason(change) is None for change in here]
+        leading = here[: (*mergeable, False).index(False)]
         if leading:
-            hooks.append(Hook(hook.path, "weight", MergedChanges(changes_here[:leading]).write))
-            for attached in changes_here[:leading]:
-                attached.bound.form.requires_grad_(False)
-            del changes_of(hook.method)[:leading]
-        if not changes_here or changes_here[leading:]:
+            hooks.append(Hook(hook.path, "weight", MergedChanges(leading).write))
+            for change in leading:
+                change.merged = True
+                change.form.requires_grad_(False)
+            del here[: len(leading)]
+        if here or not leading:
             hooks.append(hook)
     tuned.remove_hooks()
     tuned.hooks = hooks
@@ -145,20 +127,11 @@ def _merge_leading(
     return model
 
 
-def attached_changes(tuned: MixtureState) -> Iterator[AttachedChange]:
-    """Every change at every module, in tuple order of the changes."""
-    bound = [(hook, change) for hook in tuned.hooks for change in changes_of(hook.method)]
-    for name, change in tuned.mixture.named():
-        for hook, one in bound:
-            if one.location.change == name:
-                yield AttachedChange(hook.path, hook.kind, name, change, one)
-
-
 def refuse(
     verb: str,
     tuned: MixtureState,
-    found: list[AttachedChange],
-    reason: Callable[[AttachedChange], str | None],
+    found: list[BoundChange],
+    reason: Callable[[BoundChange], str | None],
     head: str | None = None,
 ):
     """Raise SpecError that names each change that has a reason, or a gate. verb: the action; head: why the head cannot be merged, or None."""
@@ -169,13 +142,11 @@ def refuse(
         )
     reasons = {} if head is None else {"the head": head}
     gated = {
-        attached.name: "its gate depends on the input"
-        for attached in found
-        if isinstance(attached.change.weight, spec.Gate)
+        change.name: "its gate depends on the input" for change in found if isinstance(change.change.weight, spec.Gate)
     }
-    for attached in found:
-        if (why := reason(attached)) is not None:
-            reasons.setdefault(attached.name, why)
+    for change in found:
+        if (why := reason(change)) is not None:
+            reasons.setdefault(change.name, why)
     if reasons or gated:
         listed = "; ".join(f"{name}: {why}" for name, why in (gated | reasons).items())
         if not reasons:  # fixing the gates helps only if there is no other reason
@@ -191,9 +162,9 @@ def weight_of(bound: BoundChange, run: int) -> float:
     return bound.weight.scale[run].item() if isinstance(bound.weight, LearnedScale) else float(bound.weight)  # type: ignore[arg-type]
 
 
-def _reason(attached: AttachedChange, module: nn.Module, runs: int, run: int) -> str | None:
+def _reason(change: BoundChange, module: nn.Module, runs: int, run: int) -> str | None:
     """Why a change cannot be merged into its module, or None."""
-    form, bound = attached.change.form, attached.bound
+    form, point = change.change.form, change.point
     if isinstance(form, spec.Prefix):
         return "a prefix adds positions to the attention, which no weight of the base can"
     if isinstance(form, spec.Prompt):
@@ -202,25 +173,25 @@ def _reason(attached: AttachedChange, module: nn.Module, runs: int, run: int) ->
         return "its own LayerNorm is not linear"
     if isinstance(form, spec.Bottleneck | spec.Kronecker) and form.activation != "identity":
         return f"an adapter is not linear (its activation is {form.activation})"
-    if isinstance(bound.form, Scaling) and attached.hook == "pre" and is_linear(module):
-        return _unwritable(attached, module)
-    if bound.captured is not None or attached.hook == "pre" or bound.reads not in ("input", "output"):
-        return f"it reads {attached.change.reads!r}, which is neither the input nor the output of {attached.path!r}"
+    if isinstance(change.form, Scaling) and point.side == "before" and is_linear(module):
+        return _unwritable(change, module)
+    if point.captured is not None or point.side == "before" or point.reads not in ("input", "output"):
+        return f"it reads {change.change.reads!r}, which is neither the input nor the output of {change.path!r}"
     if not isinstance(form, spec.Bias | spec.Norm) and not is_linear(module):
-        return f"{attached.path!r} is a {type(module).__name__}, which is not linear"
-    if (why := _unwritable(attached, module)) is not None:
+        return f"{change.path!r} is a {type(module).__name__}, which is not linear"
+    if (why := _unwritable(change, module)) is not None:
         return why
     if isinstance(form, spec.Bias | spec.Norm | spec.LowRank | spec.Dora | spec.Scaling):
         return None
-    if module.bias is None and affine(attached, module, runs, run)[1].any():
-        return f"{attached.path!r} has no bias to which the adapter's could be added"
+    if module.bias is None and affine(change, module, runs, run)[1].any():
+        return f"{change.path!r} has no bias to which the adapter's could be added"
     return None
 
 
-def _unwritable(attached: AttachedChange, module: nn.Module) -> str | None:
+def _unwritable(change: BoundChange, module: nn.Module) -> str | None:
     if (weight := unreadable(module)) is None:
         return None
-    return f"{attached.path!r} is quantised or not loaded ({weight}); load the base in full precision and merge there"
+    return f"{change.path!r} is quantised or not loaded ({weight}); load the base in full precision and merge there"
 
 
 def _read(module: nn.Module, read: set[Any]) -> str | None:
@@ -234,10 +205,10 @@ def _shared(module: nn.Module, path: str, users: dict[int, list[str]]) -> str | 
     return next((f"{path!r} shares its weight with {other!r}" for other in others), None)
 
 
-def affine(attached: AttachedChange, module: nn.Module, runs: int, run: int) -> tuple[Tensor, Tensor]:
+def affine(change: BoundChange, module: nn.Module, runs: int, run: int) -> tuple[Tensor, Tensor]:
     """Matrix A and vector c of a change that computes A x + c; without a matrix, measured at the unit vectors and at 0."""
-    form: Any = attached.bound.form
-    part: Any = attached.bound.part
+    form: Any = change.form
+    part: Any = change.point.part
     if isinstance(form, LowRank):
         a = form.scale * form.up.weight[run].double() @ form.down.weight[run].double()
         return a, a.new_zeros(len(a))
@@ -245,7 +216,7 @@ def affine(attached: AttachedChange, module: nn.Module, runs: int, run: int) -> 
         a = form.change_of_weight(run)
         return a, a.new_zeros(len(a))
     inputs, outputs = features(module)
-    if attached.bound.reads == "output":
+    if change.point.reads == "output":
         inputs = outputs if part is None else len(part.rows(torch.arange(outputs)))
     device = next(form.parameters()).device
     points = torch.eye(inputs + 1, inputs, dtype=torch.float64, device=device).roll(1, 0)
@@ -256,19 +227,19 @@ def affine(attached: AttachedChange, module: nn.Module, runs: int, run: int) -> 
     return (values[1:] - values[0]).T, values[0]
 
 
-def _write(module: Any, found: list[AttachedChange], runs: int, run: int) -> None:
+def _write(module: Any, found: list[BoundChange], runs: int, run: int) -> None:
     """Write the changes of one module into its weight, in order; computed in float64 and rounded once."""
     scale, shift = module.weight, getattr(module, "bias", None)
     weight = (scale.T if isinstance(module, Conv1D) else scale).double()
     bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device) if shift is None else shift.double()
     weight, bias = weight.clone(), bias.clone()
-    for attached in sorted(
-        found, key=lambda attached: attached.hook == "pre"
+    for change in sorted(
+        found, key=lambda change: change.point.side == "before"
     ):  # input changes apply before all output changes
-        form: Any = attached.bound.form
-        part: Any = attached.bound.part
-        factor = weight_of(attached.bound, run)
-        if attached.hook == "pre":
+        form: Any = change.form
+        part: Any = change.point.part
+        factor = weight_of(change, run)
+        if change.point.side == "before":
             weight *= 1 + factor * form.offset[run].double()
         elif isinstance(form, Bias):
             bias += factor * form.bias[run].double()
@@ -277,10 +248,10 @@ def _write(module: Any, found: list[AttachedChange], runs: int, run: int) -> Non
             if form.bias is not None:
                 bias += factor * form.bias[run].double()
         else:
-            a, c = affine(attached, module, runs, run)
+            a, c = affine(change, module, runs, run)
             rows = torch.arange(len(weight), device=weight.device)
             rows = rows if part is None else part.rows(rows)
-            if attached.bound.reads == "input":
+            if change.point.reads == "input":
                 weight[rows] += factor * a
                 bias[rows] += factor * c
             else:

@@ -14,9 +14,10 @@ from unipelt.errors import SiteError
 from unipelt.forms.prefix import HeadShape
 from unipelt.inject.architectures import Attention
 from unipelt.inject.context import parameters_of
-from unipelt.inject.hooks import Channels, Part
 from unipelt.inject.resolve import (
+    Channels,
     Layer,
+    Part,
     ResolvedStack,
     by_head_shape,
     embedding_module,
@@ -58,7 +59,7 @@ class TableSlot(NamedTuple):
     slot: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class HookPoint:
     """Where one change joins one module of the base: which side of it, and what Δ reads."""
 

@@ -5,7 +5,7 @@ treats the prompt as tokens. Padding on the left stays in front of the prompt, s
 reads keeps the prompt in its output, to which the decoder attends.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.inject.context import Context, ForwardState, argument, parameters_of
 from unipelt.inject.hooks import BoundChange, module_of
-from unipelt.spec import Location
 
 HANDLED = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 """arguments of a stack that have a value for each token, and get one for the prompt"""
@@ -44,9 +44,9 @@ class Longer(NamedTuple):
 class BoundPrompt(BoundChange):
     """The vectors of one prompt, times its weight."""
 
-    def __init__(self, location: Location, form: nn.Module, weight: Any, length: int, **rest: Any):
-        super().__init__(location, form, weight, "nothing", **rest)
-        self.length = length
+    @property
+    def length(self) -> int:
+        return cast(spec.Prompt, self.change.form).length
 
     def vectors(self, context: Context, rows: int) -> Float[Tensor, "rows prompt d"]:
         own: Tensor = module_of(self.form, context)(context.route, rows)

@@ -2,11 +2,11 @@
 
 from transformers import PreTrainedModel
 
-from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.constants import Bias, Norm
+from unipelt.forms.gate import mean_of_prompt, mean_of_real
 from unipelt.inject.attention import BoundPrefix
-from unipelt.inject.build import averaged_masks
+from unipelt.inject.context import PROMPT
 from unipelt.inject.context_hooks import (
     AttentionHook,
     Checkpointed,
@@ -18,30 +18,29 @@ from unipelt.inject.context_hooks import (
 )
 from unipelt.inject.heads import HeadHook, HeadLinear, HeadNorm, Pooling
 from unipelt.inject.hooks import BoundChange, ModuleHook
-from unipelt.inject.plan import Base, HookPoint
+from unipelt.inject.plan import Base
 from unipelt.inject.prompt import BoundPrompt, PromptHook, PromptOutput
 from unipelt.inject.resolve import embedding_module
 from unipelt.inject.state import NAME, AttachedState, Hook
 
-HookedChanges = list[tuple[HookPoint, BoundChange]]
-
 
 def hooks_of(
-    state: AttachedState, base: Base, joined: HookedChanges, heads: list[dict[str, HeadLinear | HeadNorm]], pooling: str
-) -> list[Hook]:
+    state: AttachedState, base: Base, changes: list[BoundChange], heads: list[dict[str, HeadLinear | HeadNorm]],
+    pooling: str,
+) -> list[Hook]:  # fmt: skip
     """The hooks that join changes and heads to a base. Raises SiteError for a pooling that the model has not."""
-    forwards, masks = state.forwards, averaged_masks(joined)
+    forwards, masks, points = state.forwards, averaged_masks(changes), [change.point for change in changes]
     hooks = [Hook("", "pre", ReplicaHook(forwards, NAME).enter)]
-    blocks = attention_hooks(state, base, joined, masks)
-    captures = dict.fromkeys((point.captured_at, str(point.captured)) for point, _ in joined if point.captured_at)
-    hooks += prompt_hooks(state, base, joined)
+    blocks = attention_hooks(state, base, changes, masks)
+    captures = dict.fromkeys((point.captured_at, str(point.captured)) for point in points if point.captured_at)
+    hooks += prompt_hooks(state, base, changes)
     for stack in base.stacks:
         if state.kernels is not None:
             hooks.append(Hook(stack.path, "pre", KernelHook(state.kernels, forwards).enter))
         averaged = masks.get(stack.row.name, set())
         passes_keywords = stack.row.attention.prefix and stack.row.keywords
         changes_first = stack.row.attention.norm is None and any(
-            point.stack is stack and isinstance(change.form, Bias | Norm) for point, change in joined
+            change.point.stack is stack and isinstance(change.form, Bias | Norm) for change in changes
         )
         own = StackHook(stack.module, forwards, averaged, passes_keywords, changes_first)
         hooks.append(Hook(stack.path, "pre with keywords", own.enter))
@@ -55,10 +54,10 @@ def hooks_of(
     hooks += [Hook(path, "pre with keywords", InputCapture(forwards, name).enter) for path, name in captures]
     before: dict[str, ModuleHook] = {}
     after: dict[str, ModuleHook] = {}
-    for point, change in joined:
-        if point.side in ("before", "after"):
-            side = before if point.side == "before" else after
-            side.setdefault(point.path, ModuleHook(point.path, forwards)).changes.append(change)
+    for change in changes:
+        if change.point.side in ("before", "after"):
+            side = before if change.point.side == "before" else after
+            side.setdefault(change.path, ModuleHook(forwards)).changes.append(change)
     hooks += [Hook(path, "pre", hook.before) for path, hook in before.items()]
     changed = [Hook(path, "post", hook.after) for path, hook in after.items()]
     # a layer's context ends with the layer, so what changes the layer's own output comes first
@@ -74,13 +73,13 @@ def hooks_of(
 
 
 def attention_hooks(
-    state: AttachedState, base: Base, joined: HookedChanges, masks: dict[str, set[str]]
+    state: AttachedState, base: Base, changes: list[BoundChange], masks: dict[str, set[str]]
 ) -> dict[str, AttentionHook]:
     """One hook for each attention block, with the prefixes that join it."""
     hooks: dict[str, AttentionHook] = {}
     read = {
         (point.layer.path, point.captured)
-        for point, _ in joined
+        for point in (change.point for change in changes)
         if point.layer is not None and point.captured and not point.captured_at
     }
     for stack in base.stacks:
@@ -91,23 +90,23 @@ def attention_hooks(
                     layer.get(attention.module), state.forwards, masks.get(stack.row.name, set()), captures, state.kernels,
                     attention.softmax,
                 )  # fmt: skip
-    for point, change in joined:
+    for change in changes:
         if isinstance(change, BoundPrefix):
-            hooks[point.path].changes.append(change)
+            hooks[change.path].changes.append(change)
     return hooks
 
 
-def prompt_hooks(state: AttachedState, base: Base, joined: HookedChanges) -> list[Hook]:
+def prompt_hooks(state: AttachedState, base: Base, changes: list[BoundChange]) -> list[Hook]:
     """What puts soft prompts in front of an input, and takes them out of the outputs. Raises SiteError where they cannot stand
     side by side."""
-    bound = [change for _, change in joined if isinstance(change, BoundPrompt)]
+    bound = [change for change in changes if isinstance(change, BoundPrompt)]
     if not bound:
         return []
-    stack = next(point.stack for point, _ in joined if point.side == "front")
+    stack = bound[0].point.stack
     decoder = next((other for other in base.stacks if other.row.cross is not None), None)
     front = PromptHook(stack.module, state.forwards, bound, len(state.parts), decoder is not None)
     output = PromptOutput(front)
-    firsts = {c.form.first for part in state.parts for c in part.mixture.changes if isinstance(c.form, spec.Prompt)}
+    firsts = {change.change.form.first for change in bound}  # type: ignore[union-attr]
     whole = next(path for path, module in base.model.named_modules() if module is base.model.base_model)
     if len(firsts) > 1 or ("prompt" in firsts and (decoder is not None or stack.row.causal)):
         raise SiteError(
@@ -139,3 +138,15 @@ def embeddings_of(model: PreTrainedModel) -> str | None:
     """The path of a model's input embeddings; None where it has none, or names none."""
     found = embedding_module(model, "input")
     return next((path for path, module in model.named_modules() if module is found), None)
+
+
+def averaged_masks(changes: list[BoundChange]) -> dict[str, set[str]]:
+    """By stack, the names of the masks over which some gate averages, and PROMPT where one averages over the prompt."""
+    masks: dict[str, set[str]] = {}
+    for change in changes:
+        mine, pool = masks.setdefault(change.location.stack, set()), getattr(change.weight, "pool", None)
+        if pool is mean_of_real:
+            mine.add("encoder_attention_mask" if change.point.source else "attention_mask")
+        elif pool is mean_of_prompt:
+            mine.add(PROMPT)
+    return masks

@@ -2,9 +2,10 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 from unipelt.errors import SiteError, did_you_mean
 from unipelt.forms.prefix import HeadShape
 from unipelt.inject.architectures import ARCHITECTURES, Attention, Stack, other_switch, rows_for
-from unipelt.inject.hooks import FusedPart, Part
 
 
 def embedding_module(model: nn.Module, which: str) -> nn.Module | None:
@@ -25,6 +25,38 @@ def embedding_module(model: nn.Module, which: str) -> nn.Module | None:
         return getattr(model, f"get_{which}_embeddings")()
     except (AttributeError, NotImplementedError):
         return None
+
+
+class FusedPart:
+    """A part of a fused projection: its output has `groups` equal groups, each with parts of these sizes in one order."""
+
+    def __init__(self, groups: int, sizes: Sequence[int], index: int):
+        self.groups, self.sizes, self.index = groups, list(sizes), index
+
+    def take(self, y: Float[Tensor, "*rows fused"]) -> Float[Tensor, "*rows part"]:
+        return y.unflatten(-1, (self.groups, -1)).split(self.sizes, dim=-1)[self.index].flatten(-2)
+
+    def add(self, y: Float[Tensor, "*rows fused"], delta: Float[Tensor, "*rows part"]) -> Float[Tensor, "*rows fused"]:
+        parts = list(y.unflatten(-1, (self.groups, -1)).split(self.sizes, dim=-1))
+        parts[self.index] = parts[self.index] + delta.unflatten(-1, (self.groups, -1))
+        return torch.cat(parts, dim=-1).flatten(-2)
+
+    def rows(self, weight: Float[Tensor, "fused ..."]) -> Float[Tensor, "part ..."]:
+        """This part's rows of the fused weight or bias; a view where there is one group."""
+        return weight.unflatten(0, (self.groups, -1)).split(self.sizes, dim=1)[self.index].flatten(0, 1)
+
+
+class Channels:
+    """A convolution's output, whose features are its second dimension."""
+
+    def take(self, y: Float[Tensor, "batch d *rest"]) -> Float[Tensor, "batch *rest d"]:
+        return y.movedim(1, -1)
+
+    def add(self, y: Float[Tensor, "batch d *rest"], delta: Float[Tensor, "_ *_ d"]) -> Float[Tensor, "batch d *rest"]:
+        return y + delta.movedim(-1, 1)
+
+
+Part = FusedPart | Channels
 
 
 @dataclass
@@ -292,42 +324,27 @@ def match_linears(stacks: list[ResolvedStack], model: PreTrainedModel, target: s
     return named
 
 
-def normaliser(norm: nn.Module):
+def normaliser(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     """The function that a LayerNorm or RMSNorm computes before its scale and shift. Raises SiteError for another module."""
-    eps = next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), None)
+    shape = cast(Tensor, norm.weight).shape
+    eps: Any = next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), None)
+    layer_norm = partial(F.layer_norm, normalized_shape=shape, eps=1e-6 if eps is None else eps)
     if isinstance(norm, nn.LayerNorm):
-        return LayerNormalise(norm.eps)
+        return layer_norm
     if "RMSNorm" in type(norm).__name__ or type(norm).__name__ in ("T5LayerNorm", "FusedRMSNorm"):
-        return RootMeanSquare(eps)
-    known = (LayerNormalise(eps or 1e-6), RootMeanSquare(eps or 1e-6))
-    found = next((function for function in known if _is_scaled(norm, function)), None)
-    if found is None:
-        raise SiteError(f"{type(norm).__name__} is neither a LayerNorm nor an RMSNorm: its scale cannot be tuned")
-    return found
+        return partial(F.rms_norm, normalized_shape=shape, eps=eps)
+    for function in (layer_norm, partial(F.rms_norm, normalized_shape=shape, eps=eps or 1e-6)):
+        if _is_scaled(norm, function):
+            return function
+    raise SiteError(f"{type(norm).__name__} is neither a LayerNorm nor an RMSNorm: its scale cannot be tuned")
 
 
 @torch.no_grad()
-def _is_scaled(norm: Any, function: Any) -> bool:
+def _is_scaled(norm: nn.Module, function: Callable[[Tensor], Tensor]) -> bool:
     """Whether a weight that is larger by one adds exactly this function of the input."""
-    if not isinstance(getattr(norm, "weight", None), nn.Parameter) or norm.weight.is_meta:
+    weight = norm.weight
+    if not isinstance(weight, nn.Parameter) or weight.is_meta:
         return False
-    x = torch.linspace(-2, 3, 2 * len(norm.weight)).sin().to(norm.weight).view(1, 2, -1)
-    more = torch.func.functional_call(norm, {"weight": norm.weight + 1}, (x,)) - norm(x)
+    x = torch.linspace(-2, 3, 2 * len(weight)).sin().to(weight).view(1, 2, -1)
+    more = torch.func.functional_call(norm, {"weight": weight + 1}, (x,)) - norm(x)
     return torch.allclose(function(x), more, atol=1e-4 if x.dtype.itemsize > 2 else 5e-2)
-
-
-class LayerNormalise:
-    def __init__(self, eps: float):
-        self.eps = eps
-
-    def __call__(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps)
-
-
-class RootMeanSquare:
-    def __init__(self, eps: float | None):
-        self.eps = eps or torch.finfo(torch.float32).eps  # as torch.nn.RMSNorm
-
-    def __call__(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)).to(x.dtype)

@@ -13,7 +13,7 @@ from unipelt import spec
 from unipelt.errors import SiteError, SpecError, did_you_mean
 from unipelt.forms.routed import Route
 from unipelt.inject.context import ForwardState
-from unipelt.inject.hooks import changes_of
+from unipelt.inject.hooks import BoundChange
 
 NAME = "unipelt"
 MERGE_LOCK = Lock()  # held while merged changes are removed from weights, or written into them
@@ -36,6 +36,11 @@ KINDS: dict[str, Callable[[nn.Module, Callable[..., Any]], Any]] = {
     "always": lambda module, method: module.register_forward_hook(method, always_call=True),  # after a failure too
     "weight": lambda module, method: method(module),
 }
+
+
+def changes_of(method: Callable[..., Any]) -> list[BoundChange]:
+    """The changes that a hook's method applies."""
+    return getattr(method.__self__, "changes", [])  # type: ignore[attr-defined]
 
 
 class AttachedState(nn.Module):
@@ -206,9 +211,10 @@ class MixtureState(AttachedState):
             if path.startswith("head.") and hasattr(m, "reset_parameters")
         ]
 
-    def change_locations(self) -> list[spec.Location]:
-        """The location of each change."""
-        return [change.location for hook in self.hooks for change in changes_of(hook.method)]
+    def bound_changes(self) -> list[BoundChange]:
+        """Every change at every module, in the mixture's order."""
+        bound = dict.fromkeys(change for hook in self.hooks for change in changes_of(hook.method))
+        return [change for name, _ in self.mixture.named() for change in bound if change.name == name]
 
     def named_locations(self) -> Iterator[tuple[spec.Location, nn.Parameter]]:
         """Each parameter with its location."""

@@ -21,7 +21,8 @@ from unipelt.errors import DataError, SpecError
 from unipelt.forms import takes_weight
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.fixed_gates import folded, swap
-from unipelt.inject.merge import AttachedChange, attached_changes, merge
+from unipelt.inject.hooks import BoundChange
+from unipelt.inject.merge import merge
 from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import MixtureState, mixture_state, route
 
@@ -117,13 +118,13 @@ def fold(
     after = _measure(model, batches, 0, score)
 
     merged = {
-        attached.bound.location._replace(change=origin[attached.name])
-        for attached in attached_changes(mixture_state(model))
-        if attached.hook == "weight"
+        attached.location._replace(change=origin[attached.name])
+        for attached in mixture_state(model).bound_changes()
+        if attached.merged
     }
     report: dict[str, FoldedGate] = {}
     for gate in gates:
-        decision = "merged" if gate.attached.bound.location in merged else decisions[gate.attached.name, gate.layer]
+        decision = "merged" if gate.attached.location in merged else decisions[gate.attached.name, gate.layer]
         if gate.path in report and report[gate.path].decision != decision:  # merged at some sites only
             decision = "fixed"
         report[gate.path] = FoldedGate(path=gate.path, mean=gate.mean, deviation=gate.deviation, decision=decision)
@@ -205,7 +206,7 @@ def _real(path: str, value: Tensor, batch: ModelInputs) -> Tensor:
 class GateStatistics:
     """Mean and standard deviation of the gate of one change at one module."""
 
-    attached: AttachedChange
+    attached: BoundChange
     path: str
     layer: int
     mean: float
@@ -214,13 +215,13 @@ class GateStatistics:
 
 def _gate_statistics(tuned: MixtureState, seen: dict[str, Tensor]) -> list[GateStatistics]:
     paths, found = {module: path for path, module in tuned.named_modules()}, []
-    for attached in attached_changes(tuned):
+    for attached in tuned.bound_changes():
         if not isinstance(attached.change.weight, spec.Gate):
             continue
-        path, member = paths[attached.bound.weight], attached.bound.member  # type: ignore[index]
+        path, member = paths[attached.weight], attached.member  # type: ignore[index]
         values = seen[path][:, member]
         displayed = str(gate_location(tuned, path, member))
-        layer = attached.bound.location.layer or 0
+        layer = attached.location.layer or 0
         found.append(GateStatistics(attached, displayed, layer, values.mean().item(), values.std(correction=0).item()))
     return found
 
@@ -267,7 +268,7 @@ def _replace_mixture(
     new = spec.Mixture(tuple(change for _, change in parts), mixture.name)
     changes = dict(new.named())
     origin = {name: before for name, (before, _) in zip(changes, parts)}
-    gate_at = {gate.attached.bound.location: gate for gate in gates}
+    gate_at = {gate.attached.location: gate for gate in gates}
 
     def constant(location: spec.Location) -> float:
         gate = gate_at[location]
@@ -294,7 +295,7 @@ def _replace_mixture(
                 for layer, location in found.items()
                 if location in gate_at and (change.layers is None or layer in change.layers)
             ]
-            value = value[:, [gate_at[location].attached.bound.layer for location in chosen]]  # type: ignore[attr-defined]
+            value = value[:, [gate_at[location].attached.layer for location in chosen]]  # type: ignore[attr-defined]
             scale = value.new_tensor([constant(location) for location in chosen])[:, None, None]
         return value * scale if takes_weight(change.form, path) else value
 

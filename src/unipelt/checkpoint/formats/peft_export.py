@@ -27,7 +27,8 @@ from unipelt.checkpoint.formats.peft_tokens import KEY, PrefixLayout, first_of
 from unipelt.errors import SpecError
 from unipelt.inject.added_tokens import added_rows
 from unipelt.inject.fixed_gates import folded
-from unipelt.inject.merge import AttachedChange, attached_changes, refuse, weight_of
+from unipelt.inject.hooks import BoundChange
+from unipelt.inject.merge import refuse, weight_of
 from unipelt.inject.resolve import find_stacks
 from unipelt.inject.state import NAME, MixtureState, mixture_state
 
@@ -48,7 +49,7 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
     """
     tuned = mixture_state(model)
     _, run = tuned.locate_run(run)
-    found = list(attached_changes(tuned))
+    found = tuned.bound_changes()
     refuse("export to peft", tuned, found, _reasons(tuned, found))
     if added_rows(model, vocabulary_size(getattr(model.config, "_name_or_path", "")) or 0):
         raise SpecError(
@@ -81,19 +82,19 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
     return Path(folder)
 
 
-def _reasons(tuned: MixtureState, found: list[AttachedChange]) -> Callable[[AttachedChange], str | None]:
+def _reasons(tuned: MixtureState, found: list[BoundChange]) -> Callable[[BoundChange], str | None]:
     """Why a change is in no folder of peft's, by attached change."""
     forms = {change.form.name for change in tuned.mixture.changes} & METHODS.keys()
     seen = Counter(attached.path for attached in found if attached.change.form.name in ("low_rank", "dora", "scaling"))
 
-    def reason(attached: AttachedChange) -> str | None:
+    def reason(attached: BoundChange) -> str | None:
         form, weight = attached.change.form, attached.change.weight
         if form.name not in METHODS:
             return f"peft has no {form.name}"
         if len(forms) > 1:
             others = ", ".join(sorted(METHODS[name] for name in forms - {form.name}))
             return f"a peft folder holds one method, and beside {METHODS[form.name]} there is {others}"
-        if attached.bound.part is not None:
+        if attached.point.part is not None:
             name = attached.path.rsplit(".", 1)[-1]
             return f"it changes a part of the fused {name!r}, peft's LoRA whole linears: use site='linear:{name}', or merge"
         if seen[attached.path] > 1:
@@ -110,7 +111,7 @@ def _reasons(tuned: MixtureState, found: list[AttachedChange]) -> Callable[[Atta
 
 
 def _lora(
-    model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]
+    model: PreTrainedModel, tuned: MixtureState, found: list[BoundChange], run: int, wrapped: list[str]
 ) -> Method:
     is_dora = isinstance(found[0].change.form, spec.Dora)
     dropouts = {getattr(attached.change.form, "dropout", 0.0) for attached in found}
@@ -118,8 +119,8 @@ def _lora(
         raise SpecError(f"export to peft: dropouts {sorted(dropouts)}, expected one: a peft folder has one for all")
     loras = {}
     for attached in found:
-        form: Any = attached.bound.form
-        alpha = attached.change.form.alpha * weight_of(attached.bound, run)  # type: ignore[union-attr]
+        form: Any = attached.form
+        alpha = attached.change.form.alpha * weight_of(attached, run)  # type: ignore[union-attr]
         magnitude = form.magnitude[run] if is_dora else None
         loras[attached.path] = Lora(form.down.weight[run], form.up.weight[run], alpha, magnitude=magnitude)
     tensors: dict[str, Tensor] = {}
@@ -145,14 +146,12 @@ def _lora(
     return config, tensors
 
 
-def _ia3(
-    model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]
-) -> Method:
+def _ia3(model: PreTrainedModel, tuned: MixtureState, found: list[BoundChange], run: int, wrapped: list[str]) -> Method:
     vectors = {}
     for attached in found:
-        form: Any = attached.bound.form
-        scale = 1 + weight_of(attached.bound, run) * form.offset[run]
-        vectors[attached.path] = Ia3(scale[None] if attached.hook == "pre" else scale[:, None])
+        form: Any = attached.form
+        scale = 1 + weight_of(attached, run) * form.offset[run]
+        vectors[attached.path] = Ia3(scale[None] if attached.point.side == "before" else scale[:, None])
     targets, inner = (
         _target_modules(model, set(vectors), wrapped),
         [p for p, one in vectors.items() if len(one.vector) == 1],
@@ -173,7 +172,7 @@ def _ia3(
 
 
 def _prompt(
-    model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]
+    model: PreTrainedModel, tuned: MixtureState, found: list[BoundChange], run: int, wrapped: list[str]
 ) -> Method:
     stacks = find_stacks(model, tuned.options["stacks"])
     expected = first_of(model, stacks)
@@ -182,8 +181,8 @@ def _prompt(
             "export to peft: peft's classifier reads the prompt's first vector, this one the input's first token; train with "
             "Prompt(first='prompt'), or use unipelt.save"
         )
-    own: list[Any] = [attached.bound.form for attached in found]
-    vectors = torch.cat([weight_of(attached.bound, run) * form.vectors[run] for attached, form in zip(found, own)])
+    own: list[Any] = [attached.form for attached in found]
+    vectors = torch.cat([weight_of(attached, run) * form.vectors[run] for attached, form in zip(found, own)])
     config = {
         "peft_type": "PROMPT_TUNING",
         "prompt_tuning_init": "RANDOM",
@@ -193,7 +192,7 @@ def _prompt(
 
 
 def _prefix(
-    model: PreTrainedModel, tuned: MixtureState, found: list[AttachedChange], run: int, wrapped: list[str]
+    model: PreTrainedModel, tuned: MixtureState, found: list[BoundChange], run: int, wrapped: list[str]
 ) -> Method:
     layout = PrefixLayout(model, find_stacks(model, tuned.options["stacks"]))
     _, state = folded(tuned)
@@ -201,7 +200,7 @@ def _prefix(
         next(v for n, v in state.items() if n.endswith(f".{end}") and not n.startswith("head."))[run]
         for end in ("key", "value")
     )
-    weights = {attached.bound.location.layer: weight_of(attached.bound, run) for attached in found}
+    weights = {attached.location.layer: weight_of(attached, run) for attached in found}
     scale = torch.tensor([weights[layer.index] for layer in layout.stack.layers]).to(key)[:, None, None]
     vectors = layout.to_peft(scale * key, scale * value)
     shape = _shape(model, len(vectors), layout.width) | {

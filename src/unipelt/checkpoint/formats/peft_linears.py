@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from unipelt import spec
 from unipelt.errors import CheckpointError, did_you_mean
 from unipelt.inject.heads import find_head
-from unipelt.inject.merge import attached_changes
 from unipelt.inject.resolve import ResolvedStack, features, is_linear, match_linears
 from unipelt.inject.state import MixtureState
 from unipelt.spec.compatibility import LINEARS
@@ -85,8 +84,8 @@ def read(
 
     def values(tuned: MixtureState) -> dict[str, Tensor]:
         return {
-            f"{attached.bound.location}.{name}": value
-            for attached in attached_changes(tuned)
+            f"{attached.location}.{name}": value
+            for attached in tuned.bound_changes()
             for name, value in linears[attached.path].values().items()
         }
 
