@@ -12,19 +12,12 @@ import sysconfig
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
-INPUT = "new.csv"
 
 
 def first_commands(text: str) -> list[str]:
-    """The `unipelt` lines of the first shell block, continued lines joined."""
+    """The lines of the first shell block after the installation, continued lines joined."""
     (block, *_) = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
-    return [line.split("  #")[0] for line in block.replace("\\\n", " ").splitlines() if line.startswith("unipelt ")]
-
-
-def new_texts(text: str) -> str:
-    """The file that the README's output shows: its table without the last column, the prediction."""
-    (table,) = re.findall(r"^text,prediction\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    return "text\n" + "".join(f"{line.rpartition(',')[0]}\n" for line in table.splitlines())
+    return [line for line in block.replace("\\\n", " ").splitlines() if not line.startswith("make ")]
 
 
 def link(environment: Path) -> None:
@@ -36,7 +29,6 @@ def link(environment: Path) -> None:
 def run(folder: Path) -> None:
     text = README.read_text(encoding="utf-8")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / INPUT).write_text(new_texts(text), encoding="utf-8")
     environment = os.environ | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
     for command in first_commands(text):
         print(f"$ {command}", flush=True)
