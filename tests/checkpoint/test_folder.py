@@ -256,9 +256,9 @@ def test_tensors_that_do_not_fit_are_refused(saved: Path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"task": {"labels": [1, 2]}}, r"task\.labels\[\] is of type int, expected str"),
+        ({"task": {"labels": [1, 2]}}, r"task\.labels is \[1, 2\], expected a list, each a text"),
         ({"results": {"accuracy": torch.ones(1)}}, "task, results and recipe must be JSON .*Tensor"),
-        ({"base": 3}, r"base\.name is of type int, expected str"),
+        ({"base": 3}, r"base\.name is 3, expected a text"),
     ],
 )
 def test_what_could_not_be_read_again_is_not_written(options: dict, words: str, tmp_path: Path):

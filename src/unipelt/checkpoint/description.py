@@ -1,14 +1,14 @@
 """The JSON file that describes a checkpoint, read without torch."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, get_type_hints
 
 import unipelt
 from unipelt import spec
 from unipelt.checkpoint.disk import CONFIG, FOREIGN, TENSORS, WEIGHTS, read_json
+from unipelt.checkpoint.json_types import check_fields
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.architectures import ARCHITECTURES, Stack, rows_from_json
 
@@ -16,32 +16,59 @@ FORMAT = 2
 FILES = (TENSORS, WEIGHTS)
 """where a checkpoint's tensors may be"""
 
-TYPES: dict[str, Any] = {  # of the values in the JSON; base and head have all of theirs, the others what applies
-    "mixture": dict,
-    "base": {
-        "name": str,
-        "model_type": str,
-        "fingerprint": str,
-        "tokens": int,
-        "values": [str],
-        "outside": [str],
-    },
-    "head": {"policy": str, "pooling": str, "modules": [str]},
-    "tensors": str,
-    "sha256": str,
-    "config": {
-        "architecture": str,
-        "id2label": [str],
-        "problem_type": str,
-        "generation": dict,
-    },
-    "task": {"name": str, "kind": str, "metric": str, "labels": [str], "columns": dict, "temperature": float},
-    "results": dict,
-    "recipe": {"max_length": int},
-    "tokenizer": str,
-    "library": str,
-    "stacks": list,
-}
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+
+class BaseIdentity(TypedDict):
+    """What tells a base from others: see `unipelt.checkpoint.fingerprint`."""
+
+    name: str
+    """under which it can be loaded again; empty: not known"""
+    model_type: str
+    fingerprint: str
+    """of the names and shapes of its tensors"""
+    tokens: int
+    """that are its own"""
+    values: list[str]
+    """sums over each tensor of the base model"""
+    outside: list[str]
+    """the same, with the name, of tensors between the base model and the logits"""
+
+
+class Head(TypedDict):
+    """How the head was tuned: `head` and `pooling` as `attach` takes them, and the paths of its modules."""
+
+    policy: str
+    pooling: str
+    modules: list[str]
+
+
+class TaskConfig(TypedDict, total=False):
+    """Settings of the task in the model's config: class of the model, class names, problem type and generation settings."""
+
+    architecture: str
+    id2label: list[str]
+    problem_type: ProblemType
+    generation: dict[str, Any]
+
+
+class TaskFields(TypedDict, total=False):
+    """What `Task.describe` gives: these fields where the kind has them, and those that only one kind has."""
+
+    name: str
+    kind: str
+    metric: str
+    labels: list[str]
+    columns: dict[str, Any]
+    temperature: float
+    template: str | None
+
+
+class RecipeFields(TypedDict, total=False):
+    """The fields of a recipe; a load reads one of them."""
+
+    max_length: int
 
 
 @dataclass
@@ -49,20 +76,16 @@ class Description:
     """The content of the JSON file of a checkpoint."""
 
     mixture: dict[str, Any]
-    base: dict[str, Any]
-    """name, model_type and fingerprint of the base, and how many tokens are its own"""
-    head: dict[str, Any]
-    """policy, pooling and the paths of the tuned modules"""
+    base: BaseIdentity
+    head: Head
     sha256: str
     """of the tensors: their names, shapes and bytes"""
     tensors: str = TENSORS
     """name of the file that holds them"""
-    config: dict[str, Any] = field(default_factory=dict)
-    """settings of the task in the model's config: class of the model, class names, problem type and generation settings"""
-    task: dict[str, Any] = field(default_factory=dict)
-    """name, kind, metric and label names"""
+    config: TaskConfig = field(default_factory=TaskConfig)
+    task: TaskFields = field(default_factory=TaskFields)
     results: dict[str, Any] = field(default_factory=dict)
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: RecipeFields = field(default_factory=RecipeFields)
     tokenizer: str = ""
     """fingerprint of the tokenizer; empty where it is not known"""
     format: int = FORMAT
@@ -71,11 +94,10 @@ class Description:
     """the rows of the base's architecture: a load never has to find them"""
 
     def __post_init__(self):
-        for problem in _problems("", vars(self), TYPES):
-            raise CheckpointError(problem)
-        for name in ("base", "head"):
-            for key in TYPES[name].keys() - vars(self)[name].keys():
-                raise CheckpointError(f"{name} has no {key!r}")
+        try:
+            check_fields(vars(self), get_type_hints(Description))
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
         self.rows()
         if self.tensors not in FILES:
             raise CheckpointError(f"tensors={self.tensors!r}, expected {' or '.join(FILES)}")
@@ -120,20 +142,6 @@ def equations(mixture: spec.Mixture, model_type: str) -> dict[str, str]:
         name: spec.equation(change.form, change.sites[0], change.reads, change.weight, pre_norm)
         for name, change in mixture.named()
     }
-
-
-def _problems(name: str, value: Any, expected: Any) -> Iterator[str]:
-    """Each value of another type than expected: a type, a list of one type, or an object with typed values."""
-    if isinstance(expected, dict) and isinstance(value, dict):
-        for key in expected.keys() & value.keys():
-            yield from _problems(f"{name}.{key}".strip("."), value[key], expected[key])
-    elif isinstance(expected, list) and isinstance(value, list):
-        for one in value:
-            yield from _problems(f"{name}[]", one, expected[0])
-    else:
-        kind = expected if isinstance(expected, type) else type(expected)
-        if type(value) is not kind:
-            yield f"{name} is of type {type(value).__name__}, expected {kind.__name__}"
 
 
 def _hint(folder: Path) -> str:

@@ -1,6 +1,4 @@
-"""What a file holds is attached to a base: all of it, or nothing. Names, shapes and values are checked before anything is built."""
-
-from typing import Any
+"""One run's parameters by name: what a mixture must have on a base, what is wrong with those of a file, and copying them."""
 
 import torch
 from jaxtyping import Shaped
@@ -9,7 +7,8 @@ from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import CheckpointError
-from unipelt.inject.attach import attach, detach
+from unipelt.inject.architectures import Stack
+from unipelt.inject.attach import detach
 from unipelt.inject.build import build
 from unipelt.inject.discover import rows_of
 from unipelt.inject.heads import build_head, find_head
@@ -20,19 +19,6 @@ from unipelt.spec.location import HEAD
 
 READ = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """dtypes from which a tuned parameter is read; whole numbers, complex ones and 8 bits cannot hold one"""
-
-
-def attach_values(
-    model: PreTrainedModel, mixture: spec.Mixture, values: dict[str, Shaped[Tensor, "..."]], what: str, **options: Any
-) -> PreTrainedModel:
-    """Attach a mixture with one run's parameters, by name. what: begins the message of an error. options: as `attach` takes
-    them.
-
-    Raises CheckpointError where the parameters do not fit the mixture on this base; the base is then as it was.
-    """
-    if problem := mismatch(expected_shapes(model, mixture, options), values):
-        raise CheckpointError(f"{what}: {problem}")
-    return fill(attach(model, mixture, **options), values, what)
 
 
 def fill(model: PreTrainedModel, values: dict[str, Shaped[Tensor, "..."]], what: str) -> PreTrainedModel:
@@ -48,21 +34,16 @@ def fill(model: PreTrainedModel, values: dict[str, Shaped[Tensor, "..."]], what:
 
 
 def expected_shapes(
-    model: PreTrainedModel, mixture: spec.Mixture, options: dict[str, Any]
+    model: PreTrainedModel, mixture: spec.Mixture, head_modules: list[str], stacks: tuple[Stack, ...] | None
 ) -> dict[str, Shaped[Tensor, "..."]]:
     """The parameters that one run of a mixture has on a base, without values: no memory is taken, whatever a file asks for."""
-    base = Base(
-        model,
-        find_stacks(model, rows_of(model, options.get("stacks"), True)),
-        frozenset(find_head(model)),
-        several=False,
-    )
-    state = MixtureState(mixture, 1, options)
+    resolved, modules = find_stacks(model, rows_of(model, stacks, True)), frozenset(find_head(model))
+    state = MixtureState(mixture, 1, {})
     with torch.device("meta"):
-        head = build_head(model, options.get("head_modules"), 1)
-        modules = build(mixture, 1, 0, base).modules
+        head = build_head(model, head_modules, 1)
+        built = build(mixture, 1, 0, Base(model, resolved, modules, several=False)).modules
     own = {spec.Location("", None, HEAD, path): module for path, module in head.items()}
-    for location, module in {**modules, **own}.items():
+    for location, module in {**built, **own}.items():
         state.add_at(location, module)
     return {name: parameter[0] for name, parameter in state.named_parameters()}
 

@@ -11,14 +11,14 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from unipelt.checkpoint.description import Description
+from unipelt.checkpoint.description import BaseIdentity, Description
 from unipelt.errors import CheckpointError
 from unipelt.inject.added_tokens import own_rows, token_rows
 from unipelt.inject.state import NAME
@@ -41,8 +41,10 @@ ODD = (
 UNREAD = "unread"
 """in place of the sums of a tensor whose values cannot be compared: quantised, or not in memory"""
 
+Named = tuple[str, Tensor]
 
-def fingerprint(model: PreTrainedModel, head: list[str], tokens: int | None = None) -> dict[str, Any]:
+
+def fingerprint(model: PreTrainedModel, head: list[str], name: str = "", tokens: int | None = None) -> BaseIdentity:
     """Identity of a base without its tuned head: type, a hash of names and shapes, and sums over all values.
 
     `values` has one text for each tensor of the base model: its dtype and the sums of its blocks. `outside` has the same, with
@@ -51,26 +53,28 @@ def fingerprint(model: PreTrainedModel, head: list[str], tokens: int | None = No
     """
     rows = token_rows(model)
     tokens = min(len(rows["input"]), tokens or len(rows["input"])) if rows else 0
-    named = _base_tensors(model, head, tokens)
+    named, outside = _tensors(model, head, tokens)
     return {
-        "model_type": model.base_model.config.model_type,  # type: ignore[union-attr]
+        "name": name,
+        "model_type": cast(PretrainedConfig, model.base_model.config).model_type,
         "fingerprint": _shapes(named),
         "tokens": tokens,
         "values": [_text(tensor) for _, tensor in named],
-        "outside": [f"{name} {_text(tensor)}" for name, tensor in _outside_tensors(model, head, tokens)],
+        "outside": [f"{name} {_text(tensor)}" for name, tensor in outside],
     }
 
 
 def weights_fingerprint(model: PreTrainedModel, head: list[str]) -> str:
     """A hash of every byte of a base without its head, whose training must not resume on another."""
     digest = hashlib.sha256()
-    for name, parameter in [*_base_tensors(model, head), *_outside_tensors(model, head)]:
+    inside, outside = _tensors(model, head)
+    for name, parameter in [*inside, *outside]:
         digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype};".encode())
         digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of what a tokenizer makes of texts: its vocabulary, its special tokens, and the tokens of a few odd texts.
 
     It says nothing of how a version of a library writes the tokenizer down, so that an upgrade does not change it. Padding
@@ -87,14 +91,14 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     try:
         return tokenizer(text)["input_ids"]
     except Exception:  # a vocabulary without an unknown token
         return []
 
 
-def check_tokenizer(tokenizer: Any, expected: str, where: str | Path) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, expected: str, where: str | Path) -> None:
     """Raise CheckpointError where a tokenizer is not the one that a run was trained with; nothing is expected: none is known."""
     if expected and (found := tokenizer_fingerprint(tokenizer)) != expected:
         raise CheckpointError(
@@ -107,8 +111,8 @@ def check_base(model: PreTrainedModel, description: Description, folder: Path) -
     """Raise CheckpointError where a model is not the base that a checkpoint was made for; a cast of its weights is."""
     modules, expected = dict(model.named_modules()), description.base
     head = [path for path in description.head["modules"] if path in modules]
-    named = _base_tensors(model, head, expected["tokens"])
-    kind: Any = model.base_model.config.model_type  # type: ignore[union-attr]
+    named, outside = _tensors(model, head, expected["tokens"])
+    kind = cast(PretrainedConfig, model.base_model.config).model_type
     made, given = (
         f"base {name!r}" if name else "a base without a name" for name in (expected["name"], model.config._name_or_path)
     )
@@ -125,44 +129,28 @@ def check_base(model: PreTrainedModel, description: Description, folder: Path) -
     if len(expected["values"]) != len(named):
         raise CheckpointError(f"{folder}: {len(expected['values'])} sums for {len(named)} tensors of the base: damaged")
     texts = dict(text.split(" ", 1) for text in expected["outside"] if " " in text)
-    outside = [
-        ((name, tensor), texts[name])
-        for name, tensor in _outside_tensors(model, head, expected["tokens"])
-        if name in texts
-    ]
-    for (name, tensor), text in [*zip(named, expected["values"]), *outside]:
+    known = [((name, tensor), texts[name]) for name, tensor in outside if name in texts]
+    for (name, tensor), text in [*zip(named, expected["values"]), *known]:
         if problem := _difference(tensor, text):
             raise CheckpointError(f"{made}; the weights of {given} differ ({name} {problem}); load that base instead")
 
 
-def _base_tensors(model: PreTrainedModel, head: list[str], tokens: int = 0) -> list[tuple[str, Tensor]]:
-    """The base model's parameters and saved buffers by name, without its head's and the tuned ones, and without the rows of
-    more than so many tokens."""
-    return _tensors(model.base_model, model, head, tokens, set())  # type: ignore[arg-type]
+def _tensors(model: PreTrainedModel, head: list[str], tokens: int = 0) -> tuple[list[Named], list[Named]]:
+    """The parameters and saved buffers of the base model, and those outside of it, such as output embeddings that are not tied;
+    without the head's and the tuned ones, and without the rows of more than so many tokens."""
+    others = {id(p) for path in head for p in model.get_submodule(path).parameters()}
+    own, found = own_rows(model, tokens), []
+    for module in (cast(PreTrainedModel, model.base_model), model):
+        saved, named = module.state_dict(keep_vars=True), [*module.named_parameters(), *module.named_buffers()]
+        found.append([
+            (name, own.get(id(value), value)) for name, value in named
+            if name in saved and not name.startswith(f"{NAME}.") and id(value) not in others and value.numel()
+        ])  # fmt: skip
+        others |= {id(value) for _, value in named}
+    return found[0], found[1]
 
 
-def _outside_tensors(model: PreTrainedModel, head: list[str], tokens: int = 0) -> list[tuple[str, Tensor]]:
-    """The same for tensors outside of the base model, such as output embeddings that are not tied."""
-    if model.base_model is model:
-        return []
-    base: Any = model.base_model
-    inside = {id(value) for value in (*base.parameters(), *base.buffers())}
-    return _tensors(model, model, head, tokens, inside)
-
-
-def _tensors(
-    module: PreTrainedModel, model: PreTrainedModel, head: list[str], tokens: int, others: set[int]
-) -> list[tuple[str, Tensor]]:
-    others = others | {id(p) for path in head for p in model.get_submodule(path).parameters()}
-    saved, own = module.state_dict(keep_vars=True), own_rows(model, tokens)
-    return [
-        (name, own.get(id(value), value))
-        for name, value in [*module.named_parameters(), *module.named_buffers()]
-        if name in saved and not name.startswith(f"{NAME}.") and id(value) not in others and value.numel()
-    ]
-
-
-def _shapes(named: list[tuple[str, Tensor]]) -> str:
+def _shapes(named: list[Named]) -> str:
     return hashlib.sha256(";".join(f"{name}:{tuple(tensor.shape)}" for name, tensor in named).encode()).hexdigest()[:16]
 
 

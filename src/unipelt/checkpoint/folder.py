@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from unipelt import spec
 from unipelt.checkpoint.bases import portable_name, vocabulary_size
 from unipelt.checkpoint.card import card, card_file
-from unipelt.checkpoint.description import Description, describe, parse_description
+from unipelt.checkpoint.description import Description, Head, describe, parse_description
 from unipelt.checkpoint.disk import CONFIG, WEIGHTS, read_file, resolve, write_whole
 from unipelt.checkpoint.fill import not_finite
 from unipelt.checkpoint.fingerprint import fingerprint, tokenizer_fingerprint
@@ -92,18 +92,18 @@ def describe_model(
     model: PreTrainedModel, tuned: MixtureState, mixture: spec.Mixture, *, base: str | None = None, **fields: Any
 ) -> Description:
     """The description of a mixture that is attached to a model, without the hash of its tensors."""
-    name = base or portable_name(model.config._name_or_path)
+    name, head = base or portable_name(model.config._name_or_path), head_of(tuned)
     with unmerged_weights(attached_state(model)):
-        identity = fingerprint(model, tuned.head_modules(), vocabulary_size(name) if name else None)
+        identity = fingerprint(model, head["modules"], name, vocabulary_size(name) if name else None)
     return Description(
-        mixture=mixture.to_dict(),
-        base={"name": name, **identity},
-        head={"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": tuned.head_modules()},
-        sha256="",
-        config=task_config(model),
-        stacks=rows_to_json(tuned.options["stacks"]),
-        **fields,
-    )
+        mixture=mixture.to_dict(), base=identity, head=head, sha256="", config=task_config(model),
+        stacks=rows_to_json(tuned.options["stacks"]), **fields,
+    )  # fmt: skip
+
+
+def head_of(tuned: MixtureState) -> Head:
+    """How the head of an attached mixture is tuned."""
+    return {"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": tuned.head_modules()}
 
 
 def checkpoint_files(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt import spec
-from unipelt.checkpoint.description import Description
+from unipelt.checkpoint.description import Description, Head
 from unipelt.checkpoint.disk import CONFIG
-from unipelt.checkpoint.fill import attach_values, expected_shapes, mismatch
+from unipelt.checkpoint.fill import expected_shapes, mismatch
 from unipelt.checkpoint.fingerprint import check_base, check_tokenizer
-from unipelt.checkpoint.folder import SavedRun, read_run
+from unipelt.checkpoint.folder import head_of, read_run
 from unipelt.checkpoint.model_config import restore_task_config
 from unipelt.errors import CheckpointError, SpecError, UserError, did_you_mean
 from unipelt.forms.routed import Route, RoutedLinear
@@ -36,7 +36,7 @@ def load(
     folder: Folder | Sequence[Folder] | Mapping[str, Folder],
     *,
     stacks: tuple[Stack, ...] | None = None,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PreTrainedModel:
     """Attach what a checkpoint holds to its base, and name its classes. A hub repository id loads like a folder.
 
@@ -49,20 +49,9 @@ def load(
     Raises CheckpointError for another base, tokenizer, version, key or shape, and for a damaged file; the base is then as it
     was.
     """
-    if isinstance(folder, str | os.PathLike):
-        saved = _checked(model, folder, tokenizer)
-        head = saved.description.head
-        attach_values(
-            model, saved.mixture, saved.tensors, _what(saved), head=head["policy"], pooling=head["pooling"],
-            head_modules=head["modules"], stacks=_rows(model, saved.description, stacks),
-        )  # fmt: skip
-        restore_task_config(model, saved.description)
-        _put_added(model, [(saved.description.base["tokens"], saved.added)])
-        attached_state(model).names = [Path(folder).name]
-        return model
-    runs = [_read(model, name, path, tokenizer) for name, path in _named(folder).items()]
-    assert runs[0].description is not None
-    return _attach(model, runs, _rows(model, runs[0].description, stacks))
+    named = {Path(folder).name: folder} if isinstance(folder, str | os.PathLike) else _named(folder)
+    runs = [_read(model, name, path, tokenizer) for name, path in named.items()]
+    return _attach(model, runs, stacks, own_outputs=not isinstance(folder, str | os.PathLike))
 
 
 def add(model: PreTrainedModel, folder: Folder, name: str | None = None) -> PreTrainedModel:
@@ -109,16 +98,15 @@ class NamedRun:
     name: str
     mixture: spec.Mixture
     tensors: dict[str, Shaped[Tensor, "..."]]
-    policy: str
-    pooling: str
-    modules: list[str]
+    head: Head
+    tokens: int
+    """that are the base's own"""
+    added: dict[str, Shaped[Tensor, "token ..."]]
+    """rows of the embeddings for the tokens behind them"""
     description: Description | None = None
+    """of a saved run"""
     what: str = "a run"
     """begins the message of an error"""
-    tokens: int = 0
-    """that are the base's own"""
-    added: dict[str, Shaped[Tensor, "token ..."]] = field(default_factory=dict)
-    """rows of the embeddings for the tokens behind them"""
 
 
 class PaddedLinear(RoutedLinear):
@@ -149,25 +137,14 @@ def _named(folders: Sequence[Folder] | Mapping[str, Folder]) -> dict[str, Folder
     return named
 
 
-def _checked(model: PreTrainedModel, folder: Folder, tokenizer: Any) -> SavedRun:
-    """A saved run that fits its base and its tokenizer. Raises CheckpointError."""
-    saved = read_run(folder)
-    check_base(model, saved.description, saved.folder)
-    if tokenizer is not None:
-        check_tokenizer(tokenizer, saved.description.tokenizer, saved.folder)
-    if saved.added and (problem := misfit(model, saved.description.base["tokens"], saved.added)):
-        raise CheckpointError(f"{_what(saved)}: {problem}")
-    return saved
-
-
-def _put_added(model: PreTrainedModel, given: list[tuple[int, dict[str, Tensor]]]) -> None:
+def _put_added(model: PreTrainedModel, runs: list[NamedRun]) -> None:
     """Give an attached base the rows of added tokens that runs have, which `_same_added` found alike."""
-    tokens, added = max(given, key=lambda one: len(one[1].get(f"{PREFIX}input", ())))
-    if added:
-        attached_state(model).base_state["tokens"] = put_added(model, tokens, added)
+    most = max(runs, key=lambda run: len(run.added.get(f"{PREFIX}input", ())))
+    if most.added:
+        attached_state(model).base_state["tokens"] = put_added(model, most.tokens, most.added)
 
 
-def _same_added(runs: "list[NamedRun]") -> None:
+def _same_added(runs: list[NamedRun]) -> None:
     """Raise CheckpointError where runs disagree about a row of an added token: one model has one."""
     having = sorted((run for run in runs if run.added), key=lambda run: -len(run.added[f"{PREFIX}input"]))
     for run in having[1:]:
@@ -179,33 +156,19 @@ def _same_added(runs: "list[NamedRun]") -> None:
             )
 
 
-def _read(model: PreTrainedModel, name: str, folder: Folder, tokenizer: Any = None) -> NamedRun:
-    """A saved run that is checked against its base."""
-    saved = _checked(model, folder, tokenizer)
-    head = saved.description.head
-    return NamedRun(
-        name,
-        saved.mixture,
-        saved.tensors,
-        head["policy"],
-        head["pooling"],
-        head["modules"],
-        saved.description,
-        _what(saved),
-        saved.description.base["tokens"],
-        saved.added,
-    )
-
-
-def _rows(
-    model: PreTrainedModel, description: Description, stacks: tuple[Stack, ...] | None
-) -> tuple[Stack, ...] | None:
-    """The rows of the base's architecture: those given, those of the table, or those that the checkpoint kept."""
-    return stacks or rows_for(model.base_model.config) or description.rows()  # type: ignore[union-attr]
-
-
-def _what(saved: SavedRun) -> str:
-    return f"{saved.folder}: {saved.description.tensors} does not fit {CONFIG}"
+def _read(
+    model: PreTrainedModel, name: str, folder: Folder, tokenizer: PreTrainedTokenizerBase | None = None
+) -> NamedRun:
+    """A saved run that fits its base and its tokenizer. Raises CheckpointError."""
+    saved = read_run(folder)
+    description, tokens = saved.description, saved.description.base["tokens"]
+    check_base(model, description, saved.folder)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, description.tokenizer, saved.folder)
+    what = f"{saved.folder}: {description.tensors} does not fit {CONFIG}"
+    if saved.added and (problem := misfit(model, tokens, saved.added)):
+        raise CheckpointError(f"{what}: {problem}")
+    return NamedRun(name, saved.mixture, saved.tensors, description.head, tokens, saved.added, description, what)
 
 
 def _runs(model: PreTrainedModel) -> list[NamedRun]:
@@ -218,36 +181,38 @@ def _runs(model: PreTrainedModel) -> list[NamedRun]:
         for number in range(part.runs):
             name = state.names[len(runs)] if state.names else str(len(runs))
             tensors = {path: value.clone() for path, value in part.state_of(number).items()}
-            runs.append(
-                NamedRun(
-                    name,
-                    part.mixture,
-                    tensors,
-                    part.options["head"],
-                    part.options["pooling"],
-                    part.head_modules(),
-                    tokens=tokens,
-                    added=added,
-                )
-            )
+            runs.append(NamedRun(name, part.mixture, tensors, head_of(part), tokens, added))
     return runs
 
 
-def _attach(model: PreTrainedModel, runs: list[NamedRun], stacks: tuple[Stack, ...] | None) -> PreTrainedModel:
-    """Attach runs side by side with their values. Raises CheckpointError where one does not fit; nothing is attached then."""
-    poolings, policies = {run.pooling: run.name for run in runs}, {run.policy for run in runs}
+def _attach(
+    model: PreTrainedModel, runs: list[NamedRun], stacks: tuple[Stack, ...] | None, *, own_outputs: bool = True
+) -> PreTrainedModel:
+    """Attach runs side by side with their values. Raises CheckpointError where one does not fit; nothing is attached then.
+
+    stacks: None: the rows of the table, or those that the first checkpoint kept. own_outputs: the heads of runs may have
+    other numbers of outputs than the base's.
+    """
+    first = runs[0].description
+    stacks = stacks or rows_for(model.base_model.config) or (first and first.rows())  # type: ignore[union-attr]
+    poolings, policies = {run.head["pooling"]: run.name for run in runs}, {run.head["policy"] for run in runs}
     if len(poolings) > 1:
         listed = " and ".join(f"{name!r} reads pooling={pooling!r}" for pooling, name in poolings.items())
         raise CheckpointError(
             f"{listed}: the head of one model reads one pooling; expected runs that were trained alike"
         )
-    modules = list(dict.fromkeys(path for run in runs for path in run.modules))
     for run in runs:
-        if problem := mismatch(_expected(model, run, stacks), run.tensors):
+        expected = expected_shapes(model, run.mixture, run.head["modules"], stacks)
+        if own_outputs:
+            _take_outputs(expected, run)
+        if problem := mismatch(expected, run.tensors):
             raise CheckpointError(f"{run.what}: {problem}")
     _same_added(runs)
-    options: dict[str, Any] = {"pooling": runs[0].pooling, "head_modules": modules, "stacks": stacks}
-    attach(model, [run.mixture for run in runs], head=policies.pop() if len(policies) == 1 else "train", **options)
+    modules = list(dict.fromkeys(path for run in runs for path in run.head["modules"]))
+    attach(
+        model, [run.mixture for run in runs], head=policies.pop() if len(policies) == 1 else "train", stacks=stacks,
+        pooling=runs[0].head["pooling"], head_modules=modules,
+    )  # fmt: skip
     state = attached_state(model)
     state.names = [run.name for run in runs]
     outputs = f"{HEAD}.{modules[-1]}.linear.weight" if modules else ""
@@ -260,22 +225,20 @@ def _attach(model: PreTrainedModel, runs: list[NamedRun], stacks: tuple[Stack, .
             for name, parameter in part.named_parameters():
                 if name in run.tensors:  # else a head module that only other runs tune: the base's own values
                     parameter[0].copy_(run.tensors[name])
-    _put_added(model, [(run.tokens, run.added) for run in runs])
-    if len(runs) == 1 and runs[0].description is not None:
-        restore_task_config(model, runs[0].description)
+    _put_added(model, runs)
+    if len(runs) == 1 and first is not None:
+        restore_task_config(model, first)
     return model
 
 
-def _expected(model: PreTrainedModel, run: NamedRun, stacks: tuple[Stack, ...] | None) -> dict[str, Tensor]:
-    """The shapes that a run's values must have; its last head module may have another number of outputs than the base's."""
-    shapes = expected_shapes(model, run.mixture, {"head_modules": run.modules, "stacks": stacks})
-    last = f"{HEAD}.{run.modules[-1]}.linear" if run.modules else ""
+def _take_outputs(shapes: dict[str, Tensor], run: NamedRun) -> None:
+    """Give the last head module of these shapes as many outputs as a run's has, where it reads as many inputs."""
+    last = f"{HEAD}.{run.head['modules'][-1]}.linear" if run.head["modules"] else ""
     weight, bias = f"{last}.weight", f"{last}.bias"
     if weight in shapes and weight in run.tensors and run.tensors[weight].shape[1:] == shapes[weight].shape[1:]:
         shapes[weight] = torch.empty(run.tensors[weight].shape, device="meta")
         if bias in shapes:
             shapes[bias] = torch.empty(len(shapes[weight]), device="meta")
-    return shapes
 
 
 def _widen(head: HeadLinear, outputs: int, width: int) -> None:

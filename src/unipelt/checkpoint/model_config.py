@@ -1,20 +1,19 @@
 """Settings of the task in a model's config, kept in a checkpoint and given to the base that loads it."""
 
 import json
-from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
 from unipelt.checkpoint.bases import name_classes
-from unipelt.checkpoint.description import Description
+from unipelt.checkpoint.description import Description, TaskConfig
 from unipelt.inject.attach import class_names
 from unipelt.inject.state import attached_state
 
 
-def task_config(model: PreTrainedModel) -> dict[str, Any]:
+def task_config(model: PreTrainedModel) -> TaskConfig:
     """The model's class, class names, problem type and generation settings, as JSON."""
     config = model.config
-    found: dict[str, Any] = {"architecture": type(model).__name__}
+    found: TaskConfig = {"architecture": type(model).__name__}
     names = getattr(config, "id2label", None) or {}
     if names and sorted(names) == list(range(len(names))):
         found["id2label"] = [str(names[index]) for index in range(len(names))]

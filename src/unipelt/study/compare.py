@@ -21,7 +21,7 @@ from unipelt.study.plan import StudyConfig, file_name, fleet_name
 from unipelt.study.store import ANSWER, COMPARISON, Store
 from unipelt.tasks.metrics import METRICS
 from unipelt.train.baselines import offered, usual_baselines
-from unipelt.train.json_types import fits
+from unipelt.checkpoint.json_types import fits
 from unipelt.train.lock import alone_in
 from unipelt.train.records import RunKey, RunRecord, read_record, write_record
 from unipelt.train.runs import FinishedRun

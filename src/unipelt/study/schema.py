@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from unipelt.errors import StoreError
-from unipelt.train.json_types import check_fields
+from unipelt.checkpoint.json_types import check_fields
 from unipelt.train.records import RunKey, RunRecord
 
 FORMAT = 3

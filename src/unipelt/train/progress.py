@@ -8,7 +8,7 @@ from typing import Any
 
 from unipelt.checkpoint.header import tensors_header
 from unipelt.errors import CheckpointError
-from unipelt.train.json_types import fits, typed
+from unipelt.checkpoint.json_types import fits, typed
 
 STATE = "training.safetensors"
 

@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.checkpoint.disk import read_json, resolve
-from unipelt.checkpoint.fill import attach_values, expected_shapes
+from unipelt.checkpoint.fill import expected_shapes, fill
 from unipelt.checkpoint.formats.adapterhub_keys import BERTS, Names, plain_keys
 from unipelt.checkpoint.safe import read_tensors
 from unipelt.errors import CheckpointError, SpecError, did_you_mean
 from unipelt.inject.architectures import Stack
+from unipelt.inject.attach import attach
 from unipelt.inject.discover import rows_of
 from unipelt.inject.heads import find_head
 from unipelt.inject.resolve import ResolvedStack, find_stacks
@@ -92,10 +93,9 @@ def load_adapterhub(
     head = _head(model, folder)
 
     modules = sorted({name.rpartition(".")[0] for name in head})
-    options = {"head": "train" if modules else "frozen", "head_modules": modules, "stacks": rows}
     names = Names(kind, config["name"], dict(mixture.named()), resolved)
     problem, values, unused = None, {}, set(tensors)
-    for name, parameter in expected_shapes(model, mixture, options).items():
+    for name, parameter in expected_shapes(model, mixture, modules, rows).items():
         if name.startswith("head."):
             values[name] = head[re.sub(r"^head\.(.+?)(?:\.linear)?\.(\w+)$", r"\1.\2", name)]
             continue
@@ -111,7 +111,8 @@ def load_adapterhub(
         problem = problem or f"holds {min(unused)!r}, which its config does not have"
     if problem:
         raise CheckpointError(f"{folder}: {problem}; another base, or a damaged folder")
-    return attach_values(model, mixture, values, str(folder), **options)
+    attach(model, mixture, head="train" if modules else "frozen", head_modules=modules, stacks=rows)
+    return fill(model, values, str(folder))
 
 
 def _check_base(model: PreTrainedModel, config: dict[str, Any], path: Path) -> None:

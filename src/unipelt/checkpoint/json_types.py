@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
 
 Found = TypeVar("Found")
 
 
-def typed(kind: type[Found], found: Any) -> Found:
+def typed(kind: type[Found], found: object) -> Found:
     """A dataclass from a JSON object. Raises ValueError for a field that is missing, unknown or of another type."""
     if not isinstance(found, dict):
         raise ValueError(f"holds a {type(found).__name__}, expected an object")
@@ -19,28 +19,39 @@ def typed(kind: type[Found], found: Any) -> Found:
         raise ValueError(str(error).removeprefix(f"{kind.__name__}.__init__() ")) from None
 
 
-def check_fields(found: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
-    """Raises ValueError for the first field that is unknown, or whose value is of another type."""
+def check_fields(found: Mapping[str, object], kinds: Mapping[str, Any], inside: str = "") -> None:
+    """Raises ValueError for the first field that is unknown, or whose value is of another type.
+
+    A field that is a TypedDict has the keys that it must have, and may have others that are not known. inside: begins names.
+    """
     for name, value in found.items():
-        if name not in kinds:
+        if name not in kinds and not inside:
             raise ValueError(f"has a field {str(name)[:80]!r}, which is not known")
-        if not fits(value, kinds[name]):
-            raise ValueError(f"{name} is {json.dumps(value)[:80]}, expected {in_words(kinds[name])}")
+        kind = kinds.get(name, object)
+        if is_typeddict(kind) and isinstance(value, dict):
+            for key in sorted(kind.__required_keys__ - value.keys()):
+                raise ValueError(f"{inside}{name} has no {key!r}")
+            check_fields(value, get_type_hints(kind), f"{inside}{name}.")
+        elif not fits(value, kind):
+            given = json.dumps(value, default=str)[:80]
+            raise ValueError(f"{inside}{name} is {given}, expected {in_words(kind)}")
 
 
-def fits(value: Any, kind: Any) -> bool:
+def fits(value: object, kind: Any) -> bool:
     """Whether a value is of an annotated type: a whole number is also a number, true is neither."""
     origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind is Any or kind is object:
         return True
     if kind is None or kind is type(None):
         return value is None
+    if origin is Literal:
+        return value in inner
     if origin is UnionType:
         return any(fits(value, one) for one in inner)
     if origin is dict:
-        return isinstance(value, dict) and (inner[1] is Any or all(fits(one, inner[1]) for one in value.values()))
+        return isinstance(value, dict) and all(fits(one, inner[1]) for one in value.values())
     if inner:  # a list or a sequence
-        return isinstance(value, list) and (inner[0] is Any or all(fits(one, inner[0]) for one in value))
+        return isinstance(value, list) and all(fits(one, inner[0]) for one in value)
     return type(value) is kind or (kind is float and type(value) is int)
 
 
@@ -49,7 +60,9 @@ def in_words(kind: Any) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:
         return " or ".join(in_words(one) for one in inner if one is not type(None))
-    if origin is dict:
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin is dict or is_typeddict(kind):
         return "a table"
     if inner:
         return f"a list, each {in_words(inner[0])}"
