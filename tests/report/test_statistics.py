@@ -32,7 +32,7 @@ from unipelt.tasks.metrics import METRICS
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import false_claims
 
-FAST = [name for name, metric in METRICS.items() if metric.batch is not None]
+FAST = [name for name, metric in METRICS.items() if metric.batched]
 
 
 def made(metric: str, answers: dict[str, list[np.ndarray]], targets: np.ndarray) -> Sample:

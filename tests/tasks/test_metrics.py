@@ -60,7 +60,7 @@ def test_many_samples_at_once_are_the_metric_of_each(name):
         if metric.of == "numbers":
             guesses.append(numpy.where(numpy.arange(60) == 7, math.nan, targets))
     expected = [[metric(one[rows].tolist(), targets[rows].tolist()) for rows in samples] for one in guesses]
-    for form in (metric, replace(metric, batch=None, averages=False)):
+    for form in (metric, replace(metric, batched=False, averages=False)):
         found = form.sampled(numpy.stack(guesses), targets, samples)
         numpy.testing.assert_allclose(found, expected, atol=1e-9)
 

@@ -8,8 +8,9 @@ import torch
 from train.fleets import Words, rows
 from unipelt.inject.shapes import bucket, most_tokens
 from unipelt.tasks.batches import Encoded, Part, model_inputs
-from unipelt.train.batches import epoch_order, longest_first
-from unipelt.train.forward import rows_each
+from unipelt.train import forward
+from unipelt.train.forward import longest_first, rows_each
+from unipelt.train.runs import epoch_order
 
 CPU = torch.device("cpu")
 
@@ -37,16 +38,17 @@ def test_like_lengths_share_a_batch_and_the_random_state_is_left_alone():
     assert padded < 0.8 * at_random
 
 
-def test_evaluation_begins_with_the_longest_rows():
+def test_evaluation_begins_with_the_longest_rows(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(forward, "rows_each", lambda device, runs, longest: 60 // longest)
     lengths = [rows(50).lengths(), rows(20, seed=1).lengths(), [3]]
-    batches = list(longest_first(lengths, lambda longest: 60 // longest))
+    batches = list(longest_first(lengths, CPU))
     for run, mine in enumerate(lengths):
         order = [row for batch in batches for row in batch[run]]
         assert sorted(order[: len(mine)]) == list(range(len(mine))), "every row once"
         assert [mine[row] for row in order[: len(mine)]] == sorted(mine, reverse=True)
         assert {*order[len(mine) :]} <= {order[len(mine) - 1]}, "then its shortest again"
     sizes = [max(map(len, batch)) for batch in batches]
-    for batch in longest_first([[40, 30], [3] * 90], lambda longest: 60 // longest):
+    for batch in longest_first([[40, 30], [3] * 90], CPU):
         tokens = len(batch) * max(map(len, batch)) * max((40, 30)[batch[0][0]], 3)
         assert tokens <= 2 * 60, "a long row that comes again makes all the others as long"
     assert sizes[0] == 60 // max(map(max, lengths)) and max(sizes) > 2 * sizes[0], "more rows where they are short"

@@ -54,7 +54,7 @@ def captured(plans: list, works: bool = True, **how: Any) -> tuple[Fleet, Record
 
 def of_this_width(trained: Fleet, event: str) -> None:
     graphs = trained.advance.graphs.values()  # type: ignore[attr-defined]
-    assert {len(buffers["step"]) for buffers, *_ in graphs} <= {len(trained.runs)}, "what is of no use any more is kept"
+    assert {len(buffers.numbers) for buffers, *_ in graphs} <= {len(trained.runs)}, "what is of no use any more is kept"
 
 
 @pytest.mark.parametrize("width", [5, 2])
@@ -72,7 +72,7 @@ def test_each_shape_is_recorded_once_when_it_comes_again():
     trained, recorder = captured([plan(seed=1, train=24, epochs=8)])
     shapes = []
     step = trained.step
-    trained.step = lambda: (shapes.append(trained._batch()["input input_ids"].shape), step())  # type: ignore[method-assign, func-returns-value]
+    trained.step = lambda: (shapes.append(trained._inputs().batches[0].inputs["input_ids"].shape), step())  # type: ignore[method-assign, func-returns-value]
     train(trained)
     again = {shape for shape in shapes if shapes.count(shape) > 1}
     assert recorder.ran == len(set(shapes)) and recorder.recorded == len(again) > 1
@@ -133,7 +133,7 @@ def test_a_step_looks_at_no_number(arch: str, preset: str, monkeypatch: pytest.M
     monkeypatch.setattr(torch, "rand", lambda *size, **how: 1.0 if size == ([],) else rand(*size, **how))
     plans = [plan(seed=1, weight_decay=0.1), plan(seed=2, classes=2)][: 1 if preset == "full" else 2]
     trained = fleet(plans, preset, arch=arch, dropout=True)
-    batch = trained._batch()
+    batch = trained._inputs()
     with Looks() as looks:
         trained._advance(batch)
     assert looks.seen == set()

@@ -10,11 +10,10 @@ from torch import nn
 
 from train.fleets import fleet, parameters, plan, rows, train
 from unipelt.inject.state import mixture_state
-from unipelt.train.batches import epoch_order
 from unipelt.train.evaluation import predict
 from unipelt.train.fleet import Fleet
 from unipelt.train.optimizer import AdamW, ParameterMatrix
-from unipelt.train.runs import FinishedRun, Plan
+from unipelt.train.runs import FinishedRun, Plan, epoch_order
 
 UNLIKE = {  # runs that differ in all that a fleet leaves to each run
     "slow": lambda: plan(seed=1, train=20, lr=1e-3, epochs=4),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.checkpoint.disk import CONFIG, TOKENIZER, read_json
 from unipelt.checkpoint.smollm2 import HUB as SMOLLM2_HUB
@@ -51,8 +51,6 @@ def hub_name(name: str) -> str:
 
 def vocabulary_size(name: str) -> int | None:
     """How many tokens a base has by its config; None where the config is not on this machine, or says nothing of tokens."""
-    from transformers import AutoConfig
-
     try:
         with quiet():
             config = AutoConfig.from_pretrained(base_path(name), local_files_only=True, trust_remote_code=False)
@@ -79,7 +77,7 @@ def declared_pooling(name: str) -> str:
 def load_base(
     name: str, *, outputs: int | None = None, auto: str | None = None, problem_type: str | None = None,
     dtype: torch.dtype = torch.float32, seed: int = 0,
-) -> Any:  # fmt: skip
+) -> PreTrainedModel:  # fmt: skip
     """A base with a head of so many outputs, drawn from the seed where the base has none of that size.
 
     auto: class of transformers that loads it; a classifier where `outputs` is given, else a language model. One output
@@ -115,49 +113,36 @@ def _check_weights(name: str, model: PreTrainedModel, report: dict[str, Any], he
         inside = model.base_model is model or key.startswith(prefix)
         return not headless or (inside and "pooler" not in key.split("."))
 
-    missing = sorted(key for key in report["missing_keys"] if needed(key))
-    shapes = {
+    problems = dict.fromkeys(report["missing_keys"], "is not in its file") | {
         key: f"is {tuple(file)} in its file and {tuple(own)} by its config"
         for key, file, own in report["mismatched_keys"]
     }
-    shapes |= dict.fromkeys(missing, "is not in its file")
-    if wrong := sorted(key for key in shapes if needed(key)):
+    if wrong := sorted(filter(needed, problems)):
         more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 else ""
         raise CheckpointError(
-            f"--model {name}: {wrong[0]} {shapes[wrong[0]]}{more}; expected weights that fit config.json, because missing ones would be random"
+            f"--model {name}: {wrong[0]} {problems[wrong[0]]}{more}; expected weights that fit config.json, because missing ones would be random"
         )
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a base, with a padding token."""
-    from transformers import AutoTokenizer
-
-    return _padded(from_hub(name, AutoTokenizer.from_pretrained))
-
-
-def run_tokenizer(folder: Path, otherwise: Any) -> Any:
-    """The tokenizer that the folder of a run has, where tokens were added to the base's, which it is otherwise."""
-    from transformers import AutoTokenizer
-
-    if not (folder / TOKENIZER).is_file():
-        return otherwise
-    return _padded(from_hub(str(folder), AutoTokenizer.from_pretrained, is_base=False))
-
-
-def _padded(tokenizer: Any) -> Any:
+def load_tokenizer(name: str, *, is_base: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base, or of the folder of a run, with a padding token."""
+    tokenizer = from_hub(name, AutoTokenizer.from_pretrained, is_base=is_base)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
+def run_tokenizer(folder: Path, otherwise: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer that the folder of a run has, where tokens were added to the base's, which it is otherwise."""
+    return load_tokenizer(str(folder), is_base=False) if (folder / TOKENIZER).is_file() else otherwise
+
+
 def load_both(
     name: str, *, outputs: int | None, auto: str | None = None, problem_type: str | None = None, seed: int = 0
-) -> tuple[Any, Any]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base, as `load_base` has it, and its tokenizer, with the same padding token."""
-    model, tokenizer = (
-        load_base(name, outputs=outputs, auto=auto, problem_type=problem_type, seed=seed),
-        load_tokenizer(name),
-    )
+    model = load_base(name, outputs=outputs, auto=auto, problem_type=problem_type, seed=seed)
+    tokenizer = load_tokenizer(name)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
@@ -211,7 +196,7 @@ def quiet() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def name_classes(model: Any, labels: Sequence[str]) -> None:
+def name_classes(model: PreTrainedModel, labels: Sequence[str]) -> None:
     """Write the class names into a model's config, where a pipeline reads them."""
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: index for index, label in enumerate(labels)}

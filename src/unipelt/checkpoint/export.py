@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.checkpoint.bases import quiet
 from unipelt.errors import CheckpointError
@@ -15,7 +15,11 @@ from unipelt.inject.merge import merge
 
 
 def export_merged(
-    model: PreTrainedModel, folder: str | os.PathLike, *, run: int | None = None, tokenizer: Any = None
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    *,
+    run: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Path:
     """Write what `merge` gives as a plain Hugging Face checkpoint; the model itself stays attached.
 

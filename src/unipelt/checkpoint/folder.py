@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from jaxtyping import Shaped
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt import spec
 from unipelt.checkpoint.bases import portable_name, vocabulary_size
@@ -40,10 +41,10 @@ def save(
     run: int | None = None,
     state: dict[str, Tensor] | None = None,
     base: str | None = None,
-    task: dict[str, Any] | None = None,
-    results: dict[str, Any] | None = None,
-    recipe: dict[str, Any] | None = None,
-    tokenizer: Any = None,
+    task: Mapping[str, Any] | None = None,
+    results: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
     resumable: bool = False,
 ) -> Path:
     """Write one run of an attached model; of several, `run` says which.

@@ -194,7 +194,7 @@ def _attach(
     other numbers of outputs than the base's.
     """
     first = runs[0].description
-    stacks = stacks or rows_for(model.base_model.config) or (first and first.rows())  # type: ignore[union-attr]
+    stacks = stacks or rows_for(model.base_model.config) or (None if first is None else first.rows())  # type: ignore[union-attr]
     poolings, policies = {run.head["pooling"]: run.name for run in runs}, {run.head["policy"] for run in runs}
     if len(poolings) > 1:
         listed = " and ".join(f"{name!r} reads pooling={pooling!r}" for pooling, name in poolings.items())

@@ -17,8 +17,8 @@ def task_config(model: PreTrainedModel) -> TaskConfig:
     names = getattr(config, "id2label", None) or {}
     if names and sorted(names) == list(range(len(names))):
         found["id2label"] = [str(names[index]) for index in range(len(names))]
-    if getattr(config, "problem_type", None):
-        found["problem_type"] = config.problem_type
+    if problem := getattr(config, "problem_type", None):
+        found["problem_type"] = problem
     if model.can_generate() and getattr(model, "generation_config", None) is not None:
         settings = model.generation_config.to_diff_dict()
         settings.pop("transformers_version", None)

@@ -46,34 +46,34 @@ TEST_SHARE = 5  # every fifth row, by hash
 
 
 @dataclass(frozen=True, kw_only=True)
-class DocstringExamples:
-    """Rows as (text, area), and what was left out on the way."""
+class Pairs:
+    """Texts, each with its answer, and how many were left out on the way."""
 
-    train: tuple[tuple[str, int], ...]
-    test: tuple[tuple[str, int], ...]
+    train: tuple[tuple[str, str | int], ...]
+    test: tuple[tuple[str, str | int], ...]
     near_duplicates: int
-    """rows left out of test because a train row is like them"""
+    """pairs left out of test because a train pair is like them"""
+
+    def source(self, name: str, columns: Columns, what: str, kind: str, classes: tuple[str, ...] = ()) -> Source:
+        """A data set with these pairs; validation examples are taken from train. what: they are, in words."""
+        assert columns.label is not None
+        tables = {
+            part: Table(
+                name=f"{name}, {part}",
+                columns=dict(zip((columns.text, columns.label), map(list, zip(*pairs)))),
+                classes={columns.label: classes} if classes else {},
+            )
+            for part, pairs in {"train": self.train, "test": self.test}.items()
+        }
+        where = f"{what} ({self.near_duplicates} near-duplicates of train left out of test)"
+        return Source(name=name, tables=tables, columns=columns, where=where, kind=kind, labels=classes)
 
 
 def load_docstrings() -> Source:
-    """The built-in classification task; validation examples are taken from train."""
-    examples = docstring_examples()
-    where = (
-        f"docstrings of Python {platform.python_version()}'s standard library "
-        f"({examples.near_duplicates} near-duplicates of train left out of test)"
-    )
-    tables = {
-        part: Table(
-            name=f"{BUILT_IN}, {part}",
-            columns={"text": [text for text, _ in rows], "area": [area for _, area in rows]},
-            classes={"area": tuple(AREAS)},
-        )
-        for part, rows in {"train": examples.train, "test": examples.test}.items()
-    }
+    """The built-in classification task."""
+    what = f"docstrings of Python {platform.python_version()}'s standard library"
     columns = Columns(text="text", label="area")
-    return Source(
-        name=BUILT_IN, tables=tables, columns=columns, where=where, kind="classification", labels=tuple(AREAS)
-    )
+    return docstring_examples().source(BUILT_IN, columns, what, "classification", tuple(AREAS))
 
 
 def causal_texts() -> tuple[list[str], list[str]]:
@@ -83,8 +83,8 @@ def causal_texts() -> tuple[list[str], list[str]]:
 
 
 @cache
-def docstring_examples(library: Path | None = None) -> DocstringExamples:
-    """Split by a hash of each row's own words, then no test row within ALIKE of a train row."""
+def docstring_examples(library: Path | None = None) -> Pairs:
+    """Docstrings with the index of their area; no test row is within ALIKE of a train row."""
     library = library or Path(sysconfig.get_path("stdlib"))
     areas_of: dict[str, set[int]] = defaultdict(set)
     text_of: dict[str, str] = {}
@@ -96,20 +96,27 @@ def docstring_examples(library: Path | None = None) -> DocstringExamples:
             areas_of[key].add(index)
             text_of.setdefault(key, text)
     # A text that two areas share has no one answer.
-    keys = [key for key, areas in areas_of.items() if len(areas) == 1 and _letters(key) >= SHORTEST]
-    if not keys:
+    found = {
+        key: (text_of[key], min(areas))
+        for key, areas in areas_of.items()
+        if len(areas) == 1 and _letters(key) >= SHORTEST
+    }
+    if not found:
         raise DataError(f"{library} holds no standard library with source files; give --data instead of docstrings")
+    train, held_out, alike = hash_split(found)
+    test = tuple(found[key] for key in held_out if key not in alike)
+    return Pairs(train=tuple(found[key] for key in train), test=test, near_duplicates=len(alike))
+
+
+def hash_split(keys: Iterable[str]) -> tuple[list[str], list[str], set[str]]:
+    """Keys in the order of their hashes: those that train, every fifth, which is held out, and those held out that are
+    near-duplicates of one that trains."""
     digest = {key: hashlib.sha256(key.encode()).digest() for key in keys}
-    keys.sort(key=digest.__getitem__)
-    train = [key for key in keys if digest[key][-1] % TEST_SHARE]
-    held_out = [key for key in keys if digest[key][-1] % TEST_SHARE == 0]
-    alike = near_duplicates(held_out, train)
-
-    def rows(chosen: Iterable[str]) -> tuple[tuple[str, int], ...]:
-        return tuple((text_of[key], min(areas_of[key])) for key in chosen)
-
-    test = (key for key in held_out if key not in alike)
-    return DocstringExamples(train=rows(train), test=rows(test), near_duplicates=len(alike))
+    ordered = sorted(digest, key=digest.__getitem__)
+    train = [key for key in ordered if digest[key][-1] % TEST_SHARE]
+    held_out = [key for key in ordered if digest[key][-1] % TEST_SHARE == 0]
+    known = ShingleIndex(train)
+    return train, held_out, {key for key in held_out if key in known}
 
 
 def clean(docstring: str) -> str:
@@ -148,12 +155,6 @@ class ShingleIndex:
         parts = shingles(text)
         shared = Counter(index for part in parts for index in self.holders.get(part, ()))
         return any(count >= ALIKE * (len(parts) + self.sizes[index] - count) for index, count in shared.items())
-
-
-def near_duplicates(candidates: Iterable[str], others: Iterable[str]) -> set[str]:
-    """The candidates that are near-duplicates of any of the others."""
-    known = ShingleIndex(others)
-    return {text for text in candidates if text in known}
 
 
 def syntax_trees(library: Path, module: str) -> Iterator[ast.Module]:

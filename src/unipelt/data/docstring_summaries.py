@@ -5,19 +5,16 @@ on the Python version alone.
 """
 
 import ast
-import hashlib
 import platform
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from unipelt.data.builtin import AREAS, TEST_SHARE, ShingleIndex, near_duplicates, syntax_trees, words
+from unipelt.data.builtin import AREAS, Pairs, ShingleIndex, hash_split, syntax_trees, words
 from unipelt.data.examples import Columns
 from unipelt.data.load import SUMMARIES, Source
-from unipelt.data.tables import Table
 from unipelt.errors import DataError
 
 INSTRUCTION = "Say in one sentence what this Python function does.\n\n"
@@ -27,60 +24,29 @@ LARGEST = 900  # characters of a function: some 250 tokens, so that an example f
 ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|vs|cf)\.$", re.IGNORECASE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summaries:
-    """Pairs of (function, summary), and how many were left out on the way."""
-
-    train: tuple[tuple[str, str], ...]
-    test: tuple[tuple[str, str], ...]
-    near_duplicates: int
-    """pairs left out of test because their function is like one of train"""
-
-    @property
-    def where(self) -> str:
-        """Where the pairs came from, in words."""
-        return (
-            f"functions of Python {platform.python_version()}'s standard library and their docstrings "
-            f"({self.near_duplicates} near-duplicates of train left out of test)"
-        )
-
-
 def load_docstring_summaries() -> Source:
-    """The built-in generation task; validation examples are taken from train."""
-    found = docstring_summaries()
-    tables = {
-        part: Table(name=f"{SUMMARIES}, {part}", columns=dict(zip(("source", "target"), map(list, zip(*pairs)))))
-        for part, pairs in {"train": found.train, "test": found.test}.items()
-    }
+    """The built-in generation task."""
+    what = f"functions of Python {platform.python_version()}'s standard library and their docstrings"
     columns = Columns(text="source", label="target")
-    return Source(name=SUMMARIES, tables=tables, columns=columns, where=found.where, kind="generation")
+    return docstring_summaries().source(SUMMARIES, columns, what, "generation")
 
 
 @cache
-def docstring_summaries(library: Path | None = None) -> Summaries:
-    """Split by a hash of each function's own words; then leave out of test what is a near-duplicate of train."""
+def docstring_summaries(library: Path | None = None) -> Pairs:
+    """Functions with their summaries, split by a hash of each function's own words; no test function is like one of train."""
     library = library or Path(sysconfig.get_path("stdlib"))
     pairs: dict[str, tuple[str, str]] = {}
     modules = sorted(module for modules in AREAS.values() for module in modules.split())
     trees = (tree for module in modules for tree in syntax_trees(library, module))
     for source, summary in (pair for tree in trees for pair in _pairs(ast.walk(tree))):
-        pairs.setdefault(" ".join(words(source)), (source, summary))
+        pairs.setdefault(" ".join(words(source)), (INSTRUCTION + source, summary))
     if not pairs:
         raise DataError(f"{library} holds no standard library with source files; give --data instead of {SUMMARIES}")
-    digest = {key: hashlib.sha256(key.encode()).digest() for key in pairs}
-    keys = sorted(pairs, key=digest.__getitem__)
-    train = [key for key in keys if digest[key][-1] % TEST_SHARE]
-    held_out = [key for key in keys if digest[key][-1] % TEST_SHARE == 0]
-    alike = near_duplicates(held_out, train)
-    train = _different(train)
-    return Summaries(
-        train=tuple((INSTRUCTION + pairs[key][0], pairs[key][1]) for key in train),
-        test=tuple(
-            (INSTRUCTION + pairs[key][0], pairs[key][1])
-            for key in [key for key in _different(held_out) if key not in alike][:TEST]
-        ),
-        near_duplicates=len(alike),
-    )
+    train, held_out, alike = hash_split(pairs)
+    test = [key for key in _different(held_out) if key not in alike][:TEST]
+    return Pairs(
+        train=tuple(pairs[key] for key in _different(train)), test=tuple(pairs[key] for key in test), near_duplicates=len(alike)
+    )  # fmt: skip
 
 
 def first_sentence(docstring: str) -> str:

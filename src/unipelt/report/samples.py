@@ -177,7 +177,7 @@ def _exchanged(of: Sample, one: str, other: str, seeds: list[int], sign: float) 
     if of.metric.averages and len(places) <= COUNTED:
         each = [[_each(of.metric, run, places) for run in pair] for pair in pairs]
         return _signs(np.abs(np.sum([ours - theirs for ours, theirs in each], axis=0)), len(targets) * len(seeds))
-    if of.metric.batch is None or len(places) > EXCHANGED:
+    if not of.metric.batched or len(places) > EXCHANGED:
         return None
     found = []
     for number in range(2 ** len(places)):

@@ -7,28 +7,7 @@ from unipelt.spec.location import Location
 from unipelt.spec.presets import DEFAULT, PRESETS, canonical, mixture, settings
 
 __all__ = [
-    "DEFAULT",
-    "FORMS",
-    "PRESETS",
-    "RULES",
-    "Bias",
-    "Bottleneck",
-    "Change",
-    "Dora",
-    "Form",
-    "Gate",
-    "Kronecker",
-    "Learned",
-    "Location",
-    "LowRank",
-    "Mixture",
-    "Norm",
-    "Prefix",
-    "Prompt",
-    "Scaling",
-    "Weight",
-    "canonical",
-    "equation",
-    "mixture",
+    "DEFAULT", "FORMS", "PRESETS", "RULES", "Bias", "Bottleneck", "Change", "Dora", "Form", "Gate", "Kronecker", "Learned",
+    "Location", "LowRank", "Mixture", "Norm", "Prefix", "Prompt", "Scaling", "Weight", "canonical", "equation", "mixture",
     "settings",
-]
+]  # fmt: skip

@@ -42,6 +42,10 @@ def _lora(form: LowRank, site: str | tuple[str, ...], weight: Weight, layers: La
     return Change(form=form, site=site, reads="input", weight=weight, layers=layers)
 
 
+def _gate(pool: str, group: str = "") -> Gate:
+    return Gate(pool=pool, group=group)  # type: ignore[arg-type]
+
+
 def _linear_sites(target_modules: str | Sequence[str]) -> list[str]:
     targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not targets:
@@ -67,13 +71,9 @@ def houlsby(bottleneck: int = 48, norms: bool = True, activation: str = "swish",
 
 @preset("lora")
 def lora(
-    r: int = 8,
-    alpha: float = 16.0,
-    dropout: float = 0.0,
-    target_modules: str | Sequence[str] = ("query", "value"),
-    use_rslora: bool = False,
-    layers: Layers = None,
-) -> Mixture:
+    r: int = 8, alpha: float = 16.0, dropout: float = 0.0, target_modules: str | Sequence[str] = ("query", "value"),
+    use_rslora: bool = False, layers: Layers = None,
+) -> Mixture:  # fmt: skip
     """W + (α/r) B A, with use_rslora (α/√r) B A, on any linear          Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732"""
     form = LowRank(r=r, alpha=alpha * r**0.5 if use_rslora else alpha, dropout=dropout)
     return Mixture(tuple(_lora(form, site, 1.0, layers) for site in _linear_sites(target_modules)))
@@ -144,13 +144,8 @@ def parallel_adapter(bottleneck: int = 48, init: str = "lora", reads: str = "inp
 
 @preset("scaled-parallel-adapter")
 def scaled_parallel_adapter(
-    bottleneck: int = 48,
-    s: float = 4.0,
-    learned: bool = False,
-    init: str = "lora",
-    reads: str = "input",
-    layers: Layers = None,
-) -> Mixture:
+    bottleneck: int = 48, s: float = 4.0, learned: bool = False, init: str = "lora", reads: str = "input", layers: Layers = None
+) -> Mixture:  # fmt: skip
     """h + s f(x W↓) W↑ beside the FFN, s given or learned from there          He et al. 2022, §4.5"""
     return Mixture((_parallel(bottleneck, Learned(start=s) if learned else s, layers, init, reads),))
 
@@ -177,41 +172,30 @@ def compacter(bottleneck: int = 48, terms: int = 4, rank: int = 1, layers: Layer
 
 
 def _unipelt(
-    bottleneck: int, length: int, mlp: int, r: int, pool: str, init: str, layers: Layers, low_rank: bool
+    bottleneck: int, length: int, mlp: int, init: str, layers: Layers, weight: Weight, low_rank: LowRank | None = None
 ) -> Mixture:
-    gate = Gate(pool=pool)  # type: ignore[arg-type]
-    changes = [_pfeiffer(bottleneck, gate, layers, init), _prefix(length, mlp, gate, layers)]
-    if low_rank:
-        form = LowRank(r=r, alpha=float(r))  # α/r = 1: the gate is the scale
-        changes += [_lora(form, site, gate, layers) for site in ("query", "value")]
+    changes = [_pfeiffer(bottleneck, weight, layers, init), _prefix(length, mlp, weight, layers)]
+    if low_rank is not None:
+        changes += [_lora(low_rank, site, weight, layers) for site in ("query", "value")]
     return Mixture(tuple(changes))
 
 
 @preset("unipelt-ap")
 def unipelt_ap(
-    bottleneck: int = 48,
-    prefix: int = 10,
-    mlp: int = 512,
-    init: str = "bert",
-    pool: str = "auto",
-    layers: Layers = None,
-) -> Mixture:
+    bottleneck: int = 48, prefix: int = 10, mlp: int = 512, init: str = "bert", pool: str = "auto", layers: Layers = None,
+) -> Mixture:  # fmt: skip
     """g_A · adapter + g_P · prefix          Mao et al. 2022, arXiv:2110.07577"""
-    return _unipelt(bottleneck, prefix, mlp, 8, pool, init, layers, False)
+    return _unipelt(bottleneck, prefix, mlp, init, layers, _gate(pool))
 
 
 @preset("unipelt-apl")
 def unipelt_apl(
-    bottleneck: int = 48,
-    prefix: int = 10,
-    mlp: int = 512,
-    r: int = 8,
-    init: str = "bert",
-    pool: str = "auto",
+    bottleneck: int = 48, prefix: int = 10, mlp: int = 512, r: int = 8, init: str = "bert", pool: str = "auto",
     layers: Layers = None,
-) -> Mixture:
+) -> Mixture:  # fmt: skip
     """g_A · adapter + g_P · prefix + g_L · LoRA on query and value          Mao et al. 2022, arXiv:2110.07577"""
-    return _unipelt(bottleneck, prefix, mlp, r, pool, init, layers, True)
+    low_rank = LowRank(r=r, alpha=float(r))  # α/r = 1: the gate is the scale
+    return _unipelt(bottleneck, prefix, mlp, init, layers, _gate(pool), low_rank)
 
 
 @preset("unipelt-ap-nogate")
@@ -219,36 +203,25 @@ def unipelt_ap_nogate(
     bottleneck: int = 48, prefix: int = 10, mlp: int = 512, init: str = "bert", layers: Layers = None
 ) -> Mixture:
     """adapter + prefix, every gate fixed to 1          Mao et al. 2022, arXiv:2110.07577"""
-    return Mixture((_pfeiffer(bottleneck, 1.0, layers, init), _prefix(prefix, mlp, 1.0, layers)))
+    return _unipelt(bottleneck, prefix, mlp, init, layers, 1.0)
 
 
 @preset("unipelt-apl-nogate")
 def unipelt_apl_nogate(
-    bottleneck: int = 48,
-    prefix: int = 10,
-    mlp: int = 512,
-    r: int = 8,
-    alpha: float = 16.0,
-    init: str = "bert",
+    bottleneck: int = 48, prefix: int = 10, mlp: int = 512, r: int = 8, alpha: float = 16.0, init: str = "bert",
     layers: Layers = None,
-) -> Mixture:
+) -> Mixture:  # fmt: skip
     """adapter + prefix + LoRA scaled by α/r, every gate fixed to 1          Mao et al. 2022, arXiv:2110.07577"""
-    low_rank = [_lora(LowRank(r=r, alpha=alpha), site, 1.0, layers) for site in ("query", "value")]
-    return Mixture((_pfeiffer(bottleneck, 1.0, layers, init), _prefix(prefix, mlp, 1.0, layers), *low_rank))
+    return _unipelt(bottleneck, prefix, mlp, init, layers, 1.0, LowRank(r=r, alpha=alpha))
 
 
 @preset("unipelt-central")
 def unipelt_central(
-    bottleneck: int = 48,
-    prefix: int = 10,
-    mlp: int = 512,
-    r: int = 8,
-    init: str = "bert",
-    pool: str = "auto",
+    bottleneck: int = 48, prefix: int = 10, mlp: int = 512, r: int = 8, init: str = "bert", pool: str = "auto",
     layers: Layers = None,
-) -> Mixture:
+) -> Mixture:  # fmt: skip
     """one softmax over LoRA (query and value) and prefix; the adapter is not gated          Mao et al. 2022, code"""
-    gate = Gate(pool=pool, group="central")  # type: ignore[arg-type]
+    gate = _gate(pool, "central")
     low_rank = _lora(LowRank(r=r, alpha=float(r)), ("query", "value"), gate, layers)
     return Mixture((_pfeiffer(bottleneck, 1.0, layers, init), low_rank, _prefix(prefix, mlp, gate, layers)))
 

@@ -13,6 +13,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from unipelt.checkpoint.disk import CARD, write_whole
+from unipelt.checkpoint.json_types import fits
 from unipelt.data import Examples
 from unipelt.data.summary import summarise
 from unipelt.errors import CheckpointError, DataError
@@ -21,7 +22,6 @@ from unipelt.study.plan import StudyConfig, file_name, fleet_name
 from unipelt.study.store import ANSWER, COMPARISON, Store
 from unipelt.tasks.metrics import METRICS
 from unipelt.train.baselines import offered, usual_baselines
-from unipelt.checkpoint.json_types import fits
 from unipelt.train.lock import alone_in
 from unipelt.train.records import RunKey, RunRecord, read_record, write_record
 from unipelt.train.runs import FinishedRun

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from unipelt import spec
+from unipelt.checkpoint.json_types import fits, in_words
 from unipelt.data import GLUE
 from unipelt.data.load import BUILT_IN, SUMMARIES
 from unipelt.errors import UserError, did_you_mean
-from unipelt.checkpoint.json_types import fits, in_words
 from unipelt.train.recipes import Recipe, check_rates, default_recipe, own_rates
 from unipelt.train.records import (
     BASELINES,

@@ -8,8 +8,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from unipelt.errors import StoreError
 from unipelt.checkpoint.json_types import check_fields
+from unipelt.errors import StoreError
 from unipelt.train.records import RunKey, RunRecord
 
 FORMAT = 3

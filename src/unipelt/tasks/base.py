@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.data import Columns, Examples, Table
 from unipelt.data.tables import class_name, is_missing
@@ -165,7 +166,9 @@ class Task(ABC):
         """The task after the head was rescaled: its outputs are in the unit of the targets."""
         return self
 
-    def load(self, base: str, *, outputs: int | None = None, seed: int = 0) -> tuple[Any, Any]:
+    def load(
+        self, base: str, *, outputs: int | None = None, seed: int = 0
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A base with a head of so many outputs, and its tokenizer. Raises UserError."""
         from unipelt.checkpoint.bases import load_both
 
@@ -173,7 +176,7 @@ class Task(ABC):
             base, auto=self.auto_class, outputs=outputs or self.outputs, problem_type=self.problem_type, seed=seed
         )
 
-    def prepare(self, model: Any, tokenizer: Any) -> "Task":
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Task":
         """Return the task with the values that depend on base and tokenizer."""
         return self
 
@@ -184,7 +187,7 @@ class Task(ABC):
             raise DataError(f"{option}: {self.name} is {self.kind}; leave it out, or add --kind generation")
         return self
 
-    def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
+    def encode(self, tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> Encoded:
         """Tokenise texts, pairs of texts or lists of words, cut to `max_length` tokens.
 
         A special token that is written inside a text is split as plain text.
@@ -204,7 +207,7 @@ class Task(ABC):
         return Encoded(features, examples.targets, limit, firsts, truncated=truncated)
 
     @classmethod
-    def collate(cls, parts: Sequence[Part], tokenizer: Any, device: torch.device) -> Batch:
+    def collate(cls, parts: Sequence[Part], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Batch:
         """One batch of several runs' examples in equal blocks; a shorter block is filled with its first example."""
         inputs, filled, weights = model_inputs(parts, tokenizer, device)
         if any(counted := [part.task.example_weights(part) for part in filled]):
@@ -216,14 +219,15 @@ class Task(ABC):
 
     @classmethod
     def evaluation_inputs(
-        cls, parts: Sequence[Part], tokenizer: Any, device: torch.device
+        cls, parts: Sequence[Part], tokenizer: PreTrainedTokenizerBase, device: torch.device
     ) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
         """Model inputs for equal blocks of examples, and a function from the logits `[run*block, …]` to the part of them that is kept."""
         return model_inputs(parts, tokenizer, device)[0], lambda logits: logits
 
     def generate(
-        self, model: Any, tokenizer: Any, every: Sequence[Encoded], on_batch: Callable[[int], None]
-    ) -> list[list[str]]:
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, every: Sequence[Encoded],
+        on_batch: Callable[[int], None] = lambda rows: None,
+    ) -> list[list[str]]:  # fmt: skip
         """The text that each run generates for each of its own examples; only for tasks with `generates_text`.
 
         on_batch: called with the number of examples of each finished batch.

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.errors import DataError
 
@@ -69,7 +70,7 @@ class Encoded:
         return replace(self, features=features, **chosen)
 
 
-def check_tokens(encoded: Encoded, model: Any, name: str) -> Encoded:
+def check_tokens(encoded: Encoded, model: PreTrainedModel, name: str) -> Encoded:
     """The examples themselves. Raises DataError where they have tokens for which a base has no embeddings: its tokenizer got
     more than the model."""
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
@@ -144,7 +145,7 @@ def first_tokens(words: Sequence[int | None], count: int) -> np.ndarray:
 
 
 def model_inputs(
-    parts: Sequence[Part], tokenizer: Any, device: torch.device
+    parts: Sequence[Part], tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> tuple[dict[str, Int[Tensor, "run*block seq"]], list[Part], Float[Tensor, "run block"]]:
     """The model's inputs for equal blocks of examples, one block per run, the parts after filling, and which examples count."""
     filled, weights = fill(parts)
@@ -152,7 +153,9 @@ def model_inputs(
     return pad(filled, padding, device), filled, weights.to(device)
 
 
-def replace_special_tokens(examples: Sequence[np.ndarray], added: Sequence[Sequence[int]], tokenizer: Any) -> None:
+def replace_special_tokens(
+    examples: Sequence[np.ndarray], added: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Replace special tokens that come from a text itself, such as a written `</s>`, by the unknown token, in place.
 
     Otherwise heads that pool at the end token, such as BART's, would find two. added: 1 at the tokens that the tokenizer added.

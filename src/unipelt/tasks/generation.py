@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.data import Columns, Examples, Table
 from unipelt.data.chats import read_chat
@@ -107,12 +108,8 @@ class Generation(Task):
     @property
     def settings(self) -> GenerationSettings:
         """Settings of generation: the options that are given, and defaults."""
-        return GenerationSettings(
-            **(
-                {"max_new_tokens": self.max_target_length or GenerationSettings.max_new_tokens}
-                | self.generation_options
-            )
-        )
+        most = self.max_target_length or GenerationSettings.max_new_tokens
+        return GenerationSettings(**{"max_new_tokens": most, **self.generation_options})
 
     @property
     def selects_by_text(self) -> bool:
@@ -126,7 +123,9 @@ class Generation(Task):
         _ = changed.settings  # refuses settings that are out of range
         return changed
 
-    def load(self, base: str, *, outputs: int | None = None, seed: int = 0) -> tuple[Any, Any]:
+    def load(
+        self, base: str, *, outputs: int | None = None, seed: int = 0
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A causal or encoder-decoder language model and its tokenizer. Raises UserError for another kind of base."""
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
@@ -145,12 +144,12 @@ class Generation(Task):
             f"--model {base}: {config.model_type} cannot generate text; use a causal or encoder-decoder base such as smollm2"
         )
 
-    def prepare(self, model: Any, tokenizer: Any) -> "Generation":
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Generation":
         """The task with what it takes from the base: its chat template, and how its answers begin and end."""
         opening: tuple[int, ...] = ()
         if model.config.is_encoder_decoder:
             labels = tokenizer(text_target="a")["input_ids"]
-            first = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([labels]))[0, 0].item()
+            first = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([labels]))[0, 0].item()  # type: ignore[operator]
             text = next(i for i, token in enumerate(labels) if token not in tokenizer.all_special_ids)
             opening = (first, *labels[:text])
         mine = replace(self, opening=opening)
@@ -161,7 +160,7 @@ class Generation(Task):
         mine._set_template(model, tokenizer)
         return mine
 
-    def _set_template(self, model: Any, tokenizer: Any) -> None:
+    def _set_template(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Leave the chat template and the tokens that end an answer with the base, so that exports have them too."""
         if self.template is not None:
             tokenizer.chat_template = self.template
@@ -173,14 +172,14 @@ class Generation(Task):
         """sha256 of the chat template, its first digits; empty where there is none."""
         return hashlib.sha256(self.template.encode()).hexdigest()[:16] if self.template else ""
 
-    def renderer(self, tokenizer: Any, max_length: int) -> Renderer:
+    def renderer(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Renderer:
         """The renderer that turns examples into tokens, with the chat template of training."""
         if self.template is not None:
             tokenizer.chat_template = self.template
         trim = self.excess_length == "trim-prompt"
         return Renderer(tokenizer, max_length, self.max_target_length, trim, encoder_decoder=bool(self.opening))
 
-    def encode(self, tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
+    def encode(self, tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> Encoded:
         """Tokens of each example, and which of them are learned. Raises DataError with the example's line."""
         renderer = self.renderer(tokenizer, max_length)
         kept: list[int] = []
@@ -227,7 +226,7 @@ class Generation(Task):
         )
 
     @classmethod
-    def collate(cls, parts: Sequence[Part], tokenizer: Any, device: torch.device) -> Batch:
+    def collate(cls, parts: Sequence[Part], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Batch:
         filled, weights = fill(parts)
         inputs = pad(filled, {"input_ids": tokenizer.pad_token_id or 0}, device)
         rows = [(part.encoded.answers[i], part.encoded.positions[i]) for part in filled for i in part.indices]
@@ -253,9 +252,7 @@ class Generation(Task):
     @staticmethod
     def loss(logits: Float[Tensor, "run block answer vocabulary"], batch: Batch) -> Float[Tensor, " run"]:
         """Mean over all learned tokens of a run's own examples."""
-        each = token_losses(logits.flatten(0, 1), batch.targets.flatten(0, 1), batch.smoothing).view(
-            batch.targets.shape
-        )
+        each = token_losses(logits.flatten(0, 1), batch.targets.flatten(0, 1), batch.smoothing).view_as(batch.targets)
         return (each * batch.weights[..., None]).sum(dim=(1, 2)) / target_count(batch).clamp(min=1)
 
     @staticmethod
@@ -264,7 +261,7 @@ class Generation(Task):
 
     @classmethod
     def evaluation_inputs(
-        cls, parts: Sequence[Part], tokenizer: Any, device: torch.device
+        cls, parts: Sequence[Part], tokenizer: PreTrainedTokenizerBase, device: torch.device
     ) -> tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]:
         """Model inputs, and a function that reduces logits to (summed loss, number of tokens) per example, `[run*block, 2]`."""
         batch = cls.collate(parts, tokenizer, device)
@@ -283,20 +280,14 @@ class Generation(Task):
         raise DataError("--ensemble: texts cannot be averaged; leave --ensemble out and train one run")
 
     def generate(
-        self, model: Any, tokenizer: Any, every: Sequence[Encoded], on_batch: Callable[[int], None] = lambda rows: None
-    ) -> list[list[str]]:
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, every: Sequence[Encoded],
+        on_batch: Callable[[int], None] = lambda rows: None,
+    ) -> list[list[str]]:  # fmt: skip
         """The text that each run generates for each of its own examples."""
-        prompts, asked = [one.prompts for one in every], [one.asked for one in every]
         return write(
-            model,
-            tokenizer,
-            prompts,
-            self.settings,
-            stop=self.stop,
-            opening=self.opening,
-            asked=asked,
-            on_batch=on_batch,
-        )
+            model, tokenizer, [one.prompts for one in every], self.settings, stop=self.stop, opening=self.opening,
+            asked=[one.asked for one in every], on_batch=on_batch,
+        )  # fmt: skip
 
     def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
         """Loss and perplexity from summed losses, or the other metrics from generated texts."""

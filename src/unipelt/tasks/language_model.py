@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.errors import UserError
 from unipelt.inject.fixed_gates import prefixes_computed_once
@@ -85,7 +85,7 @@ def token_losses(
 
 
 def write(
-    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[Sequence[Sequence[int]]], how: GenerationSettings, *,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Sequence[int]]], how: GenerationSettings, *,
     stop: Sequence[int], opening: Sequence[int] = (), asked: Sequence[Sequence[int]] = (), on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[list[str]]:  # fmt: skip
     """An answer to each prompt of each run, in their order; batches hold prompts of like length, of any run.
@@ -93,34 +93,27 @@ def write(
     prompts: per run, tokens. stop: tokens that end an answer. opening: what an encoder-decoder's answers begin with.
     asked: of each prompt, how many of its tokens gates with pool='prompt' average over; not given: all.
     """
-    with torch.no_grad(), prefixes_computed_once(model.eval()):
-        return _write(model, tokenizer, prompts, how, stop, opening, asked, on_batch)
-
-
-def _write(
-    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[Sequence[Sequence[int]]], how: GenerationSettings,
-    stop: Sequence[int], opening: Sequence[int], asked: Sequence[Sequence[int]], on_batch: Callable[[int], None],
-) -> list[list[str]]:  # fmt: skip
     answers = [[""] * len(own) for own in prompts]
-    config = _config(tokenizer, how, stop, opening)
+    attached, config = hasattr(model, NAME), _config(tokenizer, how, stop, opening)
     generate: Any = model.generate
-    for number, (batch, blocks) in enumerate(_batches(prompts)):
-        inputs = _padded(model, tokenizer, [prompts[run][place] for run, place in batch], opening)
-        routed = nullcontext() if blocks or not hasattr(model, NAME) else route(model, [run for run, _ in batch])
-        known: AbstractContextManager = nullcontext()
-        if asked and not opening and hasattr(model, NAME):
-            counts = torch.tensor([[asked[run][place]] for run, place in batch], device=model.device)
-            real = inputs["attention_mask"]
-            known = prompt(model, real * (real.cumsum(dim=1) <= counts))
-        with routed, known, torch.random.fork_rng(enabled=how.temperature > 0), _only(model, config):
-            if how.temperature:
-                torch.manual_seed(how.seed + number)
-            written = generate(**inputs)
-        before = len(opening) if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        texts = tokenizer.batch_decode(written[:, before:], skip_special_tokens=True)
-        for (run, place), text in zip(batch, texts):
-            answers[run][place] = text.strip()
-        on_batch(len(batch))
+    with torch.no_grad(), prefixes_computed_once(model.eval()):
+        for number, (batch, blocks) in enumerate(_batches(prompts)):
+            inputs = _padded(model, tokenizer, [prompts[run][place] for run, place in batch], opening)
+            routed = nullcontext() if blocks or not attached else route(model, [run for run, _ in batch])
+            known: AbstractContextManager = nullcontext()
+            if asked and not opening and attached:
+                counts = torch.tensor([[asked[run][place]] for run, place in batch], device=model.device)
+                real = inputs["attention_mask"]
+                known = prompt(model, real * (real.cumsum(dim=1) <= counts))
+            with routed, known, torch.random.fork_rng(enabled=how.temperature > 0), _only(model, config):
+                if how.temperature:
+                    torch.manual_seed(how.seed + number)
+                written = generate(**inputs)
+            before = len(opening) if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+            texts = tokenizer.batch_decode(written[:, before:], skip_special_tokens=True)
+            for (run, place), text in zip(batch, texts):
+                answers[run][place] = text.strip()
+            on_batch(len(batch))
     return answers
 
 
@@ -151,7 +144,9 @@ def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
         model.generation_config = theirs
 
 
-def _config(tokenizer: Any, how: GenerationSettings, stop: Sequence[int], opening: Sequence[int]) -> GenerationConfig:
+def _config(
+    tokenizer: PreTrainedTokenizerBase, how: GenerationSettings, stop: Sequence[int], opening: Sequence[int]
+) -> GenerationConfig:
     """Settings of transformers for these of ours."""
     given = {name: value for name, value in asdict(how).items() if name not in ("seed", "temperature", "top_p")}
     drawn = {"do_sample": how.temperature > 0, "top_k": 0, "top_p": how.top_p, "temperature": how.temperature or 1.0}
@@ -162,7 +157,7 @@ def _config(tokenizer: Any, how: GenerationSettings, stop: Sequence[int], openin
 
 
 def _padded(
-    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[Sequence[int]], opening: Sequence[int]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], opening: Sequence[int]
 ) -> dict[str, Int[Tensor, "row seq"]]:
     """Prompts with padding: before those of a causal model, whose answers follow; masked whatever token it is."""
     width, left = max(map(len, prompts)), not model.config.is_encoder_decoder
@@ -177,5 +172,5 @@ def _padded(
     return {name: value.to(model.device) for name, value in inputs.items()}
 
 
-def _pad(tokenizer: Any, stop: Sequence[int]) -> int:
+def _pad(tokenizer: PreTrainedTokenizerBase, stop: Sequence[int]) -> int:
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, *stop) if token is not None), 0)

@@ -21,16 +21,18 @@ class Metric:
     """A number that says how good predictions are. `metric(predictions, targets)` computes it."""
 
     name: str
-    function: Callable[[Any, Any], float]
-    """of predictions and targets, one of each per example"""
+    function: Callable[[Any, Any], Any]
+    """of predictions and targets, one of each per example; of classes and numbers, of arrays"""
     low: float = 0.0
     """the least value it can have"""
     high: float = 1.0
     higher_is_better: bool = True
-    batch: Callable[[Array, Array], Array] | None = None
-    """the same of many samples at once: predictions and targets `[…, example]`, broadcast, to values `[…]`"""
     of: Literal["classes", "numbers", "tags", "texts", "losses"] = "texts"
     """what is predicted"""
+    batched: bool = False
+    """whether the function also takes many samples at once: arrays `[…, example]`, broadcast, to values `[…]`"""
+    several: Callable[[Array, Array], Array] | None = None
+    """the metric where examples may have several labels, of arrays `[label, example]` that say which; None: not defined there"""
     averages: bool = False
     """whether it is the mean of its values of single examples"""
 
@@ -41,12 +43,23 @@ class Metric:
                 f"{self.name}: {len(predictions)} predictions for {len(targets)} labels; "
                 "give one prediction for each of at least one example"
             )
-        return float(self.function(predictions, targets))
+        return self._value(predictions, targets)
+
+    def _value(self, predictions: Values, targets: Values) -> float:
+        if self.of not in ("classes", "numbers"):
+            return float(self.function(predictions, targets))
+        kind = float if self.of == "numbers" else None
+        found, right = np.asarray(predictions, kind), np.asarray(targets, kind)
+        if right.ndim == 1:
+            return float(self.function(found, right))
+        if self.several is None:
+            raise DataError("this metric needs one class per example; take accuracy, micro_f1 or macro_f1")
+        return float(self.several(found.T == 1, right.T == 1))
 
     @property
     def fast(self) -> bool:
         """Whether a hundred samples cost little more than one."""
-        return self.batch is not None or self.averages
+        return self.batched or self.averages
 
     @property
     def shown_as(self) -> float:
@@ -55,31 +68,30 @@ class Metric:
 
     def sampled(self, predictions: Array, targets: Array, samples: NDArray[np.intp]) -> NDArray[np.float64]:
         """The metric `[run, sample]` of predictions `[run, example]` on samples of the examples: indices `[sample, example]`."""
-        if self.averages and self.batch is None:
+        if self.averages and not self.batched:
             places = range(len(targets))
-            each = [[self.function(one[i : i + 1], targets[i : i + 1]) for i in places] for one in predictions]
+            each = [[self._value(one[i : i + 1], targets[i : i + 1]) for i in places] for one in predictions]
             return np.array(each, dtype=np.float64)[:, samples].mean(axis=-1)
-        if self.batch is None or targets.ndim > 1:
-            found = [[self.function(one[rows], targets[rows]) for rows in samples] for one in predictions]
+        if not self.batched or targets.ndim > 1:
+            found = [[self._value(one[rows], targets[rows]) for rows in samples] for one in predictions]
             return np.array(found, dtype=np.float64)
         size = max(1, 2_000_000 // (samples.shape[1] * len(predictions)))  # samples at once: 2 million values are 16 MB
         pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
-        return np.concatenate([self.batch(predictions[:, piece], targets[piece]) for piece in pieces], axis=-1)
+        return np.concatenate([self.function(predictions[:, piece], targets[piece]) for piece in pieces], axis=-1)
 
     def better(self, one: float, other: float) -> bool:
         """Whether one value is better than another."""
         return one > other if self.higher_is_better else one < other
 
 
-def _accuracy(predictions: Array, targets: Array) -> Array:
+def accuracy(predictions: Array, targets: Array) -> Array:
+    """Share of examples whose class is right."""
     return (predictions == targets).sum(axis=-1) / targets.shape[-1]
 
 
-def accuracy(predictions: Values, targets: Values) -> float:
-    """Share of examples whose class, or whole set of labels, is right."""
-    found, right = np.asarray(predictions), np.asarray(targets)
-    same = found == right
-    return float((same.all(axis=-1) if same.ndim > 1 else same).sum() / len(right))
+def _whole_sets(predictions: Array, targets: Array) -> Array:
+    """Share of examples whose whole set of labels is right."""
+    return (predictions == targets).all(axis=0).sum() / targets.shape[-1]
 
 
 def _members(predictions: Array, targets: Array) -> tuple[Array, Array]:
@@ -98,12 +110,14 @@ def _share(part: Array, whole: Array) -> Array:
     return part / np.maximum(whole, 1)
 
 
-def _f1(predictions: Array, targets: Array) -> Array:
+def f1(predictions: Array, targets: Array) -> Array:
+    """2TP / (2TP + FP + FN) of class 1, GLUE's positive class; 0 without any"""
     right, predicted, actual = _counts(predictions == 1, targets == 1)
     return _share(2 * right, predicted + actual)
 
 
-def _macro_f1(predictions: Array, targets: Array) -> Array:
+def macro_f1(predictions: Array, targets: Array) -> Array:
+    """mean of the F1 of every class that occurs in predictions or targets"""
     return _macro(*_members(predictions, targets))
 
 
@@ -113,7 +127,8 @@ def _macro(predictions: Array, targets: Array) -> Array:
     return _share(_share(2 * right, predicted + actual).sum(axis=-1), occurs)
 
 
-def _micro_f1(predictions: Array, targets: Array) -> Array:
+def micro_f1(predictions: Array, targets: Array) -> Array:
+    """2TP / (2TP + FP + FN) summed over classes; equal to accuracy where each example has one class"""
     return _micro(*_members(predictions, targets))
 
 
@@ -122,7 +137,8 @@ def _micro(predictions: Array, targets: Array) -> Array:
     return _share(2 * right, predicted + actual)
 
 
-def _matthews(predictions: Array, targets: Array) -> Array:
+def matthews(predictions: Array, targets: Array) -> Array:
+    """(c s − Σ pₖ tₖ) / √((s² − Σ pₖ²)(s² − Σ tₖ²)); 0 where either side is constant          Gorodkin 2004"""
     right, predicted, actual = _counts(*_members(predictions, targets))
     number = float(targets.shape[-1])
     cross = right.sum(axis=-1) * number - (predicted * actual).sum(axis=-1)
@@ -130,7 +146,8 @@ def _matthews(predictions: Array, targets: Array) -> Array:
     return np.divide(cross, scale, out=np.zeros_like(scale), where=scale > 0)
 
 
-def _pearson(predictions: Array, targets: Array) -> Array:
+def pearson(predictions: Array, targets: Array) -> Array:
+    """correlation of values; 0 where either side is constant or not finite (a run that diverged)"""
     one, other = _centred(predictions), _centred(targets)
     scale = np.sqrt((one**2).sum(axis=-1) * (other**2).sum(axis=-1))
     across = (one * other).sum(axis=-1)
@@ -147,8 +164,9 @@ def _centred(values: Array) -> Array:
     return found / np.maximum(np.abs(found).max(axis=-1, keepdims=True), np.finfo(float).tiny)
 
 
-def _spearman(predictions: Array, targets: Array) -> Array:
-    return _pearson(_ranks(predictions), _ranks(targets))
+def spearman(predictions: Array, targets: Array) -> Array:
+    """correlation of ranks, ties their mean; 0 where either side is constant or not finite (a run that diverged)"""
+    return pearson(_ranks(predictions), _ranks(targets))
 
 
 def _ranks(values: Array) -> Array:
@@ -159,55 +177,16 @@ def _ranks(values: Array) -> Array:
     return rankdata(np.where(usable, values, 0.0), axis=-1)
 
 
-def _errors(predictions: Array, targets: Array) -> Array:
+def rmse(predictions: Array, targets: Array) -> Array:
+    """root of the mean squared error, in the targets' unit"""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.abs(predictions - targets)
+        return np.sqrt(((predictions - targets) ** 2).mean(axis=-1))
 
 
-def _rmse(predictions: Array, targets: Array) -> Array:
-    errors = _errors(predictions, targets)
+def mae(predictions: Array, targets: Array) -> Array:
+    """mean absolute error, in the targets' unit"""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.sqrt((errors**2).mean(axis=-1))
-
-
-def _mae(predictions: Array, targets: Array) -> Array:
-    return _errors(predictions, targets).mean(axis=-1)
-
-
-def _of_numbers(batch: Callable[[Array, Array], Array]) -> Callable[[Values, Values], float]:
-    return lambda predictions, targets: float(batch(np.asarray(predictions, float), np.asarray(targets, float)))
-
-
-def _of_classes(batch: Callable[[Array, Array], Array], several: Callable[[Array, Array], Array] | None = None) -> Callable[[Values, Values], float]:  # fmt: skip
-    """several: of examples that may have several labels, from members `[label, example]`."""
-
-    def function(predictions: Values, targets: Values) -> float:
-        found, right = np.asarray(predictions), np.asarray(targets)
-        if right.ndim > 1:
-            if several is None:
-                raise DataError("this metric needs one class per example; take accuracy, micro_f1 or macro_f1")
-            return float(several(found.T == 1, right.T == 1))
-        return float(batch(found, right))
-
-    return function
-
-
-f1 = _of_classes(_f1)
-"""2TP / (2TP + FP + FN) of class 1, GLUE's positive class; 0 without any"""
-macro_f1 = _of_classes(_macro_f1, _macro)
-"""mean of the F1 of every class that occurs in predictions or targets"""
-micro_f1 = _of_classes(_micro_f1, _micro)
-"""2TP / (2TP + FP + FN) summed over classes; equal to accuracy where each example has one class"""
-matthews = _of_classes(_matthews)
-"""(c s − Σ pₖ tₖ) / √((s² − Σ pₖ²)(s² − Σ tₖ²)); 0 where either side is constant          Gorodkin 2004"""
-pearson = _of_numbers(_pearson)
-"""correlation of values; 0 where either side is constant or not finite (a run that diverged)"""
-spearman = _of_numbers(_spearman)
-"""correlation of ranks, ties their mean; 0 where either side is constant or not finite (a run that diverged)"""
-rmse = _of_numbers(_rmse)
-"""root of the mean squared error, in the targets' unit"""
-mae = _of_numbers(_mae)
-"""mean absolute error, in the targets' unit"""
+        return np.abs(predictions - targets).mean(axis=-1)
 
 
 def span_f1(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> float:
@@ -221,15 +200,15 @@ def span_f1(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(name="accuracy", of="classes", function=accuracy, batch=_accuracy, averages=True),
-        Metric(name="f1", of="classes", function=f1, batch=_f1),
-        Metric(name="macro_f1", of="classes", function=macro_f1, batch=_macro_f1),
-        Metric(name="micro_f1", of="classes", function=micro_f1, batch=_micro_f1),
-        Metric(name="matthews", of="classes", function=matthews, low=-1.0, batch=_matthews),
-        Metric(name="pearson", of="numbers", function=pearson, low=-1.0, batch=_pearson),
-        Metric(name="spearman", of="numbers", function=spearman, low=-1.0, batch=_spearman),
-        Metric(name="rmse", of="numbers", function=rmse, high=inf, higher_is_better=False, batch=_rmse),
-        Metric(name="mae", of="numbers", function=mae, high=inf, higher_is_better=False, batch=_mae, averages=True),
+        Metric(name="accuracy", of="classes", function=accuracy, batched=True, several=_whole_sets, averages=True),
+        Metric(name="f1", of="classes", function=f1, batched=True),
+        Metric(name="macro_f1", of="classes", function=macro_f1, batched=True, several=_macro),
+        Metric(name="micro_f1", of="classes", function=micro_f1, batched=True, several=_micro),
+        Metric(name="matthews", of="classes", function=matthews, low=-1.0, batched=True),
+        Metric(name="pearson", of="numbers", function=pearson, low=-1.0, batched=True),
+        Metric(name="spearman", of="numbers", function=spearman, low=-1.0, batched=True),
+        Metric(name="rmse", of="numbers", function=rmse, high=inf, higher_is_better=False, batched=True),
+        Metric(name="mae", of="numbers", function=mae, high=inf, higher_is_better=False, batched=True, averages=True),
         Metric(name="span_f1", of="tags", function=span_f1),
         *(
             Metric(name=name, function=function, high=100.0, averages=name.startswith("rouge"))
@@ -240,4 +219,4 @@ METRICS: dict[str, Metric] = {
         Metric(name="perplexity", of="losses", function=perplexity, low=1.0, high=inf, higher_is_better=False),
     )
 }
-"""A new metric is one entry; `batch` may be left out, and is then a loop over `function`."""
+"""A new metric is one entry; where it is not `batched`, many samples are a loop over its function."""

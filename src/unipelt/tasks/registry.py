@@ -1,5 +1,6 @@
 """The kinds of task, and the task that a data set holds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def load(
     )  # fmt: skip
 
 
-def task_of(description: dict[str, Any]) -> Task:
+def task_of(description: Mapping[str, Any]) -> Task:
     """The task that a checkpoint describes. Raises CheckpointError where it does not describe one."""
     fields = dict(description)
     kind = fields.pop("kind", None)

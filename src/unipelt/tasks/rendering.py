@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from unipelt.errors import DataError, UserError
 
 Message = dict[str, str]
@@ -45,7 +47,7 @@ class Renderer:
     answer. trim: leave out tokens before the answer where an example is too long; otherwise raise TooLong.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     max_length: int
     max_target_length: int | None = None
     trim: bool = True
@@ -149,11 +151,7 @@ class Renderer:
                 )
             learned[len(before) : end] = [True] * (end - len(before))
             if index == len(chat) - 1 and target is not None:
-                whole, learned, prompt = (
-                    whole[:end],
-                    learned[:end],
-                    len(before),
-                )  # cut after the last answer
+                whole, learned, prompt = whole[:end], learned[:end], len(before)  # cut after the last answer
         if target is not None:
             if whole[-1] not in self.stop:
                 whole, learned = [*whole, self._eos()], [*learned, True]
@@ -190,9 +188,8 @@ class Renderer:
         if index is None:
             return None
         tokens = self.tokenizer(messages[index]["content"], add_special_tokens=False)["input_ids"]
-        content = self.tokenizer.decode(tokens[: max(0, len(tokens) - excess)]).rstrip(
-            "\ufffd"
-        )  # incomplete UTF-8 character
+        content = str(self.tokenizer.decode(tokens[: max(0, len(tokens) - excess)]))
+        content = content.rstrip("\ufffd")  # incomplete UTF-8 character
         if not content or len(content) >= len(messages[index]["content"]):
             return None
         return [*messages[:index], messages[index] | {"content": content}, *messages[index + 1 :]]

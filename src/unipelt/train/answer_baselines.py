@@ -5,13 +5,13 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.checkpoint.disk import BASELINE
 from unipelt.checkpoint.fingerprint import tokenizer_fingerprint, weights_fingerprint
@@ -26,7 +26,7 @@ from unipelt.train.forward import autocast
 from unipelt.train.predictor import TablePredictor
 from unipelt.train.records import RunConfig, RunRecord
 from unipelt.train.runs import FinishedRun
-from unipelt.train.setup import DatasetCache, check_identity, device_of
+from unipelt.train.setup import DatasetCache, check_identity, device_of, start_record
 from unipelt.train.text_features import WordCounts
 
 FORMAT = 1  # of a baseline's JSON file
@@ -55,7 +55,7 @@ class ZeroShot(AnswerBaseline):
     """The frozen base, asked with the template and the settings of a trained run."""
 
     model: PreTrainedModel
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     max_length: int
     name: str
     identity: dict[str, str]
@@ -66,11 +66,11 @@ class ZeroShot(AnswerBaseline):
         model, tokenizer = task.load(base)
         identity = {"base": weights_fingerprint(model, []), "tokenizer": tokenizer_fingerprint(tokenizer)}
         task, longest = task.prepare(model, tokenizer), most_tokens(model, max_length)
-        return cls(task, model.to(device).eval(), tokenizer, longest, base, identity)
+        return cls(task, model.to(device).eval(), tokenizer, longest, base, identity)  # type: ignore[arg-type]  # transformers types it wrongly
 
     def generate(self, examples: Examples) -> list[str]:
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
-        return self.task.generate(self.model, self.tokenizer, [encoded], lambda rows: None)[0]
+        return self.task.generate(self.model, self.tokenizer, [encoded])[0]
 
     def judged(self, examples: Examples, answered: bool) -> Said:
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
@@ -78,7 +78,7 @@ class ZeroShot(AnswerBaseline):
         targets = encoded.targets or []
         if not answered:
             return self.task.score(losses, targets), losses, []
-        texts = self.task.generate(self.model, self.tokenizer, [encoded], lambda rows: None)[0]
+        texts = self.task.generate(self.model, self.tokenizer, [encoded])[0]
         return self.task.score(losses, targets) | self.task.score(texts, targets), losses, texts
 
     @property
@@ -140,11 +140,10 @@ def answer_baselines(
     for place, config in enumerate(configs):
         splits, began = cache.splits(config), time.monotonic()
         one: AnswerBaseline = base or Nearest.of(task, splits.train)
-        record = RunRecord(
-            config=asdict(config), description=one.task.describe(), status="finished", metric=task.metric, labels=[],
-            rows=splits.fingerprints, parameters={first.method: 0}, complete=config.k != "all" or cache.dataset(config).complete,
-            identity=None if base is None else base.identity, width=1, device=str(device),
-        )  # fmt: skip
+        record = start_record(
+            config, splits, cache, one.task, {first.method: 0}, None if base is None else base.identity
+        )
+        record.status, record.width, record.device = "finished", 1, str(device)
         for part, examples in splits.parts.items():
             if part == "train" or examples is None or (part == "validation" and config.folds):
                 continue

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,9 @@ from unipelt.train.answer_baselines import ANSWERING, FORMAT, answer_baselines, 
 from unipelt.train.contrastive import TunedStates
 from unipelt.train.predictor import Predictor, TablePredictor
 from unipelt.train.recipes import BALANCED
-from unipelt.train.records import BASELINES, SETFIT, RunConfig, RunRecord
+from unipelt.train.records import BASELINES, SETFIT, RunConfig
 from unipelt.train.runs import FinishedRun, note_test
-from unipelt.train.setup import DatasetCache, check_identity, device_of, load_and_attach, majority, pooling_of
+from unipelt.train.setup import DatasetCache, check_identity, device_of, load_and_attach, pooling_of, start_record
 from unipelt.train.text_features import Frozen, HeadInputs, NoFeatures, TextFeatures, WordCounts
 
 MOST = 20_000  # training examples, or words of a task of words, that are read: more change little
@@ -199,12 +199,10 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
         one = replace(one, task=_calibrated(task, said.numpy(), splits.validation.targets or []))
     each = len(train.inputs)
     fitted = time.monotonic() - began - (0.0 if frozen is None else frozen.seconds - before)
-    record = RunRecord(
-        config=asdict(config), description=one.task.describe(), status="finished", metric=task.metric,
-        labels=list(task.labels), rows=splits.fingerprints, parameters={config.method: one.parameters},
-        complete=config.k != "all" or cache.dataset(config).complete, majority=majority(task, splits),
-        temperature=getattr(one.task, "temperature", None), identity=None if frozen is None else frozen.identity, width=1, device="cpu",
-    )  # fmt: skip
+    identity = None if frozen is None else frozen.identity
+    record = start_record(config, splits, cache, one.task, {config.method: one.parameters}, identity)
+    record.status, record.width, record.device = "finished", 1, "cpu"
+    record.temperature = getattr(one.task, "temperature", None)
     if not config.folds:
         logits, encoded = one.logits(splits.validation)
         record.validation_metrics = task.score(task.decide(logits, encoded), splits.validation.targets or [])

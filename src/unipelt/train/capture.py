@@ -1,21 +1,22 @@
 """Capture a training step as a CUDA graph per batch shape and replay it: one launch per step instead of a thousand.
 
-This is whole-network capture as in torch's notes on CUDA graphs. The inputs of a step are tensors, which are copied to the
+This is whole-network capture as in torch's notes on CUDA graphs. The tensors among the inputs of a step are copied to the
 buffers that the graph reads. The first step of a shape runs normally, on the capture stream, as warm-up; the second is captured,
 which computes nothing, and replayed. So every step runs exactly once, and dropout uses the same random numbers as without
 capture, because a replay advances torch's generator as the step would.
 """
 
 import warnings
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from unipelt.errors import out_of_memory
 
-StepInputs = dict[str, Tensor]
+Inputs = TypeVar("Inputs")
 
 
 class GraphCapturer(Protocol):
@@ -27,31 +28,31 @@ class GraphCapturer(Protocol):
         """Return (function that replays the step, tensor that holds its result). Raises RuntimeError if it cannot be captured."""
 
 
-class CapturedStep:
+class CapturedStep(Generic[Inputs]):
     """A step that reads its inputs and returns one tensor, captured once per shape of the inputs.
 
-    storage: returns the tensors that the step changes in place; if they are replaced, all graphs are discarded.
+    step: of inputs whose tensors may stand in tuples, lists and dictionaries. storage: returns the tensors that the step changes
+    in place; if they are replaced, all graphs are discarded.
     """
 
-    def __init__(
-        self, step: Callable[[StepInputs], Tensor], storage: Callable[[], list[Tensor]], capturer: GraphCapturer
-    ):
+    def __init__(self, step: Callable[[Inputs], Tensor], storage: Callable[[], list[Tensor]], capturer: GraphCapturer):
         self.step, self.storage, self.capturer = step, storage, capturer
         self.pointers: list[int] = []
-        self.graphs: dict[Any, tuple[StepInputs, Callable[[], None], Tensor]] = {}
-        self.warm: set[Any] = set()
+        self.graphs: dict[Hashable, tuple[Inputs, Callable[[], None], Tensor]] = {}
+        self.warm: set[Hashable] = set()
         self.works = True
 
-    def __call__(self, batch: StepInputs) -> Tensor:
+    def __call__(self, inputs: Inputs) -> Tensor:
         pointers = [tensor.data_ptr() for tensor in self.storage()]
         if pointers != self.pointers:
             self.graphs, self.warm, self.pointers = {}, set(), pointers
-        key = tuple((name, value.shape, value.dtype) for name, value in batch.items())
+        leaves, structure = tree_flatten(inputs)
+        key = structure, tuple((one.shape, one.dtype) if isinstance(one, Tensor) else one for one in leaves)
         if key not in self.warm or not self.works:
             self.warm.add(key)
-            return self.capturer.run(lambda: self.step(batch))
+            return self.capturer.run(lambda: self.step(inputs))
         if key not in self.graphs:
-            buffers = {name: value.clone() for name, value in batch.items()}
+            buffers = tree_map_only(Tensor, Tensor.clone, inputs)
             try:
                 self.graphs[key] = (buffers, *self.capturer.capture(lambda: self.step(buffers)))
             except RuntimeError as error:
@@ -60,10 +61,11 @@ class CapturedStep:
                 self.works = False
                 self.graphs.clear()
                 warnings.warn(f"training steps are not captured: {str(error).splitlines()[0]}", stacklevel=2)
-                return self.capturer.run(lambda: self.step(batch))
+                return self.capturer.run(lambda: self.step(inputs))
         buffers, replay, result = self.graphs[key]
-        for name, value in batch.items():
-            buffers[name].copy_(value, non_blocking=True)
+        for buffer, value in zip(tree_leaves(buffers), leaves):
+            if isinstance(value, Tensor):
+                buffer.copy_(value, non_blocking=True)
         replay()
         return result
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from unipelt.checkpoint.bases import base_path, quiet
 from unipelt.data import Examples
@@ -71,13 +72,13 @@ class TunedStates(HeadInputs):
         return cls(frozen)
 
 
-def _weights(model: Any) -> dict[str, torch.Tensor]:
+def _weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The weights of a base by name, without its pooler, which a mean does not read."""
     state = model.base_model.state_dict()
     return {name: value.detach().cpu().contiguous() for name, value in state.items() if "pooler" not in name.split(".")}
 
 
-def _put(model: Any, weights: dict[str, torch.Tensor]) -> None:
+def _put(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
     """Give the base these weights. Raises CheckpointError where they are not all of its own."""
     own = _weights(model)
     if {name: one.shape for name, one in own.items()} != {name: one.shape for name, one in weights.items()}:

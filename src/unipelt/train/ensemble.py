@@ -14,7 +14,7 @@ from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.lock import alone_in
 from unipelt.train.predictor import Predictor
 from unipelt.train.records import RunConfig, RunRecord, write_record
-from unipelt.train.runs import FinishedRun, note_test
+from unipelt.train.runs import note_test
 from unipelt.train.setup import DatasetCache, build_fleet, device_of
 from unipelt.train.state import clear_state
 from unipelt.train.train_run import already_finished, earlier, is_finished, log_examples, recipe_line, save_checkpoint
@@ -40,47 +40,39 @@ def train_ensemble(
         )
     spec.mixture(config.method)
     with alone_in(folder):
-        return _train(config, folder, count, device, log, on_step)
-
-
-def _train(
-    config: RunConfig, folder: Path, count: int, device: str, log: Callable[[str], None], on_step: Observer | None
-) -> RunRecord:
-    target, cache = device_of(device), DatasetCache()
-    splits, task = cache.splits(config), cache.task(config)
-    task.average([torch.zeros(1, task.outputs)])  # a task that has no mean is refused before anything is loaded
-    seeds = [config.seed + number for number in range(count)]
-    members = [f"seed-{seed}" for seed in seeds]
-    before = earlier(folder, config, splits, task)
-    if before is not None and before.members != members:
-        held = f"an ensemble of {len(before.members)} runs" if before.members else "one run"
-        raise CheckpointError(f"--out {folder}: holds {held}; take another folder, or remove it")
-    if before is not None and is_finished(before, config):
-        return already_finished(before, folder, log)
-    log_examples(config, splits, task, log)
-    width = min(count, RUNS_AT_ONCE.get(target.type, MOST))
-    fleet = build_fleet(
-        [replace(config, seed=seed) for seed in seeds], width=width, device=target, cache=cache, folder=folder, on_step=on_step,
-        identity=None if before is None else before.identity, examples=splits,
-    )  # fmt: skip
-    log(recipe_line(fleet.plans[0].recipe))
-    started = replace(fleet.plans[0].record, config=asdict(config), members=members)
-    write_record(folder, started)
-    finished: list[FinishedRun] = []
-    for run in fleet.train():
-        if run.record.failed:
-            write_record(folder, replace(started, status=run.record.status))
-            clear_state(folder)
-            raise UserError(f"seed {run.key.seed}: {run.record.failed}")
-        save_checkpoint(run, folder / members[run.plan])
-        write_record(folder / members[run.plan], run.record)
-        finished.append(run)
-        scores = f"validation {run.record.metric} {run.record.validation:.4f}, test {run.record.test:.4f}"
-        log(f"seed {run.key.seed}: {run.record.status}, {scores}")
-    record = _measured(fleet, [folder / member for member in members], started)
-    write_record(folder, record)
-    clear_state(folder)
-    return record
+        target, cache = device_of(device), DatasetCache()
+        splits, task = cache.splits(config), cache.task(config)
+        task.average([torch.zeros(1, task.outputs)])  # a task that has no mean is refused before anything is loaded
+        seeds = [config.seed + number for number in range(count)]
+        members = [f"seed-{seed}" for seed in seeds]
+        before = earlier(folder, config, splits, task)
+        if before is not None and before.members != members:
+            held = f"an ensemble of {len(before.members)} runs" if before.members else "one run"
+            raise CheckpointError(f"--out {folder}: holds {held}; take another folder, or remove it")
+        if before is not None and is_finished(before, config):
+            return already_finished(before, folder, log)
+        log_examples(config, splits, task, log)
+        width = min(count, RUNS_AT_ONCE.get(target.type, MOST))
+        fleet = build_fleet(
+            [replace(config, seed=seed) for seed in seeds], width=width, device=target, cache=cache, folder=folder, on_step=on_step,
+            identity=None if before is None else before.identity, examples=splits,
+        )  # fmt: skip
+        log(recipe_line(fleet.plans[0].recipe))
+        started = replace(fleet.plans[0].record, config=asdict(config), members=members)
+        write_record(folder, started)
+        for run in fleet.train():
+            if run.record.failed:
+                write_record(folder, replace(started, status=run.record.status))
+                clear_state(folder)
+                raise UserError(f"seed {run.key.seed}: {run.record.failed}")
+            save_checkpoint(run, folder / members[run.plan])
+            write_record(folder / members[run.plan], run.record)
+            scores = f"validation {run.record.metric} {run.record.validation:.4f}, test {run.record.test:.4f}"
+            log(f"seed {run.key.seed}: {run.record.status}, {scores}")
+        record = _measured(fleet, [folder / member for member in members], started)
+        write_record(folder, record)
+        clear_state(folder)
+        return record
 
 
 def _measured(fleet: Fleet, members: list[Path], started: RunRecord) -> RunRecord:

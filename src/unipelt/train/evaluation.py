@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.fixed_gates import prefixes_computed_once
@@ -15,14 +13,13 @@ from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import MixtureState, attached_state
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded, Part
-from unipelt.train.batches import longest_first
-from unipelt.train.forward import STATES, logits_of, rows_each
+from unipelt.train.forward import STATES, logits_of, longest_first
 from unipelt.train.frozen import FrozenStates
 
 
 @torch.no_grad()
 def predict(
-    model: PreTrainedModel, tokenizer: Any, data: list[Encoded], on_batch: Callable[[int], None] = lambda rows: None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: list[Encoded], on_batch: Callable[[int], None] = lambda rows: None,
     gates: list[dict[str, Tensor]] | None = None, precision: str = "auto", task: type[Task] = Task,
     frozen: FrozenStates | None = None,
 ) -> list[Tensor]:  # fmt: skip
@@ -37,7 +34,7 @@ def predict(
     device = next(model.parameters()).device
     results: list[dict[str, Tensor]] = [{} for _ in data]
     with prefixes_computed_once(model):
-        for batch in longest_first([encoded.lengths() for encoded in data], partial(rows_each, device, len(data))):
+        for batch in longest_first([encoded.lengths() for encoded in data], device):
             parts = [Part(None, encoded, indices) for encoded, indices in zip(data, batch)]
             inputs, kept_of = task.evaluation_inputs(parts, tokenizer, device)
             if frozen is not None:

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.inject.heads import to_units
 from unipelt.inject.state import NAME, MixtureState
 from unipelt.tasks.batches import Encoded, Part
 from unipelt.train.capture import CapturedStep, CudaGraphs
 from unipelt.train.evaluation import predict
-from unipelt.train.forward import STATES, autocast, logits_of
+from unipelt.train.forward import STATES, StepInputs, autocast, logits_of, step_batches
 from unipelt.train.frozen import FrozenStates
 from unipelt.train.head_start import start_heads
 from unipelt.train.optimizer import AdamW, ParameterMatrix
@@ -32,7 +32,6 @@ from unipelt.train.recipes import kind_of
 from unipelt.train.records import RunRecord
 from unipelt.train.runs import FinishedRun, Plan
 from unipelt.train.state import find_state, identity_of, save_state
-from unipelt.train.step import forwards, step_inputs
 
 SAVE_EVERY = 30.0  # seconds between states, evaluations apart
 SAVE_SHARE = 0.05  # largest share of the time that saving states may take
@@ -53,7 +52,7 @@ class Fleet:
     """
 
     def __init__(
-        self, model: PreTrainedModel, plans: list[Plan], tokenizer: Any, *,
+        self, model: PreTrainedModel, plans: list[Plan], tokenizer: PreTrainedTokenizerBase, *,
         folder: Path | None = None, on_step: Observer | None = None, deadline: float | None = None,
         frozen: FrozenStates | None = None,
     ):  # fmt: skip
@@ -132,7 +131,7 @@ class Fleet:
 
     def step(self) -> None:
         """Take one step of every run."""
-        losses, finite = self.advance(self._batch()).tolist()
+        losses, finite = self.advance(self._inputs()).tolist()
         for plan, loss_, fine in zip(self.runs, losses, finite):
             progress = self.progress[plan]
             progress.step += 1
@@ -162,21 +161,20 @@ class Fleet:
         for plan in self.runs:
             self.progress[plan].seconds += seconds / len(self.runs)
 
-    def _batch(self) -> dict[str, Tensor]:
-        """The inputs of the next step: those of its forwards, and the learning rate, step, clipping and decay of each run."""
+    def _inputs(self) -> StepInputs:
+        """The inputs of the next step of every run."""
         plans, steps = [self.plans[plan] for plan in self.runs], [self.progress[plan].step for plan in self.runs]
         parts = [
             [Part(plan.task, plan.train, examples) for examples in self._examples(number)]
             for number, plan in zip(self.runs, plans)
         ]
-        given = step_inputs(self.task, parts, self.tokenizer, self.device, self._states)
-        values: dict[str, list[Any]] = {
-            "step": [step + 1.0 for step in steps], "rate": [plan.rates(step, self.kinds) for plan, step in zip(plans, steps)],
-            "clip": [plan.recipe.clip for plan in plans], "decay": [plan.recipe.weight_decay for plan in plans],
-        }  # fmt: skip
-        if not any(values["decay"]):
-            del values["decay"]
-        return given | {name: self._vector(numbers) for name, numbers in values.items()}
+        batches, shares = step_batches(self.task, parts, self.tokenizer, self.device, self._states)
+        decay = [plan.recipe.weight_decay for plan in plans]
+        return StepInputs(
+            batches, shares, self._vector([step + 1.0 for step in steps]),
+            self._vector([plan.rates(step, self.kinds) for plan, step in zip(plans, steps)]),
+            self._vector([plan.recipe.clip for plan in plans]), self._vector(decay) if any(decay) else None,
+        )  # fmt: skip
 
     def _states(self, parts: Sequence[Part], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The outputs of the frozen layers for a batch, if they are cached; else an empty dict."""
@@ -184,23 +182,24 @@ class Fleet:
             return {}
         return {STATES: self.frozen.states(parts, inputs, lambda rows: self._notify("prediction"))}
 
-    def _advance(self, batch: dict[str, Tensor]) -> Float[Tensor, "2 run"]:
+    def _advance(self, step: StepInputs) -> Float[Tensor, "2 run"]:
         """Forwards, backwards and update, without waiting for the device. Return the losses, and whether all values were finite."""
         if not self.model.training:
             self.model.train()
         frozen = None if self.frozen is None else self.frozen.layers
         recipe, parts = self.plans[0].recipe, []
-        for one, share in forwards(batch, recipe.label_smoothing):
-            logits = logits_of(self.model, one.inputs, recipe.precision, frozen)
-            logits = logits.unflatten(0, (len(batch["step"]), -1))
-            own = self.loss(logits, one) if share is None else self.loss(logits, one) * share
+        for number, batch in enumerate(step.batches):
+            logits = logits_of(self.model, batch.inputs, recipe.precision, frozen)
+            logits = logits.unflatten(0, (len(batch.targets), -1))
+            own = self.loss(logits, batch._replace(smoothing=recipe.label_smoothing))
+            own = own * step.shares[number] if step.shares else own
             own.sum().backward()  # a loss that is not finite affects only the gradients of its run
             parts.append(own.detach())
         losses, gradients = sum(parts[1:], parts[0]), self.matrix.gather()
         finite = losses.isfinite() & gradients.isfinite().all(dim=1)
         gradients.masked_fill_(~finite[:, None], 0.0)
-        rates = batch["rate"] * (finite[:, None] if self.kinds else finite)
-        self.optimizer.step(batch["step"], rates, batch["clip"], batch.get("decay"))
+        rates = step.rates * (finite[:, None] if self.kinds else finite)
+        self.optimizer.step(step.numbers, rates, step.clip, step.decay)
         return torch.stack([losses, finite.to(losses.dtype)])
 
     def _mutable_tensors(self) -> list[Tensor]:

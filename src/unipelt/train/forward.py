@@ -1,24 +1,26 @@
-"""One forward of a model, with or without gradients, and the precision in which it computes.
+"""The forwards of a model, with or without gradients: which examples they read, and the precision in which they compute.
 
 The tuned parameters, the optimizer and the loss stay float32 in each precision.
 """
 
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from inspect import signature
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.inject.attention import kernel_of
 from unipelt.inject.frozen import FrozenLayers
 from unipelt.inject.state import NAME, prompt
-from unipelt.tasks.batches import POSITIONS, PROMPT
+from unipelt.tasks.base import Task
+from unipelt.tasks.batches import POSITIONS, PROMPT, Batch, Part
 from unipelt.tasks.language_model import at_positions
 
 STATES = "frozen_states"  # of a batch's inputs: what its frozen layers give, `[batch, seq, hidden]`
@@ -28,10 +30,60 @@ LEAST_ROWS = 8  # of each run
 SHORT = 192  # tokens: up to it a CPU's fused bf16 attention, which is made for long ones, is slower than plain products
 
 
+class StepInputs(NamedTuple):
+    """What one step of every run of a fleet reads."""
+
+    batches: list[Batch]
+    """of one forward, or of several whose gradients add up"""
+    shares: list[Float[Tensor, " run"]]
+    """what a run's mean loss of each forward counts in its mean over the step; none for a single forward"""
+    numbers: Float[Tensor, " run"]
+    """of the step, from 1"""
+    rates: Float[Tensor, " run"] | Float[Tensor, "run kind"]
+    clip: Float[Tensor, " run"]
+    decay: Float[Tensor, " run"] | None
+
+
 def rows_each(device: torch.device, runs: int, longest: int) -> int:
     """How many rows of each run a forward without gradients takes. longest: tokens of the longest."""
     whole = CPU_ROWS if device.type == "cpu" else max(GPU_ROWS, GPU_TOKENS // longest)
     return max(LEAST_ROWS, whole // runs)
+
+
+def longest_first(lengths: Sequence[Sequence[int]], device: torch.device) -> Iterator[list[list[int]]]:
+    """The examples of each run for forwards without gradients, from its longest to its shortest, which comes again where none are
+    left: the first forward needs the most memory. lengths: tokens of each run's examples."""
+    orders = [sorted(range(len(mine)), key=lambda row: -mine[row]) for mine in lengths]
+    start = 0
+    while start < max(map(len, orders)):
+        longest = max(mine[order[min(start, len(order) - 1)]] for mine, order in zip(lengths, orders))
+        taken = rows_each(device, len(lengths), longest)
+        yield [order[start : start + taken] or order[-1:] for order in orders]
+        start += taken
+
+
+def step_batches(
+    task: type[Task], parts: Sequence[Sequence[Part]], tokenizer: PreTrainedTokenizerBase, device: torch.device,
+    further: Callable[[Sequence[Part], dict[str, Tensor]], dict[str, Tensor]] = lambda parts, inputs: {},
+) -> tuple[list[Batch], list[Float[Tensor, " run"]]]:  # fmt: skip
+    """The batches and shares of a training step; a share is the run's examples, or answer tokens, divided by the step's.
+
+    parts: each run's, one for each of its forwards; a run that has fewer than others takes part in the rest with weight 0.
+    further: what a forward reads besides, from its parts and inputs.
+    """
+    batches = []
+    for number in range(max(map(len, parts))):
+        chosen = [(own[number:] or own)[0] for own in parts]
+        batch = task.collate(chosen, tokenizer, device)
+        batch.inputs.update(further(chosen, batch.inputs))
+        if number:  # every run has a first forward
+            idle = torch.tensor([number >= len(own) for own in parts], device=device)
+            batch = batch._replace(weights=batch.weights.masked_fill(idle[:, None], 0.0))
+        batches.append(batch)
+    if len(batches) == 1:
+        return batches, []
+    counts = torch.stack([task.count(batch) for batch in batches]).to(batches[0].weights.dtype)
+    return batches, list(counts / counts.sum(dim=0).clamp(min=1))
 
 
 def logits_of(
@@ -69,7 +121,7 @@ def autocast(device: torch.device, precision: str = "auto") -> AbstractContextMa
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
 
-def choose_attention(model: Any, precision: str, longest: int) -> None:
+def choose_attention(model: PreTrainedModel, precision: str, longest: int) -> None:
     """Train short texts in bf16 on a CPU with eager attention, which is up to four times as fast there as sdpa: the same function.
 
     longest: tokens of the longest training example.

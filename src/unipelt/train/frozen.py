@@ -14,20 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.errors import SiteError
 from unipelt.inject.frozen import FrozenLayers, frozen_layers
 from unipelt.inject.state import NAME, MixtureState, disabled
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded, Part, fill
-from unipelt.train.batches import longest_first
-from unipelt.train.forward import STATES, logits_of, rows_each, wants_bf16
+from unipelt.train.forward import STATES, logits_of, longest_first, wants_bf16
 from unipelt.train.runs import Plan
 
 SHARE = 0.25  # of the free memory or disk that one set of examples may take
@@ -94,7 +92,7 @@ class FrozenStates:
     """What a fleet's forwards begin with: states by example, computed when a set is first read."""
 
     def __init__(
-        self, model: PreTrainedModel, layers: FrozenLayers, tokenizer: Any, task: type[Task], precision: str,
+        self, model: PreTrainedModel, layers: FrozenLayers, tokenizer: PreTrainedTokenizerBase, task: type[Task], precision: str,
         cache: StateCache | None = None, base: str = "",
     ):  # fmt: skip
         """base: what tells the base from others, of which the cache may hold states too."""
@@ -136,7 +134,7 @@ class FrozenStates:
             return self.cache.kept[key]
         lengths = encoded.lengths()
         values, starts = None, [0, *accumulate(lengths)]
-        for batch in longest_first([lengths], lambda longest: rows_each(self.device, 1, longest)):
+        for batch in longest_first([lengths], self.device):
             parts = [Part(None, encoded, batch[0])]
             inputs, _ = self.task.evaluation_inputs(parts, self.tokenizer, self.device)
             states = self._compute(inputs)
@@ -184,7 +182,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def find_frozen(
-    model: PreTrainedModel, tokenizer: Any, plan: Plan, cache: StateCache, base: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: Plan, cache: StateCache, base: str
 ) -> FrozenStates | None:
     """What the fleets of an attached model need not compute again; None where its lowest layer is tuned."""
     tuned = getattr(model, NAME, None)

@@ -2,14 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt import data
 from unipelt.checkpoint.bases import run_tokenizer
@@ -27,10 +26,9 @@ from unipelt.spec import Location
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded, Part, check_tokens
 from unipelt.tasks.registry import task_of
-from unipelt.train.batches import longest_first
 from unipelt.train.evaluation import predict
 from unipelt.train.fold import FoldReport, fold
-from unipelt.train.forward import rows_each
+from unipelt.train.forward import longest_first
 from unipelt.train.records import RECORD, RunRecord, read_record
 from unipelt.train.setup import device_of
 
@@ -118,7 +116,7 @@ class Predictor(TablePredictor):
     """A run's model, ready to use."""
 
     model: PreTrainedModel
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     task: Task
     max_length: int
     tuned: bool
@@ -138,39 +136,35 @@ class Predictor(TablePredictor):
             raise CheckpointError(
                 f"{run}: a baseline, which tunes nothing; expected a run of a tuned method, such as lora"
             )
-        if (record := _ensemble(folder)) is not None:
-            members = [str(folder / name) for name in record.members or ()]
-            if not ensembles:
-                raise CheckpointError(
-                    f"{run}: an ensemble of {len(members)} runs, and one is expected; name it, such as {members[0]}"
-                )
-            return cls._several(record, members, base, target)
-        if not (folder / CONFIG).exists() and (folder / RECORD).exists():
-            return cls._whole(folder, target)
-        description = describe(folder)
-        if not description.task:
+        record = read_record(folder) if (folder / RECORD).exists() else None
+        members = [folder / name for name in (record.members if record else None) or ()]
+        if members and not ensembles:
+            raise CheckpointError(
+                f"{run}: an ensemble of {len(members)} runs, and one is expected; name it, such as {members[0]}"
+            )
+        if record and (members or not (folder / CONFIG).exists()):
+            if record.failed:
+                raise CheckpointError(f"{folder}: {record.status}; train again with another --out")
+            if not record.done:
+                again = "repeat its `unipelt train` command to finish it"
+                raise CheckpointError(f"{folder}: its run is not finished; {again}")
+            if not members:
+                return cls._whole(folder, record, target)
+        description = describe(members[0] if members else folder)
+        said = record.description if record and members else description.task
+        if not said:
             raise CheckpointError(f"{run}: does not say which task it was trained for; load it with unipelt.load")
-        task = task_of(description.task)
+        task = task_of(said)
         name = base or description.base["name"]
         if not name:
             raise CheckpointError(f"{run}: does not say where its base is; name it with --model")
         model, tokenizer = task.load(name)
-        tokenizer = run_tokenizer(folder, tokenizer)
-        load(model, folder, tokenizer=tokenizer)
+        tokenizer = run_tokenizer(members[0] if members else folder, tokenizer)
+        load(model, members or folder, tokenizer=tokenizer)
         longest = most_tokens(model, description.recipe.get("max_length", task.default_max_length))
-        merge(model, unmergeable="keep")
-        return cls(model.to(target).eval(), tokenizer, task, longest, True)
-
-    @classmethod
-    def _several(
-        cls, record: RunRecord, members: list[str], base: str | None, target: torch.device
-    ) -> "Predictor":  # fmt: skip
-        description, task = describe(Path(members[0])), task_of(record.description)
-        model, tokenizer = task.load(base or description.base["name"])
-        tokenizer = run_tokenizer(Path(members[0]), tokenizer)
-        load(model, members, tokenizer=tokenizer)
-        longest = most_tokens(model, description.recipe.get("max_length", task.default_max_length))
-        return cls(model.to(target).eval(), tokenizer, task, longest, True, len(members))
+        if not members:
+            merge(model, unmergeable="keep")
+        return cls(model.to(target).eval(), tokenizer, task, longest, True, len(members) or 1)  # type: ignore[arg-type]  # transformers types it wrongly
 
     def logits(self, encoded: Encoded, gated: dict[str, Tensor] | None = None) -> Float[Tensor, "example ..."]:
         """Logits; of an ensemble those of its mean, from one batch routed to its runs. gated: gets each gate's
@@ -183,19 +177,14 @@ class Predictor(TablePredictor):
         return every[0] if self.runs == 1 else self.task.average(every)
 
     @classmethod
-    def _whole(cls, folder: Path, target: torch.device) -> "Predictor":
-        record = read_record(folder)
-        if record is not None and record.failed:
-            raise CheckpointError(f"{folder}: {record.status}; train again with another --out")
-        if record is None or not record.done:
-            raise CheckpointError(f"{folder}: its run is not finished; repeat its `unipelt train` command to finish it")
+    def _whole(cls, folder: Path, record: RunRecord, target: torch.device) -> "Predictor":
         if not record.whole:
             raise CheckpointError(f"{folder}: no {CONFIG} in it, though its run is finished; train it again")
         task = task_of(record.description)
         model, tokenizer = task.load(str(folder))
         check_tokenizer(tokenizer, (record.identity or {}).get("tokenizer", ""), folder)
         longest = most_tokens(model, (record.recipe or {})["max_length"])
-        return cls(model.to(target).eval(), tokenizer, task, longest, False)
+        return cls(model.to(target).eval(), tokenizer, task, longest, False)  # type: ignore[arg-type]  # transformers types it wrongly
 
     def outputs(self, examples: data.Examples, gates: dict[str, Tensor] | None) -> tuple[Tensor, Encoded]:
         if gates is not None and not (self.tuned and gate_paths(self.model)):
@@ -204,7 +193,7 @@ class Predictor(TablePredictor):
         return self.logits(encoded, gates), encoded
 
     def generate(self, examples: data.Examples) -> list[str]:
-        return self.task.generate(self.model, self.tokenizer, [self.encode(examples)], lambda rows: None)[0]
+        return self.task.generate(self.model, self.tokenizer, [self.encode(examples)])[0]
 
     def encode(self, examples: data.Examples) -> Encoded:
         """Their tokens. Raises DataError where the base has no embedding for one."""
@@ -220,7 +209,7 @@ class Predictor(TablePredictor):
     def fold(self, rows: data.Examples, **thresholds: Any) -> FoldReport:
         """What `unipelt.fold` does over these examples; with targets, by the task's own metric, or the loss for tasks of tokens."""
         encoded, batches, order = self.encode(rows), [], []
-        for (mine,) in longest_first([encoded.lengths()], partial(rows_each, self.model.device, 1)):
+        for (mine,) in longest_first([encoded.lengths()], self.model.device):
             batch = self.task.collate([Part(self.task, encoded, mine)], self.tokenizer, self.model.device)
             batches.append(batch.inputs | ({"labels": batch.targets[0]} if rows.targets is not None else {}))
             order += mine
@@ -230,18 +219,6 @@ class Predictor(TablePredictor):
             return self.task.score(self.task.decide(logits, encoded), targets)[self.task.metric]
 
         return fold(self.model, batches, score=(self.task.metric, score) if self.task.pooled else None, **thresholds)
-
-
-def _ensemble(folder: Path) -> RunRecord | None:
-    """The record of a finished ensemble; None where a folder holds something else."""
-    record = read_record(folder) if (folder / RECORD).exists() else None
-    if record is None or not record.members:
-        return None
-    if not record.done:
-        raise CheckpointError(
-            f"{folder}: its runs are not finished; repeat their `unipelt train` command to finish them"
-        )
-    return record
 
 
 def gate_paths(model: PreTrainedModel) -> list[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from unipelt.checkpoint.header import tensors_header
-from unipelt.errors import CheckpointError
 from unipelt.checkpoint.json_types import fits, typed
+from unipelt.errors import CheckpointError
 
 STATE = "training.safetensors"
 

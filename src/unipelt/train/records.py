@@ -8,8 +8,8 @@ from typing import Any
 
 from unipelt import spec
 from unipelt.checkpoint.disk import write_whole
-from unipelt.errors import CheckpointError, UserError, did_you_mean
 from unipelt.checkpoint.json_types import typed
+from unipelt.errors import CheckpointError, UserError, did_you_mean
 from unipelt.train.progress import last_state
 from unipelt.train.recipes import BASELINES as BASELINES
 from unipelt.train.recipes import SETFIT as SETFIT

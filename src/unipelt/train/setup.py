@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt import data, spec
 from unipelt.checkpoint.bases import declared_pooling
@@ -63,7 +62,9 @@ class DatasetCache:
             self.parts[key] = data.split(self.dataset(config), *drawn)  # type: ignore[arg-type]
         return self.parts[key]
 
-    def encode(self, task: Task, tokenizer: Any, examples: data.Examples, max_length: int) -> Encoded:
+    def encode(
+        self, task: Task, tokenizer: PreTrainedTokenizerBase, examples: data.Examples, max_length: int
+    ) -> Encoded:
         """`task.encode` with a cache."""
         key = repr(task), tokenizer.name_or_path, max_length, examples.fingerprint
         if key not in self.encoded:
@@ -110,7 +111,7 @@ def build_fleet(
 
 def load_and_attach(
     config: RunConfig, task: Task, *, outputs: int, seeds: Sequence[int], device: torch.device
-) -> tuple[PreTrainedModel, Any, dict[str, int], dict[str, str]]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, int], dict[str, str]]:
     """Load the base with a head of `outputs` outputs and attach the method, one run per seed; for `full`, make all parameters
     trainable.
 
@@ -124,7 +125,7 @@ def load_and_attach(
     identity = {"base": weights_fingerprint(model, head), "tokenizer": tokenizer_fingerprint(tokenizer)}
     if config.full:
         counts = {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
-        return model.to(device), tokenizer, counts, identity
+        return model.to(device), tokenizer, counts, identity  # type: ignore[arg-type]  # transformers types it wrongly
     if not task.trains_head and config.head == "paper":
         raise UserError(f"--head paper: {task.kind} trains no head; leave it out")
     pooling = pooling_of(config) if task.pooled else "model"
@@ -140,7 +141,7 @@ def load_and_attach(
                 f"--method {config.method}: trains only the head, and {task.kind} has none; use lora or adapter"
             )
         raise UserError(f"--head {config.head}: {mixture.name!r} has nothing else to train; use --head train")
-    return model.to(device), tokenizer, counts, identity
+    return model.to(device), tokenizer, counts, identity  # type: ignore[arg-type]  # transformers types it wrongly
 
 
 def pooling_of(config: RunConfig) -> str:
@@ -171,7 +172,7 @@ def check_identity(name: str, found: dict[str, str], expected: dict[str, str] | 
 
 
 def plan_of(
-    config: RunConfig, splits: data.Splits, cache: DatasetCache, model: PreTrainedModel, tokenizer: Any,
+    config: RunConfig, splits: data.Splits, cache: DatasetCache, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     count: "Counter", identity: dict[str, str],
 ) -> Plan:  # fmt: skip
     """Plan one run: encode its examples, fill in the defaults of its recipe, and begin its record."""
@@ -188,11 +189,9 @@ def plan_of(
     for part in encoded.values():
         check_tokens(part, model, f"--model {config.model}")
     parameters, stored = count(task.outputs)
-    record = RunRecord(
-        config=asdict(config), description=task.describe(), metric=task.metric, recipe=asdict(recipe),
-        labels=list(task.labels), rows=splits.fingerprints, truncated={name: part.truncated for name, part in encoded.items()}, parameters=parameters, stored=stored,
-        complete=config.k != "all" or cache.dataset(config).complete, majority=majority(task, splits), identity=identity,
-    )  # fmt: skip
+    record = start_record(config, splits, cache, task, parameters, identity)
+    record.recipe, record.stored = asdict(recipe), stored
+    record.truncated = {name: part.truncated for name, part in encoded.items()}
     output = output_of(model)
     bias = None if output is None else output.bias is not None
     folds: list[int] = []
@@ -208,14 +207,19 @@ def plan_of(
     )  # fmt: skip
 
 
-def majority(task: Task, splits: data.Splits) -> float | None:
-    """Test accuracy of the constant prediction, such as the largest class; None for a task without accuracy."""
-    if splits.test is None:
-        return None
-    constant, targets = task.constant_prediction(splits.train.targets or []), splits.test.targets or []
-    if constant is None or "accuracy" not in task.metrics(task.labels):
-        return None
-    return METRICS["accuracy"]([constant] * len(targets), targets)
+def start_record(
+    config: RunConfig, splits: data.Splits, cache: DatasetCache, task: Task, parameters: dict[str, int],
+    identity: dict[str, str] | None,
+) -> RunRecord:  # fmt: skip
+    """What is known of a run before it is trained."""
+    majority = None
+    if splits.test is not None and "accuracy" in task.metrics(task.labels):
+        constant, targets = task.constant_prediction(splits.train.targets or []), splits.test.targets or []
+        majority = None if constant is None else METRICS["accuracy"]([constant] * len(targets), targets)
+    return RunRecord(
+        config=asdict(config), description=task.describe(), metric=task.metric, labels=list(task.labels), parameters=parameters,
+        rows=splits.fingerprints, complete=config.k != "all" or cache.dataset(config).complete, majority=majority, identity=identity,
+    )  # fmt: skip
 
 
 Counter = Callable[[int], tuple[dict[str, int], int]]

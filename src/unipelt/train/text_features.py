@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.data import Examples
 from unipelt.errors import CheckpointError, UserError
@@ -34,7 +34,7 @@ class Frozen:
     """A frozen base: the state that its head reads of each text `[feature]`, or of each word `[word, feature]`."""
 
     model: PreTrainedModel
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     task: Task
     max_length: int
     name: str

@@ -29,57 +29,53 @@ def train_run(
 ) -> RunRecord:  # fmt: skip
     """Train one run into a folder, or resume it; a finished run is only read. Raises UserError."""
     with alone_in(folder):
-        return _train_run(config, folder, device, log, on_step)
-
-
-def _train_run(
-    config: RunConfig, folder: Path, device: str, log: Callable[[str], None], on_step: Observer | None
-) -> RunRecord:
-    if not config.full and not config.key.baseline:
-        spec.mixture(config.method)  # a misspelt method is refused before anything is loaded
-    target, cache = device_of(device), DatasetCache()
-    splits, task = cache.splits(config), cache.task(config)
-    before = earlier(folder, config, splits, task)
-    if before is not None and before.members:
-        raise CheckpointError(
-            f"--out {folder}: holds an ensemble of {len(before.members)} runs; take another folder, or add --ensemble"
+        if not config.full and not config.key.baseline:
+            spec.mixture(config.method)  # a misspelt method is refused before anything is loaded
+        target, cache = device_of(device), DatasetCache()
+        splits, task = cache.splits(config), cache.task(config)
+        before = earlier(folder, config, splits, task)
+        if before is not None and before.members:
+            raise CheckpointError(
+                f"--out {folder}: holds an ensemble of {len(before.members)} runs; take another folder, or add --ensemble"
+            )
+        if before is not None and is_finished(before, config):
+            return already_finished(before, folder, log)
+        log_examples(config, splits, task, log)
+        if config.key.baseline:
+            (finished,) = train_baselines([config], target, cache)
+            save_checkpoint(finished, folder)
+            write_record(folder, finished.record)
+            return finished.record
+        identity = None if before is None else before.identity
+        fleet = build_fleet(
+            [config], width=1, device=target, cache=cache, folder=folder, on_step=on_step, identity=identity
         )
-    if before is not None and is_finished(before, config):
-        return already_finished(before, folder, log)
-    log_examples(config, splits, task, log)
-    if config.key.baseline:
-        (finished,) = train_baselines([config], target, cache)
-        save_checkpoint(finished, folder)
+        (plan,) = fleet.plans
+        if before is not None and before.recipe is not None and before.recipe != plan.record.recipe:
+            held, epochs = before.recipe["epochs"], plan.recipe.epochs
+            if epochs < held:
+                raise CheckpointError(
+                    f"--out {folder}: holds a run of {held} epochs; got --epochs {epochs}, expected more"
+                )
+            kept = "; its checkpoint stays until the new one is written" if before.done else ""
+            log(
+                f"--epochs {epochs} instead of {held}: trains again from the first step, as the learning rate's schedule is another{kept}"
+            )
+            clear_state(folder)
+        log(recipe_line(plan.recipe))
+        write_record(folder, plan.record)
+        if (state := last_state(folder)) is not None:
+            step = state.progress[0].step
+            epoch = min(plan.epochs_at(step) + 1, plan.recipe.epochs)
+            log(f"resumed after step {step} of {plan.steps}, in epoch {epoch} of {plan.recipe.epochs}")
+        (finished,) = fleet.train()
+        if finished.record.done:
+            save_checkpoint(finished, folder)
         write_record(folder, finished.record)
-        return finished.record
-    identity = None if before is None else before.identity
-    fleet = build_fleet(
-        [config], width=1, device=target, cache=cache, folder=folder, on_step=on_step, identity=identity
-    )
-    (plan,) = fleet.plans
-    if before is not None and before.recipe is not None and before.recipe != plan.record.recipe:
-        held, epochs = before.recipe["epochs"], plan.recipe.epochs
-        if epochs < held:
-            raise CheckpointError(f"--out {folder}: holds a run of {held} epochs; got --epochs {epochs}, expected more")
-        kept = "; its checkpoint stays until the new one is written" if before.done else ""
-        log(
-            f"--epochs {epochs} instead of {held}: trains again from the first step, as the learning rate's schedule is another{kept}"
-        )
         clear_state(folder)
-    log(recipe_line(plan.recipe))
-    write_record(folder, plan.record)
-    if (state := last_state(folder)) is not None:
-        step = state.progress[0].step
-        epoch = min(plan.epochs_at(step) + 1, plan.recipe.epochs)
-        log(f"resumed after step {step} of {plan.steps}, in epoch {epoch} of {plan.recipe.epochs}")
-    (finished,) = fleet.train()
-    if finished.record.done:
-        save_checkpoint(finished, folder)
-    write_record(folder, finished.record)
-    clear_state(folder)
-    if finished.record.failed:
-        raise UserError(finished.record.failed)
-    return finished.record
+        if finished.record.failed:
+            raise UserError(finished.record.failed)
+        return finished.record
 
 
 def earlier(folder: Path, config: RunConfig, splits: data.Splits, task: Task) -> RunRecord | None:
