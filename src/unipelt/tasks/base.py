@@ -271,9 +271,18 @@ class Task(ABC):
         self, logits: Float[Tensor, "example ..."], encoded: Encoded, *, probabilities: bool
     ) -> dict[str, list]:
         """Columns for `unipelt predict`: `prediction`, and `p(label)` if probabilities are asked for. Raises DataError if there are none."""
+        columns = {"prediction": [self.shown(one) for one in self.decide(logits, encoded)]}
         if probabilities:
-            raise DataError(f"--proba: {self.kind} has no class probabilities; remove it")
-        return {"prediction": self.decide(logits, encoded)}
+            found = self.probabilities(logits)
+            if found is None:
+                raise DataError(f"--proba: {self.kind} has no class probabilities; remove it")
+            each = zip(self.labels, found.T.tolist())
+            columns |= {f"p({label})": [round(one, 6) for one in values] for label, values in each}
+        return columns
+
+    def shown(self, prediction: Any) -> Any:
+        """One of the predictions that `decide` gives, as `unipelt predict` writes it."""
+        return prediction
 
     def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example output"] | None:
         """The calibrated probability of each label for each example; None for a task without any."""

@@ -16,7 +16,7 @@ from unipelt.errors import DataError
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Batch, Encoded, Part, unused_outputs, weighted_mean
 from unipelt.tasks.calibration import fit_temperature, mean_softmax
-from unipelt.tasks.labels import in_order, index_of, probability_columns
+from unipelt.tasks.labels import in_order, index_of
 from unipelt.tasks.linear import Features, Linear, logistic
 
 
@@ -91,13 +91,8 @@ class Classification(Task):
     def decide(self, logits: Float[Tensor, "example output"], encoded: Encoded) -> list[int]:
         return logits[:, : self.outputs].argmax(dim=-1).tolist()
 
-    def output_columns(
-        self, logits: Float[Tensor, "example output"], encoded: Encoded, *, probabilities: bool
-    ) -> dict[str, list]:
-        columns: dict[str, list] = {"prediction": [self.labels[index] for index in self.decide(logits, encoded)]}
-        if probabilities:
-            columns |= probability_columns(self.labels, self.probabilities(logits))
-        return columns
+    def shown(self, prediction: int) -> str:
+        return self.labels[prediction]
 
     def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example label"]:
         return (logits[:, : self.outputs] / self.temperature).softmax(dim=-1)

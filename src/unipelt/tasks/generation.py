@@ -15,7 +15,7 @@ from unipelt.data import Columns, Examples, Table
 from unipelt.data.chats import read_chat
 from unipelt.data.columns import ANSWERED, CHATS
 from unipelt.data.tables import TRANSLATION
-from unipelt.errors import CheckpointError, DataError, UserError
+from unipelt.errors import DataError, UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import IGNORED, POSITIONS, PROMPT, Batch, Encoded, Part, fill, pad, target_count
@@ -301,8 +301,3 @@ class Generation(Task):
         """The sum of each example's losses, and the number of its tokens."""
         sums, counts = zip(*predictions)
         return list(sums), list(counts)
-
-    def output_columns(
-        self, logits: Float[Tensor, "example 2"], encoded: Encoded, *, probabilities: bool
-    ) -> dict[str, list]:
-        raise CheckpointError("generation predicts texts, not classes; use `generate`")

@@ -1,10 +1,7 @@
-"""Class names: their order, their indices, and the columns of probabilities."""
+"""Class names: their order and their indices."""
 
 import re
 from collections.abc import Iterable, Sequence
-
-from jaxtyping import Float
-from torch import Tensor
 
 from unipelt.data import Table
 from unipelt.errors import DataError, did_you_mean
@@ -28,8 +25,3 @@ def index_of(labels: Sequence[str], name: str, table: Table, index: int, column:
             f"{table.example(index)}: label {name[:40]!r} in column {column!r} did not occur in training; "
             f"{did_you_mean(name, labels)}"
         ) from None
-
-
-def probability_columns(labels: Sequence[str], values: Float[Tensor, "example label"]) -> dict[str, list[float]]:
-    """`p(label)` for each label, to six digits."""
-    return {f"p({label})": [round(one, 6) for one in each] for label, each in zip(labels, values.T.tolist())}

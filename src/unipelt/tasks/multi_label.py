@@ -18,7 +18,7 @@ from unipelt.errors import DataError
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Batch, Encoded, Part, unused_outputs, weighted_mean
 from unipelt.tasks.calibration import fit_temperature
-from unipelt.tasks.labels import in_order, index_of, probability_columns
+from unipelt.tasks.labels import in_order, index_of
 from unipelt.tasks.linear import Features, Linear, logistic
 
 
@@ -107,14 +107,8 @@ class MultiLabel(Task):
         """Every class with a probability over one half."""
         return (logits[:, : self.outputs] > 0).int().tolist()
 
-    def output_columns(
-        self, logits: Float[Tensor, "example output"], encoded: Encoded, *, probabilities: bool
-    ) -> dict[str, list]:
-        said = [[name for name, one in zip(self.labels, own) if one] for own in self.decide(logits, encoded)]
-        columns: dict[str, list] = {"prediction": [self.separator.join(names) for names in said]}
-        if probabilities:
-            columns |= probability_columns(self.labels, self.probabilities(logits))
-        return columns
+    def shown(self, prediction: list[int]) -> str:
+        return self.separator.join(name for name, one in zip(self.labels, prediction) if one)
 
     def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example label"]:
         return (logits[:, : self.outputs] / self.temperature).sigmoid()

@@ -84,11 +84,8 @@ class Regression(Task):
     def decide(self, logits: Float[Tensor, "example output"], encoded: Encoded) -> list[float]:
         return (logits[:, 0].double() * self.deviation + self.mean).tolist()
 
-    def output_columns(
-        self, logits: Float[Tensor, "example output"], encoded: Encoded, *, probabilities: bool
-    ) -> dict[str, list]:
-        columns = super().output_columns(logits, encoded, probabilities=probabilities)
-        return {name: [round(value, 6) for value in values] for name, values in columns.items()}
+    def shown(self, prediction: float) -> float:
+        return round(prediction, 6)
 
     def fit_linear(
         self, features: Features, targets: Sequence[float], folds: Sequence[int], *, balanced: bool = False

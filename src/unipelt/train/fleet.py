@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.inject.heads import to_units
@@ -69,10 +69,8 @@ class Fleet:
         """by run of the model: index of the plan that it trains"""
         self.waiting = list(range(len(plans)))[self.width :]
         """indices of plans that have no run yet"""
-        if self.tuned is None:
-            parameters = [p for p in model.parameters() if p.requires_grad]
-        else:
-            parameters = list(self.tuned.parameters())
+        trained: nn.Module = model if self.tuned is None else self.tuned
+        parameters = [p for p in trained.parameters() if p.requires_grad or self.tuned is not None]
         rated = any(plan.recipe.rates for plan in plans)
         located = [] if self.tuned is None or not rated else self.tuned.named_locations()
         kinds = [kind_of(self.tuned.mixture, at) for at, _ in located]  # type: ignore[union-attr]
@@ -327,12 +325,9 @@ class Fleet:
 
     def _restore(self) -> bool:
         """Continue from the last saved state; whether there was one."""
-        plans, columns = self.plans, self.matrix.values.shape[1]
-        found = (
-            find_state(self.folder, identity_of(plans), [*self._tensors()], columns)
-            if self.folder is not None
-            else None
-        )
+        if self.folder is None:
+            return False
+        found = find_state(self.folder, identity_of(self.plans), [*self._tensors()], self.matrix.values.shape[1])
         if found is None:
             return False
         tensors, loop = found

@@ -63,9 +63,7 @@ class FoldReport:
         return sum(gate.decision in decisions for gate in self.gates) / len(self.gates)
 
     def __str__(self) -> str:
-        fractions = ", ".join(
-            f"{self.fraction(decision):.0%} {decision}" for decision in ("kept", "fixed", "merged", "dropped")
-        )
+        fractions = ", ".join(f"{self.fraction(one):.0%} {one}" for one in ("kept", "fixed", "merged", "dropped"))
         cost = f"; {self.metric} {self.before:.4f} → {self.after:.4f}" if self.metric else ""
         return f"{len(self.gates)} gates over {self.examples} examples: {fractions}; logits change by at most {self.max_logit_change:.2g}{cost}"
 
@@ -183,21 +181,17 @@ def _counted(model: PreTrainedModel, labels: Tensor) -> int:
     """The number of labels in the mean of a batch's loss: rows, or tokens with a label."""
     if labels.dim() != 2 or labels.is_floating_point():
         return len(labels)
-    ahead = (
-        model.can_generate() and not model.config.is_encoder_decoder
-    )  # causal models predict each token from the one before
-    return int((labels[:, 1:] if ahead else labels).ne(-100).sum())
+    causal = model.can_generate() and not model.config.is_encoder_decoder  # each token is predicted from the one before
+    return int((labels[:, 1:] if causal else labels).ne(-100).sum())
 
 
 def _real(path: str, value: Tensor, batch: ModelInputs) -> Tensor:
     """The gate values of rows, or of real tokens, `[n, gates]`."""
     if value.dim() == 2:
         return value
-    names = (
-        ("decoder_attention_mask", "attention_mask")
-        if spec.Location.parse(path).stack == "decoder"
-        else ("attention_mask",)
-    )
+    names = ["attention_mask"]
+    if spec.Location.parse(path).stack == "decoder":
+        names.insert(0, "decoder_attention_mask")
     mask = next((batch[name] for name in names if name in batch and batch[name].shape == value.shape[:2]), None)
     return value.flatten(0, 1) if mask is None else value[mask.bool()]
 
@@ -236,14 +230,10 @@ def _decisions(gates: list[GateStatistics], max_deviation: float, drop_below: fl
     for members in groups.values():
         constant_gates = all(gate.deviation < max_deviation for gate in members)
         for gate in members:
-            form: Any = gate.attached.change.form
-            same_change = [other for other in members if other.attached.name == gate.attached.name]
-            negligible = (
-                all(other.mean < drop_below for other in same_change) and getattr(form, "function", "") != "softmax"
-            )
-            decisions[gate.attached.name, gate.layer] = (
-                ("dropped" if negligible else "fixed") if constant_gates else "kept"
-            )
+            name, form = gate.attached.name, gate.attached.change.form
+            needed = isinstance(form, spec.Prefix) and form.function == "softmax"
+            negligible = all(other.mean < drop_below for other in members if other.attached.name == name) and not needed
+            decisions[name, gate.layer] = "kept" if not constant_gates else "dropped" if negligible else "fixed"
     return decisions
 
 
@@ -286,15 +276,10 @@ def _replace_mixture(
             return value
         scale: Any = next((constant(location) for location in gate_at if str(source).startswith(f"{location}.")), 1.0)
         if at.layer is None:  # prefixes are stored per stack: [run, layer, …]
-            heads = "cross_heads" if at.is_cross else "heads"
-            found = {
-                layer: source._replace(layer=layer, part=heads) for layer in sorted(layer for _, layer in decisions)
-            }
-            chosen = [
-                location
-                for layer, location in found.items()
-                if location in gate_at and (change.layers is None or layer in change.layers)
-            ]
+            part = "cross_heads" if at.is_cross else "heads"
+            layers = sorted({layer for _, layer in decisions if change.layers is None or layer in change.layers})
+            found = [source._replace(layer=layer, part=part) for layer in layers]
+            chosen = [location for location in found if location in gate_at]
             value = value[:, [gate_at[location].attached.layer for location in chosen]]  # type: ignore[attr-defined]
             scale = value.new_tensor([constant(location) for location in chosen])[:, None, None]
         return value * scale if takes_weight(change.form, path) else value

@@ -31,13 +31,8 @@ FILES = (  # fields that say how files are read
     "text_column", "text_pair_column", "label_column", "group_column", "kind", "label_separator", "validation", "test",
     "encoding", "skip_empty",
 )  # fmt: skip
-GENERATION = (
-    "max_target_length",
-    "excess_length",
-    "max_new_tokens",
-    "num_beams",
-    "no_repeat_ngram_size",
-)  # fields of generated text
+GENERATION = ("max_target_length", "excess_length", "max_new_tokens", "num_beams", "no_repeat_ngram_size")
+"""fields of generated text"""
 METRIC_FIELDS = ("metric",)  # fields that every task takes
 SPLIT_FIELDS = (
     "validation_rows",

@@ -124,13 +124,7 @@ class Plan:
             task = replace(task, temperature=progress.temperature)  # type: ignore[call-arg]
             record.description, record.temperature = task.describe(), progress.temperature
         if logits is not None and self.test is not None and self.test.targets is not None:
-            metrics = note_test(record, task, logits, self.test)
-            if texts:
-                record.texts, references = texts, list(self.test.targets)
-                metrics |= self.task.score(texts, references)
-                if self.task.selects_by_text:
-                    record.predictions, record.targets = texts, references
-            record.test = metrics[self.task.metric]
+            note_test(record, task, logits, self.test, texts)
         record.gates = {
             path: {"mean": float(values.mean()), "sd": float(values.std(correction=0))}
             for path, values in gates.items()
@@ -139,14 +133,21 @@ class Plan:
 
 
 def note_test(
-    record: RunRecord, task: Task, logits: Float[Tensor, "example ..."], encoded: Encoded
-) -> dict[str, float]:
-    """Put what was predicted for the test examples into a record, and its metrics, which are returned too."""
+    record: RunRecord,
+    task: Task,
+    logits: Float[Tensor, "example ..."],
+    encoded: Encoded,
+    texts: list[str] | None = None,
+) -> None:
+    """Put what was predicted, and written, for the test examples into a record, and its metrics."""
     predictions, targets = task.decide(logits, encoded), list(encoded.targets or [])
-    metrics = task.score(predictions, targets)
-    record.test_metrics, record.test, record.logits = metrics, metrics.get(task.metric), task.logits_to_record(logits)
+    metrics, record.logits = task.score(predictions, targets), task.logits_to_record(logits)
     record.predictions, record.targets = task.to_record(predictions, targets)
-    return metrics
+    if texts:
+        metrics, record.texts = metrics | task.score(texts, targets), texts
+        if task.selects_by_text:
+            record.predictions, record.targets = texts, targets
+    record.test_metrics, record.test = metrics, metrics.get(task.metric)
 
 
 def epoch_order(
