@@ -19,7 +19,14 @@ from unipelt.tasks.calibration import surprise
 from unipelt.tasks.linear import coordinates, logistic, ridge
 from unipelt.tasks.registry import TASKS
 from unipelt.train.answer_baselines import ANSWERING
-from unipelt.train.baselines import FEATURES, Baseline, fit_baseline, frozen_base, train_baselines, usual_baselines
+from unipelt.train.baselines import (
+    FEATURES,
+    fit_baseline,
+    frozen_base,
+    load_predictor,
+    train_baselines,
+    usual_baselines,
+)
 from unipelt.train.records import BASELINES, SETFIT, RunConfig
 from unipelt.train.setup import DatasetCache
 
@@ -45,13 +52,13 @@ def test_a_baseline_predicts_from_its_folder_as_it_did(kind: str, tiny_base: str
         (finished,) = train_baselines([config], CPU, cache)
         assert finished.files is not None
         write_whole(tmp_path / name, finished.files)
-        again = Baseline.load(str(tmp_path / name))
+        again = load_predictor(str(tmp_path / name))
         logits, encoded = again.logits(test)
         fitted = fit_baseline(
             name, task, cache.splits(config).train.take(range(12)), again.features.frozen if name == "probe" else None
         )  # fewer examples than features
         write_whole(tmp_path / "few", fitted.files({}))
-        assert np.array_equal(Baseline.load(str(tmp_path / "few")).linear.weight, fitted.linear.weight)
+        assert np.array_equal(load_predictor(str(tmp_path / "few")).linear.weight, fitted.linear.weight)
         predictions = again.task.decide(logits, encoded)
         assert task.score(predictions, test.targets)[task.metric] == finished.record.test
         assert finished.record.parameters == {name: again.parameters}
@@ -72,7 +79,7 @@ def test_the_probe_reads_what_the_head_reads(tiny_base: str, tmp_path: Path):  #
     (finished,) = train_baselines([config], CPU, cache)
     assert finished.files is not None
     write_whole(tmp_path / "probe", finished.files)
-    probe, test = Baseline.load(str(tmp_path / "probe")), cache.splits(config).test
+    probe, test = load_predictor(str(tmp_path / "probe")), cache.splits(config).test
     model = probe.features.frozen.model  # type: ignore[attr-defined]
     head = output_of(model)
     assert head is not None
@@ -118,7 +125,7 @@ def test_a_folder_that_was_changed_is_refused(tiny_base: str, tmp_path: Path):  
     ):
         write_whole(tmp_path / "run", finished.files | changed)
         with pytest.raises(CheckpointError, match=expected):
-            Baseline.load(str(tmp_path / "run"))
+            load_predictor(str(tmp_path / "run"))
 
 
 def test_linear_models_find_a_linear_truth():

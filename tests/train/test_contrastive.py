@@ -11,7 +11,7 @@ from cli.conftest import base_of, run, tiny_base, write_reviews  # noqa: F401
 from tasks.kinds import KINDS
 
 from unipelt.train import contrastive
-from unipelt.train.baselines import Baseline, fit_baseline, frozen_base, offered, refusal
+from unipelt.train.baselines import fit_baseline, frozen_base, load_predictor, offered, refusal
 from unipelt.train.records import BASELINES, SETFIT, RunConfig, read_record
 from unipelt.train.setup import DatasetCache
 
@@ -56,7 +56,7 @@ def test_setfit_is_a_row_of_a_comparison_and_its_folder_predicts(
     assert "\nsetfit: validation accuracy" in said.err and "\nsetfit " in said.out
     folder = out / "runs" / SETFIT
     assert sorted(one.name for one in folder.iterdir()) == ["baseline.json", "baseline.safetensors", "run.json"]
-    one, config = Baseline.load(str(folder)), RunConfig(model=tiny_base, task=str(path))
+    one, config = load_predictor(str(folder)), RunConfig(model=tiny_base, task=str(path))
     test = DatasetCache().splits(config).test
     assert test is not None
     logits, encoded = one.logits(test)

@@ -7,7 +7,7 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -103,16 +103,20 @@ def write_whole(folder: Path, files: dict[str, bytes]) -> None:
     Each file is either the old one or the new one, whatever stops the process. Several files are written under a lock of
     the folder. A symbolic link is replaced, never followed. Raises CheckpointError where a file cannot be written.
     """
-    folder = Path(folder)
-    with _writing(folder):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        if len(files) == 1:
-            _write(folder, files)
-            return
-        with folder_lock(folder, WAIT) as alone:
+        with folder_lock(folder, WAIT) if len(files) > 1 else nullcontext(False) as alone:
             if alone:
                 _remove_unfinished(folder, files)
             _write(folder, files)
+    except BlockingIOError:
+        raise CheckpointError(
+            f"{folder}: another process has been writing to it for {WAIT:.0f} s; wait for its end, or take another folder"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot write ({error.strerror or error}); what was there before is untouched"
+        ) from None
 
 
 @contextmanager
@@ -180,18 +184,3 @@ def _remove_unfinished(folder: Path, names: dict[str, bytes]) -> None:
             if re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.{NEW}", path.name):
                 with suppress(OSError):
                     path.unlink()
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turn an operating system's error into one line."""
-    try:
-        yield
-    except BlockingIOError:
-        raise CheckpointError(
-            f"{folder}: another process has been writing to it for {WAIT:.0f} s; wait for its end, or take another folder"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder}: cannot write ({error.strerror or error}); what was there before is untouched"
-        ) from None

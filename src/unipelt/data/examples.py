@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from unipelt.errors import DataError
 
@@ -35,11 +34,7 @@ class Examples:
     """file, number and line of each, such as `chat.jsonl, example 3 (line 4)`, for messages"""
 
     def __post_init__(self) -> None:
-        lengths = {
-            len(values)
-            for values in (*self.inputs.values(), self.targets, self.groups, self.names)
-            if values is not None
-        }
+        lengths = {len(one) for one in (*self.inputs.values(), *self._lists().values()) if one is not None}
         if len(lengths) > 1:
             raise DataError(f"columns of unequal length {sorted(lengths)}: every example needs each input and a target")
 
@@ -49,26 +44,23 @@ class Examples:
     def take(self, indices: Iterable[int]) -> "Examples":
         """The examples at these indices, in their order."""
         indices = list(indices)
-
-        def chosen(values: list | None) -> Any:
-            return None if values is None else [values[index] for index in indices]
-
-        inputs = {name: chosen(values) for name, values in self.inputs.items()}
-        return Examples(
-            inputs=inputs, targets=chosen(self.targets), groups=chosen(self.groups), names=chosen(self.names)
-        )
+        lists = {name: values for name, values in self._lists().items() if values is not None}
+        inputs = {name: [values[index] for index in indices] for name, values in self.inputs.items()}
+        return Examples(inputs=inputs, **{name: [values[i] for i in indices] for name, values in lists.items()})
 
     def joined(self, other: "Examples") -> "Examples":
         """These examples, and others with the same inputs behind them."""
+        theirs = other._lists()
+        both = {
+            name: [*mine, *others]
+            for name, mine in self._lists().items()
+            if mine is not None and (others := theirs[name]) is not None
+        }
+        return Examples(inputs={name: [*values, *other.inputs[name]] for name, values in self.inputs.items()}, **both)
 
-        def both(mine: list | None, theirs: list | None) -> Any:
-            return None if mine is None or theirs is None else [*mine, *theirs]
-
-        inputs = {name: [*values, *other.inputs[name]] for name, values in self.inputs.items()}
-        return Examples(
-            inputs=inputs, targets=both(self.targets, other.targets), groups=both(self.groups, other.groups),
-            names=both(self.names, other.names),
-        )  # fmt: skip
+    def _lists(self) -> dict[str, list | None]:
+        """What each example has beside its inputs, by field."""
+        return {"targets": self.targets, "groups": self.groups, "names": self.names}
 
     def name_of(self, index: int) -> str:
         """Name of an example for messages: file, number and line."""

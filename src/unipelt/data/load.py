@@ -54,16 +54,12 @@ def find(
 
     from unipelt.data.glue import GLUE, load_glue
 
-    if name == BUILT_IN:
+    if name in (BUILT_IN, SUMMARIES):
         _leave_out(name, column_flags | file_flags | glue_flags, "knows its own columns and test set")
         from unipelt.data.builtin import load_docstrings
-
-        return load_docstrings()
-    if name == SUMMARIES:
-        _leave_out(name, column_flags | file_flags | glue_flags, "knows its own columns and test set")
         from unipelt.data.docstring_summaries import load_docstring_summaries
 
-        return load_docstring_summaries()
+        return load_docstrings() if name == BUILT_IN else load_docstring_summaries()
     if name in GLUE:
         _leave_out(name, column_flags | file_flags, "knows its own columns and test set")
         return load_glue(name, data_dir)
@@ -94,9 +90,8 @@ def _files(
     group: str | None,
     encoding: str | None,
 ) -> Source:
-    tables = {"train": read_table(path, encoding)}
+    tables, where = {"train": read_table(path, encoding)}, str(path)
     chosen = choose_columns(tables["train"], **columns)  # type: ignore[arg-type]
-    where = str(path)
     for part, given in others.items():
         if given is not None:
             tables[part] = read_table(given, encoding)

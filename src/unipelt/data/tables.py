@@ -118,14 +118,9 @@ class Table:
         for index in indices:
             cell = self.columns[column][index]
             value = as_number(cell)
-            if value is None or not math.isfinite(value) or abs(value) > largest:
-                expected = (
-                    "a number"
-                    if value is None
-                    else f"at most {largest:g} in size"
-                    if math.isfinite(value)
-                    else "a finite number"
-                )
+            if value is None or not abs(value) <= largest:
+                finite = f"at most {largest:g} in size" if value and math.isfinite(value) else "a finite number"
+                expected = "a number" if value is None else finite
                 raise DataError(
                     f"{self.example(index)}: label {shown(cell)} in column {column!r}, expected {expected} (regression)"
                 )

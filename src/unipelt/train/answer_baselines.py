@@ -16,11 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unipelt.checkpoint.disk import BASELINE
 from unipelt.checkpoint.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from unipelt.data import Examples
-from unipelt.errors import CheckpointError, UserError
+from unipelt.errors import UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded
-from unipelt.tasks.registry import task_of
 from unipelt.train.evaluation import predict
 from unipelt.train.forward import autocast
 from unipelt.train.predictor import TablePredictor
@@ -169,15 +168,12 @@ def _note(record: RunRecord, part: str, task: Task, said: Said, examples: Exampl
         record.predictions, record.targets = task.to_record(losses, [])
 
 
-def load_answer_baseline(said: dict[str, Any], base: str | None, device: str, where: Any) -> AnswerBaseline:
-    """The baseline that a folder's baseline.json describes. base: in place of the one that it names. Raises CheckpointError."""
-    task = task_of(said.get("task") or {})
-    try:
-        if said["baseline"] == NEAREST:
-            return Nearest(task, list(map(str, said["asked"])), list(map(str, said["said"])))
-        metadata = said["base"]
-        one = ZeroShot.of(base or metadata["name"], task, metadata["max_length"], device_of(device))
-        check_identity(one.name, one.identity, {name: metadata[name] for name in one.identity})
-        return replace(one, task=task)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{where}: damaged ({type(error).__name__}: {error}); run the comparison again") from None
+def load_answer_baseline(said: dict[str, Any], task: Task, base: str | None, device: str) -> AnswerBaseline:
+    """The baseline that a folder's baseline.json describes. base: in place of the one that it names. Raises KeyError, TypeError or
+    CheckpointError."""
+    if said["baseline"] == NEAREST:
+        return Nearest(task, list(map(str, said["asked"])), list(map(str, said["said"])))
+    metadata = said["base"]
+    one = ZeroShot.of(base or metadata["name"], task, metadata["max_length"], device_of(device))
+    check_identity(one.name, one.identity, {name: metadata[name] for name in one.identity})
+    return replace(one, task=task)

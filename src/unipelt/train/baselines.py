@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,30 +83,17 @@ class Baseline(TablePredictor):
         return {ARRAYS: data, BASELINE: json.dumps(said, indent=1).encode()}
 
     @classmethod
-    def load(cls, run: str, base: str | None = None, device: str = "auto") -> "Baseline":
-        """Read a baseline's folder. base: in place of the one that it names. Raises CheckpointError."""
-        folder = resolve(run)
-        said = read_json(folder / BASELINE, "a folder with a baseline")
-        if said.get("format") != FORMAT or said.get("baseline") not in FEATURES:
-            what = f"format {said.get('format')!r} of {said.get('baseline')!r}"
-            raise CheckpointError(f"{folder / BASELINE}: {what}; this version reads format {FORMAT}")
-        try:
-            data = read_file(folder / ARRAYS)
-        except OSError as error:
-            raise CheckpointError(f"{folder / ARRAYS}: {error.strerror or error}") from None
-        if hashlib.sha256(data).hexdigest() != said.get("sha256"):
-            raise CheckpointError(f"{folder / ARRAYS}: not the file that {BASELINE} names; train again")
-        task, arrays = task_of(said.get("task") or {}), load_arrays(data)
-        try:
-            frozen = None
-            if metadata := said.get("base"):
-                config = RunConfig(model=base or metadata["name"], task=task.name, pooling=metadata["pooling"])
-                frozen = frozen_base(config, task, device_of(device), metadata["max_length"])
-                check_identity(config.model, frozen.identity, {name: metadata[name] for name in frozen.identity})
-            features = FEATURES[said["baseline"]].load(said, arrays, frozen)
-            return cls(task, features, Linear(arrays["weight"], arrays["bias"]))
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {error}); train again") from None
+    def load(
+        cls, said: dict[str, Any], arrays: dict[str, np.ndarray], task: Task, base: str | None, device: str
+    ) -> "Baseline":
+        """What its folder's files hold. base: in place of the one that they name. Raises KeyError, TypeError or CheckpointError."""
+        frozen = None
+        if metadata := said.get("base"):
+            config = RunConfig(model=base or metadata["name"], task=task.name, pooling=metadata["pooling"])
+            frozen = frozen_base(config, task, device_of(device), metadata["max_length"])
+            check_identity(config.model, frozen.identity, {name: metadata[name] for name in frozen.identity})
+        features = FEATURES[said["baseline"]].load(said, arrays, frozen)
+        return cls(task, features, Linear(arrays["weight"], arrays["bias"]))
 
 
 def frozen_base(config: RunConfig, task: Task, device: torch.device, max_length: int) -> Frozen:
@@ -224,6 +212,24 @@ def load_predictor(run: str, base: str | None = None, device: str = "auto") -> T
     if not (folder / BASELINE).is_file():
         return Predictor.load(run, base, device, ensembles=True)
     said = read_json(folder / BASELINE, "a folder with a baseline")
-    if said.get("baseline") in ANSWERING and said.get("format") == FORMAT:
-        return load_answer_baseline(said, base, device, folder)
-    return Baseline.load(run, base, device)
+    name = said.get("baseline")
+    if said.get("format") != FORMAT or name not in (*FEATURES, *ANSWERING):
+        what = f"format {said.get('format')!r} of {name!r}"
+        raise CheckpointError(f"{folder / BASELINE}: {what}; this version reads format {FORMAT}")
+    task = task_of(said.get("task") or {})
+    try:
+        if name in ANSWERING:
+            return load_answer_baseline(said, task, base, device)
+        return Baseline.load(said, _read_arrays(folder / ARRAYS, said["sha256"]), task, base, device)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {error}); train again") from None
+
+
+def _read_arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    try:
+        data = read_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CheckpointError(f"{path}: not the file that {BASELINE} names; train again")
+    return load_arrays(data)
