@@ -79,7 +79,7 @@ def save_pretrained(
     write_whole(folder, {WEIGHTS: ours.pop(WEIGHTS), CONFIG: ours.pop(CONFIG), **files, **ours})
 
 
-def _whole(value: Any) -> Tensor:
+def _whole(value: Tensor) -> Tensor:
     """A tensor in the memory of the CPU, gathered where processes hold parts of it."""
     gathered = value.full_tensor() if hasattr(value, "full_tensor") else value
     return gathered.detach().cpu().contiguous()

@@ -5,7 +5,6 @@ import json
 import struct
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -58,7 +57,7 @@ def parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: truncated, damaged or not a safetensors file ({error})") from None
 
 
-def metadata_of(data: bytes) -> tuple[dict[str, Any], str]:
+def metadata_of(data: bytes) -> tuple[dict[str, str], str]:
     """The texts in the header of a safetensors file, and the SHA-256 of what follows the header; both empty where damaged."""
     try:
         (length,) = struct.unpack_from("<Q", data)

@@ -299,6 +299,10 @@ class Task(ABC):
         """The temperature by which logits are divided so that probabilities are calibrated on these examples; None without any."""
         return None
 
+    def with_temperature(self, temperature: float | None) -> Self:
+        """The task with this temperature for its probabilities; None: itself."""
+        return self if temperature is None else replace(self, temperature=temperature)  # type: ignore[call-arg]
+
     def constant_prediction(self, train: Sequence[Any]) -> Any:
         """The constant baseline prediction, such as the most frequent class; None if there is none."""
         return None

@@ -61,10 +61,8 @@ class Encoded:
 
     def take(self, indices: Sequence[int]) -> "Encoded":
         """These examples, in this order."""
-        fields = {
-            name: getattr(self, name)
-            for name in ("targets", "first_tokens", "positions", "answers", "prompts", "asked")
-        }
+        names = ("targets", "first_tokens", "positions", "answers", "prompts", "asked")
+        fields: dict[str, list] = {name: getattr(self, name) for name in names}
         chosen: dict[str, Any] = {name: [values[i] for i in indices] for name, values in fields.items() if values}
         features = {name: [values[i] for i in indices] for name, values in self.features.items()}
         return replace(self, features=features, **chosen)

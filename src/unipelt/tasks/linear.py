@@ -18,6 +18,7 @@ MOST = 2_000  # examples by which C is chosen
 NEVER = -30.0  # logit of a class without training examples, below the others
 WORST = 6 * np.log(10)  # largest log loss of one example
 ROUNDING = 1e-10  # share of the largest square below which a direction is rounding
+Array = NDArray[np.float64]
 Features = Any  # float `[example, feature]`: an array, or a sparse matrix of scipy
 
 
@@ -34,7 +35,7 @@ class Linear:
         return np.asarray(features @ self.weight.T) + self.bias
 
 
-Fit = Callable[[Features, float, NDArray[Any]], Linear]
+Fit = Callable[[Features, float, NDArray[np.intp]], Linear]
 """from features, the strength, and the examples to train on"""
 
 
@@ -52,7 +53,7 @@ def logistic(
         shares = np.bincount(y, minlength=outputs) / len(y)
         return Linear(np.zeros((outputs, features.shape[1])), np.log(np.maximum(shares, 1e-6)))
 
-    def fit(x: Features, strength: float, examples: NDArray[Any]) -> Linear:
+    def fit(x: Features, strength: float, examples: NDArray[np.intp]) -> Linear:
         from sklearn.linear_model import LogisticRegression
 
         own = np.unique(y[examples])
@@ -68,7 +69,7 @@ def logistic(
                 weight[own], bias[own] = model.coef_, model.intercept_
         return Linear(weight, bias)
 
-    def error(said: NDArray[Any], held: NDArray[Any]) -> float:
+    def error(said: Array, held: NDArray[np.intp]) -> float:
         return float(np.minimum(surprise(said, y[held]), WORST).sum())
 
     rare = np.isin(y, kinds[counts < len(set(folds))])
@@ -82,13 +83,13 @@ def ridge(features: Features, targets: Sequence[float], folds: Sequence[int]) ->
     if not features.shape[1]:
         return Linear(np.zeros((1, 0)), np.array([y.mean()]))
 
-    def fit(x: Features, strength: float, examples: NDArray[Any]) -> Linear:
+    def fit(x: Features, strength: float, examples: NDArray[np.intp]) -> Linear:
         from sklearn.linear_model import Ridge
 
         model = Ridge(alpha=1 / strength).fit(x[examples], y[examples])
         return Linear(model.coef_[None], np.array([model.intercept_]))
 
-    def error(said: NDArray[Any], held: NDArray[Any]) -> float:
+    def error(said: Array, held: NDArray[np.intp]) -> float:
         return float(((said[:, 0] - y[held]) ** 2).sum())
 
     with _alone():
@@ -96,8 +97,8 @@ def ridge(features: Features, targets: Sequence[float], folds: Sequence[int]) ->
 
 
 def _fitted(
-    fit: Fit, error: Callable[[NDArray[Any], NDArray[Any]], float], features: Features, folds: Sequence[int],
-    rare: NDArray[Any],
+    fit: Fit, error: Callable[[Array, NDArray[np.intp]], float], features: Features, folds: Sequence[int],
+    rare: NDArray[np.bool_],
 ) -> Linear:  # fmt: skip
     """The model of all examples, with the strength that has the least error over the held-out folds of the first MOST.
 
@@ -108,7 +109,7 @@ def _fitted(
     numbers, rare = np.asarray(folds)[:MOST], rare[:MOST]
     parts = [((numbers != fold) | rare, (numbers == fold) & ~rare) for fold in sorted(set(numbers))]
     parts = [(train, held) for train, held in parts if train.any() and held.any()]
-    found: list[tuple[float, float, NDArray[Any] | None]] = []
+    found: list[tuple[float, float, Array | None]] = []
     for strength in STRENGTHS:
         total, held_out = 0.0, None
         for train, held in parts:
@@ -127,7 +128,7 @@ def _fitted(
     return Linear(weight, one.bias - weight @ mean, held_out)
 
 
-def coordinates(x: Features) -> tuple[Features, Callable[[NDArray[Any]], NDArray[Any]]]:
+def coordinates(x: Features) -> tuple[Features, Callable[[Array], Array]]:
     """Features `[example, example or fewer]` that say as much to a linear model whose squared weights are regularised, and a
     function from its weights `[output, …]` to those for x. Features that are no more than the examples stay as they are.
 
@@ -144,7 +145,7 @@ def coordinates(x: Features) -> tuple[Features, Callable[[NDArray[Any]], NDArray
     return vectors[:, kept] * scale, lambda weight: (x.T @ ((vectors[:, kept] / scale) @ weight.T)).T
 
 
-def _scaled(features: Features) -> tuple[Features, NDArray[Any], NDArray[Any]]:
+def _scaled(features: Features) -> tuple[Features, Array, Array]:
     """Features with mean 0 whose squares sum to about 1, the mean, and what they were divided by; sparse ones as they are."""
     width = features.shape[1]
     if not isinstance(features, np.ndarray):

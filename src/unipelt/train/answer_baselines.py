@@ -20,6 +20,7 @@ from unipelt.errors import UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded
+from unipelt.tasks.linear import Features
 from unipelt.train.evaluation import predict
 from unipelt.train.forward import autocast
 from unipelt.train.predictor import TablePredictor
@@ -100,7 +101,7 @@ class Nearest(AnswerBaseline):
         return cls(task, _questions(train), list(train.targets or []))
 
     @cached_property
-    def _known(self) -> tuple[WordCounts, Any]:
+    def _known(self) -> tuple[WordCounts, Features]:
         """TF-IDF of the training examples, and what it gives for them."""
         mine = Examples(inputs={"text": self.asked})
         words = WordCounts.fit(mine, None)

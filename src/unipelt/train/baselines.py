@@ -71,7 +71,7 @@ class Baseline(TablePredictor):
         """Numbers that were fitted."""
         return self.linear.weight.size + self.linear.bias.size + self.features.parameters
 
-    def files(self, results: dict[str, Any]) -> dict[str, bytes]:
+    def files(self, results: dict[str, float]) -> dict[str, bytes]:
         """The files of its folder by name."""
         metadata, arrays = self.features.saved()
         arrays = {"weight": self.linear.weight, "bias": self.linear.bias, **arrays}
@@ -118,8 +118,9 @@ def fit_baseline(name: str, task: Task, train: Examples, frozen: Frozen | None, 
 def _calibrated(task: Task, held_out: Float[np.ndarray, "example output"], targets: Sequence[Any]) -> Task:
     """The task with the temperature that fits these examples, each answered by a model that did not see it."""
     known = np.flatnonzero(np.isfinite(held_out).all(axis=1)).tolist()
-    temperature = task.fit_temperature(torch.from_numpy(held_out[known]), [targets[place] for place in known])
-    return task if temperature is None else replace(task, temperature=temperature)  # type: ignore[call-arg]
+    return task.with_temperature(
+        task.fit_temperature(torch.from_numpy(held_out[known]), [targets[place] for place in known])
+    )
 
 
 def _most(task: Task, train: Examples) -> int:
@@ -174,8 +175,7 @@ def train_baselines(
 
 def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, cache: DatasetCache) -> FinishedRun:
     splits = cache.splits(config)
-    before = 0.0 if frozen is None else frozen.seconds
-    began = time.monotonic()
+    began = _clock(frozen)
     if balanced := config.recipe.get("class_weights") == BALANCED:
         task.with_class_weights(splits.train.targets or [])  # refused where there are no classes
     # with folds nothing is chosen by validation examples, and most baselines need none
@@ -186,7 +186,7 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
         said, _ = one.logits(splits.validation)
         one = replace(one, task=_calibrated(task, said.numpy(), splits.validation.targets or []))
     each = len(train.inputs)
-    fitted = time.monotonic() - began - (0.0 if frozen is None else frozen.seconds - before)
+    fitted = _clock(frozen) - began
     identity = None if frozen is None else frozen.identity
     record = start_record(config, splits, cache, one.task, {config.method: one.parameters}, identity)
     record.status, record.width, record.device = "finished", 1, "cpu"
@@ -196,14 +196,17 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
         record.validation_metrics = task.score(task.decide(logits, encoded), splits.validation.targets or [])
         record.validation = record.validation_metrics[task.metric]
     if splits.test is not None:
-        before = 0.0 if frozen is None else frozen.seconds
-        began = time.monotonic()
+        began = _clock(frozen)
         logits, encoded = one.logits(splits.test)
-        measured = time.monotonic() - began - (0.0 if frozen is None else frozen.seconds - before)
-        record.predicting = measured + one.features.seconds_of(each * len(splits.test))
+        record.predicting = _clock(frozen) - began + one.features.seconds_of(each * len(splits.test))
         note_test(record, task, logits, encoded)
     record.seconds = fitted + one.features.seconds_of(each * len(train))
     return FinishedRun(config.key, record, {}, place, None, one.files(record.results))
+
+
+def _clock(frozen: Frozen | None) -> float:
+    """Seconds, of which those that the base takes for new texts are none."""
+    return time.monotonic() - (0.0 if frozen is None else frozen.seconds)
 
 
 def load_predictor(run: str, base: str | None = None, device: str = "auto") -> TablePredictor:

@@ -84,8 +84,7 @@ def _measured(fleet: Fleet, members: list[Path], started: RunRecord) -> RunRecor
     said = predictor.logits(first.validation)
     metrics = task.score(task.decide(said, first.validation), first.validation.targets or [])
     temperature = task.fit_temperature(said, first.validation.targets or [])
-    if temperature is not None:
-        task = replace(task, temperature=temperature)  # type: ignore[call-arg]
+    task = task.with_temperature(temperature)
     epochs = [progress.best_epoch for progress in fleet.progress]
     record = replace(
         started, status="finished", validation=metrics[task.metric], validation_metrics={"epoch": max(epochs), **metrics},

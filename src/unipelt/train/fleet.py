@@ -115,11 +115,13 @@ class Fleet:
             yield from self._finished()
             last = now + time.monotonic() - before  # handling finished runs is not training time
 
-    def predict(self, data: list[Encoded], **how: Any) -> list[Float[Tensor, "example class"]]:
-        """Logits of every run for its own examples, in their order."""
+    def predict(
+        self, data: list[Encoded], gates: list[dict[str, Tensor]] | None = None
+    ) -> list[Float[Tensor, "example class"]]:
+        """Logits of every run for its own examples, in their order. gates: as `evaluation.predict` takes them."""
         return predict(
-            self.model, self.tokenizer, data, lambda rows: self._notify("prediction"), task=self.task,
-            precision=self.plans[0].recipe.precision, frozen=self.frozen, **how,
+            self.model, self.tokenizer, data, lambda rows: self._notify("prediction"), gates, self.plans[0].recipe.precision,
+            self.task, self.frozen,
         )  # fmt: skip
 
     def start_heads(self, runs: list[int]) -> None:
@@ -257,7 +259,7 @@ class Fleet:
         chosen = [self.plans[plan] for plan in plans]
         with self._with_parameters(best):
             to_units(self.model, [plan.task.target_scale for plan in chosen])
-            logits: list[Any] = [None] * len(plans)
+            logits: Sequence[Tensor | None] = [None] * len(plans)
             predicting: float | None = None
             texts: list[list[str] | None] = [None] * len(plans)
             gates: list[dict[str, Tensor]] = [{} for _ in plans]
@@ -270,7 +272,9 @@ class Fleet:
                 self.model.state_dict() if self.tuned is None else self.tuned.state_of(i) for i in range(len(plans))
             ]
         every = zip(plans, chosen, logits, texts, gates)
-        records = [plan.result(self.progress[number], *one) for number, plan, *one in every]
+        records = [
+            plan.result(self.progress[number], said, written, gate) for number, plan, said, written, gate in every
+        ]
         how: dict[str, Any] = {"width": self.width, "device": str(self.device), "predicting": predicting}
         return [(replace(one, **how), state) for one, state in zip(records, states)]
 
@@ -338,5 +342,5 @@ class Fleet:
         self.width, self.waiting, self.seconds, self.progress = loop.width, loop.waiting, loop.seconds, loop.progress
         return True
 
-    def _vector(self, values: list[Any]) -> Tensor:
+    def _vector(self, values: Sequence[float | list[float]]) -> Tensor:
         return torch.tensor(values, dtype=self.matrix.values.dtype, device=self.device)

@@ -119,10 +119,8 @@ class Plan:
         best = next((one for one in progress.curve if one["epoch"] == progress.best_epoch), progress.curve[-1])
         record.validation = best[self.task.metric]
         record.validation_metrics = {name: value for name, value in best.items() if name not in ("step", "train_loss")}
-        task = self.task.in_target_units()
-        if progress.temperature is not None:
-            task = replace(task, temperature=progress.temperature)  # type: ignore[call-arg]
-            record.description, record.temperature = task.describe(), progress.temperature
+        task = self.task.in_target_units().with_temperature(progress.temperature)
+        record.description, record.temperature = task.describe(), progress.temperature
         if logits is not None and self.test is not None and self.test.targets is not None:
             note_test(record, task, logits, self.test, texts)
         record.gates = {

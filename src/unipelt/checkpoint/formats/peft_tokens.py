@@ -38,48 +38,36 @@ def read(
     tensors: dict[str, Tensor],
     folder: Path,
 ) -> Contents:
-    """What a folder holds. Raises CheckpointError."""
-    change, parameters = _change(stacks, model, config, tensors.get(KEY), folder)
-    rest = {name: value for name, value in tensors.items() if name != KEY}
+    """What a folder holds. Raises CheckpointError, or SpecError for a prefix that is none of ours."""
+    length, vectors = config.get("num_virtual_tokens"), tensors.get(KEY)
+    if type(length) is not int or length < 1:
+        raise CheckpointError(f"{folder}: num_virtual_tokens={length!r}, expected a whole number from 1")
+    if vectors is None or vectors.dim() != 2:
+        raise CheckpointError(f"{folder}: has no {KEY!r} [token, number]; another method, or a damaged folder")
+    parse = _prompt if config["peft_type"] == "PROMPT_TUNING" else _prefix
+    change, parameters = parse(stacks, model, vectors, length, folder)
 
     def values(tuned: MixtureState) -> dict[str, Tensor]:
         names = (name for name, _ in tuned.named_parameters() if not name.startswith("head."))
         return {name: parameters[name.rsplit(".", 1)[-1]] for name in names}
 
-    return (change,), values, rest
+    return (change,), values, {name: value for name, value in tensors.items() if name != KEY}
 
 
-def _change(
-    stacks: list[ResolvedStack], model: PreTrainedModel, config: dict[str, Any], vectors: Tensor | None, folder: Path
+def _prefix(
+    stacks: list[ResolvedStack], model: PreTrainedModel, vectors: Tensor, length: int, folder: Path
 ) -> tuple[spec.Change, dict[str, Tensor]]:
-    """The folder's change, and its parameters by their last name."""
-    length = config.get("num_virtual_tokens")
-    if type(length) is not int or length < 1:
-        raise CheckpointError(f"{folder}: num_virtual_tokens={length!r}, expected a whole number from 1")
-    if vectors is None or vectors.dim() != 2:
-        raise CheckpointError(f"{folder}: has no {KEY!r} [token, number]; another method, or a damaged folder")
-    if config["peft_type"] == "PROMPT_TUNING":
-        return _prompt(model, config, vectors, length, stacks, folder)
-    try:
-        table = PrefixLayout(model, stacks)
-        if vectors.shape != (expected := (length, table.layers * 2 * table.width)):
-            raise CheckpointError(
-                f"{folder}: {KEY!r} is {tuple(vectors.shape)}, expected {expected}; load its own base"
-            )
-        key, value = table.of_peft(vectors)
-    except SpecError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
-    form = spec.Prefix(length=length, mlp=0)
-    return spec.Change(form=form, site="heads", reads="queries"), {"key": key, "value": value}
+    """The change, and its parameters by their last name."""
+    table = PrefixLayout(model, stacks)
+    if vectors.shape != (expected := (length, table.layers * 2 * table.width)):
+        raise CheckpointError(f"{folder}: {KEY!r} is {tuple(vectors.shape)}, expected {expected}; load its own base")
+    key, value = table.of_peft(vectors)
+    change = spec.Change(form=spec.Prefix(length=length, mlp=0), site="heads", reads="queries")
+    return change, {"key": key, "value": value}
 
 
 def _prompt(
-    model: PreTrainedModel,
-    config: dict[str, Any],
-    vectors: Tensor,
-    length: int,
-    stacks: list[ResolvedStack],
-    folder: Path,
+    stacks: list[ResolvedStack], model: PreTrainedModel, vectors: Tensor, length: int, folder: Path
 ) -> tuple[spec.Change, dict[str, Tensor]]:
     table: Any = stacks[0].module.get_input_embeddings()  # type: ignore[operator]
     if len(vectors) % length or vectors.shape[1] != table.embedding_dim:
