@@ -147,7 +147,7 @@ def test_terminal_page_and_files_show_one_comparison(tmp_path: Path):
     test = numbered(a=[0.8, 0.82, 0.79], b=[0.7, 0.9, 0.6], small=[0.6, 0.61, 0.59])
     made = recommended(tmp_path / "study", test, test)
     page, shown = made.files["report.html"].decode(), terminal(made)
-    for row in made.tables["comparison"].blocks[0].rows:
+    for row in made.sections[0].parts[0].blocks[0].rows:
         for cell in row:
             assert cell.text in page and f"{cell.text} {cell.aside}".strip() in shown and cell.spread in page
     assert f"<h1>{made.headline}</h1>" in page and f"{made.headline}: {made.why}" in shown

@@ -13,7 +13,7 @@ from rich.console import Console
 from report.own_file import EVIL, LABELS, TEST, TRAIN, drawn, own_file, saved
 from unipelt.report.build import Report, build
 from unipelt.report.cautions import cautions
-from unipelt.report.confidence import bins_of, expected_calibration_error
+from unipelt.report.confidence import expected_calibration_error, reliability
 from unipelt.report.mistakes import LETTERS, label_looks_wrong
 from unipelt.report.terminal import show
 from unipelt.study.store import Store
@@ -99,11 +99,10 @@ def test_the_calibration_error_is_that_of_the_probabilities():
     """0 where answers of probability p are right p of the time, and the gap where they are not."""
     sure = np.repeat([0.55, 0.65, 0.95], 100)
     right = np.concatenate([np.arange(100) < n for n in (55, 65, 95)])
-    assert expected_calibration_error(bins_of(sure, right)) == pytest.approx(0, abs=1e-12)
-    assert expected_calibration_error(bins_of(np.minimum(sure + 0.2, 1.0), right)) == pytest.approx(
-        (0.2 + 0.2 + 0.05) / 3
-    )
-    assert sum(one.number for one in bins_of(np.array([0.0, 1.0, 0.999]), np.array([False, True, True]))) == 3
+    assert expected_calibration_error(sure, right) == pytest.approx(0, abs=1e-12)
+    assert expected_calibration_error(np.minimum(sure + 0.2, 1.0), right) == pytest.approx((0.2 + 0.2 + 0.05) / 3)
+    number, *_ = reliability(np.array([0.0, 1.0, 0.999]), np.array([False, True, True]))
+    assert number.tolist() == [1, 2]
 
 
 def test_labels_that_were_exchanged_look_wrong():

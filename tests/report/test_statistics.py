@@ -1,7 +1,6 @@
 """Variances, exact tests, intervals and corrections against what is known of them; what may be called real, and what never."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,6 @@ from unipelt.report.statistics import (
     EXAMPLES,
     NOTHING,
     SEEDS,
-    average_ranks,
-    critical_difference,
     estimate,
     exact_p,
     half_width,
@@ -262,16 +259,19 @@ def test_claims_are_judged_by_their_intervals_and_never_from_one_seed():
         return Sample(of.name, of.metric, {names[m]: v for m, v in of.values.items()}, {(names[m], s): v for (m, s), v in of.answers.items() if m in names})  # fmt: skip
 
     above, below = named((0.95, 0.7, 0.6, 0.5, 0.75)), named((0.3, 0.7, 0.6, 0.5, 0.75), luck=1)
-    assert [claim.verdict for claim in claims([above] * 2)] == ["yes", "yes", "yes"]
-    assert [claim.verdict for claim in claims([below])] == ["no", "no", "no"]
-    assert claims([above, below])[2].verdict == "no", "the worst on one task is the worst once"
-    assert [claim.verdict for claim in claims([named((0.95, 0.7, 0.6, 0.5, 0.75), 1)])] == ["not decided"] * 3
-    assert [claim.verdict for claim in claims([])] == ["not decided"] * 3
+
+    def verdicts(*samples: Sample) -> list[str]:
+        return [claim.verdict for claim in claims(samples) if claim.text.startswith("unipelt-apl")]
+
+    assert verdicts(above, above) == ["yes", "yes", "yes"] and verdicts(below) == ["no", "no", "no"]
+    assert verdicts(above, below)[2] == "no", "the worst on one task is the worst once"
+    assert verdicts(named((0.95, 0.7, 0.6, 0.5, 0.75), 1)) == ["not decided"] * 3
+    assert {claim.verdict for claim in claims([])} == {"not decided"}
     assert claims([above])[0].number == average_difference([above], [("unipelt-apl", "lora")]), "lora is the best part"
     less = Sample(
         "x", above.metric, {m: v for m, v in above.values.items() if m not in ("prefix", "lora")}, above.answers
     )
-    first, second, third = claims([less])
+    first, second, *_, third = claims([less])
     assert first.number is None and "needs unipelt-apl, adapter, prefix, lora" in first.why
     assert (second.verdict, third.verdict) == ("yes", "yes")
     twice = Sample("x", above.metric, above.values | {"lora(r=4)": above.values["lora"], "lora(r=16)": above.values["lora"]}, above.answers)  # fmt: skip
@@ -292,18 +292,6 @@ def test_every_pair_counts_where_test_results_choose_the_best():
 def test_holm():
     assert holm([0.01, 0.04, None, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([0.01], 6) == [pytest.approx(0.06)]
-
-
-def test_ranks_and_their_critical_difference():
-    """Demšar 2006, table 5: q for 5 % and 2 to 10 methods. The least error is first."""
-    for methods, q in ((2, 1.960), (4, 2.569), (10, 3.164)):
-        assert critical_difference(methods, 14) == pytest.approx(
-            q * (methods * (methods + 1) / (6 * 14)) ** 0.5, rel=1e-3
-        )
-    samples = [seeds(a=[0.9], b=[0.5], c=[0.5]), seeds(a=[0.1], b=[0.2], c=[0.0])]
-    assert average_ranks(samples, ["a", "b", "c"]) == {"a": 1.5, "b": 1.75, "c": 2.75}
-    errors = [replace(of, metric=METRICS["rmse"]) for of in samples]
-    assert average_ranks(errors, ["a", "b", "c"]) == {"c": 1.25, "b": 2.25, "a": 2.5}
 
 
 @pytest.mark.parametrize("metric", false_claims.METRIC_NAMES)

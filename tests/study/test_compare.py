@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from cli.conftest import SMALL, replaced, write_reviews
 
+from unipelt.checkpoint import disk
 from unipelt.errors import CheckpointError
 from unipelt.report.build import build
-from unipelt.report.evidence import OUT_OF_FOLD, TEST, evidence
+from unipelt.report.evidence import answered
 from unipelt.report.study import read
 from unipelt.report.tables import Table
 from unipelt.study import compare, engine, learning_curve
@@ -73,13 +74,14 @@ def test_what_each_method_answered_stands_beside_its_text(ask, run, reviews: Pat
     assert run(*ask(reviews, tmp_path / "out", "--num-rates", 1)).code == 0
     store = Store.read(tmp_path / "out")
     written = {row["review"]: row["stars"] for row in csv.DictReader(reviews.read_text().splitlines())}
-    for method, one in evidence(store, read(store).listed).items():
-        assert len(one.predictions) == 24 and set(one.run) == {0, 1}, "12 test examples of each seed"
+    listed = read(store).listed
+    for method in {run.method for run in listed}:
+        one = answered(store, [run for run in listed if run.method == method])
+        assert one and one.which == "12 test examples" and len(one.predictions) == 12, "of the seed that was saved"
         assert [written[text] for text in one.inputs["text"]] == [one.labels[target] for target in one.targets]
         assert all(f"{reviews.name}, example " in name for name in one.names)
-        chances = one.probabilities()
-        assert chances.argmax(axis=-1).tolist() == one.predictions and np.allclose(chances.sum(axis=-1), 1)
-        assert one.origin == TEST, method
+        for chances in (one.raw, one.calibrated):
+            assert chances.argmax(axis=-1).tolist() == one.predictions and np.allclose(chances.sum(axis=-1), 1)
 
 
 def test_the_recommended_method_is_trained_on_fewer_examples_too(
@@ -127,8 +129,9 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     assert len({row["method"] for row in rows}) == len(whole) == 1 + len(USUAL)
     written = csv.DictReader(reviews.read_text().splitlines())
     texts = sorted(row["review"] for row in written)
-    for method, one in evidence(store, listed.listed, folds=bool(listed.folds)).items():
-        assert one.origin == OUT_OF_FOLD and sorted(one.inputs["text"]) == texts, method
+    for method in {run.method for run in listed.listed}:
+        one = answered(store, [run for run in listed.listed if run.method == method], listed.folds)
+        assert one and one.which == "60 out-of-fold answers" and sorted(one.inputs["text"]) == texts, method
     found = build(out).recommendation
     record = json.loads((out / "winner" / "run.json").read_text())
     assert (
@@ -257,12 +260,12 @@ def test_a_winner_that_cannot_be_copied_leaves_the_one_before(ask, run, reviews:
     (source / "run.json").write_text(json.dumps(record | {"seconds": 1.0}))
     (source / "README.md").write_text("another card")
 
-    def full(source, target, **how):
+    def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(compare.shutil, "copyfile", full)
-        assert "winner: cannot copy the checkpoint (No space left on device)" in run(*words).line
+        patch.setattr(disk.os, "fsync", full)
+        assert "cannot write (No space left on device)" in run(*words).line
     assert {path.name: path.read_bytes() for path in winner.iterdir()} == before
     replace_, calls = os.replace, []
 
@@ -273,7 +276,7 @@ def test_a_winner_that_cannot_be_copied_leaves_the_one_before(ask, run, reviews:
         replace_(a, b)
 
     with monkeypatch.context() as patch:
-        patch.setattr(compare.os, "replace", killed)
+        patch.setattr(disk.os, "replace", killed)
         assert run(*words).code == 130
     assert run(*words).code == 0
     assert {path.name: path.read_bytes() for path in winner.iterdir()} == {

@@ -75,7 +75,7 @@ def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (),
         if field.name in but or (only and field.name not in only):
             continue
         kind, text = kinds[field.name], helps[field.name]
-        if known := (default or {}).get(field.name) or _default(field):
+        if known := (default or {}).get(field.name) or _shown(field.default):
             text += f" (default: {known})"
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             text += " (required)"
@@ -111,11 +111,13 @@ def recipe_defaults() -> dict[str, str]:
     return found
 
 
-def _shown(value: Any) -> str:
-    """A default as the help shows it."""
+def _shown(value: object) -> str:
+    """A default as the help shows it; empty where the help says what happens without a value."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return value if isinstance(value, str) else f"{value:g}"
+    if value is None or value is dataclasses.MISSING or isinstance(value, tuple):
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def takes(*parameters: inspect.Parameter) -> Callable[[Callable], Callable]:
@@ -159,11 +161,3 @@ def _one(kind: Any) -> Any:
     """The type of an option's one value: what may be a number or a word is read as a word, and checked later."""
     kinds = [one for one in get_args(kind) or (kind,) if one is not type(None)]
     return str if str in kinds else kinds[0]
-
-
-def _default(field: dataclasses.Field) -> str:
-    """A field's default in words; empty where the help says what happens without a value."""
-    value = field.default
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "" if value is None or value is dataclasses.MISSING or isinstance(value, tuple) else str(value)

@@ -2,12 +2,15 @@
 
 import io
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from unipelt.checkpoint.disk import write_whole
-from unipelt.cli.tables import by_layer
 from unipelt.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KINDS = ("pdf", "png", "svg")
 LEAST_SPAN = 0.05  # of gate values, from the darkest to the lightest colour: noise stays pale
@@ -23,30 +26,20 @@ def kind_of(path: str) -> str:
     return kind
 
 
-def draw_gates(values: dict[str, Any], path: str, title: str) -> None:
+def draw_gates(values: Mapping[str, "Tensor"], path: str, title: str) -> None:
     """A heat map of mean gate values, layers by changes, into a file; its colours span the values that there are."""
-    import matplotlib
+    from unipelt.report.drawing import canvas
+    from unipelt.report.figures import heat
+    from unipelt.report.names import gate_labels
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    rows, columns = by_layer(values)
-    means = [[float(cells[c].mean()) if c in cells else float("nan") for c in columns] for cells in rows.values()]
-    known = [value for line in means for value in line if value == value]  # a layer may lack a gate
-    middle, half = (max(known) + min(known)) / 2, max(LEAST_SPAN, max(known) - min(known)) / 2
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
-    figure, axes = pyplot.subplots(figsize=(1.6 + 1.5 * len(columns), 1.2 + 0.35 * len(rows)), layout="constrained")
-    image = axes.imshow(means, vmin=low, vmax=high, cmap="viridis", aspect="auto")
-    figure.suptitle("\n".join(textwrap.wrap(title, width=24 + 14 * len(columns))), fontsize=10)
-    axes.set_xticks(range(len(columns)), [c.replace("_", " ") for c in columns], rotation=20, ha="right")
-    axes.set_yticks(range(len(rows)), list(rows))
-    for y, line in enumerate(means):
-        for x, value in enumerate(line):
-            if value == value:
-                ink = "white" if value < low + 0.6 * (high - low) else "black"  # viridis is dark up to there
-                axes.text(x, y, f"{value:.3f}", ha="center", va="center", color=ink, fontsize=8)
-    figure.colorbar(image, label="mean gate")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=150, format=kind_of(path))
-    pyplot.close(figure)
+    means = {gate_labels(location): float(value.mean()) for location, value in values.items()}
+    rows, columns = (len({place[axis] for place in means}) for axis in (0, 1))
+    low, high = min(means.values()), max(means.values())
+    middle, half = (high + low) / 2, max(LEAST_SPAN, high - low) / 2
+    with canvas("gates", 1, 1, 1.6 + 1.5 * columns, 1.2 + 0.35 * rows) as (drawing, (panel,)):
+        mesh = heat(panel, means, max(0.0, middle - half), min(1.0, middle + half), digits=3)
+        drawing.suptitle("\n".join(textwrap.wrap(title, width=24 + 14 * columns)), fontsize=10)
+        drawing.colorbar(mesh, label="mean gate")
+        drawn = io.BytesIO()
+        drawing.savefig(drawn, dpi=150, format=kind_of(path))
     write_whole(Path(path).parent, {Path(path).name: drawn.getvalue()})

@@ -2,40 +2,55 @@
 
 import sys
 import time
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from unipelt.train.progress import format_duration
+
+if TYPE_CHECKING:
+    from unipelt.study.store import Store
+    from unipelt.train.fleet import Fleet
 
 STEPS = 3  # after the first, by which the time of a training is estimated
 
 
-class Watch:
-    """Shows steps, loss, the validation metric and the time left."""
+class Display(ABC):
+    """A bar on a terminal, and lines where there is none; both on standard error."""
 
-    def __init__(self):
+    def __init__(self, *columns: ProgressColumn, transient: bool):
         self.console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
-            console=self.console, transient=True, disable=not sys.stderr.isatty(),
-        )  # fmt: skip
-        self.row: Any = None
-        self.last = 0.0
-        self.told = False
+        self.bar = Progress(*columns, console=self.console, transient=transient, disable=not sys.stderr.isatty())
+        self.last, self.started = 0.0, time.monotonic()
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Self:
+        self.started = time.monotonic()
         self.bar.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def log(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def __call__(self, fleet: Any, event: str) -> None:
+    @abstractmethod
+    def __call__(self, fleet: "Fleet", event: str) -> None:
+        """Show how far a fleet is; see `unipelt.train.fleet.Observer`."""
+
+
+class Watch(Display):
+    """Shows steps, loss, the validation metric and the time left."""
+
+    def __init__(self) -> None:
+        texts = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
+        super().__init__(*texts, TimeRemainingColumn(), transient=True)
+        self.row: TaskID | None = None
+        self.told = False
+
+    def __call__(self, fleet: "Fleet", event: str) -> None:
         plan, progress = fleet.plans[0], fleet.progress[0]
         if self.row is None:
             self.row = self.bar.add_task("training", total=plan.steps, completed=progress.step)
@@ -57,35 +72,23 @@ class Watch:
             self.last = time.monotonic()
 
 
-class StudyWatch:
+class StudyWatch(Display):
     """Shows how many runs of a study are done, what the fleet at work does, and the time left."""
 
-    def __init__(self, store: Any = None):
-        self.store = store
-        self.console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.completed}/{task.total} runs"), BarColumn(), TextColumn("{task.description}"),
-            console=self.console, disable=not sys.stderr.isatty(),
-        )  # fmt: skip
-        self.row, self.last = self.bar.add_task("", total=None), 0.0
+    def __init__(self, store: "Store | None" = None):
+        texts = TextColumn("{task.completed}/{task.total} runs"), BarColumn(), TextColumn("{task.description}")
+        super().__init__(*texts, transient=False)
+        self.store, self.row = store, self.bar.add_task("", total=None)
         self.whole = 0.0
         """seconds that the fleet at work takes from its first to its last step, at most and by those so far; 0 before them"""
         self.left = 0.0, 0
         """seconds and runs that the fleet at work has before it"""
 
-    def __enter__(self) -> "StudyWatch":
-        self.started = time.monotonic()
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._show("")
-        self.bar.stop()
+        super().__exit__()
 
-    def log(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def __call__(self, fleet: Any, event: str) -> None:
+    def __call__(self, fleet: "Fleet", event: str) -> None:
         running = [fleet.plans[plan] for plan in fleet.runs]
         tasks, method = sorted({plan.task.name for plan in running}), fleet.plans[0].key.method
         steps, most = sum(progress.step for progress in fleet.progress), sum(plan.steps for plan in fleet.plans)

@@ -148,7 +148,9 @@ def efficiency(
     if not where.is_dir() or not os.access(where, os.W_OK):
         raise UserError(f"--out {out}: {where} is {'not writable' if where.is_dir() else 'a file'}; expected a folder")
     from unipelt.cli.progress import Watch
-    from unipelt.cli.tables import cost_table, terminal
+    from unipelt.cli.tables import terminal
+    from unipelt.report.details import efficiency as cost_table
+    from unipelt.report.tables import on_terminal
     from unipelt.study.efficiency import measure, write_efficiency
     from unipelt.train.setup import device_of
 
@@ -157,13 +159,17 @@ def efficiency(
         StudyConfig(**given).model, methods, batch=batch, length=length, rounds=rounds, device=device_of(device), log=Watch().log
     )  # fmt: skip
     write_efficiency(Path(out), found)
-    terminal().print(cost_table(found))
+    table = cost_table(found)
+    for block in table.blocks:
+        terminal().print(on_terminal(table, block))
 
 
 @app.command(cls=Command)
 def export(
     results: str = typer.Argument(help="folder of the study"),
-    out: str = option("", panel="Output", help="file to write, .csv or .parquet, with one row per run (required)"),
+    out: str = option(
+        "", panel="Output", help="file to write, .parquet, .csv, .tsv, .json or .jsonl, with one row per run (required)"
+    ),
     overwrite: bool = OVERWRITE,
 ) -> None:
     """Write every run of a study into one file for other tools. Fields of runs that are not finished stay empty.

@@ -1,17 +1,24 @@
 """The results of a run, and its tables: parameters by change, gates by layer."""
 
 import sys
+from collections import defaultdict
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from unipelt.checkpoint.header import tensors_header
-from unipelt.report.names import counts_text
+from unipelt.report.names import counts_text, gate_labels
 from unipelt.spec import Location
 from unipelt.train.records import RunRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unipelt.checkpoint.description import Description
 
 PIPED = 1000  # columns where no terminal sets a width: a table's row stays one line
 
@@ -47,7 +54,7 @@ def result_lines(record: RunRecord) -> list[str]:
     return lines
 
 
-def parameter_table(folder: Path, description: Any) -> Table:
+def parameter_table(folder: Path, description: "Description") -> Table:
     """Parameters and bytes of each change, and of the head; reads the header of the file alone, and no torch."""
     from unipelt.checkpoint.description import equations
     from unipelt.errors import CheckpointError
@@ -74,41 +81,17 @@ def parameter_table(folder: Path, description: Any) -> Table:
     return table
 
 
-def cost_table(found: list[dict[str, Any]]) -> Table:
-    """Cost of each method compared with full fine-tuning: medians, lowest and highest."""
-    heads = {"train": "training time", "inference": "inference time", "train_memory": "training memory"}
-    heads = {name: head for name, head in heads.items() if name in found[0]}
-    table = Table(box=None, pad_edge=False)
-    for column in ("method", *heads.values()):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for row in found:
-        spread = {name: "  {:.2f} to {:.2f}".format(*row[f"{name}_range"]) for name in heads if f"{name}_range" in row}
-        table.add_row(row["method"], *(f"{row[name]:.2f}{spread.get(name, '')}" for name in heads))
-    return table
-
-
-def gate_table(values: dict[str, Any]) -> Table:
-    """One row per layer, one column per gated change."""
-    rows, columns = by_layer(values)
+def gate_table(values: Mapping[str, "Tensor"]) -> Table:
+    """One row per layer, one column per gated change. values: `[example]` by the gate's location."""
+    cells: dict[str, dict[str, str]] = defaultdict(dict)
+    for path, value in values.items():
+        layer, change = gate_labels(path)
+        cells[layer][change] = f"{value.mean():.3f} ± {value.std(correction=0):.3f}"
+    columns = list(dict.fromkeys(change for row in cells.values() for change in row))
     table = Table(box=None, pad_edge=False)
     table.add_column("layer")
     for column in columns:
         table.add_column(column, justify="right")
-    for row, cells in rows.items():
-        table.add_row(
-            row, *(f"{cells[c].mean():.3f} ± {cells[c].std(correction=0):.3f}" if c in cells else "" for c in columns)
-        )
+    for layer, row in cells.items():
+        table.add_row(layer, *(row.get(column, "") for column in columns))
     return table
-
-
-def by_layer(values: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Gate values `[rows]` as rows (stack and layer) and columns (change and place)."""
-    rows: dict[str, dict[str, Any]] = {}
-    columns: list[str] = []
-    for path, value in values.items():
-        at = Location.parse(path)
-        column = at.change + (" (cross)" if at.is_cross else "")
-        rows.setdefault(f"{at.stack} {at.layer}", {})[column] = value
-        if column not in columns:
-            columns.append(column)
-    return rows, columns

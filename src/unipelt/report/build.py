@@ -1,27 +1,57 @@
 """A whole report: its page, its tables and figures as files, and its answer. Nothing is written here."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unipelt.errors import UserError
 from unipelt.report import details, paper_comparison
-from unipelt.report.claims import Claim, claim_table, claims, unified_claims
+from unipelt.report.claims import Claim, claim_table, claims
 from unipelt.report.comparison import Comparison, comparison_table, headline
 from unipelt.report.drawing import Figure
 from unipelt.report.figures import figures, gate_means
 from unipelt.report.page import page
 from unipelt.report.recommendation import Recommendation, recommend
 from unipelt.report.runs import LISTED
-from unipelt.report.scores import scores, whole
+from unipelt.report.scores import scores, validation_scores, whole
 from unipelt.report.sections import comparison_sections
 from unipelt.report.study import Study, read
 from unipelt.report.tables import FORMS, Section, Table, as_csv, markdown
 from unipelt.study.store import EFFICIENCY, Store
+from unipelt.train.json_types import fits
 
 PAGE, MARKDOWN = "report.html", "report.md"
+OWN_SECTIONS: dict[str, Sequence[str]] = {
+    "Methods": ["comparison"],
+    "Gates": ["gates"],
+    "Training": ["curves"],
+    "Details": ["failed"],
+}
+STUDY_SECTIONS = {
+    "Comparison": ["answer", "comparison", "claims", "differences"],
+    "Scores": ["table1", "table2", "table3"],
+    "Cost": ["table4"],
+    "Beside the paper": ["beside"],
+    "One option varied": ["sweep-", "sweeps"],
+    "Gates": ["gates"],
+    "Learning curves": ["curves"],
+    "Details": ["validation", "rates", "failed"],
+}
+"""by heading: the tables and figures in it, by the start of their names"""
+
+MISSING = {
+    "table1": "table 1 (no runs with K other than all)",
+    "table2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts, each with one set of options)",
+    "table3": "table 3 (no runs with K = all)",
+    "table4": f"table 4 (no {EFFICIENCY}: run `unipelt study efficiency`)",
+    "beside": "the paper's numbers (no task, size and method in common)",
+    "curves": "learning curves (no run was evaluated twice)",
+    "gates": "gates (no run has recorded any)",
+    "sweep": "sweeps (no preset with three values of one option)",
+}
+"""what a study's runs may have no data for, by the start of the names of its tables and figures"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +69,6 @@ class Report:
     recommendation: Recommendation | None
     """of a comparison on one's own file"""
     claims: dict[int | str, list[Claim]]
-    tables: dict[str, Table]
     missing: list[str]
     """tables and figures that the runs have no data for, in words"""
     files: dict[str, bytes]
@@ -51,112 +80,70 @@ def build(folder: Path) -> Report:
     try:
         study = read(store)
         advice = recommend(study) if study.own_file else None
-        careful, own = comparison_sections(study, advice, store) if advice else ([], [])
+        cautions, evidence = comparison_sections(study, advice, store) if advice else ([], [])
     finally:
         store.close()
-    measured = efficiency_of(folder / EFFICIENCY)
     compared = {study.sizes[0]: advice.comparison} if advice else study.compared
-    tables = {"comparison": comparison_table(compared, study.own_file), "failed": details.failures(study)}
-    judged = {} if advice else {k: claims(some := study.samples_of(k)) + unified_claims(some) for k in study.sizes}
+    judged = {} if advice else {k: claims(study.samples_of(k)) for k in study.sizes}
+    shown: dict[str, Table | Figure] = {one.name: one for one in figures(study)}
+    tables = [comparison_table(compared, study.own_file), details.failures(study)]
     if not advice:
-        tables |= {
-            "table 1": scores(study), "validation": scores(study, "validation"), "table 2": paper_comparison.bound(study),
-            "table 3": whole(study), "table 4": details.efficiency(measured), "beside the paper": paper_comparison.beside(study),
-            "differences": details.differences(study), "ranks": details.ranks(study), "claims": claim_table(judged),
-            "rates": details.rates(study), "sweeps": details.swept(study),
-        }  # fmt: skip
-    drawn = figures(study)
-    missing = [] if study.own_file else _missing(tables, drawn)
-    head, why = (f"Take {advice.take}", advice.why) if advice else (headline(compared), "")
-    sections = [one for one in _sections(tables, drawn, own) if one.parts]
-    parts = [part for section in sections for part in section.parts]
-    files = {PAGE: page(study, head, why, sections, missing, careful).encode()}
-    files |= {f"{one.name}.{kind}": form(one).encode() for one in parts if isinstance(one, Table) for kind, form in FORMS.items()}  # fmt: skip
-    files |= {
-        f"{one.name}.{kind}": data for one in parts if isinstance(one, Figure) for kind, data in one.files.items()
-    }
-    if advice:
-        files[MARKDOWN] = _markdown(head, why, careful, sections).encode()
-    files["runs.csv"] = as_csv([LISTED, *([getattr(run, name) for name in LISTED] for run in study.chosen)]).encode()
-    gates = [
-        (*key, *place, value) for key, (_, _, means) in gate_means(study).items() for place, value in means.items()
+        tables += [
+            scores(study), validation_scores(study), paper_comparison.bound(study), whole(study), claim_table(judged),
+            details.efficiency(efficiency_of(folder / EFFICIENCY)), paper_comparison.beside(study), details.differences(study),
+            details.rates(study), details.swept(study),
+        ]  # fmt: skip
+    shown |= {table.name: table for table in tables if table}
+    sections = [
+        Section(heading, _starting(shown, *names), folded=heading == "Details")
+        for heading, names in (OWN_SECTIONS if advice else STUDY_SECTIONS).items()
     ]
+    sections = [section for section in (sections[0], *evidence, *sections[1:]) if section.parts]
+    missing = [] if advice else [said for name, said in MISSING.items() if not _starting(shown, name)]
+    head, why = (f"Take {advice.take}", advice.why) if advice else (headline(compared), "")
+    files = {PAGE: page(study, head, why, sections, missing, cautions).encode()}
+    for part in (part for section in sections for part in section.parts):
+        made = part.files if isinstance(part, Figure) else {kind: form(part).encode() for kind, form in FORMS.items()}
+        files |= {f"{part.name}.{kind}": data for kind, data in made.items()}
+    if advice:
+        files[MARKDOWN] = _markdown(head, why, cautions, sections).encode()
+    files["runs.csv"] = as_csv([LISTED, *([getattr(run, name) for name in LISTED] for run in study.chosen)]).encode()
+    gates = [(*key, *place, value) for key, of in gate_means(study).items() for place, value in of.items()]
     if gates:
         files["gates.csv"] = as_csv([("k", "method", "task", "layer", "change", "mean"), *gates]).encode()
-    return Report(study, head, why, careful, sections, compared, advice, judged, tables, missing, files)
+    return Report(study, head, why, cautions, sections, compared, advice, judged, missing, files)
 
 
-def _markdown(head: str, why: str, careful: Sequence[str], sections: Sequence[Section]) -> str:
+def _markdown(head: str, why: str, cautions: Sequence[str], sections: Sequence[Section]) -> str:
     """The page's words and tables."""
-    texts = [f"# {head}", why, "\n".join(f"- {one}" for one in careful)]
+    texts = [f"# {head}", why, "\n".join(f"- {one}" for one in cautions)]
     for section in sections:
-        texts += [
-            f"## {section.heading}",
-            section.say,
-            *(markdown(part).strip() for part in section.parts if isinstance(part, Table)),
-        ]
+        tables = [markdown(part).strip() for part in section.parts if isinstance(part, Table)]
+        texts += [f"## {section.heading}", section.say, *tables]
     return "\n\n".join(filter(None, texts)) + "\n"
 
 
-def _sections(tables: dict[str, Table], drawn: Sequence[Figure], own: Sequence[Section]) -> list[Section]:
-    def those(*names: str) -> list[Table | Figure]:
-        return [table for name in names if (table := tables.get(name))]
-
-    def pictures(start: str) -> list[Table | Figure]:
-        return [figure for figure in drawn if figure.name.startswith(start)]
-
-    if own:
-        return [
-            Section("Methods", those("comparison")), *own, Section("Gates", pictures("gates")),
-            Section("Training", pictures("curves")), Section("Details", those("failed"), folded=True),
-        ]  # fmt: skip
-    return [
-        Section("Comparison", [*pictures("answer"), *those("comparison", "claims", "differences", "ranks")]),
-        Section("Scores", those("table 1", "table 2", "table 3")),
-        Section("Cost", those("table 4")),
-        Section("Beside the paper", those("beside the paper")),
-        Section("One option varied", [*pictures("sweep"), *those("sweeps")]),
-        Section("Gates", pictures("gates")),
-        Section("Learning curves", pictures("curves")),
-        Section("Details", those("validation", "rates", "failed"), folded=True),
-    ]
+def _starting(shown: Mapping[str, Table | Figure], *names: str) -> list[Table | Figure]:
+    """The tables and figures whose names start so, in this order."""
+    return [part for start in names for name, part in shown.items() if name.startswith(start)]
 
 
-def _missing(tables: dict[str, Table], drawn: Sequence[Figure]) -> list[str]:
-    """What a study's runs have no data for, in words."""
-    absent = {
-        "table 1": "table 1 (no runs with K other than all)", "table 2": "table 2 (needs unipelt-ap or unipelt-apl with all of its parts, each with one set of options)",
-        "table 3": "table 3 (no runs with K = all)", "table 4": f"table 4 (no {EFFICIENCY}: run `unipelt study efficiency`)",
-        "beside the paper": "the paper's numbers (no task, size and method in common)", "ranks": "average ranks (needs four methods, four tasks and two seeds)",
-    }  # fmt: skip
-    missing = [said for name, said in absent.items() if not tables[name]]
-    pictures = {
-        "curves": "learning curves (no run was evaluated twice)", "gates": "gates (no run has recorded any)",
-        "sweep": "sweeps (no preset with three values of one option)",
-    }  # fmt: skip
-    return missing + [said for start, said in pictures.items() if not any(one.name.startswith(start) for one in drawn)]
-
-
-def efficiency_of(path: Path) -> list[dict[str, Any]] | None:
-    """A benchmark's ratios; None where there is no such file."""
+def efficiency_of(path: Path) -> list[dict[str, Any]]:
+    """A benchmark's ratios; none where there is no such file. Raises UserError for a damaged one."""
     if not path.exists():
-        return None
+        return []
     expected = 'expected a list such as [{"method": "lora", "train": 0.6, "inference": 1.05, "train_memory": 0.5}]'
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {expected}, or remove it") from None
     for row in found if isinstance(found, list) else [None]:
-        if not (isinstance(row, dict) and isinstance(row.get("method"), str)) or not all(
-            _is_ratio(row.get(name)) and _is_range(row.get(f"{name}_range")) for name in details.RATIOS
-        ):
+        if not isinstance(row, dict) or not isinstance(row.get("method"), str) or not all(
+            fits(row.get(name), float | None) and _is_range(row.get(f"{name}_range")) for name in details.RATIOS
+        ):  # fmt: skip
             raise UserError(f"{path}: {str(row)[:80]}; {expected}, or remove it")
     return found
 
 
-def _is_ratio(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _is_range(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_ratio, value)))
+def _is_range(value: object) -> bool:
+    return value is None or (isinstance(value, list) and fits(value, list[float]) and len(value) == 2)

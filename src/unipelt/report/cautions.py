@@ -5,7 +5,7 @@ from typing import Any
 
 from unipelt.report.names import listed, seeds_text
 from unipelt.report.runs import Run
-from unipelt.report.study import higher_is_better
+from unipelt.report.samples import metric_of
 
 UNBALANCED = 5  # times as many examples has the largest class as the smallest
 FEW = 100  # validation examples, below which one example moves a metric by over a point
@@ -67,6 +67,5 @@ def _of_training(runs: Sequence[Run]) -> list[str]:
 
 
 def _best_epoch(run: Run) -> float:
-    known = [at for at in run.curve if run.metric in at]
-    sign = 1 if higher_is_better(run.metric) else -1
+    known, sign = [at for at in run.curve if run.metric in at], metric_of(run.metric).sign
     return max(known, key=lambda at: (sign * at[run.metric], -at["epoch"]))["epoch"]

@@ -1,16 +1,17 @@
 """Methods compared with a reference method: the one object that the terminal, the page and every file of a report show."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from unipelt.report.names import counts_text, in_folds, listed, seeds_text, size_label
 from unipelt.report.samples import LARGEST, TIE, Sample, difference, own
-from unipelt.report.statistics import BOTH, EXAMPLES, NOTHING, Estimate, estimate, holm, own_estimate
+from unipelt.report.statistics import BOTH, EXAMPLES, SEEDS, Estimate, estimate, holm, own_estimate
 from unipelt.report.tables import Block, Cell, Table
 
 CONSTANT = "constant"  # the baseline
-REAL, CHANCE, ONE_SEED = "real", "may be chance", "not judged: one seed"
+REAL, CHANCE, ONE_SEED, NO_SEED = "real", "may be chance", "not judged: one seed", "no seed in common"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +50,15 @@ class Line:
         """What the gap means."""
         if self.gap is None:
             return ""
-        if self.gap.covers == NOTHING:
-            return ("no seed in common", "not judged: one seed, no predictions", "not judged: no interval")[
-                min(self.gap.seeds, 2)
-            ]
-        if self.gap.covers == EXAMPLES:
-            return ONE_SEED
-        if self.gap.covers != BOTH:
-            return "not judged: no predictions"
-        return REAL if self.real else "equal" if self.equal else CHANCE
+        unknown = (NO_SEED, "not judged: one seed, no predictions", "not judged: no interval")
+        judged = REAL if self.real else "equal" if self.equal else CHANCE
+        words = {EXAMPLES: ONE_SEED, SEEDS: "not judged: no predictions", BOTH: judged}
+        return words.get(self.gap.covers) or unknown[min(self.gap.seeds, 2)]
+
+    @property
+    def covers(self) -> str:
+        """What the intervals of its row allow for."""
+        return self.gap.covers if self.gap and self.word != NO_SEED else self.score.covers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,8 @@ class Comparison:
     metric: str
     """empty where tasks have different ones"""
     scale: float
-    higher_is_better: bool
+    sign: float
+    """1, or −1 where lower is better"""
     reference: str
     lines: Sequence[Line]
     """in the order in which they are shown"""
@@ -102,9 +104,6 @@ class Comparison:
         """`3 seeds` that two methods share, or `1 to 3 seeds`."""
         return seeds_text(*sorted({line.gap.seeds for line in self.others if line.gap} or {self.chosen.score.seeds}))
 
-    def shown(self, value: float | None) -> float | None:
-        return None if value is None else self.scale * value
-
 
 def compare(samples: Sequence[Sample], methods: Sequence[str], reference: str | None = None) -> Comparison:
     """Every method less the reference, averaged over these tasks, whose metrics have one direction and unit.
@@ -113,9 +112,8 @@ def compare(samples: Sequence[Sample], methods: Sequence[str], reference: str | 
     the reference is the method with the best test metric, and every pair of methods counts.
     """
     judge = samples[0].metric
-    sign = 1.0 if judge.higher_is_better else -1.0
     scores = {method: _score(samples, method) for method in methods}
-    order = sorted(methods, key=lambda method: -round(sign * scores[method].value, 12))
+    order = sorted(methods, key=lambda method: -round(judge.sign * scores[method].value, 12))
     first = reference or order[0]
     rest = [method for method in order if method != first]
     gaps = {method: _gap(samples, method, first) for method in rest}
@@ -125,7 +123,7 @@ def compare(samples: Sequence[Sample], methods: Sequence[str], reference: str | 
     names = {of.metric.name for of in samples}
     return Comparison(
         tasks=len(samples), metric=judge.name if len(names) == 1 else "", scale=judge.shown_as, reference=first, lines=lines,
-        higher_is_better=judge.higher_is_better, largest=_largest(samples),
+        sign=judge.sign, largest=_largest(samples),
     )  # fmt: skip
 
 
@@ -138,9 +136,8 @@ def _gap(samples: Sequence[Sample], method: str, first: str) -> Estimate:
     found = estimate([difference(of, method, first) for of in samples])
     if CONSTANT not in (method, first) or not all(map(_constant_changes, samples)):
         return found
-    bound = estimate(
-        [difference(of, *(LARGEST if one == CONSTANT else one for one in (method, first))) for of in samples]
-    )
+    pair = [LARGEST if one == CONSTANT else one for one in (method, first)]
+    bound = estimate([difference(of, *pair) for of in samples])
     if method == CONSTANT:
         return replace(found, high=bound.high, p=bound.p) if bound.value < 0 else found
     return replace(found, low=bound.low, p=bound.p) if bound.value > 0 else found
@@ -159,16 +156,8 @@ def _score(samples: Sequence[Sample], method: str) -> Estimate:
 
 
 def _largest(samples: Sequence[Sample]) -> float | None:
-    """A constant correlates with nothing: 0 for a task of numbers."""
-    known = [of.largest for of in samples]
-    if not any(known) or any(not one and of.metric.low == 0 for one, of in zip(known, samples)):
-        return None
-    return fmean(fmean(one.values()) if one else 0.0 for one in known)
-
-
-def beside_largest_class(of: Sample, method: str) -> Estimate | None:
-    """A method less always naming the largest class; None where there are no classes or predictions."""
-    return estimate([difference(of, method, LARGEST)]) if of.largest else None
+    known = [of.constant for of in samples if of.constant is not None]
+    return fmean(known) if len(known) == len(samples) and any(of.largest for of in samples) else None
 
 
 def headline(found: Mapping[int | str, Comparison]) -> str:
@@ -177,38 +166,30 @@ def headline(found: Mapping[int | str, Comparison]) -> str:
     if not judged:
         alone = [f"{size_label(k)}: {one.reference} alone, nothing to compare it with" for k, one in found.items()]
         return "; ".join(alone) or "Nothing can be compared yet"
-    leaders: dict[str, list[int | str]] = {}
+    leaders, leads = defaultdict(list), defaultdict(list)
     for k, one in judged.items():
-        leaders.setdefault(one.best, []).append(k)
-    what = "average" if any(one.tasks > 1 for one in judged.values()) else "test result"
-    said = [f"{best} {'share' if _several(judged[sizes[0]]) else 'has'} the best {what} at {_sizes(sizes)}" for best, sizes in leaders.items()]  # fmt: skip
-    leads: dict[tuple[str, int], list[int | str]] = {}
-    for k, one in judged.items():
+        leaders[f"{one.best} {'share' if any(line.equal for line in one.others) else 'has'}"].append(k)
         if one.next is not None and one.next.gap is not None:
-            leads.setdefault((one.next.word, one.next.gap.seeds), []).append(k)
-    verdicts = [f"{_verdict(word)} at {_sizes(sizes)} ({seeds_text(seeds)})" for (word, seeds), sizes in leads.items()]
+            word = one.next.word if one.next.word == CHANCE else f"is {one.next.word.partition(':')[0]}"
+            leads[word, seeds_text(one.next.gap.seeds)].append(k)
+    what = "average" if any(one.tasks > 1 for one in judged.values()) else "test result"
+    said = [f"{who} the best {what} at K\u00a0=\u00a0{listed(sizes)}" for who, sizes in leaders.items()]
+    verdicts = [f"{word} at K\u00a0=\u00a0{listed(sizes)} ({seeds})" for (word, seeds), sizes in leads.items()]
     return "; ".join(said) + "." + (f" The lead over the next method {listed(verdicts)}." if verdicts else "")
 
 
-def _several(one: Comparison) -> bool:
-    return any(line.equal for line in one.others)
-
-
-def _verdict(word: str) -> str:
-    return word if word == CHANCE else f"is {word.partition(':')[0]}"
-
-
-def _sizes(sizes: Sequence[int | str]) -> str:
-    return f"K\u00a0=\u00a0{listed(sizes)}"
-
-
-def scaled(found: Estimate | None, scale: float, turn: bool = False, **more: object) -> Cell:
+def scaled(found: Estimate | None, scale: float, turn: bool = False, signed: bool = False, mark: str = "") -> Cell:
     """A number with its interval, as tables show it; turn: of a metric that is better when lower, the difference as it is."""
     if found is None:
         return Cell()
     found = found.turned if turn else found
     low, high = (None if edge is None else scale * edge for edge in (found.low, found.high))
-    return replace(Cell(scale * found.value, low=low, high=high), **more)  # type: ignore[arg-type]
+    return Cell(scale * found.value, low=low, high=high, signed=signed, mark=mark)
+
+
+def gap_cell(one: Comparison, line: Line) -> Cell:
+    """A method's difference to the reference; marked where it is real."""
+    return scaled(line.gap, one.scale, one.sign < 0, signed=True, mark=REAL if line.real else "")
 
 
 ABOUT = {
@@ -217,50 +198,40 @@ ABOUT = {
     "probe": "logistic or ridge regression on what the head of the untuned base reads",
 }
 FOLDS_NOTE = "Every example was answered once, by a model that did not see it. These answers rank the methods too, so the best is a little flattered. Validation examples inside the folds chose the learning rates."  # fmt: skip
+OWN_NOTE = "Validation examples rank the methods and choose their learning rates; test examples chose nothing."
+BEST_NOTE = "The best is chosen by test results, so the correction counts every pair of methods."
 REAL_NOTE = "Real: p < 0.05 after Holm's correction over the comparisons, with two seeds at least. One seed cannot show what training changes, so nothing is judged from it."  # fmt: skip
+STORED_NOTE = "Stored: what the file of a run holds; the MLP of a prefix is needed in training alone."
+TIMES_NOTE = "Times are those of one run on this machine, its share where several ran at once."
 
 
 def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> Table:
     """One block per size: every method compared with the reference. own_file: validation chose the reference, which comes first."""
-    blocks, columns, stored = [], [], False
-    alike = own_file and {_covers(line) for one in found.values() for line in one.lines}
+    blocks, columns = [], ["method"]
+    lines = [line for one in found.values() for line in one.lines]
+    covers = {line.covers for line in lines}
+    alike = own_file and len(covers) == 1
     for k, one in found.items():
-        unit = "" if one.scale == 1 else " ×100"
-        what = one.metric.replace("_", " ") if one.metric else "metric, average"
-        left = [f"validation {what}{unit}"] if own_file and not one.folds else []
-        against = f"difference to {one.reference}" if own_file else "difference to the best"
-        right = (
-            ["trained parameters", "training time, s", "prediction time, ms an example", "learning rate"]
-            if own_file
-            else []
-        )
-        right += ["seeds", *([] if alike and len(alike) == 1 else ["intervals over"])]
-        scored = "out-of-fold" if one.folds else "test"
-        stored = stored or any(line.stored not in (None, line.parameters) for line in one.lines if own_file)
-        columns = ["method", *left, f"{scored} {what}{unit}", against, "verdict", *right]
-        rows = [_row(one, line, own_file, len(columns)) for line in one.lines]
+        rows = [_cells(one, line, own_file, alike) for line in one.lines]
+        columns = [*rows[0]]
         if one.largest is not None and not any(line.method == CONSTANT for line in one.lines):
-            row = [Cell(LARGEST), *[Cell("")] * len(left), Cell(one.shown(one.largest))]
-            rows.append(row + [Cell("")] * (len(columns) - len(row)))
+            scored = columns[columns.index("verdict") - 2]
+            rows.append(
+                dict.fromkeys(columns, Cell("")) | {"method": Cell(LARGEST), scored: Cell(one.scale * one.largest)}
+            )
         tasks = f"{one.tasks} tasks" if one.tasks > 1 else ""
-        blocks.append(Block("" if own_file else ", ".join(filter(None, [size_label(k), tasks, one.seeds])), rows))
-    title = "Every method beside the recommended one" if own_file else "Every method beside the best"
-    notes = ["Validation examples rank the methods and choose their learning rates; test examples chose nothing."] if own_file else ["The best is chosen by test results, so the correction counts every pair of methods."]  # fmt: skip
-    if stored:
-        notes.append("Stored: what the file of a run holds; the MLP of a prefix is needed in training alone.")
-    over = (
-        f"the intervals allow for {alike.pop()}"
-        if alike and len(alike) == 1
-        else "the last column says what they allow for"
-    )
-    paired = "Differences are paired: over the same seeds and test examples."
-    times = ["Times are those of one run on this machine, its share where several ran at once."] if own_file else []
-    there = {line.method for one in found.values() for line in one.lines}
-    about = [f"{name}: {what}." for name, what in ABOUT.items() if name in there]
-    notes += [f"In brackets: 95 % intervals; {over}. {paired}", REAL_NOTE, *times, *about]
+        heading = "" if own_file else ", ".join(filter(None, [size_label(k), tasks, one.seeds]))
+        blocks.append(Block(heading, [[*row.values()] for row in rows]))
+    over = f"the intervals allow for {next(iter(covers))}" if alike else "the last column says what they allow for"
+    notes = [OWN_NOTE if own_file else BEST_NOTE]
+    notes += [STORED_NOTE] * any(line.stored not in (None, line.parameters) for line in lines if own_file)
+    notes += [f"In brackets: 95 % intervals; {over}. Differences are paired: over the same seeds and test examples."]
+    notes += [REAL_NOTE, *[TIMES_NOTE] * own_file]
+    notes += [f"{name}: {what}." for name, what in ABOUT.items() if name in {line.method for line in lines}]
     if any(one.folds for one in found.values()):
         columns, notes = [in_folds(column) for column in columns], [FOLDS_NOTE, *map(in_folds, notes[1:])]
-        blocks = [replace(block, rows=[[_in_folds(cell) for cell in row] for row in block.rows]) for block in blocks]
+        blocks = [replace(block, rows=[[*map(_in_folds, row)] for row in block.rows]) for block in blocks]
+    title = f"Every method beside the {'recommended one' if own_file else 'best'}"
     return Table("comparison", title, columns, blocks, notes)
 
 
@@ -268,23 +239,22 @@ def _in_folds(cell: Cell) -> Cell:
     return replace(cell, value=in_folds(cell.value)) if isinstance(cell.value, str) else cell
 
 
-def _covers(line: Line) -> str:
-    return line.gap.covers if line.gap and line.word != "no seed in common" else line.score.covers
-
-
-def _row(one: Comparison, line: Line, own_file: bool, columns: int) -> list[Cell]:
-    first = line.method == one.reference
-    gap = scaled(line.gap, one.scale, not one.higher_is_better, signed=True, mark="real" if line.real else "")
-    gap = (
-        Cell("recommended" if own_file else "best") if first else gap if line.word != "no seed in common" else Cell("")
-    )
-    left = [Cell(one.shown(line.validation))] if own_file and not one.folds else []
-    right = [
-        Cell(counts_text(line.parameters, line.stored)), Cell(line.seconds, digits=0),
-        Cell(None if line.per_text is None else 1000 * line.per_text, digits=1), Cell(line.lr, digits=-1),
-    ] if own_file else []  # fmt: skip
-    row = [
-        Cell(line.method, mark="best" if first else ""), *left, scaled(line.score, one.scale), gap, Cell(line.word), *right,
-        Cell(line.score.seeds, digits=0), Cell(_covers(line)),
-    ]  # fmt: skip
-    return row[:columns]
+def _cells(one: Comparison, line: Line, own_file: bool, alike: bool) -> dict[str, Cell]:
+    """The row of a method by column. alike: the intervals of every row allow for the same, which a note says."""
+    first, word = line.method == one.reference, "recommended" if own_file else "best"
+    what = (one.metric.replace("_", " ") if one.metric else "metric, average") + ("" if one.scale == 1 else " ×100")
+    cells = {"method": Cell(line.method, mark="best" if first else "")}
+    if own_file and not one.folds:
+        cells[f"validation {what}"] = Cell(None if line.validation is None else one.scale * line.validation)
+    cells[f"{'out-of-fold' if one.folds else 'test'} {what}"] = scaled(line.score, one.scale)
+    gap = Cell(word) if first else Cell("") if line.word == NO_SEED else gap_cell(one, line)
+    cells |= {f"difference to {one.reference if own_file else 'the best'}": gap, "verdict": Cell(line.word)}
+    if own_file:
+        cells |= {
+            "trained parameters": Cell(counts_text(line.parameters, line.stored)),
+            "training time, s": Cell(line.seconds, digits=0),
+            "prediction time, ms an example": Cell(None if line.per_text is None else 1000 * line.per_text, digits=1),
+            "learning rate": Cell(line.lr, digits=-1),
+        }
+    cells["seeds"] = Cell(line.score.seeds, digits=0)
+    return cells if alike else cells | {"intervals over": Cell(line.covers)}

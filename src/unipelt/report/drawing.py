@@ -6,9 +6,17 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unipelt.report.names import OURS, preset_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+    from matplotlib.legend import Legend
+    from matplotlib.text import Text
+
+Place = TypeVar("Place")
 
 INK = "#010203"  # on the page it becomes the page's own colour
 STYLE: Any = {
@@ -39,15 +47,12 @@ def looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour for each preset, a dash for each of its variants."""
     presets = list(dict.fromkeys(preset_of(method) for method in methods))
     spare = [preset for preset in presets if preset not in COLOURS]
+    colours = COLOURS | {preset: MORE[place % len(MORE)] for place, preset in enumerate(spare)}
     found: dict[str, dict[str, Any]] = {}
     for preset in presets:
-        colour = COLOURS[preset] if preset in COLOURS else MORE[spare.index(preset) % len(MORE)]
         for place, method in enumerate(one for one in methods if preset_of(one) == preset):
-            found[method] = {
-                "color": colour,
-                "linestyle": DASHES[place % len(DASHES)],
-                "zorder": 3 if preset == OURS else 2,
-            }
+            dash, above = DASHES[place % len(DASHES)], 3 if preset == OURS else 2
+            found[method] = {"color": colours[preset], "linestyle": dash, "zorder": above}
     return found
 
 
@@ -60,13 +65,13 @@ def wrapped(name: str, letters: int = LETTERS) -> str:
     return textwrap.fill(name, letters, break_on_hyphens=False)
 
 
-def across(*drawn: Any) -> float:
+def across(*drawn: "Text | Legend") -> float:
     """The width of the widest of some texts or legends, in inches."""
     return max(one.get_window_extent().width / one.figure.dpi for one in drawn)
 
 
 @contextmanager
-def canvas(name: str, rows: int, columns: int, width: float, height: float) -> Iterator[tuple[Any, Any]]:
+def canvas(name: str, rows: int, columns: int, width: float, height: float) -> Iterator[tuple["Drawing", list["Axes"]]]:
     """A figure of panels, and its axes as one list."""
     import matplotlib
     from matplotlib.figure import Figure as Drawing
@@ -77,7 +82,10 @@ def canvas(name: str, rows: int, columns: int, width: float, height: float) -> I
         yield drawing, axes
 
 
-def finish(name: str, title: str, caption: str, drawing: Any) -> Figure:
+def finish(name: str, title: str, caption: str, drawing: "Drawing") -> Figure:
+    """A drawing as files, without the panels that show nothing."""
+    for panel in drawing.axes:
+        panel.set_visible(panel.has_data())
     svg, pdf = io.BytesIO(), io.BytesIO()
     drawing.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawing.savefig(pdf, format="pdf", metadata={"CreationDate": None})
@@ -85,13 +93,14 @@ def finish(name: str, title: str, caption: str, drawing: Any) -> Figure:
     body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r' id="[A-Za-z0-9]+_\d+"', "", body).replace(INK, "currentColor")
     wide = drawing.get_figwidth() * 96  # a small figure neither grows with a wide page nor leaves a narrow one
-    body = body.replace(
-        "<svg ", f'<svg style="max-width: {wide * ENLARGED:.0f}px; min-width: min(40rem, {wide:.0f}px)" ', 1
-    )
+    style = f"max-width: {wide * ENLARGED:.0f}px; min-width: min(40rem, {wide:.0f}px)"
+    body = body.replace("<svg ", f'<svg style="{style}" ', 1)
     return Figure(name, title, caption, body, {"svg": text.replace(INK, "#1b1f24").encode(), "pdf": pdf.getvalue()})
 
 
-def multiples(name: str, texts: tuple[str, str], places: Sequence[Any], draw: Callable[[Any, Any], None]) -> Figure:
+def multiples(
+    name: str, texts: tuple[str, str], places: Sequence[Place], draw: Callable[["Axes", Place], None]
+) -> Figure:
     """Small multiples: `draw(panel, place)` for each place, at most four in a row, one legend above. texts: title, caption."""
     columns = min(len(places), 4)
     rows = -(-len(places) // columns)
@@ -99,8 +108,6 @@ def multiples(name: str, texts: tuple[str, str], places: Sequence[Any], draw: Ca
         for panel, place in zip(axes, places):
             draw(panel, place)
             panel.grid(axis="y")
-        for panel in axes[len(places) :]:
-            panel.set_visible(False)
         entries = {wrapped(text): handle for panel in axes for handle, text in zip(*panel.get_legend_handles_labels())}
         for ncols in range(len(entries), 0, -1):
             legend = drawing.legend(

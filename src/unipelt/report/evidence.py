@@ -1,116 +1,97 @@
-"""Predictions of each method for each test example, from which the sections on classes, calibration and mistakes are computed.
-
-`evidence(store, runs)` returns an `Answered` for each method, in the order of `runs`, which hold one learning rate per method. Everything is
-read from the study's file: predictions, targets and logits of each run (`RunRecord`), and the texts of the test examples, which
-`unipelt compare` keeps once for each different test set.
-
-- With `--folds`, the test examples of a run are those of its fold, which it was not trained on: `origin` is OUT_OF_FOLD, and the
-  entries of one repeat cover every example of the file once.
-- Else every seed answers the same held-out test examples: `origin` is TEST; entries of several seeds repeat these examples.
-
-`run` tells entries apart: of one run, targets, predictions, logits and names stand in the order of its test examples.
-"""
+"""What the recommended method answered to each test example, from which the sections on classes, probabilities and mistakes
+are computed. Everything is read from the study's file, where `unipelt compare` keeps the texts of each test set once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 
 from unipelt.report.runs import Run
+from unipelt.report.samples import metric_of
 from unipelt.study.store import Store
 
-OUT_OF_FOLD, TEST = "out-of-fold", "test"
+Probabilities = Float[NDArray[np.float64], "example label"]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Answered:
-    """Predictions of one method. Each list has one entry per example and run, ordered by run."""
+    """Each test example once. No run trained on an example that it answers here."""
 
     method: str
-    origin: str
-    """OUT_OF_FOLD or TEST: which examples these are; none of them was trained on by the run that answers"""
+    which: str
+    """`1,000 test examples`; with folds, `1,000 out-of-fold answers`"""
     labels: tuple[str, ...]
     """class names, whose index is a prediction or a target; empty for tasks without classes"""
-    predictions: list[Any] = field(default_factory=list)
+    predictions: list[Any]
     """a class index, a number, a list of 0 and 1 (multi-label), a list of tags, or a text"""
-    targets: list[Any] = field(default_factory=list)
-    logits: list[list[float]] = field(default_factory=list)
-    """a number per class; empty where a run has none: tasks without classes, and test sets of more than 20,000 numbers"""
-    temperatures: dict[int, float] = field(default_factory=dict)
-    """by run: what its logits are divided by for probabilities"""
-    run: list[int] = field(default_factory=list)
-    """seed of the run that answered; with folds, its number: repeat × folds + fold"""
-    inputs: dict[str, list[Any]] = field(default_factory=dict)
+    targets: list[Any]
+    raw: Probabilities | None
+    """of each class, as the models give them; None for tasks without classes, and test sets of more than 20,000 numbers"""
+    calibrated: Probabilities | None
+    """the same from logits that are divided by each run's temperature"""
+    temperatures: list[float]
+    inputs: dict[str, list[Any]]
     """`text`, `text_pair` or `tokens` of each example; empty where the study's file has no texts"""
-    names: list[str] = field(default_factory=list)
+    names: list[str]
     """the file and line of each example, such as `reviews.csv, example 3 (line 4)`"""
 
-    def probabilities(self, calibrated: bool = True) -> Float[np.ndarray, "entry label"]:
-        """softmax(logits / temperature), or each label's σ where an example may have several; of shape (0, labels) without logits."""
-        logits = np.array(self.logits, dtype=np.float64).reshape(len(self.logits), len(self.labels))
-        if calibrated and len(logits):
-            logits = logits / np.array([[self.temperatures.get(run, 1.0)] for run in self.run])
-        if self.targets and isinstance(self.targets[0], list):
-            return 1 / (1 + np.exp(-logits))
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
-        return powers / powers.sum(axis=-1, keepdims=True)
+    @property
+    def several(self) -> bool:
+        """Whether an example may have several labels."""
+        return isinstance(self.targets[0], list) and bool(self.labels)
 
-    def once(self, seed: int) -> "Answered":
-        """Each example once: of held-out test examples the answers of one run, of folds those of the first repeat."""
-        if self.origin == TEST or not self.names:
-            kept = [index for index, run in enumerate(self.run) if run == seed or self.origin != TEST]
-        else:
-            first: dict[str, int] = {}
-            for index, name in enumerate(self.names):
-                first.setdefault(name, index)
-            kept = [*first.values()]
-
-        def chosen(values: list) -> list:
-            return [values[index] for index in kept] if values else []
-
-        parts: dict[str, Any] = {
-            name: chosen(getattr(self, name)) for name in ("predictions", "targets", "logits", "run", "names")
-        }
-        parts["inputs"] = {name: chosen(values) for name, values in self.inputs.items()}
-        return replace(self, **parts)
+    @property
+    def right(self) -> Bool[NDArray[np.bool_], " example"]:
+        """Which examples with one class each are answered rightly."""
+        return np.array(self.predictions) == np.array(self.targets)
 
 
-COLUMNS = ("id", "labels", "predictions", "targets", "logits", "rows", "temperature")
+def answered(store: Store, runs: Sequence[Run], folds: int = 0) -> Answered | None:
+    """The answers of the run whose model was saved; of a cross-validation, those of every fold of the first repeat.
 
-
-def evidence(store: Store, runs: Sequence[Run], folds: bool = False) -> dict[str, Answered]:
-    """By method, what its runs answered. runs: finished runs of one task and size, such as `Study.listed`.
-
-    folds: whether their test examples are folds of a cross-validation.
+    runs: finished runs of one method and learning rate. None where they have no predictions.
     """
-    found: dict[str, Answered] = {}
-    rows = {row["id"]: row for row in store.runs(COLUMNS, [run.id for run in runs])}
-    for run in sorted(runs, key=lambda run: run.seed):
-        row = rows[run.id]
-        said, right = row["predictions"], row["targets"]
-        if not said or not right or len(said) != len(right):
-            continue
-        labels = tuple(row["labels"] or ())
-        one = found.setdefault(
-            run.method, Answered(method=run.method, origin=OUT_OF_FOLD if folds else TEST, labels=labels)
-        )
-        before = len(one.predictions)
-        one.predictions += said
-        one.targets += right
-        one.run += [run.seed] * len(said)
-        if row["temperature"]:
-            one.temperatures[run.seed] = row["temperature"]
-        one.logits += row["logits"] or [] if len(one.logits) == before else []
-        kept = store.examples(str(row["rows"]["test"]["fingerprint"])) if row["rows"] else None
-        inputs, names = kept or ({}, [])
-        if len(names) == len(said) and len(one.names) == before:
-            one.names += names
-            for name, values in inputs.items():
-                one.inputs.setdefault(name, []).extend(values)
-    for one in found.values():  # logits or names of only some runs would not align with the predictions
-        one.logits = one.logits if len(one.logits) == len(one.predictions) else []
-        if len(one.names) < len(one.predictions):
-            one.names, one.inputs = [], {}
-    return {run.method: found[run.method] for run in runs if run.method in found}
+    chosen = [run for run in runs if run.seed < folds] if folds else [_saved(runs)]
+    rows = [
+        row
+        for row in store.runs(("labels", "predictions", "targets", "logits", "rows", "temperature"), [run.id for run in chosen])
+        if row["predictions"] and row["targets"] and len(row["predictions"]) == len(row["targets"])
+    ]  # fmt: skip
+    if not rows:
+        return None
+    predictions, targets = ([one for row in rows for one in row[name]] for name in ("predictions", "targets"))
+    labels = tuple(rows[0]["labels"] or ())
+    several = isinstance(targets[0], list)
+    known = all(row["logits"] and len(row["logits"]) == len(row["predictions"]) for row in rows)
+    raw, calibrated = (
+        np.concatenate([probabilities(row["logits"], several, (row["temperature"] or 1.0) if fitted else 1.0) for row in rows]) if known else None
+        for fitted in (False, True)
+    )  # fmt: skip
+    kept = [store.examples(str(row["rows"]["test"]["fingerprint"])) if row["rows"] else None for row in rows]
+    texts = [found for found in kept if found and found[1]]
+    names = [name for _, of in texts for name in of]
+    whole = len(names) == len(predictions)
+    inputs = {name: [one for found, _ in texts for one in found[name]] for name in texts[0][0]} if whole else {}
+    return Answered(
+        method=chosen[0].method, which=f"{len(targets):,} {'out-of-fold answers' if folds else 'test examples'}", labels=labels,
+        predictions=predictions, targets=targets, raw=raw, calibrated=calibrated,
+        temperatures=[row["temperature"] for row in rows if row["temperature"]], inputs=inputs, names=names if whole else [],
+    )  # fmt: skip
+
+
+def _saved(runs: Sequence[Run]) -> Run:
+    """The run whose model was saved: the best validation metric, the last of equal ones."""
+    sign = metric_of(runs[0].metric).sign
+    known = [run for run in runs if run.validation is not None]
+    return max(known, key=lambda run: (sign * (run.validation or 0.0), run.seed)) if known else runs[0]
+
+
+def probabilities(logits: Sequence[Sequence[float]], several: bool, temperature: float) -> Probabilities:
+    """softmax(logits / temperature), or each label's σ where an example may have several."""
+    from scipy.special import expit, softmax
+
+    scaled = np.array(logits, dtype=np.float64) / temperature
+    return expit(scaled) if several else softmax(scaled, axis=-1)

@@ -3,18 +3,24 @@
 import re
 from collections import defaultdict
 from functools import partial
-from statistics import fmean
-from typing import Any
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
 
 from unipelt.report.comparison import Comparison
 from unipelt.report.drawing import INK, Figure, across, canvas, finish, looks, multiples, wrapped
-from unipelt.report.names import method_order, size_label, size_order, task_label, task_order
-from unipelt.report.study import Grid, Study, gather, mean, scale, spread
+from unipelt.report.names import gate_labels, method_order, size_label, size_order, task_label, task_order
+from unipelt.report.samples import metric_of
+from unipelt.report.study import Grid, Study, gather, over_seeds
 from unipelt.report.sweeps import Sweep, sweep_places
-from unipelt.spec import Location
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
 
 Curve = dict[float, float]
 """epoch → validation metric of one run"""
+Gates = dict[tuple[str, str], float]
+"""(layer, change) → mean gate"""
 PLOT_WIDE, PAGE_WIDE = 2.3, 12.0
 """inches: of a panel without its methods' names, and of what a page shows without making it smaller"""
 
@@ -43,13 +49,11 @@ def answer(study: Study) -> list[Figure]:
             panel.set_yticks(range(len(which[k])), map(wrapped, which[k]))
             panel.set_ylim(most - 0.5, -0.5)
             panel.set_title(f"{size_label(k)}, {one.seeds}")
-        for panel in axes[len(which) :]:
-            panel.set_visible(False)
         caption = "Difference of the average test metric to the best method's (diamond), with its 95 % interval: over test examples and training seeds; with one seed over test examples only. Filled: real after Holm's correction; hollow: may be chance, or one seed."  # fmt: skip
         return [finish("answer", "Average test metric, less the best method's", caption, drawing)]
 
 
-def _differences(panel: Any, one: Comparison) -> None:
+def _differences(panel: "Axes", one: Comparison) -> None:
     style = looks([line.method for line in one.lines])
     panel.axvline(0, color=INK, linewidth=0.8)
     panel.plot([0], [0], "D", color=style[one.reference]["color"], markersize=6)
@@ -81,14 +85,15 @@ def sweeps(study: Study) -> list[Figure]:
     return found
 
 
-def _sweep(lines: list[Sweep], grid: Grid, panel: Any, place: tuple[int | str, str]) -> None:
+def _sweep(lines: list[Sweep], grid: Grid, panel: "Axes", place: tuple[int | str, str]) -> None:
     style = looks([sweep.label for sweep in lines])
     for sweep in lines:
-        points = [(value, grid[(*place, method)]) for method, value in sweep.values.items() if (*place, method) in grid]
-        wide = [spread([*cell.values()]) or 0.0 for _, cell in points]
+        found = {value: grid.get((*place, method)) for method, value in sweep.values.items()}
+        points = {value: over_seeds(seeds) for value, seeds in found.items() if seeds}
         marked = {"marker": "o", "markersize": 4, "capsize": 2.5, "elinewidth": 0.9, **style[sweep.label]}
+        wide = [cell.sd or 0.0 for cell in points.values()]
         panel.errorbar(
-            [x for x, _ in points], [mean(cell) for _, cell in points], yerr=wide, label=sweep.label, **marked
+            [*points], [float(cell.value or 0.0) for cell in points.values()], yerr=wide, label=sweep.label, **marked
         )
     values = sorted({value for sweep in lines for value in sweep.values.values()})
     if values[0] > 0 and values[-1] / values[0] >= 8:  # doublings stand at equal distances
@@ -101,10 +106,13 @@ def _sweep(lines: list[Sweep], grid: Grid, panel: Any, place: tuple[int | str, s
 
 def curves(study: Study) -> list[Figure]:
     """The validation metric over epochs, a figure a size whose runs were evaluated more than once."""
-    runs: dict[Any, dict[str, dict[str, list[Curve]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    runs: dict[int | str, dict[str, dict[str, list[Curve]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
     for run in study.listed:
         if run.curve:
-            points = {at["epoch"]: scale(run.metric) * at[run.metric] for at in run.curve if run.metric in at}
+            scale = metric_of(run.metric).shown_as
+            points = {at["epoch"]: scale * at[run.metric] for at in run.curve if run.metric in at}
             runs[run.k][run.task][run.method].append(points)
     caption = "The best validation metric chooses the epoch. Line: mean over seeds, band: one standard deviation; drawn while at least half of the seeds still train."  # fmt: skip
     return [
@@ -114,15 +122,18 @@ def curves(study: Study) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _learning(runs: dict[str, dict[str, list[Curve]]], panel: Any, task: str) -> None:
+def _learning(runs: dict[str, dict[str, list[Curve]]], panel: "Axes", task: str) -> None:
     style = looks(sorted({method for of in runs.values() for method in of}, key=method_order))
     for method in sorted(runs[task], key=method_order):
         seeds = runs[task][method]
         epochs = sorted({e for points in seeds for e in points})
         at = {e: [points[e] for points in seeds if e in points] for e in epochs}
         held = {e: values for e, values in at.items() if 2 * len(values) >= len(seeds)}
-        means, wide = [fmean(values) for values in held.values()], [spread(values) or 0.0 for values in held.values()]
-        lone = {} if len(held) > 1 else {"marker": "o", "markersize": 4}  # no line goes through one point
+        means = [fmean(values) for values in held.values()]
+        wide = [stdev(values) if len(values) > 1 else 0.0 for values in held.values()]
+        lone: dict[str, Any] = (
+            {} if len(held) > 1 else {"marker": "o", "markersize": 4}
+        )  # no line goes through one point
         panel.plot([*held], means, label=method, **style[method], **lone)
         edges = ([m - w for m, w in zip(means, wide)], [m + w for m, w in zip(means, wide)])
         panel.fill_between([*held], *edges, color=style[method]["color"], alpha=0.12, linewidth=0)
@@ -136,33 +147,33 @@ def gates(study: Study) -> list[Figure]:
     values = gate_means(study)
     found: list[Figure] = []
     for k, method in dict.fromkeys((k, method) for k, method, _ in values):
-        places = [task for size, one, task in values if (size, one) == (k, method)]
-        columns = min(len(places), 4)
-        rows = -(-len(places) // columns)
+        means = {task: of for (size, one, task), of in values.items() if (size, one) == (k, method)}
+        columns = min(len(means), 4)
+        rows = -(-len(means) // columns)
         name = f"gates-k{k}-{re.sub(r'[^a-z0-9]+', '-', method.lower()).strip('-')}"
-        layers = max(len(values[k, method, task][0]) for task in places)
+        layers = max(len({layer for layer, _ in of}) for of in means.values())
         with canvas(name, rows, columns, 1.0 + 2.3 * columns, 0.5 + rows * (0.95 + 0.24 * layers)) as (drawing, axes):
-            mesh = None
-            for place, (panel, task) in enumerate(zip(axes, places)):
-                mesh = _heat(panel, *values[k, method, task])
+            for place, (panel, task) in enumerate(zip(axes, means)):
+                mesh = heat(panel, means[task])
                 panel.set_title(wrapped(task_label(task), 20))
                 panel.tick_params(labelleft=place % columns == 0)
-            for panel in axes[len(places) :]:
-                panel.set_visible(False)
             drawing.colorbar(mesh, ax=axes, label="mean gate", aspect=30, pad=0.01).outline.set_visible(False)
             caption = "How much each layer opens each part: the gate's mean over test examples and seeds, from 0 (closed) to 1 (open)."
             found.append(finish(name, f"Gates of {method}, {size_label(k)}", caption, drawing))
     return found
 
 
-def _heat(panel: Any, rows: list[str], columns: list[str], means: dict[tuple[str, str], float]) -> Any:
+def heat(panel: "Axes", means: Gates, low: float = 0.0, high: float = 1.0, digits: int = 2) -> "QuadMesh":
+    """Gates as colours and numbers, layers by changes; the colours go from low to high."""
+    rows = sorted({layer for layer, _ in means}, key=_depth)
+    columns = list(dict.fromkeys(change for _, change in means))
     cells = [[means.get((row, column), float("nan")) for column in columns] for row in rows]
-    mesh = panel.pcolormesh(cells, vmin=0, vmax=1, cmap="viridis", edgecolors="none")
+    mesh = panel.pcolormesh(cells, vmin=low, vmax=high, cmap="viridis", edgecolors="none")
     for y, line in enumerate(cells):
         for x, value in enumerate(line):
-            if value == value:
-                style = {"color": "#ffffff" if value < 0.6 else "#111111", "fontsize": 7}  # viridis is dark up to there
-                panel.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", in_layout=False, **style)
+            if value == value:  # a layer may lack a gate
+                ink = "#ffffff" if value < low + 0.6 * (high - low) else "#111111"  # viridis is dark up to there
+                panel.text(x + 0.5, y + 0.5, f"{value:.{digits}f}", ha="center", va="center", in_layout=False, color=ink, fontsize=7)  # fmt: skip
     names = [column.replace("_", " ") for column in columns]
     panel.set_xticks([x + 0.5 for x in range(len(columns))], names, rotation=25, ha="right", fontsize=8)
     panel.set_yticks([y + 0.5 for y in range(len(rows))], rows, fontsize=8)
@@ -172,24 +183,16 @@ def _heat(panel: Any, rows: list[str], columns: list[str], means: dict[tuple[str
     return mesh
 
 
-def gate_means(study: Study) -> dict[tuple, tuple[list[str], list[str], dict[tuple[str, str], float]]]:
-    """By (k, method, task): the layers, the changes, and the mean over seeds by layer and change."""
-    collected: dict[tuple, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in study.listed:
+def gate_means(study: Study) -> dict[tuple[int | str, str, str], Gates]:
+    """By (k, method, task): the means over seeds."""
+    found: dict[tuple[int | str, str, str], dict[tuple[str, str], list[float]]] = {}
+    for run in sorted(
+        study.listed, key=lambda run: (size_order(run.k), method_order(run.method), task_order(run.task))
+    ):
         for path, value in run.gates.items():
-            collected[run.k, run.method, run.task][split(path)].append(value)
-    found = {}
-    for key in sorted(collected, key=lambda key: (size_order(key[0]), method_order(key[1]), task_order(key[2]))):
-        means = {place: fmean(sorted(values)) for place, values in collected[key].items()}
-        layers = sorted({layer for layer, _ in means}, key=_depth)
-        found[key] = layers, list(dict.fromkeys(change for _, change in means)), means
-    return found
-
-
-def split(path: str) -> tuple[str, str]:
-    """Layer and change of a gate's location."""
-    at = Location.parse(path)
-    return f"{at.stack} {at.layer}", at.change + (" (cross)" if at.is_cross else "")
+            means = found.setdefault((run.k, run.method, run.task), defaultdict(list))
+            means[gate_labels(path)].append(value)
+    return {key: {place: fmean(sorted(values)) for place, values in of.items()} for key, of in found.items()}
 
 
 def _depth(layer: str) -> list[tuple[int, int, str]]:

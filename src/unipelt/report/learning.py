@@ -1,83 +1,73 @@
 """Would more labels help? The recommended method's test metric by the number of training examples."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from unipelt.report.comparison import scaled
 from unipelt.report.confidence import BLUE
 from unipelt.report.drawing import Figure, canvas, finish
 from unipelt.report.names import in_folds, seeds_text
-from unipelt.report.runs import Run
-from unipelt.report.samples import Row, Sample, difference, own, sample
-from unipelt.report.statistics import BOTH, estimate, own_estimate
+from unipelt.report.runs import Run, answers
+from unipelt.report.samples import difference, own, sample
+from unipelt.report.statistics import BOTH, Estimate, estimate, own_estimate
 from unipelt.report.tables import Block, Cell, Section, Table
+from unipelt.study.store import Store
 from unipelt.tasks.metrics import METRICS
 
 
-def learning_curve(
-    runs: Mapping[int, list[Run]], answers: Iterable[tuple[int, Row]], folds: bool = False
-) -> Section | None:
-    """folds: whether the seeds are folds of a cross-validation. runs: finished runs of one method by number of training examples. answers: the size of each run, and its answers.
+def learning_curve(store: Store, runs: Mapping[int, Sequence[Run]], folds: bool) -> Section | None:
+    """runs: finished runs of one method by number of training examples. folds: whether their seeds are folds of a
+    cross-validation.
 
     Sizes are compared on the same seeds and test examples, as methods are. None for fewer than two sizes.
     """
-    sizes = sorted(runs)
-    if len(sizes) < 2:
+    values = {n: {run.seed: run.test for run in runs[n] if run.test is not None} for n in sorted(runs)}
+    known = [n for n, of in values.items() if of]
+    if len(known) < 2 or runs[known[0]][0].metric not in METRICS:
         return None
-    first = runs[sizes[-1]][0]
-    values = {str(n): {run.seed: run.test for run in runs[n] if run.test is not None} for n in sizes}
-    values = {n: of for n, of in values.items() if of}
-    rows = [(str(n), seed, said, right) for n, (_, seed, said, right) in answers]
-    of = sample(first.task, first.metric, values, rows)  # type: ignore[arg-type]
-    known = [n for n in sizes if str(n) in values]
-    if len(known) < 2 or first.metric not in METRICS:
-        return None
-    metric, scale = first.metric.replace("_", " "), of.metric.shown_as
+    first = runs[known[-1]][0]
+    rows = [(str(n), seed, said, right) for n in known for _, seed, said, right in answers(store, runs[n])]
+    of = sample(first.task, first.metric, {str(n): values[n] for n in known}, rows)
+    metric, scale, sign = first.metric.replace("_", " "), of.metric.shown_as, of.metric.sign
     scored, words = ("out-of-fold", in_folds) if folds else ("test", str)
     scores = {n: own_estimate(own(of, str(n)), of.metric) for n in known}
     gains = {n: estimate([difference(of, str(n), str(less))]) for less, n in pairwise(known)}
-    turn = not of.metric.higher_is_better
-    cells = [
-        [Cell(float(n), digits=0), scaled(scores[n], scale), scaled(gains[n], scale, turn, signed=True) if n in gains else Cell("")]
-        for n in known
-    ]  # fmt: skip
-    unit = "" if scale == 1 else " ×100"
-    seeds = seeds_text(len(values[str(known[-1])]))
+    rises = [Cell(""), *(scaled(gain, scale, sign < 0, signed=True) for gain in gains.values())]
+    cells = [[Cell.count(n), scaled(scores[n], scale), rise] for n, rise in zip(known, rises)]
+    column = f"{scored} {metric}{'' if scale == 1 else ' ×100'}"
+    seeds = seeds_text(len(values[known[-1]]))
+    note = f"{seeds} each, on the same test examples; 95 % intervals. Smaller sets are the beginnings of the whole one."
     table = Table(
-        "learning-curve", f"{first.method} by the number of training examples", ["training examples", f"{scored} {metric}{unit}", "gain over the row above"], [Block("", cells)],
-        [words(f"{seeds} each, on the same test examples; 95 % intervals. Smaller sets are the beginnings of the whole one.")],
+        "learning-curve", f"{first.method} by the number of training examples", ["training examples", column, "gain over the row above"],
+        [Block("", cells)], [words(note)],
     )  # fmt: skip
-    last, less = known[-1], known[-2]
-    gap = gains[last]
-    points = f"{scale * (-gap.value if turn else gap.value):+.2f}".replace("-", "−")
-    change = f"from {less:,} to {last:,} training examples, the {metric} of {first.method} changes by {points}{' points' if scale != 1 else ''}"
+    gap = gains[known[-1]]
+    points = f"{scale * sign * gap.value:+.2f}{' points' if scale != 1 else ''}".replace("-", "−")
+    change = (
+        f"from {known[-2]:,} to {known[-1]:,} training examples, the {metric} of {first.method} changes by {points}"
+    )
     if gap.covers != BOTH:
         say = f"Not judged: {change}, with one seed."
-    elif gap.real(gap.p) and gap.value > 0:
-        say = f"Probably yes: {change}, beyond chance ({seeds})."
-    elif gap.value > 0:
-        say = f"Perhaps: {change}, which may be chance ({seeds})."
-    else:
+    elif gap.value <= 0:
         say = f"No sign of it: {change} ({seeds})."
-    return Section(
-        "Would more labels help?",
-        [_figure(of, known, scores, scale, f"{scored} {metric}{unit}", words), table],
-        words(say),
-    )
+    else:
+        real = gap.real(gap.p)
+        say = f"{'Probably yes' if real else 'Perhaps'}: {change}, {'beyond chance' if real else 'which may be chance'} ({seeds})."
+    return Section("Would more labels help?", [_figure(scores, scale, column, words(CAPTION)), table], words(say))
 
 
-def _figure(
-    of: Sample, sizes: list[int], scores: Mapping, scale: float, metric: str, words: Callable[[str], str]
-) -> Figure:
+CAPTION = "Dots: means over seeds; lines: 95 % intervals."
+
+
+def _figure(scores: Mapping[int, Estimate], scale: float, metric: str, caption: str) -> Figure:
     with canvas("learning", 1, 1, 4.6, 3.0) as (drawing, (panel,)):
-        middle = [scale * scores[n].value for n in sizes]
-        for n in sizes:
-            if scores[n].low is not None:
-                panel.plot([n, n], [scale * scores[n].low, scale * scores[n].high], color=BLUE, linewidth=2, alpha=0.6)
-        panel.plot(sizes, middle, "o-", color=BLUE, markersize=5)
+        for n, score in scores.items():
+            if score.low is not None and score.high is not None:
+                panel.plot([n, n], [scale * score.low, scale * score.high], color=BLUE, linewidth=2, alpha=0.6)
+        panel.plot([*scores], [scale * score.value for score in scores.values()], "o-", color=BLUE, markersize=5)
         panel.set_xscale("log")
         panel.minorticks_off()
-        panel.set_xticks(sizes, [f"{n:,}" for n in sizes])
+        panel.set_xticks([*scores], [f"{n:,}" for n in scores])
         panel.set(xlabel="training examples (doubling from dot to dot)", ylabel=metric)
         panel.grid()
-        return finish("learning", "Learning curve", words("Dots: means over seeds; lines: 95 % intervals."), drawing)
+        return finish("learning", "Learning curve", caption, drawing)

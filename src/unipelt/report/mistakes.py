@@ -1,20 +1,24 @@
 """The examples that are answered wrongly: the most confident ones first, and those whose label looks wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
+from jaxtyping import Bool, Int
 
-from unipelt.report.evidence import Answered
+from unipelt.report.evidence import Answered, Probabilities
 from unipelt.report.tables import Block, Cell, Table
 from unipelt.tasks.metrics import Metric
 
 LETTERS = 240  # of a text that is shown
-Array = NDArray[np.float64]
+CONFIDENT = "The most confident mistakes"
+LABEL_NOTE = "Check the label: the predicted class is at least as probable as it is on average for the examples that are labelled with it (confident learning, Northcutt et al. 2021). Many of these labels are right and the model is wrong; but wrong labels are found here first."  # fmt: skip
+Found = Iterable[tuple[float, int, list[Cell]]]
+"""how bad a mistake is, the index of its example, and its cells"""
 
 
-def label_looks_wrong(probabilities: Float[Array, "example label"], targets: Int[np.ndarray, " example"]) -> Bool[np.ndarray, " example"]:  # fmt: skip
+def label_looks_wrong(
+    probabilities: Probabilities, targets: Int[np.ndarray, " example"]
+) -> Bool[np.ndarray, " example"]:
     """Whether another class than the label is at least as probable as it usually is for examples labelled with it, and more
     probable than the label.
 
@@ -29,59 +33,58 @@ def label_looks_wrong(probabilities: Float[Array, "example label"], targets: Int
     return (best != targets) & (sure[np.arange(number), best] > given)
 
 
-def shown_text(inputs: dict[str, list], index: int) -> str:
-    """The text of an example on one line, cut where it is long; two texts with a bar between."""
-    texts = [
-        value[index] if isinstance(value[index], str) else " ".join(map(str, value[index])) for value in inputs.values()
-    ]
-    text = " | ".join(" ".join(one.split()) for one in texts)
+def cut(text: str) -> str:
+    """A text on one line, cut where it is long."""
+    text = " ".join(text.split())
     return text if len(text) <= LETTERS else text[: LETTERS - 1].rstrip() + "…"
 
 
-def class_mistakes(one: Answered, probabilities: Array | None) -> Table:
-    """Every wrongly answered example of a task with one class each, the most confident first."""
+def shown_text(inputs: dict[str, list], index: int) -> str:
+    """The text of an example on one line, cut where it is long; two texts with a bar between."""
+    each = (values[index] for values in inputs.values())
+    return cut(" | ".join(one if isinstance(one, str) else " ".join(map(str, one)) for one in each))
+
+
+def class_mistakes(one: Answered) -> tuple[Table, int]:
+    """Every wrongly answered example of a task with one class each, the most confident first; and how many labels are worth
+    checking."""
     targets, said = np.array(one.targets), np.array(one.predictions)
-    wrong = np.flatnonzero(targets != said)
-    sure = np.zeros(len(targets)) if probabilities is None else probabilities[np.arange(len(said)), said]
-    doubtful = np.zeros(len(targets), bool) if probabilities is None else label_looks_wrong(probabilities, targets)
-    order = sorted(wrong.tolist(), key=lambda i: (-round(float(sure[i]), 9), i))
-    rows = []
-    for i in order:
-        known = [] if probabilities is None else [Cell(100 * float(sure[i]), digits=0), Cell(100 * float(probabilities[i, targets[i]]), digits=0)]  # fmt: skip
-        rows.append([
-            Cell(_name(one, i)), Cell(one.labels[targets[i]]), Cell(one.labels[said[i]]), *known,
-            *([] if probabilities is None else [Cell("yes" if doubtful[i] else "")]), Cell(_text(one, i)),
-        ])  # fmt: skip
-    more = [] if probabilities is None else ["probability, %", "of the label, %", "check the label"]
-    note = "Check the label: the predicted class is at least as probable as it is on average for the examples that are labelled with it (confident learning, Northcutt et al. 2021). Many of these labels are right and the model is wrong; but wrong labels are found here first."  # fmt: skip
-    return _table(["example", "label", "prediction", *more, "text"], rows, *[note] * bool(more))
+    wrong = np.flatnonzero(~one.right).tolist()
+    known = one.calibrated
+    classes = {i: [Cell(one.labels[targets[i]]), Cell(one.labels[said[i]])] for i in wrong}
+    if known is None:
+        return _table(one, ["label", "prediction"], ((0.0, i, cells) for i, cells in classes.items())), 0
+    doubtful = label_looks_wrong(known, targets)
+    found: Found = (
+        (known[i, said[i]], i, [*cells, _percent(known[i, said[i]]), _percent(known[i, targets[i]]), Cell("yes" if doubtful[i] else "")])
+        for i, cells in classes.items()
+    )  # fmt: skip
+    columns = ["label", "prediction", "probability, %", "of the label, %", "check the label"]
+    return _table(one, columns, found, note=LABEL_NOTE), int(doubtful[wrong].sum())
 
 
-def label_mistakes(one: Answered, probabilities: Array | None) -> Table:
+def label_mistakes(one: Answered) -> Table:
     """Of a task with several labels an example: each label that is missing or wrongly added, the most confident first."""
-    targets, said = np.array(one.targets), np.array(one.predictions)
-    found = []
-    for i, j in zip(*np.nonzero(targets != said)):
-        chance = None if probabilities is None else float(probabilities[i, j])
-        off = 0.0 if chance is None else abs(chance - targets[i, j])
-        found.append((-round(off, 9), int(i), int(j), chance))
-    rows = [
-        [Cell(_name(one, i)), Cell(one.labels[j]), Cell("yes" if targets[i, j] else "no"), Cell("yes" if said[i, j] else "no"),
-         Cell(None if chance is None else 100 * chance, digits=0), Cell(_text(one, i))]
-        for _, i, j, chance in sorted(found)
-    ]  # fmt: skip
-    return _table(["example", "class", "labelled", "predicted", "probability, %", "text"], rows)
+    targets = np.array(one.targets)
+    chances = np.full(targets.shape, np.nan) if one.calibrated is None else one.calibrated
+    off = np.nan_to_num(np.abs(chances - targets))
+    words = ("no", "yes")
+    found = (
+        (off[i, j], i, [Cell(one.labels[j]), Cell(words[targets[i, j]]), Cell(words[1 - targets[i, j]]), _percent(chances[i, j])])
+        for i, j in zip(*np.nonzero(~one.right))
+    )  # fmt: skip
+    return _table(one, ["class", "labelled", "predicted", "probability, %"], found)
 
 
 def number_mistakes(one: Answered) -> Table:
     """Every example of a task of numbers, the largest error first."""
-    errors = np.array(one.predictions, float) - np.array(one.targets, float)
-    order = sorted(range(len(errors)), key=lambda i: (-abs(errors[i]) if np.isfinite(errors[i]) else -np.inf, i))
-    rows = [
-        [Cell(_name(one, i)), Cell(float(one.targets[i])), Cell(float(one.predictions[i])), Cell(float(errors[i]), signed=True), Cell(_text(one, i))]
-        for i in order
-    ]  # fmt: skip
-    return _table(["example", "label", "prediction", "error", "text"], rows, title="The largest errors")
+    said = [*map(float, one.predictions)]
+    errors = [answer - float(target) for answer, target in zip(said, one.targets)]
+    found = (
+        (abs(error) if np.isfinite(error) else np.inf, i, [Cell(float(one.targets[i])), Cell(said[i]), Cell(error, signed=True)])
+        for i, error in enumerate(errors)
+    )  # fmt: skip
+    return _table(one, ["label", "prediction", "error"], found, "The largest errors")
 
 
 def tag_mistakes(one: Answered) -> Table:
@@ -90,52 +93,39 @@ def tag_mistakes(one: Answered) -> Table:
     found = []
     for i, (right, said) in enumerate(zip(one.targets, one.predictions)):
         differ = [k for k, (a, b) in enumerate(zip(right, said)) if a != b]
+        shown = "; ".join(f"{words[i][k] if words else k + 1}: {right[k]} → {said[k]}" for k in differ)
         if differ:
-            shown = [f"{words[i][k] if words else k + 1}: {right[k]} → {said[k]}" for k in differ]
-            found.append((-len(differ), i, "; ".join(shown)))
-    rows = [[Cell(_name(one, i)), Cell(float(-n), digits=0), Cell(_cut(said)), Cell(_text(one, i))] for n, i, said in sorted(found)]  # fmt: skip
-    return _table(["example", "wrong tags", "label → prediction", "text"], rows, title="The most wrong tags")
+            found.append((len(differ), i, [Cell.count(len(differ)), Cell(cut(shown))]))
+    return _table(one, ["wrong tags", "label → prediction"], found, "The most wrong tags")
 
 
 def text_mistakes(one: Answered, metric: Metric) -> Table:
     """Every example of a task of written texts, the worst by the metric first."""
     each = [metric([said], [right]) for said, right in zip(one.predictions, one.targets)]
-    order = sorted(range(len(each)), key=lambda i: (each[i], i))
-    rows = [
-        [Cell(_name(one, i)), Cell(metric.shown_as * each[i]), Cell(_cut(str(one.targets[i]))), Cell(_cut(str(one.predictions[i]))), Cell(_text(one, i))]
-        for i in order
-    ]  # fmt: skip
-    return _table(
-        ["example", metric.name.replace("_", " "), "label", "prediction", "text"],
-        rows,
-        title="The texts furthest from their labels",
+    found = (
+        (-score, i, [Cell(metric.shown_as * score), Cell(cut(str(one.targets[i]))), Cell(cut(str(one.predictions[i])))])
+        for i, score in enumerate(each)
     )
+    columns = [metric.name.replace("_", " "), "label", "prediction"]
+    return _table(one, columns, found, "The texts furthest from their labels")
 
 
 def loss_mistakes(one: Answered) -> Table:
     """Every example of a language model, the least expected first: predictions are sums of losses, targets numbers of tokens."""
-    each = [total / max(1, count) for total, count in zip(one.predictions, one.targets)]
-    order = sorted(range(len(each)), key=lambda i: (-each[i], i))
-    rows = [
-        [Cell(_name(one, i)), Cell(each[i]), Cell(float(one.targets[i]), digits=0), Cell(_text(one, i))] for i in order
-    ]
-    return _table(["example", "loss a token", "tokens", "text"], rows, title="The least expected answers")
+    each = [(total / max(1, count), count) for total, count in zip(one.predictions, one.targets)]
+    found = ((loss, i, [Cell(loss), Cell.count(count)]) for i, (loss, count) in enumerate(each))
+    return _table(one, ["loss a token", "tokens"], found, "The least expected answers")
 
 
-def _table(
-    columns: Sequence[str], rows: list[list[Cell]], *notes: str, title: str = "The most confident mistakes"
-) -> Table:
-    return Table("mistakes", title, columns, [Block("", rows)], notes, most=20)
+def _percent(share: float) -> Cell:
+    """Not a number: nothing is known."""
+    return Cell(None if np.isnan(share) else 100 * float(share), digits=0)
 
 
-def _name(one: Answered, index: int) -> str:
-    """The number and line of an example, without the name of the file, which is the same for all."""
-    return one.names[index].rpartition(", ")[2] if one.names else f"example {index + 1}"
-
-
-def _text(one: Answered, index: int) -> str:
-    return shown_text(one.inputs, index) if one.inputs else ""
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
+def _table(one: Answered, columns: Sequence[str], found: Found, title: str = CONFIDENT, note: str = "") -> Table:
+    """The worst mistakes first, each with the number and line of its example, whose file is the same for all, and its text."""
+    rows = []
+    for _, i, cells in sorted(found, key=lambda mistake: (-round(float(mistake[0]), 9), mistake[1])):
+        name = one.names[i].rpartition(", ")[2] if one.names else f"example {i + 1}"
+        rows.append([Cell(name), *cells, Cell(shown_text(one.inputs, i) if one.inputs else "")])
+    return Table("mistakes", title, ["example", *columns, "text"], [Block("", rows)], [note] if note else [], most=20)

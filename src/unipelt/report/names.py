@@ -3,14 +3,13 @@
 from collections.abc import Iterable
 
 from unipelt.errors import SpecError
-from unipelt.spec import PRESETS, settings
-from unipelt.study.plan import BASELINES
+from unipelt.spec import PRESETS, Location, settings
+from unipelt.train.records import BASELINES, FULL
 
 TASKS = {
     "sst2": "SST-2", "mrpc": "MRPC", "cola": "CoLA", "rte": "RTE", "qnli": "QNLI", "stsb": "STS-B", "mnli": "MNLI", "qqp": "QQP",
 }  # fmt: skip
 """in the order of the paper's tables"""
-FULL = "full"
 METHODS = (FULL, "head", "bitfit", "prompt", "adapter", "prefix", "lora")
 FOLD_WORDS = (
     ("On the test examples", "Out of fold"), ("on the test examples", "out of fold"), ("validation ", "out-of-fold "),
@@ -70,25 +69,11 @@ def size_order(k: int | str) -> tuple:
 
 def method_order(method: str) -> tuple:
     """Order of methods: the paper's baselines, the other presets, the mixtures; a preset is followed by its variants, by options."""
-    name = preset_of(method)
-    presets = [
-        *BASELINES,
-        *METHODS,
-        *(preset for preset in PRESETS if preset not in METHODS and preset not in PARTS),
-        *PARTS,
-    ]
+    name, values = preset_of(method), options_of(method).values()
+    presets = [*BASELINES, *METHODS, *(one for one in PRESETS if one not in METHODS and one not in PARTS), *PARTS]
     place = presets.index(name) if name in presets else len(presets)
-    return (
-        place,
-        name,
-        "(" in method,
-        [(0, o, "") if isinstance(o, int | float) else (1, 0, repr(o)) for o in _values(method)],
-        method,
-    )
-
-
-def _values(method: str) -> list[object]:
-    return list(options_of(method).values())
+    options = [(0, value, "") if isinstance(value, int | float) else (1, 0, repr(value)) for value in values]
+    return place, name, "(" in method, options, method
 
 
 def options_of(method: str) -> dict[str, object]:
@@ -97,6 +82,12 @@ def options_of(method: str) -> dict[str, object]:
         return settings(method)
     except SpecError:
         return {}
+
+
+def gate_labels(path: str) -> tuple[str, str]:
+    """Layer and change of a gate's location."""
+    at = Location.parse(path)
+    return f"{at.stack} {at.layer}", at.change + (" (cross)" if at.is_cross else "")
 
 
 def counts_text(trained: int | None, stored: int | None) -> str:

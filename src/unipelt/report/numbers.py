@@ -1,5 +1,7 @@
 """How far predicted numbers are off, in the unit of the labels."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -34,21 +36,16 @@ def short(value: float) -> str:
 def _row(name: str, which: NDArray[np.intp], targets: Array, predictions: Array) -> list[Cell]:
     error = predictions[which] - targets[which]
     off = np.abs(error)
-    digits = max(0, 2 - int(np.floor(np.log10(max(float(off.mean()), 1e-12))))) if np.isfinite(off).all() else 2
-    values = [float(off.mean()), *(float(np.quantile(off, share)) for share in (0.5, 0.9))]
-    cells = [Cell(value, digits=min(digits, 6)) for value in values]
-    return [
-        Cell(name),
-        Cell(float(len(which)), digits=0),
-        *cells,
-        Cell(float(error.mean()), digits=min(digits, 6), signed=True),
-    ]
+    digits = min(6, max(0, 2 - int(np.floor(np.log10(max(float(off.mean()), 1e-12))))))
+    values = [float(value) for value in (off.mean(), *np.quantile(off, (0.5, 0.9)))]
+    mean = Cell(float(error.mean()), digits=digits, signed=True)
+    return [Cell(name), Cell.count(len(which)), *(Cell(value, digits=digits) for value in values), mean]
 
 
 def residual_figure(targets: Array, predictions: Array) -> Figure:
     """Left, prediction against label; right, error against prediction."""
     with canvas("residuals", 1, 2, 7.6, 3.3) as (drawing, (left, right)):
-        dots = {"color": BLUE, "markersize": 3, "alpha": 0.5, "markeredgewidth": 0}
+        dots: dict[str, Any] = {"color": BLUE, "markersize": 3, "alpha": 0.5, "markeredgewidth": 0}
         left.plot(targets, predictions, "o", **dots)
         ends = [float(targets.min()), float(targets.max())]
         left.plot(ends, ends, color=INK, linewidth=0.8, linestyle="--")

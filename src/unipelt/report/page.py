@@ -7,7 +7,7 @@ from typing import Any
 from unipelt.report.names import task_label, task_order
 from unipelt.report.scores import ALL
 from unipelt.report.study import Study
-from unipelt.report.tables import Section, Table
+from unipelt.report.tables import Section
 
 
 def page(
@@ -19,23 +19,15 @@ def page(
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    def text(name: str) -> str:
-        return files("unipelt.report").joinpath(name).read_text(encoding="utf-8")
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(text("page.html")).render(
-        study=study,
-        headline=headline,
-        why=why,
-        sections=sections,
-        missing=missing,
-        cautions=cautions,
-        overview=_overview(study),
-        style=Markup(text("page.css")),
-        script=Markup(text("page.js")),
-        inline=Markup,  # of a figure: its texts were escaped as it was drawn
-        is_table=lambda part: isinstance(part, Table),
+    html, css, js = (
+        files("unipelt.report").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
     )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # inline: of a figure, whose texts were escaped as it was drawn
+    return environment.from_string(html).render(
+        study=study, headline=headline, why=why, sections=sections, missing=missing, cautions=cautions,
+        overview=_overview(study), style=Markup(css), script=Markup(js), inline=Markup,
+    )  # fmt: skip
 
 
 def _overview(study: Study) -> list[tuple[str, str]]:

@@ -1,19 +1,20 @@
 """Our numbers next to those that the paper prints.          Mao et al. 2022, arXiv:2110.07577, tables 1 to 4"""
 
 import tomllib
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from statistics import fmean
 from typing import Any
 
-from unipelt.report.claims import average_difference, best_parts, standing, verdict
+from unipelt.report.claims import UNDECIDED, average_difference, best_others, standing, verdict
 from unipelt.report.comparison import scaled
 from unipelt.report.names import PARTS, size_label, task_label
-from unipelt.report.scores import ALL, marks, union
+from unipelt.report.scores import ALL, union
 from unipelt.report.statistics import Estimate
-from unipelt.report.study import Study, average, mean
-from unipelt.report.tables import Block, Cell, Table
+from unipelt.report.study import Study, average
+from unipelt.report.tables import Block, Cell, Table, marked, side_by_side
 
 Means = dict[str, dict[str, float]]
 """method → task → test metric ×100"""
@@ -32,10 +33,10 @@ def printed(k: int | str) -> Means:
 
 def means(study: Study, k: int | str) -> Means:
     """Our own."""
-    found: Means = {}
-    for (size, task, method), cell in study.test.items():
+    found: Means = defaultdict(dict)
+    for (size, task, method), seeds in study.test.items():
         if size == k:
-            found.setdefault(method, {})[task] = mean(cell)
+            found[method][task] = fmean(seeds.values())
     return found
 
 
@@ -55,7 +56,7 @@ def bound(study: Study) -> Table:
         for mixture, parts in PARTS.items():
             methods, _ = standing(here, (mixture, *parts))
             if methods:
-                found = average_difference(here, best_parts(here, methods))
+                found = average_difference(here, best_others(here, *methods))
                 rows += _against_parts(methods, means(study, k), study.tasks(k), over, found)
                 if mixture in printed(k) and {*study.tasks(k)} <= {*paper()["tasks"]}:
                     others += _against_parts([mixture, *parts], printed(k), study.tasks(k), over)
@@ -76,7 +77,7 @@ def _against_parts(methods: Sequence[str], of: Means, tasks: Sequence[str], over
     gaps = {task: of[mixture][task] - best[task] for task in tasks}
     last = Cell(fmean(gaps.values()), signed=True)
     if found is not None:
-        last = scaled(found, 100, signed=True, mark="" if verdict(found) == "not decided" else "real")
+        last = scaled(found, 100, signed=True, mark="" if verdict(found) == UNDECIDED else "real")
     return [
         [Cell(f"best of {', '.join(parts)}"), *(Cell(best.get(t), note=tops.get(t, "")) for t in over), Cell(fmean(best.values()))],
         [Cell(mixture), *(Cell(of[mixture].get(t) if t in tasks else None) for t in over), Cell(fmean(of[mixture][t] for t in tasks))],
@@ -92,16 +93,15 @@ def beside(study: Study) -> Table:
         here = [task for task in study.tasks(k) if task in known]
         which = [method for method in study.methods(k) if method in printed(k)]
         if which and here:
-            blocks.append(Block(_ours(study, k), _rows(which, means(study, k), here, over)))
-            blocks.append(Block(_theirs(k), _rows(which, printed(k), here, over, marked=True)))
+            ours, theirs = (_columns(which, of, here, over) for of in (means(study, k), printed(k)))
+            blocks.append(Block(_ours(study, k), side_by_side(which, ours)))
+            blocks.append(Block(_theirs(k), side_by_side(which, map(marked, theirs))))
     if ALL in study.sizes and not study.incomplete and {*study.tasks(ALL)} == {*known}:
-        whole, empty = paper()["whole"], [Cell()] * len(over)
-        which = [method for method in study.methods(ALL) if method in whole]
-        ours = [[Cell(m), *empty, Cell(*(average(study.test, ALL, m, known) or (None,)))] for m in which]
-        blocks += [
-            Block(_ours(study, ALL), ours),
-            Block(_theirs(ALL), [[Cell(m), *empty, Cell(whole[m])] for m in which]),
-        ]
+        which = [method for method in study.methods(ALL) if method in paper()["whole"]]
+        mine = {method: average(study.test, ALL, method, known) for method in which}
+        printed_averages = {method: Cell(paper()["whole"][method]) for method in which}
+        for heading, column in ((_ours(study, ALL), mine), (_theirs(ALL), printed_averages)):
+            blocks.append(Block(heading, side_by_side(which, [*[{}] * len(over), column])))
     return Table(
         "beside-the-paper", f"Beside the paper's own numbers ({paper()['base']})", ["method", *map(task_label, over), "average"], blocks,
         [f"The paper: {paper()['source']}, tables 1 and 3. Its base is {paper()['base']}; ours is {study.model}: another base has other numbers, so compare orders and gaps, not levels.",
@@ -109,14 +109,8 @@ def beside(study: Study) -> Table:
     )  # fmt: skip
 
 
-def _rows(
-    which: Sequence[str], of: Means, here: Sequence[str], over: Sequence[str], marked: bool = False
-) -> list[list[Cell]]:
-    found = {method: [of[method].get(task) if task in here else None for task in over] for method in which}
-    for method, row in found.items():
-        row.append(fmean(of[method][task] for task in here) if {*here} <= of[method].keys() else None)
-    tops = [marks(column) if marked else [""] * len(which) for column in zip(*found.values())]
-    return [
-        [Cell(method), *(Cell(value, mark=column[place]) for value, column in zip(found[method], tops))]
-        for place, method in enumerate(which)
-    ]
+def _columns(which: Sequence[str], of: Means, here: Sequence[str], over: Sequence[str]) -> list[dict[str, Cell]]:
+    """The numbers of these methods by task, and the average over the tasks of this size, where a method has them all."""
+    columns = [{m: Cell(of[m][task]) for m in which if task in here and task in of[m]} for task in over]
+    whole = [method for method in which if {*here} <= of[method].keys()]
+    return [*columns, {method: Cell(fmean(of[method][task] for task in here)) for method in whole}]

@@ -1,14 +1,15 @@
 """Which method to take for one's own file: validation examples choose it, test examples say how sure that is."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from unipelt.errors import UserError
-from unipelt.report.comparison import CONSTANT, Comparison, beside_largest_class, compare
+from unipelt.report.comparison import CONSTANT, Comparison, compare
 from unipelt.report.names import in_folds, listed, seeds_text
-from unipelt.report.samples import Seeds
-from unipelt.report.statistics import BOTH, EXAMPLES, LEVEL, Estimate
+from unipelt.report.samples import LARGEST, Sample, Seeds, difference
+from unipelt.report.statistics import BOTH, EXAMPLES, LEVEL, estimate
 from unipelt.report.study import Study
 
 
@@ -32,20 +33,18 @@ def recommend(study: Study) -> Recommendation:
     the lucky ones. The best is ahead of the most others, less those that are ahead of it.
     """
     ((k, task), of), *_ = study.samples.items()
-    sign = 1.0 if of.metric.higher_is_better else -1.0
+    sign = of.metric.sign
     runs = [run for run in study.listed if (run.k, run.task) == (k, task)]
-    validation: dict[str, Seeds] = {}
+    validation: dict[str, Seeds] = defaultdict(dict)
     for run in runs:
         value = run.test if study.folds else run.validation  # every example of a fold is a test example once
         if run.seed in of.values.get(run.method, ()) and value is not None:
-            validation.setdefault(run.method, {})[run.seed] = sign * value
+            validation[run.method][run.seed] = sign * value
     if not validation:
         raise UserError(
             "no finished run has a validation metric, so nothing can be recommended; repeat `unipelt compare`"
         )
     sizes = {run.method: run.parameters or 0 for run in runs}
-    stored = {run.method: run.stored for run in runs}
-    rates = {run.method: run.lr for run in runs}
     ahead = {one: sum(_lead(validation[one], other) for other in validation.values()) for one in validation}
     order = sorted(validation, key=lambda method: (-ahead[method], sizes[method], method))
     best = order[0]
@@ -54,23 +53,19 @@ def recommend(study: Study) -> Recommendation:
     take = min(near, key=lambda method: (sizes[method], order.index(method)))
     found = compare([of], order, take)
     lines = {line.method: line for line in found.lines}
-    filled = [
-        replace(
-            lines[m], validation=sign * fmean(validation[m].values()), lr=rates[m], parameters=sizes[m] or None,
-            stored=stored[m],
-            seconds=_mean(run.seconds for run in runs if run.method == m),
-            per_text=_mean(
-                run.predicting / len(of.answers[m, run.seed].targets)
-                for run in runs
-                if run.method == m and run.predicting is not None and (m, run.seed) in of.answers
-            ),
-        )
-        for m in order
-    ]  # fmt: skip
+    filled = []
+    for method in order:
+        own = [run for run in runs if run.method == method]
+        tested = [run for run in own if run.predicting is not None and (method, run.seed) in of.answers]
+        filled.append(replace(
+            lines[method], validation=sign * fmean(validation[method].values()), lr=own[-1].lr, parameters=sizes[method] or None,
+            stored=own[-1].stored, seconds=_mean(run.seconds for run in own),
+            per_text=_mean((run.predicting or 0.0) / len(of.answers[method, run.seed].targets) for run in tested),
+        ))  # fmt: skip
     found = replace(found, lines=filled, folds=study.folds)
-    metric = found.metric.replace("_", " ")
-    why = [*_by_validation(validation, take, best, near, metric), *_by_test(found), *_beside_largest(found, beside_largest_class(of, take))]  # fmt: skip
-    return Recommendation(take, rates[take], in_folds(" ".join(why)) if study.folds else " ".join(why), found)
+    said = _by_validation(validation, take, best, near, found.metric.replace("_", " "))
+    why = " ".join([*said, *_by_test(found), *_beside_largest(found, of, take)])
+    return Recommendation(take, found.chosen.lr, in_folds(why) if study.folds else why, found)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -97,22 +92,18 @@ def _by_validation(
     validation: Mapping[str, Seeds], take: str, best: str, near: Sequence[str], metric: str
 ) -> list[str]:
     """A sentence on the validation results, with the seeds if they are not the same for all methods."""
-    shared: dict[tuple[int, ...], list[str]] = {}
+    shared: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for method in validation:
         if method != best:
-            shared.setdefault(tuple(sorted(validation[best].keys() & validation[method].keys())), []).append(method)
+            shared[tuple(sorted(validation[best].keys() & validation[method].keys()))].append(method)
     if not shared:
         return [f"There is no other method to compare {take} with."]
     if not any(shared):
         return [
             f"{take} is the smallest. No other method has finished a seed that {take} has, so they cannot be compared."
         ]
-    equal = [
-        other
-        for seeds, of in shared.items()
-        for other in of
-        if seeds and not _lead(validation[best], validation[other])
-    ]
+    alike = (other for seeds, of in shared.items() if seeds for other in of)
+    equal = [other for other in alike if not _lead(validation[best], validation[other])]
     if take == best and equal:
         said = [f"{listed([take, *equal])} have the same validation {metric}; {take} is the smallest."]
     elif take == best:
@@ -138,13 +129,14 @@ def _by_validation(
 
 def _by_test(found: Comparison) -> list[str]:
     """A sentence on the test results, which select nothing."""
-    judged = [line for line in found.others if line.gap and line.gap.covers == BOTH]
+    gaps = {line.method: (line.gap, line.real) for line in found.others if line.gap}
+    judged = {method: (gap, real) for method, (gap, real) in gaps.items() if gap.covers == BOTH}
     if not judged:
-        one_seed = any(line.gap and line.gap.covers == EXAMPLES for line in found.others)
+        one_seed = any(gap.covers == EXAMPLES for gap, _ in gaps.values())
         return ["On the test examples nothing is judged: one seed."] if one_seed else []
-    seeds = seeds_text(*(line.gap.seeds for line in judged if line.gap))
-    better = [line.method for line in judged if line.real and line.gap and line.gap.value > 0]
-    worse = [line.method for line in judged if line.real and line.gap and line.gap.value < 0]
+    seeds = seeds_text(*(gap.seeds for gap, _ in judged.values()))
+    better = [method for method, (gap, real) in judged.items() if real and gap.value > 0]
+    worse = [method for method, (gap, real) in judged.items() if real and gap.value < 0]
     said = []
     if better:
         said.append(f"On the test examples {listed(better)} {'is' if len(better) == 1 else 'are'} better, beyond chance ({seeds}); repeat with more seeds.")  # fmt: skip
@@ -153,8 +145,11 @@ def _by_test(found: Comparison) -> list[str]:
     return said or [f"On the test examples no difference to it is beyond chance ({seeds})."]
 
 
-def _beside_largest(found: Comparison, gap: Estimate | None) -> list[str]:
+def _beside_largest(found: Comparison, of: Sample, take: str) -> list[str]:
     """Where a method's answers may be worth no more than one answer for all examples."""
-    if gap is None or found.largest is None or (gap.value > 0 and gap.p is not None and gap.p < LEVEL):
+    if found.largest is None or not of.largest:
         return []
-    return [f"It is not shown to be better than always naming the largest class ({found.shown(found.largest):.2f})."]
+    gap = estimate([difference(of, take, LARGEST)])
+    if gap.value > 0 and gap.p is not None and gap.p < LEVEL:
+        return []
+    return [f"It is not shown to be better than always naming the largest class ({found.scale * found.largest:.2f})."]

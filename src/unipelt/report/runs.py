@@ -9,7 +9,7 @@ from unipelt.report.names import method_order, size_order, task_order
 from unipelt.report.samples import Row
 from unipelt.study.choose import choose
 from unipelt.study.schema import KEYS
-from unipelt.study.store import COMPARISON, DONE, PLANNED, Store
+from unipelt.study.store import DONE, PLANNED, Store
 
 LIGHT = ("id", *KEYS, "status", "metric", "validation", "test", "complete", "steps", "seconds", "predicting", "parameters", "stored", "device", "versions")  # fmt: skip
 LISTED = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")
@@ -39,7 +39,6 @@ class Run:
     seconds: float | None
     predicting: float | None
     """seconds that the prediction of the test examples took"""
-    """runs that were trained at once"""
     parameters: int | None
     """numbers that were trained"""
     stored: int | None
@@ -71,7 +70,7 @@ class Run:
 
 def read_runs(store: Store) -> tuple[list[Run], list[Run]]:
     """Every planned run, and the finished ones of the learning rates that validation chose, with curves and gates."""
-    rows = sorted(store.runs(LIGHT), key=lambda row: (*_order(row), row["seed"], row["lr"] or 0.0))
+    rows = sorted(store.runs(LIGHT), key=_order)
     chosen = [row["id"] for row in choose(rows)]
     deep = {row["id"]: row for row in store.runs(("id", "gates", "curve"), chosen)}
     by_id = {row["id"]: row for row in rows}
@@ -79,7 +78,7 @@ def read_runs(store: Store) -> tuple[list[Run], list[Run]]:
 
 
 def _order(row: dict[str, Any]) -> tuple:
-    return task_order(row["task"]), size_order(row["k"]), method_order(row["method"])
+    return task_order(row["task"]), size_order(row["k"]), method_order(row["method"]), row["seed"], row["lr"] or 0.0
 
 
 def _run(row: dict[str, Any]) -> Run:
@@ -91,7 +90,7 @@ def _run(row: dict[str, Any]) -> Run:
         "curve": row.get("curve") or [],
         "gates": {path: value["mean"] for path, value in (row.get("gates") or {}).items()},
     }
-    return Run(**{**{name: row[name] for name in LIGHT}, **more})
+    return Run(**{name: row[name] for name in LIGHT} | more)
 
 
 def _finite(value: float | None) -> float | None:
@@ -103,9 +102,3 @@ def answers(store: Store, runs: Sequence[Run]) -> Iterator[Row]:
     """Method, seed, predictions and targets of each run."""
     for row in store.runs(("method", "seed", "predictions", "targets"), [run.id for run in runs]):
         yield row["method"], row["seed"], row["predictions"], row["targets"]
-
-
-def options_of(store: Store) -> tuple[dict[str, Any], bool]:
-    """What all runs share, by name; and whether it is a comparison on one file."""
-    options = store.options
-    return {name: value for name, value in options.items() if name != COMPARISON}, COMPARISON in options

@@ -1,8 +1,11 @@
 """Runs side by side on one task: their metrics by seed, what moves a difference between two of them, and by how much."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import product
+from math import inf
 from statistics import fmean
 from typing import Any
 
@@ -52,17 +55,33 @@ class Sample:
     def of(self, method: str) -> Seeds:
         return self.largest if method == LARGEST else self.values[method]
 
+    @property
+    def constant(self) -> float | None:
+        """Mean metric of always naming the largest class; a constant correlates with nothing: 0. None: not known."""
+        if self.largest:
+            return fmean(self.largest.values())
+        return 0.0 if self.answers and self.metric.of == "numbers" and self.metric.low < 0 else None
+
+    def score(self, method: str) -> float:
+        """Mean over seeds, higher is better; values that differ by rounding alone are equal."""
+        return round(self.metric.sign * fmean(self.values[method].values()), 12)
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of this name; of a plug-in that is not installed here, one whose values stand as they are."""
+    return METRICS.get(name) or Metric(name=name, function=lambda *_: 0.0, low=-inf, high=inf)
+
 
 def sample(name: str, metric: str, values: dict[str, Seeds], rows: Iterable[Row]) -> Sample:
     """rows: method, seed, predictions and targets of these runs. Runs whose targets are equal share their test examples."""
-    if metric not in METRICS:  # of a plug-in that is not installed here: nothing can be computed again
-        return Sample(name, Metric(name=metric, function=lambda *_: 0.0), values)
-    judge = METRICS[metric]
-    tests: dict[str, list[Row]] = {}
+    judge = metric_of(metric)
+    if metric not in METRICS:  # nothing can be computed again
+        return Sample(name, judge, values)
+    tests: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         _, _, said, right = row
         if said and right and len(said) == len(right):
-            tests.setdefault(repr(right), []).append(row)
+            tests[repr(right)].append(row)
     answers: dict[tuple[str, int], Answers] = {}
     largest: Seeds = {}
     for here in tests.values():
@@ -122,100 +141,76 @@ class Difference:
 
 def difference(of: Sample, one: str, other: str) -> Difference:
     """Over the seeds that both have; if they share none, over the seeds of each, without an interval."""
-    sign = 1.0 if of.metric.higher_is_better else -1.0
-    ours, theirs = of.of(one), of.of(other)
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds:
+    sign, ours, theirs = of.metric.sign, of.of(one), of.of(other)
+    gains = {seed: sign * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs}
+    if not gains:
         return Difference(sign * (fmean(ours.values()) - fmean(theirs.values())), seeds=0)
-    gains = [sign * (ours[seed] - theirs[seed]) for seed in seeds]
-    found = _spread(
-        of, gains, seeds, lambda seed: of.answers[one, seed].without - of.answers[other, seed].without, one, other
-    )
-    value = fmean(gains)
-    value = 0.0 if abs(value) < TIE else value
-    exchanged = _exchanged(of, one, other, seeds, sign) if found.examples is not None else None
-    return replace(found, value=value, exchanged=exchanged)
+    found = _spread(of, gains, one, other)
+    exchanged = _exchanged(of, one, other, [*gains]) if found.examples is not None else None
+    return replace(found, value=0.0 if abs(found.value) < TIE else found.value, exchanged=exchanged)
 
 
 def own(of: Sample, method: str) -> Difference:
     """A method's own metric."""
-    values = of.of(method)
-    return _spread(of, [*values.values()], [*values], lambda seed: of.answers[method, seed].without, method)
+    return _spread(of, of.of(method), method)
 
 
-def _spread(of: Sample, gains: list[float], seeds: list[int], without: Any, *methods: str) -> Difference:
-    """Both variances. Seeds with other test examples are independent of each other in them."""
-    training = _variance(gains, 1) / len(seeds) if len(seeds) > 1 else None
-    if not all((method, seed) in of.answers for method in methods for seed in seeds):
-        return Difference(fmean(gains), training=training, seeds=len(seeds))
-    tests: dict[int, list[int]] = {}
-    for seed in seeds:
-        tests.setdefault(id(of.answers[methods[0], seed].targets), []).append(seed)
-    examples, groups = 0.0, GROUPS
-    for here in tests.values():
-        left = np.mean([without(seed) for seed in here], axis=0)
-        groups = min(groups, len(left))
-        examples += (len(here) / len(seeds)) ** 2 * (len(left) - 1) * _variance(left, 0)
-    known = groups > 1
-    return Difference(fmean(gains), examples if known else None, groups, training, len(seeds))
+def _spread(of: Sample, gains: Seeds, *methods: str) -> Difference:
+    """Their mean with both variances; of two methods, gains are differences. Seeds with other test examples are independent of
+    each other in them."""
+    number, values = len(gains), [*gains.values()]
+    training = _variance(values, 1) / number if number > 1 else None
+    if not all((method, seed) in of.answers for method in methods for seed in gains):
+        return Difference(fmean(values), training=training, seeds=number)
+    tests: dict[int, list[Array]] = defaultdict(list)
+    for seed in gains:
+        answers = [of.answers[method, seed] for method in methods]
+        tests[id(answers[0].targets)].append(np.subtract.reduce([one.without for one in answers]))
+    left = [(len(here) / number, np.mean(here, axis=0)) for here in tests.values()]
+    groups = min(len(means) for _, means in left)
+    examples = sum(share**2 * (len(means) - 1) * _variance(means, 0) for share, means in left) if groups > 1 else None
+    return Difference(fmean(values), examples, groups, training, number)
 
 
-def _variance(values: Any, lost: int) -> float:
+def _variance(values: Sequence[float] | Array, lost: int) -> float:
     """Infinite where the values are too large, as a perplexity may be; lost: degrees of freedom."""
     with np.errstate(over="ignore", invalid="ignore"):
         return float(np.var(values, ddof=lost))
 
 
-def _exchanged(of: Sample, one: str, other: str, seeds: list[int], sign: float) -> Values | None:
+def _exchanged(of: Sample, one: str, other: str, seeds: list[int]) -> Values | None:
     """Without a true difference, the two methods' predictions for an example may be exchanged: each exchange is as likely."""
-    pairs = [(of.answers[one, seed], of.answers[other, seed]) for seed in seeds]
+    metric, pairs = of.metric, [(of.answers[one, seed], of.answers[other, seed]) for seed in seeds]
     targets = pairs[0][0].targets
     if any(run.targets is not targets for pair in pairs for run in pair):
         return None
-    unlike = np.any([_unlike(ours.predictions, theirs.predictions) for ours, theirs in pairs], axis=0)
-    places = np.flatnonzero(unlike)
-    if of.metric.averages and len(places) <= COUNTED:
-        each = [[_each(of.metric, run, places) for run in pair] for pair in pairs]
-        return _signs(np.abs(np.sum([ours - theirs for ours, theirs in each], axis=0)), len(targets) * len(seeds))
-    if not of.metric.batched or len(places) > EXCHANGED:
+    answers = [(ours.predictions, theirs.predictions) for ours, theirs in pairs]
+    unlike = [ours != theirs for ours, theirs in answers]
+    places = np.flatnonzero(np.any([gap.any(axis=-1) if gap.ndim > 1 else gap for gap in unlike], axis=0))
+    if metric.averages and len(places) <= COUNTED:
+        single = [(slice(i, i + 1), targets[i : i + 1]) for i in places]
+        steps = [sum(metric(a[i], right) - metric(b[i], right) for a, b in answers) for i, right in single]
+        return _signs(np.abs(steps), len(targets) * len(seeds))
+    if not metric.batched or len(places) > EXCHANGED:
         return None
     found = []
-    for number in range(2 ** len(places)):
-        swap = places[[bool(number >> place & 1) for place in range(len(places))]]
-        gains = []
-        for ours, theirs in pairs:
-            first, second = ours.predictions.copy(), theirs.predictions.copy()
-            first[swap], second[swap] = theirs.predictions[swap], ours.predictions[swap]
-            gains.append(sign * (of.metric(first, targets) - of.metric(second, targets)))
-        found.append(fmean(gains))
+    for swap in product((False, True), repeat=len(places)):
+        mask = np.zeros(targets.shape, dtype=bool)
+        mask[places] = np.reshape(swap, (-1, *[1] * (targets.ndim - 1)))
+        sides = [(np.where(mask, theirs, ours), np.where(mask, ours, theirs)) for ours, theirs in answers]
+        found.append(metric.sign * fmean(metric(ours, targets) - metric(theirs, targets) for ours, theirs in sides))
     return np.array(found), np.full(len(found), 1 / len(found))
-
-
-def _each(metric: Metric, run: Answers, places: Array) -> Array:
-    """The metric of single examples."""
-    return np.array([metric(run.predictions[i : i + 1], run.targets[i : i + 1]) for i in places])
-
-
-def _unlike(one: Array, other: Array) -> Array:
-    found = one != other
-    return found.any(axis=-1) if found.ndim > 1 else found
 
 
 def _signs(steps: Array, scale: int) -> Values | None:
     """The distribution of Σ ± steps / scale, each sign as likely: a binomial where all steps are 1 (McNemar 1947)."""
     steps = steps[steps > 0]
-    if not np.array_equal(steps, steps.round()):
-        if len(steps) > EXCHANGED:
-            return None
-        sums = np.zeros(1)
-        for step in steps:
-            sums = np.concatenate([sums - step, sums + step])
-        return sums / scale, np.full(len(sums), 1 / len(sums))
-    chances = np.ones(1)
-    for step in steps.astype(int):
-        wider = np.zeros(len(chances) + 2 * step)
-        wider[: len(chances)] += chances / 2
-        wider[2 * step :] += chances / 2
-        chances = wider
-    total = int(steps.sum())
-    return np.arange(-total, total + 1) / scale, chances
+    if np.array_equal(steps, steps.round()):
+        chances, total = np.ones(1), int(steps.sum())
+        for step in steps.astype(int):
+            chances = np.convolve(chances, [0.5, *[0.0] * (2 * step - 1), 0.5])
+        return np.arange(-total, total + 1) / scale, chances
+    if len(steps) > EXCHANGED:
+        return None
+    sums = np.array([*product((-1.0, 1.0), repeat=len(steps))]) @ steps
+    return sums / scale, np.full(len(sums), 1 / len(sums))

@@ -17,17 +17,13 @@ from statistics import fmean
 
 import numpy as np
 
-from unipelt.report.samples import TIE, Difference, Sample, Values
+from unipelt.report.samples import TIE, Difference, Values
 from unipelt.tasks.metrics import Metric
 
 LEVEL = 0.05
 NODES = 1001
-NOTHING, EXAMPLES, SEEDS, BOTH = (
-    "nothing",
-    "test examples only",
-    "training seeds only",
-    "test examples and training seeds",
-)
+NOTHING, EXAMPLES, SEEDS = "nothing", "test examples only", "training seeds only"
+BOTH = "test examples and training seeds"
 
 
 @dataclass(frozen=True)
@@ -60,19 +56,16 @@ def estimate(differences: Sequence[Difference], level: float = LEVEL) -> Estimat
     value = fmean(one.value for one in differences)
     examples, groups, training, freedom = _joined(differences)
     seeds = min(one.seeds for one in differences)
-    if examples is None and (training or 0.0) <= TIE**2:  # nothing, or a variance of 0 from the few seeds there are
-        return Estimate(value, seeds=seeds)
-    if not isfinite((examples or 0.0) + (training or 0.0)):
+    v, u = (examples or 0.0) / number**2, (training or 0.0) / number**2
+    # nothing, or a variance of 0 from the few seeds there are, or values that are too large for one
+    if (examples is None and u <= TIE**2) or not isfinite(v + u):
         return Estimate(value, seeds=seeds)
     covers = SEEDS if examples is None else EXAMPLES if training is None else BOTH
-    v, u = (examples or 0.0) / number**2, (training or 0.0) / number**2
-    p, half = tail(abs(value), v, groups, u, freedom), half_width(level, v, groups, u, freedom)
-    low, high = value - half, value + half
-    exact = exact_p([one.exchanged for one in differences], value)
-    p = max(p, exact)
+    half = half_width(level, v, groups, u, freedom)
+    low, high, exact = value - half, value + half, exact_p([one.exchanged for one in differences], value)
     if exact > level:
         low, high = min(low, 0.0), max(high, 0.0)
-    return Estimate(value, low, high, p, seeds, covers)
+    return Estimate(value, low, high, max(exact, tail(abs(value), v, groups, u, freedom)), seeds, covers)
 
 
 def _joined(differences: Sequence[Difference]) -> tuple[float | None, int, float | None, float]:
@@ -80,23 +73,20 @@ def _joined(differences: Sequence[Difference]) -> tuple[float | None, int, float
 
     The freedom is Welch's and Satterthwaite's (Σ u)² / Σ (u² / (seeds − 1)); a part that is not known for one task is not for all.
     """
-    examples = [one.examples for one in differences]
-    training = [(one.training, one.seeds - 1) for one in differences]
-    v = sum(examples) if None not in examples else None  # type: ignore[arg-type]
-    groups = min(one.groups for one in differences)
-    known = [(u, freedom) for u, freedom in training if u is not None]
-    if len(known) < len(training):
-        return v, groups, None, 1.0
-    u = sum(part for part, _ in known)
-    squares = sum(part**2 / freedom for part, freedom in known)
-    return v, groups, u, u**2 / squares if squares > 0 else 1.0
+    examples = [one.examples for one in differences if one.examples is not None]
+    training = [(one.training, one.seeds - 1) for one in differences if one.training is not None]
+    v = sum(examples) if len(examples) == len(differences) else None
+    u = sum(part for part, _ in training) if len(training) == len(differences) else None
+    squares = sum(part**2 / freedom for part, freedom in training)
+    freedom = u**2 / squares if u is not None and squares > 0 else 1.0
+    return v, min(one.groups for one in differences), u, freedom
 
 
 def own_estimate(found: Difference, metric: Metric) -> Estimate:
     """A metric with an interval that stays within its range: Wilson's of a share, with the number of examples whose share would
     vary as much (Wilson 1927; Kott and Carr 1997); of a metric without upper end, of its logarithm."""
     plain = estimate([replace(found, exchanged=None)])
-    if plain.low is None or plain.high is None:
+    if plain.low is None or plain.high is None or not isfinite(metric.low):
         return plain
     half = (plain.high - plain.low) / 2
     if not isfinite(metric.high):
@@ -106,8 +96,7 @@ def own_estimate(found: Difference, metric: Metric) -> Estimate:
     share, half = (plain.value - metric.low) / whole, half / whole
     spread = share * (1 - share)
     if half <= TIE or spread <= TIE:  # all alike: what n alike examples say
-        spread, half, number = 0.0, 0.0, float(found.groups)
-        quantile = 1.96
+        spread, quantile, number = 0.0, 1.96, float(found.groups)
     else:
         quantile = half / max(((found.examples or 0.0) + (found.training or 0.0)) ** 0.5 / whole, TIE)
         number = spread * (quantile / half) ** 2
@@ -174,23 +163,3 @@ def holm(p: Sequence[float | None], comparisons: int = 0) -> list[float | None]:
         least = max(least, min(1.0, value * (max(comparisons, len(known)) - rank)))
         corrected[place] = least
     return corrected
-
-
-def average_ranks(samples: Sequence[Sample], methods: Sequence[str]) -> dict[str, float]:
-    """Mean rank over tasks, 1 the best, ties their mean; the best first."""
-    from scipy.stats import rankdata
-
-    signs = [-1.0 if of.metric.higher_is_better else 1.0 for of in samples]
-    ranks = [
-        rankdata([round(sign * fmean(of.values[m].values()), 12) for m in methods]) for of, sign in zip(samples, signs)
-    ]
-    means = dict(zip(methods, np.mean(ranks, axis=0).tolist()))
-    return dict(sorted(means.items(), key=lambda item: item[1]))
-
-
-def critical_difference(methods: int, tasks: int) -> float:
-    """q √(k (k + 1) / 6N): average ranks nearer than this do not differ          Nemenyi 1963; Demšar 2006, §3.2.2"""
-    from scipy.stats import studentized_range
-
-    q = studentized_range.ppf(1 - LEVEL, methods, np.inf) / 2**0.5
-    return float(q * (methods * (methods + 1) / (6 * tasks)) ** 0.5)

@@ -10,55 +10,41 @@ from typing import Any
 from unipelt.errors import UserError
 from unipelt.report.comparison import Comparison, compare
 from unipelt.report.names import method_order, seeds_text, size_order, task_order
-from unipelt.report.runs import Run, answers, options_of, read_runs
-from unipelt.report.samples import Sample, Seeds, sample
+from unipelt.report.runs import Run, answers, read_runs
+from unipelt.report.samples import Sample, Seeds, metric_of, sample
 from unipelt.report.sweeps import Sweep, find_sweeps
-from unipelt.study.store import Store
-from unipelt.tasks.metrics import METRICS
+from unipelt.report.tables import Cell
+from unipelt.study.store import COMPARISON, Store
 
 Grid = dict[tuple[int | str, str, str], Seeds]
 """(k, task, method) → seed → metric, as tables show it"""
-LEAST_METHODS, LEAST_TASKS, LEAST_SEEDS = 4, 4, 2
-"""with fewer, a rank or a share of tasks means nothing"""
-
-
-def scale(metric: str) -> float:
-    """What a metric is multiplied with in tables."""
-    return METRICS[metric].shown_as if metric in METRICS else 1.0
-
-
-def higher_is_better(metric: str) -> bool:
-    return metric not in METRICS or METRICS[metric].higher_is_better
 
 
 def gather(runs: Iterable[Run], kind: str = "test") -> Grid:
     """The test or validation metrics that are there, ×100 where tables show them so, in the report's order."""
-    grid: dict[tuple, Seeds] = defaultdict(dict)
+    grid: Grid = defaultdict(dict)
     for run in runs:
         value = run.test if kind == "test" else run.validation
         if value is not None:
-            grid[run.k, run.task, run.method][run.seed] = scale(run.metric) * value
+            grid[run.k, run.task, run.method][run.seed] = metric_of(run.metric).shown_as * value
     order = sorted(grid, key=lambda key: (size_order(key[0]), task_order(key[1]), method_order(key[2])))
     return {key: dict(sorted(grid[key].items())) for key in order}
 
 
-def mean(seeds: Seeds) -> float:
-    return fmean(seeds.values())
+def over_seeds(seeds: Seeds, note: str = "") -> Cell:
+    """Mean and standard deviation of a sample; a single value has none."""
+    values = [*seeds.values()]
+    return Cell(fmean(values), stdev(values) if len(values) > 1 else None, note=note)
 
 
-def spread(values: Sequence[float]) -> float | None:
-    """Standard deviation of a sample; None for a single value."""
-    return stdev(values) if len(values) > 1 else None
-
-
-def average(grid: Grid, k: int | str, method: str, over: Sequence[str]) -> tuple[float, float | None] | None:
-    """Mean over tasks, and its standard deviation over the seeds that every task has; None where a task is missing."""
-    cells = [grid.get((k, task, method)) for task in over]
-    found = [cell for cell in cells if cell]
-    if not found or len(found) < len(cells):
-        return None
-    shared = set.intersection(*(set(cell) for cell in found))
-    return fmean(map(mean, found)), spread([fmean(cell[seed] for cell in found) for seed in sorted(shared)])
+def average(grid: Grid, k: int | str, method: str, over: Sequence[str]) -> Cell:
+    """Mean over tasks, and its standard deviation over the seeds that every task has; empty where a task is missing."""
+    cells = [grid.get((k, task, method), {}) for task in over]
+    if not cells or not all(cells):
+        return Cell()
+    shared = set.intersection(*(set(cell) for cell in cells))
+    each = [fmean(cell[seed] for cell in cells) for seed in sorted(shared)]
+    return Cell(fmean(fmean(cell.values()) for cell in cells), stdev(each) if len(each) > 1 else None)
 
 
 @dataclass
@@ -81,7 +67,8 @@ class Study:
 
     def __post_init__(self) -> None:
         self.test, self.validation = gather(self.listed), gather(self.listed, "validation")
-        self.metrics = {run.task: run.metric for run in self.listed}
+        self.metrics = {run.task: metric_of(run.metric) for run in self.listed}
+        self.sizes = list(dict.fromkeys(k for k, _, _ in self.test))
 
     @cached_property
     def compared(self) -> dict[int | str, Comparison]:
@@ -92,10 +79,6 @@ class Study:
             for k, (over, which) in found.items()
             if over and which
         }
-
-    @property
-    def sizes(self) -> list[int | str]:
-        return list(dict.fromkeys(k for k, _, _ in self.test))
 
     def tasks(self, k: int | str) -> list[str]:
         return sorted({task for size, task, _ in self.test if size == k}, key=task_order)
@@ -108,7 +91,7 @@ class Study:
 
     def averaged(self, k: int | str) -> list[str]:
         """The tasks of a size whose metrics have one direction and unit, so that their mean has a meaning."""
-        units = {task: (higher_is_better(self.metrics[task]), scale(self.metrics[task])) for task in self.tasks(k)}
+        units = {task: (self.metrics[task].sign, self.metrics[task].shown_as) for task in self.tasks(k)}
         ((most, _),) = Counter(units.values()).most_common(1)
         return [task for task, unit in units.items() if unit == most]
 
@@ -121,21 +104,9 @@ class Study:
             return over, whole
         return [task for task in over if all((k, task, method) in self.test for method in which)], which
 
-    def ranks_mean_something(self, k: int | str) -> bool:
-        """Whether there are enough methods, tasks and seeds to count how often a method is among the best."""
-        cells = [cell for (size, _, _), cell in self.test.items() if size == k]
-        enough = len(self.methods(k)) >= LEAST_METHODS and len(self.tasks(k)) >= LEAST_TASKS
-        return enough and min(map(len, cells)) >= LEAST_SEEDS
-
     def seeds(self, k: int | str) -> str:
         """`3 seeds`, or `1 to 3 seeds`."""
-        numbers = sorted({len(cell) for (size, _, _), cell in self.test.items() if size == k})
-        return seeds_text(*numbers)
-
-    def planned(self, k: int | str, task: str) -> int:
-        """The most seeds that any method is planned with."""
-        pairs = {(run.method, run.seed) for run in self.runs if (run.k, run.task) == (k, task)}
-        return max(Counter(method for method, _ in pairs).values(), default=0)
+        return seeds_text(*(len(cell) for (size, _, _), cell in self.test.items() if size == k))
 
     @property
     def model(self) -> str:
@@ -170,11 +141,10 @@ class Study:
 
 def read(store: Store) -> Study:
     """Read a store, also one that is still being written. Raises UserError where no run is finished."""
-    options, own_file = options_of(store)
-    runs, chosen = read_runs(store)
+    options, (runs, finished) = store.options, read_runs(store)
+    own_file = options.pop(COMPARISON, None) is not None
     size = options.pop("k", None) if own_file else None
-    fewer = [run for run in chosen if size not in (None, run.k)]
-    chosen = [run for run in chosen if size in (None, run.k)]
+    chosen = [run for run in finished if size in (None, run.k)]
     if not any(run.test is not None for run in chosen):
         failed = sum(run.failed for run in runs)
         raise UserError(
@@ -182,14 +152,15 @@ def read(store: Store) -> Study:
             "let `unipelt study` or `unipelt compare` continue"
         )
     sweeps = find_sweeps(run.method for run in chosen)
-    points = {method for sweep in sweeps for method in sweep.methods if "(" in method}
+    points = {method for sweep in sweeps for method in sweep.values if "(" in method}
     others = {run.k for run in chosen if run.method not in points}
     listed = [run for run in chosen if run.method not in points or run.k not in others]
-    grid, samples = gather(listed), {}
-    for k, task in dict.fromkeys((k, task) for k, task, _ in grid):
+    samples = {}
+    for k, task in dict.fromkeys((k, task) for k, task, _ in gather(listed)):
         here = [run for run in listed if (run.k, run.task) == (k, task) and run.test is not None]
-        values: dict[str, Seeds] = {method: {} for size, name, method in grid if (size, name) == (k, task)}
-        for run in sorted(here, key=lambda run: run.seed):
+        values: dict[str, Seeds] = defaultdict(dict)
+        for run in sorted(here, key=lambda run: (method_order(run.method), run.seed)):
             values[run.method][run.seed] = run.test  # type: ignore[assignment]
-        samples[k, task] = sample(f"{k}/{task}", here[0].metric, values, answers(store, here))
+        samples[k, task] = sample(f"{k}/{task}", here[0].metric, dict(values), answers(store, here))
+    fewer = [run for run in finished if size not in (None, run.k)]
     return Study(options, own_file, runs, chosen, sweeps, listed, samples, fewer)

@@ -3,8 +3,9 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class Cell:
     signed: bool = False
     shade: float | None = None
     """0 to 1: how dark the page colours it"""
+
+    @classmethod
+    def count(cls, number: int, shade: float | None = None, mark: str = "") -> "Cell":
+        """A whole number."""
+        return cls(float(number), digits=0, shade=shade, mark=mark)
 
     @property
     def text(self) -> str:
@@ -99,6 +105,23 @@ class Table:
         return replace(self, blocks=blocks, notes=[f"{cut:,} more are in {self.name}.csv.", *self.notes])
 
 
+def side_by_side(names: Iterable[str], columns: Iterable[Mapping[str, Cell]]) -> list[list[Cell]]:
+    """A row a name, with its cell of each column; an empty one where the column has none."""
+    columns = [*columns]
+    return [[Cell(name), *(column.get(name, Cell()) for column in columns)] for name in names]
+
+
+def marked(column: Mapping[str, Cell], sign: float = 1.0) -> dict[str, Cell]:
+    """A column whose best and second-best numbers are marked, equal ones alike; none if all are equal. sign: −1 where lower is
+    better."""
+    values = {name: round(sign * cell.value, 9) for name, cell in column.items() if isinstance(cell.value, float)}
+    known = sorted(values.values(), reverse=True)
+    if not known or known[0] == known[-1]:
+        return dict(column)
+    marks = {value: mark for mark, value in reversed([*zip(("best", "second"), known)])}
+    return {name: replace(cell, mark=marks.get(values.get(name, inf), "")) for name, cell in column.items()}
+
+
 @dataclass(frozen=True)
 class Section:
     """A heading, a sentence that answers it, and the evidence."""
@@ -135,12 +158,10 @@ def markdown(table: Table) -> str:
     table = table.short()
     lines = [f"### {_plain(table.title)}", ""]
     for block in table.blocks:
+        rows = [[*map(_plain, table.columns)], ["---", *["---:"] * (len(table.columns) - 1)]]
+        rows += [[*map(_markdown_cell, row)] for row in block.rows]
         lines += [f"**{_plain(block.heading)}**", ""] if block.heading else []
-        lines += [
-            "| " + " | ".join(map(_plain, table.columns)) + " |",
-            "|" + " --- |" + " ---: |" * (len(table.columns) - 1),
-        ]
-        lines += ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in block.rows] + [""]
+        lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
     return "\n".join([*lines, *(f"{_plain(note)}  " for note in table.notes), ""])
 
 
@@ -155,24 +176,13 @@ def _plain(text: str) -> str:
 
 def comma_separated(table: Table) -> str:
     """A line a row of the table, its block first; a column of its own for each spread and note that is there."""
-    there = [[part for part in PARTS if any(getattr(row[c], part) not in (None, "") for _, row in table.rows)] for c in range(len(table.columns))]  # fmt: skip
-    names = [
-        name
-        for column, parts in zip(table.columns, there)
-        for name in (column, *(f"{column} {part}" for part in parts))
-    ]
-    lines = [
-        [
-            heading,
-            *(
-                value
-                for cell, parts in zip(row, there)
-                for value in (cell.value, *(getattr(cell, part) for part in parts))
-            ),
-        ]
-        for heading, row in table.rows
-    ]
-    return as_csv([["block", *names], *lines])
+    columns: list[list[object]] = [["block", *(heading for heading, _ in table.rows)]]
+    for place, name in enumerate(table.columns):
+        cells = [row[place] for _, row in table.rows]
+        columns.append([name, *(cell.value for cell in cells)])
+        parts = {f"{name} {part}": [getattr(cell, part) for cell in cells] for part in PARTS}
+        columns += [[part, *values] for part, values in parts.items() if not {*values} <= {None, ""}]
+    return as_csv([*zip(*columns)])
 
 
 def as_csv(rows: Sequence[Sequence[object]]) -> str:

@@ -1,5 +1,6 @@
 """The report on a terminal: the same answer, sentences and tables as on the page."""
 
+from collections import defaultdict
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -25,36 +26,33 @@ def show(made: Report, console: "Console") -> None:
 
     def draw(table: Table) -> None:
         table = table.short(MOST.get(table.name, table.most))
-        for block in table.blocks:
+        for place, block in enumerate(table.blocks):
+            say(*[""] * bool(place))
             console.print(on_terminal(table, block))
         say(*table.notes)
 
+    own = made.recommendation is not None
     say(f"{made.study.model}: {made.study.progress}", ": ".join(filter(None, [made.headline, made.why])))
     if made.cautions:
         say("", "Before you trust the numbers:", *(f"- {one}" for one in made.cautions))
-    for section in made.sections if made.recommendation else []:
-        tables = [part for part in section.parts if isinstance(part, Table)]
+    for section in made.sections:
+        tables = [part for part in section.parts if isinstance(part, Table) and (own or part.name == "comparison")]
         if section.say or (tables and not section.folded):
-            say("", section.title)
+            say("", *[section.title] * own)
             for table in tables:
                 draw(table)
-    if not made.recommendation:
-        table = made.tables["comparison"]
-        for block in table.blocks:
-            say("")
-            console.print(on_terminal(table, block))
-        say("", *table.notes, *filter(None, (claim_line(k, claim) for k, of in made.claims.items() for claim in of)))
-    say(*[""] * bool(made.recommendation), *gate_lines(made))
+    lines = [claim_line(k, claim) for k, of in made.claims.items() for claim in of]
+    say("", *filter(None, lines), *gate_lines(made))
     if made.missing:
         say(f"not measured: {'; '.join(made.missing)}")
 
 
 def gate_lines(made: Report) -> list[str]:
     """The mean gate of each gated method by change, over layers, tasks and seeds, from the most open to the least."""
-    values: dict[tuple, dict[str, list[float]]] = {}
-    for (k, method, _), (_, _, means) in gate_means(made.study).items():
+    values: dict[tuple[int | str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (k, method, _), means in gate_means(made.study).items():
         for (_, change), value in means.items():
-            values.setdefault((k, method), {}).setdefault(change, []).append(value)
+            values[k, method][change].append(value)
     lines = []
     for (k, method), changes in values.items():
         order = sorted(((fmean(of), change) for change, of in changes.items()), reverse=True)

@@ -1,7 +1,9 @@
 """What the methods of a comparison wrote, side by side: text metrics of each, and examples with their scores."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from unipelt.errors import UserError
 from unipelt.report.mistakes import shown_text
@@ -20,44 +22,38 @@ METRIC_NAMES = ("loss", *TEXT_METRICS, "exact_match")
 def written(store: Store, runs: Sequence[Run], take: str) -> list[Section]:
     """The section of a comparison whose runs wrote texts; none of another task's. take: the recommended method."""
     rows = {row["id"]: row for row in store.runs(("id", "texts", "test_metrics", "rows"), [run.id for run in runs])}
-    texts = {run.id: row["texts"] for run in runs if (row := rows[run.id])["texts"]}
-    if not texts:
-        return []
-    table = text_metrics(runs, {name: row["test_metrics"] or {} for name, row in rows.items()})
-    first: dict[str, Run] = {}
+    metrics: dict[str, list[dict[str, float]]] = defaultdict(list)
+    first: dict[str, dict[str, Any]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
-        if run.id in texts:
-            first.setdefault(run.method, run)
-    mine = first.get(take) or next(iter(first.values()))
-    fingerprint = str(rows[mine.id]["rows"]["test"]["fingerprint"])
+        row = rows[run.id]
+        if row["texts"]:
+            first.setdefault(run.method, row)
+        if row["test_metrics"]:
+            metrics[run.method].append(row["test_metrics"])
+    if not first:
+        return []
+    take = take if take in first else next(iter(first))
+    found, fingerprint = [text_metrics(metrics)], first[take]["rows"]["test"]["fingerprint"]
     kept = store.examples(fingerprint)
-    found: list[Table] = [table]
     if kept and ANSWER in kept[0]:
-        same = {m: texts[run.id] for m, run in first.items() if rows[run.id]["rows"]["test"]["fingerprint"] == fingerprint}  # fmt: skip
-        found.append(examples(*kept, same, mine.method))
+        same = {m: row["texts"] for m, row in first.items() if row["rows"]["test"]["fingerprint"] == fingerprint}
+        found.append(examples(*kept, same, take))
     return [Section("Written texts", found)]
 
 
-def text_metrics(runs: Sequence[Run], metrics: dict[str, dict[str, float]]) -> Table:
+def text_metrics(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
     """A row per method, a column per metric: the mean over its seeds, from the lowest to the highest."""
-    names = [name for name in METRIC_NAMES if any(name in own for own in metrics.values())]
-    rows = []
-    for method in dict.fromkeys(run.method for run in runs):
-        own = [metrics[run.id] for run in runs if run.method == method and metrics[run.id]]
-        cells = []
-        for name in names:
-            values = [METRICS[name].shown_as * one[name] for one in own if name in one]
-            several = len(values) > 1
-            cells.append(
-                Cell(fmean(values), low=min(values) if several else None, high=max(values) if several else None)
-                if values
-                else Cell()
-            )
-        if own:
-            rows.append([Cell(method), *cells, Cell(seeds_text(len(own)))])
+    names = [name for name in METRIC_NAMES if any(name in own for of in metrics.values() for own in of)]
+    rows = [[Cell(m), *(_over_seeds(name, of) for name in names), Cell(seeds_text(len(of)))] for m, of in metrics.items()]  # fmt: skip
     columns = ["method", *(name.replace("_", " ") for name in names), "seeds"]
     note = "Test examples; the mean over seeds, and the lowest and highest of them. ROUGE without stemming."
     return Table("text-metrics", "Metrics of the written texts", columns, [Block("", rows)], [note])
+
+
+def _over_seeds(name: str, of: Sequence[Mapping[str, float]]) -> Cell:
+    values = [METRICS[name].shown_as * own[name] for own in of if name in own]
+    low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
+    return Cell(fmean(values), low=low, high=high) if values else Cell()
 
 
 def examples(inputs: dict[str, list], names: list[str], texts: dict[str, list[str]], take: str) -> Table:

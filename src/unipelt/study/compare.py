@@ -1,15 +1,12 @@
 """Several methods on one's own examples: which runs are trained together, and the checkpoint of each method's best seed."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from unipelt.checkpoint.disk import CARD, write_whole
@@ -143,13 +140,8 @@ class CheckpointSaver:
         """
         source, notes = self.folder_of(method, lr), []
         with alone_in(target, wait=True):
-            for left in target.parent.glob(f".{target.name}.*"):  # of a copy that was killed
-                if left.is_dir() and not left.is_symlink():
-                    shutil.rmtree(left, ignore_errors=True)
-            written, there = self._written(), {path.name: _hash(path) for path in target.iterdir()}
-            wanted = {
-                path.name: _hash(path) for path in sorted(source.iterdir()) if path.is_file() and path.name[0] != "."
-            }
+            written, there = self._written(), _hashes(target)
+            wanted = {name: digest for name, digest in _hashes(source).items() if digest}
             new = {name for name, digest in wanted.items() if there.get(name) != digest}
             for name in sorted(new & there.keys()):
                 if there[name] in written.get(name, ()):
@@ -163,35 +155,15 @@ class CheckpointSaver:
             stale = [name for name in there.keys() - wanted.keys() if there[name] in written.get(name, ())]
             if others := sorted(there.keys() - wanted.keys() - {*stale}):
                 notes.append(f"{target} also holds {', '.join(others[:5])}{' …' * (len(others) > 5)}, which stays")
-            try:
-                if new or stale:
-                    self._replace(source, target, new, stale, written, wanted)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{target}: cannot copy the checkpoint ({error.strerror or error}); the same command tries again"
-                ) from None
+            if new or stale:  # until all files are in place, what was written before counts as ours too
+                mine = {name: [wanted[name]] for name in wanted if name in new or wanted[name] in written.get(name, ())}
+                both = {name: [*written.get(name, ()), *mine.get(name, ())] for name in {*written, *mine}}
+                write_whole(self.folder, {WRITTEN: json.dumps(both).encode()})
+                write_whole(target, {name: (source / name).read_bytes() for name in sorted(new)})
+                for name in stale:
+                    (target / name).unlink()
+                write_whole(self.folder, {WRITTEN: json.dumps(mine).encode()})
         return notes
-
-    def _replace(
-        self, source: Path, target: Path, new: set[str], stale: list[str], written: Written, wanted: dict[str, str]
-    ) -> None:
-        """Put the new files in place. Until all are, what was written before and what is being written both count as ours."""
-        beside = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            for name in new:
-                shutil.copyfile(source / name, beside / name)
-            both = {
-                name: [*written.get(name, ()), *([wanted[name]] if name in new else ())] for name in {*written, *new}
-            }
-            write_whole(self.folder, {WRITTEN: json.dumps(both).encode()})
-            for name in sorted(new):
-                os.replace(beside / name, target / name)
-            for name in stale:
-                (target / name).unlink()
-            ours = {name: [digest] for name, digest in wanted.items() if name in new or digest in written.get(name, ())}
-            write_whole(self.folder, {WRITTEN: json.dumps(ours).encode()})
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
 
     def _written(self) -> Written:
         """By name, the hashes of each file that copies wrote."""
@@ -206,16 +178,16 @@ def _better(held: RunRecord, mine: RunRecord) -> bool:
     """Whether the first record has the better validation metric."""
     if held.validation is None or mine.validation is None:
         return mine.validation is None
-    gap = held.validation - mine.validation
-    return gap > 0 if METRICS[mine.metric].higher_is_better else gap < 0
+    return METRICS[mine.metric].better(held.validation, mine.validation)
 
 
-def _hash(path: Path) -> str:
-    """sha256 of a file's content; empty where it is not a regular file."""
-    if path.is_symlink() or not path.is_file():
-        return ""
-    with open(path, "rb") as file:
-        digest = sha256()
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def _hashes(folder: Path) -> dict[str, str]:
+    """sha256 of the content of each visible file; empty for what is not a regular file."""
+    found = {}
+    for path in folder.iterdir():
+        if path.is_symlink() or not path.is_file():
+            found[path.name] = ""
+        elif path.name[0] != ".":
+            with open(path, "rb") as file:
+                found[path.name] = file_digest(file, "sha256").hexdigest()
+    return found

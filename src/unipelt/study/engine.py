@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -164,5 +163,4 @@ def versions() -> dict[str, str]:
 
 def hidden_size(model: str) -> int:
     """Width of a base, from its config alone: the recipes' default rates depend on it."""
-    config: Any = from_hub(model, transformers.AutoConfig.from_pretrained)
-    return config.hidden_size
+    return from_hub(model, transformers.AutoConfig.from_pretrained).hidden_size

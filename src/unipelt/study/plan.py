@@ -33,22 +33,10 @@ METHODS = (
     "unipelt-ap", "unipelt-apl", "unipelt-ap-nogate", "unipelt-apl-nogate", "mam",
 )  # fmt: skip
 SIZES: tuple[int | str, ...] = (100, 500, 1000, "all")
-TYPICAL_TOKENS = {
-    "cola": 11,
-    "sst2": 13,
-    "stsb": 30,
-    "qqp": 30,
-    "mnli": 39,
-    "qnli": 50,
-    "mrpc": 53,
-    "rte": 70,
-}  # per example, about
-COLUMNS = (
-    *FILES,
-    *SPLIT_FIELDS,
-    *METRIC_FIELDS,
-    *GENERATION,
-)  # fields of a RunConfig: how files are read and split, and how texts are generated
+TYPICAL_TOKENS = {"cola": 11, "sst2": 13, "stsb": 30, "qqp": 30, "mnli": 39, "qnli": 50, "mrpc": 53, "rte": 70}
+"""per example, about"""
+COLUMNS = (*FILES, *SPLIT_FIELDS, *METRIC_FIELDS, *GENERATION)
+"""fields of a RunConfig: how files are read and split, and how texts are generated"""
 NAMED = (*GLUE, BUILT_IN, SUMMARIES)  # tasks that know their own columns
 MOST_SEEDS = 10_000
 MOST_RATES = 5

@@ -62,6 +62,11 @@ class Metric:
         return self.batched or self.averages
 
     @property
+    def sign(self) -> float:
+        """1, or −1 where lower is better."""
+        return 1.0 if self.higher_is_better else -1.0
+
+    @property
     def shown_as(self) -> float:
         """What tables multiply it with: shares and correlations stand ×100."""
         return 100.0 if self.high == 1.0 else 1.0
