@@ -6,20 +6,13 @@ import traceback
 import typer
 
 import unipelt
-from unipelt.cli.help import Command, Group
+from unipelt.cli.help import Command, Group, click_error
 from unipelt.cli.output import never_fail
 from unipelt.errors import UserError, out_of_memory
 
-# typer raises click's ClickException for a wrong option; some versions carry their own copy of click
-WordsError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-SEVERAL = (
-    "--data",
-    "--train-rows",
-    "--k",
-    "--methods",
-    "--lr",
-    "--values",
-)  # options of studies that take several values
+WordsError = click_error("ClickException")  # what typer raises for a wrong option
+SEVERAL = ("--data", "--train-rows", "--k", "--methods", "--lr", "--values")
+"""options of studies that take several values"""
 STOPPED = 130  # the exit code of a command that Ctrl-C ended, by convention of shells
 
 

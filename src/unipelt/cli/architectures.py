@@ -2,7 +2,7 @@
 
 import typer
 
-from unipelt.cli.fields import option
+from unipelt.cli.fields import switch
 from unipelt.errors import SiteError, did_you_mean
 
 METHODS = ("lora", "adapter", "parallel-adapter", "bitfit", "houlsby", "prefix", "mam", "unipelt-apl")
@@ -10,9 +10,7 @@ METHODS = ("lora", "adapter", "parallel-adapter", "bitfit", "houlsby", "prefix",
 
 def architectures(
     name: str = typer.Argument("", help="a model type, such as llama; without one, all are listed", show_default=False),
-    all_types: bool = option(
-        False, "--all", panel="Output", help="list also the types that support no method, with the reason"
-    ),
+    all_types: bool = switch("Output", "list also the types that support no method, with the reason", "--all"),
 ) -> None:
     """List the model types of transformers and the methods that each supports, or show where one has its parts.
 
@@ -27,24 +25,22 @@ def architectures(
     from unipelt.inject.architectures import ARCHITECTURES, CENSUS, CENSUS_OF, rows_to_json
 
     console = terminal()
-
-    def line(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     if name:
         if name not in CENSUS:
             raise SiteError(
                 f"model_type={name!r} is not in the table ({did_you_mean(name, CENSUS)}); attach tries to find its parts by "
                 "running it"
             )
-        line(takes(name))
+        console.print(takes(name))
         if name in ARCHITECTURES:
-            line(json.dumps(rows_to_json(ARCHITECTURES[name]), indent=1))
+            console.print(json.dumps(rows_to_json(ARCHITECTURES[name]), indent=1))
         return
     shown = [known for known in CENSUS if all_types or known in ARCHITECTURES]
     for known in shown:
-        line(takes(known))
-    line(f"{len(shown)} model types, transformers {CENSUS_OF}; others are tried by running the model when you attach")
+        console.print(takes(known))
+    console.print(
+        f"{len(shown)} model types, transformers {CENSUS_OF}; others are tried by running the model when you attach"
+    )
 
 
 def takes(name: str) -> str:

@@ -3,13 +3,22 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unipelt.cli.fields import DEVICE, flags, option, recipe_defaults, takes
+from unipelt.cli.fields import DEVICE, flags, number, option, recipe_defaults, takes
 from unipelt.errors import UserError
 from unipelt.study.plan import COLUMNS, Grid, StudyConfig, parse_options
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig, RunKey, RunRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from unipelt.cli.progress import StudyWatch
+    from unipelt.study.compare import CheckpointSaver
+    from unipelt.study.store import Store
+    from unipelt.train.runs import FinishedRun
+    from unipelt.train.setup import DatasetCache
 
 WINNER = "winner"
 WORTH = 1.5  # times as many epochs must fit for finished runs to be trained again
@@ -25,29 +34,26 @@ _USUAL["seeds"] += "; with folds, the number of cross-validations: 1"
     *flags(StudyConfig, but=["head", "width", "recipe", "columns"], default=_FOLDS), *flags(Recipe, but=["lr"], default=recipe_defaults()),
 )  # fmt: skip
 def compare(
-    minutes: float = option(
-        0.0,
+    minutes: float = number(
+        "Training",
+        "time budget in minutes; without --epochs it also lowers the number of epochs so that two seeds per method fit, or one; repeat the command with more minutes to continue (default: no limit)",
+        default=0.0,
         min=0.0,
-        metavar="NUMBER",
-        panel="Training",
-        help="time budget in minutes; without --epochs it also lowers the number of epochs so that two seeds per method fit, or one; repeat the command with more minutes to continue (default: no limit)",
     ),
     learning_curve: bool = option(
-        True,
+        "Training",
+        "train the recommended method on a quarter and on half of the examples too, to see whether more labels would help (default: on)",
         "--learning-curve/--no-learning-curve",
-        panel="Training",
-        help="train the recommended method on a quarter and on half of the examples too, to see whether more labels would help (default: on)",
+        default=True,
     ),
     device: str = DEVICE,
     baselines: bool = option(
-        True,
+        "Model",
+        "fit the task's baselines too and show them first: constant, tfidf, probe; probe alone for tags; zero-shot, nearest for generation (default: on)",
         "--baselines/--no-baselines",
-        panel="Model",
-        help="fit the task's baselines too and show them first: constant, tfidf, probe; probe alone for tags; zero-shot, nearest for generation (default: on)",
+        default=True,
     ),
-    out: str = option(
-        "", panel="Output", help="folder of the comparison; the same command resumes a stopped comparison (required)"
-    ),
+    out: str = option("Output", "folder of the comparison; the same command resumes a stopped comparison (required)"),
     **given: Any,
 ) -> None:
     """Try several methods on your examples, recommend one with the evidence for it, and save the trained model.
@@ -156,11 +162,11 @@ def _held(out: Path) -> Held:
 class _Baselines:
     """Saves each baseline, and says what it gives when the last of its runs is done."""
 
-    def __init__(self, keep: Any, watch: Any, pending: list[RunKey]):
+    def __init__(self, keep: "CheckpointSaver | None", watch: "StudyWatch", pending: list[RunKey]):
         self.keep, self.watch, self.left = keep, watch, Counter(key.method for key in pending)
         self.found: dict[str, list[RunRecord]] = {}
 
-    def __call__(self, run: Any) -> None:
+    def __call__(self, run: "FinishedRun") -> None:
         from statistics import fmean
 
         from unipelt.tasks.metrics import METRICS
@@ -181,12 +187,11 @@ class _Baselines:
         self.watch.log(f"{method}: {where} {metric.replace('_', ' ')} {shown:.2f} in {seconds:.1f} s")
 
 
-def _fewer(store: Any, study: StudyConfig, cache: Any) -> list[Any]:
+def _fewer(store: "Store", study: StudyConfig, cache: "DatasetCache") -> list[RunKey]:
     """The runs of the recommended method on fewer examples; none where no run is finished."""
     from unipelt.report.recommendation import recommend
     from unipelt.report.study import read
     from unipelt.study.learning_curve import smaller
-    from unipelt.study.schema import KEYS
 
     try:
         found = read(store)
@@ -194,11 +199,11 @@ def _fewer(store: Any, study: StudyConfig, cache: Any) -> list[Any]:
         return []
     taken = recommend(found)
     mine = [run for run in found.chosen if (run.method, run.lr) == (taken.take, taken.lr)]
-    return smaller([RunKey(**{name: getattr(run, name) for name in KEYS}) for run in mine], study, cache)
+    return smaller([run.key for run in mine], study, cache)
 
 
 def _epochs(
-    study: StudyConfig, plan: list[Any], cache: Any, device: Any, out: Path, was: Held, minutes: float,
+    study: StudyConfig, plan: list[RunKey], cache: "DatasetCache", device: "torch.device", out: Path, was: Held, minutes: float,
     deadline: float | None,
 ) -> tuple[int | None, str]:  # fmt: skip
     """(epochs, note) where --epochs is not given: as many as fit into the minutes; None: the recipe's own.
@@ -223,7 +228,7 @@ def _epochs(
     return longest, f"--epochs {longest} instead of {held}, as there is more time"
 
 
-def _rows(study: Any, plan: list[Any], cache: Any) -> list[str]:
+def _rows(study: StudyConfig, plan: list[RunKey], cache: "DatasetCache") -> list[str]:
     """What there is to say of the rows, before anything is trained, and as the first seed draws them."""
     from unipelt.train.setup import export_note
     from unipelt.train.train_run import describe_columns
@@ -239,7 +244,9 @@ def _rows(study: Any, plan: list[Any], cache: Any) -> list[str]:
     return list(notes)
 
 
-def _say(store: Any, study: StudyConfig, keeper: Any, out: Path, minutes: float, whole: float, device: str) -> None:
+def _say(
+    store: "Store", study: StudyConfig, keeper: "CheckpointSaver", out: Path, minutes: float, whole: float, device: str
+) -> None:
     """The ranked answer; the chosen model and the report put in their places. whole: seconds that the fleet at work takes."""
     from unipelt.checkpoint.disk import write_whole
     from unipelt.cli.progress import Watch
@@ -273,14 +280,13 @@ def _say(store: Any, study: StudyConfig, keeper: Any, out: Path, minutes: float,
     notes = keeper.copy(take, made.recommendation.lr, winner)  # everything is on disk before anything is shown
     write_whole(out / "report", made.files)
     show(made, console)
-    lines = [*notes]
+    for note in notes:
+        console.print(note)
     if len(done) < len(rows):
         missing = f"{len(done)} of {len(rows)} runs are done"
         missing += f", {len(failed)} failed: {failed[0]['status'].removeprefix('failed: ')}" if failed else ""
         more = "; run the same command with more --minutes for the rest" if len(done) + len(failed) < len(rows) else ""
-        lines.append(missing + more)
+        console.print(missing + more)
     refitted = ", trained once more without a test set" if study.folds else ""
-    lines.append(f"{winner}: {take}{refitted}, ready for `unipelt predict {winner} --data FILE`")
-    lines.append(f"{out / 'report' / PAGE}: the evidence")
-    for line in lines:
-        console.print(line, markup=False, highlight=False)
+    console.print(f"{winner}: {take}{refitted}, ready for `unipelt predict {winner} --data FILE`")
+    console.print(f"{out / 'report' / PAGE}: the evidence")

@@ -4,46 +4,33 @@ from pathlib import Path
 
 import typer
 
-from unipelt.cli.fields import BASE_OF_RUN, RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, option
+from unipelt.cli.fields import BASE_OF_RUN, RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, number, option, switch
 from unipelt.errors import UserError
 
 
 def export(
     run: str = typer.Argument(..., help=RUN_FOLDER),
-    data: str = option(
-        "", panel="Data", help="file with texts, for --fix-gates and --folded; labels show what folding costs"
-    ),
+    data: str = option("Data", "file with texts, for --fix-gates and --folded; labels show what folding costs"),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
     model: str = BASE_OF_RUN,
-    fix_gates: bool = option(
-        False,
-        "--fix-gates",
-        panel="Model",
-        help="with --merged or --peft: replace each gate by its mean over --data first",
+    fix_gates: bool = switch(
+        "Model", "with --merged or --peft: replace each gate by its mean over --data first", "--fix-gates"
     ),
-    deviation: float | None = option(
-        None,
+    deviation: float | None = number(
+        "Model",
+        "with --folded: gates whose standard deviation over --data is below this become constants (default: 0.05)",
         "--max-deviation",
-        metavar="NUMBER",
-        panel="Model",
-        help="with --folded: gates whose standard deviation over --data is below this become constants (default: 0.05)",
     ),
-    least: float | None = option(
-        None,
+    least: float | None = number(
+        "Model",
+        "with --folded: a constant gate below this value is removed with its change (default: 0.02)",
         "--drop-below",
-        metavar="NUMBER",
-        panel="Model",
-        help="with --folded: a constant gate below this value is removed with its change (default: 0.02)",
     ),
-    merged: str = option(
-        "", panel="Output", help="folder for a plain transformers model: base, changes and head merged"
-    ),
-    peft: str = option("", panel="Output", help="folder for a peft adapter: LoRA, DoRA, IA³, a prefix or a prompt"),
+    merged: str = option("Output", "folder for a plain transformers model: base, changes and head merged"),
+    peft: str = option("Output", "folder for a peft adapter: LoRA, DoRA, IA³, a prefix or a prompt"),
     folded: str = option(
-        "",
-        panel="Output",
-        help="folder for the run with constants in place of gates that hardly vary, for `unipelt predict`",
+        "Output", "folder for the run with constants in place of gates that hardly vary, for `unipelt predict`"
     ),
 ) -> None:
     """Write a run as a plain transformers model, as a peft adapter, or with constants in place of gates that hardly vary.

@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -39,30 +39,29 @@ def docs(settings: type) -> dict[str, str]:
     return found
 
 
-def option(default: Any, *names: str, panel: str, help: str, **settings: Any) -> Any:
-    """A command's own option in one of the panels of cli/help.py."""
+def option(panel: str, help: str, *names: str, default: Any = "", **settings: Any) -> Any:
+    """A command's own option in one of the panels of cli/help.py; names: where they are not the parameter's own."""
     return typer.Option(default, *names, rich_help_panel=panel, help=help, show_default=False, **settings)
+
+
+integer = partial(option, default=None, metavar="INTEGER")
+number = partial(option, default=None, metavar="NUMBER")
+switch = partial(option, default=False)
 
 
 # What the commands that read a finished run have in common.
 RUN_FOLDER = "folder of a run, or its Hub repository"
 TEXT_COLUMN = option(
-    "",
-    "--text-column",
-    "--text",
-    panel="Data",
-    help="column of the text, or of the first text of a pair (default: as in training)",
+    "Data", "column of the text, or of the first text of a pair (default: as in training)", "--text-column", "--text"
 )
-TEXT_PAIR_COLUMN = option(
-    "", "--text-pair-column", "--pair", panel="Data", help="column of the second text (default: as in training)"
-)
-BASE_OF_RUN = option("", panel="Model", help="folder or Hub name of the base (default: the one that the run names)")
+TEXT_PAIR_COLUMN = option("Data", "column of the second text (default: as in training)", "--text-pair-column", "--pair")
+BASE_OF_RUN = option("Model", "folder or Hub name of the base (default: the one that the run names)")
 
 
 # Options that several commands have.
 DEVICE_HELP = "auto, cpu or cuda (default: auto, the GPU where there is one)"
-DEVICE = option("auto", panel="Training", help=DEVICE_HELP)
-OVERWRITE = option(False, "--overwrite", panel="Output", help="replace --out where it exists (default: refuse)")
+DEVICE = option("Training", DEVICE_HELP, default="auto")
+OVERWRITE = switch("Output", "replace --out where it exists (default: refuse)", "--overwrite")
 
 
 def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (), default: Mapping[str, str] | None = None) -> list[inspect.Parameter]:  # fmt: skip
@@ -86,7 +85,7 @@ def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (),
         ]
         one = _one(*get_args(kind)) if several else _one(kind)
         panel, metavar = _panel(settings, field.name), METAVARS.get(one)
-        given = option([] if several else None, *names, panel=panel, help=text, metavar=metavar)
+        given = option(panel, text, *names, default=[] if several else None, metavar=metavar)
         taken: Any = list[one] if several else one | None  # type: ignore[valid-type]
         made.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=given, annotation=taken))
     return made

@@ -14,10 +14,12 @@ from typer.core import TyperCommand, TyperGroup
 
 PANELS = ("Data", "Model", "Training", "Generation", "Output")
 OTHER = "Other"
-UsageError: Any = next(
-    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"
-)  # click's, or a copy
 WIDEST = 100  # columns: longer lines of prose are hard to read
+
+
+def click_error(name: str) -> Any:
+    """One of click's exceptions; some versions of typer carry their own copy of click."""
+    return next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == name)
 
 
 class Command(TyperCommand):
@@ -30,7 +32,7 @@ class Command(TyperCommand):
             for parameter, times in Counter(one for one in order if isinstance(one.name, str)).items():
                 if times > 1 and parameter.param_type_name == "option" and not parameter.multiple:
                     flag = parameter.opts[0]
-                    raise UsageError(f"{flag} is given {times} times; expected once", ctx=ctx)
+                    raise click_error("UsageError")(f"{flag} is given {times} times; expected once", ctx=ctx)
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

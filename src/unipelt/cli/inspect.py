@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from unipelt.cli.fields import RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, option
+from unipelt.cli.fields import RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, option, switch
 from unipelt.errors import UserError
 
 NO_GATES = "--data: this run has no gates to show; train one with --method unipelt-apl"
@@ -13,30 +13,21 @@ NO_GATES = "--data: this run has no gates to show; train one with --method unipe
 def inspect(
     run: str = typer.Argument("", help=RUN_FOLDER),
     data: str = option(
-        "",
-        panel="Data",
-        help="file with texts, on which the gates are measured; with --show-labels with chats or answers",
+        "Data", "file with texts, on which the gates are measured; with --show-labels with chats or answers"
     ),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
-    model: str = option(
-        "", panel="Model", help="folder or Hub name of the base (default: the run's; with --show-labels smollm2)"
-    ),
+    model: str = option("Model", "folder or Hub name of the base (default: the run's; with --show-labels smollm2)"),
     base: str = option(
-        "",
-        panel="Model",
-        help="folder or Hub name of a base: show the paths of the modules in its layers, and check them",
+        "Model", "folder or Hub name of a base: show the paths of the modules in its layers, and check them"
     ),
-    show_labels: bool = option(
-        False,
+    show_labels: bool = switch(
+        "Output",
+        "without RUN: show the tokens of the first examples of --data, and which of them the training loss counts",
         "--show-labels",
-        panel="Output",
-        help="without RUN: show the tokens of the first examples of --data, and which of them the training loss counts",
     ),
-    figure: str = option("", panel="Output", help="file for a heat map of the gates, such as gates.png or gates.svg"),
-    overwrite: bool = option(
-        False, "--overwrite", panel="Output", help="replace --figure where it exists (default: refuse)"
-    ),
+    figure: str = option("Output", "file for a heat map of the gates, such as gates.png or gates.svg"),
+    overwrite: bool = switch("Output", "replace --figure where it exists (default: refuse)", "--overwrite"),
 ) -> None:
     """Show what a run holds: parameters of each change, size, results, and the gates of each layer on given texts.
 
@@ -89,7 +80,7 @@ def inspect(
         f"{description.mixture['name']} on {trained_on['name']} ({trained_on['model_type']}), task {task.get('name', 'not named')}",
         f"{description.tensors}: {size / 1e3:,.1f} kB; head reads {head['pooling']}, policy {head['policy']}",
         *(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}" for name, value in description.results.items()),
-        sep="\n", markup=False, highlight=False,
+        sep="\n",
     )  # fmt: skip
     console.print(parameter_table(folder, description))
     if not data:
@@ -102,7 +93,7 @@ def inspect(
         raise UserError(NO_GATES)
     rows = predictor.read(data, text=text or None, pair=pair or None)
     values = predictor.gates(rows)
-    console.print(f"gates on {len(rows)} examples of {data}: mean ± standard deviation over examples", markup=False)
+    console.print(f"gates on {len(rows)} examples of {data}: mean ± standard deviation over examples")
     console.print(gate_table(values))
     if figure:
         title = f"{description.mixture['name']} on {trained_on['name']}: mean gates over {len(rows)} examples of {data}"

@@ -2,18 +2,14 @@
 
 import inspect
 
-from unipelt.cli.fields import option
+from unipelt.cli.fields import option, switch
 from unipelt.spec import PRESETS, RULES
 from unipelt.train.recipes import SMALL, default_recipe
 
 
 def methods(
-    model: str = option(
-        "", panel="Model", help="base model on which each method's parameters are counted, without the head"
-    ),
-    compatible: bool = option(
-        False, "--compatible", panel="Output", help="show every compatible combination and its equation instead"
-    ),
+    model: str = option("Model", "base model on which each method's parameters are counted, without the head"),
+    compatible: bool = switch("Output", "show every compatible combination and its equation instead", "--compatible"),
 ) -> None:
     """List the methods with paper, formula and options; with --model, also their numbers of parameters.
 
@@ -32,12 +28,9 @@ def methods(
         for column in ("form", "site", "reads", "weight", "equation", "source"):
             table.add_column(column, overflow="fold")
         for rule in RULES:
-            table.add_row(
-                *(", ".join(part) for part in (rule.forms, rule.sites, rule.reads, rule.weights)),
-                rule.text,
-                rule.source,
-            )
-        console.print(table, markup=False)
+            parts = (", ".join(part) for part in (rule.forms, rule.sites, rule.reads, rule.weights))
+            table.add_row(*parts, rule.text, rule.source)
+        console.print(table)
         return
     counts = _counts(model) if model else {}
     for name, preset in PRESETS.items():
@@ -46,20 +39,13 @@ def methods(
         count = f"  {counts[name]}" if model else ""
         small, large = (f"{default_recipe(name, hidden, 100).lr:g}" for hidden in (SMALL - 1, SMALL))
         rates = f"--lr {small} on a base of fewer than {SMALL} hidden units, else {large}"
-        console.print(
-            f"{name:<28}{count}   {paper.strip()}\n    {formula.strip()}\n    {_typed(name)}\n    {rates}"
-            + "".join(f"\n    {' '.join(line.split())}" for line in more.splitlines() if line.strip()),
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        notes = (" ".join(line.split()) for line in more.splitlines() if line.strip())
+        lines = [f"{name:<28}{count}   {paper.strip()}", formula.strip(), _typed(name), rates, *notes]
+        console.print("\n    ".join(lines))
     if model:
         console.print(
             f"parameters on {model}, without the head: those that train, and those that the file of a run holds (the MLP of a "
-            "prefix is needed in training alone)",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            "prefix is needed in training alone)"
         )
 
 

@@ -2,68 +2,57 @@
 
 import typer
 
-from unipelt.cli.fields import BASE_OF_RUN, DEVICE_HELP, OVERWRITE, RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, option
+from unipelt.cli.fields import (
+    BASE_OF_RUN,
+    DEVICE_HELP,
+    OVERWRITE,
+    RUN_FOLDER,
+    TEXT_COLUMN,
+    TEXT_PAIR_COLUMN,
+    integer,
+    number,
+    option,
+    switch,
+)
 
 
 def predict(
     run: str = typer.Argument(..., help=RUN_FOLDER),
-    data: str = option(
-        ..., panel="Data", help="file with the texts, in a format that `unipelt train` reads (required)"
-    ),
+    data: str = option("Data", "file with the texts, in a format that `unipelt train` reads (required)", default=...),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
     encoding: str = option(
-        "",
-        panel="Data",
-        help="encoding of a text file, such as cp1252 (default: utf-8, or what the file's byte order mark says)",
+        "Data", "encoding of a text file, such as cp1252 (default: utf-8, or what the file's byte order mark says)"
     ),
     model: str = BASE_OF_RUN,
-    device: str = option("auto", panel="Model", help=DEVICE_HELP),
-    max_new_tokens: int | None = option(
-        None, metavar="INTEGER", panel="Generation", help="maximum number of generated tokens (default: as in training)"
+    device: str = option("Model", DEVICE_HELP, default="auto"),
+    max_new_tokens: int | None = integer("Generation", "maximum number of generated tokens (default: as in training)"),
+    num_beams: int | None = integer(
+        "Generation", "number of beams in beam search; 1: greedy decoding (default: as in training)"
     ),
-    num_beams: int | None = option(
-        None,
-        metavar="INTEGER",
-        panel="Generation",
-        help="number of beams in beam search; 1: greedy decoding (default: as in training)",
-    ),
-    no_repeat_ngram_size: int | None = option(
-        None,
+    no_repeat_ngram_size: int | None = integer(
+        "Generation",
+        "n-grams of this size do not occur twice in a text (default: as in training)",
         "--no-repeat-ngram-size",
-        metavar="INTEGER",
-        panel="Generation",
-        help="n-grams of this size do not occur twice in a text (default: as in training)",
     ),
-    temperature: float | None = option(
-        None, metavar="NUMBER", panel="Generation", help="sampling temperature; 0: no sampling (default: 0)"
+    temperature: float | None = number("Generation", "sampling temperature; 0: no sampling (default: 0)"),
+    top_p: float | None = number(
+        "Generation", "nucleus sampling: the most probable tokens up to this total probability (default: 1, all)"
     ),
-    top_p: float | None = option(
-        None,
-        metavar="NUMBER",
-        panel="Generation",
-        help="nucleus sampling: the most probable tokens up to this total probability (default: 1, all)",
-    ),
-    seed: int | None = option(
-        None, metavar="INTEGER", panel="Generation", help="random seed for sampling (default: 0)"
-    ),
+    seed: int | None = integer("Generation", "random seed for sampling (default: 0)"),
     out: str = option(
-        "",
-        panel="Output",
-        help="file to write, .csv, .tsv, .json, .jsonl, .parquet or .xlsx (default: standard output, in the input's format; CSV for Parquet and Excel)",
+        "Output",
+        "file to write, .csv, .tsv, .json, .jsonl, .parquet or .xlsx (default: standard output, in the input's format; CSV for Parquet and Excel)",
     ),
     overwrite: bool = OVERWRITE,
-    proba: bool = option(False, "--proba", panel="Output", help="add the probability of each label"),
-    min_confidence: float = option(
-        0.0,
+    proba: bool = switch("Output", "add the probability of each label", "--proba"),
+    min_confidence: float = number(
+        "Output",
+        "leave the prediction blank where every label is less probable than this (default: 0, predict all)",
         "--min-confidence",
-        metavar="NUMBER",
-        panel="Output",
-        help="leave the prediction blank where every label is less probable than this (default: 0, predict all)",
+        default=0.0,
     ),
-    gates: bool = option(
-        False, "--gates", panel="Output", help="add the value of each gate, one column per layer and change"
-    ),
+    gates: bool = switch("Output", "add the value of each gate, one column per layer and change", "--gates"),
 ) -> None:
     """Predict a label, a number or a text for each example of a file, and add it as a column after the others; --proba and
     --gates add theirs after it.

@@ -7,7 +7,7 @@ from unipelt.cli.fields import option
 
 def report(
     results: str = typer.Argument(..., help="folder of a study or comparison"),
-    out: str = option("", panel="Output", help="folder for page, tables and figures (default: RESULTS/report)"),
+    out: str = option("Output", "folder for page, tables and figures (default: RESULTS/report)"),
 ) -> None:
     """Make one HTML page of a study, finished or not: tables, figures, and which differences are real.
 
@@ -37,6 +37,4 @@ def report(
     write_whole(folder, made.files)
     console = terminal()
     show(made, console)
-    console.print(
-        f"{folder / PAGE}: the page; {len(made.files) - 1} tables and figures beside it", markup=False, highlight=False
-    )
+    console.print(f"{folder / PAGE}: the page; {len(made.files) - 1} tables and figures beside it")

@@ -4,12 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from unipelt.cli.fields import DEVICE, OVERWRITE, flags, option, recipe_defaults, takes
+from unipelt.cli.fields import DEVICE, OVERWRITE, flags, integer, number, option, recipe_defaults, takes
 from unipelt.cli.help import Command, Group
 from unipelt.errors import DataError, UserError
 from unipelt.study.plan import COLUMNS, METHODS, Grid, StudyConfig, parse_options, read_plan
@@ -18,6 +19,13 @@ from unipelt.study.unified import DEFAULTS, unified_options
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig, RunKey
 
+if TYPE_CHECKING:
+    import torch
+
+    from unipelt.train.setup import DatasetCache
+
+Train = Callable[..., None]
+"""trains what is planned: called with a store and its study, and with watch, which shows how far it is"""
 app = typer.Typer(
     help="""Run the papers' studies: every combination of data, size, method and seed, trained many runs at once.
 
@@ -31,14 +39,12 @@ app = typer.Typer(
 )
 FIGURE_2 = ("3", "6", "12", "24", "48", "96", "192")  # sizes of adapters
 _ENGINE = option(
-    "local",
-    panel="Training",
-    help="local: in this process; ray: on the Ray cluster of RAY_ADDRESS, or one on this machine (default: local)",
+    "Training",
+    "local: in this process; ray: on the Ray cluster of RAY_ADDRESS, or one on this machine (default: local)",
+    default="local",
 )
-_GPUS = option(
-    None, metavar="NUMBER", panel="Training", help="with --engine ray: fraction of a GPU for each fleet (default: 1)"
-)
-_OUT = option("", panel="Output", help="folder of the study; the same command trains what is missing (required)")
+_GPUS = number("Training", "with --engine ray: fraction of a GPU for each fleet (default: 1)")
+_OUT = option("Output", "folder of the study; the same command trains what is missing (required)")
 _PAPERS = {"tasks": "GLUE's eight tasks", "k": "100 500 1000 all", "methods": "the paper's " + " ".join(METHODS)}
 _UNIFIED = {
     name: " ".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in DEFAULTS.items()
@@ -56,9 +62,7 @@ def grid(
     gpus_per_fleet: float | None = _GPUS,
     out: str = _OUT,
     plan: str = option(
-        "",
-        panel="Data",
-        help="TOML file with these options, underscores for dashes; options given here take precedence",
+        "Data", "TOML file with these options, underscores for dashes; options given here take precedence"
     ),
     **given: Any,
 ) -> None:
@@ -90,15 +94,15 @@ def unified(
 @app.command(cls=Command)
 @takes(*flags(Grid, but=["methods"], default={"tasks": "cola", "k": "100"}), *_EVERY)
 def sweep(
-    method: str = option("adapter", panel="Model", help="preset whose option is varied (default: adapter)"),
+    method: str = option("Model", "preset whose option is varied (default: adapter)", default="adapter"),
     option_: str = option(
-        "bottleneck",
+        "Model",
+        "option of the preset, such as bottleneck (figure 2), alpha (figure 3), prefix or length (default: bottleneck)",
         "--option",
-        panel="Model",
-        help="option of the preset, such as bottleneck (figure 2), alpha (figure 3), prefix or length (default: bottleneck)",
+        default="bottleneck",
     ),
     values: list[str] = option(
-        [], panel="Model", help=f"values of the option (default for bottleneck: figure 2's {' '.join(FIGURE_2)})"
+        "Model", f"values of the option (default for bottleneck: figure 2's {' '.join(FIGURE_2)})", default=[]
     ),
     device: str = DEVICE,
     engine: str = _ENGINE,
@@ -122,17 +126,11 @@ def sweep(
 @app.command(cls=Command)
 @takes(*flags(StudyConfig, only=["model"]), *flags(Grid, only=["methods"], default=_PAPERS))
 def efficiency(
-    batch: int = option(16, "--batch-size", metavar="INTEGER", panel="Data", help="examples per step (default: 16)"),
-    length: int = option(
-        128, "--max-length", metavar="INTEGER", panel="Data", help="tokens per example (default: 128)"
-    ),
-    rounds: int = option(
-        5, metavar="INTEGER", panel="Training", help="timed steps of each method, interleaved (default: 5)"
-    ),
+    batch: int = integer("Data", "examples per step (default: 16)", "--batch-size", default=16),
+    length: int = integer("Data", "tokens per example (default: 128)", "--max-length", default=128),
+    rounds: int = integer("Training", "timed steps of each method, interleaved (default: 5)", default=5),
     device: str = DEVICE,
-    out: str = option(
-        "", panel="Output", help="folder of a study, whose report then shows the table, or a new folder (required)"
-    ),
+    out: str = option("Output", "folder of a study, whose report then shows the table, or a new folder (required)"),
     **given: Any,
 ) -> None:
     """Measure time and memory of each method compared with full fine-tuning on this machine: table 4 of UniPELT.
@@ -168,7 +166,7 @@ def efficiency(
 def export(
     results: str = typer.Argument(help="folder of the study"),
     out: str = option(
-        "", panel="Output", help="file to write, .parquet, .csv, .tsv, .json or .jsonl, with one row per run (required)"
+        "Output", "file to write, .parquet, .csv, .tsv, .json or .jsonl, with one row per run (required)"
     ),
     overwrite: bool = OVERWRITE,
 ) -> None:
@@ -190,29 +188,25 @@ def export(
 
 
 @contextmanager
-def _engine(name: str, device: str, gpus: float | None, cache: Any) -> Iterator[tuple[Any, Callable]]:
+def _engine(
+    name: str, device: str, gpus: float | None, cache: "DatasetCache"
+) -> Iterator[tuple["torch.device", Train]]:
     """What a study trains on, and how."""
-    if name not in ("local", "ray"):
-        raise UserError(f"--engine {name}: expected local or ray")
-    if name != "ray" and gpus is not None:
-        raise UserError(f"--gpus-per-fleet {gpus:g}: needs --engine ray; add it, or leave --gpus-per-fleet out")
     if name == "ray":
         from unipelt.study.cluster import Cluster
 
         with Cluster(device, 1.0 if gpus is None else gpus) as cluster:
+            yield cluster.device, lambda *study, watch: cluster.run_study(*study, log=watch.log, on_work=watch.show)
+        return
+    if name != "local":
+        raise UserError(f"--engine {name}: expected local or ray")
+    if gpus is not None:
+        raise UserError(f"--gpus-per-fleet {gpus:g}: needs --engine ray; add it, or leave --gpus-per-fleet out")
+    from unipelt.study.engine import run_study
+    from unipelt.train.setup import device_of
 
-            def train(store: Any, study: StudyConfig, watch: Any) -> None:
-                cluster.run_study(store, study, log=watch.log, on_work=watch.show)
-
-            yield cluster.device, train
-    else:
-        from unipelt.study.engine import run_study
-        from unipelt.train.setup import device_of
-
-        def train(store: Any, study: StudyConfig, watch: Any) -> None:
-            run_study(store, study, device=device, log=watch.log, on_step=watch, cache=cache)
-
-        yield device_of(device), train
+    run = partial(run_study, device=device, cache=cache)
+    yield device_of(device), lambda *study, watch: run(*study, log=watch.log, on_step=watch)
 
 
 def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float | None) -> None:
@@ -245,7 +239,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
         with StudyWatch(store) as watch:
             for note in notes:
                 watch.log(note)
-            train(store, study, watch)
+            train(store, study, watch=watch)
     statuses = [status for _, status in store.statuses()]
     failed = [status for status in statuses if status.startswith("failed")]
     if failed and len(failed) == len(statuses):
@@ -254,7 +248,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     print(f"  tables and figures: `unipelt report {out}`; all runs: `unipelt study export {out} --out runs.csv`")
 
 
-def _notes(keys: list[RunKey], study: StudyConfig, cache: Any) -> list[str]:
+def _notes(keys: list[RunKey], study: StudyConfig, cache: "DatasetCache") -> list[str]:
     """Notes about the data of each task and size, from the splits of the first seed.
 
     Raises DataError where a task's data cannot be had, before anything is trained.

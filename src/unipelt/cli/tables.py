@@ -24,8 +24,9 @@ PIPED = 1000  # columns where no terminal sets a width: a table's row stays one 
 
 
 def terminal() -> Console:
-    """Where tables are printed."""
-    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPED)
+    """Where tables and lines are printed, as they are."""
+    width = None if sys.stdout.isatty() else PIPED
+    return Console(soft_wrap=True, width=width, markup=False, highlight=False, emoji=False)
 
 
 def result_lines(record: RunRecord) -> list[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from unipelt.cli.fields import DEVICE, flags, option, recipe_defaults, takes
+from unipelt.cli.fields import DEVICE, flags, integer, option, recipe_defaults, takes
 from unipelt.errors import UserError
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig
@@ -14,13 +14,11 @@ _RECIPE = flags(Recipe, default=recipe_defaults())
 @takes(*flags(RunConfig, but=["recipe", "folds"]), *_RECIPE)
 def train(
     device: str = DEVICE,
-    ensemble: int | None = option(
-        None,
-        metavar="INTEGER",
-        panel="Training",
-        help="number of runs trained on the same examples, with the seeds --seed, --seed + 1, …; `predict` averages their probabilities or numbers; at most 64; not for generation (default: 1)",
+    ensemble: int | None = integer(
+        "Training",
+        "number of runs trained on the same examples, with the seeds --seed, --seed + 1, …; `predict` averages their probabilities or numbers; at most 64; not for generation (default: 1)",
     ),
-    out: str = option("", panel="Output", help="folder of the run; the same command resumes a stopped run (required)"),
+    out: str = option("Output", "folder of the run; the same command resumes a stopped run (required)"),
     **given: Any,
 ) -> None:
     """Train one method on one data set and save it: a few megabytes beside the unchanged base model.

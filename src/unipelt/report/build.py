@@ -107,7 +107,7 @@ def build(folder: Path) -> Report:
         files |= {f"{part.name}.{kind}": data for kind, data in made.items()}
     if advice:
         files[MARKDOWN] = _markdown(head, why, cautions, sections).encode()
-    files["runs.csv"] = as_csv([LISTED, *([getattr(run, name) for name in LISTED] for run in study.chosen)]).encode()
+    files["runs.csv"] = as_csv([LISTED, *(run.listed for run in study.chosen)]).encode()
     gates = [(*key, *place, value) for key, of in gate_means(study).items() for place, value in of.items()]
     if gates:
         files["gates.csv"] = as_csv([("k", "method", "task", "layer", "change", "mean"), *gates]).encode()

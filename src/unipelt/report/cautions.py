@@ -21,7 +21,7 @@ def cautions(summary: Mapping[str, Any] | None, labels: Sequence[str], runs: Seq
         parts = [f"{n:,} of {counts[name]:,} {PARTS[name]}" if name in counts else f"{n:,} {PARTS[name]}" for name, n in truncated.items() if n]  # fmt: skip
         said.append(f"Texts were cut to --max-length tokens: {listed(parts)} texts are longer. A larger --max-length reads them whole and takes more time.")  # fmt: skip
     chosen = "of each fold choose the epoch and the learning rate" if folds else "choose the epoch and the method"
-    if 0 < counts.get("validation", FEW) < FEW and (not folds or any(run.curve for run in runs)):
+    if 0 < counts.get("validation", FEW) < FEW and (not folds or any(run.record.curve for run in runs)):
         said.append(f"Only {counts['validation']} validation examples {chosen}: one of them moves the accuracy by {100 / counts['validation']:.1f} points.")  # fmt: skip
     return said + _of_training(runs)
 
@@ -56,16 +56,20 @@ def _of_texts(summary: Mapping[str, Any]) -> list[str]:
 
 def _of_training(runs: Sequence[Run]) -> list[str]:
     """Where the best epoch is the last one, and the run was not stopped early."""
-    late = [run for run in runs if len(run.curve) > 1 and run.status == "finished" and _best_epoch(run) == run.curve[-1]["epoch"]]  # fmt: skip
+    ended = [run.record for run in runs if run.record.status == "finished"]
+    curves = [(one.metric, one.curve) for one in ended if one.curve and len(one.curve) > 1]
+    late = [
+        (metric, curve[-1]["epoch"]) for metric, curve in curves if _best_epoch(metric, curve) == curve[-1]["epoch"]
+    ]
     if not late:
         return []
-    metric = late[0].metric.replace("_", " ")
+    metric, epoch = late[0]
     return [
-        f"The validation {metric} of {late[0].method} was best at the last epoch ({late[0].curve[-1]['epoch']:.0f}) in {len(late)} of"
+        f"The validation {metric.replace('_', ' ')} of {runs[0].method} was best at the last epoch ({epoch:.0f}) in {len(late)} of"
         f" {seeds_text(len(runs))}: it may improve with more --epochs."
     ]  # fmt: skip
 
 
-def _best_epoch(run: Run) -> float:
-    known, sign = [at for at in run.curve if run.metric in at], metric_of(run.metric).sign
-    return max(known, key=lambda at: (sign * at[run.metric], -at["epoch"]))["epoch"]
+def _best_epoch(metric: str, curve: Sequence[Mapping[str, float]]) -> float:
+    known, sign = [at for at in curve if metric in at], metric_of(metric).sign
+    return max(known, key=lambda at: (sign * at[metric], -at["epoch"]))["epoch"]

@@ -77,7 +77,7 @@ def rates(study: Study) -> Table:
 
 def failures(study: Study) -> Table:
     counted = Counter(
-        (run.method, task_label(run.task), size_label(run.k), f"{run.lr:g}" if run.lr else "", run.reason)
+        (run.method, task_label(run.task), size_label(run.k), f"{run.lr:g}" if run.lr else "", run.record.failed)
         for run in study.failed
     )
     rows = [[*map(Cell, key), Cell.count(number)] for key, number in counted.items()]

@@ -84,9 +84,9 @@ def answered(store: Store, runs: Sequence[Run], folds: int = 0) -> Answered | No
 
 def _saved(runs: Sequence[Run]) -> Run:
     """The run whose model was saved: the best validation metric, the last of equal ones."""
-    sign = metric_of(runs[0].metric).sign
-    known = [run for run in runs if run.validation is not None]
-    return max(known, key=lambda run: (sign * (run.validation or 0.0), run.seed)) if known else runs[0]
+    sign = metric_of(runs[0].record.metric).sign
+    known = [(sign * run.record.validation, run.seed, run) for run in runs if run.record.validation is not None]
+    return max(known, key=lambda one: one[:2])[2] if known else runs[0]
 
 
 def probabilities(logits: Sequence[Sequence[float]], several: bool, temperature: float) -> Probabilities:

@@ -110,9 +110,9 @@ def curves(study: Study) -> list[Figure]:
         lambda: defaultdict(lambda: defaultdict(list))
     )
     for run in study.listed:
-        if run.curve:
-            scale = metric_of(run.metric).shown_as
-            points = {at["epoch"]: scale * at[run.metric] for at in run.curve if run.metric in at}
+        if run.record.curve:
+            name, scale = run.record.metric, metric_of(run.record.metric).shown_as
+            points = {at["epoch"]: scale * at[name] for at in run.record.curve if name in at}
             runs[run.k][run.task][run.method].append(points)
     caption = "The best validation metric chooses the epoch. Line: mean over seeds, band: one standard deviation; drawn while at least half of the seeds still train."  # fmt: skip
     return [
@@ -189,9 +189,9 @@ def gate_means(study: Study) -> dict[tuple[int | str, str, str], Gates]:
     for run in sorted(
         study.listed, key=lambda run: (size_order(run.k), method_order(run.method), task_order(run.task))
     ):
-        for path, value in run.gates.items():
+        for path, value in (run.record.gates or {}).items():
             means = found.setdefault((run.k, run.method, run.task), defaultdict(list))
-            means[gate_labels(path)].append(value)
+            means[gate_labels(path)].append(value["mean"])
     return {key: {place: fmean(sorted(values)) for place, values in of.items()} for key, of in found.items()}
 
 

@@ -21,14 +21,14 @@ def learning_curve(store: Store, runs: Mapping[int, Sequence[Run]], folds: bool)
 
     Sizes are compared on the same seeds and test examples, as methods are. None for fewer than two sizes.
     """
-    values = {n: {run.seed: run.test for run in runs[n] if run.test is not None} for n in sorted(runs)}
+    values = {n: {run.seed: run.record.test for run in runs[n] if run.record.test is not None} for n in sorted(runs)}
     known = [n for n, of in values.items() if of]
-    if len(known) < 2 or runs[known[0]][0].metric not in METRICS:
+    if len(known) < 2 or runs[known[0]][0].record.metric not in METRICS:
         return None
     first = runs[known[-1]][0]
     rows = [(str(n), seed, said, right) for n in known for _, seed, said, right in answers(store, runs[n])]
-    of = sample(first.task, first.metric, {str(n): values[n] for n in known}, rows)
-    metric, scale, sign = first.metric.replace("_", " "), of.metric.shown_as, of.metric.sign
+    of = sample(first.task, first.record.metric, {str(n): values[n] for n in known}, rows)
+    metric, scale, sign = of.metric.name.replace("_", " "), of.metric.shown_as, of.metric.sign
     scored, words = ("out-of-fold", in_folds) if folds else ("test", str)
     scores = {n: own_estimate(own(of, str(n)), of.metric) for n in known}
     gains = {n: estimate([difference(of, str(n), str(less))]) for less, n in pairwise(known)}

@@ -32,14 +32,14 @@ def page(
 
 def _overview(study: Study) -> list[tuple[str, str]]:
     """What a reader needs to know about the runs, in words."""
-    first = study.chosen[0]
+    first = study.chosen[0].record
     shown = [("base", study.model), ("tasks", ", ".join(dict.fromkeys(task_label(run.task) for run in study.runs)))]
     shown += [("sizes", ", ".join(map(str, study.sizes))), ("seeds", str(len({run.seed for run in study.runs})))]
     shown += [(name.replace("_", " "), _words(value)) for name, value in study.options.items() if name != "model"]
     if ALL in study.sizes and study.incomplete:
         subsets = ", ".join(map(task_label, sorted(study.incomplete, key=task_order)))
         shown.append(("subsets", f"K = all is not the published training set of {subsets}"))
-    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in (first.versions or {}).items())
     return [(name, words) for name, words in [*shown, ("device", first.device or ""), ("versions", versions)] if words]
 
 

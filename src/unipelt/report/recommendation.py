@@ -37,14 +37,16 @@ def recommend(study: Study) -> Recommendation:
     runs = [run for run in study.listed if (run.k, run.task) == (k, task)]
     validation: dict[str, Seeds] = defaultdict(dict)
     for run in runs:
-        value = run.test if study.folds else run.validation  # every example of a fold is a test example once
+        value = (
+            run.record.test if study.folds else run.record.validation
+        )  # every example of a fold is a test example once
         if run.seed in of.values.get(run.method, ()) and value is not None:
             validation[run.method][run.seed] = sign * value
     if not validation:
         raise UserError(
             "no finished run has a validation metric, so nothing can be recommended; repeat `unipelt compare`"
         )
-    sizes = {run.method: run.parameters or 0 for run in runs}
+    sizes = {run.method: sum((run.record.parameters or {}).values()) for run in runs}
     ahead = {one: sum(_lead(validation[one], other) for other in validation.values()) for one in validation}
     order = sorted(validation, key=lambda method: (-ahead[method], sizes[method], method))
     best = order[0]
@@ -53,14 +55,15 @@ def recommend(study: Study) -> Recommendation:
     take = min(near, key=lambda method: (sizes[method], order.index(method)))
     found = compare([of], order, take)
     lines = {line.method: line for line in found.lines}
+    rates = {run.method: run.lr for run in runs}
     filled = []
     for method in order:
-        own = [run for run in runs if run.method == method]
-        tested = [run for run in own if run.predicting is not None and (method, run.seed) in of.answers]
+        own = {run.seed: run.record for run in runs if run.method == method}
+        times = [(one.predicting, of.answers.get((method, seed))) for seed, one in own.items()]
         filled.append(replace(
-            lines[method], validation=sign * fmean(validation[method].values()), lr=own[-1].lr, parameters=sizes[method] or None,
-            stored=own[-1].stored, seconds=_mean(run.seconds for run in own),
-            per_text=_mean((run.predicting or 0.0) / len(of.answers[method, run.seed].targets) for run in tested),
+            lines[method], validation=sign * fmean(validation[method].values()), lr=rates[method], parameters=sizes[method] or None,
+            stored=[*own.values()][-1].stored, seconds=_mean(one.seconds for one in own.values()),
+            per_text=_mean(seconds / len(said.targets) for seconds, said in times if seconds is not None and said),
         ))  # fmt: skip
     found = replace(found, lines=filled, folds=study.folds)
     said = _by_validation(validation, take, best, near, found.metric.replace("_", " "))

@@ -8,73 +8,48 @@ from typing import Any
 from unipelt.report.names import method_order, size_order, task_order
 from unipelt.report.samples import Row
 from unipelt.study.choose import choose
-from unipelt.study.schema import KEYS
-from unipelt.study.store import DONE, PLANNED, Store
+from unipelt.study.schema import KEYS, VALUES
+from unipelt.study.store import PLANNED, Store
+from unipelt.train.records import RunKey, RunRecord
 
-LIGHT = ("id", *KEYS, "status", "metric", "validation", "test", "complete", "steps", "seconds", "predicting", "parameters", "stored", "device", "versions")  # fmt: skip
+HEAVY = ("predictions", "targets", "logits", "texts")  # read where they are needed, run by run
+CHOSEN = ("gates", "curve", "rows", "truncated", "labels", "recipe", "test_metrics")  # read of chosen runs alone
+LIGHT = (*KEYS, *(name for name in VALUES if name not in (*HEAVY, *CHOSEN)))
 LISTED = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")
 """columns of runs.csv"""
-Curve = list[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One planned run; results that are missing are None."""
+class Run(RunKey):
+    """One planned run and the columns of its record that a report reads; what is missing is as in a run without a result."""
 
-    id: str
-    task: str
-    k: int | str
-    method: str
-    seed: int
-    lr: float | None
-    """None for a baseline"""
-    status: str
-    metric: str
-    validation: float | None
-    """the best validation metric, which selected the epoch"""
-    test: float | None
-    complete: bool
-    """whether the training set is the whole published one"""
-    steps: int | None
-    seconds: float | None
-    predicting: float | None
-    """seconds that the prediction of the test examples took"""
-    parameters: int | None
-    """numbers that were trained"""
-    stored: int | None
-    """numbers that its checkpoint holds"""
-    device: str | None
-    versions: dict[str, str]
-    curve: Curve
-    """an entry an evaluation; of chosen runs"""
-    gates: dict[str, float]
-    """mean over test examples by location; of chosen runs"""
+    record: RunRecord
 
     @property
-    def done(self) -> bool:
-        return self.status in DONE
+    def key(self) -> RunKey:
+        """It alone, without the record."""
+        return RunKey(**{name: getattr(self, name) for name in KEYS})
 
     @property
     def planned(self) -> bool:
-        return self.status == PLANNED
+        return self.record.status == PLANNED
 
     @property
     def failed(self) -> bool:
-        return not self.done and not self.planned
+        return not self.record.done and not self.planned
 
     @property
-    def reason(self) -> str:
-        """Why it failed."""
-        return self.status.removeprefix("failed: ")
+    def listed(self) -> list[object]:
+        """Its row of runs.csv."""
+        return [getattr(self if name in KEYS else self.record, name) for name in LISTED]
 
 
 def read_runs(store: Store) -> tuple[list[Run], list[Run]]:
-    """Every planned run, and the finished ones of the learning rates that validation chose, with curves and gates."""
-    rows = sorted(store.runs(LIGHT), key=_order)
-    chosen = [row["id"] for row in choose(rows)]
-    deep = {row["id"]: row for row in store.runs(("id", "gates", "curve"), chosen)}
-    by_id = {row["id"]: row for row in rows}
-    return [_run(row) for row in rows], [_run(by_id[name] | deep[name]) for name in chosen]
+    """Every planned run, and the finished ones of the learning rates that validation chose, with the columns CHOSEN."""
+    rows = {row["id"]: row for row in sorted(store.runs(("id", *LIGHT)), key=_order)}
+    chosen = {row["id"]: row for row in choose(rows.values())}
+    deep = store.runs(("id", *CHOSEN), chosen)
+    return [*map(_run, rows.values())], [_run(chosen[row["id"]] | row) for row in deep]
 
 
 def _order(row: dict[str, Any]) -> tuple:
@@ -82,15 +57,9 @@ def _order(row: dict[str, Any]) -> tuple:
 
 
 def _run(row: dict[str, Any]) -> Run:
-    more = {
-        **{name: _finite(row[name]) for name in ("validation", "test")},
-        "complete": row["complete"] is not False,
-        "parameters": sum(row["parameters"].values()) if row["parameters"] else None,
-        "versions": row["versions"] or {},
-        "curve": row.get("curve") or [],
-        "gates": {path: value["mean"] for path, value in (row.get("gates") or {}).items()},
-    }
-    return Run(**{name: row[name] for name in LIGHT} | more)
+    record = RunRecord(**{name: row[name] for name in VALUES if row.get(name) is not None})
+    record.validation, record.test = _finite(record.validation), _finite(record.test)
+    return Run(**{name: row[name] for name in KEYS}, record=record)
 
 
 def _finite(value: float | None) -> float | None:

@@ -34,17 +34,16 @@ LOOK = "Examples to look at"
 def comparison_sections(study: Study, advice: Recommendation, store: Store) -> tuple[list[str], list[Section]]:
     """What to be careful about, and the sections about the recommended method, from the store of the comparison."""
     mine, fewer = ([run for run in runs if run.method == advice.take] for runs in (study.chosen, study.fewer))
-    rows = store.runs(("id", "truncated", "labels", "rows"), [run.id for run in (*mine, *fewer)])
-    said = cautions(store.noted("examples"), rows[0]["labels"] or [], mine, rows[0]["truncated"], study.folds)
+    first = mine[0].record
+    said = cautions(store.noted("examples"), first.labels or [], mine, first.truncated, study.folds)
     one = answered(store, mine, study.folds)
-    found = prediction_sections(one, metric_of(mine[0].metric)) if one else []
+    found = prediction_sections(one, metric_of(first.metric)) if one else []
     found += written(store, study.chosen, advice.take)
-    numbers = {row["id"]: {part: of["number"] for part, of in row["rows"].items()} for row in rows if row["rows"]}
-    counts = {name: of["train"] for name, of in numbers.items()}
-    whole = [run.id for run in mine if run.id in counts]
-    if study.folds and advice.take in BASELINES and advice.take != SETFIT:  # they train on what validates others too
-        counts |= {name: counts[name] + numbers[name]["validation"] for name in whole}
-    counts |= dict.fromkeys(whole, min((counts[name] for name in whole), default=0))  # folds differ by one
+    # baselines train on what validates others too
+    parts = ["train", "validation"] if study.folds and advice.take in BASELINES and advice.take != SETFIT else ["train"]
+    counts = {run.id: sum(run.record.rows[part]["number"] for part in parts) for run in mine if run.record.rows}
+    counts = dict.fromkeys(counts, min(counts.values(), default=0))  # folds differ by one
+    counts |= {run.id: run.record.rows["train"]["number"] for run in fewer if run.record.rows}
     sizes: dict[int, list[Run]] = defaultdict(list)
     for run in (*fewer, *mine):
         if run.id in counts:

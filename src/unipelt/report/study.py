@@ -24,9 +24,9 @@ def gather(runs: Iterable[Run], kind: str = "test") -> Grid:
     """The test or validation metrics that are there, ×100 where tables show them so, in the report's order."""
     grid: Grid = defaultdict(dict)
     for run in runs:
-        value = run.test if kind == "test" else run.validation
+        value = run.record.test if kind == "test" else run.record.validation
         if value is not None:
-            grid[run.k, run.task, run.method][run.seed] = metric_of(run.metric).shown_as * value
+            grid[run.k, run.task, run.method][run.seed] = metric_of(run.record.metric).shown_as * value
     order = sorted(grid, key=lambda key: (size_order(key[0]), task_order(key[1]), method_order(key[2])))
     return {key: dict(sorted(grid[key].items())) for key in order}
 
@@ -67,7 +67,7 @@ class Study:
 
     def __post_init__(self) -> None:
         self.test, self.validation = gather(self.listed), gather(self.listed, "validation")
-        self.metrics = {run.task: metric_of(run.metric) for run in self.listed}
+        self.metrics = {run.task: metric_of(run.record.metric) for run in self.listed}
         self.sizes = list(dict.fromkeys(k for k, _, _ in self.test))
 
     @cached_property
@@ -120,7 +120,7 @@ class Study:
     @property
     def incomplete(self) -> set[str]:
         """Tasks whose training set is a subset of the published one."""
-        return {run.task for run in self.runs if not run.complete}
+        return {run.task for run in self.runs if not run.record.complete}
 
     @property
     def failed(self) -> list[Run]:
@@ -133,7 +133,7 @@ class Study:
     @property
     def progress(self) -> str:
         """How far it is."""
-        said = f"{sum(run.done for run in self.runs):,} of {len(self.runs):,} runs finished"
+        said = f"{sum(run.record.done for run in self.runs):,} of {len(self.runs):,} runs finished"
         if self.failed:
             said += f", {len(self.failed):,} failed"
         return said + (f", {self.open:,} still to come" if self.open else "")
@@ -145,7 +145,7 @@ def read(store: Store) -> Study:
     own_file = options.pop(COMPARISON, None) is not None
     size = options.pop("k", None) if own_file else None
     chosen = [run for run in finished if size in (None, run.k)]
-    if not any(run.test is not None for run in chosen):
+    if not any(run.record.test is not None for run in chosen):
         failed = sum(run.failed for run in runs)
         raise UserError(
             f"{store.path}: none of its {len(runs)} runs is finished ({failed} failed); expected at least one; "
@@ -157,10 +157,10 @@ def read(store: Store) -> Study:
     listed = [run for run in chosen if run.method not in points or run.k not in others]
     samples = {}
     for k, task in dict.fromkeys((k, task) for k, task, _ in gather(listed)):
-        here = [run for run in listed if (run.k, run.task) == (k, task) and run.test is not None]
+        here = [run for run in listed if (run.k, run.task) == (k, task) and run.record.test is not None]
         values: dict[str, Seeds] = defaultdict(dict)
         for run in sorted(here, key=lambda run: (method_order(run.method), run.seed)):
-            values[run.method][run.seed] = run.test  # type: ignore[assignment]
-        samples[k, task] = sample(f"{k}/{task}", here[0].metric, dict(values), answers(store, here))
+            values[run.method][run.seed] = run.record.test  # type: ignore[assignment]
+        samples[k, task] = sample(f"{k}/{task}", here[0].record.metric, dict(values), answers(store, here))
     fewer = [run for run in finished if size not in (None, run.k)]
     return Study(options, own_file, runs, chosen, sweeps, listed, samples, fewer)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import fmean, median
-from typing import Any
 
 import torch
 
@@ -188,7 +187,7 @@ def _step(fleet: Fleet) -> None:
     fleet.step()
 
 
-def _seconds(do: Callable[[], Any]) -> float:
+def _seconds(do: Callable[[], object]) -> float:
     began = time.monotonic()
     do()
     return time.monotonic() - began

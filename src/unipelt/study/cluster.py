@@ -20,6 +20,7 @@ from unipelt.train.records import RunKey, RunRecord, failed
 from unipelt.train.setup import DatasetCache
 
 DEATHS = 3  # of a fleet's workers, until it is the fleet that kills them: too large for a machine's memory, most likely
+Log = Callable[[str], None]
 OBJECTS = 100 * 2**20  # bytes of Ray's shared memory on this machine: results are small
 
 
@@ -66,12 +67,10 @@ class Cluster:
         """what fleets train on"""
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.ray.shutdown()
 
-    def run_study(
-        self, store: Store, study: StudyConfig, *, log: Callable[[str], None] = print, on_work: Any = None
-    ) -> None:
+    def run_study(self, store: Store, study: StudyConfig, *, log: Log = print, on_work: Log | None = None) -> None:
         """Train every fleet of a store that is not done, until none is left; wait for fleets of other processes.
 
         on_work: called with a line about what is at work, now and then.
@@ -93,7 +92,9 @@ class Cluster:
                 waited = True
                 sleep(WAIT)
 
-    def _train(self, fleets: list[list[RunKey]], store: Store, study: StudyConfig, log: Any, on_work: Any) -> None:
+    def _train(
+        self, fleets: list[list[RunKey]], store: Store, study: StudyConfig, log: Log, on_work: Log | None
+    ) -> None:
         """Train fleets, as many at once as the cluster holds; one whose worker dies is begun again."""
         share = {"num_gpus": self.gpus} if self.device.type == "cuda" else {"num_cpus": 1}
         task = self.ray.remote(num_returns="streaming", max_retries=0, **share)(train)

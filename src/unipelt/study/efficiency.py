@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.checkpoint.disk import write_whole
@@ -116,7 +117,7 @@ def write_efficiency(folder: Path, table: list[dict[str, Any]]) -> None:
     write_whole(folder, {EFFICIENCY: json.dumps(table, indent=1).encode()})
 
 
-def _random_batch(model: Any, batch: int, length: int) -> ModelInputs:
+def _random_batch(model: PreTrainedModel, batch: int, length: int) -> ModelInputs:
     """A batch of random tokens without padding, with labels."""
     config, generator = model.config, torch.Generator().manual_seed(0)
     ids = torch.randint(min(5, config.vocab_size - 1), config.vocab_size, (batch, length), generator=generator)

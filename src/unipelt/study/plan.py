@@ -249,7 +249,7 @@ def read_plan(path: str) -> dict[str, Any]:
     return {known[name]: value for name, value in given.items()}
 
 
-def sweep(preset: str, option: str, values: Sequence[Any]) -> list[str]:
+def sweep(preset: str, option: str, values: Sequence[str]) -> list[str]:
     """The methods that set one option of a preset to each value: `adapter(bottleneck=8)`, …"""
     methods = [f"{preset.rstrip(')')}{', ' if '(' in preset else '('}{option}={value})" for value in values]
     for method in methods:
