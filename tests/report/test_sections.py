@@ -45,7 +45,7 @@ def test_terminal_page_and_markdown_say_the_same(kind: str, made: dict[str, Repo
         one.files["report.md"].decode(),
     )
     assert one.recommendation.take == "lora"
-    said = [section.say for section in one.sections if section.say]
+    said = [section.sentence for section in one.sections if section.sentence]
     assert len(said) >= 2 and {"Examples to look at", "Would more labels help?"} <= {s.heading for s in one.sections}
     for sentence in (*said, *one.cautions):
         assert sentence in page and sentence in text and sentence in markdown
@@ -153,11 +153,12 @@ def test_more_labels_are_judged_on_the_same_examples_and_seeds(made: dict[str, R
     found = rows(made["classification"], "learning-curve")
     assert [float(row["training examples"]) for row in found] == [250, 500, TRAIN]
     assert re.match(
-        r"(Probably yes|Perhaps): from 500 to 1,000 training examples, the accuracy of lora changes by \+", section.say
+        r"(Probably yes|Perhaps): from 500 to 1,000 training examples, the accuracy of lora changes by \+",
+        section.sentence,
     )
     alone = build(own_file(tmp_path / "one", seeds=1))
     (section,) = [one for one in alone.sections if one.heading == "Would more labels help?"]
-    assert section.say.startswith("Not judged: ") and "one seed" in section.say
+    assert section.sentence.startswith("Not judged: ") and "one seed" in section.sentence
     none = build(own_file(tmp_path / "none", fewer=()))
     assert "learning-curve.csv" not in none.files
     sizes = {row["k"] for row in csv.DictReader(io.StringIO(none.files["runs.csv"].decode()))}

@@ -14,8 +14,8 @@ from unipelt.report import details
 from unipelt.report.build import build
 from unipelt.report.comparison import headline
 from unipelt.report.names import method_order
-from unipelt.report.paper_comparison import beside, bound, paper, printed
-from unipelt.report.scores import scores, validation_scores, whole
+from unipelt.report.paper_comparison import mixture_table, paper, paper_table, printed
+from unipelt.report.scores import scores_table, validation_table, whole_table
 from unipelt.report.study import Study, read
 from unipelt.report.sweeps import find_sweeps
 from unipelt.report.tables import Block, Cell, Table, comma_separated, escape, latex, markdown
@@ -45,7 +45,7 @@ def texts(table: Table, block: int = 0) -> dict[str, list[str]]:
 
 
 def test_table_1(plain: Study):
-    table = scores(plain)
+    table = scores_table(plain)
     assert table.columns == ["method", "SST-2", "CoLA", "RTE", "average", "without CoLA"]
     assert table.blocks[0].heading == "K = 100 · minilm · 3 seeds"
     assert texts(table) == {
@@ -63,7 +63,7 @@ def test_table_1(plain: Study):
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_nothing_is_marked_from_one_seed(seeds: int, tmp_path: Path):
     plan = cells(["rte", "sst2"], [100], MEANS, range(seeds))
-    table = scores(study(tmp_path / "study", flat(plan, lambda cell: MEANS[cell.method] + 0.01 * cell.seed)))
+    table = scores_table(study(tmp_path / "study", flat(plan, lambda cell: MEANS[cell.method] + 0.01 * cell.seed)))
     assert any(cell.mark for row in table.blocks[0].rows for cell in row) == (seeds > 1)
 
 
@@ -72,24 +72,28 @@ def test_the_largest_class_stands_below_the_methods(tmp_path: Path):
     made = study(
         tmp_path / "study", lively(cells(["rte", "mrpc", "stsb", "cola"], [100], ["full", "lora"], range(2)), rows=80)
     )
-    found = texts(scores(made))["largest class"]
-    assert found[scores(made).columns.index("STS-B") - 1] == found[scores(made).columns.index("CoLA") - 1] == "0.00"
-    assert 50 <= float(found[scores(made).columns.index("RTE") - 1]) < 70
-    assert "largest class" not in texts(validation_scores(made))
+    found = texts(scores_table(made))["largest class"]
+    assert (
+        found[scores_table(made).columns.index("STS-B") - 1]
+        == found[scores_table(made).columns.index("CoLA") - 1]
+        == "0.00"
+    )
+    assert 50 <= float(found[scores_table(made).columns.index("RTE") - 1]) < 70
+    assert "largest class" not in texts(validation_table(made))
     assert "largest class" not in made.methods(100)
 
 
 def test_table_2(plain: Study):
     """The best part is adapter everywhere."""
-    found = texts(bound(plain))
+    found = texts(mixture_table(plain))
     assert found["best of adapter, prefix, lora"] == ["58.00", "53.00", "58.00", "56.33"]
     assert found["unipelt-apl − best part"] == ["+4.50"] * 4
-    (row,) = [row for row in bound(plain).blocks[0].rows if row[0].text.endswith("best part")]
-    assert [block.heading for block in bound(plain).blocks] == [
+    (row,) = [row for row in mixture_table(plain).blocks[0].rows if row[0].text.endswith("best part")]
+    assert [block.heading for block in mixture_table(plain).blocks] == [
         "K = 100 · ours, minilm · 3 seeds",
         "K = 100 · the paper, BERT-base · 5 seeds",
     ]
-    assert row[-1].mark == "" and bound(plain).blocks[0].rows[0][1].note == "adapter"
+    assert row[-1].mark == "" and mixture_table(plain).blocks[0].rows[0][1].note == "adapter"
 
 
 def test_table_2_of_presets_with_options(tmp_path: Path):
@@ -98,9 +102,9 @@ def test_table_2_of_presets_with_options(tmp_path: Path):
     made = study(
         tmp_path / "study", {replace(c, method=options.get(c.method, c.method)): r for c, r in results.items()}
     )
-    ours, theirs = bound(made).blocks
+    ours, theirs = mixture_table(made).blocks
     assert [row[0].text for row in ours.rows] == ["best of adapter, prefix, lora(r=4)", "unipelt-apl(r=4)", "unipelt-apl(r=4) − best part"]  # fmt: skip
-    assert texts(bound(made))["unipelt-apl(r=4) − best part"] == ["+4.50"] * 3
+    assert texts(mixture_table(made))["unipelt-apl(r=4) − best part"] == ["+4.50"] * 3
     assert theirs.rows[1][0].text == "unipelt-apl"
 
 
@@ -126,7 +130,7 @@ def test_ties_are_no_lead(tmp_path: Path):
     plan = cells(["rte", "sst2"], [100, 500], ["full", "lora"], range(3))
     tied = study(tmp_path / "study", flat(plan, lambda cell: 0.5 + cell.seed / 100))
     assert headline(tied.compared) == "full and lora share the best average at K\u00a0=\u00a0100 and 500."
-    assert not {cell.mark for block in scores(tied).blocks for row in block.rows for cell in row} - {""}
+    assert not {cell.mark for block in scores_table(tied).blocks for row in block.rows for cell in row} - {""}
     several = cells(["rte", "sst2"], [100, 500], ["full", "lora", "adapter"], range(3))
     mixed = study(tmp_path / "mixed", flat(several, lambda cell: 0.3 + 0.1 * (cell.k == 500 and cell.method == "lora")))
     assert mixed.compared[100].best == "all 3 methods" and mixed.compared[500].best == "lora"
@@ -144,11 +148,11 @@ def test_metrics_of_other_units_are_not_averaged(tmp_path: Path):
     for cell, one in results.items():
         one.metric = "rmse" if cell.task == "prices" else "accuracy"
     made = study(tmp_path / "study", results)
-    assert texts(scores(made)) == {
+    assert texts(scores_table(made)) == {
         "full": ["51.00", "51.00", "7.01", "51.00"],
         "lora": ["61.00", "61.00", "7.11", "61.00"],
     }
-    marks = {row[0].text: [cell.mark for cell in row[1:]] for row in scores(made).blocks[0].rows}
+    marks = {row[0].text: [cell.mark for cell in row[1:]] for row in scores_table(made).blocks[0].rows}
     assert marks == {"full": ["second", "second", "best", "second"], "lora": ["best", "best", "second", "best"]}
     assert (made.compared[100].tasks, made.compared[100].reference) == (2, "lora")
 
@@ -169,14 +173,14 @@ def test_test_metrics_choose_no_rate(tmp_path: Path):
     made = study(
         tmp_path / "study", {cell: result("rte", luck[cell.lr], validation=1 - luck[cell.lr]) for cell in plan}
     )
-    assert texts(scores(made))["lora"][0] == "10.00" and texts(details.rates(made))["lora"] == ["0.003"]
+    assert texts(scores_table(made))["lora"][0] == "10.00" and texts(details.rate_table(made))["lora"] == ["0.003"]
 
 
 def test_a_seed_that_is_missing_is_said_and_no_average_stands_without_a_task(tmp_path: Path):
     plan = cells(["sst2", "rte"], [100], ["full", "lora"], range(3))
     done = [cell for cell in plan if not (cell.method == "lora" and (cell.task == "rte" or cell.seed == 2))]
     made = study(tmp_path / "study", flat(done, lambda cell: 0.5 + cell.seed / 10), plan)
-    lora = next(row for row in scores(made).blocks[0].rows if row[0].text == "lora")
+    lora = next(row for row in scores_table(made).blocks[0].rows if row[0].text == "lora")
     assert lora[1].note == "2 of 3 seeds" and [cell.text for cell in lora[2:4]] == ["–", "–"]
     assert made.compared[100].tasks == 1, "what both have"
 
@@ -187,23 +191,23 @@ def test_all_rows_of_a_subset_are_marked_and_not_set_beside_the_paper(tmp_path: 
         cell: result(cell.task, 0.8, complete=cell.task != "mnli") for cell in cells(tasks, ["all"], methods, range(2))
     }
     made = study(tmp_path / "short", short)
-    assert "MNLI*" in whole(made).columns and any("subset" in note for note in whole(made).notes)
-    assert not beside(made)
+    assert "MNLI*" in whole_table(made).columns and any("subset" in note for note in whole_table(made).notes)
+    assert not paper_table(made)
     complete = study(tmp_path / "complete", flat(cells(tasks, ["all"], methods, range(2)), lambda cell: 0.8))
-    assert not any("*" in column for column in whole(complete).columns)
-    assert {row[0].text: row[-1].text for row in beside(complete).blocks[1].rows} == {
+    assert not any("*" in column for column in whole_table(complete).columns)
+    assert {row[0].text: row[-1].text for row in paper_table(complete).blocks[1].rows} == {
         "full": "82.67",
         "unipelt-apl": "83.50",
     }
 
 
 def test_the_papers_numbers_stand_apart_over_the_same_tasks(plain: Study):
-    ours, theirs = beside(plain).blocks
+    ours, theirs = paper_table(plain).blocks
     assert (ours.heading, theirs.heading) == (
         "K = 100 · ours, minilm · 3 seeds",
         "K = 100 · the paper, BERT-base · 5 seeds",
     )
-    assert texts(beside(plain), 1)["unipelt-apl"] == ["82.36", "23.62", "55.45", "53.81"]
+    assert texts(paper_table(plain), 1)["unipelt-apl"] == ["82.36", "23.62", "55.45", "53.81"]
     assert [row[0].text for row in ours.rows] == [row[0].text for row in theirs.rows]
 
 
@@ -220,7 +224,7 @@ def test_the_papers_averages_are_those_of_its_tasks(k: str, rows: dict[str, list
 )  # fmt: skip
 def test_the_papers_table_2_follows_from_its_table_1(k: int, mixture: str, best: float, own: float, tmp_path: Path):
     plan = cells(paper()["tasks"], [k], ["adapter", "prefix", "lora", mixture], [0])
-    table = bound(study(tmp_path / "study", flat(plan, lambda cell: printed(k)[cell.method][cell.task] / 100)))
+    table = mixture_table(study(tmp_path / "study", flat(plan, lambda cell: printed(k)[cell.method][cell.task] / 100)))
     for block in table.blocks:  # ours are the paper's here
         assert [row[-1].value for row in block.rows[:2]] == pytest.approx([best, own], abs=0.02)
 
@@ -242,7 +246,7 @@ def test_points_of_a_sweep_stand_in_table_1_only_where_nothing_else_does(tmp_pat
     )
     made = study(tmp_path / "study", results)
     assert (made.methods(100), made.methods(500)) == (["full", "adapter"], sizes)
-    assert [row[0].text for row in details.swept(made).blocks[0].rows] == ["8", "24", "48", "96"]
+    assert [row[0].text for row in details.sweep_table(made).blocks[0].rows] == ["8", "24", "48", "96"]
 
 
 def test_methods_stand_in_the_papers_order():
@@ -265,14 +269,14 @@ def test_measured_costs_name_their_own_base_and_their_spread():
         {"method": method, "train": 0.6, "train_range": [0.55, 0.7], "inference": 1.1, "model": base, "batch": 16, "length": 128, "machine": "x86, 2 threads"}
         for method, base in (("lora", "roberta-large"), ("prefix", "gpt2"), ("adapter", "gpt2"))
     ]  # fmt: skip
-    table = details.efficiency(rows)
+    table = details.cost_table(rows)
     assert [(block.heading, [row[0].text for row in block.rows]) for block in table.blocks] == [
         ("ours, gpt2, 16 examples, 128 tokens, x86, 2 threads", ["adapter", "prefix"]),
         ("ours, roberta-large, 16 examples, 128 tokens, x86, 2 threads", ["lora"]),
         ("the paper, BERT-base", ["adapter", "prefix", "lora"]),
     ]
     assert table.blocks[0].rows[0][1].spread == "0.55 to 0.70" and table.blocks[0].rows[0][2].spread == ""
-    assert details.efficiency([{"method": "own", "train": 0.6}]).blocks[0].heading == "ours"
+    assert details.cost_table([{"method": "own", "train": 0.6}]).blocks[0].heading == "ours"
 
 
 def test_a_comparison_shows_what_was_given_and_asks_none_of_the_papers_questions(tmp_path: Path):

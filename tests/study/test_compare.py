@@ -122,7 +122,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     rows, listed = store.runs(["method", "seed", "test"]), read(store)
     curve = next(one for one in build(out).sections if one.heading == "Would more labels help?")
     sizes = next(table for table in curve.parts if isinstance(table, Table))
-    assert sizes.columns[1] == "out-of-fold accuracy ×100" and "fold" in curve.say and "seed" not in curve.say
+    assert sizes.columns[1] == "out-of-fold accuracy ×100" and "fold" in curve.sentence and "seed" not in curve.sentence
     trained = 40 if listed.chosen and build(out).recommendation.take in USUAL else 30
     assert sizes.blocks[0].rows[-1][0].value == trained, "baselines train on what validates others too"
     whole = [keys for keys in store.fleets().values() if keys[0].k == "all"]

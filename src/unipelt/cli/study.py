@@ -147,7 +147,7 @@ def efficiency(
         raise UserError(f"--out {out}: {where} is {'not writable' if where.is_dir() else 'a file'}; expected a folder")
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import terminal
-    from unipelt.report.details import efficiency as cost_table
+    from unipelt.report.details import cost_table
     from unipelt.report.tables import on_terminal
     from unipelt.study.efficiency import measure, write_efficiency
     from unipelt.train.setup import device_of

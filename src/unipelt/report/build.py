@@ -15,10 +15,10 @@ from unipelt.report.figures import figures, gate_means
 from unipelt.report.page import page
 from unipelt.report.recommendation import Recommendation, recommend
 from unipelt.report.runs import LISTED
-from unipelt.report.scores import scores, validation_scores, whole
+from unipelt.report.scores import scores_table, validation_table, whole_table
 from unipelt.report.sections import comparison_sections
 from unipelt.report.study import Study, read
-from unipelt.report.tables import FORMS, Section, Table, as_csv, markdown
+from unipelt.report.tables import WRITERS, Section, Table, as_csv, markdown
 from unipelt.study.store import EFFICIENCY, Store
 from unipelt.train.json_types import fits
 
@@ -86,12 +86,12 @@ def build(folder: Path) -> Report:
     compared = {study.sizes[0]: advice.comparison} if advice else study.compared
     judged = {} if advice else {k: claims(study.samples_of(k)) for k in study.sizes}
     shown: dict[str, Table | Figure] = {one.name: one for one in figures(study)}
-    tables = [comparison_table(compared, study.own_file), details.failures(study)]
+    tables = [comparison_table(compared, study.own_file), details.failure_table(study)]
     if not advice:
         tables += [
-            scores(study), validation_scores(study), paper_comparison.bound(study), whole(study), claim_table(judged),
-            details.efficiency(efficiency_of(folder / EFFICIENCY)), paper_comparison.beside(study), details.differences(study),
-            details.rates(study), details.swept(study),
+            scores_table(study), validation_table(study), paper_comparison.mixture_table(study), whole_table(study), claim_table(judged),
+            details.cost_table(efficiency_of(folder / EFFICIENCY)), paper_comparison.paper_table(study), details.difference_table(study),
+            details.rate_table(study), details.sweep_table(study),
         ]  # fmt: skip
     shown |= {table.name: table for table in tables if table}
     sections = [
@@ -103,7 +103,7 @@ def build(folder: Path) -> Report:
     head, why = (f"Take {advice.take}", advice.why) if advice else (headline(compared), "")
     files = {PAGE: page(study, head, why, sections, missing, cautions).encode()}
     for part in (part for section in sections for part in section.parts):
-        made = part.files if isinstance(part, Figure) else {kind: form(part).encode() for kind, form in FORMS.items()}
+        made = part.files if isinstance(part, Figure) else {kind: form(part).encode() for kind, form in WRITERS.items()}
         files |= {f"{part.name}.{kind}": data for kind, data in made.items()}
     if advice:
         files[MARKDOWN] = _markdown(head, why, cautions, sections).encode()
@@ -119,7 +119,7 @@ def _markdown(head: str, why: str, cautions: Sequence[str], sections: Sequence[S
     texts = [f"# {head}", why, "\n".join(f"- {one}" for one in cautions)]
     for section in sections:
         tables = [markdown(part).strip() for part in section.parts if isinstance(part, Table)]
-        texts += [f"## {section.heading}", section.say, *tables]
+        texts += [f"## {section.heading}", section.sentence, *tables]
     return "\n\n".join(filter(None, texts)) + "\n"
 
 

@@ -42,7 +42,7 @@ def claims(samples: Sequence[Sample]) -> list[Claim]:
 
 
 def _beats(samples: Sequence[Sample], text: str, presets: Sequence[str]) -> Claim:
-    methods, why = standing(samples, presets)
+    methods, why = methods_for(samples, presets)
     if not methods:
         return Claim(text, UNDECIDED, None, why)
     pairs = best_others(samples, *methods)
@@ -57,7 +57,7 @@ def shown_as(samples: Sequence[Sample]) -> float:
     return scales.pop() if len(scales) == 1 else 100.0
 
 
-def standing(samples: Sequence[Sample], presets: Sequence[str]) -> tuple[list[str], str]:
+def methods_for(samples: Sequence[Sample], presets: Sequence[str]) -> tuple[list[str], str]:
     """For each of these presets the method that is in the study on every task, with any options; else none, and the reason.
 
     One preset alone needs another method on each task.
@@ -94,7 +94,7 @@ def verdict(found: Estimate) -> str:
 def _never_worst(samples: Sequence[Sample]) -> Claim:
     """Yes: on every task the lowest other method is surely below. No: on some task even the lowest is surely above, with an
     interval widened to that many tasks (Bonferroni)."""
-    text, (methods, why) = f"{OURS} is never the worst", standing(samples, (OURS,))
+    text, (methods, why) = f"{OURS} is never the worst", methods_for(samples, (OURS,))
     if not methods:
         return Claim(text, UNDECIDED, None, why)
     (ours,) = methods

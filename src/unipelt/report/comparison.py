@@ -178,11 +178,11 @@ def headline(found: Mapping[int | str, Comparison]) -> str:
     return "; ".join(said) + "." + (f" The lead over the next method {listed(verdicts)}." if verdicts else "")
 
 
-def scaled(found: Estimate | None, scale: float, turn: bool = False, signed: bool = False, mark: str = "") -> Cell:
-    """A number with its interval, as tables show it; turn: of a metric that is better when lower, the difference as it is."""
+def scaled(found: Estimate | None, scale: float, negate: bool = False, signed: bool = False, mark: str = "") -> Cell:
+    """A number with its interval, as tables show it; negate: of a metric that is better when lower, the difference as it is."""
     if found is None:
         return Cell()
-    found = found.turned if turn else found
+    found = found.negated if negate else found
     low, high = (None if edge is None else scale * edge for edge in (found.low, found.high))
     return Cell(scale * found.value, low=low, high=high, signed=signed, mark=mark)
 

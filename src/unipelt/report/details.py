@@ -7,14 +7,14 @@ from typing import Any
 from unipelt.report.comparison import compare, gap_cell
 from unipelt.report.names import method_order, size_label, task_label, task_order
 from unipelt.report.paper_comparison import paper
-from unipelt.report.study import Study, gather, over_seeds
+from unipelt.report.study import Study, gather
 from unipelt.report.sweeps import sweep_places
 from unipelt.report.tables import Block, Cell, Table, side_by_side
 
 RATIOS = {"train": "training time", "inference": "inference time", "train_memory": "training memory"}
 
 
-def differences(study: Study) -> Table:
+def difference_table(study: Study) -> Table:
     """Each method less the best one of each task."""
     over = sorted({task for k in study.compared for task in study.tasks(k)}, key=task_order)
     blocks = []
@@ -33,7 +33,7 @@ def differences(study: Study) -> Table:
     )  # fmt: skip
 
 
-def efficiency(measured: Sequence[Mapping[str, Any]]) -> Table:
+def cost_table(measured: Sequence[Mapping[str, Any]]) -> Table:
     """The paper's table 4 from a benchmark's ratios, each with its lowest and highest, a block for each base, batch and machine."""
     order = sorted(measured, key=lambda row: method_order(row["method"]))
     names = [name for name in RATIOS if any(row.get(name) is not None for row in order)]
@@ -56,7 +56,7 @@ def efficiency(measured: Sequence[Mapping[str, Any]]) -> Table:
     )  # fmt: skip
 
 
-def rates(study: Study) -> Table:
+def rate_table(study: Study) -> Table:
     """Which learning rate was chosen, of how many."""
     tried = defaultdict(set)
     for run in study.runs:
@@ -75,7 +75,7 @@ def rates(study: Study) -> Table:
     return Table("rates", "Chosen learning rates", ["method", *map(task_label, over)], blocks, [note])
 
 
-def failures(study: Study) -> Table:
+def failure_table(study: Study) -> Table:
     counted = Counter(
         (run.method, task_label(run.task), size_label(run.k), f"{run.lr:g}" if run.lr else "", run.record.failed)
         for run in study.failed
@@ -85,13 +85,13 @@ def failures(study: Study) -> Table:
     return Table("failed", "Failed runs", columns, [Block("", rows)])
 
 
-def swept(study: Study) -> Table:
+def sweep_table(study: Study) -> Table:
     """The points of the sweeps' figures: a block per sweep, a column per task and size."""
     grid = gather(study.chosen)
     places, blocks = sweep_places(study.sweeps, grid), []
     for sweep in study.sweeps:
         points = {m: [grid.get((*place, m)) for place in places] for m in sweep.values}
-        rows = [[Cell(value, digits=-1), *(over_seeds(of) if of else Cell() for of in points[m])] for m, value in sweep.values.items()]  # fmt: skip
+        rows = [[Cell(value, digits=-1), *(Cell.mean(of.values()) if of else Cell() for of in points[m])] for m, value in sweep.values.items()]  # fmt: skip
         blocks.append(Block(f"{sweep.label}: {sweep.option}", rows))
     columns = ["value", *(f"{task_label(task)}, {size_label(k)}" for k, task in places)]
     notes = ["Mean and standard deviation over seeds."]

@@ -2,16 +2,21 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import partial
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from unipelt.report.comparison import Comparison
 from unipelt.report.drawing import INK, Figure, across, canvas, finish, looks, multiples, wrapped
 from unipelt.report.names import gate_labels, method_order, size_label, size_order, task_label, task_order
 from unipelt.report.samples import metric_of
-from unipelt.report.study import Grid, Study, gather, over_seeds
+from unipelt.report.study import Grid, Study, gather
 from unipelt.report.sweeps import Sweep, sweep_places
+from unipelt.report.tables import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,12 +94,10 @@ def _sweep(lines: list[Sweep], grid: Grid, panel: "Axes", place: tuple[int | str
     style = looks([sweep.label for sweep in lines])
     for sweep in lines:
         found = {value: grid.get((*place, method)) for method, value in sweep.values.items()}
-        points = {value: over_seeds(seeds) for value, seeds in found.items() if seeds}
+        points = {value: Cell.mean(seeds.values()) for value, seeds in found.items() if seeds}
         marked = {"marker": "o", "markersize": 4, "capsize": 2.5, "elinewidth": 0.9, **style[sweep.label]}
-        wide = [cell.sd or 0.0 for cell in points.values()]
-        panel.errorbar(
-            [*points], [float(cell.value or 0.0) for cell in points.values()], yerr=wide, label=sweep.label, **marked
-        )
+        means, wide = _means(points.values())
+        panel.errorbar([*points], means, yerr=wide, label=sweep.label, **marked)
     values = sorted({value for sweep in lines for value in sweep.values.values()})
     if values[0] > 0 and values[-1] / values[0] >= 8:  # doublings stand at equal distances
         panel.set_xscale("log")
@@ -102,6 +105,12 @@ def _sweep(lines: list[Sweep], grid: Grid, panel: "Axes", place: tuple[int | str
     panel.set_xticks(values, [f"{value:g}" for value in values])
     panel.set_xlabel(lines[0].option)
     panel.set_title(wrapped(f"{task_label(place[1])}, {size_label(place[0])}"))
+
+
+def _means(cells: Iterable[Cell]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means and standard deviations, 0 of a single value."""
+    means, wide = zip(*((cell.value, cell.sd or 0.0) for cell in cells))
+    return np.array(means), np.array(wide)
 
 
 def curves(study: Study) -> list[Figure]:
@@ -128,15 +137,11 @@ def _learning(runs: dict[str, dict[str, list[Curve]]], panel: "Axes", task: str)
         seeds = runs[task][method]
         epochs = sorted({e for points in seeds for e in points})
         at = {e: [points[e] for points in seeds if e in points] for e in epochs}
-        held = {e: values for e, values in at.items() if 2 * len(values) >= len(seeds)}
-        means = [fmean(values) for values in held.values()]
-        wide = [stdev(values) if len(values) > 1 else 0.0 for values in held.values()]
-        lone: dict[str, Any] = (
-            {} if len(held) > 1 else {"marker": "o", "markersize": 4}
-        )  # no line goes through one point
-        panel.plot([*held], means, label=method, **style[method], **lone)
-        edges = ([m - w for m, w in zip(means, wide)], [m + w for m, w in zip(means, wide)])
-        panel.fill_between([*held], *edges, color=style[method]["color"], alpha=0.12, linewidth=0)
+        held = {e: Cell.mean(values) for e, values in at.items() if 2 * len(values) >= len(seeds)}
+        means, wide = _means(held.values())
+        dot = "" if len(held) > 1 else "o"  # no line goes through one point
+        panel.plot([*held], means, label=method, marker=dot, markersize=4, **style[method])
+        panel.fill_between([*held], means - wide, means + wide, color=style[method]["color"], alpha=0.12, linewidth=0)
     panel.set_title(wrapped(task_label(task)))
     panel.set_xlabel("epoch")
     panel.locator_params(axis="x", integer=True, nbins=5)

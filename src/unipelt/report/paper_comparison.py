@@ -8,10 +8,10 @@ from importlib.resources import files
 from statistics import fmean
 from typing import Any
 
-from unipelt.report.claims import UNDECIDED, average_difference, best_others, standing, verdict
+from unipelt.report.claims import UNDECIDED, average_difference, best_others, methods_for, verdict
 from unipelt.report.comparison import scaled
 from unipelt.report.names import PARTS, size_label, task_label
-from unipelt.report.scores import ALL, union
+from unipelt.report.scores import ALL, tasks_of
 from unipelt.report.statistics import Estimate
 from unipelt.report.study import Study, average
 from unipelt.report.tables import Block, Cell, Table, marked, side_by_side
@@ -48,13 +48,13 @@ def _theirs(k: int | str) -> str:
     return f"{size_label(k)} · the paper, {paper()['base']} · 5 seeds"
 
 
-def bound(study: Study) -> Table:
+def mixture_table(study: Study) -> Table:
     """The paper's table 2: is a mixture more than its best part?"""
-    blocks, over = [], union(study, study.sizes)
+    blocks, over = [], tasks_of(study, study.sizes)
     for k in study.sizes:
         here, rows, others = study.samples_of(k), [], []
         for mixture, parts in PARTS.items():
-            methods, _ = standing(here, (mixture, *parts))
+            methods, _ = methods_for(here, (mixture, *parts))
             if methods:
                 found = average_difference(here, best_others(here, *methods))
                 rows += _against_parts(methods, means(study, k), study.tasks(k), over, found)
@@ -85,10 +85,10 @@ def _against_parts(methods: Sequence[str], of: Means, tasks: Sequence[str], over
     ]  # fmt: skip
 
 
-def beside(study: Study) -> Table:
+def paper_table(study: Study) -> Table:
     """Scores of the same sizes, tasks and methods; K = all only where every training set is whole."""
     known, blocks = paper()["tasks"], []
-    over = [task for task in union(study, study.sizes) if task in known]
+    over = [task for task in tasks_of(study, study.sizes) if task in known]
     for k in study.sizes:
         here = [task for task in study.tasks(k) if task in known]
         which = [method for method in study.methods(k) if method in printed(k)]

@@ -94,7 +94,7 @@ def sample(name: str, metric: str, values: dict[str, Seeds], rows: Iterable[Row]
             found += [((LARGEST, seed), constant) for seed in seeds]
             largest |= dict.fromkeys(seeds, judge(constant, targets))
         left = judge.sampled(
-            _stacked([one for _, one in found]), targets, left_in(len(targets), GROUPS if judge.fast else FEW)
+            _stacked([one for _, one in found]), targets, kept_examples(len(targets), GROUPS if judge.fast else FEW)
         )
         answers |= {key: Answers(one, targets, without) for (key, one), without in zip(found, left)}
     return Sample(name, judge, values, answers, dict(sorted(largest.items())))
@@ -116,7 +116,7 @@ def _stacked(arrays: list[Array]) -> Any:
 
 
 @lru_cache(maxsize=4)
-def left_in(examples: int, groups: int) -> NDArray[np.intp]:
+def kept_examples(examples: int, groups: int) -> NDArray[np.intp]:
     """Indices `[group, example]` of what stays when one of at most this many groups of examples is left out, drawn once."""
     drawn = np.random.default_rng(examples).permutation(examples)
     size = -(-examples // groups)

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from unipelt.report.names import size_label, task_label, task_order
 from unipelt.report.samples import LARGEST
-from unipelt.report.study import Grid, Study, average, over_seeds
+from unipelt.report.study import Grid, Study, average
 from unipelt.report.tables import Block, Cell, Table, marked, side_by_side
 
 ALL = "all"
@@ -18,19 +18,19 @@ AVERAGE_NOTE = " An average stands only where every task is there; its deviation
 LARGEST_NOTE = f"{LARGEST.capitalize()}: the metric of always naming the most frequent class of the test examples, 0 for a correlation."  # fmt: skip
 
 
-def scores(study: Study) -> Table:
+def scores_table(study: Study) -> Table:
     """The paper's table 1."""
     title = "Test metric, mean and standard deviation over seeds (the paper's table 1)"
     return _table(study, study.test, [k for k in study.sizes if k != ALL], "table1", title)
 
 
-def validation_scores(study: Study) -> Table:
+def validation_table(study: Study) -> Table:
     """The same of the validation metric."""
     title = "Best validation metric, mean and standard deviation over seeds"
     return _table(study, study.validation, [k for k in study.sizes if k != ALL], "validation", title)
 
 
-def whole(study: Study) -> Table:
+def whole_table(study: Study) -> Table:
     """The paper's table 3: every training example."""
     title = "Test metric with all training examples, mean and standard deviation over seeds (the paper's table 3)"
     table = _table(study, study.test, [ALL] if ALL in study.sizes else [], "table3-all", title)
@@ -40,13 +40,13 @@ def whole(study: Study) -> Table:
     return table
 
 
-def union(study: Study, sizes: Iterable[int | str]) -> list[str]:
+def tasks_of(study: Study, sizes: Iterable[int | str]) -> list[str]:
     """The tasks of some sizes."""
     return sorted({task for k in sizes if k in study.sizes for task in study.tasks(k)}, key=task_order)
 
 
 def _table(study: Study, grid: Grid, sizes: Sequence[int | str], name: str, title: str) -> Table:
-    over = union(study, sizes)
+    over = tasks_of(study, sizes)
     columns = ["method", *(task_label(task) + "*" * (task in study.incomplete and ALL in sizes) for task in over)]
     if len(over) > 1:
         columns += ["average", *["without CoLA"] * (COLA in over)]
@@ -66,7 +66,7 @@ def _rows(study: Study, grid: Grid, k: int | str, over: Sequence[str]) -> list[l
     here = {key: seeds for key, seeds in grid.items() if key[0] == k}
     columns = [
         {
-            method: over_seeds(seeds, f"{len(seeds)} of {planned} seeds" if len(seeds) < planned else "")
+            method: Cell.mean(seeds.values(), f"{len(seeds)} of {planned} seeds" if len(seeds) < planned else "")
             for method in methods
             if (seeds := here.get((k, task, method)))
         }

@@ -44,7 +44,7 @@ class Estimate:
         return self.covers == BOTH and p is not None and p < LEVEL
 
     @property
-    def turned(self) -> "Estimate":
+    def negated(self) -> "Estimate":
         """Of the other less the one."""
         low, high = (None if edge is None else 0.0 - edge for edge in (self.high, self.low))
         return replace(self, value=0.0 - self.value, low=low, high=high)

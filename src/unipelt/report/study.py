@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from unipelt.errors import UserError
@@ -31,12 +31,6 @@ def gather(runs: Iterable[Run], kind: str = "test") -> Grid:
     return {key: dict(sorted(grid[key].items())) for key in order}
 
 
-def over_seeds(seeds: Seeds, note: str = "") -> Cell:
-    """Mean and standard deviation of a sample; a single value has none."""
-    values = [*seeds.values()]
-    return Cell(fmean(values), stdev(values) if len(values) > 1 else None, note=note)
-
-
 def average(grid: Grid, k: int | str, method: str, over: Sequence[str]) -> Cell:
     """Mean over tasks, and its standard deviation over the seeds that every task has; empty where a task is missing."""
     cells = [grid.get((k, task, method), {}) for task in over]
@@ -44,7 +38,7 @@ def average(grid: Grid, k: int | str, method: str, over: Sequence[str]) -> Cell:
         return Cell()
     shared = set.intersection(*(set(cell) for cell in cells))
     each = [fmean(cell[seed] for cell in cells) for seed in sorted(shared)]
-    return Cell(fmean(fmean(cell.values()) for cell in cells), stdev(each) if len(each) > 1 else None)
+    return Cell(fmean(fmean(cell.values()) for cell in cells), Cell.mean(each).sd if each else None)
 
 
 @dataclass

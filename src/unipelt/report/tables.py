@@ -3,9 +3,10 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class Cell:
     def count(cls, number: int, shade: float | None = None, mark: str = "") -> "Cell":
         """A whole number."""
         return cls(float(number), digits=0, shade=shade, mark=mark)
+
+    @classmethod
+    def mean(cls, values: Collection[float], note: str = "") -> "Cell":
+        """Mean and standard deviation of a sample; a single value has none."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None, note=note)
 
     @property
     def text(self) -> str:
@@ -128,14 +134,14 @@ class Section:
 
     heading: str
     parts: "Sequence[Table | Figure]"
-    say: str = ""
+    sentence: str = ""
     folded: bool = False
     """each part opens with a click"""
 
     @property
     def title(self) -> str:
         """Heading and sentence on one line."""
-        return f"{self.heading}{'' if self.heading.endswith('?') or not self.say else ':'} {self.say}".strip()
+        return f"{self.heading}{'' if self.heading.endswith('?') or not self.sentence else ':'} {self.sentence}".strip()
 
 
 def on_terminal(table: Table, block: Block) -> "RichTable":
@@ -224,5 +230,5 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
 
 
-FORMS = {"md": markdown, "csv": comma_separated, "tex": latex}
+WRITERS = {"md": markdown, "csv": comma_separated, "tex": latex}
 """by the suffix of a file"""

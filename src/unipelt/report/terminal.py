@@ -37,7 +37,7 @@ def show(made: Report, console: "Console") -> None:
         say("", "Before you trust the numbers:", *(f"- {one}" for one in made.cautions))
     for section in made.sections:
         tables = [part for part in section.parts if isinstance(part, Table) and (own or part.name == "comparison")]
-        if section.say or (tables and not section.folded):
+        if section.sentence or (tables and not section.folded):
             say("", *[section.title] * own)
             for table in tables:
                 draw(table)
