@@ -147,9 +147,14 @@ def test_terminal_page_and_files_show_one_comparison(tmp_path: Path):
     test = numbered(a=[0.8, 0.82, 0.79], b=[0.7, 0.9, 0.6], small=[0.6, 0.61, 0.59])
     made = recommended(tmp_path / "study", test, test)
     page, shown = made.files["report.html"].decode(), terminal(made)
-    for row in made.sections[0].parts[0].blocks[0].rows:
-        for cell in row:
-            assert cell.text in page and f"{cell.text} {cell.aside}".strip() in shown and cell.spread in page
+    table = made.sections[0].parts[0]
+    assert table.columns[:6] == ["method", "validation accuracy ×100", "test accuracy ×100", f"difference to {made.recommendation.take}", "verdict", "trained parameters"]  # fmt: skip
+    for row in table.blocks[0].rows:
+        assert all(cell.text in page and cell.spread in page for cell in row)
+        assert all(f"{cell.text} {cell.aside}".strip() in shown for cell in row[:6])
+    head = next(line for line in shown.splitlines() if line.startswith("method"))
+    assert not any(name in head for name in table.columns[6:]), "a terminal is narrow"
+    assert all(name in shown for name in table.columns[6:]), "and names the columns that only the files have"
     assert f"<h1>{made.headline}</h1>" in page and f"{made.headline}: {made.why}" in shown
     assert page.count('class="best"') == 1, "nothing else is marked as best beside the recommended method"
     assert not [word for word in ("the paper", "never the worst", "second best") if word in page]

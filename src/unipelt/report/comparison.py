@@ -222,7 +222,11 @@ def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> T
         tasks = f"{one.tasks} tasks" if one.tasks > 1 else ""
         heading = "" if own_file else ", ".join(filter(None, [size_label(k), tasks, one.seeds]))
         blocks.append(Block(heading, [[*row.values()] for row in rows]))
-    over = f"the intervals allow for {next(iter(covers))}" if alike else "the last column says what they allow for"
+    over = (
+        f"the intervals allow for {next(iter(covers))}"
+        if alike
+        else "the column `intervals over` says what they allow for"
+    )
     notes = [OWN_NOTE if own_file else BEST_NOTE]
     notes += [STORED_NOTE] * any(line.stored not in (None, line.parameters) for line in lines if own_file)
     notes += [f"In brackets: 95 % intervals; {over}. Differences are paired: over the same seeds and test examples."]
@@ -233,6 +237,16 @@ def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> T
         blocks = [replace(block, rows=[[*map(_in_folds, row)] for row in block.rows]) for block in blocks]
     title = f"Every method beside the {'recommended one' if own_file else 'best'}"
     return Table("comparison", title, columns, blocks, notes)
+
+
+def narrow(table: Table) -> Table:
+    """A comparison as a terminal shows it: the columns up to the verdict, or the trained parameters where it has them."""
+    last = max(place for place, name in enumerate(table.columns) if name in ("verdict", "trained parameters"))
+    shown, left = table.columns[: last + 1], table.columns[last + 1 :]
+    blocks = [replace(block, rows=[row[: last + 1] for row in block.rows]) for block in table.blocks]
+    notes = [note for note in table.notes if note not in (TIMES_NOTE, in_folds(TIMES_NOTE))]
+    notes.append(f"{table.name}.csv and the page also have: {'; '.join(left)}.")
+    return replace(table, columns=shown, blocks=blocks, notes=notes)
 
 
 def _in_folds(cell: Cell) -> Cell:

@@ -1,4 +1,4 @@
-"""The report on a terminal: the same answer, sentences and tables as on the page."""
+"""The report on a terminal: the same answer and sentences as on the page, and its tables, the comparison with fewer columns."""
 
 from collections import defaultdict
 from statistics import fmean
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from unipelt.report.build import Report
 from unipelt.report.claims import claim_line
+from unipelt.report.comparison import narrow
 from unipelt.report.figures import gate_means
 from unipelt.report.names import size_label
 from unipelt.report.tables import Table, on_terminal
@@ -25,7 +26,7 @@ def show(made: Report, console: "Console") -> None:
             console.print(line, markup=False, highlight=False)
 
     def draw(table: Table) -> None:
-        table = table.short(MOST.get(table.name, table.most))
+        table = narrow(table) if table.name == "comparison" else table.short(MOST.get(table.name, table.most))
         for place, block in enumerate(table.blocks):
             say(*[""] * bool(place))
             console.print(on_terminal(table, block))
