@@ -6,7 +6,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import RLock
@@ -107,7 +107,7 @@ def write_whole(folder: Path, files: dict[str, bytes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder, WAIT) if len(files) > 1 else nullcontext(False) as alone:
             if alone:
-                _remove_unfinished(folder, files)
+                remove_unfinished(folder, files)
             _write(folder, files)
     except BlockingIOError:
         raise CheckpointError(
@@ -177,7 +177,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
         raise
 
 
-def _remove_unfinished(folder: Path, names: dict[str, bytes]) -> None:
+def remove_unfinished(folder: Path, names: Iterable[str]) -> None:
     """Remove what writers of these files left when they were killed. Only under the folder's lock."""
     for name in names:
         for path in folder.glob(f".{name}.*.{NEW}"):

@@ -222,11 +222,7 @@ def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> T
         tasks = f"{one.tasks} tasks" if one.tasks > 1 else ""
         heading = "" if own_file else ", ".join(filter(None, [size_label(k), tasks, one.seeds]))
         blocks.append(Block(heading, [[*row.values()] for row in rows]))
-    over = (
-        f"the intervals allow for {next(iter(covers))}"
-        if alike
-        else "the column `intervals over` says what they allow for"
-    )
+    over = f"the intervals allow for {next(iter(covers))}" if alike else "'intervals over' says what they allow for"
     notes = [OWN_NOTE if own_file else BEST_NOTE]
     notes += [STORED_NOTE] * any(line.stored not in (None, line.parameters) for line in lines if own_file)
     notes += [f"In brackets: 95 % intervals; {over}. Differences are paired: over the same seeds and test examples."]

@@ -9,7 +9,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from unipelt.checkpoint.disk import CARD, write_whole
+from unipelt.checkpoint.disk import CARD, remove_unfinished, write_whole
 from unipelt.checkpoint.json_types import fits
 from unipelt.data import Examples
 from unipelt.data.summary import summarise
@@ -142,6 +142,7 @@ class CheckpointSaver:
         with alone_in(target, wait=True):
             written, there = self._written(), _hashes(target)
             wanted = {name: digest for name, digest in _hashes(source).items() if digest}
+            remove_unfinished(target, wanted)  # of a copy that was killed
             new = {name for name, digest in wanted.items() if there.get(name) != digest}
             for name in sorted(new & there.keys()):
                 if there[name] in written.get(name, ()):
