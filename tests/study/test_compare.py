@@ -169,7 +169,7 @@ def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path,
 
 
 def test_the_minutes_are_kept_and_more_go_on(ask, run, reviews: Path, tmp_path: Path):
-    words = ask(reviews, tmp_path / "out", "--epochs", 40000, "--evaluate-every", 50)
+    words = ask(reviews, tmp_path / "out", "--epochs", 40000, "--evaluate-every", 50, "--patience", 0)
     line = run(*words, "--minutes", 0.1).line
     said = r"unipelt: --minutes 0.1: too short for one run, which takes (.+) minutes at most by its steps so far; run the same command with more minutes to continue"  # fmt: skip
     assert float(re.fullmatch(said, line)[1]) > 0.1
