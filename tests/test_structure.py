@@ -25,7 +25,7 @@ MAY_IMPORT = {  # each package, and those that it may import
     "tasks": ("checkpoint", "inject", "data", "errors"),
     "train": ("tasks", "checkpoint", "inject", "forms", "spec", "data", "errors"),
     "study": ("train", "tasks", "checkpoint", "inject", "forms", "spec", "data", "errors"),
-    "report": ("study", "train", "tasks", "spec", "data", "errors"),
+    "report": ("study", "train", "tasks", "checkpoint", "spec", "data", "errors"),
     "cli": ("report", "study", "train", "tasks", "checkpoint", "inject", "forms", "spec", "data", "errors"),
     "__main__": ("cli",),
     "unipelt": (),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unipelt.checkpoint.json_types import fits
 from unipelt.errors import UserError
 from unipelt.report import details, paper_comparison
 from unipelt.report.claims import Claim, claim_table, claims
@@ -20,7 +21,6 @@ from unipelt.report.sections import comparison_sections
 from unipelt.report.study import Study, read
 from unipelt.report.tables import WRITERS, Section, Table, as_csv, markdown
 from unipelt.study.store import EFFICIENCY, Store
-from unipelt.train.json_types import fits
 
 PAGE, MARKDOWN = "report.html", "report.md"
 OWN_SECTIONS: dict[str, Sequence[str]] = {
