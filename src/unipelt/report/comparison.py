@@ -210,7 +210,7 @@ def comparison_table(found: Mapping[int | str, Comparison], own_file: bool) -> T
     blocks, columns = [], ["method"]
     lines = [line for one in found.values() for line in one.lines]
     covers = {line.covers for line in lines}
-    alike = own_file and len(covers) == 1
+    alike = len(covers) == 1
     for k, one in found.items():
         rows = [_cells(one, line, own_file, alike) for line in one.lines]
         columns = [*rows[0]]
