@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of compilers beside pytest-xdist's workers
@@ -14,6 +14,18 @@ torch.set_num_threads(1)  # pytest-xdist's workers would fight over the cores
 logging.getLogger(
     "torch.__trace"
 ).propagate = False  # a record for each step of a compilation, which pytest would format
+
+
+@pytest.fixture(autouse=True, scope="session")
+def float32_where_nothing_is_asked() -> Iterator[None]:
+    """The tests compare ways to compute that give the same numbers in float32; in bf16, which a CPU may have, they round apart."""
+
+    def chosen(device: torch.device, precision: str) -> str:
+        return "fp32" if precision == "auto" else precision
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unipelt.train.setup.chosen_precision", chosen)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli.conftest import base_of, tiny_base  # noqa: F401
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import unipelt
@@ -11,8 +12,9 @@ from train.fleets import fleet, plan, train
 from train.test_resume import Stopped, assert_same, stop_at
 from unipelt.errors import UserError
 from unipelt.inject.attention import kernel_of
-from unipelt.train import forward
+from unipelt.train import forward, setup
 from unipelt.train.recipes import Recipe
+from unipelt.train.records import RunConfig
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 9}
 BF16 = pytest.mark.skipif(not forward.cpu_has_bf16(), reason="this CPU has neither AVX-512 BF16 nor AMX")
@@ -42,8 +44,24 @@ def test_bf16_is_near_float32_and_leaves_parameters_and_moments_there(tmp_path: 
     assert_same(train(single("bf16", tmp_path)), again)
 
 
-def test_auto_is_float32_on_a_cpu():
-    assert_same(train(single("auto")), train(single("fp32")))
+@pytest.mark.parametrize(
+    ("device", "has", "expected"), [("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", False, "bf16")]
+)
+def test_auto_takes_bf16_where_it_is_fast(device: str, has: bool, expected: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(forward, "cpu_has_bf16", lambda: has)
+    assert forward.chosen_precision(torch.device(device), "auto") == expected
+    assert forward.chosen_precision(torch.device(device), "fp32") == "fp32"
+
+
+@BF16
+def test_the_record_says_which_precision_was_taken(tiny_base: str, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    monkeypatch.setattr(setup, "chosen_precision", forward.chosen_precision)
+    config = RunConfig(model=tiny_base, task="docstrings", k=40, method="lora", validation_rows=10, stratify=True)
+    (plan,) = setup.build_fleet([config], width=1, device=torch.device("cpu")).plans
+    assert plan.recipe.precision == plan.record.recipe["precision"] == "bf16"
+    assert plan.record.config["recipe"] == {}, (
+        "what was given stays as it was given, so that the same command continues"
+    )
 
 
 def test_a_cpu_without_bf16_computes_in_float32_and_says_so_once(monkeypatch: pytest.MonkeyPatch):

@@ -22,7 +22,7 @@ from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded
 from unipelt.tasks.linear import Features
 from unipelt.train.evaluation import predict
-from unipelt.train.forward import autocast
+from unipelt.train.forward import autocast, chosen_precision
 from unipelt.train.predictor import TablePredictor
 from unipelt.train.records import RunConfig, RunRecord
 from unipelt.train.runs import FinishedRun
@@ -148,7 +148,7 @@ def answer_baselines(
             if part == "train" or examples is None or (part == "validation" and config.folds):
                 continue
             if base is None or examples.fingerprint not in known:
-                with autocast(device, first.recipe.get("precision", "auto")):
+                with autocast(device, chosen_precision(device, first.recipe.get("precision", "auto"))):
                     known[examples.fingerprint] = one.judged(examples, part == "test" or task.selects_by_text)
             _note(record, part, task, known[examples.fingerprint], examples)
         record.seconds = record.predicting = time.monotonic() - began

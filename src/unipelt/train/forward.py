@@ -110,8 +110,15 @@ def _can_cache(kind: type[PreTrainedModel]) -> bool:
     return "use_cache" in signature(kind.forward).parameters
 
 
+def chosen_precision(device: torch.device, precision: str) -> str:
+    """The precision of a training, fp32 or bf16; auto: bf16 on a GPU, and on a CPU that multiplies in it."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" or (device.type == "cpu" and cpu_has_bf16()) else "fp32"
+
+
 def wants_bf16(device: torch.device, precision: str) -> bool:
-    """Whether bf16 matrix products are asked for. precision: auto, fp32 or bf16, as in a Recipe."""
+    """Whether bf16 matrix products are asked for. precision: fp32, bf16, or auto: bf16 on a GPU, where saved runs predict so too."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 

@@ -1,7 +1,7 @@
 """Build a fleet from run configurations: load base and task, attach the method, plan the runs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from unipelt.tasks.batches import Encoded, check_tokens
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
-from unipelt.train.forward import cast_frozen_weights, choose_attention
+from unipelt.train.forward import cast_frozen_weights, choose_attention, chosen_precision
 from unipelt.train.frozen import StateCache, find_frozen
 from unipelt.train.recipes import BALANCED, PROBE, RANDOM, default_recipe
 from unipelt.train.records import FILES, FULL, GENERATION, METRIC_FIELDS, SPLIT_FIELDS, RunConfig, RunRecord
@@ -179,6 +179,7 @@ def plan_of(
     task = cache.task(config).prepare(model, tokenizer)
     given = {"max_length": task.default_max_length} | config.recipe
     recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **given)
+    recipe = replace(recipe, precision=chosen_precision(model.device, recipe.precision))
     if recipe.label_smoothing and not task.generates_text:
         raise UserError(
             f"--label-smoothing {recipe.label_smoothing:g}: for generated text only; the task is {task.kind}, so leave it out"
