@@ -166,11 +166,11 @@ def test_a_loss_that_is_not_finite(
 
 def test_folders_that_are_not_this_runs(run, finished, train_words, tmp_path: Path):
     line = run(*train_words(finished("lora"), "lora", "--seed", "5")).line
-    assert "holds another run, with seed=0 and not 5; take another folder, or remove it" in line
+    assert "holds a run with seed=0, this command has seed=5; use another folder, or delete this one" in line
     line = run(*train_words(finished("lora"), "lora", "--text", "review", "--warmup", "0.5")).line
-    assert "holds another run, with text_column=its default and not review" in line
+    assert "holds a run with text_column=its default, this command has text_column=review" in line
     line = run(*train_words(finished("lora"), "lora", "--warmup", "0.5")).line
-    assert "holds another run, with warmup=its default and not 0.5" in line
+    assert "holds a run with warmup=its default, this command has warmup=0.5" in line
     (tmp_path / "thesis.doc").write_text("of great worth")
     assert "not empty, and holds no run; expected a new folder" in run(*train_words(tmp_path, "lora")).line
     assert "is a file; expected a folder" in run(*train_words(tmp_path / "thesis.doc", "lora")).line

@@ -86,7 +86,7 @@ def why_refused(arch: str, mixture: Mixture, runs: int = 1) -> str | None:
     for change in mixture.changes:
         of_positions = {"query", "key", "biases"} | {site for site in change.sites if site.startswith(LINEARS)}
         if rows(arch)[0].positions and of_positions & {*change.sites} and (runs > 1 or isinstance(change.weight, Gate)):
-            return "belong to no row of a batch"
+            return "have no batch axis"
         if change.form.name == "prompt" and tiny.ARCHITECTURES[arch].kind == "vision":
             return "takes no embedded tokens"
         if change.form.name == "prefix" and not rows(arch)[0].attention.prefix:

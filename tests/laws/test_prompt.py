@@ -170,7 +170,7 @@ def test_a_cache_that_lost_the_prompt_is_refused():
 
 
 def test_where_a_prompt_cannot_be_it_is_refused():
-    with pytest.raises(SpecError, match=r"layers=\(0,\): a prompt goes through every layer"):
+    with pytest.raises(SpecError, match=r"layers=\(0,\): a prompt has no layers"):
         Change(form=Prompt(), site="embeddings", reads="nothing", layers=(0,))
     with pytest.raises(SiteError, match=r"length=64 of the 64 positions that bert has leaves none for the input"):
         unipelt.attach(tiny.build("bert"), "prompt(length=64)")

@@ -72,7 +72,7 @@ def test_a_compatible_change_is_attached_or_refused_with_its_reason(arch: str):
 def test_relative_positions_belong_to_no_run(preset: str):
     """DeBERTa maps them with its query and key: one run is right, several are refused."""
     attached("deberta-v2", preset)
-    with pytest.raises(SiteError, match=r"belong to no row of a batch.*use one run and a number"):
+    with pytest.raises(SiteError, match=r"have no batch axis.*use one run and a fixed weight"):
         attached("deberta-v2", preset, runs=2)
     attached("deberta-v2", "lora(target_modules='value')", runs=2)
     attached("deberta-v2", preset, runs=2, build={"relative_attention": False})

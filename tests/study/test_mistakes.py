@@ -188,7 +188,7 @@ def test_options_of_files_and_of_glue_are_for_those_that_take_them(words, run, r
     assert "2 of 2 runs done" in run(*few, reviews, "--text", "review").out, (
         "what was refused has left no options behind"
     )
-    assert "holds a study with text_column=review and not its default" in run(*few).line
+    assert "holds a study with text_column=review, this command has text_column=its default" in run(*few).line
 
 
 def test_each_method_has_rates_of_its_own():

@@ -130,15 +130,18 @@ def test_another_study_or_a_full_folder_is_refused(tmp_path: Path, monkeypatch: 
     options = {"model": "x", "recipe": {"epochs": 3}, "frozen": False}
     late = Store.create(tmp_path / "a", {"model": "no command that planned a run"})
     Store.create(tmp_path / "a", options).plan(KEYS)
-    with pytest.raises(StoreError, match="model=x and not no command"):
+    with pytest.raises(StoreError, match="model=x, this command has model=no command"):
         late.plan(KEYS)
     assert late.options == options
     for other, expected in [
-        ({"model": "y"}, "model=x and not y;"),
-        ({"recipe": {}}, "epochs=3 and not its default;"),
-        ({"recipe": {"epochs": 3, "patience": 2}}, "patience=its default and not 2;"),
-        ({"frozen": True}, "frozen=off and not on;"),
-        ({"columns": {"stratify": True, "validation_rows": 1000}}, "stratify=its default and not on;"),
+        ({"model": "y"}, "model=x, this command has model=y;"),
+        ({"recipe": {}}, "epochs=3, this command has epochs=its default;"),
+        ({"recipe": {"epochs": 3, "patience": 2}}, "patience=its default, this command has patience=2;"),
+        ({"frozen": True}, "frozen=off, this command has frozen=on;"),
+        (
+            {"columns": {"stratify": True, "validation_rows": 1000}},
+            "stratify=its default, this command has stratify=on;",
+        ),
     ]:
         with pytest.raises(StoreError, match=expected):
             Store.create(tmp_path / "a", options | other)
@@ -200,14 +203,14 @@ def test_more_epochs_plan_every_run_again(tmp_path: Path):
     store.finish({KEYS[0]: record(3)})
     longer = Store.create(tmp_path, {"model": "m", "recipe": {"epochs": 5}})
     assert longer.plan(KEYS) == 1 and longer.pending() == KEYS and longer.options["recipe"] == {"epochs": 5}
-    with pytest.raises(StoreError, match="epochs=5 and not 3"):
+    with pytest.raises(StoreError, match="epochs=5, this command has epochs=3"):
         store.finish({KEYS[1]: record(3)})  # by a command that was at work meanwhile
     longer.finish({KEYS[0]: record(5)})
     assert longer.plan(KEYS) == 0 and longer.pending() == KEYS[1:]
     shorter = Store.create(tmp_path, {"model": "m", "recipe": {"epochs": 4}})
     with pytest.raises(StoreError, match="holds runs of 5 epochs; got --epochs 4, expected as many or more"):
         shorter.plan(KEYS)
-    with pytest.raises(StoreError, match="epochs=5 and not its default"):
+    with pytest.raises(StoreError, match="epochs=5, this command has epochs=its default"):
         Store.create(tmp_path, {"model": "m"})
 
 

@@ -22,7 +22,7 @@ def test_what_is_written_is_read(tmp_path: Path):
     write_record(tmp_path, DONE)
     assert read_record(tmp_path) == read_record(tmp_path, CONFIG) == DONE
     assert read_record(tmp_path, RunConfig(task="rte", recipe={"epochs": 9})) == DONE, "more epochs may be asked for"
-    with pytest.raises(CheckpointError, match="holds another run, with task=rte and not mrpc"):
+    with pytest.raises(CheckpointError, match="holds a run with task=rte, this command has task=mrpc"):
         read_record(tmp_path, RunConfig(task="mrpc", recipe={"epochs": 3}))
 
 

@@ -130,7 +130,10 @@ def pad_mask(mask: Shaped[Tensor, "*rows key"], columns: int, dtype: torch.dtype
 
 
 def as_wide(prefix_v: Float[Tensor, "*rows prefix d"], v: Float[Tensor, "*_ key e"]) -> Float[Tensor, "*rows prefix e"]:
-    """A prefix's values beside these: 0 in the column in which a gated prefix around this one asks for its λ."""
+    """P_v with as many columns as v: padded with 0, or all 0.
+
+    A gated prefix outside of this one adds a column to v to learn its λ, or gives that column alone; P_v is 0 there.
+    """
     more = v.shape[-1] - prefix_v.shape[-1]
     if more == 0:
         return prefix_v  # padding by nothing would copy it

@@ -3,9 +3,8 @@
 A pre-hook on each stack makes a `Context` and adds it as a keyword, which the layers pass on; the pre-hooks of a layer and of
 its attention block read it there (context_hooks.py). Gradient checkpointing recomputes a layer later, perhaps in another thread,
 and calls only the hooks inside it; because the keyword comes with the call, they see the context of their own forward. A layer
-without the keyword (it or its stack's `forward`
-was called directly, or its architecture passes no keywords on) makes the same context from the thread's route and from its own
-attention mask. A context ends with its layer.
+without the keyword (it or its stack's `forward` was called directly, or its architecture passes no keywords on) makes the same
+context from the thread's route and from its own attention mask, and drops it when it returns.
 """
 
 import inspect
@@ -27,7 +26,7 @@ from unipelt.forms.gate import mean_weights
 from unipelt.forms.routed import Route
 
 KEYWORD = "unipelt_context"
-PROMPT = "prompt"  # among the masks over which gates average: the prompt, which is no argument of a stack
+PROMPT = "prompt"  # key of the prompt's mask among the masks of gates; unlike the others it is no argument of a stack's forward
 KEPT = "unipelt_gates"  # attribute of a cache: the gates of the prompt that filled it
 
 
@@ -54,8 +53,9 @@ class Context(NamedTuple):
     replica: nn.Module | None = None
     """DataParallel's copy of the attached state for one device, whose parameters are used instead"""
     mixture: int = 0
+    """index of the mixture that the context is for, if several are attached"""
     rows: Any = None
-    """rows of the batch that belong to the mixture; None: all"""
+    """rows of the batch that belong to this mixture; None: all"""
     per_mixture: tuple["Context", ...] = ()
     """one context per mixture for its rows, if several mixtures are attached"""
 
@@ -132,7 +132,7 @@ class PerThread(threading.local):
         """running attention blocks that compute their softmax themselves, each with the object that watches it"""
 
     def watch(self, on: bool) -> None:
-        """Let watchers of an attention block see what is computed from now on, or not: changes inside the block are not for them."""
+        """Pause or resume the interception of matrix products, so that a change's own products are not taken for the attention's."""
         for _, watching in self.watching:
             watching.paused = not on
 
@@ -155,7 +155,7 @@ class PerThread(threading.local):
 
     @contextmanager
     def having(self, **switches: Any) -> Iterator[None]:
-        """Inside the block these are set."""
+        """Context manager: these switches are set inside the block."""
         before, now = self.compiled, self.switches._replace(**switches)
         token = SWITCHES.set(SWITCHES.get({}) | {self.number: now})
         self.compiled = now

@@ -74,13 +74,13 @@ class HookPoint:
     outputs: int
     """features that Δ gives"""
     side: Literal["before", "after", "attention", "front"] = "after"
-    """whether the module's input, its output, the keys and values of its attention function, or what stands in front of its
-    input are changed"""
+    """what is changed. before: the module's input; after: its output; attention: the keys and values of its attention function;
+    front: vectors are put in front of its input"""
     reads: Literal["input", "output", "normed sum"] = "input"
     captured: str | None = None
-    """name of the tensor that Δ reads instead, captured earlier in the layer"""
+    """name of a tensor that was captured earlier in the layer and that Δ reads; None: Δ reads the module's own input or output"""
     captured_at: str = ""
-    """path of the module whose first argument that is; empty: the attention block's, which its own hook captures"""
+    """path of the module whose first argument is captured; empty: the attention block, whose own hook captures it"""
     source: bool = False
     """whether Δ reads the encoder's output"""
     part: Part | None = None
@@ -90,7 +90,7 @@ class HookPoint:
 
 
 def plan(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
-    """Every hook point of a change, stack by stack and layer by layer. Raises SiteError where the base has no place for it."""
+    """Every hook point of a change, stack by stack and layer by layer. Raises SiteError where the base does not support it."""
     depth = max(stack.layers[-1].index + 1 for stack in base.stacks)
     if change.layers is not None and (beyond := [i for i in change.layers if i >= depth]):
         raise SiteError(f"{name}: layers={beyond} of a base with {depth} layers; they count from 0")
@@ -214,7 +214,7 @@ def norms(name: str, stack: ResolvedStack, layer: Layer) -> Iterator[HookPoint]:
     for path in stack.row.norms:
         norm = layer.get(path) if layer.has(path) else None
         scale: Any = getattr(norm, "weight", None)
-        if norm is not None and scale is not None:  # else the first layer of ModernBERT, layers that differ
+        if norm is not None and scale is not None:  # some layers lack a norm, such as ModernBERT's first
             location = Location(stack.row.name, layer.index, name, path)
             yield HookPoint(
                 stack=stack, layer=layer, location=location, path=f"{layer.path}.{path}",
@@ -286,7 +286,7 @@ def linears(name: str, change: spec.Change, target: str, base: Base) -> Iterator
         gate = change.weight if isinstance(change.weight, spec.Gate) else None
         if gate is not None and (inside is None or (gate.group and path not in known)):
             raise SiteError(
-                f"{path!r} does not read a stack's tokens as its gate must; gate another linear, or use a number"
+                f"{path!r} does not read the states of tokens, which a gate needs; gate another linear, or set a fixed weight"
             )
         kind, attention = known.get(path, ("", stack.row.attention))
         is_query = path.rsplit(".", 1)[-1] == attention.query.rsplit(".", 1)[-1]
@@ -312,11 +312,11 @@ def owner_of(path: str, base: Base) -> tuple[ResolvedStack, Layer | None]:
 
 
 def refuse_positions(point: HookPoint, change: spec.Change, base: Base) -> None:
-    """Raise SiteError where relative positions, which belong to no row of a batch, would have to find a run or a gate."""
+    """Raise SiteError for several runs or a gate at a projection that also reads relative positions: these have no batch axis."""
     passed = any(point.path.endswith("." + module) for module in point.stack.row.positions)
     bound = base.several or isinstance(change.weight, spec.Gate)
     if passed and bound and getattr(base.config, "relative_attention", True):
         raise SiteError(
-            f"{point.location.change}: relative positions, which belong to no row of a batch, pass through {point.path!r} too, "
-            "so it takes neither several runs nor a gate; use one run and a number, or change 'value' or the FFN"
+            f"{point.location.change}: {point.path!r} also reads relative positions, which have no batch axis, "
+            "so it cannot have several runs or a gate; use one run and a fixed weight, or change 'value' or the FFN"
         )

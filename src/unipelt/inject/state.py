@@ -55,7 +55,7 @@ class AttachedState(nn.Module):
         self.unmerged_depth = 0
         """number of open blocks of `unmerged_weights`"""
         self.depth = 0
-        """layers of the deepest stack"""
+        """number of layers of the deepest stack"""
         self.base_state: dict[str, Any] = {}
         """what `detach` restores: requires_grad of each parameter, and attributes of the base"""
         self.kernels: Any = None
@@ -94,7 +94,7 @@ class AttachedState(nn.Module):
         return ", ".join(part.mixture.name for part in self.parts)
 
     def set_runs(self, counts: Sequence[int]) -> None:
-        """Set the number of runs of each mixture that the parameters hold now."""
+        """Set how many runs the parameters of each mixture have."""
         for part, runs in zip(self.parts, counts):
             part.runs, part.forwards.route = runs, Route.blocks(runs)
 
@@ -294,7 +294,7 @@ def dropped(model: nn.Module, layers: int) -> Iterator[nn.Module]:
 
 @contextmanager
 def route(model: nn.Module, rows: Sequence[int | str] | Shaped[Tensor, " batch"] | None = None) -> Iterator[nn.Module]:
-    """Context manager: say, for forwards of this thread or task of an event loop, which run each row of a batch belongs to.
+    """Context manager: set which run each row of a batch belongs to, for forwards of this thread or asyncio task.
 
     rows: for each row the index of its run, or the name under which the run was loaded. None, and a forward outside of the
     block: equal blocks of rows, the first block for run 0. Generation with beams repeats the route as it repeats the rows.
@@ -309,7 +309,7 @@ def route(model: nn.Module, rows: Sequence[int | str] | Shaped[Tensor, " batch"]
 
 @contextmanager
 def prompt(model: nn.Module, mask: Shaped[Tensor, "batch seq"]) -> Iterator[nn.Module]:
-    """Context manager: say, for forwards of this thread, which tokens are the prompt, over which gates with pool='prompt' average.
+    """Context manager: set which tokens are the prompt, for forwards of this thread. Gates with pool='prompt' average over them.
 
     mask: 1 at the prompt's tokens; tokens after its end do not belong to the prompt. Generation with a cache needs no mask:
     its first forward reads the prompt. A forward whose batch is not a multiple of the mask's rows raises SiteError.

@@ -21,11 +21,11 @@ class Gate:
     """g = mean of σ(h·w + b) over real tokens, in (0, 1), h being what the change reads          Mao et al. 2022, arXiv:2110.07577"""
 
     pool: Literal["auto", "token", "prompt", "reference"] = "auto"
-    """auto: the mean over real tokens of an encoder's stream, each token for itself in a causal one; token: each token
-    for itself; prompt: in a causal stream, the mean over the prompt's real tokens, which later tokens keep; reference: the
+    """auto: in an encoder one gate for each example, the mean over its real tokens; in a causal decoder as token; token: one gate
+    for each token; prompt: in a causal decoder, the mean over the prompt's real tokens, which later tokens keep; reference: the
     mean over all positions, padding included, as in UniPELT's own code"""
     group: str = ""
-    """gates of one group share one softmax over their changes: UniPELT's central gate"""
+    """name of a group of gates that one softmax over their changes replaces: UniPELT's central gate"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,9 @@ class Change:
     """modified representation h: query, key, value, heads, attention, ffn, layer, embeddings, biases, norms, or linears by name
     (`linear:` and an exact name, a dotted suffix, a regular expression or all-linear); several sites share one gate"""
     reads: Literal["input", "output", "normed sum", "residual", "queries", "nothing"]
-    """what Δ sees: the sub-layer's input (parallel), its output (sequential), LN of the sum (Pfeiffer), the residual stream"""
+    """what Δ reads. input: the sub-layer's input (parallel); output: its output (sequential); normed sum: LayerNorm of output
+    plus residual (Pfeiffer); residual: the input of the layer's residual connection; queries: the query vectors (prefix); nothing:
+    Δ is a constant (bias, prompt)"""
     weight: Weight = 1.0
     """1, a scale s, Learned() or Gate()"""
     layers: tuple[int, ...] | None = None
@@ -84,7 +86,7 @@ class Change:
         check_settings(self.form)
         if isinstance(self.form, Prompt) and self.layers is not None:
             raise SpecError(
-                f"layers={self.layers}: a prompt goes through every layer; expected none, or a prefix, which each layer has"
+                f"layers={self.layers}: a prompt has no layers, because it passes through all of them; leave it out, or use a prefix"
             )
         for site in self.sites:
             equation(self.form, site, self.reads, self.weight)
@@ -109,9 +111,9 @@ class Mixture:
     def __post_init__(self):
         if isinstance(self.changes, Change) or not isinstance(self.changes, Iterable):
             what = f"got {type(self.changes).__name__}"
-            raise SpecError(f"a mixture holds changes, {what}; expected a tuple, such as Mixture((change,))")
+            raise SpecError(f"changes: {what}; expected a tuple of changes, such as Mixture((change,))")
         if not isinstance(self.name, str):
-            raise SpecError(f"name={self.name!r}: expected a text")
+            raise SpecError(f"name={self.name!r}: expected a string")
         object.__setattr__(self, "changes", tuple(self.changes))
         for change in self.changes:
             if not isinstance(change, Change):

@@ -125,7 +125,7 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, table: Table, column: str, indices: Sequence[int]) -> list:
-        """The targets as the metrics take them, checked."""
+        """The targets, checked, in the form that the metrics expect."""
 
     def notes(self, train: Examples) -> list[str]:
         """Warnings about the targets for the user, one sentence each."""
@@ -152,7 +152,10 @@ class Task(ABC):
         return 0.0, 1.0
 
     def fit(self, targets: Sequence[Any], *, bias: bool | None) -> "Task":
-        """The task as one run trains it. bias: whether the head's last linear has one; None: the head does not train."""
+        """The task with the values that depend on a run's training targets, such as their mean and standard deviation.
+
+        bias: whether the head's last linear has one; None: the head does not train.
+        """
         return self
 
     def with_class_weights(self, targets: Sequence[Any]) -> "Task":
@@ -169,7 +172,7 @@ class Task(ABC):
     def load(
         self, base: str, *, outputs: int | None = None, seed: int = 0
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A base with a head of so many outputs, and its tokenizer. Raises UserError."""
+        """A base whose head has `outputs` outputs, and its tokenizer. Raises UserError."""
         from unipelt.checkpoint.bases import load_both
 
         return load_both(
@@ -256,7 +259,7 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def loss(logits: Float[Tensor, "run block ..."], batch: Batch) -> Float[Tensor, " run"]:
-        """Mean loss of each run over its own examples (those of weight 1)."""
+        """Weighted mean loss of each run over its own examples; the examples that fill a block have weight 0."""
 
     @staticmethod
     def count(batch: Batch) -> Float[Tensor, " run"]:
@@ -265,7 +268,7 @@ class Task(ABC):
 
     @abstractmethod
     def decide(self, logits: Float[Tensor, "example ..."], encoded: Encoded) -> list:
-        """Predictions as the metrics take them, one per example."""
+        """One prediction per example, in the form that the metrics expect."""
 
     def output_columns(
         self, logits: Float[Tensor, "example ..."], encoded: Encoded, *, probabilities: bool

@@ -39,7 +39,7 @@ SPLIT_FIELDS = (
     "stratify",
     "test_rows",
 )  # fields that say how examples are drawn, beside k and the seed
-SEEDS = 2**32  # fewer than the generators take: an epoch's seed is a million times the run's
+SEEDS = 2**32  # one more than the largest; an epoch's seed is a million times as large, and must fit into 64 bits
 
 
 def option_of(field: str) -> str:
@@ -49,7 +49,7 @@ def option_of(field: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunKey:
-    """Identifies a run among those of its study: two runs with equal keys are the same."""
+    """Identifies a run within one study."""
 
     task: str
     """a GLUE task, docstrings, a file, or a data set of the hub"""
@@ -68,7 +68,7 @@ class RunKey:
 
     @property
     def baseline(self) -> bool:
-        """Whether no mixture is attached: a baseline, of which setfit alone tunes a base."""
+        """Whether the method is one of BASELINES."""
         return self.method in BASELINES
 
     @property
@@ -81,7 +81,7 @@ class RunKey:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All options of one run: two runs with equal configurations are the same."""
+    """All options of one run: enough to repeat it."""
 
     model: str = "minilm"
     """base model: minilm, smollm2, a folder, or a name on the Hub"""
@@ -135,7 +135,8 @@ class RunConfig:
     stratify: bool = False
     """give each class its share of every split; groups are balanced where possible (the papers do not stratify)"""
     folds: int = 0
-    """folds of a cross-validation: fold seed % folds is the test set; 0: a held-out test set; 1: every example trains or validates"""
+    """folds of a cross-validation: fold seed % folds is the test set; 0: a held-out test set; 1: no test set, for the model that
+    `compare` saves at the end"""
     max_target_length: int | None = None
     """maximum number of tokens of an answer; for longer ones see --excess-length (default: no limit)"""
     excess_length: str | None = None
@@ -191,17 +192,17 @@ class RunRecord:
     validation_metrics: dict[str, float] | None = None
     test_metrics: dict[str, float] | None = None
     majority: float | None = None
-    """test accuracy of the best constant prediction, such as the largest class of train; None for a task without accuracy"""
+    """test accuracy of always predicting the most frequent class of the training examples; None for a task without accuracy"""
     members: list[str] | None = None
     """of an ensemble: the folders of the runs whose probabilities are averaged"""
     curve: list[dict[str, float]] | None = None
     """one entry per evaluation: epoch, step, loss, metrics"""
     gates: dict[str, dict[str, float]] | None = None
-    """by path `stack.layer.change.place`: mean and sd of the gate over the test examples"""
+    """by location `stack.layer.change.site`: mean and standard deviation of the gate over the test examples"""
     parameters: dict[str, int] | None = None
     """trainable parameters by change; `head` for the head"""
     stored: int | None = None
-    """numbers that the checkpoint holds: those trained, but the MLP of a prefix only gives the prefixes that are stored"""
+    """number of parameters in the checkpoint: the trained ones, but a prefix without its MLP"""
     rows: dict[str, Any] | None = None
     """number and fingerprint of the examples of train, validation and test"""
     truncated: dict[str, int] | None = None
@@ -289,7 +290,7 @@ def read_record(folder: Path, config: RunConfig | None = None) -> RunRecord | No
     if config is not None:
         ours = json.loads(json.dumps(asdict(config)))
         if other := other_option(record.config, ours, but="epochs"):
-            raise CheckpointError(f"--out {folder}: holds another run, with {other}; take another folder, or remove it")
+            raise CheckpointError(f"--out {folder}: holds a run with {other}; use another folder, or delete this one")
     if not record.done and (state := last_state(folder)) is not None:
         record.seconds, record.curve = state.seconds, state.progress[0].curve
     return record
@@ -307,14 +308,14 @@ def _checked(record: RunRecord) -> RunRecord:
 
 
 def other_option(theirs: dict[str, Any], ours: dict[str, Any], but: str = "") -> str:
-    """`seed=0 and not 5` for the first option that differs, those of a recipe and of columns one by one; else empty.
+    """`seed=0, this command has seed=5` for the first option that differs, those of a recipe and of columns one by one; else empty.
 
     but: an option that may differ.
     """
     held, asked = _options(theirs), _options(ours)
     for name in asked | held:
         if name != but and _resolved(name, held) != _resolved(name, asked):
-            return f"{name}={_shown(held.get(name))} and not {_shown(asked.get(name))}"
+            return f"{name}={_shown(held.get(name))}, this command has {name}={_shown(asked.get(name))}"
     return ""
 
 
