@@ -82,9 +82,9 @@ def fleet(
 
 def parameters(trained: Fleet, run: int = 0) -> dict[str, torch.Tensor]:
     """What one of the model's runs has now."""
-    if trained.tuned is None:
+    if trained.attached is None:
         return {name: value.clone() for name, value in trained.model.state_dict().items()}
-    return {name: value.clone() for name, value in trained.tuned.state_of(run).items()}
+    return {name: value.clone() for name, value in trained.attached.state_of(run).items()}
 
 
 def train(trained: Fleet) -> dict[int, FinishedRun]:

@@ -49,7 +49,9 @@ def same_run(mine: FinishedRun, its: FinishedRun) -> None:
 def test_a_run_in_a_fleet_is_the_run_alone(width: int, arch: str, preset: str):
     """Law 15 for whole trainings: runs begin and end at different times, and give their places to the next."""
     plans, widths = [make() for make in UNLIKE.values()], []
-    together = fleet(plans, preset, arch, width=width, on_step=lambda trained, event: widths.append(len(trained.runs)))
+    together = fleet(
+        plans, preset, arch, width=width, on_step=lambda trained, event: widths.append(len(trained.plan_numbers))
+    )
     finished = train(together)
     assert finished.keys() == {*range(len(plans))}
     for number, one in enumerate(plans):

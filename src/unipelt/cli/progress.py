@@ -89,7 +89,7 @@ class StudyWatch(Display):
         super().__exit__()
 
     def __call__(self, fleet: "Fleet", event: str) -> None:
-        running = [fleet.plans[plan] for plan in fleet.runs]
+        running = [fleet.plans[number] for number in fleet.plan_numbers]
         tasks, method = sorted({plan.task.name for plan in running}), fleet.plans[0].key.method
         steps, most = sum(progress.step for progress in fleet.progress), sum(plan.steps for plan in fleet.plans)
         self.whole = fleet.seconds * most / max(1, steps)

@@ -62,22 +62,22 @@ class Fleet:
         self.seconds, self.saving = 0.0, 0.0
         self.device = next(model.parameters()).device
         self.loss, self.task = plans[0].task.loss, type(plans[0].task)
-        self.tuned: MixtureState | None = getattr(model, NAME, None)
-        self.width = 1 if self.tuned is None else self.tuned.runs
+        self.attached: MixtureState | None = getattr(model, NAME, None)
+        self.width = 1 if self.attached is None else self.attached.runs
         """number of runs at once when the training began"""
-        self.runs = list(range(len(plans)))[: self.width]
-        """by run of the model: index of the plan that it trains"""
-        self.waiting = list(range(len(plans)))[self.width :]
-        """indices of plans that have no run yet"""
-        trained: nn.Module = model if self.tuned is None else self.tuned
-        parameters = [p for p in trained.parameters() if p.requires_grad or self.tuned is not None]
+        self.plan_numbers = list(range(len(plans)))[: self.width]
+        """by run of the model: number of the plan that it trains"""
+        self.queue = list(range(len(plans)))[self.width :]
+        """numbers of the plans that have no run yet"""
+        trained: nn.Module = model if self.attached is None else self.attached
+        parameters = [p for p in trained.parameters() if p.requires_grad or self.attached is not None]
         rated = any(plan.recipe.rates for plan in plans)
-        located = [] if self.tuned is None or not rated else self.tuned.named_locations()
-        kinds = [kind_of(self.tuned.mixture, at) for at, _ in located]  # type: ignore[union-attr]
+        located = [] if self.attached is None or not rated else self.attached.named_locations()
+        kinds = [kind_of(self.attached.mixture, at) for at, _ in located]  # type: ignore[union-attr]
         self.kinds = list(dict.fromkeys(kinds))
         """kinds of parameters with separate learning rates; empty if no run has one"""
         columns = [self.kinds.index(kind) for kind in kinds] or None
-        self.matrix = ParameterMatrix(parameters, self.width, run_axis=self.tuned is not None, kinds=columns)
+        self.matrix = ParameterMatrix(parameters, self.width, run_axis=self.attached is not None, kinds=columns)
         self.best = self.matrix.values.clone()
         self.optimizer = AdamW(self.matrix)
         self.epoch_batches: dict[tuple[int, int], list[list[list[int]]]] = {}
@@ -94,17 +94,17 @@ class Fleet:
         Raises OutOfTime after the deadline, and CheckpointError if a state cannot be read or written.
         """
         if not self._restore():
-            self.start_heads([*range(len(self.runs))])
-        yield from self._finished()
+            self.start_heads([*range(len(self.plan_numbers))])
+        yield from self._collect_finished()
         last = saved = time.monotonic()
-        while self.runs:
+        while self.plan_numbers:
             self.step()
-            due = [run for run, plan in enumerate(self.runs) if self._is_due(plan)]
+            due = [run for run, number in enumerate(self.plan_numbers) if self._is_due(number)]
             if due:
                 self._evaluate(due)
             now = time.monotonic()
             self._add_seconds(now - last)
-            all_ended = all(self.progress[plan].ended for plan in self.runs)
+            all_ended = all(self.progress[number].ended for number in self.plan_numbers)
             should_save = (due or now - saved > SAVE_EVERY) and (now - saved) * SAVE_SHARE >= self.saving
             if self.folder is not None and (should_save or all_ended):
                 self._save()
@@ -112,7 +112,7 @@ class Fleet:
                 self.saving = saved - now
             self._notify("evaluation" if due else "step")
             before = time.monotonic()
-            yield from self._finished()
+            yield from self._collect_finished()
             last = now + time.monotonic() - before  # handling finished runs is not training time
 
     def predict(
@@ -126,14 +126,14 @@ class Fleet:
 
     def start_heads(self, runs: list[int]) -> None:
         """Start the heads of these runs as their recipes say, before their first step."""
-        for run in start_heads(self.model, [self.plans[plan] for plan in self.runs], runs, self.predict):
+        for run in start_heads(self.model, [self.plans[number] for number in self.plan_numbers], runs, self.predict):
             self.best[run].copy_(self.matrix.values[run])
 
     def step(self) -> None:
         """Take one step of every run."""
         losses, finite = self.advance(self._inputs()).tolist()
-        for plan, loss_, fine in zip(self.runs, losses, finite):
-            progress = self.progress[plan]
+        for number, loss_, fine in zip(self.plan_numbers, losses, finite):
+            progress = self.progress[number]
             progress.step += 1
             if fine:
                 progress.losses += loss_
@@ -141,7 +141,7 @@ class Fleet:
                 continue
             what = f"loss is not finite ({loss_})" if not math.isfinite(loss_) else "gradient is not finite"
             progress.ended = (
-                f"failed: the {what} at step {progress.step}; try a lower --lr than {self.plans[plan].recipe.lr:g}"
+                f"failed: the {what} at step {progress.step}; try a lower --lr than {self.plans[number].recipe.lr:g}"
             )
 
     def _notify(self, event: str) -> None:
@@ -152,21 +152,22 @@ class Fleet:
                 self._save()
             raise OutOfTime
 
-    def _is_due(self, plan: int) -> bool:
-        progress = self.progress[plan]
-        return not progress.ended and self.plans[plan].is_due(progress.step)
+    def _is_due(self, number: int) -> bool:
+        progress = self.progress[number]
+        return not progress.ended and self.plans[number].is_due(progress.step)
 
     def _add_seconds(self, seconds: float) -> None:
         self.seconds += seconds
-        for plan in self.runs:
-            self.progress[plan].seconds += seconds / len(self.runs)
+        for number in self.plan_numbers:
+            self.progress[number].seconds += seconds / len(self.plan_numbers)
 
     def _inputs(self) -> StepInputs:
         """The inputs of the next step of every run."""
-        plans, steps = [self.plans[plan] for plan in self.runs], [self.progress[plan].step for plan in self.runs]
+        plans = [self.plans[number] for number in self.plan_numbers]
+        steps = [self.progress[number].step for number in self.plan_numbers]
         parts = [
             [Part(plan.task, plan.train, examples) for examples in self._examples(number)]
-            for number, plan in zip(self.runs, plans)
+            for number, plan in zip(self.plan_numbers, plans)
         ]
         batches, shares = step_batches(self.task, parts, self.tokenizer, self.device, self._states)
         decay = [plan.recipe.weight_decay for plan in plans]
@@ -206,24 +207,24 @@ class Fleet:
         """The tensors that a step changes in place."""
         return [self.matrix.values, self.matrix.written, self.optimizer.first, self.optimizer.second]
 
-    def _examples(self, plan: int) -> list[list[int]]:
+    def _examples(self, number: int) -> list[list[int]]:
         """The training examples of each forward of a plan's next step."""
-        chosen = self.plans[plan]
-        step = self.progress[plan].step % chosen.steps  # a time estimate may take more steps than the plan has
-        epoch = chosen.epochs_at(step)
-        if (plan, epoch) not in self.epoch_batches:
-            self.epoch_batches.pop((plan, epoch - 1), None)
-            self.epoch_batches[plan, epoch] = chosen.epoch(epoch)
-        return self.epoch_batches[plan, epoch][step - (chosen.ends[epoch - 1] if epoch else 0)]
+        plan = self.plans[number]
+        step = self.progress[number].step % plan.steps  # a time estimate may take more steps than the plan has
+        epoch = plan.epochs_at(step)
+        if (number, epoch) not in self.epoch_batches:
+            self.epoch_batches.pop((number, epoch - 1), None)
+            self.epoch_batches[number, epoch] = plan.epoch(epoch)
+        return self.epoch_batches[number, epoch][step - (plan.ends[epoch - 1] if epoch else 0)]
 
     def _evaluate(self, due: list[int]) -> None:
         """Evaluate the validation examples of these runs, and keep their parameters if they are the best so far."""
-        plans = [self.plans[self.runs[run]] for run in due]
+        plans = [self.plans[self.plan_numbers[run]] for run in due]
         with self._with_parameters(self.matrix.rows(due)):
             every = self.predict([plan.validation for plan in plans])
             texts = self._generate(plans, "validation", [plan.task.selects_by_text for plan in plans])
         for run, plan, logits, written in zip(due, plans, every, texts):
-            if plan.evaluate(self.progress[self.runs[run]], logits, written):
+            if plan.evaluate(self.progress[self.plan_numbers[run]], logits, written):
                 self.best[run].copy_(self.matrix.values[run])
 
     def _generate(self, plans: list[Plan], part: str, wanted: list[bool]) -> list[list[str] | None]:
@@ -236,44 +237,45 @@ class Fleet:
                 plans[0].task.generate(self.model, self.tokenizer, every, lambda rows: self._notify("prediction"))
             )
 
-    def _finished(self) -> Iterator[FinishedRun]:
+    def _collect_finished(self) -> Iterator[FinishedRun]:
         """Give the indices of ended runs to the next plans of the queue, then yield the ended runs."""
-        ended = [run for run, plan in enumerate(self.runs) if self.progress[plan].ended]
+        ended = [run for run, number in enumerate(self.plan_numbers) if self.progress[number].ended]
         if not ended:
             return
-        started, plans = time.monotonic(), [self.runs[run] for run in ended]
-        found = self._results(plans, self.best[ended])
+        started, numbers = time.monotonic(), [self.plan_numbers[run] for run in ended]
+        tested = self._test(numbers, self.best[ended])
         self._refill(ended)
         seconds = time.monotonic() - started
         self.seconds += seconds
-        for plan in plans:
-            self.progress[plan].seconds += seconds / len(plans)
-        for plan, (record, state) in zip(plans, found):
-            record = replace(record, seconds=self.progress[plan].seconds)
-            yield FinishedRun(self.plans[plan].key, record, state, plan, self.model)
+        for number in numbers:
+            self.progress[number].seconds += seconds / len(numbers)
+        for number, (record, state) in zip(numbers, tested):
+            record = replace(record, seconds=self.progress[number].seconds)
+            yield FinishedRun(self.plans[number].key, record, state, number, self.model)
 
-    def _results(
-        self, plans: list[int], best: Float[Tensor, "run parameters"]
+    def _test(
+        self, numbers: list[int], best: Float[Tensor, "run parameters"]
     ) -> list[tuple[RunRecord, dict[str, Tensor]]]:
         """Test the best parameters of these plans. best: a copy; the returned state dicts are views of it."""
-        chosen = [self.plans[plan] for plan in plans]
+        plans = [self.plans[number] for number in numbers]
         with self._with_parameters(best):
-            to_units(self.model, [plan.task.target_scale for plan in chosen])
+            to_units(self.model, [plan.task.target_scale for plan in plans])
             logits: Sequence[Tensor | None] = [None] * len(plans)
             predicting: float | None = None
             texts: list[list[str] | None] = [None] * len(plans)
             gates: list[dict[str, Tensor]] = [{} for _ in plans]
-            if all(plan.test is not None for plan in chosen):
+            if all(plan.test is not None for plan in plans):
                 began = time.monotonic()
-                logits = self.predict([plan.test for plan in chosen], gates=None if self.tuned is None else gates)  # type: ignore[misc]
-                texts = self._generate(chosen, "test", [plan.task.generates_text for plan in chosen])
+                logits = self.predict([plan.test for plan in plans], gates=None if self.attached is None else gates)  # type: ignore[misc]
+                texts = self._generate(plans, "test", [plan.task.generates_text for plan in plans])
                 predicting = (time.monotonic() - began) / len(plans)
             states = [
-                self.model.state_dict() if self.tuned is None else self.tuned.state_of(i) for i in range(len(plans))
+                self.model.state_dict() if self.attached is None else self.attached.state_of(i)
+                for i in range(len(plans))
             ]
-        every = zip(plans, chosen, logits, texts, gates)
         records = [
-            plan.result(self.progress[number], said, written, gate) for number, plan, said, written, gate in every
+            plan.result(self.progress[number], said, written, gate)
+            for number, plan, said, written, gate in zip(numbers, plans, logits, texts, gates)
         ]
         how: dict[str, Any] = {"width": self.width, "device": str(self.device), "predicting": predicting}
         return [(replace(one, **how), state) for one, state in zip(records, states)]
@@ -281,22 +283,22 @@ class Fleet:
     @torch.no_grad()
     def _refill(self, ended: list[int]) -> None:
         """Give the indices of ended runs to the next plans of the queue; remove runs for which no plan is left."""
-        refilled = ended[: len(self.waiting)]
+        refilled = ended[: len(self.queue)]
         for run in refilled:
-            assert self.tuned is not None
-            following = self.waiting.pop(0)
-            self.tuned.reset_run(run, self.plans[following].key.seed)
+            assert self.attached is not None
+            following = self.queue.pop(0)
+            self.attached.reset_run(run, self.plans[following].key.seed)
             self.best[run].copy_(self.matrix.values[run])
             self.optimizer.reset(run)
-            self.runs[run] = following
+            self.plan_numbers[run] = following
         self.start_heads(refilled)
-        keep = [run for run, plan in enumerate(self.runs) if not self.progress[plan].ended]
+        keep = [run for run, number in enumerate(self.plan_numbers) if not self.progress[number].ended]
         if not keep:
-            self.runs = []
-        elif len(keep) < len(self.runs):
+            self.plan_numbers = []
+        elif len(keep) < len(self.plan_numbers):
             self.best = self.best[keep]
             self.optimizer.keep(keep)
-            self._set_runs(self.matrix.values[keep], [self.runs[run] for run in keep])
+            self._set_runs(self.matrix.values[keep], [self.plan_numbers[run] for run in keep])
 
     @contextmanager
     def _with_parameters(self, values: Float[Tensor, "run parameters"]) -> Iterator[None]:
@@ -310,17 +312,17 @@ class Fleet:
     def _use(self, values: Float[Tensor, "run parameters"]) -> None:
         """Make the model's parameters views of this matrix."""
         self.matrix.show(values)
-        if self.tuned is not None:
-            self.tuned.set_runs([len(values)])
+        if self.attached is not None:
+            self.attached.set_runs([len(values)])
 
-    def _set_runs(self, values: Float[Tensor, "run parameters"], plans: list[int]) -> None:
+    def _set_runs(self, values: Float[Tensor, "run parameters"], numbers: list[int]) -> None:
         """Train these plans from now on, each in its row of this matrix."""
-        self.runs = plans
+        self.plan_numbers = numbers
         self.matrix.train(values)
         self._use(values)
 
     def _save(self) -> None:
-        loop = Loop(self.runs, self.width, self.waiting, self.seconds, identity_of(self.plans), self.progress)
+        loop = Loop(self.plan_numbers, self.width, self.queue, self.seconds, identity_of(self.plans), self.progress)
         save_state(self.folder, self._tensors(), loop)  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -339,7 +341,7 @@ class Fleet:
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()
         )  # copied, because memory-mapped tensors are aligned differently, which changes the last bits of sums
         self._set_runs(values, loop.runs)
-        self.width, self.waiting, self.seconds, self.progress = loop.width, loop.waiting, loop.seconds, loop.progress
+        self.width, self.queue, self.seconds, self.progress = loop.width, loop.waiting, loop.seconds, loop.progress
         return True
 
     def _vector(self, values: Sequence[float | list[float]]) -> Tensor:
