@@ -126,7 +126,22 @@ SMALL = {  # a method in a size for a base of 32 hidden units
     "lora": "lora(r=2)",
     "full": "full",
 }
-QUICK = ("--epochs", 4, "--evaluate-every", 1, "--batch-size", 8, "--lr", 3e-3, "--patience", 0, "--device", "cpu")
+QUICK = (
+    "--epochs",
+    4,
+    "--evaluate-every",
+    1,
+    "--batch-size",
+    8,
+    "--lr",
+    3e-3,
+    "--patience",
+    0,
+    "--precision",
+    "fp32",
+    "--device",
+    "cpu",
+)
 
 
 def replaced(given: Sequence[Any], more: Sequence[Any]) -> list[str]:

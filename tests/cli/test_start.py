@@ -79,7 +79,9 @@ def test_the_package_costs_next_to_nothing_beside_transformers():
 
 def test_results_are_read_without_torch(finished):
     runs = [finished(method) for method in ("unipelt-apl", "full")]
-    assert loaded_by(calling("methods", "methods --compatible", *(f"inspect {folder}" for folder in runs))) == set()
+    assert loaded_by(calling("methods", "methods --compatible", *(f"inspect {folder}" for folder in runs))) <= {
+        "numpy"
+    }, "safetensors'"
     read = "from pathlib import Path\nfrom unipelt.train.records import read_record\n"
     assert loaded_by(read + f"assert read_record(Path({str(runs[0])!r})).done") == set()
 

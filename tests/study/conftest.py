@@ -22,7 +22,7 @@ def words(tiny_base: str, reviews: Path) -> Callable[..., list[str]]:  # noqa: F
         given = [
             "study", "grid", "--model", tiny_base, "--data", reviews, "--k", 16, 24, "--methods", *METHODS, "--seeds", 2,
             "--lr", 3e-3, 1e-2, "--epochs", 4, "--evaluate-every", 1, "--batch-size", 8, "--patience", 2, "--runs-at-once", 3,
-            "--device", "cpu", "--out", out,
+            "--precision", "fp32", "--device", "cpu", "--out", out,
         ]  # fmt: skip
         return replaced(given, more)
 

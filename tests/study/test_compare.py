@@ -142,7 +142,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     assert run(*words).out == said.out, "asked again"
     shown = run("inspect", out / "winner")
     assert shown.code == 0 and f"{found.take} on " in shown.out and "None" not in shown.out
-    assert "holds a study with folds=3 and not 0" in run(*replaced(words, ("--folds", 0))).line
+    assert "holds a study with folds=3, this command has folds=0" in run(*replaced(words, ("--folds", 0))).line
 
 
 def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -157,7 +157,7 @@ def test_asked_again_nothing_is_trained(ask, run, reviews: Path, tmp_path: Path,
     line = run(*ask(moved, tmp_path / "moved", "--methods", "head")).line
     assert f"its runs of {moved} were trained on other examples: 60 training and no test examples" in line
     line = run(*ask(reviews, tmp_path / "moved", "--methods", "head", "--text", "review")).line
-    assert f"holds a study with data={moved} and not {reviews}" in line, "before what else is another"
+    assert f"holds a study with data={moved}, this command has data={reviews}" in line, "before what else is another"
     held_out = write_reviews(tmp_path / "test.csv", 20, seed=1)
     tested = ask(reviews, tmp_path / "tested", "--methods", "head", "--test", held_out)
     assert run(*tested).code == 0

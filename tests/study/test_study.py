@@ -48,7 +48,22 @@ def test_a_run_of_a_study_is_the_run_that_train_makes(words, run, tiny_base: str
     assert run(*words(tmp_path / "study", *more)).code == 0
     (row,) = Store.read(tmp_path / "study").runs()
     out = tmp_path / "run"
-    given = ["--epochs", 4, "--evaluate-every", 1, "--batch-size", 8, "--patience", 2, "--lr", 3e-3, "--device", "cpu"]
+    given = [
+        "--epochs",
+        4,
+        "--evaluate-every",
+        1,
+        "--batch-size",
+        8,
+        "--patience",
+        2,
+        "--lr",
+        3e-3,
+        "--precision",
+        "fp32",
+        "--device",
+        "cpu",
+    ]
     assert run("train", "--model", tiny_base, "--data", reviews, "--method", SMALL["unipelt-apl"], "--k", 24, *given, "--out", out).code == 0  # fmt: skip
     record = json.loads((out / "run.json").read_text())
     assert (
