@@ -211,7 +211,7 @@ def test_too_little_memory_halves_the_fleet(
     monkeypatch.setattr("unipelt.study.budget.estimate", lambda *_: None)
 
     def small(self: Fleet) -> None:
-        taken.append(len(self.runs))
+        taken.append(len(self.plan_numbers))
         if len(self.matrix.values) > 2 and len(taken) > after:
             raise full
         step(self)
