@@ -105,8 +105,8 @@ def recipe_defaults() -> dict[str, str]:
             found[field.name] = _shown(values[0])
         else:
             firsts = [i for i, value in enumerate(values) if i == len(values) - 1 or value != values[i + 1]]
-            parts = [f"{values[i]} up to {sizes[i]:,}" for i in firsts[:-1]]
-            found[field.name] = ", ".join(parts) + f" training examples, then {values[-1]}"
+            parts = [f"up to {sizes[i]:,}: {values[i]}" for i in firsts[:-1]]
+            found[field.name] = "by training examples: " + ", ".join(parts) + f", more: {values[-1]}"
     return found
 
 

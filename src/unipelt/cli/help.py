@@ -5,6 +5,7 @@ A command's docstring is its description; the lines after `Examples:` are shown 
 
 import inspect
 import os
+import re
 import sys
 from collections import Counter
 from typing import Any
@@ -56,7 +57,7 @@ def description_and_examples(docstring: str | None) -> tuple[str, list[str]]:
 
 def first_sentence(docstring: str | None) -> str:
     """What a command does, for a list of commands."""
-    return description_and_examples(docstring)[0].partition(". ")[0].removesuffix(".")
+    return re.split(r"(?<!et al)\. ", description_and_examples(docstring)[0])[0].removesuffix(".")
 
 
 def _print_page(command: Any, ctx: Any) -> None:
