@@ -83,8 +83,8 @@ def test_defaults_of_the_recipe_are_values():
     shown = recipe_defaults()
     assert shown["lr"].startswith(f"{default_recipe('unipelt-apl', 384, 100).lr:g} for unipelt-apl on minilm")
     for samples in (100, 500, 1000, 5000):
-        assert f"{default_recipe('lora', 384, samples).epochs} up to {samples:,}" in shown["epochs"]
-    assert shown["epochs"].endswith(f"then {default_recipe('lora', 384, 10**6).epochs}")
+        assert f"up to {samples:,}: {default_recipe('lora', 384, samples).epochs}" in shown["epochs"]
+    assert shown["epochs"].endswith(f"more: {default_recipe('lora', 384, 10**6).epochs}")
     assert shown["batch_size"] == str(Recipe().batch_size)
 
 
