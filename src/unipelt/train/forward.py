@@ -160,14 +160,13 @@ class _CastLinear:
     """The forward of a frozen linear map: with bf16 weights inside autocast, with its own weights outside."""
 
     def __init__(self, module: nn.Linear):
-        self.own, bias = module.forward, module.bias
-        self.weight = module.weight.detach().bfloat16()
-        self.bias = None if bias is None else bias.detach().bfloat16()
+        self.own = module.weight, module.bias
+        self.weight, self.bias = (None if one is None else one.detach().bfloat16() for one in self.own)
 
     def __call__(self, input: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
             return F.linear(input, self.weight, self.bias)
-        return self.own(input)
+        return F.linear(input, *self.own)
 
 
 @cache
