@@ -50,6 +50,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "ends before its start": lambda header: first(header, "data_offsets", [128, 0]),
     "a shape that is a text": lambda header: first(header, "shape", "4"),
     "no place": lambda header: entries(header)[0].pop("data_offsets"),
+    "a name that stands twice": lambda header: None,  # in the text of the header, below
     "cut off in the header": lambda header: None,
     "cut off in the values": lambda header: None,
 }
@@ -60,6 +61,9 @@ def damaged(data: bytes, damage: str) -> bytes:
     header = json.loads(data[8 : 8 + length])
     DAMAGES[damage](header)
     text = json.dumps(header)
+    if damage == "a name that stands twice":
+        name, entry = next(item for item in header.items() if item[0] != "__metadata__")
+        text = f"{{{json.dumps(name)}: {json.dumps(entry)}, {text[1:]}"
     text += " " * (-len(text) % 8)
     made = struct.pack("<Q", len(text)) + text.encode() + data[8 + length :]
     return made[:40] if damage == "cut off in the header" else made[:-4] if damage == "cut off in the values" else made

@@ -3,7 +3,7 @@
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,7 +17,19 @@ def tensors_header(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, "np"), open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            return json.loads(file.read(length))
+            return header_of(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or not readable ({error})") from None
+
+
+def header_of(file: BinaryIO) -> dict[str, Any]:
+    """The header of a file that safetensors has accepted. Raises ValueError for a name that stands twice: safetensors takes one."""
+    (length,) = struct.unpack("<Q", file.read(8))
+    return json.loads(file.read(length), object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return found

@@ -12,6 +12,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from unipelt.checkpoint.disk import read_file
+from unipelt.checkpoint.header import header_of
 from unipelt.errors import CheckpointError
 
 
@@ -52,7 +53,9 @@ def read_tensors(folder: Path, safetensors: str, pickled: str) -> dict[str, Tens
 def parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     """The tensors in the bytes of a safetensors file. Raises CheckpointError."""
     try:
-        return load_tensors(data)
+        tensors = load_tensors(data)
+        header_of(BytesIO(data))
+        return tensors
     except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(f"{path}: truncated, damaged or not a safetensors file ({error})") from None
 
