@@ -8,7 +8,6 @@ those of the test examples. OUT.csv has a row for each run and change; a run tha
 """
 
 import argparse
-import csv
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,8 @@ from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from recipes import add_rows, rows_of
 
 COLUMNS = ("task", "k", "seed", "method", "metric", "without", "test", "gate")
 
@@ -83,17 +84,14 @@ def main() -> None:
 
     from unipelt.train.setup import DatasetCache
 
-    rows = list(csv.DictReader(given.out.read_text().splitlines())) if given.out.exists() else []
-    if not rows:
-        given.out.write_text(",".join(COLUMNS) + "\n")
-    done, cache = {(row["task"], int(row["k"]), int(row["seed"]), row["method"]) for row in rows}, DatasetCache()
+    rows, cache = rows_of(given.out), DatasetCache()
+    done = {(row["task"], int(row["k"]), int(row["seed"]), row["method"]) for row in rows}
     for seed in range(given.seeds):
         for task in given.tasks:
             if (task, given.k, seed, given.method) not in done:
-                with open(given.out, "a", newline="") as file:
-                    csv.DictWriter(file, COLUMNS).writerows(measure(task, seed, given, cache))
+                add_rows(given.out, COLUMNS, measure(task, seed, given, cache))
                 print(task, seed, flush=True)
-    summary(list(csv.DictReader(given.out.read_text().splitlines())))
+    summary(rows_of(given.out))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ the choice among all, in points, paired by run, with a 95 % interval by Student'
 """
 
 import argparse
-import csv
 import os
 from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from recipes import half, interval, scores
+from recipes import add_rows, half, interval, rows_of, scores
 
 COLUMNS = ("task", "method", "seed", "evaluation", "chosen by", "measured")
 EVERY, LAST = (2, 3, 5, 8), 0  # n; 0: the last checkpoint
@@ -71,18 +70,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["lora"])
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
-    rows = list(csv.DictReader(given.out.read_text().splitlines())) if given.out.exists() else []
-    if not rows:
-        given.out.write_text(",".join(COLUMNS) + "\n")
-    done = {(row["task"], row["method"], int(row["seed"])) for row in rows}
+    done = {(row["task"], row["method"], int(row["seed"])) for row in rows_of(given.out)}
     for task in given.tasks:
         for method in given.methods:
             if seeds := [seed for seed in range(given.seeds) if (task, method, seed) not in done]:
-                found = measure(task, method, seeds, given)
-                with open(given.out, "a", newline="") as file:
-                    csv.DictWriter(file, COLUMNS).writerows(found)
+                add_rows(given.out, COLUMNS, measure(task, method, seeds, given))
                 print(task, method, flush=True)
-    summary(list(csv.DictReader(given.out.read_text().splitlines())))
+    summary(rows_of(given.out))
 
 
 if __name__ == "__main__":

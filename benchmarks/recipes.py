@@ -21,7 +21,7 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -232,6 +232,22 @@ def summary(rows: list[dict[str, str]]) -> Iterator[str]:
         yield f"{variant} - base: {interval([one for values in by_task.values() for one in values])} ({each})"
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows that a CSV file of results has; none where there is no file yet."""
+    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+
+def add_rows(path: Path, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
+    """Write rows behind those of a CSV file; a new file gets a header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -243,7 +259,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--summary", action="store_true")
     given = parser.parse_args()
-    rows = list(csv.DictReader(given.out.read_text().splitlines())) if given.out.exists() else []
+    rows = rows_of(given.out)
     if given.summary:
         for line in summary(rows):
             print(line)
@@ -256,9 +272,6 @@ def main() -> None:
     torch.set_num_threads(1)
     cache = DatasetCache()
     done = {(row["variant"], row["task"], int(row["seed"])) for row in rows}
-    if not rows:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(",".join(COLUMNS) + "\n")
     for number, block in enumerate(given.blocks):
         task, seed = block.split("/")
         wanted = given.variants or design(reversed_=number % 2 == 1)
@@ -271,8 +284,7 @@ def main() -> None:
         for together in fleets.values():
             for variants in [[one] for one in together] if method_of(together[0]) == "full" else [together]:
                 found = measure(variants, task, int(seed), given, cache)
-                with open(given.out, "a", newline="") as file:
-                    csv.DictWriter(file, COLUMNS).writerows(found)
+                add_rows(given.out, COLUMNS, found)
                 for row in found:
                     shown = "/".join(f"{100 * row[kind]:.1f}" for kind in KINDS)
                     print(f"{block} · {row['variant']}: {'/'.join(KINDS)} {shown}; {row['seconds']} s", flush=True)
