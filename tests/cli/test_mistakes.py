@@ -515,6 +515,16 @@ def test_a_base_that_is_replaced_between_training_and_prediction_is_refused(
     assert said in run(*words).line
 
 
+def test_a_run_that_began_in_another_precision_says_that_it_trains_again(run, finished, train_words, tmp_path: Path):
+    out = Path(shutil.copytree(finished("lora"), tmp_path / "run"))
+    record = json.loads((out / "run.json").read_text())
+    record["recipe"]["precision"], record["status"] = "bf16", "running"
+    (out / "run.json").write_text(json.dumps(record))
+    said = run(*train_words(out, "lora"))
+    assert said.code == 0 and "--precision fp32 instead of bf16: trains again from the first step" in said.err
+    same_result(out, finished("lora"))
+
+
 def test_more_epochs_train_a_finished_run_again(run, finished, train_words, tmp_path: Path):
     """The result is that of a run of so many epochs; the checkpoint stays until then; fewer epochs are refused."""
     out = tmp_path / "run"

@@ -86,18 +86,24 @@ def test_short_texts_in_bf16_on_a_cpu_take_eager_attention():
     assert list(kernels.values()) == ["eager", "sdpa", "sdpa", "sdpa"], kernels
 
 
+def tiny_llama(method: str) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return unipelt.attach(LlamaForCausalLM(LlamaConfig(**TINY, num_key_value_heads=1)), method)  # type: ignore[return-value]
+
+
+IDS = torch.arange(8).view(2, 4)
+
+
 @BF16
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["unipelt-apl(pool='prompt')", "unipelt-apl(pool='token')"])
 def test_a_prefix_in_bf16_is_near_float32(method: str):
     """In bf16 a CPU takes plain products in place of the fused kernel."""
-    torch.manual_seed(0)
-    model = unipelt.attach(LlamaForCausalLM(LlamaConfig(**TINY, num_key_value_heads=1)), method)
-    ids = torch.arange(8).view(2, 4)
-    with unipelt.prompt(model, ids < 3):
-        full = model(ids).logits
-        with forward.autocast(ids.device, "bf16"):
-            half = model(ids).logits.float()
+    model = tiny_llama(method)
+    with unipelt.prompt(model, IDS < 3):
+        full = model(IDS).logits
+        with forward.autocast(IDS.device, "bf16"):
+            half = model(IDS).logits.float()
     assert 0 < (half - full).abs().max() < 0.05 * full.abs().max()
 
 
@@ -105,14 +111,12 @@ def test_a_prefix_in_bf16_is_near_float32(method: str):
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["unipelt-apl", "dora"])
 def test_weights_that_are_cast_once_give_the_numbers_of_weights_that_each_forward_casts(method: str):
-    torch.manual_seed(0)
-    model = unipelt.attach(LlamaForCausalLM(LlamaConfig(**TINY, num_key_value_heads=1)), method)
-    ids = torch.arange(8).view(2, 4)
+    model = tiny_llama(method)
 
     def both() -> tuple[torch.Tensor, torch.Tensor]:
-        with forward.autocast(ids.device, "bf16"):
-            half = model(ids).logits
-        return half, model(ids).logits
+        with forward.autocast(IDS.device, "bf16"):
+            half = model(IDS).logits
+        return half, model(IDS).logits
 
     before = both()
     forward.cast_frozen_weights(model, "fp32")

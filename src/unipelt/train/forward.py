@@ -117,15 +117,17 @@ def chosen_precision(device: torch.device, precision: str) -> str:
     return "bf16" if device.type == "cuda" or (device.type == "cpu" and cpu_has_bf16()) else "fp32"
 
 
-def wants_bf16(device: torch.device, precision: str) -> bool:
-    """Whether bf16 matrix products are asked for. precision: fp32, bf16, or auto: bf16 on a GPU, where saved runs predict so too."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+def uses_bf16(device: torch.device, precision: str) -> bool:
+    """Whether matrix products are computed in bf16: it is asked for, and the device has it.
+
+    precision: fp32, bf16, or auto: bf16 on a GPU, where saved runs predict so too.
+    """
+    return (precision == "bf16" or (precision == "auto" and device.type == "cuda")) and has_bf16(device.type)
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
     """bf16 matrix products where they are asked for and the device has them."""
-    wanted = wants_bf16(device, precision) and has_bf16(device.type)
-    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
 
 
 def choose_attention(model: PreTrainedModel, precision: str, longest: int) -> None:
@@ -137,7 +139,7 @@ def choose_attention(model: PreTrainedModel, precision: str, longest: int) -> No
     tuned = getattr(model, NAME, None)
     if tuned is not None and tuned.kernels is not None:
         return  # prefixes take sdpa apart themselves
-    if short and wants_bf16(model.device, precision) and has_bf16("cpu") and kernel_of(model.config) == "sdpa":
+    if short and uses_bf16(model.device, precision) and kernel_of(model.config) == "sdpa":
         model.set_attn_implementation("eager")
 
 
@@ -147,8 +149,8 @@ def cast_frozen_weights(model: nn.Module, precision: str) -> None:
     The numbers are the same. The copies take half as much memory as the float32 weights, which stay; on a GPU, where memory is
     scarcer, nothing is copied.
     """
-    devices = {parameter.device.type for parameter in model.parameters()}
-    if devices != {"cpu"} or not wants_bf16(torch.device("cpu"), precision) or not has_bf16("cpu"):
+    cpu = torch.device("cpu")
+    if {parameter.device for parameter in model.parameters()} != {cpu} or not uses_bf16(cpu, precision):
         return
     for module in model.modules():
         frozen = not any(parameter.requires_grad for parameter in module.parameters())

@@ -25,7 +25,7 @@ from unipelt.inject.frozen import FrozenLayers, frozen_layers
 from unipelt.inject.state import NAME, MixtureState, disabled
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded, Part, fill
-from unipelt.train.forward import STATES, logits_of, longest_first, wants_bf16
+from unipelt.train.forward import STATES, logits_of, longest_first, uses_bf16
 from unipelt.train.runs import Plan
 
 SHARE = 0.25  # of the free memory or disk that one set of examples may take
@@ -167,8 +167,8 @@ class FrozenStates:
             return False
         finally:
             self.model.train(training)
-        half = wants_bf16(self.device, self.precision)
-        return bool((plain - kept).abs().max() <= TOLERANCE[half] * plain.abs().max())
+        tolerance = TOLERANCE[uses_bf16(self.device, self.precision)]
+        return bool((plain - kept).abs().max() <= tolerance * plain.abs().max())
 
 
 def free_memory(device: torch.device) -> float:

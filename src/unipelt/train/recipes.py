@@ -63,7 +63,7 @@ class Recipe:
     clip: float = 1.0
     """largest gradient norm of a run; 0: no clipping"""
     precision: str = "auto"
-    """fp32, or bf16 for the base's matrix products, about 1.6 times as fast; auto: bf16 where the GPU or the CPU has it"""
+    """fp32, or bf16 for the base's matrix products; auto: bf16 where the GPU or the CPU has it"""
     max_length: int = 128
     """maximum number of tokens per example; longer texts are truncated (generation: 512 by default, see --excess-length)"""
     lr_prefix: float | None = None

@@ -17,10 +17,13 @@ from unipelt.train.fleet import Observer
 from unipelt.train.lock import alone_in
 from unipelt.train.progress import last_state
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RunConfig, RunRecord, read_record, write_record
+from unipelt.train.records import RunConfig, RunRecord, option_of, read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, build_fleet, device_of, export_note
 from unipelt.train.state import clear_state
+
+AGAIN = {"epochs": ", as the learning rate's schedule is another", "precision": ", as numbers are rounded otherwise"}
+"""why a run trains again from its first step, by the field of the recipe that differs; `auto` may be another precision elsewhere"""
 
 
 def train_run(
@@ -58,8 +61,9 @@ def train_run(
                     f"--out {folder}: holds a run of {held} epochs; got --epochs {epochs}, expected more"
                 )
             kept = "; its checkpoint stays until the new one is written" if before.done else ""
+            name, value = next(one for one in asdict(plan.recipe).items() if before.recipe[one[0]] != one[1])
             log(
-                f"--epochs {epochs} instead of {held}: trains again from the first step, as the learning rate's schedule is another{kept}"
+                f"{option_of(name)} {value} instead of {before.recipe[name]}: trains again from the first step{AGAIN.get(name, '')}{kept}"
             )
             clear_state(folder)
         log(recipe_line(plan.recipe))
