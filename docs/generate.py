@@ -65,7 +65,7 @@ def presets() -> str:
         kept, head, training = count(base, name)
         numbers = (f"{kept:,}", f"{kept + head:,}", f"{training:,}" if training != kept else "")
         rows.append((f"`{name}`", formula.strip(), paper.strip(), *numbers, STATED.get(name, "")))
-    titles = ("preset", "equation", "source", "parameters", "with head", "in training", "the paper says")
+    titles = ("method", "equation", "source", "parameters", "with head", "in training", "the paper says")
     return table(titles, rows)
 
 
@@ -86,7 +86,7 @@ def mam() -> str:
         kept, _, _ = count(base, method)
         share = kept / sum(p.numel() for p in base.base_model.parameters())
         rows.append((name, f"`{method}`", f"{kept:,}", f"{share:.2%}".replace("%", " %"), stated))
-    return table(("base", "preset", "parameters", "of the base", "the paper says"), rows)
+    return table(("base", "method", "parameters", "of the base", "the paper says"), rows)
 
 
 def compatible() -> str:
