@@ -227,13 +227,13 @@ def test_inspect_shows_the_row_of_a_base_and_tries_the_laws(run, base_of, tmp_pa
         (base_of("bert"), "in the table"),
         (is_decoder(base_of("bert"), tmp_path), "found by running it"),
     ):
-        lines = run("inspect", "--base", folder).out.splitlines()
+        lines = run("inspect", "--model", folder, "--show-modules").out.splitlines()
         assert lines[0].startswith(f"{folder}: bert") and lines[0].endswith(said)
         assert (
             '  "layers": "encoder.layer",' in lines and lines[-1] == "all checks pass: complete, sites, ffn, positions"
         )
     assert '  "causal": true,' in lines and "decoder: 2 layers, encoder.layer.0 to encoder.layer.1" in lines
-    assert "leave out the run" in run("inspect", folder, "--base", folder).line
+    assert "leave out the run" in run("inspect", folder, "--model", folder, "--show-modules").line
 
 
 def is_decoder(folder: str, to: Path) -> Path:

@@ -81,7 +81,7 @@ def test_every_field_is_an_option(command: tuple[str, ...], settings: type, but:
 
 def test_defaults_of_the_recipe_are_values():
     shown = recipe_defaults()
-    assert shown["lr"].startswith(f"{default_recipe('unipelt-apl', 384, 100).lr:g} for unipelt-apl on minilm")
+    assert shown["lr"].endswith(f"{default_recipe('unipelt-apl', 384, 100).lr:g} for unipelt-apl on minilm")
     for samples in (100, 500, 1000, 5000):
         assert f"up to {samples:,}: {default_recipe('lora', 384, samples).epochs}" in shown["epochs"]
     assert shown["epochs"].endswith(f"more: {default_recipe('lora', 384, 10**6).epochs}")

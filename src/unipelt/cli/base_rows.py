@@ -1,4 +1,4 @@
-"""`unipelt inspect --base`: the rows of a base, which say where its parts are, and whether they pass their checks."""
+"""`unipelt inspect --show-modules`: the rows of a base, which say where its parts are, and whether they pass their checks."""
 
 from collections.abc import Iterator
 

@@ -24,7 +24,7 @@ WINNER = "winner"
 WORTH = 1.5  # times as many epochs must fit for finished runs to be trained again
 SPARE = 0.06  # share of the minutes that is kept for the last test and the report
 USUAL: dict[str, Any] = {"methods": ["head", "lora", "adapter", "unipelt-apl"], "seeds": 3, "rates": 2}
-_FOLDS = {"folds": "5 for up to 2,000 examples without a validation or test set, else 0"}
+_FOLDS = {"folds": "5 for up to 2,000 examples; 0 for more, with --train-rows, --validation or --test, and for generation"}
 _USUAL = {name: " ".join(value) if isinstance(value, list) else str(value) for name, value in USUAL.items()}
 _USUAL["seeds"] += "; with folds, the number of cross-validations: 1"
 
@@ -36,7 +36,7 @@ _USUAL["seeds"] += "; with folds, the number of cross-validations: 1"
 def compare(
     minutes: float = number(
         "Training",
-        "time budget in minutes; without --epochs it also lowers the number of epochs so that two seeds per method fit, or one; repeat the command with more minutes to continue (default: no limit)",
+        "time budget in minutes; without --epochs the number of epochs is lowered until two seeds of every method fit, or one seed; repeat the command with more minutes to continue (default: no limit)",
         default=0.0,
         min=0.0,
     ),
@@ -61,7 +61,7 @@ def compare(
     Examples:
         unipelt compare --data reviews.csv --text-column review --label-column stars --minutes 20 --out results/reviews
         unipelt compare --data tickets.csv --group-column customer --stratify --out results/tickets
-        unipelt compare --data docstrings --methods head lora unipelt-apl --seeds 2 --k 800 --out results/docstrings
+        unipelt compare --data docstrings --methods head lora unipelt-apl --seeds 2 --train-rows 800 --out results/docstrings
     """
     import time
 

@@ -10,7 +10,7 @@ from unipelt.errors import UserError
 
 def export(
     run: str = typer.Argument(..., help=RUN_FOLDER),
-    data: str = option("Data", "file with texts, for --fix-gates and --folded; labels show what folding costs"),
+    data: str = option("Data", "file with texts, for --fix-gates and --folded; if it has labels, --folded prints how the metric changes"),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
     model: str = BASE_OF_RUN,
@@ -40,7 +40,7 @@ def export(
     Examples:
         unipelt export runs/lora --merged models/lora
         unipelt export runs/lora --peft adapters/lora
-        unipelt export runs/reviews --folded runs/reviews-folded --data validation.csv
+        unipelt export runs/gated --folded runs/folded --data validation.csv
     """
     given = {flag: folder for flag, folder in (("--merged", merged), ("--peft", peft), ("--folded", folded)) if folder}
     if len(given) != 1:

@@ -11,6 +11,7 @@ import typer
 
 from unipelt import spec
 from unipelt.errors import UserError
+from unipelt.train import recipes, records
 from unipelt.train.recipes import EPOCHS, Recipe, default_recipe
 from unipelt.train.records import FLAGS, GENERATION, option_of
 
@@ -60,7 +61,7 @@ BASE_OF_RUN = option("Model", "folder or Hub name of the base (default: the one 
 
 # Options that several commands have.
 DEVICE_HELP = "auto, cpu or cuda (default: auto, the GPU where there is one)"
-DEVICE = option("Training", DEVICE_HELP, default="auto")
+DEVICE = option("Training", DEVICE_HELP, default="auto", metavar="auto|cpu|cuda")
 OVERWRITE = switch("Output", "replace --out where it exists (default: refuse)", "--overwrite")
 
 
@@ -69,7 +70,7 @@ def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (),
 
     default: what the help names as default, by field, where that is not the field's own default.
     """
-    made, kinds, helps = [], get_type_hints(settings), docs(settings)
+    made, kinds, helps, values = [], get_type_hints(settings), docs(settings), recipes.VALUES | records.VALUES
     for field in dataclasses.fields(settings):
         if field.name in but or (only and field.name not in only):
             continue
@@ -84,7 +85,7 @@ def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (),
             *([SHORT[field.name]] if field.name in SHORT else []),
         ]
         one = _one(*get_args(kind)) if several else _one(kind)
-        panel, metavar = _panel(settings, field.name), METAVARS.get(one)
+        panel, metavar = _panel(settings, field.name), "|".join(values.get(field.name, ())) or METAVARS.get(one)
         given = option(panel, text, *names, default=[] if several else None, metavar=metavar)
         taken: Any = list[one] if several else one | None  # type: ignore[valid-type]
         made.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=given, annotation=taken))
@@ -100,7 +101,7 @@ def recipe_defaults() -> dict[str, str]:
         if values[0] is None:
             continue
         if field.name == "lr":
-            found["lr"] = f"{values[0]:g} for {spec.DEFAULT} on {BASE}; `unipelt methods` lists each method's"
+            found["lr"] = f"by method and by the base's hidden size, see `unipelt methods`; {values[0]:g} for {spec.DEFAULT} on {BASE}"
         elif len(set(values)) == 1:
             found[field.name] = _shown(values[0])
         else:

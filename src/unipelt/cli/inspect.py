@@ -18,13 +18,15 @@ def inspect(
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
     model: str = option("Model", "folder or Hub name of the base (default: the run's; with --show-labels smollm2)"),
-    base: str = option(
-        "Model", "folder or Hub name of a base: show the paths of the modules in its layers, and check them"
-    ),
     show_labels: bool = switch(
         "Output",
         "without RUN: show the tokens of the first examples of --data, and which of them the training loss counts",
         "--show-labels",
+    ),
+    show_modules: bool = switch(
+        "Output",
+        "without RUN: show the paths of the modules in the layers of --model, and check them",
+        "--show-modules",
     ),
     figure: str = option("Output", "file for a heat map of the gates, such as gates.png or gates.svg"),
     overwrite: bool = switch("Output", "replace --figure where it exists (default: refuse)", "--overwrite"),
@@ -33,8 +35,8 @@ def inspect(
 
     Examples:
         unipelt inspect --data chats.jsonl --model smollm2 --show-labels
-        unipelt inspect runs/reviews --data new.csv --figure gates.png
-        unipelt inspect --base minilm
+        unipelt inspect runs/gated --data new.csv --figure gates.png
+        unipelt inspect --model minilm --show-modules
     """
     from unipelt.checkpoint.description import CONFIG, describe
     from unipelt.checkpoint.disk import refuse_existing, resolve
@@ -50,12 +52,14 @@ def inspect(
         for line in label_lines(data, model or "smollm2"):
             print(line)
         return
-    if base:
+    if show_modules:
         from unipelt.cli.base_rows import row_lines
 
         if run or data:
-            raise UserError(f"--base {base}: shows a base alone; leave out the run and --data")
-        for line in row_lines(base):
+            raise UserError("--show-modules shows a base alone; leave out the run and --data")
+        if not model:
+            raise UserError("--show-modules needs --model: a folder or the Hub name of a base")
+        for line in row_lines(model):
             print(line)
         return
     if not run:

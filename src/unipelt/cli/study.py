@@ -1,5 +1,6 @@
 """`unipelt study`: run the papers' studies; each finished run is stored in SQLite."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,20 +43,29 @@ _ENGINE = option(
     "Training",
     "local: in this process; ray: on the Ray cluster of RAY_ADDRESS, or one on this machine (default: local)",
     default="local",
+    metavar="local|ray",
 )
-_GPUS = number("Training", "with --engine ray: fraction of a GPU for each fleet (default: 1)")
+_GPUS = number("Training", "with --engine ray: fraction of a GPU for each group of runs that train together (default: 1)")
 _OUT = option("Output", "folder of the study; the same command trains what is missing (required)")
-_PAPERS = {"tasks": "GLUE's eight tasks", "k": "100 500 1000 all", "methods": "the paper's " + " ".join(METHODS)}
+_PAPERS = {"tasks": "GLUE's eight tasks", "k": "100 500 1000 all", "methods": " ".join(METHODS) + ", those of UniPELT's tables"}
 _UNIFIED = {
     name: " ".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in DEFAULTS.items()
 }
-_EVERY = [
-    *flags(StudyConfig, but=["recipe", "columns", "folds"]), *flags(Recipe, but=["lr"], default=recipe_defaults()), *flags(RunConfig, only=COLUMNS),
-]  # fmt: skip
+
+
+def _shared(model: str = StudyConfig.model) -> list[inspect.Parameter]:
+    """The options of every study. model: the default base."""
+    return [
+        *flags(StudyConfig, but=["recipe", "columns", "folds"], default={"model": model}),
+        *flags(Recipe, but=["lr"], default=recipe_defaults()),
+        *flags(RunConfig, only=COLUMNS),
+    ]
+
+
 
 
 @app.command(cls=Command)
-@takes(*flags(Grid, default=_PAPERS), *_EVERY)
+@takes(*flags(Grid, default=_PAPERS), *_shared())
 def grid(
     device: str = DEVICE,
     engine: str = _ENGINE,
@@ -77,27 +87,27 @@ def grid(
 
 
 @app.command(cls=Command)
-@takes(*flags(Grid, default=_UNIFIED), *_EVERY)
+@takes(*flags(Grid, default=_UNIFIED), *_shared(model=DEFAULTS["model"]))
 def unified(
     device: str = DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT, **given: Any
 ) -> None:
-    """Compare the methods of the unified view (He et al. 2022) on generated text, at equal trained parameters.
+    """Compare the methods of the unified view (He et al. 2022) on generated text, most of them at equal stored size.
 
     Examples:
         unipelt study unified --epochs 3 --precision bf16 --max-new-tokens 40 --out results/unified
         unipelt study unified --methods lora parallel-adapter mam --seeds 2 --out results/three
-        unipelt study unified --data EdinburghNLP/xsum --model facebook/bart-large --k all --epochs 30 --out results/xsum
+        unipelt study unified --data EdinburghNLP/xsum --model facebook/bart-large --train-rows all --epochs 30 --out results/xsum
     """
     _run(unified_options(given), out, engine, device, gpus_per_fleet)
 
 
 @app.command(cls=Command)
-@takes(*flags(Grid, but=["methods"], default={"tasks": "cola", "k": "100"}), *_EVERY)
+@takes(*flags(Grid, but=["methods"], default={"tasks": "cola", "k": "100"}), *_shared())
 def sweep(
-    method: str = option("Model", "preset whose option is varied (default: adapter)", default="adapter"),
+    method: str = option("Model", "method whose option is varied (default: adapter)", default="adapter"),
     option_: str = option(
         "Model",
-        "option of the preset, such as bottleneck (figure 2), alpha (figure 3), prefix or length (default: bottleneck)",
+        "option of the method, such as bottleneck (figure 2), alpha (figure 3), prefix or length (default: bottleneck)",
         "--option",
         default="bottleneck",
     ),
@@ -110,7 +120,7 @@ def sweep(
     out: str = _OUT,
     **given: Any,
 ) -> None:
-    """Vary one option of one preset: figures 2 and 3 of UniPELT.
+    """Vary one option of one method: figures 2 and 3 of UniPELT.
 
     Examples:
         unipelt study sweep --method adapter --option bottleneck --values 8 48 192 --out results/figure2

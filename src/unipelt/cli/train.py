@@ -26,7 +26,7 @@ def train(
     Examples:
         unipelt train --data reviews.csv --text-column review --label-column stars --out runs/reviews
         unipelt train --data docstrings --train-rows 800 --method 'lora(r=16)' --out runs/lora
-        unipelt train --model bert-base-uncased --data sst2 --k 100 --seed 1 --lr 5e-4 --out runs/sst2
+        unipelt train --model bert-base-uncased --data sst2 --train-rows 100 --seed 1 --lr 5e-4 --out runs/sst2
     """
     recipe = {flag.name: given.pop(flag.name) for flag in _RECIPE if flag.name in given}
     if "task" not in given:

@@ -24,8 +24,9 @@ BASELINES = ("constant", "tfidf", "probe", SETFIT, "zero-shot", "nearest")
 """methods that attach nothing: train/text_features.py, train/contrastive.py; of generated text train/answer_baselines.py"""
 GATE, HEAD = "gate", "head"  # further kinds of parameters with a learning rate of their own
 EQUAL, BALANCED = "none", "balanced"  # class weights
-PRECISIONS = ("auto", "fp32", "bf16")
 RANDOM, PROBE = "random", "probe"  # how a head starts
+VALUES = {"class_weights": (BALANCED, EQUAL), "head_start": (PROBE, RANDOM), "precision": ("auto", "fp32", "bf16")}
+"""the values of fields with few, by field"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +99,9 @@ class Recipe:
         for name, rate in {"lr": self.lr, **{f"lr_{kind}": rate for kind, rate in self.rates.items()}}.items():
             if not 0 < rate <= 10:
                 raise UserError(f"--{name.replace('_', '-')} {rate}: expected above 0, to 10.0")
-        if self.class_weights not in (EQUAL, BALANCED):
-            raise UserError(f"--class-weights {self.class_weights}: expected {EQUAL} or {BALANCED}")
-        if self.head_start not in (RANDOM, PROBE):
-            raise UserError(f"--head-start {self.head_start}: expected {RANDOM} or {PROBE}")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"--precision {self.precision}: expected {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+        for name, known in VALUES.items():
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"--{name.replace('_', '-')} {value}: expected {', '.join(known[:-1])} or {known[-1]}")
 
     @property
     def rates(self) -> dict[str, float]:

@@ -18,10 +18,12 @@ from unipelt.train.recipes import Recipe, check_rates
 RECORD, FORMAT = "run.json", 2
 FULL = "full"
 DONE = ("finished", "stopped early")  # statuses of a run that has a result
-CHOICES: dict[str, tuple[str | None, ...]] = {
+VALUES: dict[str, tuple[str, ...]] = {
     "pooling": ("auto", "model", "cls", "mean"),
     "head": ("train", "frozen", "paper"),
+    "excess_length": ("trim-prompt", "drop", "error"),
 }
+"""the values of fields with few, by field"""
 FLAGS = {  # of fields whose option has another name
     "task": "--data", "tasks": "--data", "k": "--train-rows",
     "rates": "--num-rates", "width": "--runs-at-once",
@@ -86,8 +88,8 @@ class RunConfig:
     model: str = "minilm"
     """base model: minilm, smollm2, a folder, or a name on the Hub"""
     task: str
-    """GLUE task (cola, sst2, …), built-in task (docstrings, docstring-summaries), data set on the Hub (owner/name), or file: CSV,
-    TSV, JSON, JSONL, Parquet, Excel, CoNLL"""
+    """GLUE task (cola, sst2, …), built-in task (docstrings, docstring-summaries), data set on the Hub (owner/name or
+    owner/name/subset; its test split, else its validation split, is the test set), or file: CSV, TSV, JSON, JSONL, Parquet, Excel, CoNLL"""
     k: int | str = "all"
     """number of training examples, drawn by the seed; all: every example that is not held out"""
     method: str = spec.DEFAULT
@@ -123,13 +125,13 @@ class RunConfig:
     skip_empty: bool = False
     """leave out examples with an empty text or label (without it, such a file is an error)"""
     validation: str | None = None
-    """file with the validation examples, which select the checkpoint (default: taken from the training
-    examples)"""
+    """file with the validation examples, which select the checkpoint (default: with --train-rows, examples that neither train nor
+    test; without it, a tenth of those that do not test)"""
     test: str | None = None
     """file with the test examples (default: 20 % of the examples, at most 1,000; the validation set of a GLUE task;
     `compare` cross-validates small data instead)"""
     validation_rows: int = 1000
-    """maximum number of validation examples taken from the training examples (at least 10); a --validation file is used whole"""
+    """maximum number of validation examples, 10 or more; a --validation file is used whole"""
     test_rows: int | None = None
     """maximum number of test examples, the same for every seed (default: all); fewer cost less time where texts are generated"""
     stratify: bool = False
@@ -151,10 +153,9 @@ class RunConfig:
     """fields of the recipe that are given; the method's defaults fill the rest"""
 
     def __post_init__(self):
-        for name, known in CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(f"{option_of(name)} {value}: {did_you_mean(str(value), [one for one in known if one])}")
+        for name, known in VALUES.items():
+            if (value := getattr(self, name)) is not None and value not in known:
+                raise UserError(f"{option_of(name)} {value}: {did_you_mean(str(value), known)}")
         if not 0 <= self.seed < SEEDS:
             raise UserError(f"--seed {self.seed}: expected 0 to {SEEDS - 1}")
         if any(name.startswith("lr_") for name in self.recipe):
