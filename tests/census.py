@@ -62,9 +62,9 @@ def census(name: str) -> dict[str, Any]:
     if all(row.attention.prefix for row in rows) and any(takes[method] != "yes" for method in WITH_PREFIX):
         rows = without_prefix(rows)
         broken = next(takes[method] for method in WITH_PREFIX if takes[method] != "yes")
-        takes |= {method: f"with a prefix a law breaks ({broken})" for method in WITH_PREFIX if takes[method] == "yes"}
+        takes |= {method: f"with a prefix it fails: {broken}" for method in WITH_PREFIX if takes[method] == "yes"}
     if takes["lora"] != "yes":
-        return {"why": f"its row breaks a law with lora: {takes['lora']}"}
+        return {"why": f"it fails with lora: {takes['lora']}"}
     return {"rows": rows_to_json(rows), "flags": flags_of(model.base_model.config), "takes": takes}
 
 
@@ -160,6 +160,8 @@ class Laws:
             return f"refused: {error}"
         try:
             return self.broken_attached(method, rows) or self.broken_detached()
+        except UserError as error:
+            return str(error)[:120]
         except Exception as error:
             where = [f for f in traceback.extract_tb(error.__traceback__) if "unipelt" in f.filename]
             at = f" in {Path(where[-1].filename).name}" if where else ""
@@ -300,11 +302,12 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "# Model types", "",
         f"Every model type of transformers {hf.__version__} that has a language-modelling, classification or",
         "image-classification head. `make census` writes this page; do not edit it.", "",
-        "A tiny random model of each type is run, its parts are found, and these laws must hold: no change at",
-        "zero, gradients everywhere, padding, no view of later tokens, cached = uncached, eager = SDPA, merge,",
-        "detach, and the checks of `unipelt/inject/verify.py`. A type that is not here is found in the same",
-        "way when you attach, or refused with the reason. `unipelt architectures NAME` prints a row.", "",
-        "How to give a row: [how-to-new-architecture.md](how-to-new-architecture.md).", "",
+        "A tiny random model of each type is run, its modules are found, and these properties are tested: no",
+        "change at zero, gradients everywhere, padding changes nothing, no view of later tokens, generation with",
+        "a cache = without, eager = SDPA, merge, detach, and the checks of `unipelt/inject/verify.py`. A type that",
+        "is not here is run in the same way when you attach, or refused with the reason. `unipelt architectures",
+        "NAME` prints what is known of a type.", "",
+        "How to name a model's modules yourself: [how-to-new-architecture.md](how-to-new-architecture.md).", "",
         f"## {len(rows)} types that take methods", "",
         f"| type | {heads} |", f"|---|{'---|' * len(METHODS)}",
     ]  # fmt: skip
@@ -321,7 +324,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
             marks.append("yes" if reason == "yes" else f"no [{reasons.setdefault(said, len(reasons) + 1)}]")
         lines.append(f"| {name} | {' | '.join(marks)} |")
     lines += ["", *(f"{number}. {said}" for said, number in reasons.items())]
-    lines += ["", f"## {len(results) - len(rows)} types without a row", ""]
+    lines += ["", f"## {len(results) - len(rows)} types that take no method", ""]
     for name, found in sorted(results.items()):
         if "rows" not in found:
             lines.append(f"- **{name}**: {' '.join(found['why'].split())}")
