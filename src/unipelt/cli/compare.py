@@ -24,7 +24,9 @@ WINNER = "winner"
 WORTH = 1.5  # times as many epochs must fit for finished runs to be trained again
 SPARE = 0.06  # share of the minutes that is kept for the last test and the report
 USUAL: dict[str, Any] = {"methods": ["head", "lora", "adapter", "unipelt-apl"], "seeds": 3, "rates": 2}
-_FOLDS = {"folds": "5 for up to 2,000 examples; 0 for more, with --train-rows, --validation or --test, and for generation"}
+_FOLDS = {
+    "folds": "5 for up to 2,000 examples; 0 for more, with --train-rows, --validation or --test, and for generation"
+}
 _USUAL = {name: " ".join(value) if isinstance(value, list) else str(value) for name, value in USUAL.items()}
 _USUAL["seeds"] += "; with folds, the number of cross-validations: 1"
 

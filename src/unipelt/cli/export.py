@@ -10,7 +10,10 @@ from unipelt.errors import UserError
 
 def export(
     run: str = typer.Argument(..., help=RUN_FOLDER),
-    data: str = option("Data", "file with texts, for --fix-gates and --folded; if it has labels, --folded prints how the metric changes"),
+    data: str = option(
+        "Data",
+        "file with texts, for --fix-gates and --folded; if it has labels, --folded prints how the metric changes",
+    ),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
     model: str = BASE_OF_RUN,

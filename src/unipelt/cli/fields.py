@@ -101,7 +101,9 @@ def recipe_defaults() -> dict[str, str]:
         if values[0] is None:
             continue
         if field.name == "lr":
-            found["lr"] = f"by method and by the base's hidden size, see `unipelt methods`; {values[0]:g} for {spec.DEFAULT} on {BASE}"
+            found["lr"] = (
+                f"by method and by the base's hidden size, see `unipelt methods`; {values[0]:g} for {spec.DEFAULT} on {BASE}"
+            )
         elif len(set(values)) == 1:
             found[field.name] = _shown(values[0])
         else:

@@ -45,9 +45,15 @@ _ENGINE = option(
     default="local",
     metavar="local|ray",
 )
-_GPUS = number("Training", "with --engine ray: fraction of a GPU for each group of runs that train together (default: 1)")
+_GPUS = number(
+    "Training", "with --engine ray: fraction of a GPU for each group of runs that train together (default: 1)"
+)
 _OUT = option("Output", "folder of the study; the same command trains what is missing (required)")
-_PAPERS = {"tasks": "GLUE's eight tasks", "k": "100 500 1000 all", "methods": " ".join(METHODS) + ", those of UniPELT's tables"}
+_PAPERS = {
+    "tasks": "GLUE's eight tasks",
+    "k": "100 500 1000 all",
+    "methods": " ".join(METHODS) + ", those of UniPELT's tables",
+}
 _UNIFIED = {
     name: " ".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in DEFAULTS.items()
 }
@@ -60,8 +66,6 @@ def _shared(model: str = StudyConfig.model) -> list[inspect.Parameter]:
         *flags(Recipe, but=["lr"], default=recipe_defaults()),
         *flags(RunConfig, only=COLUMNS),
     ]
-
-
 
 
 @app.command(cls=Command)
