@@ -76,7 +76,7 @@ def fleet(
             on_step(trained, event)
 
     words = Words(padding_side="left" if arch == "gpt2" else "right")
-    frozen = None if states is None else find_frozen(model, words, plans[0], states, arch)
+    frozen = None if states is None else find_frozen(model, words, plans, states, arch)
     return Fleet(model, plans, words, on_step=steps, frozen=frozen, **how)
 
 

@@ -1,18 +1,19 @@
 """What the layers below the lowest change give is computed once for each example, and is what they would give each time."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from train.fleets import fleet, plan, train
+from train.fleets import fleet, plan, rows, train
 from train.test_fleet import same_run
 from train.test_resume import Stopped, assert_same, stop_at
 from unipelt import spec
 from unipelt.train import frozen
 from unipelt.train.fleet import Fleet
-from unipelt.train.frozen import StateCache
+from unipelt.train.frozen import StateCache, group_sets
 
 UPPER = {
     "head": spec.mixture("head"),
@@ -67,6 +68,23 @@ def test_kept_states_change_no_result(name: str, arch: str, path: str):
     assert arch != "bert" or not embedded  # gpt2 adds positions and drops out before its first layer
 
 
+def test_examples_that_folds_share_are_computed_once():
+    whole = rows(40, seed=9)
+    folds = [plan(seed=1), plan(seed=2), plan(seed=3)]
+    for number, one in enumerate(folds):
+        test = [*range(number * 10, number * 10 + 10)]
+        train_rows = [index for index in range(40) if index not in test]
+        folds[number] = replace(one, train=whole.take(train_rows), validation=whole.take(test), test=whole.take(test))
+    cache = StateCache()
+    kept, plain = (fleet(folds, UPPER["head"], states=states) for states in (cache, None))
+    calls, expected = Calls(kept, "bert.encoder.layer"), train(plain)
+    for number, run in train(kept).items():
+        same_run(run, expected[number])
+    assert calls.rows[0] == 40 and len(cache.kept) == 1
+    apart = group_sets([rows(40, seed=9), rows(30, seed=8)])
+    assert [len(group.examples) for group in apart] == [40, 30], "sets with nothing in common are kept apart"
+
+
 def test_a_training_with_kept_states_goes_on_bit_identically(tmp_path: Path):
     mixture = UPPER["gated mixture above"]
 
@@ -110,4 +128,4 @@ def test_layers_that_do_more_than_they_give_are_computed():
         lambda module, args, output: inner.append(output[0])
     )
     made.model.bert.pooler.register_forward_pre_hook(lambda module, args: (args[0] + inner[-1],))
-    assert frozen.find_frozen(made.model, made.tokenizer, made.plans[0], StateCache(), "bert") is None
+    assert frozen.find_frozen(made.model, made.tokenizer, made.plans, StateCache(), "bert") is None

@@ -1,10 +1,12 @@
 """Hidden states below the lowest change of a mixture: computed once for each example, in evaluation mode, and kept.
 
 Where nothing in the layers 0 to n - 1 is tuned, what enters layer n depends on the example alone. A forward of the training
-loop then begins there: the layers below give what was kept. Dropout below layer n is off. Sets of examples are computed whole
-and in one order, so that a training that is resumed reads the same bits.
+loop then begins there: the layers below give what was kept. Dropout below layer n is off. Sets that share examples, as the folds
+of a cross-validation do, are one group, which has each example once. A group is computed whole and in one order, so that a
+training that is resumed reads the same bits.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -29,31 +31,66 @@ from unipelt.train.forward import STATES, logits_of, longest_first, uses_bf16
 from unipelt.train.runs import Plan
 
 SHARE = 0.25  # of the free memory or disk that one set of examples may take
+SHARED = 0.1  # of the smaller of two sets of examples
 TOLERANCE = {False: 1e-4, True: 2e-2}  # of the largest logit; True: in bf16
 
 
 @dataclass
-class KeptStates:
-    """The states of one set of examples."""
+class Group:
+    """Sets that share examples, and each of their examples once."""
 
-    encoded: Encoded
-    """kept, so that its identity is taken by no other"""
+    sets: list[Encoded]
+    examples: dict[bytes, tuple[Encoded, int]]
+    """by its tokens: a set that has it, and its place there"""
+
+    def join(self, other: "Group") -> "Group":
+        """Both as one; the examples of this one come first."""
+        further = {tokens: where for tokens, where in other.examples.items() if tokens not in self.examples}
+        return Group([*self.sets, *other.sets], self.examples | further)
+
+
+def group_sets(sets: Sequence[Encoded]) -> list[Group]:
+    """Groups of sets of examples; sets of which a tenth is the same are in one group."""
+    groups: list[Group] = []
+    for encoded in sets:
+        mine, apart = Group([encoded], {}), []
+        for index in range(len(encoded)):
+            mine.examples.setdefault(tokens_of(encoded, index), (encoded, index))
+        for group in groups:
+            shared = len(group.examples.keys() & mine.examples.keys())
+            if shared >= SHARED * min(len(group.examples), len(mine.examples)):
+                mine = group.join(mine)
+            else:
+                apart.append(group)
+        groups = [*apart, mine]
+    return groups
+
+
+def tokens_of(encoded: Encoded, index: int) -> bytes:
+    """What the model reads of one example."""
+    return b"".join(values[index].tobytes() for values in encoded.features.values())
+
+
+@dataclass
+class KeptStates:
+    """The states of one group of examples."""
+
     values: Float[Tensor, "tokens hidden"]
     """of all examples, one behind another"""
     starts: list[int]
     """where each example begins, and where the last one ends"""
 
-    def rows(self, indices: Sequence[int], width: int) -> Float[Tensor, "example seq hidden"]:
-        """The states of some examples, 0 where there is no token."""
-        found = self.values.new_zeros(len(indices), width, self.values.shape[-1])
-        for row, index in enumerate(indices):
-            start, end = self.starts[index], self.starts[index + 1]
+    def rows(self, places: Sequence[int], width: int) -> Float[Tensor, "example seq hidden"]:
+        """The states of some examples, 0 where there is no token. places: theirs in the group."""
+        found = self.values.new_zeros(len(places), width, self.values.shape[-1])
+        for row, place in enumerate(places):
+            start, end = self.starts[place], self.starts[place + 1]
             found[row, : end - start] = self.values[start:end]
         return found
 
 
 class StateCache:
-    """Kept states of sets of examples, by base, number of layers, precision and set; shared by the fleets of a process."""
+    """Kept states of groups of examples, by base, number of layers, precision and group; shared by the fleets of a process."""
 
     def __init__(self, folder: Path | None = None):
         self.kept: dict[tuple, KeptStates] = {}
@@ -61,7 +98,7 @@ class StateCache:
         self.warned = False
 
     def keep_only(self, wanted: set[tuple]) -> None:
-        """Drop all sets but these."""
+        """Drop all groups but these."""
         self.kept = {key: states for key, states in self.kept.items() if key in wanted}
 
     def allocate(self, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
@@ -93,17 +130,22 @@ class FrozenStates:
 
     def __init__(
         self, model: PreTrainedModel, layers: FrozenLayers, tokenizer: PreTrainedTokenizerBase, task: type[Task], precision: str,
-        cache: StateCache | None = None, base: str = "",
+        sets: Sequence[Encoded], cache: StateCache, base: str,
     ):  # fmt: skip
-        """base: what tells the base from others, of which the cache may hold states too."""
+        """sets: all that will be read; what the cache holds of others is dropped. base: what tells the base from others, of which
+        the cache may hold states too."""
         self.model, self.layers, self.tokenizer, self.task = model, layers, tokenizer, task
-        self.cache, self.precision = cache or StateCache(), precision
+        self.cache, self.precision = cache, precision
         self.device = next(model.parameters()).device
-        self.name = base or str(id(model)), len(layers.layers), precision
-
-    def forget_others(self, sets: Sequence[Encoded]) -> None:
-        """Drop what a cache holds of other bases, and of other sets of examples than these."""
-        self.cache.keep_only({(*self.name, id(encoded)) for encoded in sets})
+        self.groups: dict[tuple, Group] = {}
+        self.places: dict[int, tuple[tuple, list[int]]] = {}
+        for group in group_sets([*{id(encoded): encoded for encoded in sets}.values()]):
+            key = base, len(layers.layers), precision, hashlib.sha256(b"".join(group.examples)).digest()
+            self.groups[key] = group
+            place = {tokens: number for number, tokens in enumerate(group.examples)}
+            for encoded in group.sets:
+                self.places[id(encoded)] = key, [place[tokens_of(encoded, index)] for index in range(len(encoded))]
+        cache.keep_only({*self.groups})
 
     def states(
         self, parts: Sequence[Part], inputs: dict[str, Tensor], on_batch: Callable[[int], None] = lambda rows: None
@@ -113,10 +155,11 @@ class FrozenStates:
         filled, _ = fill(parts)
         found = []
         for part in filled:
-            kept = self._kept(part.encoded, on_batch)
+            key, places = self.places[id(part.encoded)]
+            kept = self._kept(key, on_batch)
             if kept is None:
                 return self._compute(inputs)
-            found.append(kept.rows(part.indices, inputs["input_ids"].shape[1]))
+            found.append(kept.rows([places[index] for index in part.indices], inputs["input_ids"].shape[1]))
         return torch.cat(found).to(self.device)
 
     @torch.no_grad()
@@ -128,25 +171,25 @@ class FrozenStates:
         self.model.train(training)
         return states[0]
 
-    def _kept(self, encoded: Encoded, on_batch: Callable[[int], None]) -> KeptStates | None:
-        key = *self.name, id(encoded)
+    def _kept(self, key: tuple, on_batch: Callable[[int], None]) -> KeptStates | None:
         if key in self.cache.kept:
             return self.cache.kept[key]
-        lengths = encoded.lengths()
+        examples = [*self.groups[key].examples.values()]
+        lengths = [len(encoded.features["input_ids"][index]) for encoded, index in examples]
         values, starts = None, [0, *accumulate(lengths)]
-        for batch in longest_first([lengths], self.device):
-            parts = [Part(None, encoded, batch[0])]
+        for (batch,) in longest_first([lengths], self.device):
+            parts = [Part(None, encoded, [index]) for encoded, index in (examples[place] for place in batch)]
             inputs, _ = self.task.evaluation_inputs(parts, self.tokenizer, self.device)
             states = self._compute(inputs)
             if values is None:
                 values = self.cache.allocate(sum(lengths), states.shape[-1], states.dtype, self.device)
                 if values is None:
                     return None
-            for row, index in enumerate(batch[0]):
-                values[starts[index] : starts[index] + lengths[index]] = states[row, : lengths[index]].to(values.device)
-            on_batch(len(batch[0]))
+            for row, place in enumerate(batch):
+                values[starts[place] : starts[place] + lengths[place]] = states[row, : lengths[place]].to(values.device)
+            on_batch(len(batch))
         assert values is not None
-        self.cache.kept[key] = KeptStates(encoded, values, starts)
+        self.cache.kept[key] = KeptStates(values, starts)
         return self.cache.kept[key]
 
     @torch.no_grad()
@@ -182,13 +225,14 @@ def free_memory(device: torch.device) -> float:
 
 
 def find_frozen(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: Plan, cache: StateCache, base: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plans: Sequence[Plan], cache: StateCache, base: str
 ) -> FrozenStates | None:
-    """What the fleets of an attached model need not compute again; None where its lowest layer is tuned."""
+    """What a fleet with these plans need not compute again; None where its lowest layer is tuned."""
     tuned = getattr(model, NAME, None)
     if not isinstance(tuned, MixtureState) or not (layers := frozen_layers(model)):
         return None
+    first, sets = plans[0], [part for plan in plans for part in (plan.train, plan.validation, plan.test) if part]
     found = FrozenStates(
-        model, FrozenLayers(model, layers), tokenizer, type(plan.task), plan.recipe.precision, cache, base
+        model, FrozenLayers(model, layers), tokenizer, type(first.task), first.recipe.precision, sets, cache, base
     )
-    return found if found.agrees(plan.train, tuned.runs) else None
+    return found if found.agrees(first.train, tuned.runs) else None

@@ -100,9 +100,7 @@ def build_fleet(
         if not model.supports_gradient_checkpointing:
             raise UserError(f"--gradient-checkpointing: {type(model).__name__} does not support it; leave it out")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    frozen = find_frozen(model, tokenizer, plans[0], cache.states, found["base"])
-    if frozen is not None:
-        frozen.forget_others([part for plan in plans for part in (plan.train, plan.validation, plan.test) if part])
+    frozen = find_frozen(model, tokenizer, plans, cache.states, found["base"])
     choose_attention(model, plans[0].recipe.precision, max(max(plan.train.lengths()) for plan in plans))
     cast_frozen_weights(model, plans[0].recipe.precision)
     torch.manual_seed(first.seed)  # dropout
