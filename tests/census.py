@@ -13,18 +13,20 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import shrink
 import torch
 import transformers as hf
+from hand_written import HAND_WRITTEN
 from torch import Tensor
 
 import unipelt
 from unipelt.errors import SiteError, UserError
 from unipelt.inject import discover as discovery
-from unipelt.inject.architectures import HAND_WRITTEN, Stack, flags_of, rows_to_json, without_prefix
+from unipelt.inject.architectures import Stack, flags_of, rows_to_json
 from unipelt.inject.state import attached_state
 from unipelt.inject.verify import first_failed_check
 
@@ -85,6 +87,12 @@ def row_of(name: str, model: hf.PreTrainedModel) -> tuple[Stack, ...]:
                 "by running it: with another number of heads its fused projection is laid out in another way"
             )
     return rows
+
+
+def without_prefix(rows: tuple[Stack, ...]) -> tuple[Stack, ...]:
+    """The same rows, with attention that no prefix enters."""
+    closed = {"prefix": False, "softmax": None}
+    return tuple(row.with_attentions(lambda attention: replace(attention, **closed), keywords=True) for row in rows)
 
 
 class Laws:
@@ -237,7 +245,10 @@ def fill(parameters: Any, size: float) -> None:
 def code_now() -> str:
     """A hash of the code that a result depends on, without its comments and docstrings."""
     watched = [ROOT / "src/unipelt/inject" / name for name in WATCHED]
-    every = "".join(_without_prose(path) for path in (*watched, ROOT / "tests/shrink.py", Path(__file__)))
+    every = "".join(
+        _without_prose(path)
+        for path in (*watched, *(ROOT / "tests" / name for name in ("shrink.py", "hand_written.py", "census.py")))
+    )
     return hashlib.sha256((every + hf.__version__).encode()).hexdigest()
 
 
@@ -268,7 +279,7 @@ def kept(name: str) -> dict[str, Any]:
     return found
 
 
-WATCHED = ("discover.py", "layer_row.py", "layer_run.py", "own_softmax.py", "prefix_entry.py", "trace.py", "verify.py")
+WATCHED = ("discover.py", "layer_row.py", "layer_run.py", "own_softmax.py", "trace.py", "verify.py")
 """what a row depends on"""
 
 

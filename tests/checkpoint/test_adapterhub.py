@@ -111,7 +111,7 @@ def test_without_a_head_file_the_head_is_the_bases_own(tmp_path: Path):
     copied("bert-lora", tmp_path)
     (tmp_path / HEAD_TENSORS).unlink()
     model = unipelt.load_adapterhub(base_of("bert-lora"), tmp_path)
-    assert not mixture_state(model).head_modules()
+    assert not mixture_state(model).head_modules
     randomise(model)
 
 

@@ -79,7 +79,7 @@ def test_the_keys_are_these_and_no_others(saved: Path):
     }  # fmt: skip
     expected = {f"encoder.{i}.{name}" for i in (0, 1) for name in layer}
     expected |= {"encoder.stack.prefix_heads.self.key", "encoder.stack.prefix_heads.self.value"}
-    expected |= {"head.classifier.linear.weight", "head.classifier.linear.bias"}
+    expected |= {"head.classifier.weight", "head.classifier.bias"}
     assert set(load_file(saved / TENSORS)) == expected
     assert {path.name for path in saved.iterdir()} == {CONFIG, TENSORS, CARD}
 
@@ -125,7 +125,7 @@ def test_a_loaded_run_names_its_classes_and_the_base_gets_its_own_names_back(tmp
 def test_a_head_that_is_frozen_as_it_was_drawn_comes_back(tmp_path: Path):
     """The papers' own policy: a head at random init is part of what was trained."""
     model = unipelt.attach(tiny.build("bert"), "lora", head="frozen", fresh_head=True, seeds=[3])
-    assert "head" not in unipelt.trainable_parameters(model) and mixture_state(model).head_modules()
+    assert "head" not in unipelt.trainable_parameters(model) and mixture_state(model).head_modules
     base = tiny.build("bert")
     assert not torch.equal(logits(base, "bert"), logits(model, "bert"))
     assert torch.equal(logits(unipelt.load(base, unipelt.save(model, tmp_path)), "bert"), logits(model, "bert"))
@@ -180,7 +180,7 @@ OTHERS = {
     "type": ("roberta", {}, r"made for a base without a name \(bert\); got a base without a name \(roberta\), whose type differs"),
     "depth": ("bert", {"num_hidden_layers": 3}, "whose parameters differ"),
     "width": ("bert", {"hidden_size": 16}, "whose parameters differ"),
-    "labels": ("bert", {"num_labels": 5}, r"'head.classifier.linear.weight' is \(3, 32\), expected \(5, 32\)"),
+    "labels": ("bert", {"num_labels": 5}, r"'head.classifier.weight' is \(3, 32\), expected \(5, 32\)"),
     "scaled": ("bert", lambda name, value: value * 1.1, "the weights of .* differ"),
     "negated": ("bert", lambda name, value: -value if value.dim() == 2 else value, "the weights of .* differ"),
     "noise": ("bert", lambda name, value: value + 0.005 * value.std() * torch.randn(value.shape), "differ"),

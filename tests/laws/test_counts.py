@@ -181,5 +181,5 @@ def test_the_head_trains_for_every_method_whatever_its_name(arch: str, preset: s
 def test_a_language_models_outputs_are_no_head(arch: str, tied: bool):
     model = tiny.build(arch, "generator", tie_word_embeddings=tied)
     tuned = mixture_state(unipelt.attach(model, "lora"))
-    assert not tuned.head_modules()
+    assert not tuned.head_modules
     assert not any(p.requires_grad for n, p in model.named_parameters() if not n.startswith("unipelt."))

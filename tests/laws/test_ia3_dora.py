@@ -54,7 +54,7 @@ def test_ia3_is_pefts(arch: str):
     theirs = peft.get_peft_model(base, config)
     layers = dict(theirs.base_model.model.named_modules())
     pairs = []
-    for one in mixture_state(ours).bound_changes():
+    for one in mixture_state(ours).changes:
         vector, form = layers[one.path].ia3_l["default"], one.form
         assert isinstance(form, Scaling)
         vector.data = (form.offset.data[0] + 1).view(vector.shape).clone()
@@ -72,7 +72,7 @@ def test_dora_is_pefts(arch: str):
     theirs = peft.get_peft_model(base, config)
     layers = dict(theirs.base_model.model.named_modules())
     pairs = []
-    for one in mixture_state(ours).bound_changes():
+    for one in mixture_state(ours).changes:
         layer, form = layers[one.path], one.form
         assert isinstance(form, Dora)
         for one, other in (
@@ -91,7 +91,7 @@ def test_hidden_activations_are_the_input_of_the_linear_that_ends_the_ffn(arch: 
     base = unipelt.detach(deepcopy(ours))
     take_head(base, ours)
     with torch.no_grad():
-        for one in mixture_state(ours).bound_changes():
+        for one in mixture_state(ours).changes:
             ends = one.location.part == "ffn_hidden"
             one.form.offset.fill_(-1.0 if ends else 0.0)
             if ends:

@@ -41,7 +41,7 @@ def take_head(base: nn.Module, model: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in mixture_state(model).named_parameters():
             if name.startswith("head."):
-                base.get_parameter(name.removeprefix("head.").replace(".linear.", ".")).copy_(parameter[0])
+                base.get_parameter(name.removeprefix("head.")).copy_(parameter[0])
 
 
 @pytest.mark.parametrize("which", ["query", "key", "value"])
@@ -55,7 +55,7 @@ def test_lora_is_the_merged_weight(arch: str, which: str):
         assert (result(merged(**given)) - result(model(**given))).abs().max() > 1e-3
         for stack in stacks(merged):
             for layer in stack.layers:
-                for kind, attention in stack.attentions():
+                for kind, attention in stack.row.attentions():
                     linear = layer.get(getattr(attention, which))
                     outputs = linear.weight.shape[0 if isinstance(linear, nn.Linear) else 1]
                     label = ("cross_" if kind == "cross" else "") + which

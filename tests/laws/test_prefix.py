@@ -21,7 +21,7 @@ from unipelt.forms.prefix import (
     prefix_products,
     table_of,
 )
-from unipelt.inject.fixed_gates import prefixes_computed_once
+from unipelt.inject.attention import prefixes_computed_once
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
 
@@ -138,7 +138,7 @@ def assert_every_attention_is_the_mixture(model: nn.Module, given: dict, arch: s
         id(layer.get(attention.module)): (stack.row, layer.index, kind)
         for stack in stacks(model)
         for layer in stack.layers
-        for kind, attention in stack.attentions()
+        for kind, attention in stack.row.attentions()
     }
     with unipelt.record_gates(model) as gates, spy(attn) as calls:
         model(**given)
@@ -172,15 +172,16 @@ def test_plain_products_are_the_mixture_in_any_kernel(masks: str, gated: bool):
     given = {"none": None, "bool": torch.rand(2, 1, 5, 5) < 0.6, "of each head": torch.randn(2, 6, 5, 5).double()}
     mask = given[masks]
 
-    def kernel(q, k, v, mask, bias):
+    def kernel(q, k, v, mask, bias, dropout):
         k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
         return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3).transpose(1, 2), None
 
-    both = q, k, v, mask, p_k, p_v
-    expected, _ = gated_prefix_attention(kernel, None, *both, None, gate, 0.3, None)
-    torch.testing.assert_close(prefix_products(*both, gate if gated else None, 0.3, 0.0), expected)
-    dropped = prefix_products(q, k, torch.zeros_like(v), mask, p_k, p_v, gate, 0.3, 0.0)
-    torch.testing.assert_close(prefix_products(*both, gate, 0.3, 1.0), dropped)
+    own = {"prefix_k": p_k, "prefix_v": p_v, "scaling": 0.3}
+    expected, _ = gated_prefix_attention(kernel, q, k, v, mask, None, 0.0, gate=gate, softcap=None, **own)
+    found, _ = prefix_products(q, k, v, mask, None, 0.0, gate=gate if gated else None, **own)
+    torch.testing.assert_close(found, expected)
+    dropped, _ = prefix_products(q, k, torch.zeros_like(v), mask, None, 0.0, gate=gate, **own)
+    torch.testing.assert_close(prefix_products(q, k, v, mask, None, 1.0, gate=gate, **own)[0], dropped)
 
 
 def watched(arch: str, softmax: str) -> tuple[Stack, ...]:

@@ -9,7 +9,7 @@ import tiny
 from laws.lawbook import rows
 from unipelt import Stack
 from unipelt.errors import SiteError
-from unipelt.inject.prefix_entry import with_keywords
+from unipelt.inject.discover import with_keywords
 from unipelt.inject.trace import example_inputs
 from unipelt.inject.verify import first_failed_check
 

@@ -152,7 +152,7 @@ class Case:
         stack, layer, change, part = Location.parse(path)
         two = len(self.stacks) > 1
         if change == "head":
-            return re.sub(r"\.linear\.", ".", path)
+            return path
         if layer is None and (found := re.fullmatch(r"(self|cross)\.(embedding|hidden|outputs)(?:\.\d+)?(.*)", part)):
             return f"prefix.{self.prefix_site(path)}{PREFIX_PARTS[found[2]]}{found[3]}"
         place = f"{change}.{part}"

@@ -15,7 +15,8 @@ from unipelt.checkpoint.bases import load_base
 from unipelt.errors import DataError, SiteError, SpecError
 from unipelt.forms.gate import Gate as GateModule
 from unipelt.forms.gate import GroupGate
-from unipelt.inject.state import changes_of, mixture_state
+from unipelt.inject.hooks import ModuleHook
+from unipelt.inject.state import mixture_state
 from unipelt.spec import Location
 
 GATED = [(arch, preset) for preset in ("unipelt-apl", "unipelt-central") for arch in on_each(preset)]
@@ -107,16 +108,14 @@ def test_a_change_whose_gate_is_zero_is_gone(arch: str):
     model = steady(attached(arch, "unipelt-apl"), logit=-800.0)
     given = tiny.inputs(arch, model)
     expected = says(model, given)
-    places = {one.path for one in mixture_state(model).bound_changes() if one.change.form.name != "prefix"}
+    places = {one.path for one in mixture_state(model).changes if one.change.form.name != "prefix"}
     folded = unipelt.fold(model, [given])
     assert {Location.parse(gate.path).change: gate.decision for gate in folded.gates} == {
         "bottleneck_ffn": "dropped", "low_rank_query": "dropped", "low_rank_value": "dropped", "prefix_heads": "fixed",
     }  # fmt: skip
-    assert {one.name for one in mixture_state(model).bound_changes()} == {"prefix_heads"}, (
-        "at weight 0 it takes softmax mass"
-    )
+    assert {one.name for one in mixture_state(model).changes} == {"prefix_heads"}, "at weight 0 it takes softmax mass"
     hooks = (hook for path in places for hook in model.get_submodule(path)._forward_hooks.values())
-    assert not any(changes_of(hook) for hook in hooks), "no change, no computing"
+    assert not any(isinstance(hook.__self__, ModuleHook) for hook in hooks), "no change, no computing"
     close(says(model, given), expected, arch)
 
 
@@ -198,7 +197,7 @@ def test_what_is_merged_into_the_weights_computes_the_same(arch: str, tmp_path: 
     given = tiny.inputs(arch, model)
     unipelt.save(model, tmp_path / "before")
     expected, copy = says(model, given), deepcopy(model)
-    low_rank = {one.path for one in mixture_state(model).bound_changes() if one.change.form.name == "low_rank"}
+    low_rank = {one.path for one in mixture_state(model).changes if one.change.form.name == "low_rank"}
     assert unipelt.merge(unipelt.merge(model, unmergeable="keep"), unmergeable="keep") is model
     close(says(model, given), expected, arch)
     assert not any(model.get_submodule(path)._forward_hooks for path in low_rank)
@@ -227,8 +226,8 @@ def test_what_comes_behind_another_change_waits_for_it():
     expected = says(model, given)
     unipelt.merge(model, unmergeable="keep")
     close(says(model, given), expected, "bert")
-    assert {one.name for one in mixture_state(model).bound_changes() if one.merged} == {"low_rank_value"}
-    found = [one.name for one in mixture_state(model).bound_changes() if one.path.endswith("0.attention.self.value")]
+    assert {one.name for one in mixture_state(model).changes if one.merged} == {"low_rank_value"}
+    found = [one.name for one in mixture_state(model).changes if one.path.endswith("0.attention.self.value")]
     assert found == ["low_rank_value", "bottleneck_value"], "in the order in which they are composed"
 
 

@@ -11,11 +11,10 @@ from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import detach
 from unipelt.inject.build import build
 from unipelt.inject.discover import rows_of
-from unipelt.inject.heads import build_head, find_head
+from unipelt.inject.heads import find_head
 from unipelt.inject.plan import Base
 from unipelt.inject.resolve import find_stacks
-from unipelt.inject.state import MixtureState, mixture_state
-from unipelt.spec.location import HEAD
+from unipelt.inject.state import mixture_state
 
 READ = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """dtypes from which a tuned parameter is read; whole numbers, complex ones and 8 bits cannot hold one"""
@@ -38,13 +37,8 @@ def expected_shapes(
 ) -> dict[str, Shaped[Tensor, "..."]]:
     """The parameters that one run of a mixture has on a base, without values: no memory is taken, whatever a file asks for."""
     resolved, modules = find_stacks(model, rows_of(model, stacks, True)), frozenset(find_head(model))
-    state = MixtureState(mixture, 1, {})
     with torch.device("meta"):
-        head = build_head(model, head_modules, 1)
-        built = build(mixture, 1, 0, Base(model, resolved, modules, several=False)).modules
-    own = {spec.Location("", None, HEAD, path): module for path, module in head.items()}
-    for location, module in {**built, **own}.items():
-        state.add_at(location, module)
+        state = build(mixture, 1, 0, Base(model, resolved, modules, several=False), head_modules=head_modules)
     return {name: parameter[0] for name, parameter in state.named_parameters()}
 
 

@@ -104,7 +104,7 @@ def describe_model(
 
 def head_of(tuned: MixtureState) -> Head:
     """How the head of an attached mixture is tuned."""
-    return {"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": tuned.head_modules()}
+    return {"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": list(tuned.head_modules)}
 
 
 def checkpoint_files(

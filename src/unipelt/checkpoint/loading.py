@@ -4,12 +4,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Shaped
-from torch import Tensor
+from jaxtyping import Shaped
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt import spec
@@ -20,11 +18,9 @@ from unipelt.checkpoint.fingerprint import check_base, check_tokenizer
 from unipelt.checkpoint.folder import head_of, read_run
 from unipelt.checkpoint.model_config import restore_task_config
 from unipelt.errors import CheckpointError, SpecError, UserError, did_you_mean
-from unipelt.forms.routed import Route, RoutedLinear
 from unipelt.inject.added_tokens import PREFIX, added_rows, misfit, put_added
 from unipelt.inject.architectures import Stack, rows_for
 from unipelt.inject.attach import attach, detach
-from unipelt.inject.heads import HeadLinear
 from unipelt.inject.state import NAME, AttachedState, attached_state
 from unipelt.spec.location import HEAD
 
@@ -109,20 +105,6 @@ class NamedRun:
     """begins the message of an error"""
 
 
-class PaddedLinear(RoutedLinear):
-    """A head's linear whose outputs are filled with -inf to the width of the widest run's: absent classes have probability 0."""
-
-    def __init__(self, inputs: int, outputs: int, width: int, bias: bool):
-        super().__init__(1, inputs, outputs, bias)
-        self.width = width
-
-    def forward(
-        self, x: Float[Tensor, "batch *seq inputs"], route: Route, onto: Tensor | None = None
-    ) -> Float[Tensor, "batch *seq width"]:
-        y = super().forward(x, route, onto)
-        return F.pad(y, (0, self.width - y.shape[-1]), value=-torch.inf)
-
-
 def _named(folders: Sequence[Folder] | Mapping[str, Folder]) -> dict[str, Folder]:
     """Folders by the name of their run."""
     if isinstance(folders, Mapping):
@@ -141,7 +123,7 @@ def _put_added(model: PreTrainedModel, runs: list[NamedRun]) -> None:
     """Give an attached base the rows of added tokens that runs have, which `_same_added` found alike."""
     most = max(runs, key=lambda run: len(run.added.get(f"{PREFIX}input", ())))
     if most.added:
-        attached_state(model).base_state["tokens"] = put_added(model, most.tokens, most.added)
+        attached_state(model).brought["tokens"] = put_added(model, most.tokens, most.added)
 
 
 def _same_added(runs: list[NamedRun]) -> None:
@@ -175,7 +157,7 @@ def _runs(model: PreTrainedModel) -> list[NamedRun]:
     """The runs of an attached model with their values; a run without a name has its number."""
     state = attached_state(model)
     runs: list[NamedRun] = []
-    tokens = state.base_state["tokens"]["from"] if "tokens" in state.base_state else 0
+    tokens = state.brought["tokens"]["from"] if "tokens" in state.brought else 0
     added = added_rows(model, tokens)
     for part in state.parts:
         for number in range(part.runs):
@@ -215,12 +197,10 @@ def _attach(
     )  # fmt: skip
     state = attached_state(model)
     state.names = [run.name for run in runs]
-    outputs = f"{HEAD}.{modules[-1]}.linear.weight" if modules else ""
-    width = max((len(run.tensors[outputs]) for run in runs if outputs in run.tensors), default=0)
+    outputs = f"{HEAD}.{modules[-1]}.weight" if modules else ""
     for part, run in zip(state.parts, runs):
         if outputs in run.tensors:
-            head: Any = part.get_submodule(f"{HEAD}.{modules[-1]}")
-            _widen(head, len(run.tensors[outputs]), width)
+            _resize(part.head_modules[modules[-1]], len(run.tensors[outputs]))
         with torch.no_grad():
             for name, parameter in part.named_parameters():
                 if name in run.tensors:  # else a head module that only other runs tune: the base's own values
@@ -233,7 +213,7 @@ def _attach(
 
 def _take_outputs(shapes: dict[str, Tensor], run: NamedRun) -> None:
     """Give the last head module of these shapes as many outputs as a run's has, where it reads as many inputs."""
-    last = f"{HEAD}.{run.head['modules'][-1]}.linear" if run.head["modules"] else ""
+    last = f"{HEAD}.{run.head['modules'][-1]}" if run.head["modules"] else ""
     weight, bias = f"{last}.weight", f"{last}.bias"
     if weight in shapes and weight in run.tensors and run.tensors[weight].shape[1:] == shapes[weight].shape[1:]:
         shapes[weight] = torch.empty(run.tensors[weight].shape, device="meta")
@@ -241,10 +221,8 @@ def _take_outputs(shapes: dict[str, Tensor], run: NamedRun) -> None:
             shapes[bias] = torch.empty(len(shapes[weight]), device="meta")
 
 
-def _widen(head: HeadLinear, outputs: int, width: int) -> None:
-    """Give a run's last head module its own number of outputs, padded to the widest of all runs."""
-    old = head.linear
-    if outputs != old.weight.shape[1] or outputs != width:
-        head.linear = PaddedLinear(old.weight.shape[2], outputs, width, old.bias is not None).to(old.weight)
-        head.linear.requires_grad_(old.weight.requires_grad)
-        head.linear.path = old.path  # type: ignore[assignment]  # by which a replica of it is found
+def _resize(head: nn.Module, outputs: int) -> None:
+    """Give a run's last head module its own number of outputs."""
+    for name, old in list(head.named_parameters()):
+        if outputs != old.shape[1]:
+            setattr(head, name, nn.Parameter(old.new_zeros(1, outputs, *old.shape[2:]), old.requires_grad))

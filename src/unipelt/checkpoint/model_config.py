@@ -31,14 +31,14 @@ def restore_task_config(model: PreTrainedModel, description: Description) -> Non
 
     `detach` gives back what the base had.
     """
-    before, kept = attached_state(model).base_state, description.config
+    before, kept = attached_state(model).brought, description.config
     names = description.task.get("labels") or kept.get("id2label") or []
-    before["classes"] |= class_names(model)
+    before["config"] |= class_names(model)
     if len(names) == getattr(model.config, "num_labels", 0):
         name_classes(model, names)
     if "problem_type" in kept:
-        before["classes"]["problem_type"] = getattr(model.config, "problem_type", None)
+        before["config"]["problem_type"] = getattr(model.config, "problem_type", None)
         model.config.problem_type = kept["problem_type"]
     if "generation" in kept and model.can_generate():
-        before["attributes"]["generation_config"] = model.generation_config
+        before["generation_config"] = model.generation_config
         model.generation_config = GenerationConfig.from_dict(kept["generation"])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal
+from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal, scale_and_shift
 
 
 def identity(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -54,12 +54,3 @@ class NormedInput(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
         return self.form(scale_and_shift(F.layer_norm(x, x.shape[-1:]), self.weight, self.bias, route), route)
-
-
-def scale_and_shift(
-    x: Float[Tensor, "batch *seq d"], weight: Float[Tensor, "run d"], bias: Float[Tensor, "run d"] | None, route: Route
-) -> Float[Tensor, "batch *seq d"]:
-    """x ⊙ wᵣ + bᵣ"""
-    shape = (-1, *[1] * (x.dim() - 2), x.shape[-1])
-    y = x * route.pick(weight, x.shape[0]).to(x.dtype).view(shape)
-    return y if bias is None else y + route.pick(bias, x.shape[0]).to(x.dtype).view(shape)

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unipelt.forms.bottleneck import scale_and_shift
-from unipelt.forms.routed import Route
+from unipelt.forms.routed import Route, per_row, scale_and_shift
 
 
 class Bias(nn.Module):
@@ -18,11 +17,7 @@ class Bias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(runs, size))
 
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "..."]:
-        bias = route.pick(self.bias, x.shape[0]).to(x.dtype)
-        return bias.view(-1, *[1] * (x.dim() - 2), bias.shape[-1])
-
-    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
-        """Do nothing: Δ = 0 at step 0."""
+        return per_row(self.bias, x, route)
 
 
 class Norm(nn.Module):
@@ -36,6 +31,3 @@ class Norm(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch *seq d"], route: Route) -> Float[Tensor, "batch *seq d"]:
         return scale_and_shift(self.normalise(x), self.weight, self.bias, route)
-
-    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
-        """Do nothing: Δ = 0 at step 0."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming
+from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, per_row
 
 Linear = tuple[Float[Tensor, "outputs inputs"], Float[Tensor, " outputs"] | None]
 
@@ -31,8 +31,7 @@ class Dora(nn.Module):
         """y: x Wᵀ + bias, if it is already known."""
         weight, bias = self.frozen()
         own = F.linear(x, weight.to(x.dtype)) if y is None else y if bias is None else y - bias.to(y.dtype)
-        c = route.pick(self.magnitude / self.norms(), x.shape[0]).to(own.dtype)
-        c = c.view(-1, *[1] * (x.dim() - 2), c.shape[-1])
+        c = per_row(self.magnitude / self.norms(), own, route)
         return (c - 1) * own + c * self.scale * self.up(self.down(x, route), route)
 
     @torch.no_grad()

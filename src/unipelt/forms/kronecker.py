@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unipelt.forms.bottleneck import ACTIVATIONS
-from unipelt.forms.routed import Route, draw_normal
+from unipelt.forms.routed import Route, draw_normal, per_row
 
 
 class KroneckerLinear(nn.Module):
@@ -19,12 +19,10 @@ class KroneckerLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(runs, outputs))
 
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
-        rule, left, right, bias = (
-            route.pick(p, x.shape[0]).to(x.dtype) for p in (self.rule, self.left, self.right, self.bias)
-        )
+        rule, left, right = (route.pick(p, x.shape[0]).to(x.dtype) for p in (self.rule, self.left, self.right))
         rows = x.reshape(len(rule), -1, rule.shape[-1], left.shape[-2])  # run (batch seq) n inputs/n
         y = torch.einsum("bsac,bicr,biro,biae->bseo", rows, left, right, rule)
-        return y.reshape(*x.shape[:-1], -1) + bias.view(-1, *[1] * (x.dim() - 2), bias.shape[-1])
+        return y.reshape(*x.shape[:-1], -1) + per_row(self.bias, x, route)
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         draw_normal(self.rule, run, generator, 0.1)

@@ -14,8 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from unipelt.forms.bottleneck import scale_and_shift
-from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal
+from unipelt.forms.routed import Route, RoutedLinear, draw_kaiming, draw_normal, scale_and_shift
 
 PrefixKeyValue = tuple[Float[Tensor, "rows head prefix k"], Float[Tensor, "rows head prefix v"]]
 
@@ -115,7 +114,7 @@ Query = Float[Tensor, "batch head query k"]
 Key = Float[Tensor, "batch kv_head key k"]
 Value = Float[Tensor, "batch kv_head key v"]
 AttentionFunction = Callable[..., tuple[Float[Tensor, "batch query head d"], Tensor | None]]
-"""(q, k, v, mask, bias) → (output, attention weights or None)"""
+"""(q, k, v, mask, bias, dropout) → (output, attention weights or None)"""
 
 
 def pad_mask(mask: Shaped[Tensor, "*rows key"], columns: int, dtype: torch.dtype) -> Float[Tensor, "*rows _"]:
@@ -142,8 +141,8 @@ def as_wide(prefix_v: Float[Tensor, "*rows prefix d"], v: Float[Tensor, "*_ key 
 
 def prefix_attention(
     attend: AttentionFunction, q: Query, k: Key, v: Value, mask: Shaped[Tensor, "_ _ _ key"] | None,
-    prefix_k: Float[Tensor, "_ kv_head prefix k"], prefix_v: Float[Tensor, "_ kv_head prefix _"],
-    bias: Float[Tensor, "_ _ _ key"] | None,
+    bias: Float[Tensor, "_ _ _ key"] | None, dropout: float, *, prefix_k: Float[Tensor, "_ kv_head prefix k"],
+    prefix_v: Float[Tensor, "_ kv_head prefix _"],
 ) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:  # fmt: skip
     """softmax(q [P_k; k]ᵀ / √d) [P_v; v]; P_k and P_v are already multiplied by their weight"""
     batch, columns = k.shape[0], prefix_k.shape[-2]
@@ -151,20 +150,19 @@ def prefix_attention(
     values = torch.cat([as_wide(prefix_v, v).expand(batch, -1, -1, -1), v], dim=-2)
     mask = None if mask is None else pad_mask(mask, columns, q.dtype)
     bias = None if bias is None else F.pad(bias, (columns, 0))
-    return attend(q, keys, values, mask, bias)
+    return attend(q, keys, values, mask, bias, dropout)
 
 
 def gated_prefix_attention(
-    attend: AttentionFunction, without_dropout: AttentionFunction | None, q: Query, k: Key, v: Value,
-    mask: Shaped[Tensor, "_ _ _ key"] | None, prefix_k: Float[Tensor, "_ kv_head prefix k"],
-    prefix_v: Float[Tensor, "_ kv_head prefix _"], bias: Float[Tensor, "_ _ _ key"] | None,
-    gate: Float[Tensor, "batch query 1"], scaling: float, softcap: float | None,
+    attend: AttentionFunction, q: Query, k: Key, v: Value, mask: Shaped[Tensor, "_ _ _ key"] | None,
+    bias: Float[Tensor, "_ _ _ key"] | None, dropout: float, *, prefix_k: Float[Tensor, "_ kv_head prefix k"],
+    prefix_v: Float[Tensor, "_ kv_head prefix _"], gate: Float[Tensor, "batch query 1"], scaling: float,
+    softcap: float | None,
 ) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:  # fmt: skip
     """(1−λ) h + λ g softmax(g q P_kᵀ / √d) P_v for a gate g per query; λ is the fraction of the attention that the prefix receives
 
     One zero key with the additive bias logsumexp(prefix logits) represents the prefix. A value column that is 1 at this key and
-    0 at all others returns λ, also beside an attention sink. If the kernel applies dropout, λ is computed by
-    `without_dropout`, the same kernel without dropout.
+    0 at all others returns λ, also beside an attention sink. With dropout λ is computed in a second call, without it.
     """
     repeat, queries = q.shape[1] // prefix_k.shape[1], q.shape[-2]
     prefix_k, prefix_v = (p.repeat_interleave(repeat, dim=1) for p in (prefix_k, prefix_v))
@@ -182,20 +180,20 @@ def gated_prefix_attention(
     keys, values = (F.pad(t, (0, 0, 1, 0)) for t in (k, v))
     indicator = F.pad(torch.ones_like(v[..., :1, :1]), (0, 0, 0, k.shape[-2])).expand(*values.shape[:-1], 1)
     bias = None if bias is None else F.pad(bias, (1, 0))
-    if without_dropout is None:
-        h, weights = attend(q, keys, torch.cat([values, indicator], dim=-1), mask, bias)
-        h, lam = h[..., :-1], h[..., -1:]  # batch query head d and λ
+    if dropout:
+        h, weights = attend(q, keys, values, mask, bias, dropout)
+        lam, _ = attend(q, keys, indicator, mask, bias, 0.0)
     else:
-        h, weights = attend(q, keys, values, mask, bias)
-        lam, _ = without_dropout(q, keys, indicator, mask, bias)
+        h, weights = attend(q, keys, torch.cat([values, indicator], dim=-1), mask, bias, 0.0)
+        h, lam = h[..., :-1], h[..., -1:]  # batch query head d and λ
     return h + lam * delta, weights
 
 
 def prefix_products(
-    q: Float[Tensor, "batch head query k"], k: Float[Tensor, "batch kv_head key k"], v: Float[Tensor, "batch kv_head key v"],
-    mask: Tensor | None, prefix_k: Tensor, prefix_v: Tensor,
-    gate: Float[Tensor, "batch query 1"] | None, scaling: float, dropout: float,
-) -> Float[Tensor, "batch query head v"]:  # fmt: skip
+    q: Query, k: Key, v: Value, mask: Tensor | None, bias: None, dropout: float, *,
+    prefix_k: Float[Tensor, "_ kv_head prefix k"], prefix_v: Float[Tensor, "_ kv_head prefix _"],
+    gate: Float[Tensor, "batch query 1"] | None, scaling: float,
+) -> tuple[Float[Tensor, "batch query head v"], None]:  # fmt: skip
     """softmax([g s q P_kᵀ, s q kᵀ + mask]) [g P_v; v], the same for a kernel that computes softmax(s q kᵀ + mask) v
 
     gate: g per query; None: P_k and P_v are already multiplied by it. Query heads that share a key are rows of one product, so
@@ -217,7 +215,7 @@ def prefix_products(
     weighed = to_prefix if gate is None else to_prefix * gate
     output = (F.dropout(to_own, dropout) @ v).flatten(0, 1)
     output.baddbmm_(weighed.flatten(0, 1), as_wide(prefix_v, v).flatten(0, 1))
-    return output.view(batch, heads, queries, -1).transpose(1, 2)
+    return output.view(batch, heads, queries, -1).transpose(1, 2), None
 
 
 def multi_head_parallel(

@@ -58,6 +58,20 @@ class Route(NamedTuple):
         return parameter if self.runs in (1, batch) else parameter.repeat_interleave(batch // self.runs, dim=0)
 
 
+def per_row(parameter: Float[Tensor, "run d"], x: Float[Tensor, "batch *seq _"], route: Route) -> Float[Tensor, "..."]:
+    """The vector of each row's run, in the dtype of x and shaped to be joined with it."""
+    vectors = route.pick(parameter, x.shape[0]).to(x.dtype)
+    return vectors.view(-1, *[1] * (x.dim() - 2), vectors.shape[-1])
+
+
+def scale_and_shift(
+    x: Float[Tensor, "batch *seq d"], weight: Float[Tensor, "run d"], bias: Float[Tensor, "run d"] | None, route: Route
+) -> Float[Tensor, "batch *seq d"]:
+    """x ⊙ wᵣ + bᵣ"""
+    y = x * per_row(weight, x, route)
+    return y if bias is None else y + per_row(bias, x, route)
+
+
 def draw_normal(parameter: Tensor, run: int, generator: torch.Generator, std: float) -> None:
     """N(0, std²) for one run, drawn in float32 on the CPU: initial values depend on neither device, dtype nor fleet."""
     if not parameter.is_meta:
@@ -93,9 +107,7 @@ class RoutedLinear(nn.Module):
 
 def _routed(x: Tensor, weight: Tensor, bias: Tensor | None, route: Route) -> Tensor:
     if route.rows is None and route.runs == 1:
-        if (
-            bias is not None and weight.shape[1] == 1
-        ):  # a gate; autocast on a CPU leaves this product in float32, uncopied
+        if bias is not None and weight.shape[1] == 1:  # a gate; autocast on a CPU leaves addmv in float32, uncopied
             return torch.addmv(bias.squeeze(0), x.flatten(0, -2), weight.flatten()).view(*x.shape[:-1], 1)
         return F.linear(x, weight.squeeze(0), None if bias is None else bias.squeeze(0))
     rows, weight = _by_run(x, weight, route)

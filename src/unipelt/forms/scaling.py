@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unipelt.forms.routed import Route
+from unipelt.forms.routed import Route, per_row
 
 
 class Scaling(nn.Module):
@@ -15,8 +15,4 @@ class Scaling(nn.Module):
         self.offset = nn.Parameter(torch.zeros(runs, size))
 
     def forward(self, h: Float[Tensor, "batch *seq d"], route: Route) -> Float[Tensor, "batch *seq d"]:
-        offset = route.pick(self.offset, h.shape[0]).to(h.dtype)
-        return h * offset.view(-1, *[1] * (h.dim() - 2), offset.shape[-1])
-
-    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
-        """Do nothing: Δ = 0 at step 0."""
+        return h * per_row(self.offset, h, route)

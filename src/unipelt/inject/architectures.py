@@ -1,13 +1,15 @@
 """Where each architecture keeps its parts: one row of paths per stack and `config.model_type`.
 
 A table and no behaviour: it imports neither torch nor transformers, and knows nothing of changes. architectures.json holds the
-rows that `make census` found by running tiny models, and that the checks of verify.py accepted; here are those that running does not find.
+rows that `make census` found by running tiny models, and that the checks of verify.py accepted.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from importlib import resources
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,63 +72,18 @@ class Stack:
     # the stack's module and its layers hand keywords on to the attention blocks
     keywords: bool = True
 
+    def attentions(self) -> list[tuple[str, Attention]]:
+        return [("self", self.attention), *([("cross", self.cross)] if self.cross else [])]
 
-_DEBERTA = Stack(  # the projections read relative positions too, which a norm outside the layers has made
-    name="encoder",
-    module="",
-    layers="encoder.layer",
-    causal=False,
-    attention=Attention(
-        module="attention.self",
-        query="attention.self.query_proj",
-        key="attention.self.key_proj",
-        value="attention.self.value_proj",
-        out="attention.output.dense",
-        norm="attention.output.LayerNorm",
-        prefix=False,
-    ),
-    ffn_input="intermediate.dense",
-    ffn_output="output.dense",
-    ffn_norm="output.LayerNorm",
-    norms=("attention.output.LayerNorm", "output.LayerNorm"),
-    positions=("query_proj", "key_proj", "pos_query_proj", "pos_key_proj", "encoder.LayerNorm"),
-)
+    def with_attentions(self, change: Callable[[Attention], Attention], **fields: Any) -> "Stack":
+        """The same row with each attention as `change` gives it, and with other values of these fields."""
+        return replace(self, attention=change(self.attention), cross=self.cross and change(self.cross), **fields)
 
-_CODEGEN = Stack(
-    name="decoder",
-    module="",
-    layers="h",
-    causal=True,
-    attention=Attention(
-        module="attn",
-        query="attn.qkv_proj",
-        key="attn.qkv_proj",
-        value="attn.qkv_proj",
-        out="attn.out_proj",
-        order=("query", "value", "key"),
-        groups=4,  # whatever the number of heads, which a model of four heads does not show
-        softmax="scaled",
-    ),
-    ffn_input="mlp",
-    ffn_output="mlp",
-    ffn_residual="ln_1",
-    norms=("ln_1",),
-)
-
-HAND_WRITTEN: dict[str, tuple[Stack, ...]] = {"deberta-v2": (_DEBERTA,), "codegen": (_CODEGEN,)}
 
 Kind = type[Attention] | type[Stack]
 DEFAULTS: dict[Kind, dict[str, Any]] = {
     kind: {f.name: f.default for f in fields(kind) if f.default is not MISSING} for kind in (Attention, Stack)
 }
-TEXT, TRUTH, NUMBER = (str,), (bool,), (int, str)
-KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("name", "module", "layers", "query", "key", "value", "out", "ffn_input", "ffn_output"), TEXT),
-    **dict.fromkeys(("norm", "ffn_norm", "ffn_residual", "softmax"), (str, type(None))),
-    **dict.fromkeys(("causal", "prefix", "keywords"), TRUTH),
-    "groups": NUMBER,
-}
-LISTS: dict[str, tuple[type, ...]] = {"norms": TEXT, "positions": TEXT, "order": TEXT, "shape": NUMBER}
 
 
 def rows_to_json(rows: tuple[Stack, ...]) -> list[dict[str, Any]]:
@@ -153,35 +110,22 @@ def rows_from_json(rows: Any) -> tuple[Stack, ...]:
 def _read(kind: Kind, values: Any) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"stacks: expected an object with the fields of {kind.__name__}, got {type(values).__name__}")
-    known = {f.name for f in fields(kind)}
-    if wrong := [*(values.keys() - known), *(known - values.keys() - DEFAULTS[kind].keys())]:
+    hints = get_type_hints(kind)
+    if wrong := [*(values.keys() - hints.keys()), *(hints.keys() - values.keys() - DEFAULTS[kind].keys())]:
         raise ValueError(f"stacks: {kind.__name__} with or without {wrong[0]!r}")
-    return kind(**{name: _value(kind, name, value) for name, value in values.items()})
+    return kind(**{name: _value(hints[name], value, f"{kind.__name__}.{name}") for name, value in values.items()})
 
 
-def _value(kind: Kind, name: str, value: Any) -> Any:
-    if kind is Stack and name in ("attention", "cross"):
-        return None if name == "cross" and value is None else _read(Attention, value)
-    allowed = LISTS[name] if name in LISTS else KINDS[name]
-    each = value if name in LISTS and isinstance(value, list) else [value]
-    if name in LISTS and value is None and name == "shape":
-        return None
-    if (name in LISTS) != isinstance(value, list) or any(type(one) not in allowed for one in each):
-        raise ValueError(f"stacks: {kind.__name__}.{name}={value!r} is not of its kind")
-    return tuple(value) if name in LISTS else value
-
-
-def without_prefix(rows: tuple[Stack, ...]) -> tuple[Stack, ...]:
-    """The same rows, with attention that no prefix enters."""
-    return tuple(
-        replace(
-            row,
-            attention=replace(row.attention, prefix=False, softmax=None),
-            cross=row.cross and replace(row.cross, prefix=False, softmax=None),
-            keywords=True,
-        )
-        for row in rows
-    )
+def _value(hint: Any, value: Any, what: str) -> Any:
+    """A value of JSON as a field of this type."""
+    for kind in get_args(hint) if isinstance(hint, UnionType) else (hint,):
+        if kind is Attention and value is not None:
+            return _read(Attention, value)
+        if get_origin(kind) is tuple and isinstance(value, list):
+            return tuple(_value(get_args(kind)[0], one, what) for one in value)
+        if type(value) is kind:
+            return value
+    raise ValueError(f"stacks: {what}={value!r} is not of its kind")
 
 
 @dataclass(frozen=True)
@@ -212,7 +156,6 @@ CENSUS_OF, CENSUS = _census()
 """the version of transformers that the census is of, and what it found of each of its model types"""
 
 ARCHITECTURES: dict[str, tuple[Stack, ...]] = {name: known.rows for name, known in CENSUS.items() if known.rows}
-ARCHITECTURES |= HAND_WRITTEN
 
 NO_SWITCHES = ("act", "bias", "cache", "dropout", "dtype", "init", "label", "loss", "output", "problem", "return", "scale",
                "tie", "topk", "torch", "_name", "transformers_version", "attn_impl", "model_type", "chunk", "feat_extract",

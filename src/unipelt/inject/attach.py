@@ -18,13 +18,11 @@ from unipelt.inject.attention import BoundPrefix, Kernels
 from unipelt.inject.build import build
 from unipelt.inject.compiled import refuse_compiled, uncompile
 from unipelt.inject.discover import rows_of
-from unipelt.inject.heads import POLICIES, POOLINGS, build_head, find_head, train_head
-from unipelt.inject.hooks import BoundChange
+from unipelt.inject.heads import POLICIES, POOLINGS, find_head, train_head
 from unipelt.inject.plan import Base
 from unipelt.inject.registration import hooks_of
 from unipelt.inject.resolve import find_stacks, say_which_layers_attend
-from unipelt.inject.state import NAME, AttachedState, MixtureState, MultiMixtureState, attached_state
-from unipelt.spec.location import HEAD
+from unipelt.inject.state import NAME, AttachedState, attached_state
 
 SAVING = ("_keys_to_ignore_on_save", "_weight_conversions", "save_pretrained")
 """attributes of a PreTrainedModel that decide what it saves, under which names, and how"""
@@ -83,39 +81,32 @@ def attach_checked(
     options = options | {"stacks": tuple(stack.row for stack in stacks)}
     base = Base(model, stacks, frozenset(find_head(model)), several=sum(runs_each) > 1)
     say_which_layers_attend(base.config.model_type, stacks)
-    parts, heads = [], []
-    changes: list[BoundChange] = []
+    parts = []
     for number, (mixture, runs) in enumerate(zip(mixtures, runs_each)):
-        built = build(mixture, runs, number, base)
-        changes += built.changes
-        part = MixtureState(mixture, runs, options, fresh_head)
-        heads.append(build_head(model, head_modules, runs))
-        head_parts = {spec.Location("", None, HEAD, path): module for path, module in heads[-1].items()}
-        for location, module in {**built.modules, **head_parts}.items():
-            part.add_at(location, module)
+        part = build(mixture, runs, number, base, options=options, fresh_head=fresh_head, head_modules=head_modules)
         train_head(part, head)
         if refuse_untrained and not any(p.requires_grad for p in part.parameters()):
-            _refuse_untrained(model, mixture, head, bool(heads[-1]))
+            _refuse_untrained(model, mixture, head, bool(part.head_modules))
         parts.append(part)
-    state: AttachedState = parts[0] if len(parts) == 1 else MultiMixtureState(parts)
+    state: AttachedState = parts[0] if len(parts) == 1 else AttachedState(parts)
     state.depth = max(stack.layers[-1].index + 1 for stack in stacks)
     _cast(state, model)
     for run, seed in enumerate(seeds):
         state.reset_run(run, seed)
-    _to_devices(state, changes, model)
+    _to_devices(state, model)
     for path, module in state.named_modules():
         module.path = path  # type: ignore[assignment]  # DataParallel's copies are found by this path
-    if any(isinstance(change, BoundPrefix) and change.point.stack.dispatches for change in changes):
-        state.kernels = Kernels(list(_configs(model).values()))
-    state.hooks = hooks_of(state, base, changes, heads, pooling)
+    if any(isinstance(change, BoundPrefix) and change.point.stack.dispatches for change in state.all_changes()):
+        state.kernels = Kernels(model)
+    state.hooks = hooks_of(state, base, pooling)
     if state.kernels is not None:
         state.kernels.wrap()
 
     state.base_state = {
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
         "attributes": {name: vars(model)[name] for name in (*SAVING, PEFT_FLAG) if name in vars(model)},
-        "classes": class_names(model),
     }
+    state.brought = {"config": class_names(model)}
     model.requires_grad_(False)
     # a Trainer's checkpoint holds only the trained parameters; list exactly the missing keys, or Trainer warns when it resumes
     model._keys_to_ignore_on_save = list(model.state_dict())
@@ -133,10 +124,24 @@ def attach_checked(
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Restore the base: weights, hooks, requires_grad, attention implementation and attributes."""
+    brought = remove(model).brought
+    for name, value in brought["config"].items():
+        setattr(model.config, name, value)
+    if "generation_config" in brought:
+        model.generation_config = brought["generation_config"]
+    if "tokens" in brought:
+        put_back(model, brought["tokens"])
+    return model
+
+
+def remove(model: PreTrainedModel) -> AttachedState:
+    """Detach, but leave what a checkpoint has brought besides parameters. Returns what was attached."""
     state = attached_state(model)
     uncompile(model)
     refuse_compiled(model)
     state.remove_hooks()
+    while state.merged:
+        state.merged.pop().restore()
     if state.kernels is not None:
         state.kernels.restore()
     state.base_state["reading"].remove()
@@ -147,12 +152,8 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         delattr(model, name)
     for name, value in state.base_state["attributes"].items():
         setattr(model, name, value)
-    for name, value in state.base_state["classes"].items():
-        setattr(model.config, name, value)
-    if "tokens" in state.base_state:
-        put_back(model, state.base_state["tokens"])
     reset_dynamo()
-    return model
+    return state
 
 
 def save_pretrained(model: PreTrainedModel, save_directory: Any, *arguments: Any, **options: Any) -> None:
@@ -236,26 +237,19 @@ def _cast(state: AttachedState, model: PreTrainedModel) -> None:
     state.to(torch.promote_types(floating[0], torch.float32) if floating else torch.float32)
 
 
-def _to_devices(state: AttachedState, changes: list[BoundChange], model: PreTrainedModel) -> None:
+def _to_devices(state: AttachedState, model: PreTrainedModel) -> None:
     """Move each change to the device of the module that it changes."""
     devices = {p.device: None for p in model.parameters()}
     device = next(iter(devices), torch.device("cpu"))
     state.to(device) if device.type != "meta" else state.to_empty(device=device)
     if len(devices) < 2:
         return
-    for change in changes:
+    for change in state.all_changes():
         target = next(model.get_submodule(change.path).parameters(), None)
         # a prefix table serves all layers: it stays on the first device
         for module in (change.weight, None if isinstance(change, BoundPrefix) else change.form):
             if target is not None and isinstance(module, nn.Module):
                 module.to(target.device)
     for part in state.parts:
-        for path in part.head_modules():
-            target = next(model.get_submodule(path).parameters())
-            part.get_submodule(f"{HEAD}.{path}").to(target.device)
-
-
-def _configs(model: PreTrainedModel) -> dict[int, Any]:
-    """Every config of a model that names an attention implementation."""
-    configs = (getattr(module, "config", None) for module in model.modules())
-    return {id(config): config for config in configs if hasattr(config, "_attn_implementation")}
+        for path, module in part.head_modules.items():
+            module.to(next(model.get_submodule(path).parameters()).device)

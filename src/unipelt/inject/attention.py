@@ -4,7 +4,8 @@ A pre-hook on the attention block puts its prefixes into one keyword, which the 
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -19,11 +20,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.prefix import (
+    AttentionFunction,
+    PrefixMLP,
     gated_prefix_attention,
     multi_head_parallel,
     prefix_attention,
     prefix_products,
     split_heads,
+    table_of,
 )
 from unipelt.inject.context import Context, in_batch_order
 from unipelt.inject.hooks import BoundChange, module_of
@@ -58,7 +62,7 @@ Calls = list[tuple[Any, tuple[PrefixCall, ...]]]
 class BoundPrefix(BoundChange):
     """A prefix's weight multiplies P_k and P_v (softmax) or Δ (relu); `form` gives the prefixes of one layer of its stack."""
 
-    query: Callable[[], tuple[Float[Tensor, "queries d"], Float[Tensor, " queries"] | None]] | None = None
+    query: partial[tuple[Float[Tensor, "queries d"], Float[Tensor, " queries"] | None]] | None = None
     """gives W_q and its bias, where the form has a LayerNorm before them"""
 
     @property
@@ -115,43 +119,45 @@ def attend_with_prefixes(
     if attention_mask is None and query.shape[-2] > 1 and is_causal:
         attention_mask = causal_mask(query, key, name)
 
-    def plain(q, k, v, mask, bias, dropout=dropout):
+    def plain(q, k, v, mask, bias, dropout):
         extra = {} if bias is None else {"position_bias": bias}
         return kernel(module, q, k, v, mask, dropout=dropout, **extra, **kwargs)
 
     return attend_changed(
-        calls, plain, query, key, value, attention_mask, bias, scaling, kwargs.get("softcap"), dropout,
+        calls, plain, query, key, value, attention_mask, bias, dropout, scaling=scaling, softcap=kwargs.get("softcap"),
         products=name == "sdpa" and all(one is None for one in (bias, kwargs.get("softcap"), kwargs.get("cache"))),
     )  # fmt: skip
 
 
 def attend_changed(
-    calls: Calls, plain: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None,
-    scaling: float, softcap: float | None, dropout: float, products: bool = False,
+    calls: Calls, plain: AttentionFunction, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    bias: Tensor | None, dropout: float, *, scaling: float, softcap: float | None = None, products: bool = False,
 ) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:  # fmt: skip
-    """plain(q, k, v, mask, bias, dropout=…), and around it each prefix of the call, in tuple order.
+    """`plain`, and around it each prefix of the call, in tuple order.
 
     products: whether `plain` computes softmax(s q kᵀ + mask) v and nothing else.
     """
 
     def changed(prefixes, q, k, v, mask, bias):
-        attend: Callable = plain
+        attend: AttentionFunction = plain
         prefixes = [prefix.to(q.dtype) for prefix in prefixes]
         _check_widths(prefixes, k, v)
         for prefix in prefixes:
+            own: Any = {"prefix_k": prefix.key, "prefix_v": prefix.value}
             if prefix.function != "softmax":
                 continue
             if products and attend is plain and (prefix.weight is not None or _slow_when_fused(q, k)):
-                attend = partial(_products, prefix, scaling, dropout)
+                attend = partial(prefix_products, gate=prefix.weight, scaling=scaling, **own)
             elif prefix.weight is None:
-                attend = partial(_concatenated, attend, prefix)
+                attend = partial(prefix_attention, attend, **own)
             else:
-                attend = partial(_gated, attend, prefix, scaling, softcap, dropout)
-        output, weights = attend(q, k, v, mask, bias)
+                own |= {"gate": prefix.weight, "scaling": scaling, "softcap": softcap}
+                attend = partial(gated_prefix_attention, attend, **own)
+        output, weights = attend(q, k, v, mask, bias, dropout)
         for prefix in prefixes:
             if prefix.function == "relu":
-                own = q if prefix.query is None else prefix.query
-                delta = multi_head_parallel(own, prefix.key, prefix.value)
+                read = q if prefix.query is None else prefix.query
+                delta = multi_head_parallel(read, prefix.key, prefix.value)
                 output = output + (delta if prefix.weight is None else delta * prefix.weight[:, :, None])
         return output, weights
 
@@ -179,30 +185,9 @@ def _check_widths(prefixes: list[PrefixCall], key: Tensor, value: Tensor) -> Non
             )
 
 
-def _concatenated(attend: Callable, prefix: PrefixCall, q, k, v, mask, bias, **kwargs):
-    return prefix_attention(partial(attend, **kwargs), q, k, v, mask, prefix.key, prefix.value, bias)
-
-
 def _slow_when_fused(query: Tensor, key: Tensor) -> bool:
     """Whether plain products are faster than a fused kernel: in bf16 on a CPU, where they hold no more than some numbers."""
     return query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= LONGEST_PLAIN
-
-
-def _products(prefix: PrefixCall, scaling: float, rate: float, q, k, v, mask, bias, **kwargs):
-    dropout = kwargs.get("dropout", rate)
-    return prefix_products(q, k, v, mask, prefix.key, prefix.value, prefix.weight, scaling, dropout), None
-
-
-def _gated(
-    attend: Callable, prefix: PrefixCall, scaling: float, softcap: float | None, rate: float,
-    q, k, v, mask, bias, **kwargs,
-):  # fmt: skip
-    """rate: of the kernel's dropout, unless a gated prefix around this one asks for the attention without it."""
-    without_dropout = partial(attend, dropout=0.0) if kwargs.get("dropout", rate) else None
-    keys, values, weight = prefix.key, prefix.value, prefix.weight
-    assert weight is not None
-    own = q, k, v, mask, keys, values, bias, weight, scaling, softcap
-    return gated_prefix_attention(partial(attend, **kwargs), without_dropout, *own)
 
 
 def causal_mask(query: Tensor, key: Tensor, name: str) -> Shaped[Tensor, "1 1 query key"]:
@@ -215,8 +200,14 @@ def causal_mask(query: Tensor, key: Tensor, name: str) -> Shaped[Tensor, "1 1 qu
 
 
 def eager_of(module: nn.Module) -> Callable:
-    """`eager_attention_forward` of the module's own modelling file."""
-    return sys.modules[type(module).__module__].eager_attention_forward
+    """`eager_attention_forward` of the module's own modelling file, or else SDPA."""
+    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return own or ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+
+def configs_of(model: nn.Module) -> list[Any]:
+    """Every config of a model's modules, once."""
+    return list({id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values())
 
 
 for _kernel in KERNELS:
@@ -224,11 +215,27 @@ for _kernel in KERNELS:
     AttentionMaskInterface.register(MARK + _kernel, ALL_MASK_ATTENTION_FUNCTIONS[_kernel])
 
 
+@contextmanager
+def prefixes_computed_once(module: nn.Module) -> Iterator[None]:
+    """Inside the block a prefix MLP does not compute its prefixes in each forward: they are those at the beginning of the block.
+
+    For forwards without gradients: a text is written with as many forwards as it has tokens.
+    """
+    made = [part for part in module.modules() if isinstance(part, PrefixMLP) and "forward" not in vars(part)]
+    for part in made:
+        part.forward = table_of(part).forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for part in made:
+            del part.forward
+
+
 class Kernels:
     """Keeps every config of a model on the wrapper of the kernel that its user has set, also after the user sets another."""
 
-    def __init__(self, configs: list[Any]):
-        self.configs = configs
+    def __init__(self, model: nn.Module):
+        self.configs = [config for config in configs_of(model) if hasattr(config, "_attn_implementation")]
 
     def wrap(self) -> None:
         """Raises SiteError for a kernel that cannot take prefixes."""

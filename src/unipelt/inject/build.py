@@ -1,7 +1,7 @@
 """The modules of a mixture, made for the hook points of its plan: forms, weights, and what binds them to the base."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -17,52 +17,41 @@ from unipelt.forms.gate import Gate, GroupGate, LearnedScale, each_token, mean_o
 from unipelt.forms.prefix import PrefixMLP, PrefixTable
 from unipelt.forms.prompt import Prompt
 from unipelt.inject.attention import BoundPrefix
+from unipelt.inject.heads import build_head
 from unipelt.inject.hooks import BoundChange
 from unipelt.inject.plan import Base, HookPoint, plan
 from unipelt.inject.prompt import BoundPrompt
 from unipelt.inject.resolve import FusedPart, Part, normaliser, unreadable
+from unipelt.inject.state import MixtureState
 from unipelt.spec import Location
+from unipelt.spec.location import HEAD
 
 
-class FrozenLinear:
-    """Gives the base's own weight `[outputs, inputs]` and bias of a linear, or of one part of a fused one."""
-
-    def __init__(self, module: Any, part: Part | None, path: str, reader: str = "dora"):
-        if not module.weight.is_meta and (found := unreadable(module)) is not None:
-            raise SiteError(
-                f"{reader} at {path!r}: its weight is {found}, which {reader} reads; load the base in floating point"
-            )
-        self.module, self.part = module, part
-
-    def __call__(self) -> tuple[Float[Tensor, "outputs inputs"], Float[Tensor, " outputs"] | None]:
-        weight = self.module.weight.detach()
-        weight = weight.T if isinstance(self.module, Conv1D) else weight
-        bias = None if self.module.bias is None else self.module.bias.detach()
-        if isinstance(self.part, FusedPart):
-            return self.part.rows(weight), None if bias is None else self.part.rows(bias)
-        return weight, bias
+def frozen_linear(
+    module: Any, part: Part | None
+) -> tuple[Float[Tensor, "outputs inputs"], Float[Tensor, " outputs"] | None]:
+    """The base's own weight and bias of a linear, or of one part of a fused one."""
+    weight = module.weight.detach()
+    weight = weight.T if isinstance(module, Conv1D) else weight
+    bias = None if module.bias is None else module.bias.detach()
+    if isinstance(part, FusedPart):
+        return part.rows(weight), None if bias is None else part.rows(bias)
+    return weight, bias
 
 
-class Vocabulary:
-    """Gives the base's own embeddings of tokens."""
-
-    def __init__(self, table: nn.Module):
-        self.table = table
-
-    def __call__(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        return self.table(ids.to(next(self.table.parameters()).device))
+def embeddings(table: nn.Module, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    """The base's own embeddings of tokens."""
+    return table(ids.to(next(table.parameters()).device))
 
 
-@dataclass
-class BuiltMixture:
+class MixtureBuilder:
     """A mixture's modules by location, and its changes in tuple order, each at every point where it joins the base."""
 
-    mixture: spec.Mixture
-    runs: int
-    number: int
-    """which of the mixtures that are attached side by side it is"""
-    modules: dict[Location, nn.Module] = field(default_factory=dict)
-    changes: list[BoundChange] = field(default_factory=list)
+    def __init__(self, mixture: spec.Mixture, runs: int, number: int):
+        """number: which of the mixtures that are attached side by side it is."""
+        self.mixture, self.runs, self.number = mixture, runs, number
+        self.modules: dict[Location, nn.Module] = {}
+        self.changes: list[BoundChange] = []
 
     def add(self, change: spec.Change, point: HookPoint, base: Base) -> None:
         """Build one more change at one point."""
@@ -71,8 +60,7 @@ class BuiltMixture:
         kind = {"attention": BoundPrefix, "front": BoundPrompt}.get(point.side, BoundChange)
         bound = kind(change, point, form, weight, member=member, mixture=self.number)
         if isinstance(bound, BoundPrefix) and change.form.norm:  # type: ignore[union-attr]
-            path, part = point.query or ("", None)
-            bound.query = FrozenLinear(base.model.get_submodule(path), part, path, "prefix(norm=True)")
+            bound.query = self._frozen(base, point.query, point.part, "prefix(norm=True)")
         self.changes.append(bound)
 
     def _form(self, change: spec.Change, point: HookPoint, base: Base) -> nn.Module:
@@ -93,46 +81,48 @@ class BuiltMixture:
             norm = base.model.get_submodule(point.path)
             made = Norm(self.runs, point.outputs, normaliser(norm), getattr(norm, "bias", None) is not None)
         elif form.name == "dora":
-            frozen = FrozenLinear(base.model.get_submodule(point.path), point.part, point.path)
+            frozen = self._frozen(base, point.path, point.part, "dora")
             made = Dora(self.runs, point.inputs, point.outputs, form.r, form.alpha, frozen)
         elif form.name == "prompt":
             table: Any = point.stack.module.get_input_embeddings()  # type: ignore[operator]
-            embed = Vocabulary(table) if form.init == "vocabulary" else None
+            embed = partial(embeddings, table) if form.init == "vocabulary" else None
             made = Prompt(self.runs, form.length, point.outputs, table.num_embeddings, embed)
         else:
             made = MAPS[form.name](form, self.runs, point.inputs, point.outputs)
         return self.modules.setdefault(point.location, made)
 
+    def _frozen(self, base: Base, path: str, part: Part | None, reader: str) -> partial[Any]:
+        """What gives the weight and bias of a linear. Raises SiteError where they cannot be read. reader: what reads them."""
+        module: Any = base.model.get_submodule(path)
+        if not module.weight.is_meta and (found := unreadable(module)) is not None:
+            raise SiteError(
+                f"{reader} at {path!r}: its weight is {found}, which {reader} reads; load the base in floating point"
+            )
+        return partial(frozen_linear, module, part)
+
     def _weight(self, change: spec.Change, point: HookPoint) -> tuple[float | nn.Module, int]:
         """The weight of a change at one point, and its column in a gate that a group shares."""
         weight, location = change.weight, point.location
-        cross = "cross_" if location.is_cross else ""
+        cross, source = "cross_" if location.is_cross else "", "source_" if point.source else ""
+
+        def shared(part: str, make: Callable[..., nn.Module], *settings: Any) -> nn.Module:
+            """The module of the layer that has this part in its location, made by the first change that asks for it."""
+            where = location._replace(part=part)
+            if where not in self.modules:
+                self.modules[where] = make(self.runs, *settings)
+            return self.modules[where]
+
         if isinstance(weight, spec.Learned):
-            return self._shared(
-                location._replace(part=f"{cross}scale"), lambda: LearnedScale(self.runs, weight.start)
-            ), 0
+            return shared(f"{cross}scale", LearnedScale, weight.start), 0
         if not isinstance(weight, spec.Gate):
             return weight, 0
-        pool, source = pool_of(weight, point), "source_" if point.source else ""
+        pool = pool_of(weight, point)
         if weight.group:
-            members = self.mixture.members(weight.group)
-            location = location._replace(change=weight.group)
-            # a cross-attention's value reads the encoder's output, its query the decoder's stream, and each pools its own
-            makers = (f"{cross}gate", f"{cross}source_gate")
-            for part in makers:
-                gate: Any = self._shared(
-                    location._replace(part=part), lambda: GroupGate(self.runs, point.inputs, pool, len(members))
-                )
-                if gate.pool is pool:
-                    break
+            members, location = self.mixture.members(weight.group), location._replace(change=weight.group)
+            gate = shared(f"{cross}{source}gate", GroupGate, point.inputs, pool, len(members))
             return gate, members.index(point.location.change)
         part = f"{location.part}.gate" if len(change.sites) == 1 else f"{cross}{source}gate"
-        return self._shared(location._replace(part=part), lambda: Gate(self.runs, point.inputs, pool)), 0
-
-    def _shared(self, location: Location, make: Callable[[], nn.Module]) -> nn.Module:
-        if location not in self.modules:
-            self.modules[location] = make()
-        return self.modules[location]
+        return shared(part, Gate, point.inputs, pool), 0
 
 
 def pool_of(gate: spec.Gate, point: HookPoint) -> Callable:
@@ -151,10 +141,18 @@ def pool_of(gate: spec.Gate, point: HookPoint) -> Callable:
     return each_token if gate.pool == "token" or (causal and gate.pool == "auto") else mean_of_real
 
 
-def build(mixture: spec.Mixture, runs: int, number: int, base: Base) -> BuiltMixture:
-    """The modules of a mixture for so many runs. Raises SiteError where the base has no place for a change."""
-    built = BuiltMixture(mixture, runs, number)
+def build(
+    mixture: spec.Mixture, runs: int, number: int, base: Base, *, options: dict[str, Any] | None = None,
+    fresh_head: bool = False, head_modules: list[str] | None = None,
+) -> MixtureState:  # fmt: skip
+    """The modules and changes of a mixture, and a head, for so many runs. Raises SiteError where the base has no place for one."""
+    builder = MixtureBuilder(mixture, runs, number)
     for name, change in mixture.named():
         for point in plan(name, change, base):
-            built.add(change, point, base)
-    return built
+            builder.add(change, point, base)
+    state = MixtureState(mixture, runs, options or {}, fresh_head)
+    state.changes, state.head_modules = builder.changes, build_head(base.model, head_modules, runs)
+    head = {Location("", None, HEAD, path): module for path, module in state.head_modules.items()}
+    for location, module in {**builder.modules, **head}.items():
+        state.add_at(location, module)
+    return state

@@ -22,9 +22,11 @@ from unipelt.inject.context import checkpointable, parameters_of, uses_gradient_
 from unipelt.inject.shapes import bucket, most_tokens
 from unipelt.inject.state import attached_state
 
-PADDING = {"attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "labels": -100, "decoder_attention_mask": 0}
-"""padding value of each argument `[batch, seq]`; token ids take the base's padding token"""
-TOKEN_IDS = ("input_ids", "decoder_input_ids")
+PADDING: dict[str, int | None] = {
+    "input_ids": None, "decoder_input_ids": None, "attention_mask": 0, "decoder_attention_mask": 0, "token_type_ids": 0,
+    "position_ids": 0, "labels": -100,
+}  # fmt: skip
+"""padding value of each argument `[batch, seq]`; None: the base's padding token"""
 UNPADDED_INPUTS = ("pixel_values", "num_items_in_batch")
 FIXED_OPTIONS = {"use_cache": False, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
 """options of a compiled call; a call with another value runs uncompiled"""
@@ -32,6 +34,8 @@ UNSLICED_OUTPUTS = ("loss", "pooler_output")
 SEQUENCE_OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
 """outputs `[batch, seq, …]`; the logits of a classifier have no such dimension, and keep their shape"""
 MAX_GRAPHS = 256  # dynamo's own limit counts the shapes of one module, of which there are few here, in four modes
+Lengths = dict[str, tuple[int, int]]
+"""(length, padded length) of the encoder's or only sequence, key "", and of the decoder's, key "decoder"; none of images"""
 
 
 def compile(model: PreTrainedModel, *, lengths: Sequence[int] = (), backend: str | Callable = "inductor"):
@@ -44,16 +48,17 @@ def compile(model: PreTrainedModel, *, lengths: Sequence[int] = (), backend: str
     Raises SiteError if nothing is attached, or if the model is already compiled. Raises SpecError for invalid lengths, a
     backend that torch does not know, and gates with pool='reference' or 'prompt'.
     """
-    changes = [change for part in attached_state(model).parts for change in part.mixture.changes]
     if model._compiled_call_impl is not None:
         raise SiteError("the model is already compiled; call unipelt.detach or use the compiled model")
     if not all(isinstance(length, int) and length > 0 for length in lengths):
         raise SpecError(f"lengths={lengths!r}: expected whole numbers from 1, such as (32, 64, 128)")
-    if any(isinstance(change.weight, spec.Gate) and change.weight.pool == "reference" for change in changes):
+    weights = [change.change.weight for change in attached_state(model).all_changes()]
+    pools = {weight.pool for weight in weights if isinstance(weight, spec.Gate)}
+    if "reference" in pools:
         raise SpecError(
             "Gate(pool='reference') averages over padding, which compile adds: call model.compile() instead"
         )
-    if any(isinstance(change.weight, spec.Gate) and change.weight.pool == "prompt" for change in changes):
+    if "prompt" in pools:
         raise SpecError(
             "Gate(pool='prompt') asks which tokens are the prompt, which compiled code does not see: expected pool='token'"
         )
@@ -101,76 +106,70 @@ class Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = {n: v for n, v in {**dict(zip(self.names, args)), **kwargs}.items() if v is not None}
-        lengths = self._lengths(given) if self.works else None
+        lengths = self._lengths(given) if self.works and self._compiles(given) else None
         if lengths is None:
             return self._call_uncompiled(*args, **kwargs)
         thread = attached_state(self.model).forwards.thread
         thread.compiled = thread.switches  # those of this task of an event loop
+        why, output = "", ModelOutput()
         try:
             with self.dynamo_config.patch(recompile_limit=MAX_GRAPHS):
                 output = self.compiled(**self._padded(given, lengths))
         except self.compile_error as error:
-            self._disable(" ".join(str(error).split("\n")[:2]))
-            return self._call_uncompiled(*args, **kwargs)
-        unknown = {
-            name
-            for name in output
-            if name.removeprefix("encoder_").removeprefix("decoder_") not in UNSLICED_OUTPUTS + SEQUENCE_OUTPUTS
-        }
-        if unknown:
-            self._disable(f"unknown outputs: {', '.join(sorted(unknown))}")
-            return self._call_uncompiled(*args, **kwargs)
-        return self._cut(output, lengths)
+            why = " ".join(str(error).split("\n")[:2])
+        else:
+            unknown = [name for name in output if _stem(name) not in UNSLICED_OUTPUTS + SEQUENCE_OUTPUTS]
+            why = f"unknown outputs: {', '.join(sorted(unknown))}" if unknown else ""
+        if not why:
+            return self._cut(output, lengths)
+        self.works = False
+        warnings.warn(f"{type(self.model).__name__} runs uncompiled: {why}", stacklevel=3)
+        return self._call_uncompiled(*args, **kwargs)
 
     def _call_uncompiled(self, *args: Any, **kwargs: Any) -> Any:
         hook_count = self._count_hooks()
         output = self.model._call_impl(*args, **kwargs)
-        if (
-            hook_count == self.hook_count
-        ):  # the base registered these hooks itself: other calls need not run uncompiled for them
+        if hook_count == self.hook_count:  # hooks that the base registered in this call are its own
             self.hook_count = self._count_hooks()
         return output
 
     def _count_hooks(self) -> int:
         return sum(map(len, self.hook_dicts))
 
-    def _disable(self, why: str) -> None:
-        self.works = False
-        warnings.warn(f"{type(self.model).__name__} runs uncompiled: {why}", stacklevel=4)
-
-    def _lengths(self, given: dict[str, Any]) -> dict[str, tuple[int, int]] | None:
-        """(length, padded length) of the encoder's or only sequence, key "", and of the decoder's; None: run uncompiled."""
-        config, ids, mask = self.model.config, given.get("input_ids"), given.get("attention_mask")
-        if not all(_is_known(name, value) for name, value in given.items()):
-            return None
+    def _compiles(self, given: dict[str, Any]) -> bool:
+        """Whether compiled code computes all that this call asks for."""
+        config, thread = self.model.config, attached_state(self.model).forwards.thread
+        if any(given.get(name, value) != value for name, value in FIXED_OPTIONS.items()):
+            return False
         if config.output_attentions or config.output_hidden_states or not config.return_dict:
-            return None
-        thread = attached_state(self.model).forwards.thread
-        if (
-            self._count_hooks() != self.hook_count
-            or uses_gradient_checkpointing(self.checkpointable)
-            or thread.off
-            or thread.dropped
-        ):
-            return None
+            return False
+        if self._count_hooks() != self.hook_count or uses_gradient_checkpointing(self.checkpointable):
+            return False
         if "labels" in given and config.problem_type is None and not self.problem_type_set:
-            self.problem_type_set = (
-                True  # the model writes config.problem_type in its first call, which would cause a recompilation
-            )
+            self.problem_type_set = True  # the model sets it in its first call, which would cause a recompilation
+            return False
+        return not (thread.off or thread.dropped)
+
+    def _lengths(self, given: dict[str, Any]) -> Lengths | None:
+        """The lengths of a call's sequences; None where it cannot be padded exactly."""
+        tensors = {name: value for name, value in given.items() if name not in FIXED_OPTIONS}
+        known = {*PADDING, *UNPADDED_INPUTS}
+        if not all(isinstance(value, Tensor) and name in known for name, value in tensors.items()):
             return None
         if "pixel_values" in given:
-            return {} if ids is None else None
-        if ids is None or ids.dim() != 2 or config.pad_token_id is None or ("position_ids" in given and mask is None):
+            return None if "input_ids" in given else {}
+        found: dict[str, int] = {}
+        for name, value in tensors.items():
+            if _is_sequence(name, value) and (
+                value.dim() != 2 or found.setdefault(self._side(name), value.shape[1]) != value.shape[1]
+            ):
+                return None
+        counted = "position_ids" in given and "attention_mask" not in given  # packed sequences
+        if "input_ids" not in given or counted or self.model.config.pad_token_id is None:
             return None
-        found = {"": ids.shape[1]}
-        if config.is_encoder_decoder:
-            labels, inner = given.get("labels"), given.get("decoder_input_ids")
-            inner = labels if inner is None and labels is not None and labels.dim() == 2 else inner
-            found["decoder"] = found[""] if inner is None else inner.shape[-1]
+        if self.model.config.is_encoder_decoder:
+            found.setdefault("decoder", found[""])
         lengths = {side: (length, self._bucket(length)) for side, length in found.items()}
-        sequences = {n: v for n, v in given.items() if n in (*PADDING, *TOKEN_IDS) and not _is_sequence_label(n, v)}
-        if any(v.dim() != 2 or v.shape[1] != lengths[self._side(name)][0] for name, v in sequences.items()):
-            return None
         return lengths if all(padded for _, padded in lengths.values()) else None
 
     def _bucket(self, length: int) -> int:
@@ -179,42 +178,35 @@ class Compiled:
         return min(padded, self.max_positions) if length <= self.max_positions else 0
 
     def _side(self, name: str) -> str:
-        inner = name == "labels" or name.startswith("decoder_") or name in SEQUENCE_OUTPUTS
-        return "decoder" if inner and self.model.config.is_encoder_decoder else ""
+        """Which lengths an argument or an output has."""
+        of_decoder = name == "labels" or name.startswith("decoder_") or name in SEQUENCE_OUTPUTS
+        return "decoder" if of_decoder and self.model.config.is_encoder_decoder else ""
 
-    def _padded(self, given: dict[str, Any], lengths: dict[str, tuple[int, int]]) -> dict[str, Any]:
-        padded = {name: value for name, value in given.items() if name not in FIXED_OPTIONS}
-        padded |= {name: value for name, value in FIXED_OPTIONS.items() if name in self.names}
-        if lengths and "attention_mask" not in padded:
-            padded["attention_mask"] = torch.ones_like(given["input_ids"])
+    def _padded(self, given: dict[str, Any], lengths: Lengths) -> dict[str, Any]:
+        padded = given | {name: value for name, value in FIXED_OPTIONS.items() if name in self.names}
+        if lengths:
+            padded.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
         for name, value in padded.items():
-            if name in (*PADDING, *TOKEN_IDS) and not _is_sequence_label(name, value):
-                length, wanted = lengths[self._side(name)]
-                filling = PADDING.get(name, self.model.config.pad_token_id)
+            if _is_sequence(name, value):
+                (length, wanted), filling = lengths[self._side(name)], PADDING[name]
+                filling = self.model.config.pad_token_id if filling is None else filling
                 padded[name] = F.pad(value, (0, wanted - length), value=filling)
         return padded
 
-    def _cut(self, output: ModelOutput, lengths: dict[str, tuple[int, int]]) -> ModelOutput:
+    def _cut(self, output: ModelOutput, lengths: Lengths) -> ModelOutput:
         cut = {}
         for name, value in output.items():
-            length, padded = lengths.get("" if name.startswith("encoder_") else self._side(name), (0, 0))
             classes = name == "logits" and value.dim() == 2
-            along = (
-                name.removeprefix("encoder_").removeprefix("decoder_") in SEQUENCE_OUTPUTS
-                and length < padded
-                and not classes
-            )
-            value = value[:, :length] if along else value
+            if lengths and _stem(name) in SEQUENCE_OUTPUTS and not classes:
+                value = value[:, : lengths["" if name.startswith("encoder_") else self._side(name)][0]]
             cut[name] = value.clone() if self.on_gpu else value  # the next replay of the CUDA graph overwrites it
         return type(output)(**cut)
 
 
-def _is_sequence_label(name: str, value: Tensor) -> bool:
-    """Whether labels belong to a whole sequence: a class, a number, or a set of classes."""
-    return name == "labels" and (value.dim() != 2 or value.is_floating_point())
+def _stem(name: str) -> str:
+    return name.removeprefix("encoder_").removeprefix("decoder_")
 
 
-def _is_known(name: str, value: Any) -> bool:
-    if name in FIXED_OPTIONS:
-        return value == FIXED_OPTIONS[name]
-    return isinstance(value, Tensor) and name in (*PADDING, *TOKEN_IDS, *UNPADDED_INPUTS)
+def _is_sequence(name: str, value: Any) -> bool:
+    """Whether an argument has a value for each token: labels may be a class, a number, or a set of classes, of a whole text."""
+    return name in PADDING and not (name == "labels" and (value.dim() != 2 or value.is_floating_point()))

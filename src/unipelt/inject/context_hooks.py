@@ -56,22 +56,25 @@ class StackHook(ContextHook):
     """Stack pre-hook: makes the context of a forward and passes it to the layers as a keyword."""
 
     def __init__(
-        self, stack: nn.Module, forwards: ForwardState, averaged: set[str], passes_keywords: bool, changes_first: bool
-    ):
+        self, stack: nn.Module, forwards: ForwardState, averaged: set[str], kernels: Kernels | None, passes_keywords: bool,
+        changes_first: bool,
+    ):  # fmt: skip
         """passes_keywords: whether the layers receive the keyword; changes_first: whether a layer has changes before its
         attention block."""
         super().__init__(stack, forwards, averaged)
-        self.stack, self.modules = stack, checkpointable(stack)
+        self.stack, self.modules, self.kernels = stack, checkpointable(stack), kernels
         self.passes_keywords, self.recomputes = passes_keywords, passes_keywords and not changes_first
 
     def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]):
         given = (argument(self.names, args, kwargs, name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
         every = [value for value in (*given, *args, *kwargs.values()) if isinstance(value, Tensor)]
-        own = self.forwards.thread
-        own.context = None
+        thread = self.forwards.thread
+        thread.context = None
+        if self.kernels is not None and not thread.off:
+            self.kernels.wrap()  # the user may have set another attention implementation since the last forward
         if (
             not self.recomputes
-            and (own.rows is not None or own.prompt is not None or own.off or own.dropped)
+            and (thread.rows is not None or thread.prompt is not None or thread.off or thread.dropped)
             and uses_gradient_checkpointing(self.modules)
         ):
             raise SiteError(
@@ -97,13 +100,13 @@ class LayerHook(ContextHook):
     """Layer hooks: the pre-hook sets the context of the layer's modules, the forward hook clears it."""
 
     def enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        own = self.forwards.thread
-        own.captured.clear()
+        thread = self.forwards.thread
+        thread.captured.clear()
         if KEYWORD in kwargs:
-            own.context = kwargs[KEYWORD]
+            thread.context = kwargs[KEYWORD]
             return
         x: Tensor = args[0] if args else kwargs["hidden_states"]
-        own.context = self.context(args, kwargs, x, x.dtype)
+        thread.context = self.context(args, kwargs, x, x.dtype)
 
     def leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
         """Clear the context; called after a failed forward too."""
@@ -135,13 +138,13 @@ def attended_keys(mask: Shaped[Tensor, "batch *head_query key"]) -> Shaped[Tenso
 
 
 class InputCapture:
-    """Pre-hook: captures a module's first argument for a later module of the same layer."""
+    """Pre-hook: captures the first argument of the module at this path for a later module of the same layer."""
 
-    def __init__(self, forwards: ForwardState, name: str):
-        self.forwards, self.name = forwards, name
+    def __init__(self, forwards: ForwardState, path: str):
+        self.forwards, self.path = forwards, path
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.forwards.thread.captured[self.name] = args[0] if args else kwargs["hidden_states"]
+        self.forwards.thread.captured[self.path] = args[0] if args else kwargs["hidden_states"]
 
 
 class ReplicaHook:
@@ -156,16 +159,15 @@ class ReplicaHook:
 
 
 class AttentionHook:
-    """Attention hooks: the pre-hook reads the forward's context, captures the block's input and adds its prefixes to the call."""
+    """Attention hooks: the pre-hook reads the forward's context and adds the block's prefixes to its call."""
 
     def __init__(
-        self, attention: nn.Module, forwards: ForwardState, averaged: set[str], captures: str | None,
-        kernels: Kernels | None, softmax: str | None = None,
+        self, attention: nn.Module, forwards: ForwardState, averaged: set[str], changes: list[BoundPrefix],
+        kernels: Kernels | None, softmax: str | None,
     ):  # fmt: skip
-        """captures: the name under which the block's input is captured, if a later module reads it; softmax: of its row."""
-        self.forwards, self.captures, self.kernels, self.softmax = forwards, captures, kernels, softmax
+        """softmax: of the block's row."""
+        self.forwards, self.changes, self.kernels, self.softmax = forwards, changes, kernels, softmax
         self.own_context = LayerHook(attention, forwards, averaged)
-        self.changes: list[BoundPrefix] = []
 
     def enter(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
         thread = self.forwards.thread
@@ -176,10 +178,8 @@ class AttentionHook:
             self.own_context.enter(attention, args, kwargs)
             thread.alone = True
         context = thread.context
-        x = args[0] if args else kwargs["hidden_states"]
-        if self.captures is not None:
-            thread.captured[self.captures] = x
         if self.changes and context is not None and not context.off:
+            x = args[0] if args else kwargs["hidden_states"]
             calls = self._calls(x, context.on(x.device))
             if self.softmax is not None:
                 watching = OwnSoftmax(len(x), calls, self.softmax)
@@ -204,20 +204,9 @@ class AttentionHook:
     def _calls(self, x: Tensor, context: Context) -> Calls:
         calls = []
         for part in context.per_mixture or (context,):
-            own = x if part.rows is None else x[part.rows]
-            calls.append((part.rows, tuple(c.call(own, part) for c in self.changes if c.takes_part(part))))
+            mine = x if part.rows is None else x[part.rows]
+            calls.append((part.rows, tuple(c.call(mine, part) for c in self.changes if c.takes_part(part))))
         return calls
-
-
-class KernelHook:
-    """Stack pre-hook: wraps the attention implementation again if the user has changed it since the last forward."""
-
-    def __init__(self, kernels: Kernels, forwards: ForwardState):
-        self.kernels, self.forwards = kernels, forwards
-
-    def enter(self, *_: Any) -> None:
-        if not self.forwards.thread.off:
-            self.kernels.wrap()
 
 
 class Checkpointed:

@@ -1,43 +1,50 @@
 """The row of an architecture that the table lacks, found by running the model on a few tokens.
 
-1. Two forwards under hooks (trace.py): in the first, every product with weights is cut off from what it was computed from, so
-   that a gradient tells what reaches what through additions, norms and views alone; in the second nothing is cut.
+1. One forward under hooks (trace.py), in which every product with weights is cut off from what it was computed from, so that a
+   gradient tells what reaches what through additions, norms and views alone.
 2. Query, key and value are what the attention function is given, or the operands around a softmax. The linears that they reach
    are their projections; the gradient in a linear's output says which columns, and so how a fused projection is laid out.
    `out` is the first linear that the attention's result reaches.
 3. A layer is the innermost module of a numbered list that holds an attention and an FFN, and whose input reaches its output.
 4. Of the modules that reach the layer's output, hold none of the attention and are not reached by the layer's input except
-   through weights, the heaviest is the FFN, if it keeps tokens apart. Its entry is the first module on the way that reads what
-   the layer's input reaches.
+   through weights, the heaviest is the FFN. Its entry is the first module on the way that reads what the layer's input reaches.
 5. A norm is what it does: blind to the scale of its input, one weight a feature. Over a sub-layer's output and the stream, and
    reaching the layer's output, it is that sub-layer's norm (post-LN); else the first module that reads the stream before the
    FFN is where its residual branches off.
-6. A cross-attention's key is not reached by the layer's input. Causal: later tokens have exactly no gradient.
+6. A cross-attention's key is not reached by the layer's input. Causal: a layer that is run again with another last token gives
+   the same at all tokens before it.
 7. Keywords given to a stack and to its attention blocks say whether a context and a prefix arrive. Where none does, a prefix may
-   still enter around the block's own softmax: see prefix_entry.py.
+   still enter around the block's own softmax.
 8. The checks of verify.py decide: a row that fails one is refused.
 """
 
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt.errors import SiteError
-from unipelt.inject.architectures import Stack, rows_for
+from unipelt.inject.architectures import Attention, Stack, rows_for
+from unipelt.inject.attention import eager_of
 from unipelt.inject.layer_row import LayerRow
-from unipelt.inject.layer_run import kind_of
-from unipelt.inject.prefix_entry import with_keywords, with_softmax
-from unipelt.inject.resolve import find_stacks
+from unipelt.inject.layer_run import kind_of, layer_runs
+from unipelt.inject.resolve import ResolvedStack, find_stacks
 from unipelt.inject.trace import (
+    KEYWORD,
     Attending,
     Call,
     NotFound,
     Trace,
+    attention_function,
     example_inputs,
+    prepared,
     reached,
+    takes_keywords,
 )
 from unipelt.inject.verify import first_failed_check
 
@@ -55,9 +62,10 @@ def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
     try:
         refuse_what_cannot_run(model)
         inputs = example_inputs(base)
-        cut, whole = Trace(base, inputs), Trace(base, inputs, cut=False)
-        rows = stacks_of(base, cut, whole)
-        refuse_layers_that_did_not_run(model, cut, rows, inputs)
+        trace = Trace(base, inputs)
+        rows = stacks_of(base, trace)
+        refuse_layers_that_did_not_run(model, trace, rows, inputs)
+        rows = with_order_of_tokens(model, rows)
         rows = with_keywords(model, inputs, rows)
         rows = with_softmax(model, rows)
         if broken := first_failed_check(model, rows):
@@ -70,7 +78,7 @@ def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
     parts = [f"{row.name} of {row.layers or 'the base'}.*" for row in rows]
     if not all(row.attention.prefix for row in rows):
         parts.append("no prefix can enter its attention")
-    if idle := idle_lists(base, cut):
+    if idle := idle_lists(base, trace):
         parts.append(f"{', '.join(idle)} did not run on {' and '.join(inputs)} alone and stay as they are")
     logging.getLogger("unipelt").warning("%s: found by running it: %s", name, "; ".join(parts))
     return rows
@@ -118,45 +126,127 @@ def lists_of(base: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def stacks_of(base: PreTrainedModel, cut: Trace, whole: Trace) -> tuple[Stack, ...]:
+def stacks_of(base: PreTrainedModel, trace: Trace) -> tuple[Stack, ...]:
     """The layers by the list that they are in, one row per list."""
-    find_softmax_attention(cut)
-    if cut.without_linears:
-        raise NotFound(f"the attention of {cut.without_linears[0]!r} has queries or keys of no linear module")
-    if not cut.attending:
+    find_softmax_attention(trace)
+    if trace.without_linears:
+        raise NotFound(f"the attention of {trace.without_linears[0]!r} has queries or keys of no linear module")
+    if not trace.attending:
         layers = ", ".join(f"{path}.0" for path, _ in lists_of(base)) or "no numbered list of modules"
         raise NotFound(
             "nothing in it attends: no attention function is called, and no softmax stands between two products "
             f"(its layers: {layers})"
         )
     found: dict[str, tuple[dict[str, Any], Call]] = {}
-    why: dict[str, str] = {}
     kinds: dict[tuple, dict[str, Any]] = {}
-    for attending in cut.attending:
-        for call in numbered(cut, attending):
+    for attending in trace.attending:
+        reasons = []
+        for call in numbered(trace, attending):
             if call.path in found:
                 break
             try:
                 kind = kind_of(call.module)
                 if kind not in kinds:  # layers with the same modules have the same row
-                    kinds[kind] = LayerRow(cut, whole, call).row()
+                    kinds[kind] = LayerRow(trace, call).row()
                 found[call.path] = kinds[kind], call
                 break
             except NotFound as error:
-                why.setdefault(attending.path, f"{call.path}: {error}")
+                reasons.append(f"{call.path}: {error}")
         else:
-            why.setdefault(attending.path, "no module of a numbered list holds it")
-            raise NotFound(f"of its attention {attending.path!r} no layer was found ({why[attending.path]})")
+            why = reasons[0] if reasons else "no module of a numbered list holds it"
+            raise NotFound(f"of its attention {attending.path!r} no layer was found ({why})")
     lists: dict[str, list[tuple[dict[str, Any], Call]]] = {}
     for path, layer in found.items():
         lists.setdefault(".".join("*" if part.isdigit() else part for part in path.split(".")[:-1]), []).append(layer)
-    rows = tuple(stack_row(base, cut, layers, members) for layers, members in lists.items())
-    names = [row.name for row in rows]
-    if len(set(names)) < len(names) or len(names) > 2:
-        raise NotFound(
-            f"it has {len(names)} lists of layers that attend: {', '.join(lists)}; expected an encoder, a decoder"
-        )
-    return tuple(sorted(rows, key=lambda row: row.name == "decoder"))
+    return tuple(stack_row(trace, layers, members) for layers, members in lists.items())
+
+
+def with_order_of_tokens(model: PreTrainedModel, rows: tuple[Stack, ...]) -> tuple[Stack, ...]:
+    """The rows with whether each token sees later ones, and so with the names of their stacks."""
+    base: Any = model.base_model
+    causal: dict[str, set[bool]] = {row.layers: set() for row in rows}
+    with prepared(base), torch.no_grad():
+        for run in layer_runs(model, rows):
+            causal[run.row.layers].add(not run.sees_later_tokens())
+    named: list[Stack] = []
+    for row in rows:
+        if len(causal[row.layers]) > 1:
+            raise NotFound(f"some layers of {row.layers} see later tokens, and some do not")
+        for order in causal[row.layers]:
+            named.append(replace(row, causal=order, name="decoder" if order or row.cross else "encoder"))
+    if len({row.name for row in named}) < len(rows):
+        listed = ", ".join(row.layers for row in rows)
+        raise NotFound(f"it has {len(rows)} lists of layers that attend: {listed}; expected an encoder, a decoder")
+    return tuple(sorted(named, key=lambda row: row.name == "decoder"))
+
+
+def with_keywords(model: PreTrainedModel, inputs: dict[str, Tensor], rows: tuple[Stack, ...]) -> tuple[Stack, ...]:
+    """The rows with what arrives of keywords that are given to stacks and to attention blocks."""
+    base: Any = model.base_model
+    arrived: set[nn.Module] = set()
+    handed: set[nn.Module] = set()
+
+    def function(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        if kwargs.pop(KEYWORD, None) is not None:
+            arrived.add(module)
+        return eager_of(module)(module, query, key, value, attention_mask, **kwargs)
+
+    def give(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        if KEYWORD in kwargs:
+            handed.add(module)
+        return args, {**kwargs, KEYWORD: True}
+
+    stacks = find_stacks(model, rows)
+    receivers = {stack.module for stack in stacks}.union(*(blocks_of(stack) for stack in stacks))
+    with ExitStack() as hooks:
+        for module in receivers:
+            if takes_keywords(module):
+                hooks.callback(module.register_forward_pre_hook(give, with_kwargs=True).remove)
+        try:
+            with prepared(base), attention_function(base, function), torch.no_grad():
+                base(**inputs)
+        except TypeError:
+            handed.clear()
+
+    def fitted(stack: ResolvedStack) -> Stack:
+        def with_prefix(attention: Attention) -> Attention:
+            enters = all(layer.get(attention.module) in arrived for layer in stack.layers)
+            return replace(attention, prefix=attention.prefix and enters)
+
+        return stack.row.with_attentions(with_prefix, keywords=blocks_of(stack) <= handed)
+
+    return tuple(fitted(stack) for stack in stacks)
+
+
+def blocks_of(stack: ResolvedStack) -> set[nn.Module]:
+    """The modules that attend."""
+    return {layer.get(attention.module) for _, attention in stack.row.attentions() for layer in stack.layers}
+
+
+def with_softmax(model: PreTrainedModel, rows: tuple[Stack, ...]) -> tuple[Stack, ...]:
+    """The rows with how attention that calls no function makes its scores, the same in all layers of a stack."""
+    base: Any = model.base_model
+    if all(attention.prefix for row in rows for _, attention in row.attentions()):
+        return rows
+    found: dict[tuple[str, Attention], set[str | None]] = {}
+    with prepared(base), torch.no_grad():
+        for run in layer_runs(model, rows):
+            for _, attention in run.row.attentions():
+                if not attention.prefix:
+                    found.setdefault((run.row.layers, attention), set()).add(run.softmax_of(attention))
+
+    def fitted(row: Stack) -> Stack:
+        def with_softmax(attention: Attention) -> Attention:
+            kinds = found.get((row.layers, attention), set())
+            (softmax,) = kinds if len(kinds) == 1 else {None}
+            return replace(attention, softmax=softmax, prefix=attention.prefix or softmax is not None)
+
+        row = row.with_attentions(with_softmax)
+        return replace(row, keywords=row.keywords or not row.attention.prefix)
+
+    return tuple(fitted(row) for row in rows)
 
 
 def numbered(trace: Trace, attending: Attending) -> Iterator[Call]:
@@ -165,19 +255,18 @@ def numbered(trace: Trace, attending: Attending) -> Iterator[Call]:
     yield from sorted(calls, key=lambda call: -call.start)
 
 
-def stack_row(base: nn.Module, cut: Trace, layers: str, members: list[tuple[dict[str, Any], Call]]) -> Stack:
-    """One row for all layers of a list. Raises NotFound where they have unlike parts."""
+def stack_row(trace: Trace, layers: str, members: list[tuple[dict[str, Any], Call]]) -> Stack:
+    """One row for all layers of a list, still without a name. Raises NotFound where they have unlike parts."""
     first, call = max(members, key=lambda member: len(member[0]["norms"]))
     for row, other in members:
         unlike = [name for name in first if name not in ("norms", "ffn_residual") and row[name] != first[name]]
         if unlike:
             raise NotFound(f"its layers {call.path} and {other.path} differ in {', '.join(unlike)}")
     norms = tuple(dict.fromkeys(norm for row in (first, *(row for row, _ in members)) for norm in row["norms"]))
-    outer = [c for c in cut.calls if c.holds(call.start) and call.path.startswith(f"{c.path}." if c.path else "")]
+    outer = [c for c in trace.calls if c.holds(call.start) and call.path.startswith(f"{c.path}." if c.path else "")]
     owners = [c for c in outer if c.has_mask and not any(c.x is x for x in (*c.args, c.kwargs.get("hidden_states", 0)))]
     owner = max((c.path for c in owners), key=len, default="")
-    name = "decoder" if first["causal"] or first["cross"] else "encoder"
-    return Stack(name=name, module=owner, layers=layers, **first | {"norms": norms})
+    return Stack(name="", module=owner, layers=layers, causal=False, **first | {"norms": norms})
 
 
 def find_softmax_attention(trace: Trace) -> None:

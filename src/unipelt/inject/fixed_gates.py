@@ -1,18 +1,17 @@
 """An attached model takes another mixture in place: gates fixed to constants, prefixes folded, a checkpoint's parameters."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SpecError, did_you_mean
 from unipelt.forms.prefix import PrefixMLP, table_of
-from unipelt.inject.attach import attach_checked, detach
+from unipelt.inject.attach import attach_checked, remove
 from unipelt.inject.state import MixtureState, mixture_state
 
 
@@ -24,22 +23,13 @@ def swap(
     What a checkpoint brought beside parameters stays: class names, generation settings, rows of added tokens.
     """
     tuned = mixture_state(model)
-    options, runs, training, head = tuned.options, runs or tuned.runs, model.training, tuned.head_modules()
+    runs, training = runs or tuned.runs, model.training
     trains = {name: p.requires_grad for name, p in tuned.named_parameters()}
-    kept = {name: getattr(model.config, name) for name in tuned.base_state["classes"]}
-    generation: Any = getattr(model, "generation_config", None)
-    tokens = tuned.base_state.pop("tokens", None)
-    detach(model)
-    attach_checked(model, [mixture], [runs], list(range(runs)), options, False, head, refuse_untrained=False)
+    remove(model)
+    heads, seeds = list(tuned.head_modules), list(range(runs))
+    attach_checked(model, [mixture], [runs], seeds, tuned.options, False, heads, refuse_untrained=False)
     new = mixture_state(model)
-    new.names, new.base_state["classes"] = tuned.names, tuned.base_state["classes"]
-    for name, value in kept.items():
-        setattr(model.config, name, value)
-    if "generation_config" in tuned.base_state["attributes"]:
-        new.base_state["attributes"]["generation_config"] = tuned.base_state["attributes"]["generation_config"]
-        model.generation_config = generation
-    if tokens:
-        new.base_state["tokens"] = tokens
+    new.names, new.brought = tuned.names, tuned.brought
     with torch.no_grad():
         for name, parameter in new.named_parameters():
             parameter.copy_(state(name))
@@ -82,7 +72,7 @@ def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float] 
 
 def _by_layer(tuned: MixtureState, name: str, given: Any) -> dict[int | None, Tensor]:
     """A change's constant in each of its layers."""
-    layers = sorted({change.location.layer or 0 for change in tuned.bound_changes() if change.name == name})
+    layers = sorted({change.location.layer or 0 for change in tuned.changes if change.name == name})
     try:
         value = torch.as_tensor(given, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError):
@@ -117,19 +107,3 @@ def folded(tuned: MixtureState) -> tuple[spec.Mixture, dict[str, Tensor]]:
             change = replace(change, form=replace(change.form, mlp=0))
         changes.append(change)
     return spec.Mixture(tuple(changes), tuned.mixture.name), state
-
-
-@contextmanager
-def prefixes_computed_once(module: nn.Module) -> Iterator[None]:
-    """Inside the block a prefix MLP does not compute its prefixes in each forward: they are those at the beginning of the block.
-
-    For forwards without gradients: a text is written with as many forwards as it has tokens.
-    """
-    made = [part for part in module.modules() if isinstance(part, PrefixMLP) and "forward" not in vars(part)]
-    for part in made:
-        part.forward = table_of(part).forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for part in made:
-            del part.forward

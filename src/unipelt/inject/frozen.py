@@ -107,6 +107,6 @@ def frozen_layers(model: PreTrainedModel) -> list[nn.Module]:
     stacks = find_stacks(model, tuned.options["stacks"])
     if len(stacks) != 1:
         return []
-    lowest = min((change.location.layer or 0 for change in tuned.bound_changes()), default=tuned.depth)
+    lowest = min((change.location.layer or 0 for change in tuned.changes), default=tuned.depth)
     layers = [layer.module for layer in stacks[0].layers if layer.index < lowest]
     return layers if len({id(layer) for layer in layers}) == len(layers) else []

@@ -1,6 +1,5 @@
 """The head: what a task needs on top of the base. It trains for every method, by default, on the run axis."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt.errors import SiteError, did_you_mean
-from unipelt.forms.constants import scale_and_shift
 from unipelt.forms.gate import mean_of_real, mean_weights
-from unipelt.forms.routed import Route, RoutedLinear, draw_normal
+from unipelt.forms.routed import Route, RoutedLinear, draw_normal, scale_and_shift
 from unipelt.inject.context import ForwardState, argument, parameters_of
-from unipelt.inject.hooks import module_of
 from unipelt.inject.resolve import embedding_module
 from unipelt.inject.state import NAME, AttachedState, MixtureState
 from unipelt.spec.location import HEAD
@@ -23,26 +20,20 @@ POLICIES = ("train", "frozen", "paper")
 POOLINGS = ("model", "cls", "mean")
 
 
-class HeadLinear(nn.Module):
+class HeadLinear(RoutedLinear):
     """A linear of the head, one per run; it starts from the base's own values."""
 
     def __init__(self, runs: int, linear: nn.Linear, deviation: float):
-        super().__init__()
-        self.linear = RoutedLinear(runs, linear.in_features, linear.out_features, linear.bias is not None)
+        super().__init__(runs, linear.in_features, linear.out_features, linear.bias is not None)
         self.deviation = deviation
-        copy_to_runs(self.linear.weight, linear.weight)
-        if linear.bias is not None:
-            copy_to_runs(self.linear.bias, linear.bias)
-
-    def forward(self, x: Float[Tensor, "rows *seq inputs"], route: Route) -> Float[Tensor, "rows *seq outputs"]:
-        return self.linear(x, route)
+        copy_to_runs(self, linear)
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         """As transformers initialises a head: N(0, initializer_range), bias 0. Class by class: more classes change no row."""
-        for row in self.linear.weight.transpose(0, 1):
+        for row in self.weight.transpose(0, 1):
             draw_normal(row, run, generator, self.deviation)
-        if self.linear.bias is not None and not self.linear.bias.is_meta:
-            self.linear.bias.data[run] = 0
+        if self.bias is not None and not self.bias.is_meta:
+            self.bias.data[run] = 0
 
 
 class HeadNorm(nn.Module):
@@ -53,9 +44,7 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(runs, *norm.weight.shape))
         self.bias = None if norm.bias is None else nn.Parameter(torch.zeros(runs, *norm.bias.shape))
         self.eps = norm.eps
-        copy_to_runs(self.weight, norm.weight)
-        if norm.bias is not None:
-            copy_to_runs(self.bias, norm.bias)
+        copy_to_runs(self, norm)
 
     def forward(self, x: Float[Tensor, "rows *seq d"], route: Route) -> Float[Tensor, "rows *seq d"]:
         return scale_and_shift(F.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight, self.bias, route)
@@ -67,17 +56,12 @@ class HeadNorm(nn.Module):
                 self.bias.data[run] = 0
 
 
-class HeadHook:
-    """Forward hook: replaces a head module's output by that of each row's run. modules: one for each mixture."""
-
-    def __init__(self, modules: Sequence[HeadLinear | HeadNorm], forwards: ForwardState):
-        self.modules, self.forwards = modules, forwards
-
-    def after(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        context = self.forwards.at(args[0])
-        if context is None:
-            return None
-        return context.apply(lambda own, x: module_of(self.modules[own.mixture], own)(x, own.route), args[0])
+def copy_to_runs(target: HeadLinear | HeadNorm, source: nn.Linear | nn.LayerNorm) -> None:
+    """Give each run the base's own values."""
+    for name, values in source.named_parameters():
+        parameter = target.get_parameter(name)
+        if not values.is_meta and not parameter.is_meta:
+            parameter.data.copy_(values.data.expand_as(parameter))
 
 
 class Pooling:
@@ -91,10 +75,9 @@ class Pooling:
             return None
         states, mask = output.last_hidden_state, argument(self.names, args, kwargs, "attention_mask")
         if self.mean:
-            shares = (
-                None if mask is None else mean_weights(mask[:, -states.shape[1] :], states.dtype)
-            )  # without a prompt's
-            pooled = mean_of_real(states, shares)[:, 0].to(states.dtype)
+            mask = None if mask is None else mask[:, -states.shape[1] :]  # without a prompt's
+            weights = None if mask is None else mean_weights(mask, states.dtype)
+            pooled = mean_of_real(states, weights)[:, 0].to(states.dtype)
         else:
             pooled = states[:, 0]
         if getattr(output, "pooler_output", None) is not None:
@@ -153,11 +136,11 @@ def train_head(state: MixtureState, policy: str) -> None:
             parameter.requires_grad_(policy == "train" or (policy == "bias" and location.part.endswith("bias")))
 
 
-def output_of(model: PreTrainedModel | AttachedState) -> RoutedLinear | nn.Linear | None:
+def output_of(model: PreTrainedModel | AttachedState) -> HeadLinear | nn.Linear | None:
     """The last linear of the head, where it is trained: tuned runs' own, or that of a model tuned whole."""
     joined = model if isinstance(model, AttachedState) else getattr(model, NAME, None)
     modules = joined.active().modules() if joined is not None else find_head(model).values()  # type: ignore[arg-type]
-    linears = [m.linear if isinstance(m, HeadLinear) else m for m in modules if isinstance(m, HeadLinear | nn.Linear)]
+    linears = [module for module in modules if isinstance(module, HeadLinear | nn.Linear)]
     return linears[-1] if linears and linears[-1].weight.requires_grad else None
 
 
@@ -168,13 +151,8 @@ def to_units(model: PreTrainedModel, units: list[tuple[float, float]]) -> None:
     for run, (mean, deviation) in enumerate(units):
         if output is None or (mean, deviation) == (0.0, 1.0):
             continue
-        mine = run if isinstance(output, RoutedLinear) else slice(None)
+        mine = run if isinstance(output, HeadLinear) else slice(None)
         output.weight[mine] *= deviation
         if output.bias is not None:
             output.bias[mine] *= deviation
             output.bias[mine] += mean
-
-
-def copy_to_runs(target: nn.Parameter | None, source: Tensor) -> None:
-    if target is not None and not source.is_meta and not target.is_meta:
-        target.data.copy_(source.data.expand_as(target))

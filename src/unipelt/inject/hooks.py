@@ -1,8 +1,10 @@
 """Hooks that apply changes to modules of a base: at most one pre-hook and one hook per module, which apply its changes in tuple order."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -175,3 +177,20 @@ class ModuleHook:
         if x.dim() != 2 or x.shape[0] == batch or x.shape[0] % batch:
             return x
         return x.unflatten(0, (batch, -1))
+
+
+class HeadHook:
+    """Forward hook: replaces a head module's output by that of each row's run. modules: one for each mixture."""
+
+    def __init__(self, modules: Sequence[nn.Module], forwards: ForwardState):
+        self.modules, self.forwards = modules, forwards
+
+    def after(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        context = self.forwards.at(args[0])
+        return None if context is None else context.apply(self._output, args[0])
+
+    def _output(self, context: Context, x: Tensor) -> Float[Tensor, "rows *seq widest"]:
+        """Classes that another mixture's head has and this one lacks have the logit -inf."""
+        y = module_of(self.modules[context.mixture], context)(x, context.route)
+        widest = max(module.weight.shape[1] for module in self.modules)  # type: ignore[index]
+        return y if y.shape[-1] == widest else F.pad(y, (0, widest - y.shape[-1]), value=-torch.inf)

@@ -1,16 +1,17 @@
 """What a row says of one layer, from a forward in which gradients tell what reaches what: see discover.py."""
 
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.graph import GradientEdge
 
 from unipelt.errors import SiteError
 from unipelt.inject.architectures import Attention
 from unipelt.inject.resolve import Layer, features, head_shape, is_linear
-from unipelt.inject.trace import Attending, Call, NotFound, Trace, gradients, reached
+from unipelt.inject.trace import Attending, Call, NotFound, Trace, gradients, output_tensor, prepared, reached
 
 PARTS = ("query", "key", "value")
 
@@ -18,17 +19,17 @@ PARTS = ("query", "key", "value")
 class LayerRow:
     """One layer of a trace, and what a row says of it."""
 
-    def __init__(self, cut: Trace, whole: Trace, layer: Call):
-        self.cut, self.whole, self.layer = cut, whole, layer
+    def __init__(self, trace: Trace, layer: Call):
+        self.trace, self.layer = trace, layer
         if layer.reads is None or layer.gives is None or layer.x is None or not reached(layer.gives, [layer.reads])[0]:
             raise NotFound("its input does not reach its output without weights: it has no residual stream")
-        if cut.masks and (layer.x.dim() != 3 or len(layer.x) != len(cut.masks[0])):
+        if trace.masks and (layer.x.dim() != 3 or len(layer.x) != len(trace.masks[0])):
             raise NotFound(f"its hidden states are not [batch, seq, d] but {list(layer.x.shape)}")
         self.calls = [
-            c for c in cut.calls if c is not layer and layer.holds(c.start) and self.local(c.path) and c.gives
+            c for c in trace.calls if c is not layer and layer.holds(c.start) and self.local(c.path) and c.gives
         ]
-        self.weighted = [p for p in cut.weighted if layer.holds(p.time)]
-        self.attending = [a for a in cut.attending if layer.holds(a.time)]
+        self.weighted = [p for p in trace.weighted if layer.holds(p.time)]
+        self.attending = [a for a in trace.attending if layer.holds(a.time)]
 
     def local(self, path: str) -> str:
         prefix = self.layer.path + "."
@@ -53,7 +54,7 @@ class LayerRow:
             own = self.norm_over(out)
             blocks[kind] = replace(attention, norm=self.local(own.path) if own else None), out
         return {
-            "causal": self.is_causal(), "attention": blocks["attention"][0],
+            "attention": blocks["attention"][0],
             "cross": blocks["cross"][0] if "cross" in blocks else None,
             "ffn_input": self.local(entry.path), "ffn_output": self.local(ffn.path),
             "ffn_norm": self.local(norm.path) if norm else None,
@@ -106,19 +107,14 @@ class LayerRow:
         shared = next((path for path in paths.values() if list(paths.values()).count(path) > 1), None)
         if shared is None:
             return row
-        outputs = features(self.cut.base.get_submodule(shared))[1]
+        outputs = features(self.trace.base.get_submodule(shared))[1]
         labels = ["other"] * outputs
         for part in PARTS:
             for column in columns[part] if paths[part] == shared else ():
                 if labels[column] != "other":
                     raise NotFound(f"{self.local(shared)} gives {labels[column]} and {part} in one column")
                 labels[column] = part
-        runs: list[list[Any]] = []
-        for label in labels:
-            if runs and runs[-1][0] == label:
-                runs[-1][1] += 1
-            else:
-                runs.append([label, 1])
+        runs = [(label, len(list(alike))) for label, alike in groupby(labels)]
         period = next(n for n in range(1, len(runs) + 1) if len(runs) % n == 0 and runs == runs[:n] * (len(runs) // n))
         order, groups = tuple(label for label, _ in runs[:period]), len(runs) // period
         if len(set(order)) < len(order):
@@ -133,7 +129,7 @@ class LayerRow:
         if attending.shape is None:
             return row
         measured = attending.shape[1:]
-        config, layer = self.cut.base.config, Layer(0, self.layer.path, self.layer.module)
+        config, layer = self.trace.base.config, Layer(0, self.layer.path, self.layer.module)
         module = layer.get(row.module)
         try:
             if tuple(head_shape(layer, row, config)) == measured:
@@ -174,11 +170,28 @@ class LayerRow:
             entry = self.entry(call)
             if entry is None:
                 why = f"no module reads the input of its FFN {self.local(call.path)!r}"
-            elif not self.keeps_tokens_apart(entry, call):
+            elif not self.keeps_tokens_apart(call):
                 why = f"its other branch {self.local(call.path)!r} mixes tokens: it has no FFN"
             else:
                 return call, entry
         raise NotFound(why)
+
+    def keeps_tokens_apart(self, branch: Call) -> bool:
+        """Whether another first token, in the module's input alone, moves what it gives at no other token."""
+        if branch.x is None or branch.x.dim() != 3:
+            return True
+        changed = branch.x.detach().clone()
+        changed[:, 0] += 1
+        outputs = []
+        with prepared(self.trace.base), torch.no_grad():
+            for x in (branch.x, changed):
+                args = (x if a is branch.x else a for a in branch.args)
+                kwargs = {name: x if a is branch.x else a for name, a in branch.kwargs.items()}
+                outputs.append(output_tensor(branch.module(*args, **kwargs)))
+        before, after = outputs
+        if before is None or after is None or before.dim() != 3:
+            return True
+        return bool((after - before)[:, 1:].abs().max() <= 1e-5 * before.abs().max())
 
     def is_branch(self, call: Call) -> bool:
         """Whether a module's output is added to the stream, and holds neither the stream itself nor an attention."""
@@ -202,23 +215,6 @@ class LayerRow:
                 return None
             edges, before = [*hits[0].reads], hits[0].time
         return None
-
-    def same(self, call: Call) -> Call:
-        """The same call in the forward in which nothing was cut."""
-        index = [c for c in self.cut.calls if c.path == call.path].index(call)
-        return [c for c in self.whole.calls if c.path == call.path][index]
-
-    def keeps_tokens_apart(self, entry: Call, ffn: Call) -> bool:
-        target, source = self.same(ffn).gives, self.same(entry).reads
-        g = one_token(target, source, last=True)
-        return g is None or not g.flatten(0, -2)[:-1].any()
-
-    def is_causal(self) -> bool:
-        call = self.same(self.layer)
-        if call.x is None or call.x.dim() != 3 or self.cut.base.main_input_name == "pixel_values":
-            return False
-        g = one_token(call.gives, call.reads, last=False)
-        return g is not None and not g[:, call.x.shape[1] // 2 :].any()
 
     def norm_over(self, branch: Call) -> Call | None:
         """The norm over a branch's output and the stream, if the stream goes on from there."""
@@ -249,22 +245,9 @@ class LayerRow:
 
     def positions(self) -> tuple[str, ...]:
         """Modules with parameters that read tensors of no row of the batch, such as relative positions."""
-        rows = len(self.cut.masks[0]) if self.cut.masks else 1
+        rows = len(self.trace.masks[0]) if self.trace.masks else 1
         found = [c for c in self.calls if c.x is not None and len(c.x) == 1 < rows and list(c.module.parameters(False))]
         return tuple(dict.fromkeys(self.local(c.path) for c in found))
-
-
-def one_token(target: GradientEdge | None, source: GradientEdge | None, last: bool) -> Tensor | None:
-    """The gradient of one token's output, the last or one in the middle, in the input."""
-    if target is None or source is None:
-        return None
-    made = target.node._input_metadata[target.output_nr]  # type: ignore[attr-defined]
-    weight = torch.zeros(tuple(made.shape), dtype=made.dtype, device=made.device)
-    if last:
-        weight.view(-1, weight.shape[-1])[-1].normal_()
-    else:
-        weight[:, weight.shape[1] // 2 - 1].normal_()
-    return torch.autograd.grad([target], [source], [weight], retain_graph=True, allow_unused=True)[0]
 
 
 def is_norm(module: nn.Module, width: int) -> bool:

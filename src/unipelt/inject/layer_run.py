@@ -1,7 +1,7 @@
 """Runs one layer of a model again and again, with changes to what its modules read or give, and shows what comes of them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt.inject.architectures import Attention, Stack
+from unipelt.inject.attention import eager_of
 from unipelt.inject.own_softmax import OwnSoftmax, Watched
-from unipelt.inject.resolve import Layer, ResolvedStack, find_stacks, projection
-from unipelt.inject.trace import attention_function, example_inputs, first_tensor, kernel_of, output_tensor
+from unipelt.inject.resolve import Layer, ResolvedStack, find_stacks, head_shape, projection
+from unipelt.inject.trace import CANNOT_RUN, attention_function, example_inputs, first_tensor, output_tensor
 
 Change = Callable[[Tensor], Tensor]
 
@@ -50,7 +51,6 @@ class LayerRun:
     def __init__(self, base: Any, stack: ResolvedStack, layer: Layer):
         self.base, self.stack, self.layer, self.row = base, stack, layer, stack.row
         self.inputs = example_inputs(base)
-        self.blocks = [("", stack.row.attention), *([("cross-", stack.row.cross)] if stack.row.cross else [])]
         self.call: tuple[tuple, dict[str, Any]] | None = None
         self.has_mask = False
         calls: list[tuple[tuple, dict[str, Any]]] = []
@@ -70,32 +70,20 @@ class LayerRun:
         whole = self.again()
         for handle in handles:
             handle.remove()
-        self.call = calls[0]
-        self.plain = self.run_alone() or whole
-        same = torch.equal(self.plain.gives[""], whole.gives[""])
-        if not same:  # it depends on more than its arguments
-            self.call, self.plain = None, whole
+        self.call, self.plain = calls[0], whole
+        with suppress(*CANNOT_RUN):
+            self.plain = self.again()
+        if self.plain is whole or not torch.equal(self.plain.gives[""], whole.gives[""]):
+            self.call, self.plain = None, whole  # it depends on more than its arguments
         largest = whole.gives[""].abs().max().clamp_min(1e-6)
         self.near = float(largest * {torch.float64: 1e-9, torch.float32: 1e-5}.get(whole.gives[""].dtype, 2e-2))
 
-    def run_alone(self) -> Seen | None:
-        try:
-            return self.again()
-        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
-            self.call = None
-            return None
-
-    def with_one_token_less(self) -> Seen:
-        """A forward of the whole base without the last token of each row."""
-        call, inputs = self.call, self.inputs
-        try:
-            self.call, self.inputs = None, {name: t[:, :-1] if t.dim() == 2 else t for name, t in inputs.items()}
-            return self.again()
-        finally:
-            self.call, self.inputs = call, inputs
-
-    def again(self, before: Mapping[str, Change] | None = None, after: Mapping[str, Change] | None = None) -> Seen:
-        """One run. before: changes to what a module reads; after: to what it gives; by path in the layer."""
+    def again(
+        self, before: Mapping[str, Change] | None = None, after: Mapping[str, Change] | None = None,
+        inputs: dict[str, Tensor] | None = None,
+    ) -> Seen:  # fmt: skip
+        """One run. before: changes to what a module reads; after: to what it gives; by path in the layer. inputs: of the whole base,
+        which is run in place of the layer."""
         seen = Seen()
 
         def enter(path: str) -> Any:
@@ -128,7 +116,7 @@ class LayerRun:
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
         ):
             seen.attends.setdefault(module, (query, key, value))
-            return kernel_of(module)(module, query, key, value, attention_mask, **kwargs)
+            return eager_of(module)(module, query, key, value, attention_mask, **kwargs)
 
         def watch(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             x = first_tensor(args, kwargs)
@@ -145,7 +133,7 @@ class LayerRun:
         watching: list[OwnSoftmax] = []
         with ExitStack() as hooks:
             hooks.enter_context(attention_function(self.base, attend))
-            for block in {self.layer.get(attention.module) for _, attention in self.blocks}:
+            for block in {self.layer.get(attention.module) for _, attention in self.row.attentions()}:
                 hooks.callback(block.register_forward_pre_hook(watch, with_kwargs=True).remove)
                 hooks.callback(block.register_forward_hook(watched, always_call=True).remove)
             for path, module in self.layer.module.named_modules():
@@ -154,8 +142,8 @@ class LayerRun:
                     module.register_forward_hook(leave(path)),
                 ):
                     hooks.callback(handle.remove)
-            if self.call is None:
-                self.base(**self.inputs)
+            if self.call is None or inputs is not None:
+                self.base(**(inputs or self.inputs))
             else:
                 self.layer.module(*self.call[0], **self.call[1])
         return seen
@@ -182,8 +170,64 @@ class LayerRun:
             return False
         return a.shape != b.shape or float((a - b).abs().max()) > self.near
 
+    def sees_later_tokens(self) -> bool:
+        """Whether another last token in the layer's input moves what it gives at earlier ones; of images each part sees all."""
+        if self.base.main_input_name == "pixel_values" or self.plain.reads[""].dim() != 3:
+            return True
+        later = self.again(before={"": last_token_shaken}).gives[""]
+        return self.moved(later[:, :-1], self.plain.gives[""][:, :-1])
+
+    def softmax_of(self, attention: Attention) -> str | None:
+        """How attention that calls no function makes its scores S of q kᵀ: see Attention.softmax; None where in no such way.
+
+        Where the query is moved by Δ, S must move by s Δ kᵀ exactly, at every key that has a share; and S must not know how many
+        keys there are, or a cache would move what a prefix weighs.
+        """
+        block = self.layer.get(attention.module)
+        before, after = self.plain.own.get(block), self.again(after=self.noise(attention, "query")).own.get(block)
+        if before is None or after is None:
+            return None
+        shape = (before.key.shape[1], before.key.shape[-1], cast(Tensor, before.value).shape[-1])
+        if tuple(head_shape(self.layer, attention, self.base.config)) != shape:
+            return None
+        if before.scores is None or after.scores is None:
+            return "fused"
+        near = {torch.float64: 1e-6, torch.float32: 1e-4}.get(before.scores.dtype, 5e-2)  # GPT-J's √d is a float32
+        seen = before.scores > before.scores.amax(dim=-1, keepdim=True) - 1e3
+        moved = torch.where(seen, after.scores - before.scores, 0).double()
+        by = torch.where(seen, (after.query - before.query) @ before.key.mT, 0).double()
+        width = before.query.shape[-1]
+        scales = {"scaled": width**-0.5, "plain": 1.0}
+        kinds = [
+            kind
+            for kind, s in scales.items()
+            if (moved - before.factor * s * by).abs().max() <= near * moved.abs().max()
+        ]
+        return kinds[0] if kinds and not self.counts_keys(attention, before, near) else None
+
+    def counts_keys(self, attention: Attention, before: Watched, near: float) -> bool:
+        """Whether the scores of the first layer differ with one token less, as those of MPT's ALiBi do."""
+        scores = cast(Tensor, before.scores)
+        if self.layer.index > 0 or attention is self.row.cross or scores.shape[-1] != scores.shape[-2]:
+            return False
+        shorter = {name: given[:, :-1] if given.dim() == 2 else given for name, given in self.inputs.items()}
+        own = self.again(inputs=shorter).own.get(self.layer.get(attention.module))
+        if own is None or own.scores is None or own.scores.shape[-1] != scores.shape[-1] - 1:
+            return False
+        whole = scores[..., :-1, :-1]
+        seen = whole > whole.amax(dim=-1, keepdim=True) - 1e3
+        return not bool(torch.where(seen, own.scores - whole, 0).abs().max() <= 10 * near * whole[seen].abs().max())
+
     def but_last(self, x: Tensor) -> Tensor:
         """Every token but the last of each row, also of [batch·seq, d]."""
         shape = self.plain.reads[""].shape
         x = x.view(*shape[:-1], -1) if len(shape) == 3 and x.numel() == shape.numel() else x
         return x[:, :-1] if x.dim() == 3 else x[:-1]
+
+
+def last_token_shaken(x: Tensor) -> Tensor:
+    """The same tensor with noise added to the last token of each row."""
+    rows = x.clone()
+    last = rows[:, -1] if rows.dim() == 3 else rows[-1]
+    last += torch.randn(last.shape, generator=torch.Generator().manual_seed(6)).to(x)
+    return rows

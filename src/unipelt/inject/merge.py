@@ -16,11 +16,12 @@ from unipelt.forms.gate import LearnedScale
 from unipelt.forms.low_rank import LowRank
 from unipelt.forms.routed import Route
 from unipelt.forms.scaling import Scaling
-from unipelt.inject.attach import detach, reset_dynamo
+from unipelt.inject.attach import remove, reset_dynamo
+from unipelt.inject.attention import BoundPrefix
 from unipelt.inject.compiled import refuse_compiled, uncompile
-from unipelt.inject.hooks import BoundChange
+from unipelt.inject.hooks import BoundChange, ModuleHook
 from unipelt.inject.resolve import features, is_linear, unreadable
-from unipelt.inject.state import Hook, MixtureState, changes_of, mixture_state
+from unipelt.inject.state import MixtureState, mixture_state, unmerged_weights
 
 
 def merge(
@@ -40,13 +41,13 @@ def merge(
         raise SpecError(f"unmergeable={unmergeable!r}: {did_you_mean(str(unmergeable), ('error', 'keep'))}")
     tuned = mixture_state(model)
     _, run = tuned.locate_run(run)
-    found = tuned.bound_changes()
+    found = tuned.changes
     users: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             users.setdefault(id(parameter), []).append(path)
 
-    read = {getattr(getattr(change, "query", None), "module", None) for change in found}
+    read = {change.query.args[0] for change in found if isinstance(change, BoundPrefix) and change.query}
 
     def reason(change: BoundChange) -> str | None:
         module = model.get_submodule(change.path)
@@ -58,21 +59,13 @@ def merge(
                 f"unmergeable='keep' with {tuned.runs} runs: the base's weights hold one; save and load one run"
             )
         return _merge_leading(model, reason)
-    shared = [_shared(model.get_submodule(path), path, users) for path in tuned.head_modules()]
+    shared = [_shared(model.get_submodule(path), path, users) for path in tuned.head_modules]
     refuse("merge", tuned, found, reason, next((why for why in shared if why), None))
-    heads = {path: tuned.get_submodule(f"head.{path}") for path in tuned.head_modules()}
-    classes = {name: getattr(model.config, name) for name in tuned.base_state["classes"]} if heads else {}
-    generation = getattr(model, "generation_config", None)
-    tuned.base_state.pop("tokens", None)  # rows of added tokens stay
-    detach(model)
-    for name, value in classes.items():  # keep the class names of the merged head
-        setattr(model.config, name, value)
-    if generation is not None:
-        model.generation_config = generation
+    remove(model)  # class names, generation settings and rows of added tokens stay
     with torch.no_grad():
         for path in dict.fromkeys(change.path for change in found):
             _write(model.get_submodule(path), [change for change in found if change.path == path], tuned.runs, run)
-        for path, head in heads.items():
+        for path, head in tuned.head_modules.items():
             for name, parameter in head.named_parameters():
                 target = getattr(model.get_submodule(path), name.rsplit(".", 1)[-1])
                 target.copy_(parameter[run])
@@ -80,23 +73,21 @@ def merge(
 
 
 class MergedChanges:
-    """Changes that are merged into the weight of their module. It is its own handle: `remove` restores the weight."""
+    """Changes that are written into the weight of their module, and the weight's own values."""
 
-    def __init__(self, changes: list[BoundChange]):
-        self.changes = changes
+    def __init__(self, module: nn.Module, changes: list[BoundChange]):
+        self.module, self.changes = module, changes
         self.original: dict[str, Tensor] = {}
+        """empty while the changes are not in the weight"""
 
     @torch.no_grad()
-    def write(self, module: nn.Module) -> "MergedChanges":
-        self.module = module
-        if self.original:
-            return self
-        self.original = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
-        _write(module, self.changes, 1, 0)
-        return self
+    def write(self) -> None:
+        if not self.original:
+            self.original = {name: p.detach().clone() for name, p in self.module.named_parameters(recurse=False)}
+            _write(self.module, self.changes, 1, 0)
 
     @torch.no_grad()
-    def remove(self) -> None:
+    def restore(self) -> None:
         for name, value in self.original.items():
             self.module.get_parameter(name).copy_(value)
         self.original = {}
@@ -107,22 +98,24 @@ def _merge_leading(model: PreTrainedModel, reason: Callable[[BoundChange], str |
     tuned = mixture_state(model)
     uncompile(model)
     refuse_compiled(model)
-    hooks = []
-    for hook in tuned.hooks:
-        here = changes_of(hook.method) if hook.kind == "post" else []
-        mergeable = [not isinstance(change.change.weight, spec.Gate) and reason(change) is None for change in here]
-        leading = here[: (*mergeable, False).index(False)]
-        if leading:
-            hooks.append(Hook(hook.path, "weight", MergedChanges(leading).write))
-            for change in leading:
-                change.merged = True
-                change.form.requires_grad_(False)
-            del here[: len(leading)]
-        if here or not leading:
-            hooks.append(hook)
     tuned.remove_hooks()
-    tuned.hooks = hooks
-    tuned.register_hooks(model)
+    for hook in list(tuned.hooks):
+        owner = getattr(hook.method, "__self__", None)
+        if hook.kind != "post" or not isinstance(owner, ModuleHook):
+            continue
+        mergeable = [not isinstance(c.change.weight, spec.Gate) and reason(c) is None for c in owner.changes]
+        leading = owner.changes[: (*mergeable, False).index(False)]
+        if not leading:
+            continue
+        for change in leading:
+            change.merged = True
+            change.form.requires_grad_(False)
+        tuned.merged.append(MergedChanges(model.get_submodule(hook.path), leading))
+        del owner.changes[: len(leading)]
+        if not owner.changes:
+            tuned.hooks.remove(hook)
+    with unmerged_weights(tuned):  # which writes them as it ends, or as an outer block of it does
+        tuned.register_hooks(model)
     reset_dynamo()
     return model
 
@@ -233,9 +226,8 @@ def _write(module: Any, found: list[BoundChange], runs: int, run: int) -> None:
     weight = (scale.T if isinstance(module, Conv1D) else scale).double()
     bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device) if shift is None else shift.double()
     weight, bias = weight.clone(), bias.clone()
-    for change in sorted(
-        found, key=lambda change: change.point.side == "before"
-    ):  # input changes apply before all output changes
+    # a change of the input comes before the module, and so before all that is added to its weight: it is multiplied in last
+    for change in sorted(found, key=lambda change: change.point.side == "before"):
         form: Any = change.form
         part: Any = change.point.part
         factor = weight_of(change, run)
@@ -255,10 +247,8 @@ def _write(module: Any, found: list[BoundChange], runs: int, run: int) -> None:
                 weight[rows] += factor * a
                 bias[rows] += factor * c
             else:
-                weight[rows], bias[rows] = (
-                    weight[rows] + factor * a @ weight[rows],
-                    bias[rows] + factor * (a @ bias[rows] + c),
-                )
+                bias[rows] += factor * (a @ bias[rows] + c)
+                weight[rows] += factor * a @ weight[rows]
     scale.copy_(weight.T if isinstance(module, Conv1D) else weight)
     if shift is not None:
         shift.copy_(bias)

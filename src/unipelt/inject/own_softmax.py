@@ -143,13 +143,13 @@ class OwnSoftmax(TorchFunctionMode):
             attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
             attn_mask = attn_mask[None, None]
 
-        def plain(q: Tensor, k: Tensor, v: Tensor, mask: Any, bias: None, dropout: float = dropout_p) -> Any:
+        def plain(q: Tensor, k: Tensor, v: Tensor, mask: Any, bias: None, dropout: float) -> Any:
             return function(q, k, v, mask, dropout, scale=scale, **rest).transpose(1, 2), None
 
         scaling = query.shape[-1] ** -0.5 if scale is None else scale
         calls = [(mine, tuple(_repeated(prefix, key.shape[1]) for prefix in own)) for mine, own in self.calls]
-        given = query, key, value, attn_mask, None, scaling, None, dropout_p
-        return attend_changed(calls, plain, *given)[0].transpose(1, 2)
+        given = query, key, value, attn_mask, None, dropout_p
+        return attend_changed(calls, plain, *given, scaling=scaling)[0].transpose(1, 2)
 
     def refuse_incomplete(self, path: str) -> None:
         """Raise SiteError where the prefixes did not enter the one attention that the block computes."""

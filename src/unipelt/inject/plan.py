@@ -64,8 +64,6 @@ class HookPoint:
     """Where one change joins one module of the base: which side of it, and what Δ reads."""
 
     stack: ResolvedStack
-    layer: Layer | None
-    """None for a module outside of the stack's layers"""
     location: Location
     path: str
     """of the module, from the model"""
@@ -78,15 +76,14 @@ class HookPoint:
     front: vectors are put in front of its input"""
     reads: Literal["input", "output", "normed sum"] = "input"
     captured: str | None = None
-    """name of a tensor that was captured earlier in the layer and that Δ reads; None: Δ reads the module's own input or output"""
-    captured_at: str = ""
-    """path of the module whose first argument is captured; empty: the attention block, whose own hook captures it"""
+    """path of a module earlier in the layer whose first argument Δ reads; None: Δ reads the module's own input or output"""
     source: bool = False
     """whether Δ reads the encoder's output"""
-    part: Part | None = None
     table: TableSlot | None = None
-    query: tuple[str, Part | None] | None = None
-    """path of the query's projection from the model, and its part where it is fused; of an attention block"""
+    query: str = ""
+    """path of the query's projection, of an attention block"""
+    part: Part | None = None
+    """of the linear at `query`, or else at `path`, where it is fused"""
 
 
 def plan(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
@@ -123,61 +120,56 @@ def in_stack(name: str, change: spec.Change, site: str, stack: ResolvedStack, co
         elif site in ("ffn", "layer"):
             yield ffn(name, stack, layer, site, change.reads)
         else:
-            for kind, attention in stack.attentions():
+            for kind, attention in stack.row.attentions():
                 yield in_attention(name, stack, layer, kind, attention, site, change.reads, config)
+
+
+def at(stack: ResolvedStack, layer: Layer | None, name: str, label: str, path: str, **rest: Any) -> HookPoint:
+    """The hook point of a change at the module of this path, from the model. label: the part of its location."""
+    location = Location(stack.row.name, None if layer is None else layer.index, name, label)
+    return HookPoint(stack=stack, location=location, path=path, **rest)
 
 
 def ffn(name: str, stack: ResolvedStack, layer: Layer, site: str, reads: str) -> HookPoint:
     row, d_model = stack.row, features(layer.get(stack.row.attention.out))[1]
     output, entry = f"{layer.path}.{row.ffn_output}", f"{layer.path}.{row.ffn_input}"
-    at_output = HookPoint(
-        stack=stack, layer=layer, location=Location(row.name, layer.index, name, site), path=output,
-        inputs=d_model, outputs=d_model,
-    )  # fmt: skip
+    point = at(stack, layer, name, site, output, inputs=d_model, outputs=d_model)
     if site == "layer":
-        point = replace(at_output, path=layer.path, reads="output")
-        return replace(point, captured="layer", captured_at=layer.path) if reads == "input" else point
+        return replace(point, path=layer.path, reads="output", captured=layer.path if reads == "input" else None)
     if reads == "normed sum":
         if row.ffn_norm is None:  # pre-LN: the sum is the layer's output, and nothing normalises it
-            return replace(at_output, path=layer.path, reads="output")
-        return replace(at_output, path=f"{layer.path}.{row.ffn_norm}", reads="normed sum")
+            return replace(point, path=layer.path, reads="output")
+        return replace(point, path=f"{layer.path}.{row.ffn_norm}", reads="normed sum")
     if reads == "residual" and row.ffn_residual is not None:
-        return replace(at_output, captured="residual", captured_at=f"{layer.path}.{row.ffn_residual}")
+        return replace(point, captured=f"{layer.path}.{row.ffn_residual}")
     if reads in ("input", "residual"):
-        return at_output if entry == output else replace(at_output, captured="ffn", captured_at=entry)
-    return replace(at_output, reads="output")
+        return replace(point, captured=None if entry == output else entry)
+    return replace(point, reads="output")
 
 
 def ffn_hidden(name: str, stack: ResolvedStack, layer: Layer) -> HookPoint:
     """The FFN's hidden activations: the input of its last linear."""
     path = last_linear(layer, stack.row)
     width = features(layer.get(path))[0]
-    return HookPoint(
-        stack=stack, layer=layer, location=Location(stack.row.name, layer.index, name, "ffn_hidden"),
-        path=f"{layer.path}.{path}", inputs=width, outputs=width, side="before",
-    )  # fmt: skip
+    return at(stack, layer, name, "ffn_hidden", f"{layer.path}.{path}", inputs=width, outputs=width, side="before")
 
 
 def in_attention(
     name: str, stack: ResolvedStack, layer: Layer, kind: str, attention: Attention, site: str, reads: str, config: Any
 ) -> HookPoint:
-    """kind: `self` or `cross`, also the name under which the attention block's input is captured."""
+    """kind: `self` or `cross`."""
     label = site if kind == "self" else f"cross_{site}"
-    location = Location(stack.row.name, layer.index, name, label)
-    side: Literal["input", "output"] = "output" if reads == "output" else "input"
     if site in ("query", "key", "value"):
         path, inputs, outputs, part = projection(layer, attention, site, config)
-        return HookPoint(
-            stack=stack, layer=layer, location=location, path=f"{layer.path}.{path}", outputs=outputs, reads=side,
-            inputs=outputs if reads == "output" else inputs, source=kind == "cross" and site != "query", part=part,
+        return at(
+            stack, layer, name, label, f"{layer.path}.{path}", inputs=outputs if reads == "output" else inputs,
+            outputs=outputs, reads=reads, source=kind == "cross" and site != "query", part=part,
         )  # fmt: skip
     inner, d_model = features(layer.get(attention.out))
-    point = HookPoint(
-        stack=stack, layer=layer, location=location, path=f"{layer.path}.{attention.out}", inputs=d_model,
-        outputs=d_model, reads="output", captured=kind if reads == "input" else None,
-    )  # fmt: skip
+    block = f"{layer.path}.{attention.module}"
+    point = at(stack, layer, name, label, f"{layer.path}.{attention.out}", inputs=d_model, outputs=d_model)
     if site == "heads":
-        return replace(point, side="before", outputs=inner, reads="input", captured=kind)
+        return replace(point, side="before", outputs=inner, captured=block)
     if reads == "normed sum":
         if attention.norm is None:
             raise SiteError(
@@ -185,12 +177,12 @@ def in_attention(
                 "read 'output' instead, or put the change on the FFN"
             )
         return replace(point, path=f"{layer.path}.{attention.norm}", reads="normed sum")
-    return point
+    return replace(point, reads="output", captured=block if reads == "input" else None)
 
 
 def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) -> Iterator[HookPoint]:
     """The attention blocks that get prefixes; layers whose heads have one shape have one table."""
-    for kind, attention in stack.attentions():
+    for kind, attention in stack.row.attentions():
         if not attention.prefix:
             raise SiteError(
                 f"{name}: no prefix enters {layers[0].path}.{attention.module} of {config.model_type}: it calls none of "
@@ -202,33 +194,26 @@ def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) 
             d_model = features(alike[0].get(attention.out))[1]
             for slot, layer in enumerate(alike):
                 path, *_, part = projection(layer, attention, "query", config)
-                label = "heads" if kind == "self" else "cross_heads"
-                yield HookPoint(
-                    stack=stack, layer=layer, location=Location(stack.row.name, layer.index, name, label),
-                    path=f"{layer.path}.{attention.module}", side="attention", inputs=d_model, outputs=0,
-                    table=TableSlot(table, shape, len(alike), slot), query=(f"{layer.path}.{path}", part),
+                yield at(
+                    stack, layer, name, "heads" if kind == "self" else "cross_heads", f"{layer.path}.{attention.module}",
+                    side="attention", inputs=d_model, outputs=0, table=TableSlot(table, shape, len(alike), slot),
+                    query=f"{layer.path}.{path}", part=part,
                 )  # fmt: skip
 
 
 def norms(name: str, stack: ResolvedStack, layer: Layer) -> Iterator[HookPoint]:
     for path in stack.row.norms:
-        norm = layer.get(path) if layer.has(path) else None
-        scale: Any = getattr(norm, "weight", None)
-        if norm is not None and scale is not None:  # some layers lack a norm, such as ModernBERT's first
-            location = Location(stack.row.name, layer.index, name, path)
-            yield HookPoint(
-                stack=stack, layer=layer, location=location, path=f"{layer.path}.{path}",
-                inputs=len(scale), outputs=len(scale),
-            )  # fmt: skip
+        scale: Any = getattr(layer.get(path), "weight", None) if layer.has(path) else None
+        if scale is not None:  # some layers lack a norm, such as ModernBERT's first
+            yield at(stack, layer, name, path, f"{layer.path}.{path}", inputs=len(scale), outputs=len(scale))
 
 
 def embeddings(name: str, length: int, base: Base) -> HookPoint:
     """The embedded input of the base: that of the encoder, where there is one."""
     stack = base.stacks[0]
     table = embedding_module(stack.module, "input")
-    takes = parameters_of(stack.module)
     width = getattr(table, "embedding_dim", None)
-    if width is None or not {"input_ids", "inputs_embeds"} <= {*takes}:
+    if width is None or not {"input_ids", "inputs_embeds"} <= {*parameters_of(stack.module)}:
         raise SiteError(
             f"{name}: {type(stack.module).__name__} takes no embedded tokens (inputs_embeds), so no prompt can stand in front of "
             "its input; use another method, such as prefix, lora or adapter"
@@ -238,10 +223,7 @@ def embeddings(name: str, length: int, base: Base) -> HookPoint:
             f"{name}: length={length} of the {positions} positions that {base.config.model_type} has leaves none for the input; "
             "expected fewer"
         )
-    return HookPoint(
-        stack=stack, layer=None, location=Location(stack.row.name, None, name, "embeddings"), path=stack.path,
-        inputs=0, outputs=width, side="front",
-    )  # fmt: skip
+    return at(stack, None, name, "embeddings", stack.path, inputs=0, outputs=width, side="front")
 
 
 def biases(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
@@ -254,14 +236,10 @@ def biases(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
             continue
         stack, layer = owner_of(paths[module], base)
         if change.layers is None or (layer is not None and layer.index in change.layers):
-            location = Location(stack.row.name, layer.index if layer else None, name, path)
-            part = Channels() if isinstance(module, CHANNELS) else None
+            size, part = len(bias), Channels() if isinstance(module, CHANNELS) else None
             points.append(
-                HookPoint(
-                    stack=stack, layer=layer, location=location, path=paths[module], inputs=len(bias),
-                    outputs=len(bias), reads="output", part=part,
-                )
-            )  # fmt: skip
+                at(stack, layer, name, path, paths[module], inputs=size, outputs=size, reads="output", part=part)
+            )
     if not points:
         raise SiteError(f"bitfit: {base.config.model_type} has no biases to tune; use lora or adapter")
     return points
@@ -276,7 +254,7 @@ def linears(name: str, change: spec.Change, target: str, base: Base) -> Iterator
     known: dict[str, tuple[str, Attention]] = {}
     for stack in base.stacks:
         for layer in stack.layers:
-            for kind, attention in stack.attentions():
+            for kind, attention in stack.row.attentions():
                 for path in (attention.query, attention.key, attention.value):
                     known[f"{layer.path}.{path}"] = kind, attention
     for path in match_linears(base.stacks, base.model, target, set(base.head)):
@@ -292,13 +270,11 @@ def linears(name: str, change: spec.Change, target: str, base: Base) -> Iterator
         is_query = path.rsplit(".", 1)[-1] == attention.query.rsplit(".", 1)[-1]
         inputs, outputs = features(base.model.get_submodule(path))
         label = path.removeprefix(inside.path + ".") if inside else path
-        side: Literal["before", "after"] = "after"
-        if change.form.name == "scaling" and change.reads == "input":
-            side, outputs = "before", inputs
-        yield HookPoint(
-            stack=stack, layer=inside, location=Location(stack.row.name, inside.index if inside else None, name, label),
-            path=path, inputs=outputs if change.reads == "output" else inputs, outputs=outputs,
-            reads="output" if change.reads == "output" else "input", source=kind == "cross" and not is_query, side=side,
+        before = change.form.name == "scaling" and change.reads == "input"
+        yield at(
+            stack, inside, name, label, path, inputs=outputs if change.reads == "output" else inputs,
+            outputs=inputs if before else outputs, reads=change.reads, side="before" if before else "after",
+            source=kind == "cross" and not is_query,
         )  # fmt: skip
 
 

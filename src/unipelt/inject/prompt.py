@@ -20,8 +20,8 @@ from unipelt.inject.hooks import BoundChange, module_of
 
 HANDLED = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 """arguments of a stack that have a value for each token, and get one for the prompt"""
-Lengths = Int[Tensor, "batch 1"] | None
-"""each row's own prompt length; None: all have the same"""
+Lengths = int | Int[Tensor, "batch 1"]
+"""each row's own prompt length; a number where all have the same"""
 
 
 class Longer(NamedTuple):
@@ -49,8 +49,8 @@ class BoundPrompt(BoundChange):
         return cast(spec.Prompt, self.change.form).length
 
     def vectors(self, context: Context, rows: int) -> Float[Tensor, "rows prompt d"]:
-        own: Tensor = module_of(self.form, context)(context.route, rows)
-        return (own if self.weight == 1 else own * self.weight).expand(rows, -1, -1)  # type: ignore[operator]
+        vectors: Tensor = module_of(self.form, context)(context.route, rows)
+        return (vectors if self.weight == 1 else vectors * self.weight).expand(rows, -1, -1)  # type: ignore[operator]
 
 
 class PromptHook:
@@ -83,12 +83,12 @@ class PromptHook:
             )
 
     def enter(self, stack: Any, args: tuple, kwargs: dict[str, Any]):
-        own = self.forwards.thread
-        own.longer = None
+        thread = self.forwards.thread
+        thread.longer = None
         given = dict(zip(self.names, args)) | kwargs
         ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
         x = ids if embedded is None else embedded
-        if own.off or x is None:
+        if thread.off or x is None:
             return None
         cache = given.get("past_key_values")
         if getattr(cache, "is_compileable", False):
@@ -96,7 +96,7 @@ class PromptHook:
         past = 0 if cache is None else int(cache.get_seq_length())
         context = self.forwards.context(len(x), repeats=cache is not None).on(x.device)
         lengths = self.of_rows(context, x)
-        mask = self._whole_mask(given.get("attention_mask"), lengths, x, past)
+        mask = self._whole_mask(given.get("attention_mask"), x, past)
         positions = self._positions(given.get("position_ids"), ids, mask, lengths, x, past)
         order = None if mask is None else self.order(mask, lengths)
         whole = None if mask is None else _ordered(self.in_front(mask, lengths), order)
@@ -109,27 +109,25 @@ class PromptHook:
                 given["token_type_ids"] = _ordered(F.pad(types.expand(len(x), -1), (self.longest, 0)), order)
             positions = positions if positions is None else _ordered(positions, order)
             columns = None if order is None else order.argsort(dim=1)[:, self.longest :]
-            own.longer = Longer(self.longest, embedded.shape[1], columns, whole)
+            thread.longer = Longer(self.longest, embedded.shape[1], columns, whole)
         given["attention_mask"] = whole
         return (), given if positions is None else given | {"position_ids": positions}
 
     def of_rows(self, context: Context, x: Tensor) -> Lengths:
         if self.alike:
-            return None
+            return self.longest
         return context.apply(lambda own, x: torch.full((len(x), 1), self.lengths[own.mixture], device=x.device), x)
 
     def in_front(self, mask: Shaped[Tensor, "batch seq"], lengths: Lengths) -> Shaped[Tensor, "batch _"]:
         """The mask with the prompt's columns."""
-        front = mask.new_ones(len(mask), self.longest)
-        if lengths is not None:
-            front = (torch.arange(self.longest, device=mask.device) >= self.longest - lengths).to(mask.dtype)
-        return torch.cat([front, mask], dim=1)
+        front = torch.arange(self.longest, device=mask.device) >= self.longest - lengths
+        return torch.cat([front.to(mask.dtype).expand(len(mask), -1), mask], dim=1)
 
     def order(self, mask: Shaped[Tensor, "batch seq"], lengths: Lengths) -> Int[Tensor, "batch full"]:
         """For each column of the longer input, the column of [P; x] that stands there: padding on the left comes first."""
         longest, length = self.longest, mask.shape[1]
         left = _left_padding(mask)
-        own: Any = lengths if lengths is not None and self.read_by_decoder else longest
+        own = lengths if self.read_by_decoder else longest
         column = torch.arange(longest + length, device=mask.device).expand(len(mask), -1)
         prompt_or_token = torch.where(column < left + own, column - left, column) + longest - own
         behind = torch.where(column < own + length, prompt_or_token, column - own - length)
@@ -141,7 +139,7 @@ class PromptHook:
         """The mask of an encoder's output with the prompt; None: as it was given, or for an output without a prompt."""
         context = self.forwards.context(len(states), repeats=True).on(states.device)
         lengths, full = self.of_rows(context, states), states.shape[1]
-        if mask is None and lengths is not None:
+        if mask is None and not self.alike:
             mask = torch.ones(len(states), full - self.longest, dtype=torch.long, device=states.device)
         if mask is None or mask.dim() != 2 or mask.shape[1] + self.longest != full:
             return None
@@ -153,10 +151,10 @@ class PromptHook:
         padding = embedded.new_zeros(len(embedded), missing, embedded.shape[-1])
         return torch.cat([padding, *own] if missing else own, dim=1)
 
-    def _whole_mask(self, mask: Any, lengths: Lengths, x: Tensor, past: int) -> Shaped[Tensor, "batch _"] | None:
+    def _whole_mask(self, mask: Any, x: Tensor, past: int) -> Shaped[Tensor, "batch _"] | None:
         """The mask of all tokens so far, without the prompt; None: all are real."""
         seen = past - self.longest + x.shape[1] if past else x.shape[1]
-        if mask is None and lengths is not None:
+        if mask is None and not self.alike:
             mask = torch.ones(len(x), seen, dtype=torch.long, device=x.device)
         if mask is None:
             return None
@@ -178,26 +176,20 @@ class PromptHook:
     ) -> Int[Tensor, "*_ seq"] | None:
         """Positions of the prompt and behind it; None: those that the base counts by itself are right."""
         (batch, length), longest, first = x.shape[:2], self.longest, self.first
-        own: Any = longest if lengths is None else lengths
         if given is None and self.first and ids is not None and not past:
             real = ids.ne(self.first - 1).long()
             given = real.cumsum(dim=1) * real + self.first - 1
-        if (
-            given is None
-            and mask is not None
-            and lengths is not None
-            and not self.counts_mask
-            and "position_ids" in self.names
-        ):
+        counted = self.alike or self.counts_mask or "position_ids" not in self.names
+        if given is None and mask is not None and not counted:
             first = _left_padding(mask)  # type: ignore[assignment]  # columns are positions, those of padding too
             seen = past - longest if past else 0
             given = torch.arange(seen, seen + length, device=x.device).expand(batch, -1)
         if given is None:
             return None
-        behind = given.expand(*given.shape[:-2], batch, -1) + own
+        behind = given.expand(*given.shape[:-2], batch, -1) + lengths
         if past:
             return behind
-        front = first + (torch.arange(longest, device=x.device) - longest + own).clamp(min=0)
+        front = first + (torch.arange(longest, device=x.device) - longest + lengths).clamp(min=0)
         return torch.cat([front.expand(*behind.shape[:-1], -1), behind], dim=-1)
 
 
@@ -227,11 +219,11 @@ class PromptOutput:
 
     def after_model(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Of an encoder-decoder that has run its encoder."""
-        own, names = self.forwards.thread, parameters_of(model)
+        thread, names = self.forwards.thread, parameters_of(model)
         given = any(argument(names, args, kwargs, name) is not None for name in ("input_ids", "inputs_embeds"))
-        if own.longer is None or not given or not isinstance(output, ModelOutput):
+        if thread.longer is None or not given or not isinstance(output, ModelOutput):
             return None
-        values = {n: _without(v, own.longer) if n.startswith("encoder_") else v for n, v in output.items()}
+        values = {n: _without(v, thread.longer) if n.startswith("encoder_") else v for n, v in output.items()}
         return type(output)(**values)
 
     def before_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]):

@@ -27,6 +27,11 @@ def embedding_module(model: nn.Module, which: str) -> nn.Module | None:
         return None
 
 
+def path_of(model: nn.Module, module: nn.Module | None) -> str | None:
+    """The path of a module in a model; None where it is not in it."""
+    return next((path for path, own in model.named_modules() if own is module), None)
+
+
 class FusedPart:
     """A part of a fused projection: its output has `groups` equal groups, each with parts of these sizes in one order."""
 
@@ -86,15 +91,10 @@ class ResolvedStack:
     others: int = 0
     """how many more the list has"""
 
-    def attentions(self) -> Iterator[tuple[str, Attention]]:
-        yield "self", self.row.attention
-        if self.row.cross is not None:
-            yield "cross", self.row.cross
-
     @property
     def dispatches(self) -> bool:
         """Whether an attention of it calls transformers' attention functions."""
-        return any(attention.softmax is None for _, attention in self.attentions())
+        return any(attention.softmax is None for _, attention in self.row.attentions())
 
     def layer_of(self, path: str) -> Layer | None:
         return next((layer for layer in self.layers if path.startswith(layer.path + ".")), None)
@@ -118,7 +118,7 @@ def find_stacks(model: PreTrainedModel, rows: tuple[Stack, ...] | None) -> list[
         )
     if getattr(base.config, "add_cross_attention", False) and len(rows) == 1:
         raise SiteError(f"{name} with add_cross_attention: its row has no cross-attention; give attach(…, stacks=…)")
-    prefix = next((path for path, module in model.named_modules() if module is base), "")
+    prefix = path_of(model, base) or ""
     stacks: list[ResolvedStack] = []
     for row in rows:
         if stacks and not hasattr(base, row.module):  # an encoder taken alone, such as T5EncoderModel
@@ -297,8 +297,7 @@ def match_linears(stacks: list[ResolvedStack], model: PreTrainedModel, target: s
 
     Raises SiteError where it names none, with the nearest right names.
     """
-    base = model.base_model
-    prefix = next((path for path, module in model.named_modules() if module is base), "")
+    prefix = path_of(model, model.base_model) or ""
     linears = {
         path: path.removeprefix(prefix + ".") if prefix else path
         for path, module in model.named_modules()

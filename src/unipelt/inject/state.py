@@ -1,6 +1,6 @@
 """The one child module of a base that holds all trained parameters, and the hooks that apply them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NamedTuple
@@ -24,43 +24,50 @@ class Hook(NamedTuple):
 
     path: str
     kind: str
-    """one of KINDS; `weight`: the method changes the module's weights and returns a handle that restores them"""
+    """`pre` or `post`, either also `with keywords`; or `always`: as `post`, and after a failed forward too"""
     method: Callable[..., Any]
 
-
-KINDS: dict[str, Callable[[nn.Module, Callable[..., Any]], Any]] = {
-    "pre": lambda module, method: module.register_forward_pre_hook(method),
-    "pre with keywords": lambda module, method: module.register_forward_pre_hook(method, with_kwargs=True),
-    "post": lambda module, method: module.register_forward_hook(method),
-    "post with keywords": lambda module, method: module.register_forward_hook(method, with_kwargs=True),
-    "always": lambda module, method: module.register_forward_hook(method, always_call=True),  # after a failure too
-    "weight": lambda module, method: method(module),
-}
-
-
-def changes_of(method: Callable[..., Any]) -> list[BoundChange]:
-    """The changes that a hook's method applies."""
-    return getattr(method.__self__, "changes", [])  # type: ignore[attr-defined]
+    def register(self, base: nn.Module) -> Any:
+        """Returns the handle that removes it."""
+        module, keywords = base.get_submodule(self.path), self.kind.endswith("with keywords")
+        if self.kind.startswith("pre"):
+            return module.register_forward_pre_hook(self.method, with_kwargs=keywords)
+        return module.register_forward_hook(self.method, with_kwargs=keywords, always_call=self.kind == "always")
 
 
 class AttachedState(nn.Module):
-    """What is attached to a base: the trained parameters of one mixture, or of several."""
+    """What is attached to a base: several mixtures, whose runs are numbered consecutively. The subclass is one mixture."""
 
-    def __init__(self, runs: int):
+    def __init__(self, parts: Sequence["MixtureState"] = ()):
         super().__init__()
-        self.runs = runs
-        self.forwards = ForwardState(runs)
+        for number, part in enumerate(parts):
+            self.add_module(str(number), part)
+        self.forwards = ForwardState(1)
         self.hooks: list[Hook] = []
         self.handles: list[Any] = []
+        self.merged: list[Any] = []
+        """changes that are written into the base's weights: see `merge`"""
         self.unmerged_depth = 0
         """number of open blocks of `unmerged_weights`"""
         self.depth = 0
         """number of layers of the deepest stack"""
         self.base_state: dict[str, Any] = {}
         """what `detach` restores: requires_grad of each parameter, and attributes of the base"""
+        self.brought: dict[str, Any] = {}
+        """what the base had in place of what a checkpoint brings besides parameters: `config`, its class names; `generation_config`;
+        `tokens`, rows of added ones"""
         self.kernels: Any = None
         self.names: list[str] = []
         """names of the runs, if they were loaded by name"""
+        if parts:
+            self.set_runs([part.runs for part in parts])
+
+    def set_runs(self, counts: Sequence[int]) -> None:
+        """Set how many runs the parameters of each mixture have."""
+        for part, runs in zip(self.parts, counts):
+            part.set_runs([runs])
+        self.runs = sum(counts)
+        self.forwards.route = Route(self.runs, None, tuple(counts))
 
     def run_indices(self, rows: Any) -> Any:
         """Replace names of runs by their indices; anything else is returned unchanged. Raises SpecError for an unknown name."""
@@ -78,6 +85,10 @@ class AttachedState(nn.Module):
             return [self]
         return [part for part in self.children() if isinstance(part, MixtureState)]
 
+    def all_changes(self) -> list[BoundChange]:
+        """Every change of every mixture at every module."""
+        return [change for part in self.parts for change in part.changes]
+
     def active(self) -> "AttachedState":
         """The state of the only mixture that has runs now, or the whole state if several have."""
         with_runs = [part for part in self.parts if part.runs]
@@ -92,11 +103,6 @@ class AttachedState(nn.Module):
     @property
     def name(self) -> str:
         return ", ".join(part.mixture.name for part in self.parts)
-
-    def set_runs(self, counts: Sequence[int]) -> None:
-        """Set how many runs the parameters of each mixture have."""
-        for part, runs in zip(self.parts, counts):
-            part.runs, part.forwards.route = runs, Route.blocks(runs)
 
     def reset_run(self, run: int, seed: int) -> None:
         """Draw the initial values of one run from its seed."""
@@ -119,44 +125,31 @@ class AttachedState(nn.Module):
 
     def register_hooks(self, base: nn.Module) -> None:
         """Register every hook, in order."""
-        self.handles = [KINDS[hook.kind](base.get_submodule(hook.path), hook.method) for hook in self.hooks]
-        if self.unmerged_depth:
-            for handle in self.merged_handles():
-                handle.remove()
+        self.handles = [hook.register(base) for hook in self.hooks]
 
     def remove_hooks(self) -> None:
         for handle in self.handles:
             handle.remove()
         self.handles = []
 
-    def merged_handles(self) -> list[Any]:
-        """The handles of changes that are merged into the base's weights."""
-        return [handle for handle, hook in zip(self.handles, self.hooks) if hook.kind == "weight"]
-
-
-class MultiMixtureState(AttachedState):
-    """Several mixtures attached together; their runs are numbered consecutively."""
-
-    def __init__(self, parts: Sequence["MixtureState"]):
-        super().__init__(0)
-        for number, part in enumerate(parts):
-            self.add_module(str(number), part)
-        self.set_runs([part.runs for part in parts])
-
-    def set_runs(self, counts: Sequence[int]) -> None:
-        super().set_runs(counts)
-        self.runs = sum(counts)
-        self.forwards.route = Route(self.runs, None, tuple(counts))
-
 
 class MixtureState(AttachedState):
     """All trained parameters of a mixture, `[run, ...]`, under paths such as `encoder.0.low_rank_query.query.down.weight`."""
 
     def __init__(self, mixture: spec.Mixture, runs: int, options: dict[str, Any], fresh_head: bool = False):
-        super().__init__(runs)
+        super().__init__()
         self.mixture, self.options, self.fresh_head = mixture, options, fresh_head
+        self.changes: list[BoundChange] = []
+        """every change at every module, in the mixture's order"""
+        self.head_modules: Mapping[str, nn.Module] = {}
+        """what computes in place of the head's modules, by their paths in the base"""
         self.initial_values: dict[str, Tensor] = {}
         """values of one run's parameters before any initialisation"""
+        self.set_runs([runs])
+
+    def set_runs(self, counts: Sequence[int]) -> None:
+        (self.runs,) = counts
+        self.forwards.route = Route.blocks(self.runs)
 
     def add_at(self, location: spec.Location, module: nn.Module) -> None:
         """Add a module under the path of its location."""
@@ -179,9 +172,7 @@ class MixtureState(AttachedState):
         generator = torch.Generator().manual_seed(seed)
         for path, module in self.named_modules():
             fresh = self.fresh_head or not path.startswith("head.")
-            if (
-                hasattr(module, "reset_parameters") and fresh
-            ):  # the loop visits submodules that have reset_parameters too
+            if fresh and hasattr(module, "reset_parameters"):
                 module.reset_parameters(run, generator)
 
     def state_of(self, run: int) -> dict[str, Shaped[Tensor, "..."]]:
@@ -202,19 +193,6 @@ class MixtureState(AttachedState):
             for name, parameter in parameters.items():
                 parameter.data = values[name]
             self.set_runs([runs])
-
-    def head_modules(self) -> list[str]:
-        """Paths of the base's modules that the trained head replaces."""
-        return [
-            path.removeprefix("head.")
-            for path, m in self.named_modules()
-            if path.startswith("head.") and hasattr(m, "reset_parameters")
-        ]
-
-    def bound_changes(self) -> list[BoundChange]:
-        """Every change at every module, in the mixture's order."""
-        bound = dict.fromkeys(change for hook in self.hooks for change in changes_of(hook.method))
-        return [change for name, _ in self.mixture.named() for change in bound if change.name == name]
 
     def named_locations(self) -> Iterator[tuple[spec.Location, nn.Parameter]]:
         """Each parameter with its location."""
@@ -263,15 +241,15 @@ def unmerged_weights(state: AttachedState) -> Iterator[None]:
     """Context manager: the base has its original weights, without the changes that were merged into them."""
     with MERGE_LOCK:
         state.unmerged_depth += 1
-        for handle in state.merged_handles():
-            handle.remove()
+        for merged in state.merged:
+            merged.restore()
     try:
         yield
     finally:
         with MERGE_LOCK:
             state.unmerged_depth -= 1
-            for handle in () if state.unmerged_depth else state.merged_handles():
-                handle.write(handle.module)
+            for merged in () if state.unmerged_depth else state.merged:
+                merged.write()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ views alone; the residual stream is what reaches a layer's output in this way fr
 """
 
 import inspect
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
+from unipelt.inject.attention import configs_of, eager_of
 from unipelt.inject.resolve import is_linear
 
 KERNEL = "unipelt_trace"
@@ -60,7 +60,7 @@ class Call:
 
 @dataclass(eq=False)
 class Product:
-    """A product; `gives` is cut off from `reads` where it is one with weights."""
+    """A product; where it is one with weights, `gives` is cut off from `reads`."""
 
     path: str
     module: nn.Module | None
@@ -86,13 +86,10 @@ class Attending:
 
 
 class Trace:
-    """What happened in one forward of a base. With `cut=False` gradients flow from embeddings through everything.
+    """What happened in one forward of a base. Raises NotFound where the base does not run on these inputs."""
 
-    Raises NotFound where the base does not run on these inputs.
-    """
-
-    def __init__(self, base: PreTrainedModel, inputs: dict[str, Tensor], cut: bool = True):
-        self.base, self.cut, self.time = base, cut, 0
+    def __init__(self, base: PreTrainedModel, inputs: dict[str, Tensor]):
+        self.base, self.time = base, 0
         self.calls: list[Call] = []
         self.open: list[Call] = []
         self.weighted: list[Product] = []
@@ -122,6 +119,11 @@ class Trace:
                 why = f"{type(error).__name__} in {inside}: {' '.join(str(error).split())[:200]}"
                 raise NotFound(f"it does not run on {' and '.join(inputs)} alone ({why})") from error
 
+    @property
+    def inside(self) -> str:
+        """The path of the module that runs now."""
+        return self.open[-1].path if self.open else ""
+
     def tick(self) -> int:
         self.time += 1
         return self.time
@@ -140,7 +142,7 @@ class Trace:
     def _leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
         call = self.open.pop()
         y = output_tensor(output)
-        if self.cut and isinstance(output, Tensor) and is_linear(module) and call.reads is not None:
+        if isinstance(output, Tensor) and is_linear(module) and call.reads is not None:
             output = y = self.weigh(output, [call.reads], module)
         call.end = self.tick()
         call.gives = get_gradient_edge(y) if y is not None and y.requires_grad else None
@@ -149,7 +151,7 @@ class Trace:
     def weigh(self, y: Tensor, reads: list[GradientEdge], module: nn.Module | None) -> Tensor:
         """Cut a product with weights off from what it was computed from."""
         leaf = y.detach().requires_grad_()
-        path = self.paths[id(module)] if module is not None else self.open[-1].path if self.open else ""
+        path = self.inside if module is None else self.paths[id(module)]
         self.weighted.append(Product(path, module, self.tick(), reads, get_gradient_edge(leaf)))
         return leaf.clone()  # which may be written in place
 
@@ -157,17 +159,14 @@ class Trace:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
         self.inside_kernel = True
-        output, weights = kernel_of(module)(module, query, key, value, attention_mask, **kwargs)
+        output, weights = eager_of(module)(module, query, key, value, attention_mask, **kwargs)
         self.inside_kernel = False
         self.add_attending(self.paths.get(id(module), "?"), (query, key, value), output, True)
-        if self.cut and output.requires_grad:
-            output = self._cut_attention(output)
+        if output.requires_grad:  # cut off, as a product with weights is
+            leaf = output.detach().requires_grad_()
+            self.attending[-1].gives = get_gradient_edge(leaf)
+            output = leaf.clone()
         return output, weights
-
-    def _cut_attention(self, output: Tensor) -> Tensor:
-        leaf = output.detach().requires_grad_()
-        self.attending[-1].gives = get_gradient_edge(leaf)
-        return leaf.clone()
 
     def add_attending(self, path: str, tensors: Sequence[Tensor], output: Tensor, dispatched: bool) -> None:
         if not all(t.requires_grad for t in (*tensors, output)):
@@ -197,19 +196,17 @@ class _Products(TorchFunctionMode):
             operands = operands[1:] if name == "baddbmm" else operands  # the first is a bias, such as ALiBi
             tensors = [t for t in flat(operands) if isinstance(t, Tensor)]
             live = [get_gradient_edge(t) for t in tensors if t.requires_grad]
-            if (name in LOOKUPS and not live) or (trace.cut and live and len(live) < len(tensors)):
+            if (name in LOOKUPS and not live) or (live and len(live) < len(tensors)):
                 return trace.weigh(output, live, None)
             if len(live) > 1:
                 output = output.clone()  # no view, which loses its place in the graph when it is written in place
-                path = trace.open[-1].path if trace.open else ""
-                trace.products.append(Product(path, None, trace.tick(), live, get_gradient_edge(output)))
+                trace.products.append(Product(trace.inside, None, trace.tick(), live, get_gradient_edge(output)))
         elif name in ("softmax", "_softmax") and output.requires_grad:
             tensor = next(t for t in flat((*args, *kwargs.values())) if isinstance(t, Tensor))
-            path = trace.open[-1].path if trace.open else ""
             edges = [get_gradient_edge(tensor)], get_gradient_edge(output)
-            trace.softmaxes.append(Product(path, None, trace.tick(), *edges))
+            trace.softmaxes.append(Product(trace.inside, None, trace.tick(), *edges))
         elif name == "scaled_dot_product_attention" and output.requires_grad:
-            trace.add_attending(trace.open[-1].path if trace.open else "", args[:3], output, False)
+            trace.add_attending(trace.inside, args[:3], output, False)
         return output
 
 
@@ -255,32 +252,26 @@ def output_tensor(output: Any) -> Tensor | None:
     return next((t for t in every if isinstance(t, Tensor) and t.is_floating_point()), None)
 
 
+def put(restoring: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute, until this stack is closed."""
+    restoring.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
 @contextmanager
 def prepared(base: PreTrainedModel) -> Iterator[None]:
     """In evaluation, frozen, without a cache, and with experts computed by plain products; afterwards as it was."""
-    training = {module: module.training for module in base.modules()}
-    frozen = [(p, p.requires_grad) for p in base.parameters()]
-    configs = [c for c in configs_of(base) if getattr(c, "_experts_implementation", None) not in (None, "eager")]
-    experts = [(c, c._experts_implementation_internal) for c in configs]
-    cached = [c for c in configs_of(base) if getattr(c, "use_cache", False) is True]
-    try:
-        base.eval()
-        for p, _ in frozen:
-            p.requires_grad_(False)
-        for config, _ in experts:
-            config._experts_implementation_internal = "eager"
-        for config in cached:
-            config.use_cache = False
+    with ExitStack() as restoring:
+        for module in base.modules():
+            put(restoring, module, "training", False)
+        for parameter in base.parameters():
+            put(restoring, parameter, "requires_grad", False)
+        for config in configs_of(base):
+            if getattr(config, "_experts_implementation", None) not in (None, "eager"):
+                put(restoring, config, "_experts_implementation_internal", "eager")
+            if getattr(config, "use_cache", False) is True:
+                put(restoring, config, "use_cache", False)
         yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for p, needed in frozen:
-            p.requires_grad_(needed)
-        for config, before in experts:
-            config._experts_implementation_internal = before
-        for config in cached:
-            config.use_cache = True
 
 
 @contextmanager
@@ -288,30 +279,15 @@ def attention_function(base: PreTrainedModel, function: Any) -> Iterator[None]:
     """Every attention that dispatches through AttentionInterface calls this function."""
     AttentionInterface.register(KERNEL, function)
     AttentionMaskInterface.register(KERNEL, _eager_mask)
-    configs = [config for config in configs_of(base) if hasattr(config, "_attn_implementation")]
-    before = [(config, config._attn_implementation_internal) for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation_internal = KERNEL
+    with ExitStack() as restoring:
+        for config in configs_of(base):
+            if hasattr(config, "_attn_implementation"):
+                put(restoring, config, "_attn_implementation_internal", KERNEL)
         yield
-    finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
 
 
 def _eager_mask(*args: Any, **kwargs: Any) -> Any:
     return ALL_MASK_ATTENTION_FUNCTIONS["eager"](*args, **{**kwargs, "allow_is_causal_skip": False})
-
-
-def configs_of(base: PreTrainedModel) -> list[Any]:
-    found = {id(m.config): m.config for m in base.modules() if hasattr(m, "config")}
-    return list(found.values())
-
-
-def kernel_of(module: nn.Module) -> Any:
-    """The eager function of the module's own file, or else SDPA."""
-    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return own or AttentionInterface._global_mapping["sdpa"]
 
 
 def takes_keywords(module: nn.Module) -> bool:

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 
 from unipelt.inject.architectures import Attention, Stack
 from unipelt.inject.layer_row import is_norm
-from unipelt.inject.layer_run import LayerRun, layer_runs
-from unipelt.inject.prefix_entry import softmax_of
+from unipelt.inject.layer_run import LayerRun, last_token_shaken, layer_runs
 from unipelt.inject.resolve import features, head_shape
 from unipelt.inject.trace import prepared
 
@@ -53,7 +52,7 @@ def complete(row: Stack) -> Iterator[str]:
 def sites(run: LayerRun) -> Iterator[str]:
     """What is added to one of query, key and value moves that one alone."""
     parts = ("query", "key", "value")
-    for kind, attention in run.blocks:
+    for kind, attention in run.row.attentions():
         block = run.layer.get(attention.module)
         plain = run.plain.attends.get(block)
         if plain is None:
@@ -63,14 +62,14 @@ def sites(run: LayerRun) -> Iterator[str]:
             moved = run.again(after=run.noise(attention, part)).attends[block]
             found = [name for name, a, b in zip(parts, plain, moved) if run.moved(a, b)]
             if found != [part]:
-                yield f"a change of the {kind}{part} moves {' and '.join(found) or 'nothing'}"
-        if attention.softmax and attention.softmax != softmax_of(run, attention):
-            yield f"the {kind}attention's scores are not {attention.softmax!r}"
+                yield f"a change of the {kind}-attention's {part} moves {' and '.join(found) or 'nothing'}"
+        if attention.softmax and attention.softmax != run.softmax_of(attention):
+            yield f"the {kind}-attention's scores are not {attention.softmax!r}"
         shape = (plain[1].shape[1], plain[1].shape[-1], plain[2].shape[-1])
         if attention.prefix and tuple(head_shape(run.layer, attention, run.base.config)) != shape:
-            yield f"the {kind}attention has the shape {shape} of heads, not the row's"
+            yield f"the {kind}-attention has the shape {shape} of heads, not the row's"
     inside = [m for m in run.layer.module.modules() if m in run.plain.attends]
-    others = [m for m in inside if all(m is not run.layer.get(a.module) for _, a in run.blocks)]
+    others = [m for m in inside if all(m is not run.layer.get(a.module) for _, a in run.row.attentions())]
     if others:
         yield f"{type(others[0]).__name__} attends too, and the row does not name it"
 
@@ -81,16 +80,16 @@ def sites_by_effect(run: LayerRun, kind: str, attention: Attention) -> Iterator[
     for part in ("query", "key", "value"):
         once, twice = (run.again(after=run.noise(attention, part, n)).reads[attention.out] - heads for n in (1, 2))
         if not once.abs().max() > run.near:
-            yield f"a change of the {kind}{part} does not reach {attention.out!r}"
+            yield f"a change of the {kind}-attention's {part} does not reach {attention.out!r}"
             continue
         linear = bool((twice - 2 * once).abs().max() < 1e-3 * once.abs().max())
         if linear != (part == "value"):
-            yield f"the effect of a change of the {kind}{part} is {'linear' if linear else 'not linear'}"
+            yield f"the effect of a change of the {kind}-attention's {part} is {'linear' if linear else 'not linear'}"
         query = run.plain.gives[attention.query]
         if heads.dim() == 3 and query.shape[:2] == heads.shape[:2] and part == "query":
             one = run.again(after=run.noise(attention, part, 1.0, token=0)).reads[attention.out] - heads
             if one[:, 1:].abs().max() > run.near:
-                yield f"a change of one token's {kind}query reaches other tokens"
+                yield f"a change of one token's {kind}-attention's query reaches other tokens"
 
 
 def ffn(run: LayerRun) -> Iterator[str]:
@@ -109,7 +108,7 @@ def ffn(run: LayerRun) -> Iterator[str]:
     for path, tensors in ((run.row.ffn_input, run.plain.reads), (run.row.ffn_output, run.plain.gives)):
         if path in tensors and tensors[path].shape[-1] != run.plain.reads[""].shape[-1]:
             yield f"{path!r} is inside the FFN: it has {tensors[path].shape[-1]} features"
-    last = run.again(before={run.row.ffn_input: _last_token_shaken}).gives.get(run.row.ffn_output)
+    last = run.again(before={run.row.ffn_input: last_token_shaken}).gives.get(run.row.ffn_output)
     before = run.plain.gives.get(run.row.ffn_output)
     if last is not None and before is not None and run.moved(run.but_last(last), run.but_last(before)):
         yield "one token's FFN reads other tokens"
@@ -119,30 +118,28 @@ def positions(run: LayerRun) -> Iterator[str]:
     """The attention's output, the norms, the residual and the order of tokens are as the row says."""
     row, plain, layer = run.row, run.plain, run.layer
     width = plain.reads[""].shape[-1]
-    outs = [*(attention.out for _, attention in run.blocks), row.ffn_output]
-    for kind, attention in run.blocks:
+    outs = [*(attention.out for _, attention in run.row.attentions()), row.ffn_output]
+    for kind, attention in run.row.attentions():
         out, value = {attention.out: _zero}, run.noise(attention, "value")
         if features(layer.get(attention.out))[1] != width or plain.reads[attention.module].shape[-1] != width:
-            yield f"the {kind}attention does not read or give the {width} features of the stream"
+            yield f"the {kind}-attention does not read or give the {width} features of the stream"
         if not run.moved(run.again(after=value).reads[attention.out], plain.reads[attention.out]):
-            yield f"{attention.out!r} does not read what comes of the {kind}value"
+            yield f"{attention.out!r} does not read what comes of the {kind}-attention's value"
         blank = run.again(after=out).gives[""]
         if not run.moved(blank, plain.gives[""]):
             yield f"{attention.out!r} moves nothing"
         if attention.out not in value and run.moved(run.again(after={**value, **out}).gives[""], blank):
-            yield f"the {kind}value has another way to the layer's output than {attention.out!r}"
+            yield f"the {kind}-attention's value has another way to the layer's output than {attention.out!r}"
         if attention.norm is None:
             yield from unnamed_norm(run, attention.out, outs[outs.index(attention.out) + 1 :])
         if attention.norm and plain.gives[attention.out].numel() == plain.reads[attention.norm].numel():
             rest = plain.reads[attention.norm] - plain.gives[attention.out].view_as(plain.reads[attention.norm])
             if not any(_proportional(rest, plain.reads[path]) for path in ("", attention.module)):
-                yield f"{attention.norm!r} does not normalise the stream and the {kind}attention's output"
-    if run.base.main_input_name != "pixel_values" and plain.reads[""].dim() == 3:
-        later = run.again(before={"": _last_token_shaken}).gives[""]
-        if run.moved(later[:, :-1], plain.gives[""][:, :-1]) == row.causal:
-            yield f"a later token {'moves' if row.causal else 'does not move'} earlier ones"
-        if not run.has_mask and row.module:
-            yield f"{row.module!r} is not given the attention mask"
+                yield f"{attention.norm!r} does not normalise the stream and the {kind}-attention's output"
+    if run.sees_later_tokens() == row.causal:
+        yield f"a later token {'moves' if row.causal else 'does not move'} earlier ones"
+    if run.base.main_input_name != "pixel_values" and not run.has_mask and row.module:
+        yield f"{row.module!r} is not given the attention mask"
     yield from ffn_place(run)
     yield from norm_places(run, width)
 
@@ -174,13 +171,10 @@ def ffn_place(run: LayerRun) -> Iterator[str]:
         if last and not _proportional(blank.reads[row.ffn_norm], blank.gives[last]):
             yield f"{row.ffn_norm!r} does not read the stream and the FFN's output"
     if row.ffn_residual:
-        serial = run.moved(
-            run.again(after={row.attention.out: _zero}).gives.get(row.ffn_output),
-            plain.gives.get(row.ffn_output),
-        )
-        outs = {
-            attention.out: _zero for _, attention in run.blocks
-        }  # and other branches are small beside a large input
+        without = run.again(after={row.attention.out: _zero})
+        serial = run.moved(without.gives.get(row.ffn_output), plain.gives.get(row.ffn_output))
+        outs = {attention.out: _zero for _, attention in row.attentions()}
+        # branches other than these are small beside a large input
         large = run.again(before={"": lambda x: 1000 * x}, after=outs)
         grows = _proportional(large.reads[row.ffn_residual], large.reads[""], near=0.02)
         if not grows and not _proportional(blank.gives[""], blank.reads[row.ffn_residual]):  # MiniMax normalises it
@@ -194,8 +188,8 @@ def ffn_place(run: LayerRun) -> Iterator[str]:
 
 def norm_places(run: LayerRun, width: int) -> Iterator[str]:
     """Every norm of the layer is named, those between the projections and the attention's output apart."""
-    out = {a.out: _zero for _, a in run.blocks}
-    parts = [run.noise(a, part) for _, a in run.blocks for part in ("query", "key", "value")]
+    out = {a.out: _zero for _, a in run.row.attentions()}
+    parts = [run.noise(a, part) for _, a in run.row.attentions() for part in ("query", "key", "value")]
     inner = [run.again(after={**noise, **out}) for noise in parts]
     still = run.again(after=out)
     for path, module in run.layer.module.named_modules():
@@ -216,13 +210,6 @@ def _zero(x: Tensor) -> Tensor:
 
 def _shaken(x: Tensor) -> Tensor:
     return x + torch.randn(x.shape, generator=torch.Generator().manual_seed(5)).to(x)
-
-
-def _last_token_shaken(x: Tensor) -> Tensor:
-    rows = x.clone()
-    last = rows[:, -1] if rows.dim() == 3 else rows[-1]
-    last += torch.randn(last.shape, generator=torch.Generator().manual_seed(6)).to(x)
-    return rows
 
 
 def _proportional(a: Tensor, b: Tensor, near: float | None = None) -> bool:

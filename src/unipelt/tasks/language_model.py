@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.errors import UserError
-from unipelt.inject.fixed_gates import prefixes_computed_once
+from unipelt.inject.attention import prefixes_computed_once
 from unipelt.inject.state import NAME, prompt, route
 from unipelt.tasks.batches import IGNORED
 

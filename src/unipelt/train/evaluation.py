@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.forms.gate import GroupGate
-from unipelt.inject.fixed_gates import prefixes_computed_once
+from unipelt.inject.attention import prefixes_computed_once
 from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import MixtureState, attached_state
 from unipelt.tasks.base import Task

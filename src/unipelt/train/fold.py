@@ -117,7 +117,7 @@ def fold(
 
     merged = {
         attached.location._replace(change=origin[attached.name])
-        for attached in mixture_state(model).bound_changes()
+        for attached in mixture_state(model).changes
         if attached.merged
     }
     report: dict[str, FoldedGate] = {}
@@ -209,7 +209,7 @@ class GateStatistics:
 
 def _gate_statistics(tuned: MixtureState, seen: dict[str, Tensor]) -> list[GateStatistics]:
     paths, found = {module: path for path, module in tuned.named_modules()}, []
-    for attached in tuned.bound_changes():
+    for attached in tuned.changes:
         if not isinstance(attached.change.weight, spec.Gate):
             continue
         path, member = paths[attached.weight], attached.member  # type: ignore[index]

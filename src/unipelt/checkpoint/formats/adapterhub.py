@@ -97,7 +97,7 @@ def load_adapterhub(
     problem, values, unused = None, {}, set(tensors)
     for name, parameter in expected_shapes(model, mixture, modules, rows).items():
         if name.startswith("head."):
-            values[name] = head[re.sub(r"^head\.(.+?)(?:\.linear)?\.(\w+)$", r"\1.\2", name)]
+            values[name] = head[name.removeprefix("head.")]
             continue
         key = names.key(name)
         unused.discard(key)

@@ -49,7 +49,7 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
     """
     tuned = mixture_state(model)
     _, run = tuned.locate_run(run)
-    found = tuned.bound_changes()
+    found = tuned.changes
     refuse("export to peft", tuned, found, _reasons(tuned, found))
     if added_rows(model, vocabulary_size(getattr(model.config, "_name_or_path", "")) or 0):
         raise SpecError(
@@ -58,16 +58,15 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
         )
     if not found:
         raise SpecError(f"export to peft: {tuned.mixture.name!r} changes nothing in the base; use unipelt.save")
-    heads = {path: tuned.get_submodule(f"head.{path}") for path in tuned.head_modules()}
     task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
-    saved = sorted({_saved_name(model, path) for path in heads})
+    saved = sorted({_saved_name(model, path) for path in tuned.head_modules})
     wrapped = saved + [name for name in CLASSIFIERS if task == "SEQ_CLS" and name not in saved]
     name = found[0].change.form.name
     write: Callable[..., Method] = {"scaling": _ia3, "prefix": _prefix, "prompt": _prompt}.get(name, _lora)
     method, tensors = write(model, tuned, found, run, wrapped)
     for path in wrapped_modules(model, wrapped):
         tensors |= {f"{path}.{name}": value for name, value in model.get_submodule(path).state_dict().items()}
-    for path, head in heads.items():
+    for path, head in tuned.head_modules.items():
         tensors |= {f"{path}.{name.rsplit('.', 1)[-1]}": p[run] for name, p in head.named_parameters()}
     inside = "base_model." if KEY in tensors else "base_model.model."  # where peft has the base
     tensors = {name if name == KEY else inside + name: value for name, value in tensors.items()}

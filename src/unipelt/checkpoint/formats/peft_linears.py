@@ -85,7 +85,7 @@ def read(
     def values(tuned: MixtureState) -> dict[str, Tensor]:
         return {
             f"{attached.location}.{name}": value
-            for attached in tuned.bound_changes()
+            for attached in tuned.changes
             for name, value in linears[attached.path].values().items()
         }
 
