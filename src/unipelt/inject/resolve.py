@@ -325,16 +325,13 @@ def match_linears(stacks: list[ResolvedStack], model: PreTrainedModel, target: s
 
 def normaliser(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     """The function that a LayerNorm or RMSNorm computes before its scale and shift. Raises SiteError for another module."""
-    shape = cast(Tensor, norm.weight).shape
-    eps: Any = next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), None)
-    layer_norm = partial(F.layer_norm, normalized_shape=shape, eps=1e-6 if eps is None else eps)
-    if isinstance(norm, nn.LayerNorm):
-        return layer_norm
-    if "RMSNorm" in type(norm).__name__ or type(norm).__name__ in ("T5LayerNorm", "FusedRMSNorm"):
-        return partial(F.rms_norm, normalized_shape=shape, eps=eps)
-    for function in (layer_norm, partial(F.rms_norm, normalized_shape=shape, eps=eps or 1e-6)):
-        if _is_scaled(norm, function):
-            return function
+    weight = cast(Tensor, norm.weight)
+    eps: Any = next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 1e-6)
+    eps = torch.finfo(weight.dtype).eps if eps is None else eps  # as nn.RMSNorm has it
+    for function in (F.layer_norm, F.rms_norm):
+        normalise = partial(function, normalized_shape=weight.shape, eps=eps)
+        if weight.is_meta or _is_scaled(norm, normalise):
+            return normalise
     raise SiteError(f"{type(norm).__name__} is neither a LayerNorm nor an RMSNorm: its scale cannot be tuned")
 
 
@@ -342,8 +339,8 @@ def normaliser(norm: nn.Module) -> Callable[[Tensor], Tensor]:
 def _is_scaled(norm: nn.Module, function: Callable[[Tensor], Tensor]) -> bool:
     """Whether a weight that is larger by one adds exactly this function of the input."""
     weight = norm.weight
-    if not isinstance(weight, nn.Parameter) or weight.is_meta:
+    if not isinstance(weight, nn.Parameter):
         return False
-    x = torch.linspace(-2, 3, 2 * len(weight)).sin().to(weight).view(1, 2, -1)
+    x = torch.linspace(-2, 3, 2 * len(weight), device=weight.device).sin().to(weight.dtype).view(1, 2, -1)
     more = torch.func.functional_call(norm, {"weight": weight + 1}, (x,)) - norm(x)
     return torch.allclose(function(x), more, atol=1e-4 if x.dtype.itemsize > 2 else 5e-2)
