@@ -26,7 +26,7 @@ from torch import Tensor
 import unipelt
 from unipelt.errors import SiteError, UserError
 from unipelt.inject import discover as discovery
-from unipelt.inject.architectures import Stack, flags_of, rows_to_json
+from unipelt.inject.architectures import Stack, entries_to_json, flags_of
 from unipelt.inject.state import attached_state
 from unipelt.inject.verify import first_failed_check
 
@@ -67,7 +67,7 @@ def census(name: str) -> dict[str, Any]:
         takes |= {method: f"with a prefix it fails: {broken}" for method in WITH_PREFIX if takes[method] == "yes"}
     if takes["lora"] != "yes":
         return {"why": f"it fails with lora: {takes['lora']}"}
-    return {"rows": rows_to_json(rows), "flags": flags_of(model.base_model.config), "takes": takes}
+    return {"entries": entries_to_json(rows), "flags": flags_of(model.base_model.config), "takes": takes}
 
 
 def row_of(name: str, model: hf.PreTrainedModel) -> tuple[Stack, ...]:
@@ -82,7 +82,7 @@ def row_of(name: str, model: hf.PreTrainedModel) -> tuple[Stack, ...]:
             other = shrink.build(name, **shrink.other_heads(name))
         except shrink.CannotBuild:
             return rows
-        if rows_to_json(discovery.discover(other)) != rows_to_json(rows):
+        if entries_to_json(discovery.discover(other)) != entries_to_json(rows):
             raise SiteError(
                 "by running it: with another number of heads its fused projection is laid out in another way"
             )
@@ -279,7 +279,7 @@ def kept(name: str) -> dict[str, Any]:
     return found
 
 
-WATCHED = ("discover.py", "layer_row.py", "layer_run.py", "own_softmax.py", "trace.py", "verify.py")
+WATCHED = ("discover.py", "layer_entry.py", "layer_run.py", "own_softmax.py", "trace.py", "verify.py")
 """what a row depends on"""
 
 
@@ -292,11 +292,11 @@ def write(results: dict[str, dict[str, Any]]) -> None:
     first: dict[str, str] = {}
     table: dict[str, Any] = {}
     for name, found in sorted(results.items()):
-        if "rows" not in found:
+        if "entries" not in found:
             table[name] = {"why": found["why"]}
             continue
-        rows = json.dumps(found["rows"])
-        table[name] = {"rows": first[rows]} if rows in first else {"rows": found["rows"]}
+        rows = json.dumps(found["entries"])
+        table[name] = {"entries": first[rows]} if rows in first else {"entries": found["entries"]}
         first.setdefault(rows, name)
         refused = {m: reason for m, reason in found["takes"].items() if reason != "yes"}
         table[name] |= {"flags": found["flags"]} | ({"refuses": refused} if refused else {})
@@ -307,7 +307,7 @@ def write(results: dict[str, dict[str, Any]]) -> None:
 
 def page(results: dict[str, dict[str, Any]]) -> str:
     """docs/architectures.md."""
-    rows = {name: found for name, found in sorted(results.items()) if "rows" in found}
+    rows = {name: found for name, found in sorted(results.items()) if "entries" in found}
     heads = " | ".join(METHODS)
     lines = [
         "# Model types", "",
@@ -337,7 +337,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     lines += ["", *(f"{number}. {said}" for said, number in reasons.items())]
     lines += ["", f"## {len(results) - len(rows)} types that take no method", ""]
     for name, found in sorted(results.items()):
-        if "rows" not in found:
+        if "entries" not in found:
             lines.append(f"- **{name}**: {' '.join(found['why'].split())}")
     return "\n".join(lines) + "\n"
 

@@ -85,7 +85,7 @@ def test_a_base_that_no_table_has_is_discovered_or_given(tmp_path: Path):
         unknown.config.model_type = "unheard-of"
         assert torch.equal(logits(unipelt.load_peft(unknown, tmp_path, **options), "bert"), logits(theirs, "bert"))
     unipelt.detach(unknown)
-    with pytest.raises(SiteError, match=r"'unheard-of' has no row.*discover=True"):
+    with pytest.raises(SiteError, match=r"'unheard-of' has no entry.*discover=True"):
         unipelt.load_peft(unknown, tmp_path, discover=False)
 
 

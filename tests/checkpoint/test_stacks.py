@@ -56,8 +56,8 @@ def test_rows_that_are_none_are_refused(tmp_path, stacks):
 
 
 def test_rows_are_the_same_after_json():
-    from unipelt.inject.architectures import ARCHITECTURES, rows_from_json, rows_to_json
+    from unipelt.inject.architectures import ARCHITECTURES, entries_from_json, entries_to_json
 
     for rows in ARCHITECTURES.values():
-        assert rows_from_json(json.loads(json.dumps(rows_to_json(rows)))) == rows
+        assert entries_from_json(json.loads(json.dumps(entries_to_json(rows)))) == rows
         assert all(isinstance(row, Stack) for row in rows)

@@ -68,18 +68,18 @@ def test_a_gated_pfeiffer_adapter_is_its_equation(arch: str):
     model = tiny.build(arch, dtype=precision(arch), attn=kernel(arch))
     given = tiny.inputs(arch, model)
     for stack in stacks(model):
-        layer, post = stack.layers[0], stack.row.ffn_norm
+        layer, post = stack.layers[0], stack.entry.ffn_norm
         path = f"{layer.path}.{post}" if post else layer.path
         with torch.no_grad(), listen(model, path) as plain:  # its hook comes before the adapter's
             randomise(unipelt.attach(model, gated))
             with listen(model, path) as changed:
                 model(**given)
         s, y = changed[0][0][0], first(plain[0][2])
-        form = mixture_state(model).get_submodule(f"{stack.row.name}.0.bottleneck_ffn.ffn")
-        gate = mixture_state(model).get_submodule(f"{stack.row.name}.0.bottleneck_ffn.ffn.gate")
-        delta_ = gate_of(gate, y, real_tokens(given, stack.row), stack.row.causal) * delta(form, y)
+        form = mixture_state(model).get_submodule(f"{stack.entry.name}.0.bottleneck_ffn.ffn")
+        gate = mixture_state(model).get_submodule(f"{stack.entry.name}.0.bottleneck_ffn.ffn.gate")
+        delta_ = gate_of(gate, y, real_tokens(given, stack.entry), stack.entry.causal) * delta(form, y)
         expected = normed(layer.get(post), s + delta_) if post else y + delta_
-        equal(first(changed[0][2]), expected, arch, what=stack.row.name)
+        equal(first(changed[0][2]), expected, arch, what=stack.entry.name)
         unipelt.detach(model)
 
 
@@ -100,7 +100,7 @@ def ffn_output(arch: str, mixture: Mixture, seed: int = 0) -> Tensor:
     """The output of layer 0's FFN."""
     model = attached(arch, mixture, seed=seed)
     stack = stacks(model)[0]
-    with torch.no_grad(), listen(model, f"{stack.layers[0].path}.{stack.row.ffn_output}") as calls:
+    with torch.no_grad(), listen(model, f"{stack.layers[0].path}.{stack.entry.ffn_output}") as calls:
         model(**tiny.inputs(arch, model))
     return calls[0][2]
 
@@ -126,7 +126,7 @@ def test_parallel_is_not_sequential(arch: str):
 def test_an_adapter_beside_the_ffn_is_its_equation(arch: str, reads: str):
     model = attached(arch, Mixture((Change(form=FFN, site="ffn", reads=reads, weight=0.7),)))
     stack = stacks(model)[0]
-    row, path = stack.row, stack.layers[0].path
+    row, path = stack.entry, stack.layers[0].path
     entry = row.ffn_residual if reads == "residual" and is_pre_norm(arch) else row.ffn_input
     with (
         torch.no_grad(),
@@ -151,13 +151,13 @@ def test_the_order_of_the_tuple_is_the_order_of_composition(arch: str):
         changes = (Change(form=Bottleneck(size=size), site="ffn", reads="output") for size in order)
         model = attached(arch, Mixture(tuple(changes)))
         stack = stacks(model)[0]
-        forms = [mixture_state(model).get_submodule(f"{stack.row.name}.0.bottleneck_ffn{n}.ffn") for n in ("", "_2")]
+        forms = [mixture_state(model).get_submodule(f"{stack.entry.name}.0.bottleneck_ffn{n}.ffn") for n in ("", "_2")]
         by_size = {form.down.weight.shape[1]: form for form in forms}
         with torch.no_grad():
             for size, form in by_size.items():
                 for parameter in form.parameters():
                     parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(size)) * 0.3)
-            with listen(model, f"{stack.layers[0].path}.{stack.row.ffn_output}") as calls:
+            with listen(model, f"{stack.layers[0].path}.{stack.entry.ffn_output}") as calls:
                 model(**tiny.inputs(arch, model))
                 with unipelt.disabled(model):
                     model(**tiny.inputs(arch, model))

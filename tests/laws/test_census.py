@@ -19,7 +19,7 @@ SAMPLE = ("bloom", "cohere", "gpt_oss", "granitemoeshared", "mpnet", "nomic_bert
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_row_of_the_table_is_found_again(name: str):
-    assert census.row_of(name, shrink.double(shrink.build(name))) == CENSUS[name].rows
+    assert census.row_of(name, shrink.double(shrink.build(name))) == CENSUS[name].entries
 
 
 WHOLE = pytest.mark.skipif(
@@ -64,6 +64,6 @@ def test_types_that_nobody_has_chosen_work_or_are_refused_with_a_reason():
             works.append(name)
         except SiteError as error:
             assert any(path in str(error) for path in paths), f"{name} names no module: {error}"
-            assert "full fine-tuning needs no row" in str(error) and "stacks=" in str(error)
+            assert "full fine-tuning needs no entry" in str(error) and "stacks=" in str(error)
             refused[name] = str(error)
     assert len(works) >= 0.8 * (len(works) + len(refused)), refused

@@ -126,7 +126,7 @@ def skipping(model: hf.PreTrainedModel) -> hf.PreTrainedModel:
     ],
 )
 def test_what_cannot_be_found_is_refused_with_what_was_seen(make, words: str):
-    with pytest.raises(SiteError, match=f"(?s){words}.*stacks=.*full fine-tuning needs no row"):
+    with pytest.raises(SiteError, match=f"(?s){words}.*stacks=.*full fine-tuning needs no entry"):
         unipelt.attach(make(), "lora")
 
 

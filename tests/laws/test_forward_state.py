@@ -75,7 +75,7 @@ def test_a_layer_called_alone_is_the_layer_in_its_model(arch: str):
     model.config.use_cache = False
     given = tiny.inputs(arch, model, batch=4, pads=(0, 3, 5, 1))
     layer = stacks(model)[0].layers[-1]
-    for module in (layer.module, layer.get(stacks(model)[0].row.attention.module)):
+    for module in (layer.module, layer.get(stacks(model)[0].entry.attention.module)):
         calls: list[tuple] = []
 
         def listen(module: nn.Module, args: tuple, kwargs: dict, output: Any, calls: list = calls) -> None:

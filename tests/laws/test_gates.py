@@ -54,16 +54,16 @@ def test_a_gate_is_the_mean_of_sigmas_over_real_tokens(arch: str):
     model = attached(arch, "unipelt-apl")
     given = tiny.inputs(arch, model)
     for stack in stacks(model):
-        attention = stack.row.attention.module
+        attention = stack.entry.attention.module
         with unipelt.record_gates(model) as values, listen(model, f"{stack.layers[-1].path}.{attention}") as calls:
             model(**given)
         args, kwargs, _ = calls[0]
         h = args[0] if args else kwargs["hidden_states"]
         for name in ("prefix_heads.heads", "low_rank_query.query", "low_rank_value.value"):
-            path = f"{stack.row.name}.{stack.layers[-1].index}.{name}.gate"
+            path = f"{stack.entry.name}.{stack.layers[-1].index}.{name}.gate"
             gate = mixture_state(model).get_submodule(path)
-            real = real_tokens(given, stack.row)
-            expected, of_the_mean = gate_of(h, gate, real, stack.row.causal)
+            real = real_tokens(given, stack.entry)
+            expected, of_the_mean = gate_of(h, gate, real, stack.entry.causal)
             equal(values[path][0], expected, arch, what=path)
             assert (values[path][0] - of_the_mean).abs().max() > 1e-4
 

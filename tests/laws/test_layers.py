@@ -40,7 +40,7 @@ def backward(model: nn.Module, given: dict[str, Tensor]) -> dict[tuple[str, int]
 
     for stack in stacks(model):
         for layer in stack.layers:
-            place = stack.row.name, layer.index
+            place = stack.entry.name, layer.index
 
             def enter(module: nn.Module, args: tuple, kwargs: dict, place=place) -> None:
                 seen.setdefault(place, [(args[0] if args else kwargs["hidden_states"]).requires_grad, None, 0])
@@ -74,7 +74,7 @@ def test_nothing_runs_backward_below_the_lowest_change(arch: str, checkpointing:
         model.disable_input_require_grads()  # which transformers sets for reentrant checkpointing, and without it too
     found = backward(model, tiny.inputs(arch, model))
     for layer in range(depth):
-        enters, leaves, counted = found[stack.row.name, layer]
+        enters, leaves, counted = found[stack.entry.name, layer]
         assert (enters, leaves, counted > 0) == (False, layer == lowest, layer == lowest), layer
     assert all(p.grad is not None for p in mixture_state(model).parameters())
 
@@ -90,7 +90,7 @@ def test_what_is_dropped_is_as_if_it_had_never_been(arch: str):
         actual, changed = result(model(**given)), {name: g.clone() for name, g in gradients(model).items()}
     low = [name for name in changed if (layer := Location.parse(name).layer) is not None and layer < depth - 1]
     assert not low and changed
-    assert not any(enters for (stack, _), (enters, _, _) in found.items() if stack == stacks(model)[0].row.name)
+    assert not any(enters for (stack, _), (enters, _, _) in found.items() if stack == stacks(model)[0].entry.name)
     assert torch.equal(result(model(**given)), everywhere)
     with unipelt.dropped(model, 0):
         assert torch.equal(result(model(**given)), everywhere)

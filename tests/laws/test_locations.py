@@ -19,7 +19,7 @@ def gated(group: str) -> Mixture:
 @pytest.mark.parametrize(("arch", "mixture"), cases(("bert", "bart", "albert", "t5"), varied=("bart",)))
 def test_a_parameters_path_is_its_location(arch: str, mixture: Mixture):
     model = attached(arch, mixture, drawn=False)
-    depths = {stack.row.name: len(stack.layers) for stack in stacks(model)}
+    depths = {stack.entry.name: len(stack.layers) for stack in stacks(model)}
     groups = {c.weight.group for c in mixture.changes if isinstance(c.weight, Gate) and c.weight.group}
     for (location, _), (path, _) in zip(
         mixture_state(model).named_locations(), mixture_state(model).named_parameters()

@@ -55,12 +55,12 @@ def test_lora_is_the_merged_weight(arch: str, which: str):
         assert (result(merged(**given)) - result(model(**given))).abs().max() > 1e-3
         for stack in stacks(merged):
             for layer in stack.layers:
-                for kind, attention in stack.row.attentions():
+                for kind, attention in stack.entry.attentions():
                     linear = layer.get(getattr(attention, which))
                     outputs = linear.weight.shape[0 if isinstance(linear, nn.Linear) else 1]
                     label = ("cross_" if kind == "cross" else "") + which
                     lora = mixture_state(model).get_submodule(
-                        f"{stack.row.name}.{layer.index}.low_rank_{which}.{label}"
+                        f"{stack.entry.name}.{layer.index}.low_rank_{which}.{label}"
                     )
                     merge(linear, lora, rows_of(arch, merged, attention, which, outputs))
         equal(result(merged(**given)), result(model(**given)), arch)
@@ -77,7 +77,9 @@ def test_lora_on_all_linears_is_the_merged_weights(arch: str):
         for layer in stack.layers:
             for path, linear in layer.module.named_modules():
                 if isinstance(linear, nn.Linear) or type(linear).__name__ == "Conv1D":
-                    lora = mixture_state(model).get_submodule(f"{stack.row.name}.{layer.index}.low_rank_linear.{path}")
+                    lora = mixture_state(model).get_submodule(
+                        f"{stack.entry.name}.{layer.index}.low_rank_linear.{path}"
+                    )
                     features = linear.weight.shape[0 if isinstance(linear, nn.Linear) else 1]
                     merge(linear, lora, torch.arange(features))
                     done += 1
@@ -101,7 +103,7 @@ def test_lora_on_all_linears_is_the_merged_weights(arch: str):
 )
 def test_a_target_is_a_name_a_suffix_or_a_regular_expression(arch: str, target: str, paths: list[str]):
     model = unipelt.attach(tiny.build(arch), small("lora", target_modules=target))
-    layers = {f"{stack.row.name}.{layer.index}": layer.path for stack in stacks(model) for layer in stack.layers}
+    layers = {f"{stack.entry.name}.{layer.index}": layer.path for stack in stacks(model) for layer in stack.layers}
     found = set()
     for path, module in mixture_state(model).named_modules():
         if isinstance(module, LowRank):

@@ -135,10 +135,10 @@ def test_every_attention_is_the_mixture(arch: str, attn: str, mixture: str):
 def assert_every_attention_is_the_mixture(model: nn.Module, given: dict, arch: str, attn: str) -> None:
     ((name, change),) = mixture_state(model).mixture.named()
     places = {
-        id(layer.get(attention.module)): (stack.row, layer.index, kind)
+        id(layer.get(attention.module)): (stack.entry, layer.index, kind)
         for stack in stacks(model)
         for layer in stack.layers
-        for kind, attention in stack.row.attentions()
+        for kind, attention in stack.entry.attentions()
     }
     with unipelt.record_gates(model) as gates, spy(attn) as calls:
         model(**given)
@@ -218,7 +218,7 @@ def test_prefixes_around_an_own_softmax_are_those_in_an_attention_function(arch:
 
 def test_attention_that_is_computed_in_another_way_than_its_row_says_is_refused():
     model = attached("bert", "prefix", attn="eager", stacks=watched("bert", "fused"))
-    with pytest.raises(SiteError, match="computes its attention in another way than when its row was found"):
+    with pytest.raises(SiteError, match="computes its attention in another way than when its entry was found"):
         model(**tiny.inputs("bert", model))
     assert torch.overrides._len_torch_function_stack() == 0  # nothing watches any more
     assert result(unipelt.detach(model)(**tiny.inputs("bert", model))).isfinite().all()

@@ -148,7 +148,7 @@ def test_a_misspelt_option_of_attach_names_the_nearest(option: str, value, words
 def test_an_unknown_architecture_names_the_row_to_add():
     model = tiny.build("bert")
     model.config.model_type = "berd"
-    with pytest.raises(SiteError, match=r"'berd' has no row .*'bert'.*discover=True.*stacks="):
+    with pytest.raises(SiteError, match=r"'berd' has no entry .*'bert'.*discover=True.*stacks="):
         unipelt.attach(model, "lora", discover=False)
 
 

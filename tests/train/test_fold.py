@@ -125,7 +125,7 @@ def test_what_is_measured_is_over_real_tokens(arch: str):
     model = attached(arch, "unipelt-apl", top="generator" if arch in ("gpt2", "llama") else "classifier")
     batches = [tiny.inputs(arch, model, pads=pads, seed=seed) for seed, pads in enumerate([(0, 3, 5), (6, 1)])]
     folded = unipelt.fold(model, batches, max_deviation=0, drop_below=0)
-    path = f"{stacks(model)[0].row.name}.1.low_rank_query.query"
+    path = f"{stacks(model)[0].entry.name}.1.low_rank_query.query"
     found = []
     for batch in batches:
         with unipelt.record_gates(model) as values, torch.no_grad():

@@ -10,7 +10,7 @@ from unipelt import spec
 from unipelt.checkpoint.disk import CONFIG, FOREIGN, TENSORS, WEIGHTS, read_json
 from unipelt.checkpoint.json_types import check_fields
 from unipelt.errors import CheckpointError, SpecError
-from unipelt.inject.architectures import ARCHITECTURES, Stack, rows_from_json
+from unipelt.inject.architectures import ARCHITECTURES, Stack, entries_from_json
 
 FORMAT = 2
 FILES = (TENSORS, WEIGHTS)
@@ -91,22 +91,22 @@ class Description:
     format: int = FORMAT
     library: str = unipelt.__version__
     stacks: list[Any] = field(default_factory=list)
-    """the rows of the base's architecture: a load never has to find them"""
+    """the entries of the base's architecture: a load never has to find them"""
 
     def __post_init__(self):
         try:
             check_fields(vars(self), get_type_hints(Description))
         except ValueError as error:
             raise CheckpointError(str(error)) from None
-        self.rows()
+        self.entries()
         if self.tensors not in FILES:
             raise CheckpointError(f"tensors={self.tensors!r}, expected {' or '.join(FILES)}")
         if self.recipe.get("max_length", 1) < 1:
             raise CheckpointError(f"recipe.max_length={self.recipe['max_length']}, expected a whole number from 1")
 
-    def rows(self) -> tuple[Stack, ...] | None:
-        """The rows of the base's architecture. Raises ValueError for what are none."""
-        return rows_from_json(self.stacks) if self.stacks else None
+    def entries(self) -> tuple[Stack, ...] | None:
+        """The entries of the base's architecture. Raises ValueError for what are none."""
+        return entries_from_json(self.stacks) if self.stacks else None
 
 
 def describe(folder: str | os.PathLike) -> Description:

@@ -10,7 +10,7 @@ from unipelt.errors import CheckpointError
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import detach
 from unipelt.inject.build import build
-from unipelt.inject.discover import rows_of
+from unipelt.inject.discover import entries_of
 from unipelt.inject.heads import find_head
 from unipelt.inject.plan import Base
 from unipelt.inject.resolve import find_stacks
@@ -36,7 +36,7 @@ def expected_shapes(
     model: PreTrainedModel, mixture: spec.Mixture, head_modules: list[str], stacks: tuple[Stack, ...] | None
 ) -> dict[str, Shaped[Tensor, "..."]]:
     """The parameters that one run of a mixture has on a base, without values: no memory is taken, whatever a file asks for."""
-    resolved, modules = find_stacks(model, rows_of(model, stacks, True)), frozenset(find_head(model))
+    resolved, modules = find_stacks(model, entries_of(model, stacks, True)), frozenset(find_head(model))
     with torch.device("meta"):
         state = build(mixture, 1, 0, Base(model, resolved, modules, several=False), head_modules=head_modules)
     return {name: parameter[0] for name, parameter in state.named_parameters()}

@@ -29,7 +29,7 @@ from unipelt.checkpoint.model_config import task_config
 from unipelt.checkpoint.safe import metadata_of, parse_safetensors
 from unipelt.errors import CheckpointError
 from unipelt.inject.added_tokens import added_rows, take_added
-from unipelt.inject.architectures import rows_to_json
+from unipelt.inject.architectures import entries_to_json
 from unipelt.inject.fixed_gates import folded
 from unipelt.inject.state import NAME, MixtureState, attached_state, mixture_state, unmerged_weights
 
@@ -98,7 +98,7 @@ def describe_model(
         identity = fingerprint(model, head["modules"], name, vocabulary_size(name) if name else None)
     return Description(
         mixture=mixture.to_dict(), base=identity, head=head, sha256="", config=task_config(model),
-        stacks=rows_to_json(tuned.options["stacks"]), **fields,
+        stacks=entries_to_json(tuned.options["stacks"]), **fields,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from unipelt.checkpoint.folder import head_of, read_run
 from unipelt.checkpoint.model_config import restore_task_config
 from unipelt.errors import CheckpointError, SpecError, UserError, did_you_mean
 from unipelt.inject.added_tokens import PREFIX, added_rows, misfit, put_added
-from unipelt.inject.architectures import Stack, rows_for
+from unipelt.inject.architectures import Stack, entries_for
 from unipelt.inject.attach import attach, detach
 from unipelt.inject.state import NAME, AttachedState, attached_state
 from unipelt.spec.location import HEAD
@@ -176,7 +176,7 @@ def _attach(
     other numbers of outputs than the base's.
     """
     first = runs[0].description
-    stacks = stacks or rows_for(model.base_model.config) or (None if first is None else first.rows())  # type: ignore[union-attr]
+    stacks = stacks or entries_for(model.base_model.config) or (None if first is None else first.entries())  # type: ignore[union-attr]
     poolings, policies = {run.head["pooling"]: run.name for run in runs}, {run.head["policy"] for run in runs}
     if len(poolings) > 1:
         listed = " and ".join(f"{name!r} reads pooling={pooling!r}" for pooling, name in poolings.items())

@@ -22,7 +22,7 @@ def architectures(
     import json
 
     from unipelt.cli.tables import terminal
-    from unipelt.inject.architectures import ARCHITECTURES, CENSUS, CENSUS_OF, rows_to_json
+    from unipelt.inject.architectures import ARCHITECTURES, CENSUS, CENSUS_OF, entries_to_json
 
     console = terminal()
     if name:
@@ -33,7 +33,7 @@ def architectures(
             )
         console.print(takes(name))
         if name in ARCHITECTURES:
-            console.print(json.dumps(rows_to_json(ARCHITECTURES[name]), indent=1))
+            console.print(json.dumps(entries_to_json(ARCHITECTURES[name]), indent=1))
         return
     shown = [known for known in CENSUS if all_types or known in ARCHITECTURES]
     for known in shown:
@@ -48,7 +48,7 @@ def takes(name: str) -> str:
     from unipelt.inject.architectures import CENSUS
 
     known = CENSUS[name]
-    if not known.rows:
+    if not known.entries:
         return f"{name}: none; {known.why}"
     refused = [method for method in METHODS if method in (known.refuses or {})]
     return f"{name}: {'all methods but ' + ', '.join(refused) if refused else 'all methods'}"

@@ -1,7 +1,7 @@
-"""Where each architecture keeps its parts: one row of paths per stack and `config.model_type`.
+"""Where each architecture keeps its parts: one entry of paths per stack and `config.model_type`.
 
 A table and no behaviour: it imports neither torch nor transformers, and knows nothing of changes. architectures.json holds the
-rows that `make census` found by running tiny models, and that the checks of verify.py accepted.
+entries that `make census` found by running tiny models, and that the checks of verify.py accepted.
 """
 
 import json
@@ -76,7 +76,7 @@ class Stack:
         return [("self", self.attention), *([("cross", self.cross)] if self.cross else [])]
 
     def with_attentions(self, change: Callable[[Attention], Attention], **fields: Any) -> "Stack":
-        """The same row with each attention as `change` gives it, and with other values of these fields."""
+        """The same entry with each attention as `change` gives it, and with other values of these fields."""
         return replace(self, attention=change(self.attention), cross=self.cross and change(self.cross), **fields)
 
 
@@ -86,9 +86,9 @@ DEFAULTS: dict[Kind, dict[str, Any]] = {
 }
 
 
-def rows_to_json(rows: tuple[Stack, ...]) -> list[dict[str, Any]]:
+def entries_to_json(entries: tuple[Stack, ...]) -> list[dict[str, Any]]:
     """Rows as JSON, without what is as by default."""
-    return [_short(Stack, asdict(row)) for row in rows]
+    return [_short(Stack, asdict(entry)) for entry in entries]
 
 
 def _short(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:
@@ -100,11 +100,11 @@ def _short(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in short.items()}
 
 
-def rows_from_json(rows: Any) -> tuple[Stack, ...]:
-    """The rows that `rows_to_json` has written. Raises ValueError for anything else."""
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"stacks: expected a list of rows, got {type(rows).__name__}")
-    return tuple(_read(Stack, row) for row in rows)
+def entries_from_json(entries: Any) -> tuple[Stack, ...]:
+    """The entries that `entries_to_json` has written. Raises ValueError for anything else."""
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"stacks: expected a list of entries, got {type(entries).__name__}")
+    return tuple(_read(Stack, entry) for entry in entries)
 
 
 def _read(kind: Kind, values: Any) -> Any:
@@ -132,30 +132,30 @@ def _value(hint: Any, value: Any, what: str) -> Any:
 class Known:
     """What the census says of one model type."""
 
-    rows: tuple[Stack, ...] = ()
+    entries: tuple[Stack, ...] = ()
     """empty where none was found"""
     flags: dict[str, bool | str] | None = None
-    """the switches of the config under which the rows were found"""
+    """the switches of the config under which the entries were found"""
     refuses: dict[str, str] | None = None
     """methods that do not work, and why"""
     why: str = ""
-    """why it has no row"""
+    """why it has no entry"""
 
 
 def _census() -> tuple[str, dict[str, Known]]:
     data = json.loads(resources.files("unipelt.inject").joinpath("architectures.json").read_text(encoding="utf-8"))
     known: dict[str, Known] = {}
-    for name, entry in data["types"].items():
-        rows = entry.get("rows", [])
-        found = known[rows].rows if isinstance(rows, str) else rows_from_json(rows) if rows else ()
-        known[name] = Known(found, entry.get("flags"), entry.get("refuses", {}), entry.get("why", ""))
+    for name, item in data["types"].items():
+        entries = item.get("entries", [])
+        found = known[entries].entries if isinstance(entries, str) else entries_from_json(entries) if entries else ()
+        known[name] = Known(found, item.get("flags"), item.get("refuses", {}), item.get("why", ""))
     return data["transformers"], known
 
 
 CENSUS_OF, CENSUS = _census()
 """the version of transformers that the census is of, and what it found of each of its model types"""
 
-ARCHITECTURES: dict[str, tuple[Stack, ...]] = {name: known.rows for name, known in CENSUS.items() if known.rows}
+ARCHITECTURES: dict[str, tuple[Stack, ...]] = {name: known.entries for name, known in CENSUS.items() if known.entries}
 
 NO_SWITCHES = ("act", "bias", "cache", "dropout", "dtype", "init", "label", "loss", "output", "problem", "return", "scale",
                "tie", "topk", "torch", "_name", "transformers_version", "attn_impl", "model_type", "chunk", "feat_extract",
@@ -173,13 +173,13 @@ def flags_of(config: Any) -> dict[str, bool | str]:
     return {n: v for n, v in sorted(values.items()) if n[0] != "_" and not any(part in n for part in NO_SWITCHES)}
 
 
-def rows_for(config: Any) -> tuple[Stack, ...] | None:
-    """The rows of the table for a model's config; None where it has none, or found them under other switches."""
+def entries_for(config: Any) -> tuple[Stack, ...] | None:
+    """The entries of the table for a model's config; None where it has none, or found them under other switches."""
     return None if other_switch(config) is not None else ARCHITECTURES.get(config.model_type)
 
 
 def other_switch(config: Any) -> str | None:
-    """The first switch of a config that is not as it was when the rows of its type were found, with its value."""
+    """The first switch of a config that is not as it was when the entries of its type were found, with its value."""
     known = CENSUS.get(config.model_type)
     if known is None or known.flags is None or config.model_type not in ARCHITECTURES:
         return None

@@ -17,7 +17,7 @@ from unipelt.inject.architectures import Stack
 from unipelt.inject.attention import BoundPrefix, Kernels
 from unipelt.inject.build import build
 from unipelt.inject.compiled import refuse_compiled, uncompile
-from unipelt.inject.discover import rows_of
+from unipelt.inject.discover import entries_of
 from unipelt.inject.heads import POLICIES, POOLINGS, find_head, train_head
 from unipelt.inject.plan import Base
 from unipelt.inject.registration import hooks_of
@@ -53,10 +53,10 @@ def attach(
     head: `train` (always), `frozen` (never), or `paper`: as in UniPELT's code, the head trains with an adapter, only its bias
     trains with BitFit, and it is frozen otherwise.
     pooling: what the head reads: `model` (the model's own pooling), `cls` (the first token) or `mean`.
-    stacks: rows for an architecture that the table lacks (default: found by running the model on a few tokens).
+    stacks: entries for an architecture that the table lacks (default: found by running the model on a few tokens).
     fresh_head: draw the initial values of a head that trains from the seeds, instead of starting from the base's values.
     head_modules: paths of the head's modules (default: found from the model's structure).
-    discover: False: do not look for the rows of an unknown architecture.
+    discover: False: do not look for the entries of an unknown architecture.
 
     Raises SpecError for a misspelt preset or option. Raises SiteError if the base lacks what a change needs, if nothing would
     train, or if weights are not in memory. The base is unchanged after an error.
@@ -66,7 +66,7 @@ def attach(
         if value not in known:
             raise SpecError(f"{name}={value!r}: {did_you_mean(value, known)}")
     _check_model(model)
-    options = {"head": head, "pooling": pooling, "stacks": rows_of(model, stacks, discover)}
+    options = {"head": head, "pooling": pooling, "stacks": entries_of(model, stacks, discover)}
     return attach_checked(model, mixtures, runs_each, seeds, options, fresh_head, head_modules, refuse_untrained=True)
 
 
@@ -78,7 +78,7 @@ def attach_checked(
     """Attach mixtures whose options are checked. refuse_untrained: whether each mixture must train something."""
     head, pooling = options["head"], options["pooling"]
     stacks = find_stacks(model, options["stacks"])
-    options = options | {"stacks": tuple(stack.row for stack in stacks)}
+    options = options | {"stacks": tuple(stack.entry for stack in stacks)}
     base = Base(model, stacks, frozenset(find_head(model)), several=sum(runs_each) > 1)
     say_which_layers_attend(base.config.model_type, stacks)
     parts = []

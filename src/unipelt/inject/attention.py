@@ -173,15 +173,15 @@ def attend_changed(
 
 
 def _check_widths(prefixes: list[PrefixCall], key: Tensor, value: Tensor) -> None:
-    """Raise SiteError where prefixes were made for other keys and values than the attention has: its row is wrong."""
+    """Raise SiteError where prefixes were made for other keys and values than the attention has: its entry is wrong."""
     own = (key.shape[1], key.shape[-1], value.shape[-1])
     for prefix in prefixes:
         made = (prefix.key.shape[1], prefix.key.shape[-1], prefix.value.shape[-1])
         if made != own:
             raise SiteError(
-                f"an attention block has {own[0]} heads of keys and values, of widths {own[1]} and {own[2]}; its row "
+                f"an attention block has {own[0]} heads of keys and values, of widths {own[1]} and {own[2]}; its entry "
                 f"in stacks= gives {made[0]}, {made[1]} and {made[2]}: name them, Attention(…, shape=({own[0]}, {own[1]}, {own[2]})), "
-                "or leave stacks= out, and the row is found"
+                "or leave stacks= out, and the entry is found"
             )
 
 

@@ -129,15 +129,15 @@ def pool_of(gate: spec.Gate, point: HookPoint) -> Callable:
     """How a gate makes one value of its tokens' at a point."""
     if gate.pool == "reference":
         return mean_of_all
-    row = point.stack.row
+    entry = point.stack.entry
     if gate.pool == "prompt":
-        if not row.causal or row.cross is not None:
+        if not entry.causal or entry.cross is not None:
             raise SiteError(
                 f"Gate(pool='prompt') at {point.location}: a prompt is read by a decoder that stands alone, such as Llama's; "
                 "expected pool='auto' for this base"
             )
         return mean_of_prompt
-    causal = point.stack.row.causal and not point.source
+    causal = point.stack.entry.causal and not point.source
     return each_token if gate.pool == "token" or (causal and gate.pool == "auto") else mean_of_real
 
 

@@ -165,7 +165,7 @@ class AttentionHook:
         self, attention: nn.Module, forwards: ForwardState, averaged: set[str], changes: list[BoundPrefix],
         kernels: Kernels | None, softmax: str | None,
     ):  # fmt: skip
-        """softmax: of the block's row."""
+        """softmax: of the block's entry."""
         self.forwards, self.changes, self.kernels, self.softmax = forwards, changes, kernels, softmax
         self.own_context = LayerHook(attention, forwards, averaged)
 

@@ -1,4 +1,4 @@
-"""The row of an architecture that the table lacks, found by running the model on a few tokens.
+"""The entry of an architecture that the table lacks, found by running the model on a few tokens.
 
 1. One forward under hooks (trace.py), in which every product with weights is cut off from what it was computed from, so that a
    gradient tells what reaches what through additions, norms and views alone.
@@ -15,7 +15,7 @@
    the same at all tokens before it.
 7. Keywords given to a stack and to its attention blocks say whether a context and a prefix arrive. Where none does, a prefix may
    still enter around the block's own softmax.
-8. The checks of verify.py decide: a row that fails one is refused.
+8. The checks of verify.py decide: an entry that fails one is refused.
 """
 
 import logging
@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt.errors import SiteError
-from unipelt.inject.architectures import Attention, Stack, rows_for
+from unipelt.inject.architectures import Attention, Stack, entries_for
 from unipelt.inject.attention import eager_of
-from unipelt.inject.layer_row import LayerRow
+from unipelt.inject.layer_entry import LayerEntry
 from unipelt.inject.layer_run import kind_of, layer_runs
 from unipelt.inject.resolve import ResolvedStack, find_stacks
 from unipelt.inject.trace import (
@@ -49,39 +49,39 @@ from unipelt.inject.trace import (
 from unipelt.inject.verify import first_failed_check
 
 
-def rows_of(model: PreTrainedModel, given: tuple[Stack, ...] | None, search: bool) -> tuple[Stack, ...] | None:
-    """The rows to use for a model: those given, None for those of the table, or else those that running it gives."""
-    known = given is not None or not search or rows_for(model.base_model.config) is not None
+def entries_of(model: PreTrainedModel, given: tuple[Stack, ...] | None, search: bool) -> tuple[Stack, ...] | None:
+    """The entries to use for a model: those given, None for those of the table, or else those that running it gives."""
+    known = given is not None or not search or entries_for(model.base_model.config) is not None
     return given if known else discover(model)
 
 
 def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
-    """The row of a model. Raises SiteError that says what was seen, what was not, and what still works."""
+    """The entry of a model. Raises SiteError that says what was seen, what was not, and what still works."""
     base: Any = model.base_model
     name = base.config.model_type
     try:
         refuse_what_cannot_run(model)
         inputs = example_inputs(base)
         trace = Trace(base, inputs)
-        rows = stacks_of(base, trace)
-        refuse_layers_that_did_not_run(model, trace, rows, inputs)
-        rows = with_order_of_tokens(model, rows)
-        rows = with_keywords(model, inputs, rows)
-        rows = with_softmax(model, rows)
-        if broken := first_failed_check(model, rows):
-            raise NotFound(f"a row was found, but it is not right ({broken})")
+        entries = stacks_of(base, trace)
+        refuse_layers_that_did_not_run(model, trace, entries, inputs)
+        entries = with_order_of_tokens(model, entries)
+        entries = with_keywords(model, inputs, entries)
+        entries = with_softmax(model, entries)
+        if broken := first_failed_check(model, entries):
+            raise NotFound(f"an entry was found, but it is not right ({broken})")
     except NotFound as error:
         raise SiteError(
-            f"model_type={name!r} has no row in the table of architectures, and none was found by running it: {error}. "
-            "Give attach(…, stacks=(Stack(…),)), see docs/how-to-new-architecture.md; plain full fine-tuning needs no row"
+            f"model_type={name!r} has no entry in the table of architectures, and none was found by running it: {error}. "
+            "Give attach(…, stacks=(Stack(…),)), see docs/how-to-new-architecture.md; plain full fine-tuning needs no entry"
         ) from None
-    parts = [f"{row.name} of {row.layers or 'the base'}.*" for row in rows]
-    if not all(row.attention.prefix for row in rows):
+    parts = [f"{entry.name} of {entry.layers or 'the base'}.*" for entry in entries]
+    if not all(entry.attention.prefix for entry in entries):
         parts.append("no prefix can enter its attention")
     if idle := idle_lists(base, trace):
         parts.append(f"{', '.join(idle)} did not run on {' and '.join(inputs)} alone and stay as they are")
     logging.getLogger("unipelt").warning("%s: found by running it: %s", name, "; ".join(parts))
-    return rows
+    return entries
 
 
 def refuse_what_cannot_run(model: PreTrainedModel) -> None:
@@ -101,11 +101,11 @@ def refuse_what_cannot_run(model: PreTrainedModel) -> None:
 
 
 def refuse_layers_that_did_not_run(
-    model: PreTrainedModel, trace: Trace, rows: tuple[Stack, ...], inputs: dict[str, Tensor]
+    model: PreTrainedModel, trace: Trace, entries: tuple[Stack, ...], inputs: dict[str, Tensor]
 ) -> None:
-    """Raise NotFound where a layer that the row fits is skipped, such as one that reads images alone."""
+    """Raise NotFound where a layer that the entry fits is skipped, such as one that reads images alone."""
     ran = {call.module for call in trace.calls}
-    skipped = [layer.path for stack in find_stacks(model, rows) for layer in stack.layers if layer.module not in ran]
+    skipped = [layer.path for stack in find_stacks(model, entries) for layer in stack.layers if layer.module not in ran]
     if skipped:
         raise NotFound(f"its layer {skipped[0]} did not run on {' and '.join(inputs)} alone, so nothing is known of it")
 
@@ -127,7 +127,7 @@ def lists_of(base: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def stacks_of(base: PreTrainedModel, trace: Trace) -> tuple[Stack, ...]:
-    """The layers by the list that they are in, one row per list."""
+    """The layers by the list that they are in, one entry per list."""
     find_softmax_attention(trace)
     if trace.without_linears:
         raise NotFound(f"the attention of {trace.without_linears[0]!r} has queries or keys of no linear module")
@@ -146,8 +146,8 @@ def stacks_of(base: PreTrainedModel, trace: Trace) -> tuple[Stack, ...]:
                 break
             try:
                 kind = kind_of(call.module)
-                if kind not in kinds:  # layers with the same modules have the same row
-                    kinds[kind] = LayerRow(trace, call).row()
+                if kind not in kinds:  # layers with the same modules have the same entry
+                    kinds[kind] = LayerEntry(trace, call).entry()
                 found[call.path] = kinds[kind], call
                 break
             except NotFound as error:
@@ -158,30 +158,30 @@ def stacks_of(base: PreTrainedModel, trace: Trace) -> tuple[Stack, ...]:
     lists: dict[str, list[tuple[dict[str, Any], Call]]] = {}
     for path, layer in found.items():
         lists.setdefault(".".join("*" if part.isdigit() else part for part in path.split(".")[:-1]), []).append(layer)
-    return tuple(stack_row(trace, layers, members) for layers, members in lists.items())
+    return tuple(stack_entry(trace, layers, members) for layers, members in lists.items())
 
 
-def with_order_of_tokens(model: PreTrainedModel, rows: tuple[Stack, ...]) -> tuple[Stack, ...]:
-    """The rows with whether each token sees later ones, and so with the names of their stacks."""
+def with_order_of_tokens(model: PreTrainedModel, entries: tuple[Stack, ...]) -> tuple[Stack, ...]:
+    """The entries with whether each token sees later ones, and so with the names of their stacks."""
     base: Any = model.base_model
-    causal: dict[str, set[bool]] = {row.layers: set() for row in rows}
+    causal: dict[str, set[bool]] = {entry.layers: set() for entry in entries}
     with prepared(base), torch.no_grad():
-        for run in layer_runs(model, rows):
-            causal[run.row.layers].add(not run.sees_later_tokens())
+        for run in layer_runs(model, entries):
+            causal[run.entry.layers].add(not run.sees_later_tokens())
     named: list[Stack] = []
-    for row in rows:
-        if len(causal[row.layers]) > 1:
-            raise NotFound(f"some layers of {row.layers} see later tokens, and some do not")
-        for order in causal[row.layers]:
-            named.append(replace(row, causal=order, name="decoder" if order or row.cross else "encoder"))
-    if len({row.name for row in named}) < len(rows):
-        listed = ", ".join(row.layers for row in rows)
-        raise NotFound(f"it has {len(rows)} lists of layers that attend: {listed}; expected an encoder, a decoder")
-    return tuple(sorted(named, key=lambda row: row.name == "decoder"))
+    for entry in entries:
+        if len(causal[entry.layers]) > 1:
+            raise NotFound(f"some layers of {entry.layers} see later tokens, and some do not")
+        for order in causal[entry.layers]:
+            named.append(replace(entry, causal=order, name="decoder" if order or entry.cross else "encoder"))
+    if len({entry.name for entry in named}) < len(entries):
+        listed = ", ".join(entry.layers for entry in entries)
+        raise NotFound(f"it has {len(entries)} lists of layers that attend: {listed}; expected an encoder, a decoder")
+    return tuple(sorted(named, key=lambda entry: entry.name == "decoder"))
 
 
-def with_keywords(model: PreTrainedModel, inputs: dict[str, Tensor], rows: tuple[Stack, ...]) -> tuple[Stack, ...]:
-    """The rows with what arrives of keywords that are given to stacks and to attention blocks."""
+def with_keywords(model: PreTrainedModel, inputs: dict[str, Tensor], entries: tuple[Stack, ...]) -> tuple[Stack, ...]:
+    """The entries with what arrives of keywords that are given to stacks and to attention blocks."""
     base: Any = model.base_model
     arrived: set[nn.Module] = set()
     handed: set[nn.Module] = set()
@@ -198,7 +198,7 @@ def with_keywords(model: PreTrainedModel, inputs: dict[str, Tensor], rows: tuple
             handed.add(module)
         return args, {**kwargs, KEYWORD: True}
 
-    stacks = find_stacks(model, rows)
+    stacks = find_stacks(model, entries)
     receivers = {stack.module for stack in stacks}.union(*(blocks_of(stack) for stack in stacks))
     with ExitStack() as hooks:
         for module in receivers:
@@ -215,38 +215,38 @@ def with_keywords(model: PreTrainedModel, inputs: dict[str, Tensor], rows: tuple
             enters = all(layer.get(attention.module) in arrived for layer in stack.layers)
             return replace(attention, prefix=attention.prefix and enters)
 
-        return stack.row.with_attentions(with_prefix, keywords=blocks_of(stack) <= handed)
+        return stack.entry.with_attentions(with_prefix, keywords=blocks_of(stack) <= handed)
 
     return tuple(fitted(stack) for stack in stacks)
 
 
 def blocks_of(stack: ResolvedStack) -> set[nn.Module]:
     """The modules that attend."""
-    return {layer.get(attention.module) for _, attention in stack.row.attentions() for layer in stack.layers}
+    return {layer.get(attention.module) for _, attention in stack.entry.attentions() for layer in stack.layers}
 
 
-def with_softmax(model: PreTrainedModel, rows: tuple[Stack, ...]) -> tuple[Stack, ...]:
-    """The rows with how attention that calls no function makes its scores, the same in all layers of a stack."""
+def with_softmax(model: PreTrainedModel, entries: tuple[Stack, ...]) -> tuple[Stack, ...]:
+    """The entries with how attention that calls no function makes its scores, the same in all layers of a stack."""
     base: Any = model.base_model
-    if all(attention.prefix for row in rows for _, attention in row.attentions()):
-        return rows
+    if all(attention.prefix for entry in entries for _, attention in entry.attentions()):
+        return entries
     found: dict[tuple[str, Attention], set[str | None]] = {}
     with prepared(base), torch.no_grad():
-        for run in layer_runs(model, rows):
-            for _, attention in run.row.attentions():
+        for run in layer_runs(model, entries):
+            for _, attention in run.entry.attentions():
                 if not attention.prefix:
-                    found.setdefault((run.row.layers, attention), set()).add(run.softmax_of(attention))
+                    found.setdefault((run.entry.layers, attention), set()).add(run.softmax_of(attention))
 
-    def fitted(row: Stack) -> Stack:
+    def fitted(entry: Stack) -> Stack:
         def with_softmax(attention: Attention) -> Attention:
-            kinds = found.get((row.layers, attention), set())
+            kinds = found.get((entry.layers, attention), set())
             (softmax,) = kinds if len(kinds) == 1 else {None}
             return replace(attention, softmax=softmax, prefix=attention.prefix or softmax is not None)
 
-        row = row.with_attentions(with_softmax)
-        return replace(row, keywords=row.keywords or not row.attention.prefix)
+        entry = entry.with_attentions(with_softmax)
+        return replace(entry, keywords=entry.keywords or not entry.attention.prefix)
 
-    return tuple(fitted(row) for row in rows)
+    return tuple(fitted(entry) for entry in entries)
 
 
 def numbered(trace: Trace, attending: Attending) -> Iterator[Call]:
@@ -255,14 +255,14 @@ def numbered(trace: Trace, attending: Attending) -> Iterator[Call]:
     yield from sorted(calls, key=lambda call: -call.start)
 
 
-def stack_row(trace: Trace, layers: str, members: list[tuple[dict[str, Any], Call]]) -> Stack:
-    """One row for all layers of a list, still without a name. Raises NotFound where they have unlike parts."""
+def stack_entry(trace: Trace, layers: str, members: list[tuple[dict[str, Any], Call]]) -> Stack:
+    """One entry for all layers of a list, still without a name. Raises NotFound where they have unlike parts."""
     first, call = max(members, key=lambda member: len(member[0]["norms"]))
-    for row, other in members:
-        unlike = [name for name in first if name not in ("norms", "ffn_residual") and row[name] != first[name]]
+    for entry, other in members:
+        unlike = [name for name in first if name not in ("norms", "ffn_residual") and entry[name] != first[name]]
         if unlike:
             raise NotFound(f"its layers {call.path} and {other.path} differ in {', '.join(unlike)}")
-    norms = tuple(dict.fromkeys(norm for row in (first, *(row for row, _ in members)) for norm in row["norms"]))
+    norms = tuple(dict.fromkeys(norm for entry in (first, *(entry for entry, _ in members)) for norm in entry["norms"]))
     outer = [c for c in trace.calls if c.holds(call.start) and call.path.startswith(f"{c.path}." if c.path else "")]
     owners = [c for c in outer if c.has_mask and not any(c.x is x for x in (*c.args, c.kwargs.get("hidden_states", 0)))]
     owner = max((c.path for c in owners), key=len, default="")

@@ -18,9 +18,9 @@ from unipelt.inject.trace import CANNOT_RUN, attention_function, example_inputs,
 Change = Callable[[Tensor], Tensor]
 
 
-def layer_runs(model: PreTrainedModel, rows: tuple[Stack, ...]) -> Iterator["LayerRun"]:
+def layer_runs(model: PreTrainedModel, entries: tuple[Stack, ...]) -> Iterator["LayerRun"]:
     """One layer of each kind of each stack."""
-    for stack in find_stacks(model, rows):
+    for stack in find_stacks(model, entries):
         tried: set[tuple] = set()
         for layer in stack.layers:
             kind = kind_of(layer.module)
@@ -30,7 +30,7 @@ def layer_runs(model: PreTrainedModel, rows: tuple[Stack, ...]) -> Iterator["Lay
 
 
 def kind_of(layer: nn.Module) -> tuple:
-    """What layers that have the same row have in common: their modules and the shapes of their parameters."""
+    """What layers that have the same entry have in common: their modules and the shapes of their parameters."""
     return tuple((path, type(m), tuple(p.shape for p in m.parameters(False))) for path, m in layer.named_modules())
 
 
@@ -49,7 +49,7 @@ class LayerRun:
     """Runs one layer on what it reads in a forward of the base, with changes to what its modules read or give."""
 
     def __init__(self, base: Any, stack: ResolvedStack, layer: Layer):
-        self.base, self.stack, self.layer, self.row = base, stack, layer, stack.row
+        self.base, self.stack, self.layer, self.entry = base, stack, layer, stack.entry
         self.inputs = example_inputs(base)
         self.call: tuple[tuple, dict[str, Any]] | None = None
         self.has_mask = False
@@ -133,7 +133,7 @@ class LayerRun:
         watching: list[OwnSoftmax] = []
         with ExitStack() as hooks:
             hooks.enter_context(attention_function(self.base, attend))
-            for block in {self.layer.get(attention.module) for _, attention in self.row.attentions()}:
+            for block in {self.layer.get(attention.module) for _, attention in self.entry.attentions()}:
                 hooks.callback(block.register_forward_pre_hook(watch, with_kwargs=True).remove)
                 hooks.callback(block.register_forward_hook(watched, always_call=True).remove)
             for path, module in self.layer.module.named_modules():
@@ -208,7 +208,7 @@ class LayerRun:
     def counts_keys(self, attention: Attention, before: Watched, near: float) -> bool:
         """Whether the scores of the first layer differ with one token less, as those of MPT's ALiBi do."""
         scores = cast(Tensor, before.scores)
-        if self.layer.index > 0 or attention is self.row.cross or scores.shape[-1] != scores.shape[-2]:
+        if self.layer.index > 0 or attention is self.entry.cross or scores.shape[-1] != scores.shape[-2]:
             return False
         shorter = {name: given[:, :-1] if given.dim() == 2 else given for name, given in self.inputs.items()}
         own = self.again(inputs=shorter).own.get(self.layer.get(attention.module))
@@ -227,7 +227,7 @@ class LayerRun:
 
 def last_token_shaken(x: Tensor) -> Tensor:
     """The same tensor with noise added to the last token of each row."""
-    rows = x.clone()
-    last = rows[:, -1] if rows.dim() == 3 else rows[-1]
+    shaken = x.clone()
+    last = shaken[:, -1] if shaken.dim() == 3 else shaken[-1]
     last += torch.randn(last.shape, generator=torch.Generator().manual_seed(6)).to(x)
-    return rows
+    return shaken

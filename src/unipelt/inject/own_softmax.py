@@ -45,7 +45,7 @@ class OwnSoftmax(TorchFunctionMode):
     """Watches one call of an attention block, and adds the prefixes of `calls` to what it attends to."""
 
     def __init__(self, batch: int, calls: Calls | None = None, kind: str = "plain"):
-        """batch: of the block's input; kind: the row's `softmax`."""
+        """batch: of the block's input; kind: of the block's entry in the table."""
         super().__init__()
         self.batch, self.calls, self.kind = batch, calls or [], kind
         self.product: tuple[Tensor, Tensor, float] | None = None
@@ -156,8 +156,8 @@ class OwnSoftmax(TorchFunctionMode):
         fused = self.complete and self.watched[0].scores is None
         if not self.complete or (self.kind == "fused" and not fused):
             raise SiteError(
-                f"{path} computes its attention in another way than when its row was found, so no prefix entered it: set the "
-                "attention implementation with which the row was found, or use a mixture without a prefix"
+                f"{path} computes its attention in another way than when its entry was found, so no prefix entered it: set the "
+                "attention implementation with which the entry was found, or use a mixture without a prefix"
             )
 
 

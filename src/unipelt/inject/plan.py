@@ -120,36 +120,36 @@ def in_stack(name: str, change: spec.Change, site: str, stack: ResolvedStack, co
         elif site in ("ffn", "layer"):
             yield ffn(name, stack, layer, site, change.reads)
         else:
-            for kind, attention in stack.row.attentions():
+            for kind, attention in stack.entry.attentions():
                 yield in_attention(name, stack, layer, kind, attention, site, change.reads, config)
 
 
 def at(stack: ResolvedStack, layer: Layer | None, name: str, label: str, path: str, **rest: Any) -> HookPoint:
     """The hook point of a change at the module of this path, from the model. label: the part of its location."""
-    location = Location(stack.row.name, None if layer is None else layer.index, name, label)
+    location = Location(stack.entry.name, None if layer is None else layer.index, name, label)
     return HookPoint(stack=stack, location=location, path=path, **rest)
 
 
 def ffn(name: str, stack: ResolvedStack, layer: Layer, site: str, reads: str) -> HookPoint:
-    row, d_model = stack.row, features(layer.get(stack.row.attention.out))[1]
-    output, entry = f"{layer.path}.{row.ffn_output}", f"{layer.path}.{row.ffn_input}"
+    entry, d_model = stack.entry, features(layer.get(stack.entry.attention.out))[1]
+    output, ffn_input = f"{layer.path}.{entry.ffn_output}", f"{layer.path}.{entry.ffn_input}"
     point = at(stack, layer, name, site, output, inputs=d_model, outputs=d_model)
     if site == "layer":
         return replace(point, path=layer.path, reads="output", captured=layer.path if reads == "input" else None)
     if reads == "normed sum":
-        if row.ffn_norm is None:  # pre-LN: the sum is the layer's output, and nothing normalises it
+        if entry.ffn_norm is None:  # pre-LN: the sum is the layer's output, and nothing normalises it
             return replace(point, path=layer.path, reads="output")
-        return replace(point, path=f"{layer.path}.{row.ffn_norm}", reads="normed sum")
-    if reads == "residual" and row.ffn_residual is not None:
-        return replace(point, captured=f"{layer.path}.{row.ffn_residual}")
+        return replace(point, path=f"{layer.path}.{entry.ffn_norm}", reads="normed sum")
+    if reads == "residual" and entry.ffn_residual is not None:
+        return replace(point, captured=f"{layer.path}.{entry.ffn_residual}")
     if reads in ("input", "residual"):
-        return replace(point, captured=None if entry == output else entry)
+        return replace(point, captured=None if ffn_input == output else ffn_input)
     return replace(point, reads="output")
 
 
 def ffn_hidden(name: str, stack: ResolvedStack, layer: Layer) -> HookPoint:
     """The FFN's hidden activations: the input of its last linear."""
-    path = last_linear(layer, stack.row)
+    path = last_linear(layer, stack.entry)
     width = features(layer.get(path))[0]
     return at(stack, layer, name, "ffn_hidden", f"{layer.path}.{path}", inputs=width, outputs=width, side="before")
 
@@ -182,7 +182,7 @@ def in_attention(
 
 def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) -> Iterator[HookPoint]:
     """The attention blocks that get prefixes; layers whose heads have one shape have one table."""
-    for kind, attention in stack.row.attentions():
+    for kind, attention in stack.entry.attentions():
         if not attention.prefix:
             raise SiteError(
                 f"{name}: no prefix enters {layers[0].path}.{attention.module} of {config.model_type}: it calls none of "
@@ -190,7 +190,7 @@ def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) 
                 "lora, adapter or bitfit"
             )
         for group, (shape, alike) in enumerate(by_head_shape(layers, attention, config)):
-            table = Location(stack.row.name, None, name, f"{kind}_{group}" if group else kind)
+            table = Location(stack.entry.name, None, name, f"{kind}_{group}" if group else kind)
             d_model = features(alike[0].get(attention.out))[1]
             for slot, layer in enumerate(alike):
                 path, *_, part = projection(layer, attention, "query", config)
@@ -202,7 +202,7 @@ def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) 
 
 
 def norms(name: str, stack: ResolvedStack, layer: Layer) -> Iterator[HookPoint]:
-    for path in stack.row.norms:
+    for path in stack.entry.norms:
         scale: Any = getattr(layer.get(path), "weight", None) if layer.has(path) else None
         if scale is not None:  # some layers lack a norm, such as ModernBERT's first
             yield at(stack, layer, name, path, f"{layer.path}.{path}", inputs=len(scale), outputs=len(scale))
@@ -254,7 +254,7 @@ def linears(name: str, change: spec.Change, target: str, base: Base) -> Iterator
     known: dict[str, tuple[str, Attention]] = {}
     for stack in base.stacks:
         for layer in stack.layers:
-            for kind, attention in stack.row.attentions():
+            for kind, attention in stack.entry.attentions():
                 for path in (attention.query, attention.key, attention.value):
                     known[f"{layer.path}.{path}"] = kind, attention
     for path in match_linears(base.stacks, base.model, target, set(base.head)):
@@ -266,7 +266,7 @@ def linears(name: str, change: spec.Change, target: str, base: Base) -> Iterator
             raise SiteError(
                 f"{path!r} does not read the states of tokens, which a gate needs; gate another linear, or set a fixed weight"
             )
-        kind, attention = known.get(path, ("", stack.row.attention))
+        kind, attention = known.get(path, ("", stack.entry.attention))
         is_query = path.rsplit(".", 1)[-1] == attention.query.rsplit(".", 1)[-1]
         inputs, outputs = features(base.model.get_submodule(path))
         label = path.removeprefix(inside.path + ".") if inside else path
@@ -289,7 +289,7 @@ def owner_of(path: str, base: Base) -> tuple[ResolvedStack, Layer | None]:
 
 def refuse_positions(point: HookPoint, change: spec.Change, base: Base) -> None:
     """Raise SiteError for several runs or a gate at a projection that also reads relative positions: these have no batch axis."""
-    passed = any(point.path.endswith("." + module) for module in point.stack.row.positions)
+    passed = any(point.path.endswith("." + module) for module in point.stack.entry.positions)
     bound = base.several or isinstance(change.weight, spec.Gate)
     if passed and bound and getattr(base.config, "relative_attention", True):
         raise SiteError(

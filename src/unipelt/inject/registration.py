@@ -30,9 +30,9 @@ def hooks_of(state: AttachedState, base: Base, pooling: str) -> list[Hook]:
     hooks += [Hook(path, "post", hook.after) for path, hook in module_hooks(forwards, changes, "after").items()]
     hooks += prompt_hooks(state, base, changes)
     for stack in base.stacks:
-        averaged = masks.get(stack.row.name, set())
-        passes_keywords = stack.row.attention.prefix and stack.row.keywords
-        changes_first = stack.row.attention.norm is None and any(
+        averaged = masks.get(stack.entry.name, set())
+        passes_keywords = stack.entry.attention.prefix and stack.entry.keywords
+        changes_first = stack.entry.attention.norm is None and any(
             change.point.stack is stack and isinstance(change.form, Bias | Norm) for change in changes
         )
         own = StackHook(stack.module, forwards, averaged, state.kernels, passes_keywords, changes_first)
@@ -40,7 +40,7 @@ def hooks_of(state: AttachedState, base: Base, pooling: str) -> list[Hook]:
         for layer in stack.layers:
             inside = LayerHook(layer.module, forwards, averaged)
             hooks += [Hook(layer.path, "pre with keywords", inside.enter), Hook(layer.path, "always", inside.leave)]
-            for _, attention in stack.row.attentions():
+            for _, attention in stack.entry.attentions():
                 path = f"{layer.path}.{attention.module}"
                 prefixes = [change for change in changes if isinstance(change, BoundPrefix) and change.path == path]
                 block = AttentionHook(
@@ -76,12 +76,12 @@ def prompt_hooks(state: AttachedState, base: Base, changes: list[BoundChange]) -
     if not bound:
         return []
     stack = bound[0].point.stack
-    decoder = next((other for other in base.stacks if other.row.cross is not None), None)
+    decoder = next((other for other in base.stacks if other.entry.cross is not None), None)
     front = PromptHook(stack.module, state.forwards, bound, len(state.parts), decoder is not None)
     output = PromptOutput(front)
     firsts = {change.change.form.first for change in bound}  # type: ignore[union-attr]
     whole = path_of(base.model, base.model.base_model) or ""
-    if len(firsts) > 1 or ("prompt" in firsts and (decoder is not None or stack.row.causal)):
+    if len(firsts) > 1 or ("prompt" in firsts and (decoder is not None or stack.entry.causal)):
         raise SiteError(
             "a head that reads the prompt's first vector (first='prompt'): expected one encoder, and the same of all prompts"
         )
@@ -91,7 +91,7 @@ def prompt_hooks(state: AttachedState, base: Base, changes: list[BoundChange]) -
         return [*hooks, Hook(whole, "post with keywords", output.after_model)]
     if "prompt" in firsts:
         return [*hooks, Hook("", "post", output.after)]
-    within = stack.row.layers.partition(".*")[0].rpartition(".")[0]
+    within = stack.entry.layers.partition(".*")[0].rpartition(".")[0]
     layers = ".".join(filter(None, (whole, within)))
     return [*hooks, *(Hook(path, "post", output.after) for path in dict.fromkeys((layers, stack.path)))]
 
@@ -99,7 +99,7 @@ def prompt_hooks(state: AttachedState, base: Base, changes: list[BoundChange]) -
 def pooling_hook(state: AttachedState, base: Base, pooling: str) -> Hook:
     """What gives the head another pooling than the model's own. Raises SiteError where no head pools."""
     model, stacks = base.model, base.stacks
-    if len(stacks) != 1 or stacks[0].row.causal or model.base_model is model:
+    if len(stacks) != 1 or stacks[0].entry.causal or model.base_model is model:
         raise SiteError(
             f"pooling={pooling!r}: {type(model).__name__} is not an encoder with a head that pools; use pooling='model'"
         )

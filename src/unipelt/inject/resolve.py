@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from unipelt.errors import SiteError, did_you_mean
 from unipelt.forms.prefix import HeadShape
-from unipelt.inject.architectures import ARCHITECTURES, Attention, Stack, other_switch, rows_for
+from unipelt.inject.architectures import ARCHITECTURES, Attention, Stack, entries_for, other_switch
 
 
 def embedding_module(model: nn.Module, which: str) -> nn.Module | None:
@@ -81,59 +81,61 @@ class Layer:
 
 @dataclass
 class ResolvedStack:
-    """A row of the table, found in a base model."""
+    """An entry of the table, found in a base model."""
 
-    row: Stack
+    entry: Stack
     path: str
     module: nn.Module
     layers: list[Layer]
-    """those that have every part of the row"""
+    """those that have every part of the entry"""
     others: int = 0
     """how many more the list has"""
 
     @property
     def dispatches(self) -> bool:
         """Whether an attention of it calls transformers' attention functions."""
-        return any(attention.softmax is None for _, attention in self.row.attentions())
+        return any(attention.softmax is None for _, attention in self.entry.attentions())
 
     def layer_of(self, path: str) -> Layer | None:
         return next((layer for layer in self.layers if path.startswith(layer.path + ".")), None)
 
 
-def find_stacks(model: PreTrainedModel, rows: tuple[Stack, ...] | None) -> list[ResolvedStack]:
-    """The stacks of a model. Raises SiteError for an architecture that has no row, or whose row does not fit."""
+def find_stacks(model: PreTrainedModel, entries: tuple[Stack, ...] | None) -> list[ResolvedStack]:
+    """The stacks of a model. Raises SiteError for an architecture that has no entry, or whose entry does not fit."""
     base: Any = model.base_model
     name: str = base.config.model_type
-    rows = rows_for(base.config) if rows is None else rows
-    if rows is None:
+    entries = entries_for(base.config) if entries is None else entries
+    if entries is None:
         switch = other_switch(base.config)
         why = f"with {switch} " if switch else ""
         raise SiteError(
-            f"model_type={name!r} {why}has no row in the table of architectures ({did_you_mean(name, ARCHITECTURES)}); "
+            f"model_type={name!r} {why}has no entry in the table of architectures ({did_you_mean(name, ARCHITECTURES)}); "
             "attach with discover=True, or give attach(…, stacks=(Stack(…),))"
         )
     if getattr(base.config, "chunk_size_feed_forward", 0):
         raise SiteError(
             "chunk_size_feed_forward cuts sequences apart: expected 0; set config.chunk_size_feed_forward = 0"
         )
-    if getattr(base.config, "add_cross_attention", False) and len(rows) == 1:
-        raise SiteError(f"{name} with add_cross_attention: its row has no cross-attention; give attach(…, stacks=…)")
+    if getattr(base.config, "add_cross_attention", False) and len(entries) == 1:
+        raise SiteError(f"{name} with add_cross_attention: its entry has no cross-attention; give attach(…, stacks=…)")
     prefix = path_of(model, base) or ""
     stacks: list[ResolvedStack] = []
-    for row in rows:
-        if stacks and not hasattr(base, row.module):  # an encoder taken alone, such as T5EncoderModel
+    for entry in entries:
+        if stacks and not hasattr(base, entry.module):  # an encoder taken alone, such as T5EncoderModel
             continue
         try:
-            module = base.get_submodule(row.module)
-            layers = _layers(base, row.layers)
-            stack = ResolvedStack(row, _join(prefix, row.module), module, [])
+            module = base.get_submodule(entry.module)
+            layers = _layers(base, entry.layers)
+            stack = ResolvedStack(entry, _join(prefix, entry.module), module, [])
             every = [Layer(i, _join(prefix, path), layer) for i, (path, layer) in enumerate(layers)]
-            stack.layers = [layer for layer in every if not _missing(layer, row)]
+            stack.layers = [layer for layer in every if not _missing(layer, entry)]
             if not stack.layers:
-                raise AttributeError(f"no layer has {_missing(every[0], row)!r}" if every else "it has no layers")
+                raise AttributeError(f"no layer has {_missing(every[0], entry)!r}" if every else "it has no layers")
             stack.others = len(every) - len(stack.layers)
         except AttributeError as error:
-            raise SiteError(f"the row of {name!r} does not fit this model: {error}; give attach(…, stacks=…)") from None
+            raise SiteError(
+                f"the entry of {name!r} does not fit this model: {error}; give attach(…, stacks=…)"
+            ) from None
         stacks.append(stack)
     return stacks
 
@@ -155,18 +157,18 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _paths(row: Stack) -> Iterator[str]:
+def _paths(entry: Stack) -> Iterator[str]:
     """What a layer must have; its norms may differ from layer to layer."""
-    for attention in (row.attention, row.cross):
+    for attention in (entry.attention, entry.cross):
         if attention is not None:
             yield from (attention.module, attention.query, attention.key, attention.value, attention.out)
             yield from filter(None, [attention.norm])
-    yield from filter(None, [row.ffn_input, row.ffn_output, row.ffn_norm, row.ffn_residual])
+    yield from filter(None, [entry.ffn_input, entry.ffn_output, entry.ffn_norm, entry.ffn_residual])
 
 
-def _missing(layer: Layer, row: Stack) -> str | None:
-    """The first path of a row that a layer lacks."""
-    return next((path for path in _paths(row) if not layer.has(path)), None)
+def _missing(layer: Layer, entry: Stack) -> str | None:
+    """The first path of an entry that a layer lacks."""
+    return next((path for path in _paths(entry) if not layer.has(path)), None)
 
 
 def say_which_layers_attend(name: str, stacks: list[ResolvedStack]) -> None:
@@ -196,20 +198,20 @@ def unreadable(module: nn.Module) -> str | None:
     )
 
 
-def last_linear(layer: Layer, row: Stack) -> str:
+def last_linear(layer: Layer, entry: Stack) -> str:
     """The path, from its layer, of the linear that ends the FFN: the FFN's output, or the one inside of it that gives as many
     features as the layer has. Raises SiteError where there is not exactly one, as in a sum of experts."""
-    ffn, d_model = layer.get(row.ffn_output), features(layer.get(row.attention.out))[1]
+    ffn, d_model = layer.get(entry.ffn_output), features(layer.get(entry.attention.out))[1]
     if is_linear(ffn):
-        return row.ffn_output
+        return entry.ffn_output
     linears = [(path, module) for path, module in ffn.named_modules() if is_linear(module)]
     last = [path for path, module in linears if features(module)[1] == d_model]
     if len(last) != 1:
         raise SiteError(
-            f"ffn_hidden: {layer.path}.{row.ffn_output} has {len(last)} linears that give {d_model} features, expected one; "
+            f"ffn_hidden: {layer.path}.{entry.ffn_output} has {len(last)} linears that give {d_model} features, expected one; "
             "leave ffn_hidden out of the mixture, or name a linear, such as site='linear:NAME'"
         )
-    return f"{row.ffn_output}.{last[0]}"
+    return f"{entry.ffn_output}.{last[0]}"
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -230,7 +232,7 @@ def head_shape(layer: Layer, attention: Attention, config: Any) -> HeadShape:
     """Number of key/value heads and the widths of a key and a value. Raises SiteError where nothing tells them."""
     module = layer.get(attention.module)
     if attention.shape is not None:
-        return HeadShape(*(_number(entry, module, config) for entry in attention.shape))
+        return HeadShape(*(_number(number, module, config) for number in attention.shape))
     inner = features(layer.get(attention.out))[0]
     heads = next((n for name in HEADS if isinstance(n := getattr(module, name, None), int)), None)
     heads = heads or getattr(config, "num_attention_heads", None)
@@ -259,14 +261,14 @@ HEADS = ("num_heads", "n_heads", "num_attention_heads")
 """names under which attention modules keep their number of heads"""
 
 
-def _number(entry: int | str, module: nn.Module, config: Any) -> int:
-    """A number of a row, or the attribute that it names: of the attention module, its config, or the model's."""
-    if isinstance(entry, int):
-        return entry
+def _number(number: int | str, module: nn.Module, config: Any) -> int:
+    """A number of an entry, or the attribute that it names: of the attention module, its config, or the model's."""
+    if isinstance(number, int):
+        return number
     for owner in (module, getattr(module, "config", None), config):
-        if isinstance(value := getattr(owner, entry, None), int):
+        if isinstance(value := getattr(owner, number, None), int):
             return value
-    raise SiteError(f"no attribute {entry!r} in {type(module).__name__} or the config; give attach(…, stacks=…)")
+    raise SiteError(f"no attribute {number!r} in {type(module).__name__} or the config; give attach(…, stacks=…)")
 
 
 def projection(layer: Layer, attention: Attention, which: str, config: Any) -> tuple[str, int, int, Part | None]:

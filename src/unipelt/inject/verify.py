@@ -1,10 +1,10 @@
-"""Check a row of `architectures.json` against a model: four kinds of checks, on single layers.
+"""Check an entry of `architectures.json` against a model: four kinds of checks, on single layers.
 
-- complete: the row has every field that it needs, and names no norm twice.
+- complete: the entry has every field that it needs, and names no norm twice.
 - sites: what is added to query, key or value alone changes that tensor alone.
 - ffn: the layer depends on the FFN's input only through the FFN's output, token by token.
-- positions: the attention's output, the norms and the residual are where the row says, and later tokens change earlier ones
-  only in a row that is not causal.
+- positions: the attention's output, the norms and the residual are where the entry says, and later tokens change earlier ones
+  only in an entry that is not causal.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,44 +15,44 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt.inject.architectures import Attention, Stack
-from unipelt.inject.layer_row import is_norm
+from unipelt.inject.layer_entry import is_norm
 from unipelt.inject.layer_run import LayerRun, last_token_shaken, layer_runs
 from unipelt.inject.resolve import features, head_shape
 from unipelt.inject.trace import prepared
 
 
-def failed_checks(model: PreTrainedModel, rows: tuple[Stack, ...]) -> list[str]:
-    """The checks that these rows fail on a model, in words; an empty list if they pass all. Raises SiteError if a row does not fit."""
-    return list(_failures(model, rows))
+def failed_checks(model: PreTrainedModel, entries: tuple[Stack, ...]) -> list[str]:
+    """The checks that these entries fail on a model, in words; an empty list if they pass all. Raises SiteError if an entry does not fit."""
+    return list(_failures(model, entries))
 
 
-def first_failed_check(model: PreTrainedModel, rows: tuple[Stack, ...]) -> str | None:
+def first_failed_check(model: PreTrainedModel, entries: tuple[Stack, ...]) -> str | None:
     """The first of `failed_checks`, without running the others."""
-    return next(_failures(model, rows), None)
+    return next(_failures(model, entries), None)
 
 
-def _failures(model: PreTrainedModel, rows: tuple[Stack, ...]) -> Iterator[str]:
+def _failures(model: PreTrainedModel, entries: tuple[Stack, ...]) -> Iterator[str]:
     base: Any = model.base_model
     with prepared(base), torch.no_grad():
-        for run in layer_runs(model, rows):
-            for failures in (complete(run.row), sites(run), ffn(run), positions(run)):
+        for run in layer_runs(model, entries):
+            for failures in (complete(run.entry), sites(run), ffn(run), positions(run)):
                 yield from (f"{run.layer.path}: {failure}" for failure in failures)
 
 
-def complete(row: Stack) -> Iterator[str]:
-    """A row has every field that it needs, once."""
-    if (row.ffn_norm is None) == (row.ffn_residual is None):
-        yield "the row has a norm over the FFN and the stream, or names where its residual branches off: one of the two"
-    if len({*row.norms}) < len(row.norms):
+def complete(entry: Stack) -> Iterator[str]:
+    """An entry has every field that it needs, once."""
+    if (entry.ffn_norm is None) == (entry.ffn_residual is None):
+        yield "the entry has a norm over the FFN and the stream, or names where its residual branches off: one of the two"
+    if len({*entry.norms}) < len(entry.norms):
         yield "a norm is named twice"
-    if (row.name == "decoder") != (row.causal or row.cross is not None):
-        yield f"a stack that is {'' if row.causal else 'not '}causal is called {row.name!r}"
+    if (entry.name == "decoder") != (entry.causal or entry.cross is not None):
+        yield f"a stack that is {'' if entry.causal else 'not '}causal is called {entry.name!r}"
 
 
 def sites(run: LayerRun) -> Iterator[str]:
     """What is added to one of query, key and value moves that one alone."""
     parts = ("query", "key", "value")
-    for kind, attention in run.row.attentions():
+    for kind, attention in run.entry.attentions():
         block = run.layer.get(attention.module)
         plain = run.plain.attends.get(block)
         if plain is None:
@@ -67,11 +67,11 @@ def sites(run: LayerRun) -> Iterator[str]:
             yield f"the {kind}-attention's scores are not {attention.softmax!r}"
         shape = (plain[1].shape[1], plain[1].shape[-1], plain[2].shape[-1])
         if attention.prefix and tuple(head_shape(run.layer, attention, run.base.config)) != shape:
-            yield f"the {kind}-attention has the shape {shape} of heads, not the row's"
+            yield f"the {kind}-attention has the shape {shape} of heads, not the entry's"
     inside = [m for m in run.layer.module.modules() if m in run.plain.attends]
-    others = [m for m in inside if all(m is not run.layer.get(a.module) for _, a in run.row.attentions())]
+    others = [m for m in inside if all(m is not run.layer.get(a.module) for _, a in run.entry.attentions())]
     if others:
-        yield f"{type(others[0]).__name__} attends too, and the row does not name it"
+        yield f"{type(others[0]).__name__} attends too, and the entry does not name it"
 
 
 def sites_by_effect(run: LayerRun, kind: str, attention: Attention) -> Iterator[str]:
@@ -94,32 +94,32 @@ def sites_by_effect(run: LayerRun, kind: str, attention: Attention) -> Iterator[
 
 def ffn(run: LayerRun) -> Iterator[str]:
     """The FFN's input matters through its output alone, token by token."""
-    entry, output = {run.row.ffn_input: _shaken}, {run.row.ffn_output: _zero}
-    plain, shaken = run.plain.gives[""], run.again(before=entry)
-    blank, both = run.again(after=output), run.again(before=entry, after=output)
+    shaken_input, output = {run.entry.ffn_input: _shaken}, {run.entry.ffn_output: _zero}
+    plain, shaken = run.plain.gives[""], run.again(before=shaken_input)
+    blank, both = run.again(after=output), run.again(before=shaken_input, after=output)
     if not run.moved(shaken.gives[""], plain):
         yield "the FFN's input moves nothing"
     if run.moved(blank.gives[""], both.gives[""]):
-        yield f"the input of {run.row.ffn_input!r} matters besides the output of {run.row.ffn_output!r}"
+        yield f"the input of {run.entry.ffn_input!r} matters besides the output of {run.entry.ffn_output!r}"
     if not run.moved(blank.gives[""], plain):
         yield "the FFN's output moves nothing"
     if not run.moved(run.again(before={"": _shaken}, after=output).gives[""], blank.gives[""]):
-        yield f"{run.row.ffn_output!r} gives the stream too"
-    for path, tensors in ((run.row.ffn_input, run.plain.reads), (run.row.ffn_output, run.plain.gives)):
+        yield f"{run.entry.ffn_output!r} gives the stream too"
+    for path, tensors in ((run.entry.ffn_input, run.plain.reads), (run.entry.ffn_output, run.plain.gives)):
         if path in tensors and tensors[path].shape[-1] != run.plain.reads[""].shape[-1]:
             yield f"{path!r} is inside the FFN: it has {tensors[path].shape[-1]} features"
-    last = run.again(before={run.row.ffn_input: last_token_shaken}).gives.get(run.row.ffn_output)
-    before = run.plain.gives.get(run.row.ffn_output)
+    last = run.again(before={run.entry.ffn_input: last_token_shaken}).gives.get(run.entry.ffn_output)
+    before = run.plain.gives.get(run.entry.ffn_output)
     if last is not None and before is not None and run.moved(run.but_last(last), run.but_last(before)):
         yield "one token's FFN reads other tokens"
 
 
 def positions(run: LayerRun) -> Iterator[str]:
-    """The attention's output, the norms, the residual and the order of tokens are as the row says."""
-    row, plain, layer = run.row, run.plain, run.layer
+    """The attention's output, the norms, the residual and the order of tokens are as the entry says."""
+    entry, plain, layer = run.entry, run.plain, run.layer
     width = plain.reads[""].shape[-1]
-    outs = [*(attention.out for _, attention in run.row.attentions()), row.ffn_output]
-    for kind, attention in run.row.attentions():
+    outs = [*(attention.out for _, attention in run.entry.attentions()), entry.ffn_output]
+    for kind, attention in run.entry.attentions():
         out, value = {attention.out: _zero}, run.noise(attention, "value")
         if features(layer.get(attention.out))[1] != width or plain.reads[attention.module].shape[-1] != width:
             yield f"the {kind}-attention does not read or give the {width} features of the stream"
@@ -136,10 +136,10 @@ def positions(run: LayerRun) -> Iterator[str]:
             rest = plain.reads[attention.norm] - plain.gives[attention.out].view_as(plain.reads[attention.norm])
             if not any(_proportional(rest, plain.reads[path]) for path in ("", attention.module)):
                 yield f"{attention.norm!r} does not normalise the stream and the {kind}-attention's output"
-    if run.sees_later_tokens() == row.causal:
-        yield f"a later token {'moves' if row.causal else 'does not move'} earlier ones"
-    if run.base.main_input_name != "pixel_values" and not run.has_mask and row.module:
-        yield f"{row.module!r} is not given the attention mask"
+    if run.sees_later_tokens() == entry.causal:
+        yield f"a later token {'moves' if entry.causal else 'does not move'} earlier ones"
+    if run.base.main_input_name != "pixel_values" and not run.has_mask and entry.module:
+        yield f"{entry.module!r} is not given the attention mask"
     yield from ffn_place(run)
     yield from norm_places(run, width)
 
@@ -148,57 +148,57 @@ def unnamed_norm(run: LayerRun, output: str, later: Sequence[str]) -> Iterator[s
     """A norm over the stream and a sub-layer's output, from which the stream goes on. later: outputs of the sub-layers behind."""
     given, blank = run.plain.gives[output], run.again(after={output: _zero})
     still = dict.fromkeys(later, _zero)
-    for path in run.row.norms:
+    for path in run.entry.norms:
         reads, stream = run.plain.reads.get(path), blank.reads.get(path)
-        if reads is None or stream is None or path == run.row.ffn_residual or reads.numel() != given.numel():
+        if reads is None or stream is None or path == run.entry.ffn_residual or reads.numel() != given.numel():
             continue
         over = run.moved(reads, stream) and run.moved(stream, _zero(stream)) and _proportional(reads - stream, given)
         shaken, plain = (run.again(after=still | more).gives[""] for more in ({path: _shaken}, {}))
         goes_on = run.moved(shaken, plain) if later else not run.moved(run.plain.gives[path], run.plain.gives[""])
         if over and goes_on:
-            yield f"{path!r} normalises the stream and the output of {output!r}, and the row does not say so"
+            yield f"{path!r} normalises the stream and the output of {output!r}, and the entry does not say so"
 
 
 def ffn_place(run: LayerRun) -> Iterator[str]:
-    row, plain = run.row, run.plain
-    blank = run.again(after={row.ffn_output: _zero})
-    if row.ffn_norm is None:
-        yield from unnamed_norm(run, row.ffn_output, ())
-    if row.ffn_norm:
-        last = row.cross.norm if row.cross else row.attention.norm
-        if not last and run.moved(plain.gives[row.ffn_norm], plain.gives[""]):
-            yield f"the output of {row.ffn_norm!r} is not the layer's"
-        if last and not _proportional(blank.reads[row.ffn_norm], blank.gives[last]):
-            yield f"{row.ffn_norm!r} does not read the stream and the FFN's output"
-    if row.ffn_residual:
-        without = run.again(after={row.attention.out: _zero})
-        serial = run.moved(without.gives.get(row.ffn_output), plain.gives.get(row.ffn_output))
-        outs = {attention.out: _zero for _, attention in row.attentions()}
+    entry, plain = run.entry, run.plain
+    blank = run.again(after={entry.ffn_output: _zero})
+    if entry.ffn_norm is None:
+        yield from unnamed_norm(run, entry.ffn_output, ())
+    if entry.ffn_norm:
+        last = entry.cross.norm if entry.cross else entry.attention.norm
+        if not last and run.moved(plain.gives[entry.ffn_norm], plain.gives[""]):
+            yield f"the output of {entry.ffn_norm!r} is not the layer's"
+        if last and not _proportional(blank.reads[entry.ffn_norm], blank.gives[last]):
+            yield f"{entry.ffn_norm!r} does not read the stream and the FFN's output"
+    if entry.ffn_residual:
+        without = run.again(after={entry.attention.out: _zero})
+        serial = run.moved(without.gives.get(entry.ffn_output), plain.gives.get(entry.ffn_output))
+        outs = {attention.out: _zero for _, attention in entry.attentions()}
         # branches other than these are small beside a large input
         large = run.again(before={"": lambda x: 1000 * x}, after=outs)
-        grows = _proportional(large.reads[row.ffn_residual], large.reads[""], near=0.02)
-        if not grows and not _proportional(blank.gives[""], blank.reads[row.ffn_residual]):  # MiniMax normalises it
-            yield f"{row.ffn_residual!r} does not read the stream: it does not grow with the layer's input"
-        shaken = run.again(before={row.ffn_residual: _shaken})
-        if not run.moved(shaken.gives.get(row.ffn_output), plain.gives.get(row.ffn_output)):
-            yield f"what {row.ffn_residual!r} reads does not reach the FFN"
-        if serial and run.moved(shaken.gives[row.attention.out], plain.gives[row.attention.out]):
-            yield f"what {row.ffn_residual!r} reads goes into the attention too"
+        grows = _proportional(large.reads[entry.ffn_residual], large.reads[""], near=0.02)
+        if not grows and not _proportional(blank.gives[""], blank.reads[entry.ffn_residual]):  # MiniMax normalises it
+            yield f"{entry.ffn_residual!r} does not read the stream: it does not grow with the layer's input"
+        shaken = run.again(before={entry.ffn_residual: _shaken})
+        if not run.moved(shaken.gives.get(entry.ffn_output), plain.gives.get(entry.ffn_output)):
+            yield f"what {entry.ffn_residual!r} reads does not reach the FFN"
+        if serial and run.moved(shaken.gives[entry.attention.out], plain.gives[entry.attention.out]):
+            yield f"what {entry.ffn_residual!r} reads goes into the attention too"
 
 
 def norm_places(run: LayerRun, width: int) -> Iterator[str]:
     """Every norm of the layer is named, those between the projections and the attention's output apart."""
-    out = {a.out: _zero for _, a in run.row.attentions()}
-    parts = [run.noise(a, part) for _, a in run.row.attentions() for part in ("query", "key", "value")]
+    out = {a.out: _zero for _, a in run.entry.attentions()}
+    parts = [run.noise(a, part) for _, a in run.entry.attentions() for part in ("query", "key", "value")]
     inner = [run.again(after={**noise, **out}) for noise in parts]
     still = run.again(after=out)
     for path, module in run.layer.module.named_modules():
         if path not in run.plain.reads or not is_norm(module, width):
             continue
         inside = any(run.moved(one.reads.get(path), still.reads.get(path)) for one in inner)
-        if not inside and path not in run.row.norms:
+        if not inside and path not in run.entry.norms:
             yield f"the norm {path!r} is not named"
-    for path in run.row.norms:
+    for path in run.entry.norms:
         norm: Any = run.layer.get(path) if run.layer.has(path) and path in run.plain.reads else None
         if hasattr(norm, "weight") and not is_norm(norm, width):  # else it has none to tune, in this layer
             yield f"{path!r} is not a norm of {width} features"

@@ -18,7 +18,7 @@ from unipelt.checkpoint.safe import read_tensors
 from unipelt.errors import CheckpointError, SpecError, did_you_mean
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach
-from unipelt.inject.discover import rows_of
+from unipelt.inject.discover import entries_of
 from unipelt.inject.heads import find_head
 from unipelt.inject.resolve import ResolvedStack, find_stacks
 from unipelt.spec.compatibility import LINEARS
@@ -77,8 +77,8 @@ def load_adapterhub(
     config = read_json(folder / CONFIG, "a folder that save_adapter of `adapters` wrote")
     path = folder / CONFIG
     _check_base(model, config, path)
-    resolved = find_stacks(model, rows_of(model, stacks, discover))
-    rows = tuple(stack.row for stack in resolved)
+    resolved = find_stacks(model, entries_of(model, stacks, discover))
+    entries = tuple(stack.entry for stack in resolved)
     parts = config["config"]
     parts = parts.get("configs") if parts.get("architecture") == "union" else [parts]
     kind = config["model_type"]
@@ -95,7 +95,7 @@ def load_adapterhub(
     modules = sorted({name.rpartition(".")[0] for name in head})
     names = Names(kind, config["name"], dict(mixture.named()), resolved)
     problem, values, unused = None, {}, set(tensors)
-    for name, parameter in expected_shapes(model, mixture, modules, rows).items():
+    for name, parameter in expected_shapes(model, mixture, modules, entries).items():
         if name.startswith("head."):
             values[name] = head[name.removeprefix("head.")]
             continue
@@ -111,7 +111,7 @@ def load_adapterhub(
         problem = problem or f"holds {min(unused)!r}, which its config does not have"
     if problem:
         raise CheckpointError(f"{folder}: {problem}; another base, or a damaged folder")
-    attach(model, mixture, head="train" if modules else "frozen", head_modules=modules, stacks=rows)
+    attach(model, mixture, head="train" if modules else "frozen", head_modules=modules, stacks=entries)
     return fill(model, values, str(folder))
 
 
@@ -157,7 +157,7 @@ def _changes(
 def _bottleneck(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, whole: dict[str, Any], path: Path):
     after, parallel = part.get("original_ln_before", False), part.get("is_parallel", False)
     gated, scale = part.get("use_gating", False), part.get("scaling", 1.0)
-    before_norm = stacks[0].row.ffn_residual is not None
+    before_norm = stacks[0].entry.ffn_residual is not None
     if not parallel and after and part.get("residual_before_ln", True) is not True:
         raise CheckpointError(
             f"{path}: residual_before_ln={part['residual_before_ln']!r} cannot be read; expected True"
@@ -166,7 +166,7 @@ def _bottleneck(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, wh
         raise CheckpointError(f"{path}: scaling={scale!r} cannot be read" + (" beside use_gating" if gated else ""))
     if part.get("mh_adapter") and parallel and before_norm:
         raise CheckpointError(f"{path}: a parallel adapter on attention of {kind!r} reads its residual: cannot be read")
-    if any(stack.row.cross for stack in stacks) and bool(part.get("cross_adapter")) != bool(part.get("mh_adapter")):
+    if any(stack.entry.cross for stack in stacks) and bool(part.get("cross_adapter")) != bool(part.get("mh_adapter")):
         raise CheckpointError(
             f"{path}: cross_adapter={part.get('cross_adapter')} beside mh_adapter={part.get('mh_adapter')} cannot be read; "
             "expected both or neither"

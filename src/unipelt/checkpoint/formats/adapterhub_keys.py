@@ -40,8 +40,8 @@ class Names:
         at = spec.Location.parse(own)
         if at.layer is None:
             return self._prefix(at.stack, *at.part.split("."))
-        stack = next(stack for stack in self.stacks if stack.row.name == at.stack)
-        base = stack.path.removesuffix(stack.row.module).rstrip(".")
+        stack = next(stack for stack in self.stacks if stack.entry.name == at.stack)
+        base = stack.path.removesuffix(stack.entry.module).rstrip(".")
         layer = stack.layers[at.layer].path.removeprefix(base + "." if base else "")
         change, place = self.changes[at.change], at.part
         if change.form.name == "bottleneck":
@@ -51,7 +51,7 @@ class Names:
                 place, part = _split(place, BOTTLENECK)
             return f"{layer}.{self._owner(stack, place)}.adapters.{self.adapter}.{part}"
         place, part = _split(place, LOW_RANK)
-        attention = stack.row.cross if place.startswith("cross_") else stack.row.attention
+        attention = stack.entry.cross if place.startswith("cross_") else stack.entry.attention
         if change.form.name == "prefix":
             return f"{layer}.{attention.module}.prefix_tuning.prefix_gates.{self.adapter}.{part.removeprefix('gate.')}"  # type: ignore[union-attr]
         linear = getattr(attention, place.removeprefix("cross_"), place)
@@ -75,7 +75,7 @@ class Names:
 
     def _depth(self, stack: str, change: str) -> int:
         """Number of layers that a change is in."""
-        return len(self.changes[change].layers or next(s for s in self.stacks if s.row.name == stack).layers)
+        return len(self.changes[change].layers or next(s for s in self.stacks if s.entry.name == stack).layers)
 
     def _prefix(self, stack: str, attention: str, part: str, *leaf: str) -> str:
         leaf = leaf[-1:] if part == "outputs" else leaf  # theirs is one matrix for all layers
@@ -89,12 +89,12 @@ class Names:
 
     def _owner(self, stack: ResolvedStack, place: str) -> str:
         """The module of a layer that holds the adapters of a place: ffn, attention or cross_attention."""
-        row = stack.row
+        entry = stack.entry
         if self.kind in BERTS:
             return {"attention": "attention.output", "ffn": "output"}[place]
         if self.kind == "t5":
-            module = {"ffn": row.ffn_output, "attention": row.attention.module}
-            return (module.get(place) or row.cross.module).rpartition(".")[0]  # type: ignore[union-attr]
+            module = {"ffn": entry.ffn_output, "attention": entry.attention.module}
+            return (module.get(place) or entry.cross.module).rpartition(".")[0]  # type: ignore[union-attr]
         inner = "attention." if self.kind == "albert" and place == "attention" else ""
         return inner + {"ffn": "output_adapters"}.get(place, f"{place}_adapters")
 

@@ -20,7 +20,7 @@ from unipelt.checkpoint.safe import read_tensors
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attach import attach
-from unipelt.inject.discover import rows_of
+from unipelt.inject.discover import entries_of
 from unipelt.inject.resolve import find_stacks
 from unipelt.inject.state import NAME, mixture_state
 
@@ -58,7 +58,7 @@ def load_peft(
         for key, value in read_tensors(folder, TENSORS, PICKLED).items()
     }
     read = peft_linears.read if kind in peft_linears.READ else peft_tokens.read
-    rows = rows_of(model, stacks, discover)
+    rows = entries_of(model, stacks, discover)
     try:
         changes, values_of, heads = read(find_stacks(model, rows), model, config, tensors, folder)
         _check_heads(model, config, heads, folder)

@@ -80,7 +80,7 @@ def _prompt(
 
 def first_of(model: PreTrainedModel, stacks: list[ResolvedStack]) -> Any:
     """What a classifier reads in peft: an encoder's first position is the prompt's."""
-    alone = len(stacks) == 1 and not stacks[0].row.causal
+    alone = len(stacks) == 1 and not stacks[0].entry.causal
     return "prompt" if alone and type(model).__name__.endswith("ForSequenceClassification") else "input"
 
 
@@ -93,11 +93,11 @@ class PrefixLayout:
     def __init__(self, model: PreTrainedModel, stacks: list[ResolvedStack]):
         config: Any = model.base_model.config  # type: ignore[union-attr]
         (stack, *others), name = stacks, config.model_type
-        if others or not stack.row.causal:
+        if others or not stack.entry.causal:
             what = "is an encoder-decoder" if others else "is an encoder"
             reason = "reaches only its decoder's self-attention" if others else "moves the positions of its tokens"
             raise SpecError(f"a prefix of peft's on {name!r}, which {what}: there it {reason}; peft itself can use it")
-        groups = by_head_shape(stack.layers, stack.row.attention, config)
+        groups = by_head_shape(stack.layers, stack.entry.attention, config)
         if len(groups) > 1 or groups[0][0].key != groups[0][0].value:
             raise SpecError(f"a prefix of peft's on {name!r}: its layers or its keys and values are of unlike widths")
         self.shape: HeadShape = groups[0][0]
@@ -105,7 +105,7 @@ class PrefixLayout:
         self.layers, self.width = len(stack.layers), self.shape.heads * self.shape.key
         self.rotary = getattr(stack.module, "rotary_emb", None)
         kinds = {kind.get("rope_type") for kind in self._rope()}
-        modelling = sys.modules[type(stack.layers[0].get(stack.row.attention.module)).__module__]
+        modelling = sys.modules[type(stack.layers[0].get(stack.entry.attention.module)).__module__]
         self.rotate: Any = getattr(modelling, "apply_rotary_pos_emb", None)
         if self.rotary is None or self.rotate is None or kinds & {"dynamic", "longrope", "yarn"}:
             what = "no rotary positions" if self.rotary is None else f"positions of kind {', '.join(map(str, kinds))}"

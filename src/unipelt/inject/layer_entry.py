@@ -1,4 +1,4 @@
-"""What a row says of one layer, from a forward in which gradients tell what reaches what: see discover.py."""
+"""What an entry says of one layer, from a forward in which gradients tell what reaches what: see discover.py."""
 
 from dataclasses import replace
 from itertools import groupby
@@ -16,8 +16,8 @@ from unipelt.inject.trace import Attending, Call, NotFound, Trace, gradients, ou
 PARTS = ("query", "key", "value")
 
 
-class LayerRow:
-    """One layer of a trace, and what a row says of it."""
+class LayerEntry:
+    """One layer of a trace, and what an entry says of it."""
 
     def __init__(self, trace: Trace, layer: Call):
         self.trace, self.layer = trace, layer
@@ -35,7 +35,7 @@ class LayerRow:
         prefix = self.layer.path + "."
         return path.removeprefix(prefix) if path.startswith(prefix) else ""
 
-    def row(self) -> dict[str, Any]:
+    def entry(self) -> dict[str, Any]:
         """The fields of a Stack that a layer tells."""
         blocks: dict[str, tuple[Attention, Call]] = {}
         for attending in self.attending:
@@ -48,7 +48,7 @@ class LayerRow:
         self.width = features(blocks["attention"][1].module)[1]
         if self.layer.x.shape[-1] != self.width:  # type: ignore[union-attr]
             raise NotFound(f"its attention gives {self.width} features, its stream has {self.layer.x.shape[-1]}")  # type: ignore[union-attr]
-        ffn, entry = self.ffn([out for _, out in blocks.values()])
+        ffn, reader = self.ffn([out for _, out in blocks.values()])
         norm = self.norm_over(ffn)
         for kind, (attention, out) in blocks.items():
             own = self.norm_over(out)
@@ -56,9 +56,9 @@ class LayerRow:
         return {
             "attention": blocks["attention"][0],
             "cross": blocks["cross"][0] if "cross" in blocks else None,
-            "ffn_input": self.local(entry.path), "ffn_output": self.local(ffn.path),
+            "ffn_input": self.local(reader.path), "ffn_output": self.local(ffn.path),
             "ffn_norm": self.local(norm.path) if norm else None,
-            "ffn_residual": None if norm else self.residual(entry), "norms": self.norms(), "positions": self.positions(),
+            "ffn_residual": None if norm else self.residual(reader), "norms": self.norms(), "positions": self.positions(),
         }  # fmt: skip
 
     def comes_from_input(self, edge: GradientEdge) -> bool:
@@ -95,18 +95,18 @@ class LayerRow:
         reads = [c for c in after if reached(c.reads, [attending.gives])[0]]
         if not reads:
             raise NotFound(f"no linear module reads what its attention {self.local(attending.path)!r} gives")
-        row = Attention(
+        entry = Attention(
             module=self.local(attending.path), out=self.local(reads[0].path), prefix=attending.dispatched,
             query=self.local(paths["query"]), key=self.local(paths["key"]), value=self.local(paths["value"]),
         )  # fmt: skip
-        row = self.with_order(row, {part: columns[part][paths[part]] for part in PARTS}, paths, attending)
-        return self.with_shape(row, attending), reads[0]
+        entry = self.with_order(entry, {part: columns[part][paths[part]] for part in PARTS}, paths, attending)
+        return self.with_shape(entry, attending), reads[0]
 
-    def with_order(self, row: Attention, columns: dict[str, list[int]], paths: dict[str, str], attending: Attending):
+    def with_order(self, entry: Attention, columns: dict[str, list[int]], paths: dict[str, str], attending: Attending):
         """How a fused projection is laid out. Raises NotFound where parts share columns or lie in no regular order."""
         shared = next((path for path in paths.values() if list(paths.values()).count(path) > 1), None)
         if shared is None:
-            return row
+            return entry
         outputs = features(self.trace.base.get_submodule(shared))[1]
         labels = ["other"] * outputs
         for part in PARTS:
@@ -122,18 +122,18 @@ class LayerRow:
         width = attending.query.node._input_metadata[attending.query.output_nr].shape[-1]  # type: ignore[attr-defined]
         heads = attending.shape[1] if attending.shape else len(columns["key"]) // width
         named: int | str = "heads" if groups > 1 and groups == heads else groups
-        return replace(row, order=order, groups=named)
+        return replace(entry, order=order, groups=named)
 
-    def with_shape(self, row: Attention, attending: Attending) -> Attention:
+    def with_shape(self, entry: Attention, attending: Attending) -> Attention:
         """The shape of the heads, where the sizes of the projections do not say it: by name where an attribute has it."""
         if attending.shape is None:
-            return row
+            return entry
         measured = attending.shape[1:]
         config, layer = self.trace.base.config, Layer(0, self.layer.path, self.layer.module)
-        module = layer.get(row.module)
+        module = layer.get(entry.module)
         try:
-            if tuple(head_shape(layer, row, config)) == measured:
-                return row
+            if tuple(head_shape(layer, entry, config)) == measured:
+                return entry
         except (SiteError, AttributeError):
             pass
         names = (
@@ -151,7 +151,7 @@ class LayerRow:
             return value
 
         heads, key, value = (named(value, known) for value, known in zip(measured, names))
-        return replace(row, shape=(heads, key, value))
+        return replace(entry, shape=(heads, key, value))
 
     def ffn(self, outs: list[Call]) -> tuple[Call, Call]:
         """The module that gives the FFN's output, and the one that reads its input."""
@@ -167,13 +167,13 @@ class LayerRow:
         by_size = sorted(branches.values(), key=lambda c: -sum(p.numel() for p in c.module.parameters()))
         why = "nothing but its attention adds to its stream: it has no FFN"
         for call in by_size:
-            entry = self.entry(call)
-            if entry is None:
+            reader = self.reader(call)
+            if reader is None:
                 why = f"no module reads the input of its FFN {self.local(call.path)!r}"
             elif not self.keeps_tokens_apart(call):
                 why = f"its other branch {self.local(call.path)!r} mixes tokens: it has no FFN"
             else:
-                return call, entry
+                return call, reader
         raise NotFound(why)
 
     def keeps_tokens_apart(self, branch: Call) -> bool:
@@ -199,7 +199,7 @@ class LayerRow:
         apart = not any(call.holds(a.time) for a in self.attending) and once
         return apart and not reached(call.gives, [self.layer.reads])[0] and reached(self.layer.gives, [call.gives])[0]
 
-    def entry(self, ffn: Call) -> Call | None:
+    def reader(self, ffn: Call) -> Call | None:
         """The first module on the way to an FFN's output that reads what the layer's input reaches."""
         edges: list[GradientEdge | None] = [ffn.reads]
         before = ffn.start
@@ -225,14 +225,14 @@ class LayerRow:
                     return call
         return None
 
-    def residual(self, entry: Call) -> str | None:
+    def residual(self, reader: Call) -> str | None:
         """The module that reads the stream where the FFN branches off: its norm, or the FFN itself."""
         for call in reversed(self.calls):
-            before = call is entry or (call.end <= entry.start and reached(entry.reads, [call.gives])[0])
+            before = call is reader or (call.end <= reader.start and reached(reader.reads, [call.gives])[0])
             stream = (
                 before and reached(self.layer.gives, [call.reads])[0] and reached(call.reads, [self.layer.reads])[0]
             )
-            if (stream and not list(call.module.children())) or (stream and call is entry):
+            if (stream and not list(call.module.children())) or (stream and call is reader):
                 return self.local(call.path)
         return None
 
@@ -244,9 +244,11 @@ class LayerRow:
         return tuple(dict.fromkeys(self.local(c.path) for c in found))
 
     def positions(self) -> tuple[str, ...]:
-        """Modules with parameters that read tensors of no row of the batch, such as relative positions."""
-        rows = len(self.trace.masks[0]) if self.trace.masks else 1
-        found = [c for c in self.calls if c.x is not None and len(c.x) == 1 < rows and list(c.module.parameters(False))]
+        """Modules with parameters that read tensors of no entry of the batch, such as relative positions."""
+        entries = len(self.trace.masks[0]) if self.trace.masks else 1
+        found = [
+            c for c in self.calls if c.x is not None and len(c.x) == 1 < entries and list(c.module.parameters(False))
+        ]
         return tuple(dict.fromkeys(self.local(c.path) for c in found))
 
 
