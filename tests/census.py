@@ -28,7 +28,7 @@ from unipelt.errors import SiteError, UserError
 from unipelt.inject import discover as discovery
 from unipelt.inject.architectures import Stack, entries_to_json, flags_of
 from unipelt.inject.state import attached_state
-from unipelt.inject.verify import first_failed_check
+from unipelt.inject.verify import failed_checks
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "census"
@@ -73,7 +73,7 @@ def census(name: str) -> dict[str, Any]:
 def row_of(name: str, model: hf.PreTrainedModel) -> tuple[Stack, ...]:
     """The row, from one tiny model, or where a projection is fused from two with other numbers of heads."""
     if name in HAND_WRITTEN:
-        if broken := first_failed_check(model, HAND_WRITTEN[name]):
+        if broken := next(failed_checks(model, HAND_WRITTEN[name]), None):
             raise SiteError(f"by running it: the row written by hand is not right ({broken})")
         return HAND_WRITTEN[name]
     rows = discovery.discover(model)

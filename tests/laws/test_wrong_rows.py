@@ -11,7 +11,7 @@ from unipelt import Stack
 from unipelt.errors import SiteError
 from unipelt.inject.discover import with_keywords
 from unipelt.inject.trace import example_inputs
-from unipelt.inject.verify import first_failed_check
+from unipelt.inject.verify import failed_checks
 
 Mistake = Callable[[Stack], Stack]
 
@@ -134,7 +134,7 @@ def caught(model, given: tuple[Stack, ...]) -> bool:
         open_ = tuple(_own(row, prefix=True) for row in given)
         said = with_keywords(model, example_inputs(model.base_model), open_)
         keywords = [(r.keywords, r.attention.prefix) for r in said] != [(r.keywords, r.attention.prefix) for r in given]
-        return keywords or first_failed_check(model, given) is not None
+        return keywords or any(failed_checks(model, given))
     except (SiteError, AttributeError, KeyError):
         return True
 

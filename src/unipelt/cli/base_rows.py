@@ -28,7 +28,7 @@ def row_lines(name: str) -> Iterator[str]:
     for stack in find_stacks(model, entries):
         yield f"{stack.entry.name}: {len(stack.layers)} layers, {stack.layers[0].path} to {stack.layers[-1].path}"
     try:
-        failures = failed_checks(model, entries)
+        failures = list(failed_checks(model, entries))
     except SiteError as error:
         failures = [str(error)]
     yield from (f"failed: {failure}" for failure in failures)

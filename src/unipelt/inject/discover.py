@@ -46,7 +46,7 @@ from unipelt.inject.trace import (
     reached,
     takes_keywords,
 )
-from unipelt.inject.verify import first_failed_check
+from unipelt.inject.verify import failed_checks
 
 
 def entries_of(model: PreTrainedModel, given: tuple[Stack, ...] | None, search: bool) -> tuple[Stack, ...] | None:
@@ -68,7 +68,7 @@ def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
         entries = with_order_of_tokens(model, entries)
         entries = with_keywords(model, inputs, entries)
         entries = with_softmax(model, entries)
-        if broken := first_failed_check(model, entries):
+        if broken := next(failed_checks(model, entries), None):
             raise NotFound(f"an entry was found, but it is not right ({broken})")
     except NotFound as error:
         raise SiteError(

@@ -21,17 +21,8 @@ from unipelt.inject.resolve import features, head_shape
 from unipelt.inject.trace import prepared
 
 
-def failed_checks(model: PreTrainedModel, entries: tuple[Stack, ...]) -> list[str]:
-    """The checks that these entries fail on a model, in words; an empty list if they pass all. Raises SiteError if an entry does not fit."""
-    return list(_failures(model, entries))
-
-
-def first_failed_check(model: PreTrainedModel, entries: tuple[Stack, ...]) -> str | None:
-    """The first of `failed_checks`, without running the others."""
-    return next(_failures(model, entries), None)
-
-
-def _failures(model: PreTrainedModel, entries: tuple[Stack, ...]) -> Iterator[str]:
+def failed_checks(model: PreTrainedModel, entries: tuple[Stack, ...]) -> Iterator[str]:
+    """Each check that these entries fail on a model, in words. Raises SiteError if an entry does not fit."""
     base: Any = model.base_model
     with prepared(base), torch.no_grad():
         for run in layer_runs(model, entries):
