@@ -15,12 +15,11 @@ from unipelt.errors import SiteError, SpecError, did_you_mean
 from unipelt.inject.added_tokens import put_back, read_added
 from unipelt.inject.architectures import Stack
 from unipelt.inject.attention import BoundPrefix, Kernels
-from unipelt.inject.build import build
+from unipelt.inject.build import build, hooks_of
 from unipelt.inject.compiled import refuse_compiled, uncompile
 from unipelt.inject.discover import entries_of
 from unipelt.inject.heads import POLICIES, POOLINGS, find_head, train_head
 from unipelt.inject.plan import Base
-from unipelt.inject.registration import hooks_of
 from unipelt.inject.resolve import find_stacks, say_which_layers_attend
 from unipelt.inject.state import NAME, AttachedState, attached_state
 
