@@ -178,7 +178,7 @@ class LayerEntry:
 
     def keeps_tokens_apart(self, branch: Call) -> bool:
         """Whether another first token, in the module's input alone, moves what it gives at no other token."""
-        if branch.x is None or branch.x.dim() != 3:
+        if branch.x is None or branch.x.dim() != 3 or branch.x.shape[1] < 2:
             return True
         changed = branch.x.detach().clone()
         changed[:, 0] += 1
@@ -189,7 +189,7 @@ class LayerEntry:
                 kwargs = {name: x if a is branch.x else a for name, a in branch.kwargs.items()}
                 outputs.append(output_tensor(branch.module(*args, **kwargs)))
         before, after = outputs
-        if before is None or after is None or before.dim() != 3:
+        if before is None or after is None or before.shape[:2] != branch.x.shape[:2]:
             return True
         return bool((after - before)[:, 1:].abs().max() <= 1e-5 * before.abs().max())
 
