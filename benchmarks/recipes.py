@@ -129,8 +129,8 @@ def measure(variants: list[str], task: str, seed: int, given: argparse.Namespace
     began = time.process_time()
     for step in range(1, steps + 1):
         fleet.step()
-        if any(progress.ended for progress in fleet.progress):
-            raise SystemExit(f"{variants} on {task}: {[progress.ended for progress in fleet.progress]}")
+        if any(record.ended for record in fleet.records):
+            raise SystemExit(f"{variants} on {task}: {[record.status for record in fleet.records]}")
         if step > steps * LAST_QUARTER:
             averaged += 1
             average.lerp_(fleet.matrix.values, 1 / averaged)

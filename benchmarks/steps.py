@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -108,7 +109,7 @@ def fleet_of(model: Any, made: list[dict[str, Any]], runs: int) -> Any:
     from unipelt.tasks.classification import Classification
     from unipelt.train.fleet import Fleet
     from unipelt.train.recipes import Recipe
-    from unipelt.train.records import RunKey
+    from unipelt.train.records import RunConfig, RunRecord
     from unipelt.train.runs import Plan
 
     class Words:
@@ -127,9 +128,9 @@ def fleet_of(model: Any, made: list[dict[str, Any]], runs: int) -> Any:
         task = Classification(name="random", metric="accuracy", columns=Columns(text="text"), labels=("no", "yes"))
         longest = max(len(row) for row in features["input_ids"])
         rows = Encoded({name: [np.array(row) for row in kept] for name, kept in features.items()}, labels, longest)
-        key = RunKey(task="random", k="all", method="", seed=run, lr=None)
+        record = RunRecord(config=asdict(RunConfig(task="random", seed=run)))
         plans.append(
-            Plan(key=key, task=task, train=rows, validation=rows, recipe=Recipe(epochs=100_000, batch_size=size))
+            Plan(record=record, task=task, train=rows, validation=rows, recipe=Recipe(epochs=100_000, batch_size=size))
         )
     return Fleet(model, plans, Words())
 

@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from cli.conftest import same_result
-from unipelt.train.progress import STATE
+from unipelt.train.run_folder import STATE
 
 KILLS = 5
 EPOCHS = 40

@@ -82,7 +82,7 @@ def test_results_are_read_without_torch(finished):
     assert loaded_by(calling("methods", "methods --compatible", *(f"inspect {folder}" for folder in runs))) <= {
         "numpy"
     }, "safetensors'"
-    read = "from pathlib import Path\nfrom unipelt.train.records import read_record\n"
+    read = "from pathlib import Path\nfrom unipelt.train.run_folder import read_record\n"
     assert loaded_by(read + f"assert read_record(Path({str(runs[0])!r})).done") == set()
 
 

@@ -69,8 +69,8 @@ def test_a_run_of_a_fleet_is_the_run_alone(arch: str, options: dict, tmp_path: P
             fleet.step()
     for run, fleet in enumerate(alone):
         torch.testing.assert_close(together.matrix.values[run], fleet.matrix.values[0], atol=1e-7, rtol=1e-4)
-        assert together.progress[run].losses == pytest.approx(fleet.progress[0].losses, rel=1e-5)
-    assert len({progress.losses for progress in together.progress}) == 3
+        assert together.records[run].losses == pytest.approx(fleet.records[0].losses, rel=1e-5)
+    assert len({record.losses for record in together.records}) == 3
 
 
 @pytest.mark.parametrize("arch", ["llama", "bart"])
@@ -92,7 +92,7 @@ def test_gradients_that_add_up_are_those_of_one_batch_and_of_every_answer_token_
     expected = torch.nn.functional.cross_entropy(logits, batch.targets.flatten(), label_smoothing=0.1).item()
     for fleet in (parts, whole):
         fleet.step()
-        assert fleet.progress[0].losses == pytest.approx(expected, rel=1e-5)
+        assert fleet.records[0].losses == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(parts.matrix.values, whole.matrix.values, atol=1e-7, rtol=1e-4)
 
 

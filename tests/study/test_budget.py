@@ -12,10 +12,9 @@ from study.conftest import results
 from unipelt.errors import SiteError
 from unipelt.study import budget, engine
 from unipelt.study.budget import FILL, MethodTiming, epochs_within, estimate
-from unipelt.study.plan import StudyConfig
+from unipelt.study.plan import StudyConfig, format_duration
 from unipelt.study.store import Store
 from unipelt.train.fleet import Fleet
-from unipelt.train.progress import format_duration
 from unipelt.train.records import RunKey
 from unipelt.train.setup import DatasetCache
 
@@ -138,7 +137,7 @@ def test_time_that_ends_in_the_test_rows_loses_nothing(ask, run, tmp_path: Path,
 
     def over(self, event: str) -> None:
         looks.append(event)
-        if event == "prediction" and all(one.ended for one in self.progress):
+        if event == "prediction" and all(one.ended for one in self.records):
             clock.monotonic = lambda: self.deadline + 1
         real(self, event)
 

@@ -24,7 +24,8 @@ from unipelt.study import compare, engine, learning_curve
 from unipelt.study.store import Store
 from unipelt.train.baselines import FEATURES
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import SETFIT, RunConfig, RunKey, RunRecord, read_record
+from unipelt.train.records import SETFIT, RunConfig, RunRecord
+from unipelt.train.run_folder import read_record
 from unipelt.train.runs import FinishedRun
 
 USUAL = [name for name in FEATURES if name != SETFIT]
@@ -177,13 +178,12 @@ def test_the_minutes_are_kept_and_more_go_on(ask, run, reviews: Path, tmp_path: 
 
 
 def finished_run(seed: int, validation: float, metric: str) -> FinishedRun:
-    key = RunKey(task="docstrings", k="all", method="head", seed=seed, lr=1e-3)
-    config = asdict(RunConfig(task="docstrings", method="head", seed=seed))
+    config = asdict(RunConfig(task="docstrings", method="head", seed=seed, recipe={"lr": 1e-3}))
     record = RunRecord(
         config=config, status="finished", metric=metric, validation=validation, recipe=asdict(Recipe()),
         validation_metrics={"epoch": 1, metric: validation},
     )  # fmt: skip
-    return FinishedRun(key, record, {}, seed, None)
+    return FinishedRun(record, {}, seed, None)
 
 
 @pytest.mark.parametrize(("metric", "best"), [("accuracy", max), ("rmse", min)])

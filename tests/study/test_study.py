@@ -21,8 +21,8 @@ from study.conftest import results
 from unipelt.study import engine
 from unipelt.study.store import Store
 from unipelt.train.fleet import Fleet
-from unipelt.train.progress import STATE
 from unipelt.train.records import RunKey
+from unipelt.train.run_folder import STATE
 from unipelt.train.runs import FinishedRun
 
 KILLS = 10

@@ -1,6 +1,6 @@
 """Tiny fleets over tiny bases: rows of random words, and a tokenizer of which the loop needs four facts."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from unipelt.tasks.regression import Regression
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.frozen import StateCache, find_frozen
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RunKey
+from unipelt.train.records import RunConfig, RunRecord
 from unipelt.train.runs import FinishedRun, Plan
 
 CLASSES = 3
@@ -51,8 +51,9 @@ def plan(seed: int = 0, train: int = 20, validation: int = 17, classes: int = CL
     task = kind(name="words", metric=metric, columns=Columns(text="text"), labels=tuple("abcdef"[:classes]))
     recipe = {"lr": 1e-2, "epochs": 3, "batch_size": 8, "patience": 0} | recipe
     given = rows(train, seed, classes), rows(validation, seed + 100, classes)
-    key = RunKey(task="words", k=train, method="small", seed=seed, lr=recipe["lr"])
-    return Plan(key=key, task=task, train=given[0], validation=given[1], test=given[1], recipe=Recipe(**recipe))
+    config = RunConfig(task="words", k=train, method="small", seed=seed, recipe={"lr": recipe["lr"]})
+    record = RunRecord(config=asdict(config), metric=metric, recipe=asdict(Recipe(**recipe)))
+    return Plan(record=record, task=task, train=given[0], validation=given[1], test=given[1], recipe=Recipe(**recipe))
 
 
 def fleet(

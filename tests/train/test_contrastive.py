@@ -12,7 +12,8 @@ from tasks.kinds import KINDS
 
 from unipelt.train import contrastive
 from unipelt.train.baselines import fit_baseline, frozen_base, load_predictor, offered, refusal
-from unipelt.train.records import BASELINES, SETFIT, RunConfig, read_record
+from unipelt.train.records import BASELINES, SETFIT, RunConfig
+from unipelt.train.run_folder import read_record
 from unipelt.train.setup import DatasetCache
 
 needs_setfit = pytest.mark.skipif(find_spec("setfit") is None, reason="the extra setfit is not installed")

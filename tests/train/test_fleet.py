@@ -31,8 +31,8 @@ def close(a: torch.Tensor | float, b: torch.Tensor | float) -> None:
 def same_run(mine: FinishedRun, its: FinishedRun) -> None:
     """Two runs with the same result, but for the last bits: parameters, curve, predictions."""
     one, other = mine.record, its.record
-    assert (one.status, one.steps, len(one.curve or ())) == (other.status, other.steps, len(other.curve or ()))
-    for entry, expected in zip(one.curve or (), other.curve or ()):
+    assert (one.status, one.steps, len(one.curve)) == (other.status, other.steps, len(other.curve))
+    for entry, expected in zip(one.curve, other.curve):
         assert entry.keys() == expected.keys()
         for name in entry:
             close(entry[name], expected[name])
@@ -61,7 +61,7 @@ def test_a_run_in_a_fleet_is_the_run_alone(width: int, arch: str, preset: str):
         moved = [name for name, value in finished[number].state.items() if not torch.equal(value, before[name])]
         assert moved, "nothing was learnt: the comparison says nothing"
     assert widths[0] == width and widths == sorted(widths, reverse=True), "no place stays empty while a plan waits"
-    steps = sum(progress.step for progress in together.progress)
+    steps = sum(record.steps for record in together.records)
     assert sum(widths) == steps, "a run that has ended costs nothing"
 
 
@@ -83,14 +83,15 @@ def test_a_run_stops_early_and_keeps_its_best():
     plans = [UNLIKE["stops early"](), UNLIKE["slow"]()]
     trained = fleet(plans)
     finished = train(trained)
-    early, slow = trained.progress
-    assert early.ended == "stopped early" and slow.ended == "finished"
-    assert early.curve[-1]["step"] == early.step < plans[0].steps
-    assert early.best == max(row["accuracy"] for row in early.curve) and early.best_epoch < early.curve[-1]["epoch"]
+    early, slow = trained.records
+    assert early.status == "stopped early" and slow.status == "finished"
+    assert early.curve[-1]["step"] == early.steps < plans[0].steps
+    assert early.validation == max(row["accuracy"] for row in early.curve)
+    assert early.validation_metrics["epoch"] < early.curve[-1]["epoch"]
     for place, one in enumerate(plans):
         predicted = finished[place].record.predictions or []
         right = sum(p == y for p, y in zip(predicted, one.validation.targets or []))
-        assert right / len(one.validation) == trained.progress[place].best == finished[place].record.validation, (
+        assert right / len(one.validation) == trained.records[place].validation == finished[place].record.validation, (
             "the parameters are not those of the best evaluation"
         )
 
@@ -219,7 +220,7 @@ def test_the_loop_is_a_plain_torch_loop(preset: str, own: dict[str, float]):
         optimiser.step()
 
     def compare(trained: Fleet, event: str) -> None:
-        if trained.progress[0].step == len(batches) == one.steps:
+        if trained.records[0].steps == len(batches) == one.steps:
             compared.update(dict(trained.model.named_parameters()))
             for name, value in tuned.items():
                 close(compared[name], value)

@@ -8,7 +8,8 @@ import pytest
 
 from unipelt.errors import CheckpointError
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RECORD, RunConfig, RunRecord, read_record, write_record
+from unipelt.train.records import RunConfig, RunRecord
+from unipelt.train.run_folder import RECORD, read_record, write_record
 
 CONFIG = RunConfig(task="rte", recipe={"epochs": 3})
 EVALUATED = {"epoch": 1, "accuracy": 0.5}

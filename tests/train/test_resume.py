@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from train.fleets import fleet, plan, train
 from unipelt.errors import CheckpointError
 from unipelt.train.fleet import Fleet
-from unipelt.train.progress import STATE, last_state, tensors_header
-from unipelt.train.records import RunRecord
+from unipelt.train.run_folder import STATE, last_state, tensors_header
 from unipelt.train.runs import FinishedRun
 from unipelt.train.state import clear_state
 
@@ -26,7 +25,7 @@ class Stopped(Exception):
 
 
 def steps_of(trained: Fleet) -> int:
-    return sum(progress.step for progress in trained.progress)
+    return sum(record.steps for record in trained.records)
 
 
 def stop_at(steps: int):
@@ -116,7 +115,7 @@ def test_time_adds_up_over_the_stops(tmp_path: Path):
         finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
     before = fleet(plans(1), "lora", folder=tmp_path)
     before._restore()
-    assert 0 < before.seconds < (finish(tmp_path, "lora", 1)[0].record.seconds or 0)
+    assert 0 < before.seconds < finish(tmp_path, "lora", 1)[0].record.seconds
 
 
 def with_loop(path: Path, **changes) -> None:
@@ -144,8 +143,8 @@ def test_a_damaged_state_is_named(tmp_path: Path):
             f"{name}={value!r}": lambda name=name, value=value: with_loop(path, **{name: value})
             for name, value in [
                 ("runs", "0"), ("runs", []), ("runs", [7]), ("runs", [0, 0]), ("width", None), ("waiting", [-1]), ("seconds", "1"),
-                ("progress", []), ("progress", {}), ("progress", [5]), ("progress", [{"step": "1"}]), ("progress", [{"curve": [3]}]),
-                ("identity", ["x"]), ("identity", ...), ("surprise", 1),
+                ("records", []), ("records", {}), ("records", [5]), ("records", [{"steps": "1"}]), ("records", [{"curve": [3]}]),
+                ("records", [{}]), ("records", ...), ("surprise", 1),
             ]
         },
     }  # fmt: skip
@@ -164,7 +163,7 @@ def test_a_state_of_another_base_or_tokenizer_is_refused(tmp_path: Path):
         finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
     for name in ("base", "tokenizer"):
         one = plans(1)[0]
-        one = replace(one, record=RunRecord(identity={name: "another"}))
+        one = replace(one, record=replace(one.record, identity={name: "another"}))
         with pytest.raises(CheckpointError, match=f"its training began with another {name}; put that back, or remove"):
             train(fleet([one], "lora", dropout=True, folder=tmp_path))
 
@@ -172,11 +171,10 @@ def test_a_state_of_another_base_or_tokenizer_is_refused(tmp_path: Path):
 def test_a_state_of_fewer_epochs_is_not_resumed(tmp_path: Path):
     with pytest.raises(Stopped):
         finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
-    (one,) = plans(1)
-    longer = replace(one, recipe=replace(one.recipe, epochs=5))
-    torch.manual_seed(one.key.seed)
+    longer = plan(seed=1, train=17, epochs=5, evaluate_every=2, patience=2)
+    torch.manual_seed(1)
     again = train(fleet([longer], "lora", dropout=True))
-    torch.manual_seed(one.key.seed)
+    torch.manual_seed(1)
     assert_same(train(fleet([longer], "lora", dropout=True, folder=tmp_path)), again)
 
 

@@ -185,7 +185,7 @@ class _Baselines:
         names = (records[0].metric, "rougeL", *known[0])  # a text alone has no loss
         metric = next(name for name in names if name in known[0])
         shown = METRICS[metric].shown_as * fmean(one[metric] for one in known if metric in one)
-        seconds = fmean(one.seconds or 0.0 for one in records)
+        seconds = fmean(one.seconds for one in records)
         self.watch.log(f"{method}: {where} {metric.replace('_', ' ')} {shown:.2f} in {seconds:.1f} s")
 
 

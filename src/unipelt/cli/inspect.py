@@ -42,7 +42,7 @@ def inspect(
     from unipelt.checkpoint.disk import refuse_existing, resolve
     from unipelt.cli.figures import draw_gates, kind_of
     from unipelt.cli.tables import gate_table, parameter_table, result_lines, terminal
-    from unipelt.train.records import RECORD, read_record
+    from unipelt.train.run_folder import RECORD, read_record
 
     if show_labels:
         from unipelt.cli.labels import label_lines

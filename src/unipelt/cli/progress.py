@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
-from unipelt.train.progress import format_duration
+from unipelt.study.plan import format_duration
 
 if TYPE_CHECKING:
     from unipelt.study.store import Store
@@ -51,24 +51,24 @@ class Watch(Display):
         self.told = False
 
     def __call__(self, fleet: "Fleet", event: str) -> None:
-        plan, progress = fleet.plans[0], fleet.progress[0]
+        plan, record = fleet.plans[0], fleet.records[0]
         if self.row is None:
-            self.row = self.bar.add_task("training", total=plan.steps, completed=progress.step)
-            self.started, self.first = time.monotonic(), progress.step
+            self.row = self.bar.add_task("training", total=plan.steps, completed=record.steps)
+            self.started, self.first = time.monotonic(), record.steps
         text = "training"
-        if progress.curve:
-            now, metric = progress.curve[-1], plan.task.metric
-            text = f"epoch {now['epoch']}  loss {now['train_loss']:.4f}  {metric} {now[metric]:.4f}  best {progress.best:.4f}"
+        if record.curve:
+            now, metric = record.curve[-1], plan.task.metric
+            text = f"epoch {now['epoch']}  loss {now['train_loss']:.4f}  {metric} {now[metric]:.4f}  best {record.validation:.4f}"
         text += "  evaluating" * (event == "prediction")
-        self.bar.update(self.row, completed=progress.step, description=text)
-        if not self.told and progress.step >= self.first + STEPS:
-            left = (time.monotonic() - self.started) / (progress.step - self.first) * (plan.steps - progress.step)
+        self.bar.update(self.row, completed=record.steps, description=text)
+        if not self.told and record.steps >= self.first + STEPS:
+            left = (time.monotonic() - self.started) / (record.steps - self.first) * (plan.steps - record.steps)
             self.log(f"{plan.steps} steps: about {format_duration(left)} at most, evaluations not counted")
             self.told = True
-        if event == "evaluation" and not sys.stderr.isatty() and (time.monotonic() - self.last > 5 or progress.ended):
-            done = max(1, progress.step - self.first)
-            left = (time.monotonic() - self.started) / done * (plan.steps - progress.step)
-            self.log(f"{text}  step {progress.step}/{plan.steps}  at most {left:.0f} s left")
+        if event == "evaluation" and not sys.stderr.isatty() and (time.monotonic() - self.last > 5 or record.ended):
+            done = max(1, record.steps - self.first)
+            left = (time.monotonic() - self.started) / done * (plan.steps - record.steps)
+            self.log(f"{text}  step {record.steps}/{plan.steps}  at most {left:.0f} s left")
             self.last = time.monotonic()
 
 
@@ -91,9 +91,9 @@ class StudyWatch(Display):
     def __call__(self, fleet: "Fleet", event: str) -> None:
         running = [fleet.plans[number] for number in fleet.plan_numbers]
         tasks, method = sorted({plan.task.name for plan in running}), fleet.plans[0].key.method
-        steps, most = sum(progress.step for progress in fleet.progress), sum(plan.steps for plan in fleet.plans)
+        steps, most = sum(record.steps for record in fleet.records), sum(plan.steps for plan in fleet.plans)
         self.whole = fleet.seconds * most / max(1, steps)
-        self.left = self.whole - fleet.seconds, sum(not progress.ended for progress in fleet.progress)
+        self.left = self.whole - fleet.seconds, sum(not record.ended for record in fleet.records)
         looking = ", evaluating" * (event == "prediction")
         self.show(f"{len(running)} at once: {method} on {' '.join(tasks)}, {steps} of at most {most} steps{looking}")  # fmt: skip
 
@@ -107,7 +107,7 @@ class StudyWatch(Display):
             return
         rows = self.store.runs(["status", "seconds"])
         done = [row["seconds"] for row in rows if row["status"] != "planned"]
-        if text and (left := self._left(len(rows) - len(done), [one for one in done if one is not None])):
+        if text and (left := self._left(len(rows) - len(done), [one for one in done if one])):
             text += f", about {left:.0f} s left at most"
         self.bar.update(self.row, completed=len(done), total=len(rows), description=text)
         now = time.monotonic()

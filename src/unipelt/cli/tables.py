@@ -35,7 +35,7 @@ def result_lines(record: RunRecord) -> list[str]:
     counted = counts_text(sum((record.parameters or {}).values()), record.stored)
     status = "not finished" if record.status == "running" else record.status
     lines = [
-        f"{asked['method']} on {asked['task']}: {status}, {counted or 0} trained parameters, {record.seconds or 0:.1f} s"
+        f"{asked['method']} on {asked['task']}: {status}, {counted or 0} trained parameters, {record.seconds:.1f} s"
     ]
     if record.status == "running" and record.curve:
         last = record.curve[-1]

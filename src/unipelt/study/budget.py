@@ -10,10 +10,9 @@ import torch
 
 from unipelt.errors import UserError, out_of_memory
 from unipelt.study.engine import planned_width
-from unipelt.study.plan import StudyConfig
+from unipelt.study.plan import StudyConfig, format_duration
 from unipelt.study.store import Store
 from unipelt.train.fleet import Fleet
-from unipelt.train.progress import format_duration
 from unipelt.train.recipes import SMALL, default_recipe
 from unipelt.train.records import BASELINES, RunKey
 from unipelt.train.setup import DatasetCache, build_fleet
@@ -53,7 +52,7 @@ def time_note(store: Store, study: StudyConfig, cache: DatasetCache, device: tor
     """How long the pending runs take; empty where none is pending, or it cannot be measured."""
     pending = store.pending()
     done = [row["seconds"] for row in store.runs(["method", "seconds"]) if row["method"] not in BASELINES]
-    left = estimate(pending, [one for one in done if one is not None], study, cache, device) if pending else None
+    left = estimate(pending, [one for one in done if one], study, cache, device) if pending else None
     return [f"{len(pending)} runs to train: about {format_duration(left)} at most on this machine"] if left else []
 
 
@@ -182,8 +181,8 @@ def minutes_of(seconds: float) -> str:
 
 def _step(fleet: Fleet) -> None:
     """Take a step; a plan with fewer steps than are timed starts again."""
-    for plan, progress in zip(fleet.plans, fleet.progress):
-        progress.step %= plan.steps
+    for plan, record in zip(fleet.plans, fleet.records):
+        record.steps %= plan.steps
     fleet.step()
 
 

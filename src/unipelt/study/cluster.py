@@ -16,7 +16,7 @@ from unipelt.study.engine import WAIT, identities, train_fleet
 from unipelt.study.plan import StudyConfig
 from unipelt.study.store import Store
 from unipelt.train.lock import Busy, alone_in
-from unipelt.train.records import RunKey, RunRecord, failed
+from unipelt.train.records import FAILED, RunKey, RunRecord
 from unipelt.train.setup import DatasetCache
 
 DEATHS = 3  # of a fleet's workers, until it is the fleet that kills them: too large for a machine's memory, most likely
@@ -122,9 +122,8 @@ class Cluster:
                         log(f"a worker died with {len(keys)} runs of {keys[0].method}; they are begun again")
                         working[begin(keys)] = keys
                     else:
-                        record = failed(
-                            f"its worker died {DEATHS} times ({type(error).__name__}); try a smaller --runs-at-once, with another --out"
-                        )
+                        why = f"its worker died {DEATHS} times ({type(error).__name__})"
+                        record = RunRecord(status=f"{FAILED}{why}; try a smaller --runs-at-once, with another --out")
                         store.finish(dict.fromkeys(set(store.pending()) & set(keys), record))
                 del working[one]
 

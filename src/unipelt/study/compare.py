@@ -20,7 +20,8 @@ from unipelt.study.store import ANSWER, COMPARISON, Store
 from unipelt.tasks.metrics import METRICS
 from unipelt.train.baselines import offered, usual_baselines
 from unipelt.train.lock import alone_in
-from unipelt.train.records import RunKey, RunRecord, read_record, write_record
+from unipelt.train.records import RunKey, RunRecord
+from unipelt.train.run_folder import read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache
 from unipelt.train.train_run import save_checkpoint, train_run

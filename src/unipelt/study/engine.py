@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import safetensors
@@ -20,7 +20,7 @@ from unipelt.study.width import measure_width
 from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Observer, OutOfTime
 from unipelt.train.lock import Busy, alone_in
-from unipelt.train.records import RunKey, failed
+from unipelt.train.records import FAILED, RunKey, RunRecord
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, build_fleet, device_of
 from unipelt.train.state import clear_state
@@ -99,7 +99,8 @@ def train_fleet(
         for place, key in enumerate(keys):
             if key in todo and key in set(chosen):
                 todo.discard(key)
-                yield FinishedRun(key, failed(reason), {}, place, None)
+                record = RunRecord(config=asdict(study.config(key)), status=FAILED + reason)
+                yield FinishedRun(record, {}, place, None)
 
     configs = []
     for key in keys:

@@ -14,7 +14,7 @@ from unipelt.train.records import RunKey, RunRecord
 
 FORMAT = 3
 KEYS = tuple(f.name for f in fields(RunKey))
-NOT_STORED = ("config", "description", "format")  # fields that other columns and the study's options hold
+NOT_STORED = ("config", "description", "losses", "format")  # fields that other columns and the study's options hold
 VALUES = tuple(f.name for f in fields(RunRecord) if f.name not in NOT_STORED)
 COLUMNS = (*KEYS, *VALUES, "fleet")
 TYPES = {"seed": "INTEGER", "lr": "REAL", "validation": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",

@@ -22,8 +22,9 @@ from unipelt.study.schema import (
     to_python,
     to_values,
 )
-from unipelt.train.records import BASELINES, RunKey, RunRecord, other_option
+from unipelt.train.records import BASELINES, RunKey, RunRecord
 from unipelt.train.records import DONE as DONE
+from unipelt.train.run_folder import other_option
 
 FILE = "study.sqlite"
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store

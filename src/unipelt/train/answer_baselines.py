@@ -24,7 +24,7 @@ from unipelt.tasks.linear import Features
 from unipelt.train.evaluation import predict
 from unipelt.train.forward import autocast, chosen_precision
 from unipelt.train.predictor import TablePredictor
-from unipelt.train.records import RunConfig, RunRecord
+from unipelt.train.records import FINISHED, RunConfig, RunRecord
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, check_identity, device_of, start_record
 from unipelt.train.text_features import WordCounts
@@ -143,7 +143,7 @@ def answer_baselines(
         record = start_record(
             config, splits, cache, one.task, {first.method: 0}, None if base is None else base.identity
         )
-        record.status, record.width, record.device = "finished", 1, str(device)
+        record.status, record.width, record.device = FINISHED, 1, str(device)
         for part, examples in splits.parts.items():
             if part == "train" or examples is None or (part == "validation" and config.folds):
                 continue
@@ -153,7 +153,7 @@ def answer_baselines(
             _note(record, part, task, known[examples.fingerprint], examples)
         record.seconds = record.predicting = time.monotonic() - began
         said = {"format": FORMAT, "baseline": first.method, "task": one.task.describe(), **one.metadata}  # type: ignore[attr-defined]
-        yield FinishedRun(config.key, record, {}, place, None, {BASELINE: json.dumps(said, indent=1).encode()})
+        yield FinishedRun(record, {}, place, None, {BASELINE: json.dumps(said, indent=1).encode()})
 
 
 def _note(record: RunRecord, part: str, task: Task, said: Said, examples: Examples) -> None:

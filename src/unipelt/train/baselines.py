@@ -32,7 +32,7 @@ from unipelt.train.answer_baselines import ANSWERING, FORMAT, answer_baselines, 
 from unipelt.train.contrastive import TunedStates
 from unipelt.train.predictor import Predictor, TablePredictor
 from unipelt.train.recipes import BALANCED
-from unipelt.train.records import BASELINES, SETFIT, RunConfig
+from unipelt.train.records import BASELINES, FINISHED, SETFIT, RunConfig
 from unipelt.train.runs import FinishedRun, note_test
 from unipelt.train.setup import DatasetCache, check_identity, device_of, load_and_attach, pooling_of, start_record
 from unipelt.train.text_features import Frozen, HeadInputs, NoFeatures, TextFeatures, WordCounts
@@ -189,7 +189,7 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
     fitted = _clock(frozen) - began
     identity = None if frozen is None else frozen.identity
     record = start_record(config, splits, cache, one.task, {config.method: one.parameters}, identity)
-    record.status, record.width, record.device = "finished", 1, "cpu"
+    record.status, record.width, record.device = FINISHED, 1, "cpu"
     record.temperature = getattr(one.task, "temperature", None)
     if not config.folds:
         logits, encoded = one.logits(splits.validation)
@@ -201,7 +201,7 @@ def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, 
         record.predicting = _clock(frozen) - began + one.features.seconds_of(each * len(splits.test))
         note_test(record, task, logits, encoded)
     record.seconds = fitted + one.features.seconds_of(each * len(train))
-    return FinishedRun(config.key, record, {}, place, None, one.files(record.results))
+    return FinishedRun(record, {}, place, None, one.files(record.results))
 
 
 def _clock(frozen: Frozen | None) -> float:

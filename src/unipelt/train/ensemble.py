@@ -13,7 +13,8 @@ from unipelt.inject.attach import detach
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.lock import alone_in
 from unipelt.train.predictor import Predictor
-from unipelt.train.records import RunConfig, RunRecord, write_record
+from unipelt.train.records import FINISHED, RunConfig, RunRecord
+from unipelt.train.run_folder import write_record
 from unipelt.train.runs import note_test
 from unipelt.train.setup import DatasetCache, build_fleet, device_of
 from unipelt.train.state import clear_state
@@ -85,11 +86,11 @@ def _measured(fleet: Fleet, members: list[Path], started: RunRecord) -> RunRecor
     metrics = task.score(task.decide(said, first.validation), first.validation.targets or [])
     temperature = task.fit_temperature(said, first.validation.targets or [])
     task = task.with_temperature(temperature)
-    epochs = [progress.best_epoch for progress in fleet.progress]
+    epoch = max((one.validation_metrics or {})["epoch"] for one in fleet.records)
     record = replace(
-        started, status="finished", validation=metrics[task.metric], validation_metrics={"epoch": max(epochs), **metrics},
+        started, status=FINISHED, validation=metrics[task.metric], validation_metrics={"epoch": epoch, **metrics},
         description=task.describe(), temperature=temperature, seconds=fleet.seconds, width=fleet.width, device=str(fleet.device),
-        steps=sum(progress.step for progress in fleet.progress),
+        steps=sum(one.steps for one in fleet.records),
     )  # fmt: skip
     if first.test is None or first.test.targets is None:
         return record

@@ -27,11 +27,11 @@ from unipelt.train.forward import STATES, StepInputs, autocast, logits_of, step_
 from unipelt.train.frozen import FrozenStates
 from unipelt.train.head_start import start_heads
 from unipelt.train.optimizer import AdamW, ParameterMatrix
-from unipelt.train.progress import Loop, Progress
 from unipelt.train.recipes import kind_of
-from unipelt.train.records import RunRecord
+from unipelt.train.records import FAILED, RunRecord
+from unipelt.train.run_folder import Loop
 from unipelt.train.runs import FinishedRun, Plan
-from unipelt.train.state import find_state, identity_of, save_state
+from unipelt.train.state import find_state, save_state
 
 SAVE_EVERY = 30.0  # seconds between states, evaluations apart
 SAVE_SHARE = 0.05  # largest share of the time that saving states may take
@@ -58,7 +58,8 @@ class Fleet:
     ):  # fmt: skip
         self.model, self.plans, self.tokenizer, self.folder = model, plans, tokenizer, folder
         self.on_step, self.deadline, self.frozen = on_step, deadline, frozen
-        self.progress = [Progress() for _ in plans]
+        self.records = [replace(plan.record, curve=[]) for plan in plans]
+        """of each plan: how far its run is"""
         self.seconds, self.saving = 0.0, 0.0
         self.device = next(model.parameters()).device
         self.loss, self.task = plans[0].task.loss, type(plans[0].task)
@@ -103,8 +104,8 @@ class Fleet:
             if due:
                 self._evaluate(due)
             now = time.monotonic()
-            self._add_seconds(now - last)
-            all_ended = all(self.progress[number].ended for number in self.plan_numbers)
+            self._add_seconds(now - last, self.plan_numbers)
+            all_ended = all(self.records[number].ended for number in self.plan_numbers)
             should_save = (due or now - saved > SAVE_EVERY) and (now - saved) * SAVE_SHARE >= self.saving
             if self.folder is not None and (should_save or all_ended):
                 self._save()
@@ -133,16 +134,14 @@ class Fleet:
         """Take one step of every run."""
         losses, finite = self.advance(self._inputs()).tolist()
         for number, loss_, fine in zip(self.plan_numbers, losses, finite):
-            progress = self.progress[number]
-            progress.step += 1
+            record = self.records[number]
+            record.steps += 1
             if fine:
-                progress.losses += loss_
-                progress.steps += 1
+                record.losses += loss_
                 continue
             what = f"loss is not finite ({loss_})" if not math.isfinite(loss_) else "gradient is not finite"
-            progress.ended = (
-                f"failed: the {what} at step {progress.step}; try a lower --lr than {self.plans[number].recipe.lr:g}"
-            )
+            lower = f"try a lower --lr than {self.plans[number].recipe.lr:g}"
+            record.status = f"{FAILED}the {what} at step {record.steps}; {lower}"
 
     def _notify(self, event: str) -> None:
         if self.on_step is not None:
@@ -153,18 +152,19 @@ class Fleet:
             raise OutOfTime
 
     def _is_due(self, number: int) -> bool:
-        progress = self.progress[number]
-        return not progress.ended and self.plans[number].is_due(progress.step)
+        record = self.records[number]
+        return not record.ended and self.plans[number].is_due(record.steps)
 
-    def _add_seconds(self, seconds: float) -> None:
+    def _add_seconds(self, seconds: float, numbers: Sequence[int]) -> None:
+        """Count seconds that were spent on these plans."""
         self.seconds += seconds
-        for number in self.plan_numbers:
-            self.progress[number].seconds += seconds / len(self.plan_numbers)
+        for number in numbers:
+            self.records[number].seconds += seconds / len(numbers)
 
     def _inputs(self) -> StepInputs:
         """The inputs of the next step of every run."""
         plans = [self.plans[number] for number in self.plan_numbers]
-        steps = [self.progress[number].step for number in self.plan_numbers]
+        steps = [self.records[number].steps for number in self.plan_numbers]
         parts = [
             [Part(plan.task, plan.train, examples) for examples in self._examples(number)]
             for number, plan in zip(self.plan_numbers, plans)
@@ -210,7 +210,7 @@ class Fleet:
     def _examples(self, number: int) -> list[list[int]]:
         """The training examples of each forward of a plan's next step."""
         plan = self.plans[number]
-        step = self.progress[number].step % plan.steps  # a time estimate may take more steps than the plan has
+        step = self.records[number].steps % plan.steps  # a time estimate may take more steps than the plan has
         epoch = plan.epochs_at(step)
         if (number, epoch) not in self.epoch_batches:
             self.epoch_batches.pop((number, epoch - 1), None)
@@ -224,7 +224,7 @@ class Fleet:
             every = self.predict([plan.validation for plan in plans])
             texts = self._generate(plans, "validation", [plan.task.selects_by_text for plan in plans])
         for run, plan, logits, written in zip(due, plans, every, texts):
-            if plan.evaluate(self.progress[self.plan_numbers[run]], logits, written):
+            if plan.evaluate(self.records[self.plan_numbers[run]], logits, written):
                 self.best[run].copy_(self.matrix.values[run])
 
     def _generate(self, plans: list[Plan], part: str, wanted: list[bool]) -> list[list[str] | None]:
@@ -239,19 +239,16 @@ class Fleet:
 
     def _collect_finished(self) -> Iterator[FinishedRun]:
         """Give the indices of ended runs to the next plans of the queue, then yield the ended runs."""
-        ended = [run for run, number in enumerate(self.plan_numbers) if self.progress[number].ended]
+        ended = [run for run, number in enumerate(self.plan_numbers) if self.records[number].ended]
         if not ended:
             return
         started, numbers = time.monotonic(), [self.plan_numbers[run] for run in ended]
         tested = self._test(numbers, self.best[ended])
         self._refill(ended)
-        seconds = time.monotonic() - started
-        self.seconds += seconds
-        for number in numbers:
-            self.progress[number].seconds += seconds / len(numbers)
+        self._add_seconds(time.monotonic() - started, numbers)
         for number, (record, state) in zip(numbers, tested):
-            record = replace(record, seconds=self.progress[number].seconds)
-            yield FinishedRun(self.plans[number].key, record, state, number, self.model)
+            record = replace(record, seconds=self.records[number].seconds)
+            yield FinishedRun(record, state, number, self.model)
 
     def _test(
         self, numbers: list[int], best: Float[Tensor, "run parameters"]
@@ -274,7 +271,7 @@ class Fleet:
                 for i in range(len(plans))
             ]
         records = [
-            plan.result(self.progress[number], said, written, gate)
+            plan.result(self.records[number], said, written, gate)
             for number, plan, said, written, gate in zip(numbers, plans, logits, texts, gates)
         ]
         how: dict[str, Any] = {"width": self.width, "device": str(self.device), "predicting": predicting}
@@ -292,7 +289,7 @@ class Fleet:
             self.optimizer.reset(run)
             self.plan_numbers[run] = following
         self.start_heads(refilled)
-        keep = [run for run, number in enumerate(self.plan_numbers) if not self.progress[number].ended]
+        keep = [run for run, number in enumerate(self.plan_numbers) if not self.records[number].ended]
         if not keep:
             self.plan_numbers = []
         elif len(keep) < len(self.plan_numbers):
@@ -322,7 +319,7 @@ class Fleet:
         self._use(values)
 
     def _save(self) -> None:
-        loop = Loop(self.plan_numbers, self.width, self.queue, self.seconds, identity_of(self.plans), self.progress)
+        loop = Loop(self.plan_numbers, self.width, self.queue, self.seconds, self.records)
         save_state(self.folder, self._tensors(), loop)  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -333,7 +330,7 @@ class Fleet:
         """Continue from the last saved state; whether there was one."""
         if self.folder is None:
             return False
-        found = find_state(self.folder, identity_of(self.plans), [*self._tensors()], self.matrix.values.shape[1])
+        found = find_state(self.folder, self.records, [*self._tensors()], self.matrix.values.shape[1])
         if found is None:
             return False
         tensors, loop = found
@@ -341,7 +338,7 @@ class Fleet:
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()
         )  # copied, because memory-mapped tensors are aligned differently, which changes the last bits of sums
         self._set_runs(values, loop.runs)
-        self.width, self.queue, self.seconds, self.progress = loop.width, loop.waiting, loop.seconds, loop.progress
+        self.width, self.queue, self.seconds, self.records = loop.width, loop.waiting, loop.seconds, loop.records
         return True
 
     def _vector(self, values: Sequence[float | list[float]]) -> Tensor:

@@ -29,7 +29,8 @@ from unipelt.tasks.registry import task_of
 from unipelt.train.evaluation import predict
 from unipelt.train.fold import FoldReport, fold
 from unipelt.train.forward import longest_first
-from unipelt.train.records import RECORD, RunRecord, read_record
+from unipelt.train.records import RunRecord
+from unipelt.train.run_folder import RECORD, read_record
 from unipelt.train.setup import device_of
 
 

@@ -1,23 +1,18 @@
-"""The configuration of a run and its record, from plan to result. Imports neither torch nor transformers."""
+"""A run: what is asked of it, and its record from plan to result. Imports neither torch nor transformers."""
 
-import json
-import os
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from unipelt import spec
-from unipelt.checkpoint.disk import write_whole
-from unipelt.checkpoint.json_types import typed
-from unipelt.errors import CheckpointError, UserError, did_you_mean
-from unipelt.train.progress import last_state
+from unipelt.errors import UserError, did_you_mean
 from unipelt.train.recipes import BASELINES as BASELINES
 from unipelt.train.recipes import SETFIT as SETFIT
-from unipelt.train.recipes import Recipe, check_rates
+from unipelt.train.recipes import check_rates
 
-RECORD, FORMAT = "run.json", 2
+FORMAT = 2  # of a record's file
 FULL = "full"
-DONE = ("finished", "stopped early")  # statuses of a run that has a result
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped early", "failed: "
+DONE = (FINISHED, STOPPED)  # statuses of a run that has a result
 VALUES: dict[str, tuple[str, ...]] = {
     "pooling": ("auto", "model", "cls", "mean"),
     "head": ("train", "frozen", "paper"),
@@ -171,33 +166,33 @@ class RunConfig:
         return self.key.full
 
 
-DEFAULTS = {one.name: one.default for one in fields(RunConfig) if one.default is not MISSING}
-
-
 @dataclass(kw_only=True)
 class RunRecord:
-    """One run from its plan to its result: the content of run.json, and one row of a study's store."""
+    """One run from its plan to its result: the content of run.json, an entry of a training's state, and one row of a study's store."""
 
     config: dict[str, Any] = field(default_factory=dict)
     """the RunConfig"""
     description: dict[str, Any] = field(default_factory=dict)
     """the task: kind, name, metric, labels, columns"""
-    status: str = "running"
-    """running, finished, stopped early, or `failed: ` and the reason"""
+    status: str = RUNNING
+    """running, also where it waits for others, finished, stopped early, or `failed: ` and the reason"""
     metric: str = ""
     """name of the task's metric, of which `validation` and `test` are values"""
     validation: float | None = None
-    """best validation metric; it alone selects the epoch and the learning rate"""
+    """best validation metric so far; it alone selects the epoch and the learning rate"""
     test: float | None = None
     """test metric of the parameters with the best validation metric"""
     validation_metrics: dict[str, float] | None = None
+    """epoch and metrics of the best evaluation so far"""
     test_metrics: dict[str, float] | None = None
     majority: float | None = None
     """test accuracy of always predicting the most frequent class of the training examples; None for a task without accuracy"""
     members: list[str] | None = None
     """of an ensemble: the folders of the runs whose probabilities are averaged"""
-    curve: list[dict[str, float]] | None = None
+    curve: list[dict[str, float]] = field(default_factory=list)
     """one entry per evaluation: epoch, step, loss, metrics"""
+    losses: float = 0.0
+    """sum of the training losses of the steps since the last evaluation"""
     gates: dict[str, dict[str, float]] | None = None
     """by location `stack.layer.change.site`: mean and standard deviation of the gate over the test examples"""
     parameters: dict[str, int] | None = None
@@ -215,7 +210,7 @@ class RunRecord:
     logits: list[list[float]] | None = None
     """of each test example, in order, to four digits: a number per class; None for tasks without classes, and for many examples"""
     temperature: float | None = None
-    """what logits are divided by for probabilities, fitted on the validation examples; None for tasks without probabilities"""
+    """what the best parameters' logits are divided by for probabilities, fitted on the validation examples; None for tasks without"""
     texts: list[str] | None = None
     """what was written for each test example, in order, where the task is generation"""
     targets: list[Any] | None = None
@@ -223,8 +218,9 @@ class RunRecord:
     recipe: dict[str, Any] | None = None
     complete: bool = True
     """False where the training set is a subset of the published one, so that k = all is not the paper's"""
-    steps: int | None = None
-    seconds: float | None = None
+    steps: int = 0
+    """steps taken so far"""
+    seconds: float = 0.0
     """this run's share of its fleet's time, evaluation included"""
     predicting: float | None = None
     """seconds that the prediction of the test examples took, this run's share"""
@@ -235,6 +231,14 @@ class RunRecord:
     identity: dict[str, str] | None = None
     """fingerprints of the base's weights and of its tokenizer"""
     format: int = FORMAT
+
+    @property
+    def key(self) -> RunKey:
+        return RunConfig(**self.config).key
+
+    @property
+    def ended(self) -> bool:
+        return self.status != RUNNING
 
     @property
     def done(self) -> bool:
@@ -250,90 +254,9 @@ class RunRecord:
     @property
     def failed(self) -> str:
         """Why the run failed; empty where it did not."""
-        return self.status.removeprefix("failed: ") if self.status.startswith("failed: ") else ""
+        return self.status.removeprefix(FAILED) if self.status.startswith(FAILED) else ""
 
     @property
     def whole(self) -> bool:
         """Whether the base itself was tuned: the folder is a plain transformers model then."""
         return self.config["method"].strip() == FULL
-
-
-def failed(reason: str) -> RunRecord:
-    """The record of a run that could not be trained."""
-    return RunRecord(status=f"failed: {reason}")
-
-
-def write_record(folder: Path, record: RunRecord) -> None:
-    write_whole(folder, {RECORD: json.dumps(asdict(record), indent=1).encode()})
-
-
-def read_record(folder: Path, config: RunConfig | None = None) -> RunRecord | None:
-    """Read a folder's record; an unfinished run has the curve and time of its last state. None where there is no run yet.
-
-    Hidden files do not count as content: a kill may have left them.
-
-    Raises CheckpointError where the folder holds something else, or a run that differs from `config` in more than epochs.
-    """
-    path = folder / RECORD
-    if not path.exists():
-        if folder.is_dir() and any(not one.name.startswith(".") for one in folder.iterdir()):
-            raise CheckpointError(
-                f"--out {folder}: not empty, and holds no run; expected a new folder, or one of this command's runs"
-            )
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and found.get("format") != FORMAT:
-            raise ValueError(f"format {found.get('format')!r}, this version reads format {FORMAT}")
-        record = _checked(typed(RunRecord, found))
-    except (ValueError, OSError, RecursionError, UserError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} to start again") from None
-    if config is not None:
-        ours = json.loads(json.dumps(asdict(config)))
-        if other := other_option(record.config, ours, but="epochs"):
-            raise CheckpointError(f"--out {folder}: holds a run with {other}; use another folder, or delete this one")
-    if not record.done and (state := last_state(folder)) is not None:
-        record.seconds, record.curve = state.seconds, state.progress[0].curve
-    return record
-
-
-def _checked(record: RunRecord) -> RunRecord:
-    """A record that was read, its options complete. Raises ValueError or UserError where something in it is wrong."""
-    record.config = asdict(typed(RunConfig, record.config))
-    if record.recipe is not None:
-        record.recipe = asdict(typed(Recipe, record.recipe))
-    for entry in (*(record.curve or ()), *([record.validation_metrics] if record.done else ())):
-        if record.config["method"] not in BASELINES and (entry is None or not {"epoch", record.metric} <= entry.keys()):
-            raise ValueError(f"has no epoch or {record.metric or 'metric'} where an evaluation should be")
-    return record
-
-
-def other_option(theirs: dict[str, Any], ours: dict[str, Any], but: str = "") -> str:
-    """`seed=0, this command has seed=5` for the first option that differs, those of a recipe and of columns one by one; else empty.
-
-    but: an option that may differ.
-    """
-    held, asked = _options(theirs), _options(ours)
-    for name in asked | held:
-        if name != but and _resolved(name, held) != _resolved(name, asked):
-            return f"{name}={_shown(held.get(name))}, this command has {name}={_shown(asked.get(name))}"
-    return ""
-
-
-def _options(given: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in given.items():
-        flat |= value if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _resolved(name: str, given: dict[str, Any]) -> Any:
-    """An option or its default; a path that exists is made absolute: reviews.csv is ./reviews.csv."""
-    value = given.get(name, DEFAULTS.get(name))
-    return os.path.realpath(value) if name in PATHS and value and os.path.exists(value) else value
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "its default" if value is None or value == "" else str(value)

@@ -1,9 +1,9 @@
-"""The plan of a run before training, and the finished run."""
+"""What one run trains on, when it is evaluated and when it ends, and the finished run."""
 
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded
 from unipelt.tasks.metrics import METRICS
-from unipelt.train.progress import Progress
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import DONE, RunKey, RunRecord
+from unipelt.train.records import FINISHED, STOPPED, RunKey, RunRecord
 
 CHUNK = 8  # batches that are sorted by length together: padding is short, and examples still come together at random
 
@@ -26,7 +25,8 @@ CHUNK = 8  # batches that are sorted by length together: padding is short, and e
 class Plan:
     """What one run trains on, and how."""
 
-    key: RunKey
+    record: RunRecord
+    """what is known of the run before it is trained"""
     task: Task
     """as this run trains it"""
     train: Encoded
@@ -35,8 +35,10 @@ class Plan:
     test: Encoded | None = None
     folds: Sequence[int] = ()
     """of each training example: by them the regularisation of the head's start is chosen; empty: the head starts at random"""
-    record: RunRecord = field(default_factory=RunRecord)
-    """what is known of the run before it is trained"""
+
+    @property
+    def key(self) -> RunKey:
+        return self.record.key
 
     def epoch(self, number: int) -> list[list[list[int]]]:
         """The steps of an epoch, each the batches whose gradients it adds up, each the examples of one forward."""
@@ -83,51 +85,54 @@ class Plan:
         warm = max(1, math.ceil(self.recipe.warmup * self.steps))
         return min((step + 1) / warm, max(0.0, (self.steps - step) / max(1, self.steps - warm)))
 
-    def evaluate(self, progress: Progress, logits: Float[Tensor, "example ..."], written: list[str] | None) -> bool:
-        """Note the metrics of the validation examples, and whether the run has ended; whether they are the best so far."""
-        targets = self.validation.targets or []
-        metrics = self.task.score(self.task.decide(logits, self.validation), targets)
-        metrics |= self.task.score(written, targets) if written else {}
-        value, epoch = metrics[self.task.metric], self.epochs_at(progress.step)
-        loss = progress.losses / max(1, progress.steps)
-        progress.curve.append({"epoch": epoch, "step": progress.step, "train_loss": loss, **metrics})
-        progress.losses, progress.steps = 0.0, 0
-        first = progress.best_epoch < 0 and not math.isnan(value)
-        if better := first or METRICS[self.task.metric].better(value, progress.best):
-            progress.best, progress.best_epoch, progress.waited = value, epoch, 0
-            progress.temperature = self.task.fit_temperature(logits, targets)
-        else:
-            progress.waited += 1
-        if progress.step >= self.steps:
-            progress.ended = "finished"
-        elif self.recipe.patience and progress.waited >= self.recipe.patience:
-            progress.ended = "stopped early"
-        return better
+    def evaluate(self, record: RunRecord, logits: Float[Tensor, "example ..."], texts: list[str] | None) -> bool:
+        """Put an evaluation of the validation examples into the run's record, and whether it has ended; whether it is the best."""
+        predictions, targets = self.task.decide(logits, self.validation), self.validation.targets or []
+        metrics, epoch = metrics_of(self.task, predictions, texts, targets), self.epochs_at(record.steps)
+        since = record.steps - (record.curve[-1]["step"] if record.curve else 0)
+        record.curve.append({"epoch": epoch, "step": record.steps, "train_loss": record.losses / since, **metrics})
+        record.losses = 0.0
+        best = best_of(record.curve, self.task.metric)
+        if is_best := best == len(record.curve) - 1:
+            record.temperature = self.task.fit_temperature(logits, targets)
+        if is_best or best < 0:
+            record.validation, record.validation_metrics = metrics[self.task.metric], {"epoch": epoch, **metrics}
+        if record.steps >= self.steps:
+            record.status = FINISHED
+        elif self.recipe.patience and len(record.curve) - 1 - best >= self.recipe.patience:
+            record.status = STOPPED
+        return is_best
 
     def result(
         self,
-        progress: Progress,
+        record: RunRecord,
         logits: Float[Tensor, "example ..."] | None,
         texts: list[str] | None,
         gates: dict[str, Float[Tensor, " example"]],
     ) -> RunRecord:
         """The record of the run when it has ended, from the logits, texts and gate values of its test examples."""
-        record = replace(self.record, status=progress.ended, metric=self.task.metric, curve=progress.curve)
-        record.steps = progress.step
-        if progress.ended not in DONE:
-            return record
-        best = next((one for one in progress.curve if one["epoch"] == progress.best_epoch), progress.curve[-1])
-        record.validation = best[self.task.metric]
-        record.validation_metrics = {name: value for name, value in best.items() if name not in ("step", "train_loss")}
-        task = self.task.in_target_units().with_temperature(progress.temperature)
-        record.description, record.temperature = task.describe(), progress.temperature
+        if not record.done:
+            return replace(record, validation=None, validation_metrics=None, temperature=None)
+        task = self.task.in_target_units().with_temperature(record.temperature)
+        means = {path: {"mean": float(of.mean()), "sd": float(of.std(correction=0))} for path, of in gates.items()}
+        record = replace(record, description=task.describe(), gates=means)
         if logits is not None and self.test is not None and self.test.targets is not None:
             note_test(record, task, logits, self.test, texts)
-        record.gates = {
-            path: {"mean": float(values.mean()), "sd": float(values.std(correction=0))}
-            for path, values in gates.items()
-        }
         return record
+
+
+def best_of(curve: Sequence[dict[str, float]], metric: str) -> int:
+    """The index of the first evaluation with the best value of the metric; -1 where none has a number."""
+    best = -1
+    for index, entry in enumerate(curve):
+        if not math.isnan(entry[metric]) and (best < 0 or METRICS[metric].better(entry[metric], curve[best][metric])):
+            best = index
+    return best
+
+
+def metrics_of(task: Task, predictions: list, texts: list[str] | None, targets: list) -> dict[str, float]:
+    """The metrics of what was predicted, and written, for examples."""
+    return task.score(predictions, targets) | (task.score(texts, targets) if texts else {})
 
 
 def note_test(
@@ -139,13 +144,14 @@ def note_test(
 ) -> None:
     """Put what was predicted, and written, for the test examples into a record, and its metrics."""
     predictions, targets = task.decide(logits, encoded), list(encoded.targets or [])
-    metrics, record.logits = task.score(predictions, targets), task.logits_to_record(logits)
-    record.predictions, record.targets = task.to_record(predictions, targets)
-    if texts:
-        metrics, record.texts = metrics | task.score(texts, targets), texts
-        if task.selects_by_text:
-            record.predictions, record.targets = texts, targets
-    record.test_metrics, record.test = metrics, metrics.get(task.metric)
+    record.test_metrics = metrics_of(task, predictions, texts, targets)
+    record.test, record.texts, record.logits = (
+        record.test_metrics.get(task.metric),
+        texts,
+        task.logits_to_record(logits),
+    )
+    by_text = task.selects_by_text and texts is not None
+    record.predictions, record.targets = (texts, targets) if by_text else task.to_record(predictions, targets)
 
 
 def epoch_order(
@@ -187,7 +193,6 @@ def _by_tokens(rows: list[int], lengths: Sequence[int], tokens: int) -> list[lis
 class FinishedRun:
     """A run that has ended."""
 
-    key: RunKey
     record: RunRecord
     """metrics, predictions and gate values of the best parameters; or why the run failed"""
     state: dict[str, Tensor]
@@ -198,3 +203,7 @@ class FinishedRun:
     """the model that `state` belongs to; its own parameters are those of other runs"""
     files: dict[str, bytes] | None = None
     """of a baseline: the files of its folder"""
+
+    @property
+    def key(self) -> RunKey:
+        return self.record.key

@@ -201,8 +201,8 @@ def plan_of(
             raise UserError(f"--head-start {PROBE}: {what}; use --head-start {RANDOM}")
         folds = inner_folds(splits.train, splits.train.targets if task.classes else None)
     return Plan(
-        key=config.key, task=trained.fit(splits.train.targets or [], bias=bias), recipe=recipe, train=encoded["train"],
-        validation=encoded["validation"], test=encoded.get("test"), folds=folds, record=record,
+        record=record, task=trained.fit(splits.train.targets or [], bias=bias), recipe=recipe, train=encoded["train"],
+        validation=encoded["validation"], test=encoded.get("test"), folds=folds,
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -15,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unipelt.errors import CheckpointError
-from unipelt.train.progress import STATE, Loop
-from unipelt.train.runs import Plan
+from unipelt.errors import CheckpointError, UserError
+from unipelt.train.records import RunRecord
+from unipelt.train.run_folder import STATE, Loop, damaged
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], loop: Loop) -> None:
@@ -47,18 +46,10 @@ def save_state(folder: Path, tensors: dict[str, Tensor], loop: Loop) -> None:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def identity_of(plans: Sequence[Plan]) -> dict[str, str]:
-    """What a training depends on: another base, tokenizer or plan must not resume from its state."""
-    asked = [(plan.key.id, asdict(plan.recipe), plan.record.rows) for plan in plans]
-    digest = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    return {**(plans[0].record.identity or {}), "plans": digest}
-
-
 def find_state(
-    folder: Path, mine: dict[str, str], names: Sequence[str], columns: int
+    folder: Path, records: Sequence[RunRecord], names: Sequence[str], columns: int
 ) -> tuple[dict[str, Tensor], Loop] | None:
-    """The last state of the training whose identity is `mine`, with the random generators set to it: `names` are tensors
-    `[run, columns]`.
+    """The last state of the training of these runs, with the random generators set to it: `names` are tensors `[run, columns]`.
 
     None where there is none, or where it is one of other plans, of fewer epochs, say: the next state replaces it.
 
@@ -68,12 +59,14 @@ def find_state(
     if not path.exists():
         return None
     tensors, loop = _read(path)
-    for name in mine.keys() - {"plans"}:
-        if loop.identity.get(name) != mine[name]:
+    held = loop.records[0].identity or {}
+    for name, value in (records[0].identity or {}).items():
+        if held.get(name) != value:
             raise CheckpointError(
                 f"{folder}: its training began with another {name}; put that back, or remove {folder / STATE} to start again"
             )
-    if loop.identity.get("plans") != mine["plans"]:
+    theirs, ours = ([(one.key, one.recipe, one.rows) for one in each] for each in (loop.records, records))
+    if theirs != ours:
         return None
     if any(name not in tensors or tensors[name].shape != (len(loop.runs), columns) for name in names):
         raise CheckpointError(
@@ -85,7 +78,7 @@ def find_state(
         if cuda is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(cuda)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     return tensors, loop
 
 
@@ -94,12 +87,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Loop]:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, Loop.from_json((file.metadata() or {})["loop"])
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: damaged ({error}); remove {path.parent} to start again")
+    except (
+        SafetensorError,
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        RecursionError,
+        UserError,
+    ) as error:
+        raise damaged(path, error) from None
 
 
 def clear_state(folder: Path) -> None:

@@ -15,9 +15,9 @@ from unipelt.tasks.base import Task
 from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Observer
 from unipelt.train.lock import alone_in
-from unipelt.train.progress import last_state
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RunConfig, RunRecord, option_of, read_record, write_record
+from unipelt.train.records import RunConfig, RunRecord, option_of
+from unipelt.train.run_folder import last_state, read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, build_fleet, device_of, export_note
 from unipelt.train.state import clear_state
@@ -69,7 +69,7 @@ def train_run(
         log(recipe_line(plan.recipe))
         write_record(folder, plan.record)
         if (state := last_state(folder)) is not None:
-            step = state.progress[0].step
+            step = state.records[0].steps
             epoch = min(plan.epochs_at(step) + 1, plan.recipe.epochs)
             log(f"resumed after step {step} of {plan.steps}, in epoch {epoch} of {plan.recipe.epochs}")
         (finished,) = fleet.train()

@@ -1,0 +1,138 @@
+"""The files of a run's folder: its record, and how far a training had come that was stopped. Read without torch."""
+
+import json
+import os
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from unipelt.checkpoint.disk import write_whole
+from unipelt.checkpoint.header import tensors_header
+from unipelt.checkpoint.json_types import fits, typed
+from unipelt.errors import CheckpointError, UserError
+from unipelt.train.recipes import Recipe
+from unipelt.train.records import BASELINES, FORMAT, PATHS, RunConfig, RunRecord
+
+RECORD, STATE = "run.json", "training.safetensors"
+DEFAULTS = {one.name: one.default for one in fields(RunConfig) if one.default is not MISSING}
+
+
+@dataclass
+class Loop:
+    """The state of a fleet's loop, beside its tensors."""
+
+    runs: list[int]
+    """the plan that each run of the model trains"""
+    width: int
+    """runs at once when the training began"""
+    waiting: list[int]
+    """plans that have no run yet"""
+    seconds: float
+    records: list[RunRecord]
+    """of every plan"""
+
+    @classmethod
+    def from_json(cls, text: str) -> "Loop":
+        """Raises ValueError or UserError where the text is not what a training wrote."""
+        found = json.loads(text)
+        if not isinstance(found, dict) or not fits(found.get("records"), list[dict[str, Any]]):
+            raise ValueError("its records are missing")
+        records = [checked(typed(RunRecord, one)) for one in found["records"]]
+        loop = typed(cls, found | {"records": []})
+        loop.records = records
+        plans = {*range(len(records))}
+        if not loop.runs or {*loop.runs, *loop.waiting} - plans or len({*loop.runs}) != len(loop.runs):
+            raise ValueError(f"its runs {loop.runs} and {loop.waiting} are not among its {len(plans)} plans")
+        return loop
+
+
+def last_state(folder: Path) -> Loop | None:
+    """The loop of an unfinished training; None before its first state."""
+    path = folder / STATE
+    if not path.exists():
+        return None
+    found = tensors_header(path).get("__metadata__")
+    try:
+        return Loop.from_json(found["loop"] if isinstance(found, dict) else "")
+    except (KeyError, TypeError, ValueError, RecursionError, UserError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged ({error}); remove {path.parent} to start again")
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    write_whole(folder, {RECORD: json.dumps(asdict(record), indent=1).encode()})
+
+
+def read_record(folder: Path, config: RunConfig | None = None) -> RunRecord | None:
+    """Read a folder's record; an unfinished run has the curve and time of its last state. None where there is no run yet.
+
+    Hidden files do not count as content: a kill may have left them.
+
+    Raises CheckpointError where the folder holds something else, or a run that differs from `config` in more than epochs.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        if folder.is_dir() and any(not one.name.startswith(".") for one in folder.iterdir()):
+            raise CheckpointError(
+                f"--out {folder}: not empty, and holds no run; expected a new folder, or one of this command's runs"
+            )
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.get("format") != FORMAT:
+            raise ValueError(f"format {found.get('format')!r}, this version reads format {FORMAT}")
+        record = checked(typed(RunRecord, found))
+    except (ValueError, OSError, RecursionError, UserError) as error:
+        raise damaged(path, error) from None
+    if config is not None:
+        ours = json.loads(json.dumps(asdict(config)))
+        if other := other_option(record.config, ours, but="epochs"):
+            raise CheckpointError(f"--out {folder}: holds a run with {other}; use another folder, or delete this one")
+    if not record.done and (state := last_state(folder)) is not None:
+        record.seconds, record.curve = state.seconds, state.records[0].curve
+    return record
+
+
+def checked(record: RunRecord) -> RunRecord:
+    """A record that was read, its options complete. Raises ValueError or UserError where something in it is wrong."""
+    record.config = asdict(typed(RunConfig, record.config))
+    if record.recipe is not None:
+        record.recipe = asdict(typed(Recipe, record.recipe))
+    for entry in (*record.curve, *([record.validation_metrics] if record.done else ())):
+        if record.config["method"] not in BASELINES and (entry is None or not {"epoch", record.metric} <= entry.keys()):
+            raise ValueError(f"has no epoch or {record.metric or 'metric'} where an evaluation should be")
+    return record
+
+
+def other_option(theirs: dict[str, Any], ours: dict[str, Any], but: str = "") -> str:
+    """`seed=0, this command has seed=5` for the first option that differs, those of a recipe and of columns one by one; else empty.
+
+    but: an option that may differ.
+    """
+    held, asked = _options(theirs), _options(ours)
+    for name in asked | held:
+        if name != but and _resolved(name, held) != _resolved(name, asked):
+            return f"{name}={_shown(held.get(name))}, this command has {name}={_shown(asked.get(name))}"
+    return ""
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in given.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _resolved(name: str, given: dict[str, Any]) -> Any:
+    """An option or its default; a path that exists is made absolute: reviews.csv is ./reviews.csv."""
+    value = given.get(name, DEFAULTS.get(name))
+    return os.path.realpath(value) if name in PATHS and value and os.path.exists(value) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "its default" if value is None or value == "" else str(value)
