@@ -9,8 +9,8 @@ from generation.bases import ANSWERS, CHAT_TEMPLATE, save_base, save_chats, save
 from unipelt.data import Examples
 from unipelt.errors import DataError, UserError
 from unipelt.tasks import registry
-from unipelt.train.answer_baselines import Nearest, ZeroShot
-from unipelt.train.baselines import load_predictor, usual_baselines
+from unipelt.train.baselines import Nearest, ZeroShot, load_predictor, usual_baselines
+from unipelt.train.runs import metrics_of
 from unipelt.train.setup import device_of
 
 pytest.importorskip("rouge_score")
@@ -20,11 +20,11 @@ def test_the_nearest_example_gives_its_answer(tmp_path: Path):
     """Of a question that was trained on, its own; whatever stands around its words."""
     for path in (save_pairs(tmp_path / "pairs.jsonl"), save_chats(tmp_path / "chats.jsonl")):
         task, data = registry.load(path)
-        one = Nearest.of(task, data.train)
+        one = Nearest.fit(task, data.train)
         assert one.generate(data.train) == data.train.targets
     other = Examples(inputs={"source": ["tell me: what does function 7 return?", "FUNCTION 3!"]}, targets=None)
     task, data = registry.load(tmp_path / "pairs.jsonl")
-    assert Nearest.of(task, data.train).generate(other) == [ANSWERS[2], ANSWERS[3]]
+    assert Nearest.fit(task, data.train).generate(other) == [ANSWERS[2], ANSWERS[3]]
 
 
 def test_the_base_as_it_is_has_the_loss_of_a_run_that_changes_nothing(tmp_path: Path):
@@ -37,20 +37,22 @@ def test_the_base_as_it_is_has_the_loss_of_a_run_that_changes_nothing(tmp_path: 
     fleet = build_fleet([asked], width=1, device=CPU)  # LoRA begins with nothing
     plan = fleet.plans[0]
     task, data = registry.load(tmp_path / "chats.jsonl", generation={"max_new_tokens": 6})
-    metrics, losses, texts = ZeroShot.of(str(tmp_path / "base"), task, 64, device_of("cpu")).judged(data.train, True)
+    zero_shot = ZeroShot(str(tmp_path / "base"), task, 64, device_of("cpu"))
+    logits, asked, texts = zero_shot.answers(data.train, True)
+    metrics = metrics_of(zero_shot.task, logits, asked, texts)
     encoded = plan.task.encode(fleet.tokenizer, data.train, 64)
     expected = plan.task.score(plan.task.decide(fleet.predict([encoded])[0], encoded), data.train.targets)
-    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5) and len(losses) == len(texts) == 60
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5) and len(logits) == len(texts) == 60
     assert texts == plan.task.generate(fleet.model, fleet.tokenizer, [encoded])[0]
-    alone, _, none = ZeroShot.of(str(tmp_path / "base"), task, 64, device_of("cpu")).judged(data.train, False)
-    assert alone == {name: metrics[name] for name in ("loss", "perplexity")} and none == []
+    alone = zero_shot.answers(data.train, False)
+    assert metrics_of(zero_shot.task, *alone) == {name: metrics[name] for name in ("loss", "perplexity")}
 
 
 def test_a_task_has_the_baselines_of_its_kind(tmp_path: Path):
     assert usual_baselines(registry.load(save_pairs(tmp_path / "pairs.jsonl"))[0]) == ["zero-shot", "nearest"]
     assert usual_baselines(registry.load("docstrings")[0]) == ["constant", "tfidf", "probe"]
     with pytest.raises((UserError, DataError)):
-        Nearest.of(registry.load("docstrings")[0], Examples(inputs={"text": ["a"]}, targets=[None]))
+        Nearest.fit(registry.load("docstrings")[0], Examples(inputs={"text": ["a"]}, targets=[None]))
 
 
 @pytest.mark.parametrize("metric", ["loss", "rougeL"])

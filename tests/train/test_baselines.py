@@ -18,8 +18,8 @@ from unipelt.errors import CheckpointError, UserError
 from unipelt.tasks.calibration import surprise
 from unipelt.tasks.linear import coordinates, logistic, ridge
 from unipelt.tasks.registry import TASKS
-from unipelt.train.answer_baselines import ANSWERING
 from unipelt.train.baselines import (
+    ANSWERING,
     FEATURES,
     fit_baseline,
     frozen_base,
@@ -53,7 +53,7 @@ def test_a_baseline_predicts_from_its_folder_as_it_did(kind: str, tiny_base: str
         assert finished.files is not None
         write_whole(tmp_path / name, finished.files)
         again = load_predictor(str(tmp_path / name))
-        logits, encoded = again.logits(test)
+        logits, encoded = again.outputs(test)
         fitted = fit_baseline(
             name, task, cache.splits(config).train.take(range(12)), again.features.frozen if name == "probe" else None
         )  # fewer examples than features
@@ -88,7 +88,7 @@ def test_the_probe_reads_what_the_head_reads(tiny_base: str, tmp_path: Path):  #
         head.bias[0].copy_(torch.from_numpy(probe.linear.bias))  # type: ignore[index]
     encoded: Encoded = probe.task.encode(probe.features.frozen.tokenizer, test, 128)  # type: ignore[attr-defined]
     (logits,) = predict(model, probe.features.frozen.tokenizer, [encoded])  # type: ignore[attr-defined]
-    torch.testing.assert_close(logits.double(), probe.logits(test)[0].double(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits.double(), probe.outputs(test)[0].double(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tfidf", "probe"])
@@ -202,6 +202,6 @@ def test_what_a_baseline_lacks_is_said(tiny_base: str, run, tmp_path: Path):  # 
     assert (
         "a baseline, which tunes nothing; expected a run of" in run("export", tmp_path / "run", "--merged", merged).line
     )
-    assert "--gates: a baseline has no gates" in run("predict", tmp_path / "run", "--data", path, "--gates").line
+    assert "--gates: this run has no gates" in run("predict", tmp_path / "run", "--data", path, "--gates").line
     said = run("predict", tmp_path / "run", "--data", path, "--proba")
     assert said.code == 0 and "p(a)" in said.out

@@ -60,7 +60,7 @@ def test_setfit_is_a_row_of_a_comparison_and_its_folder_predicts(
     one, config = load_predictor(str(folder)), RunConfig(model=tiny_base, task=str(path))
     test = DatasetCache().splits(config).test
     assert test is not None
-    logits, encoded = one.logits(test)
+    logits, encoded = one.outputs(test)
     measured = read_record(folder)
     assert measured is not None and measured.temperature == one.task.describe()["temperature"] != 1
     assert one.task.score(one.task.decide(logits, encoded), test.targets or [])["accuracy"] == measured.test

@@ -1,8 +1,9 @@
-"""Baselines with features: linear models on fixed features, fitted before any method is trained. For generated text: answer_baselines.py.
+"""Baselines, which attach nothing to the base: fitted before any method is trained, and judged as every run is.
 
 `constant` names the largest class or the mean, `tfidf` reads words, `probe` reads what the head of the frozen base reads, and
-`setfit` what the head of a base reads that was tuned on pairs of texts. A baseline gives logits, so that decisions, metrics and predictions are those of every other run. It is saved as a folder with
-baseline.json, baseline.safetensors and the run's record.
+`setfit` what the head of a base reads that was tuned on pairs of texts. For generated text, `zero-shot` is the frozen base as it
+is, and `nearest` gives the answer of the most similar training example. A baseline is saved as a folder with baseline.json, the
+arrays of a linear model, and the run's record.
 """
 
 import hashlib
@@ -10,8 +11,9 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,25 +23,29 @@ from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
 from unipelt.checkpoint.disk import ARRAYS, BASELINE, read_file, read_json, resolve
-from unipelt.data import Examples
+from unipelt.checkpoint.fingerprint import tokenizer_fingerprint, weights_fingerprint
+from unipelt.data import Examples, Splits
 from unipelt.data.folds import inner_folds
 from unipelt.errors import CheckpointError, UserError
+from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded
-from unipelt.tasks.linear import Linear
+from unipelt.tasks.linear import Features, Linear
 from unipelt.tasks.registry import task_of
-from unipelt.train.answer_baselines import ANSWERING, FORMAT, answer_baselines, load_answer_baseline
 from unipelt.train.contrastive import TunedStates
-from unipelt.train.predictor import Predictor, TablePredictor
+from unipelt.train.forward import autocast, chosen_precision
+from unipelt.train.predictor import Answers, Predictor, TablePredictor
 from unipelt.train.recipes import BALANCED
 from unipelt.train.records import BASELINES, FINISHED, SETFIT, RunConfig
-from unipelt.train.runs import FinishedRun, note_test
+from unipelt.train.runs import FinishedRun, metrics_of, note_test
 from unipelt.train.setup import DatasetCache, check_identity, device_of, load_and_attach, pooling_of, start_record
 from unipelt.train.text_features import Frozen, HeadInputs, NoFeatures, TextFeatures, WordCounts
 
+FORMAT = 1  # of baseline.json
 MOST = 20_000  # training examples, or words of a task of words, that are read: more change little
 FEATURES: dict[str, type[TextFeatures]] = {one.name: one for one in (NoFeatures, WordCounts, HeadInputs, TunedStates)}
 """by the name of their baseline; the cheapest first"""
+ZERO_SHOT, NEAREST = ANSWERING = ("zero-shot", "nearest")
 EMPTY = Encoded({"input_ids": []}, None, 0)
 
 
@@ -51,8 +57,9 @@ class Baseline(TablePredictor):
     features: TextFeatures
     linear: Linear
 
-    def logits(self, examples: Examples) -> tuple[Float[Tensor, "example ..."], Encoded]:
-        """Logits as `task.decide` reads them, and what else it reads."""
+    def outputs(
+        self, examples: Examples, gates: dict[str, Tensor] | None = None
+    ) -> tuple[Float[Tensor, "example ..."], Encoded]:
         found = torch.from_numpy(self.linear(self.features(examples)))
         if self.task.pooled:
             return found, replace(EMPTY, targets=examples.targets)
@@ -60,11 +67,6 @@ class Baseline(TablePredictor):
         firsts = [np.arange(length) for length in lengths]
         padded = torch.nn.utils.rnn.pad_sequence(list(found.split(lengths)), batch_first=True)
         return padded, replace(EMPTY, targets=examples.targets, first_tokens=firsts)
-
-    def outputs(self, examples: Examples, gates: dict[str, Tensor] | None) -> tuple[Tensor, Encoded]:
-        if gates is not None:
-            raise UserError("--gates: a baseline has no gates; train a run with --method unipelt-apl")
-        return self.logits(examples)
 
     @property
     def parameters(self) -> int:
@@ -76,24 +78,81 @@ class Baseline(TablePredictor):
         metadata, arrays = self.features.saved()
         arrays = {"weight": self.linear.weight, "bias": self.linear.bias, **arrays}
         data = save_arrays({name: np.ascontiguousarray(one) for name, one in arrays.items()})  # reads memory as it lies
-        said = {
-            "format": FORMAT, "baseline": self.features.name, "task": self.task.describe(), "base": None,
-            "results": results, "sha256": hashlib.sha256(data).hexdigest(), **metadata,
-        }  # fmt: skip
-        return {ARRAYS: data, BASELINE: json.dumps(said, indent=1).encode()}
+        digest = {"sha256": hashlib.sha256(data).hexdigest()}
+        return {ARRAYS: data, **_description(self.features.name, self.task, results, digest | metadata)}
+
+
+@dataclass
+class Nearest(TablePredictor):
+    """The answer of the training example whose words are most similar: TF-IDF of words and pairs of words, cosine."""
+
+    task: Task
+    asked: list[str]
+    said: list[str]
+    parameters: ClassVar[int] = 0
 
     @classmethod
-    def load(
-        cls, said: dict[str, Any], arrays: dict[str, np.ndarray], task: Task, base: str | None, device: str
-    ) -> "Baseline":
-        """What its folder's files hold. base: in place of the one that they name. Raises KeyError, TypeError or CheckpointError."""
-        frozen = None
-        if metadata := said.get("base"):
-            config = RunConfig(model=base or metadata["name"], task=task.name, pooling=metadata["pooling"])
-            frozen = frozen_base(config, task, device_of(device), metadata["max_length"])
-            check_identity(config.model, frozen.identity, {name: metadata[name] for name in frozen.identity})
-        features = FEATURES[said["baseline"]].load(said, arrays, frozen)
-        return cls(task, features, Linear(arrays["weight"], arrays["bias"]))
+    def fit(cls, task: Task, train: Examples) -> "Nearest":
+        """Raises UserError for plain texts, which hold no answers."""
+        if any(target is None for target in train.targets or [None]):
+            raise UserError(f"{NEAREST}: {task.name} holds plain texts without answers; leave it out")
+        return cls(task, _questions(train), list(train.targets or []))
+
+    @cached_property
+    def _known(self) -> tuple[WordCounts, Features]:
+        """TF-IDF of the training examples, and what it gives for them."""
+        mine = Examples(inputs={"text": self.asked})
+        words = WordCounts.fit(mine, None)
+        return words, words(mine)
+
+    def generate(self, examples: Examples) -> list[str]:
+        words, mine = self._known
+        best = (words(Examples(inputs={"text": _questions(examples)})) @ mine.T).argmax(axis=1)
+        return [self.said[int(index)] for index in best.ravel().tolist()[0]]
+
+    def answers(self, examples: Examples, texts: bool) -> Answers:
+        return None, replace(EMPTY, targets=examples.targets), self.generate(examples)
+
+    def files(self, results: dict[str, float]) -> dict[str, bytes]:
+        return _description(NEAREST, self.task, results, {"asked": self.asked, "said": self.said})
+
+
+def _questions(examples: Examples) -> list[str]:
+    """What is asked in each example; of a chat, all messages before the answer."""
+    values = next(iter(examples.inputs.values()))
+    return ["\n".join(one["content"] for one in value) if isinstance(value, list) else str(value) for value in values]
+
+
+def _description(name: str, task: Task, results: dict[str, float], metadata: dict[str, Any]) -> dict[str, bytes]:
+    """The file baseline.json."""
+    said = {"format": FORMAT, "baseline": name, "task": task.describe(), "results": results, **metadata}
+    return {BASELINE: json.dumps(said, indent=1).encode()}
+
+
+class ZeroShot:
+    """The frozen base as it is, asked with the template and the settings of a trained run."""
+
+    parameters = 0
+
+    def __init__(self, base: str, task: Task, max_length: int, device: torch.device, precision: str = "auto"):
+        """Raises UserError where the base cannot be loaded."""
+        model, tokenizer = task.load(base)
+        self.identity = {"base": weights_fingerprint(model, []), "tokenizer": tokenizer_fingerprint(tokenizer)}
+        self.name, self.task, self.precision = base, task.prepare(model, tokenizer), chosen_precision(device, precision)
+        longest = most_tokens(model, max_length)
+        self.predictor = Predictor(model.to(device).eval(), tokenizer, self.task, longest, False)  # type: ignore[arg-type]  # transformers types it wrongly
+        self._known: dict[tuple[str, bool], Answers] = {}
+
+    def answers(self, examples: Examples, texts: bool) -> Answers:
+        key = examples.fingerprint, texts  # the seeds of a comparison share their test examples
+        if key not in self._known:
+            with autocast(self.predictor.model.device, self.precision):
+                self._known[key] = self.predictor.answers(examples, texts)
+        return self._known[key]
+
+    def files(self, results: dict[str, float]) -> dict[str, bytes]:
+        base = {"name": self.name, "max_length": self.predictor.max_length, **self.identity}
+        return _description(ZERO_SHOT, self.task, results, {"base": base})
 
 
 def frozen_base(config: RunConfig, task: Task, device: torch.device, max_length: int) -> Frozen:
@@ -105,7 +164,7 @@ def frozen_base(config: RunConfig, task: Task, device: torch.device, max_length:
 
 
 def fit_baseline(name: str, task: Task, train: Examples, frozen: Frozen | None, *, balanced: bool = False) -> Baseline:
-    """Fit a baseline to training examples, of which at most MOST are read."""
+    """Fit a linear model to training examples, of which at most MOST are read."""
     train = train.take(range(min(len(train), _most(task, train))))
     features = FEATURES[name].fit(train, frozen)
     folds = inner_folds(train, train.targets if task.classes else None)
@@ -152,61 +211,65 @@ def offered(names: Iterable[str], task: Task) -> tuple[list[str], list[str]]:
 def train_baselines(
     configs: Sequence[RunConfig], device: torch.device, cache: DatasetCache, identity: dict[str, str] | None = None
 ) -> Iterator[FinishedRun]:
-    """Fit the baseline of each of these runs, which differ in their examples alone.
+    """Fit and judge the baseline of each of these runs, which differ in their examples alone; the base reads no text twice.
 
-    Raises UserError where the task has no such baseline, or the base cannot be loaded.
+    Raises UserError where the task has no such baseline, or the base cannot be loaded, and CheckpointError where the base is not
+    that of `identity`.
     """
-    first = configs[0]
-    task = cache.task(first)
+    first, task = configs[0], cache.task(configs[0])
     if why := refusal(first.method, task):
         raise UserError(f"{first.method}: {why}")
-    if first.method in ANSWERING:
-        yield from answer_baselines(configs, device, cache, identity)
-        return
-    kind = FEATURES[first.method]
-    frozen = None
-    if kind.reads_base:
-        first = replace(first, pooling=kind.pooling or first.pooling)
-        frozen = frozen_base(first, task, device, first.recipe.get("max_length") or task.default_max_length)
-        check_identity(first.model, frozen.identity, identity)
+    longest = first.recipe.get("max_length") or task.default_max_length
+    base: Frozen | ZeroShot | None = None
+    if first.method == ZERO_SHOT:
+        base = ZeroShot(first.model, task, longest, device, first.recipe.get("precision", "auto"))
+    elif first.method in FEATURES and (kind := FEATURES[first.method]).reads_base:
+        base = frozen_base(replace(first, pooling=kind.pooling or first.pooling), task, device, longest)
+    if base is not None:
+        check_identity(first.model, base.identity, identity)
     for place, config in enumerate(configs):
-        yield _finished(config, place, task, frozen, cache)
+        began, splits = _clock(base), cache.splits(config)
+        one: Baseline | Nearest | ZeroShot
+        if isinstance(base, ZeroShot):
+            one = base
+        elif config.method == NEAREST:
+            one = Nearest.fit(task, splits.train)
+        else:
+            one = _fit(config, task, splits, base)
+        record = start_record(
+            config, splits, cache, one.task, {config.method: one.parameters}, base.identity if base else None
+        )
+        record.status, record.width, record.device = FINISHED, 1, str(device)
+        record.temperature = getattr(one.task, "temperature", None)
+        if not config.folds:
+            metrics = metrics_of(one.task, *one.answers(splits.validation, task.selects_by_text))
+            record.validation_metrics, record.validation = metrics, metrics.get(task.metric)
+        if splits.test is not None:
+            tested = _clock(base)
+            note_test(record, one.task, *one.answers(splits.test, task.generates_text))
+            record.predicting = _clock(base) - tested
+        record.seconds = _clock(base) - began
+        yield FinishedRun(record, {}, place, None, one.files(record.results))
 
 
-def _finished(config: RunConfig, place: int, task: Task, frozen: Frozen | None, cache: DatasetCache) -> FinishedRun:
-    splits = cache.splits(config)
-    began = _clock(frozen)
+def _clock(base: Frozen | ZeroShot | None) -> float:
+    """Seconds, counted as if no text were known from an earlier run."""
+    return time.monotonic() + (base.saved if isinstance(base, Frozen) else 0.0)
+
+
+def _fit(config: RunConfig, task: Task, splits: Splits, frozen: Frozen | None) -> Baseline:
+    """The linear baseline of one run."""
     if balanced := config.recipe.get("class_weights") == BALANCED:
         task.with_class_weights(splits.train.targets or [])  # refused where there are no classes
+    tunes_base = FEATURES[config.method].tunes_base
     # with folds nothing is chosen by validation examples, and most baselines need none
-    alone = config.folds and config.k == "all" and not FEATURES[config.method].tunes_base
+    alone = config.folds and config.k == "all" and not tunes_base
     train = splits.train.joined(splits.validation) if alone else splits.train
     one = fit_baseline(config.method, task, train, frozen, balanced=balanced)
-    if one.features.tunes_base:
-        said, _ = one.logits(splits.validation)
-        one = replace(one, task=_calibrated(task, said.numpy(), splits.validation.targets or []))
-    each = len(train.inputs)
-    fitted = _clock(frozen) - began
-    identity = None if frozen is None else frozen.identity
-    record = start_record(config, splits, cache, one.task, {config.method: one.parameters}, identity)
-    record.status, record.width, record.device = FINISHED, 1, "cpu"
-    record.temperature = getattr(one.task, "temperature", None)
-    if not config.folds:
-        logits, encoded = one.logits(splits.validation)
-        record.validation_metrics = task.score(task.decide(logits, encoded), splits.validation.targets or [])
-        record.validation = record.validation_metrics[task.metric]
-    if splits.test is not None:
-        began = _clock(frozen)
-        logits, encoded = one.logits(splits.test)
-        record.predicting = _clock(frozen) - began + one.features.seconds_of(each * len(splits.test))
-        note_test(record, task, logits, encoded)
-    record.seconds = fitted + one.features.seconds_of(each * len(train))
-    return FinishedRun(record, {}, place, None, one.files(record.results))
-
-
-def _clock(frozen: Frozen | None) -> float:
-    """Seconds, of which those that the base takes for new texts are none."""
-    return time.monotonic() - (0.0 if frozen is None else frozen.seconds)
+    if not tunes_base:
+        return one
+    said, _ = one.outputs(splits.validation)
+    return replace(one, task=_calibrated(task, said.numpy(), splits.validation.targets or []))
 
 
 def load_predictor(run: str, base: str | None = None, device: str = "auto") -> TablePredictor:
@@ -221,9 +284,21 @@ def load_predictor(run: str, base: str | None = None, device: str = "auto") -> T
         raise CheckpointError(f"{folder / BASELINE}: {what}; this version reads format {FORMAT}")
     task = task_of(said.get("task") or {})
     try:
-        if name in ANSWERING:
-            return load_answer_baseline(said, task, base, device)
-        return Baseline.load(said, _read_arrays(folder / ARRAYS, said["sha256"]), task, base, device)
+        if name == NEAREST:
+            return Nearest(task, list(map(str, said["asked"])), list(map(str, said["said"])))
+        found: Frozen | ZeroShot | None = None
+        if metadata := said.get("base"):
+            model, longest, target = base or metadata["name"], metadata["max_length"], device_of(device)
+            if name == ZERO_SHOT:
+                found = ZeroShot(model, task, longest, target)
+            else:
+                config = RunConfig(model=model, task=task.name, pooling=metadata["pooling"])
+                found = frozen_base(config, task, target, longest)
+            check_identity(model, found.identity, {one: metadata[one] for one in found.identity})
+        if isinstance(found, ZeroShot):
+            return replace(found.predictor, task=task)
+        arrays = _read_arrays(folder / ARRAYS, said["sha256"])
+        return Baseline(task, FEATURES[name].load(said, arrays, found), Linear(arrays["weight"], arrays["bias"]))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {error}); train again") from None
 

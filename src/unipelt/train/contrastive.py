@@ -53,9 +53,6 @@ class TunedStates(HeadInputs):
         _put(frozen.model, _tune(frozen, next(iter(train.inputs.values())), train.targets or []))
         return cls(replace(frozen, known={}, seconds=0.0))
 
-    def seconds_of(self, texts: int) -> float:
-        return 0.0  # no other run reads the tuned base, so that all of its time was measured
-
     @property
     def parameters(self) -> int:
         return sum(weight.numel() for weight in self.frozen.model.base_model.parameters())

@@ -1,6 +1,5 @@
 """Apply a finished run to new examples: predictions, probabilities and gate values."""
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,19 +32,27 @@ from unipelt.train.records import RunRecord
 from unipelt.train.run_folder import RECORD, read_record
 from unipelt.train.setup import device_of
 
+Answers = tuple[Tensor | None, Encoded, list[str] | None]
+"""of examples: logits, where they are known, what `task.decide` reads beside them, and what was written, where it was asked for"""
 
-class TablePredictor(ABC):
+
+class TablePredictor:
     """What predicts for the examples of a file."""
 
     task: Task
+    gated = False
+    """whether it has gates"""
 
-    @abstractmethod
-    def outputs(self, examples: data.Examples, gates: dict[str, Tensor] | None) -> tuple[Tensor, Encoded]:
+    def outputs(self, examples: data.Examples, gates: dict[str, Tensor] | None = None) -> tuple[Tensor, Encoded]:
         """Logits as `task.decide` reads them, and what else it reads. gates: gets each gate's value for each example."""
+        raise NotImplementedError
 
     def generate(self, examples: data.Examples) -> list[str]:
         """The text generated for each example, if the task generates text."""
         raise NotImplementedError
+
+    def answers(self, examples: data.Examples, texts: bool) -> Answers:
+        return *self.outputs(examples), self.generate(examples) if texts else None
 
     def columns(
         self, path: str, *, text: str | None, pair: str | None, encoding: str | None = None, proba: bool = False,
@@ -60,6 +67,8 @@ class TablePredictor(ABC):
             raise UserError(f"--min-confidence {least:g}: expected a probability, from 0 to 1")
         if least and self.task.classes is None:
             raise UserError("--min-confidence: this run does not choose one of several classes; leave it out")
+        if gates and not self.gated:
+            raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
         table, examples, kept = self.read_table(path, text=text, pair=pair, encoding=encoding)
         gated: dict[str, Tensor] = {}
         if self.task.generates_text and proba:
@@ -187,9 +196,11 @@ class Predictor(TablePredictor):
         longest = most_tokens(model, (record.recipe or {})["max_length"])
         return cls(model.to(target).eval(), tokenizer, task, longest, False)  # type: ignore[arg-type]  # transformers types it wrongly
 
-    def outputs(self, examples: data.Examples, gates: dict[str, Tensor] | None) -> tuple[Tensor, Encoded]:
-        if gates is not None and not (self.tuned and gate_paths(self.model)):
-            raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
+    @property
+    def gated(self) -> bool:  # type: ignore[override]  # a class says it once, a run by its model
+        return self.tuned and bool(gate_paths(self.model))
+
+    def outputs(self, examples: data.Examples, gates: dict[str, Tensor] | None = None) -> tuple[Tensor, Encoded]:
         encoded = self.encode(examples)
         return self.logits(encoded, gates), encoded
 

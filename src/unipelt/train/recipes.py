@@ -21,7 +21,7 @@ LORA, LORA_B, UP = (
 )  # B of LoRA: Hayou et al. 2024, arXiv:2402.12354, train it at 16 times A's rate
 SETFIT = "setfit"  # fitted only where it is named: it takes minutes, and needs another package
 BASELINES = ("constant", "tfidf", "probe", SETFIT, "zero-shot", "nearest")
-"""methods that attach nothing: train/text_features.py, train/contrastive.py; of generated text train/answer_baselines.py"""
+"""methods that attach nothing: train/baselines.py"""
 GATE, HEAD = "gate", "head"  # further kinds of parameters with a learning rate of their own
 EQUAL, BALANCED = "none", "balanced"  # class weights
 RANDOM, PROBE = "random", "probe"  # how a head starts

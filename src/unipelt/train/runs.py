@@ -87,14 +87,13 @@ class Plan:
 
     def evaluate(self, record: RunRecord, logits: Float[Tensor, "example ..."], texts: list[str] | None) -> bool:
         """Put an evaluation of the validation examples into the run's record, and whether it has ended; whether it is the best."""
-        predictions, targets = self.task.decide(logits, self.validation), self.validation.targets or []
-        metrics, epoch = metrics_of(self.task, predictions, texts, targets), self.epochs_at(record.steps)
+        metrics, epoch = metrics_of(self.task, logits, self.validation, texts), self.epochs_at(record.steps)
         since = record.steps - (record.curve[-1]["step"] if record.curve else 0)
         record.curve.append({"epoch": epoch, "step": record.steps, "train_loss": record.losses / since, **metrics})
         record.losses = 0.0
         best = best_of(record.curve, self.task.metric)
         if is_best := best == len(record.curve) - 1:
-            record.temperature = self.task.fit_temperature(logits, targets)
+            record.temperature = self.task.fit_temperature(logits, self.validation.targets or [])
         if is_best or best < 0:
             record.validation, record.validation_metrics = metrics[self.task.metric], {"epoch": epoch, **metrics}
         if record.steps >= self.steps:
@@ -130,28 +129,26 @@ def best_of(curve: Sequence[dict[str, float]], metric: str) -> int:
     return best
 
 
-def metrics_of(task: Task, predictions: list, texts: list[str] | None, targets: list) -> dict[str, float]:
-    """The metrics of what was predicted, and written, for examples."""
-    return task.score(predictions, targets) | (task.score(texts, targets) if texts else {})
+def metrics_of(
+    task: Task, logits: Float[Tensor, "example ..."] | None, encoded: Encoded, texts: list[str] | None
+) -> dict[str, float]:
+    """The metrics of what was predicted for examples, of what was written, or of both."""
+    targets = encoded.targets or []
+    predicted = {} if logits is None else task.score(task.decide(logits, encoded), targets)
+    return predicted | (task.score(texts, targets) if texts else {})
 
 
 def note_test(
-    record: RunRecord,
-    task: Task,
-    logits: Float[Tensor, "example ..."],
-    encoded: Encoded,
-    texts: list[str] | None = None,
-) -> None:
+    record: RunRecord, task: Task, logits: Float[Tensor, "example ..."] | None, encoded: Encoded, texts: list[str] | None = None,
+) -> None:  # fmt: skip
     """Put what was predicted, and written, for the test examples into a record, and its metrics."""
-    predictions, targets = task.decide(logits, encoded), list(encoded.targets or [])
-    record.test_metrics = metrics_of(task, predictions, texts, targets)
-    record.test, record.texts, record.logits = (
-        record.test_metrics.get(task.metric),
-        texts,
-        task.logits_to_record(logits),
-    )
-    by_text = task.selects_by_text and texts is not None
-    record.predictions, record.targets = (texts, targets) if by_text else task.to_record(predictions, targets)
+    record.test_metrics, record.texts = metrics_of(task, logits, encoded, texts), texts
+    record.test, targets = record.test_metrics.get(task.metric), list(encoded.targets or [])
+    if logits is not None:
+        record.logits = task.logits_to_record(logits)
+        record.predictions, record.targets = task.to_record(task.decide(logits, encoded), targets)
+    if task.selects_by_text and texts is not None:
+        record.predictions, record.targets = texts, targets
 
 
 def epoch_order(

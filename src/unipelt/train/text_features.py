@@ -44,6 +44,8 @@ class Frozen:
     """by text: folds and seeds share their texts"""
     seconds: float = 0.0
     """that all known texts took"""
+    saved: float = 0.0
+    """seconds that texts would have taken that were known already, by those that were not"""
 
     def __call__(self, inputs: dict[str, list]) -> list[Float[np.ndarray, "*word feature"]]:
         """The states of texts or lists of words. inputs: by name, as examples have them."""
@@ -60,11 +62,8 @@ class Frozen:
                 states = [np.where(at[:, None] >= 0, own[at], 0) for own, at in zip(states, encoded.first_tokens)]
             self.known |= dict(zip(new, states))
             self.seconds += time.monotonic() - began
+        self.saved += (len(keys) - len(new)) * self.seconds / max(1, len(self.known))
         return [self.known[key] for key in keys]
-
-    def seconds_of(self, texts: int) -> float:
-        """Seconds that so many texts take, by those that are known."""
-        return texts * self.seconds / max(1, len(self.known))
 
 
 @contextmanager
@@ -127,10 +126,6 @@ class TextFeatures(ABC):
 
     @abstractmethod
     def __call__(self, examples: Examples) -> Features: ...
-
-    def seconds_of(self, texts: int) -> float:
-        """Seconds of the base, beside those that were measured, for so many texts."""
-        return 0.0
 
     @property
     def parameters(self) -> int:
@@ -229,9 +224,6 @@ class HeadInputs(TextFeatures):
             return each[0]
         one, other = each
         return np.hstack([one, other, np.abs(one - other), one * other])
-
-    def seconds_of(self, texts: int) -> float:
-        return self.frozen.seconds_of(texts)
 
     def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         own = self.frozen
