@@ -78,7 +78,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(method: str, child
         assert code == (130 if how == signal.SIGINT else -9) and "Traceback" not in said, said
         if how == signal.SIGINT:
             assert said.endswith("unipelt: stopped; run the same command again to continue\n")
-        stood.append(saved_loop(disturbed / STATE)["progress"][0]["step"] if (disturbed / STATE).exists() else 0)
+        stood.append(saved_loop(disturbed / STATE)["records"][0]["steps"] if (disturbed / STATE).exists() else 0)
     assert stood == sorted(stood) and len(set(stood)) >= 3, f"the kills did not come at different steps: {stood}"
     assert child(train_words(disturbed, method, *long), tmp_path / "last log") == 0
     same_result(disturbed, undisturbed)

@@ -232,17 +232,14 @@ def _epochs(
 
 def _rows(study: StudyConfig, plan: list[RunKey], cache: "DatasetCache") -> list[str]:
     """What there is to say of the rows, before anything is trained, and as the first seed draws them."""
-    from unipelt.train.setup import export_note
-    from unipelt.train.train_run import describe_columns
+    from unipelt.train.train_run import notes_of
 
     notes: dict[str, None] = {}
     for key in plan:
         config = study.config(key)
         splits = cache.splits(config)
         if key.seed == plan[0].seed:
-            notes |= dict.fromkeys(
-                (describe_columns(config, cache.task(config)), *splits.notes, *export_note(config, cache.task(config)))
-            )
+            notes |= dict.fromkeys(notes_of(config, splits, cache.task(config)))
     return list(notes)
 
 

@@ -37,14 +37,10 @@ def train(
     config = RunConfig(**given, recipe=recipe)
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import result_lines
-    from unipelt.train.ensemble import train_ensemble
     from unipelt.train.train_run import train_run
 
     with Watch() as watch:
-        how: dict[str, Any] = {"device": device, "log": watch.log, "on_step": watch}
-        if ensemble is None or ensemble == 1:
-            record = train_run(config, Path(out), **how)
-        else:
-            record = train_ensemble(config, Path(out), ensemble, **how)
+        count = 1 if ensemble is None else ensemble
+        record = train_run(config, Path(out), ensemble=count, device=device, log=watch.log, on_step=watch)
     print("\n".join(result_lines(record)))
     print(f"  {out}: predict with `unipelt predict {out} --data FILE`")

@@ -82,7 +82,7 @@ def measure(
         log(f"{name} on {model}")
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         config = RunConfig(model=model, task="sst2", method=name)
-        built, *_ = load_and_attach(config, task, outputs=2, seeds=[0], device=device)
+        built = load_and_attach(config, task, outputs=2, seeds=[0], device=device).model
         if length > (most := most_tokens(built, length)):
             raise UserError(f"--max-length {length}: {model} has {most} positions; expected at most that")
         inputs = _random_batch(built, batch, length)

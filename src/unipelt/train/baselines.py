@@ -158,9 +158,9 @@ class ZeroShot:
 def frozen_base(config: RunConfig, task: Task, device: torch.device, max_length: int) -> Frozen:
     """The base of a run with what its head reads. Raises UserError where it cannot be loaded."""
     plain = replace(config, method="head", head="train", recipe={})
-    model, tokenizer, _, identity = load_and_attach(plain, task, outputs=task.outputs, seeds=[0], device=device)
+    found = load_and_attach(plain, task, outputs=task.outputs, seeds=[0], device=device)
     pooling = pooling_of(config) if task.pooled else "model"
-    return Frozen(model, tokenizer, task, max_length, config.model, pooling, identity)
+    return Frozen(found.model, found.tokenizer, task, max_length, config.model, pooling, found.identity)
 
 
 def fit_baseline(name: str, task: Task, train: Examples, frozen: Frozen | None, *, balanced: bool = False) -> Baseline:

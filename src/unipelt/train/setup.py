@@ -1,8 +1,9 @@
 """Build a fleet from run configurations: load base and task, attach the method, plan the runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,30 +93,37 @@ def build_fleet(
     if len(kinds := dict.fromkeys(task.kind for task in tasks)) > 1:
         raise UserError(f"a fleet trains one kind of task: expected one, got {', '.join(kinds)}")
     outputs, seeds = max(task.outputs for task in tasks), [config.seed for config in configs[:width]]
-    model, tokenizer, parameters, found = load_and_attach(first, tasks[0], outputs=outputs, seeds=seeds, device=device)
-    check_identity(first.model, found, identity)
-    count = _parameter_counts(model, parameters, outputs)
-    plans = [plan_of(config, one, cache, model, tokenizer, count, found) for config, one in zip(configs, splits)]
+    loaded = load_and_attach(first, tasks[0], outputs=outputs, seeds=seeds, device=device)
+    check_identity(first.model, loaded.identity, identity)
+    plans = [plan_of(config, one, cache, loaded, outputs) for config, one in zip(configs, splits)]
+    model, tokenizer = loaded.model, loaded.tokenizer
     if plans[0].recipe.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UserError(f"--gradient-checkpointing: {type(model).__name__} does not support it; leave it out")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    frozen = find_frozen(model, tokenizer, plans, cache.states, found["base"])
+    frozen = find_frozen(model, tokenizer, plans, cache.states, loaded.identity["base"])
     choose_attention(model, plans[0].recipe.precision, max(max(plan.train.lengths()) for plan in plans))
     cast_frozen_weights(model, plans[0].recipe.precision)
     torch.manual_seed(first.seed)  # dropout
     return Fleet(model, plans, tokenizer, folder=folder, on_step=on_step, deadline=deadline, frozen=frozen)
 
 
+class Loaded(NamedTuple):
+    """A base with a method attached."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    parameters: dict[str, int]
+    """number of trainable parameters of one run by change"""
+    identity: dict[str, str]
+    """fingerprints of base and tokenizer"""
+
+
 def load_and_attach(
     config: RunConfig, task: Task, *, outputs: int, seeds: Sequence[int], device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, int], dict[str, str]]:
+) -> Loaded:
     """Load the base with a head of `outputs` outputs and attach the method, one run per seed; for `full`, make all parameters
-    trainable.
-
-    Returns the model, its tokenizer, the number of trainable parameters of one run by change, and the fingerprints of base
-    and tokenizer.
-    """
+    trainable."""
     if not task.pooled and config.pooling not in ("auto", "model"):
         raise UserError(f"--pooling {config.pooling}: {task.kind} reads the state of every token; expected model")
     model, tokenizer = task.load(config.model, outputs=outputs, seed=config.seed)
@@ -123,15 +131,19 @@ def load_and_attach(
     identity = {"base": weights_fingerprint(model, head), "tokenizer": tokenizer_fingerprint(tokenizer)}
     if config.full:
         counts = {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
-        return model.to(device), tokenizer, counts, identity  # type: ignore[arg-type]  # transformers types it wrongly
+    else:
+        counts = _attach(config, task, model, seeds)
+    return Loaded(model.to(device), tokenizer, counts, identity)  # type: ignore[arg-type]  # transformers types it wrongly
+
+
+def _attach(config: RunConfig, task: Task, model: PreTrainedModel, seeds: Sequence[int]) -> dict[str, int]:
+    """Attach the method of a run; the number of its trainable parameters by change."""
     if not task.trains_head and config.head == "paper":
         raise UserError(f"--head paper: {task.kind} trains no head; leave it out")
     pooling = pooling_of(config) if task.pooled else "model"
+    head = config.head if task.trains_head else "frozen"
     mixture = spec.mixture(config.method)
-    attach(
-        model, mixture, runs=len(seeds), seeds=list(seeds), head=config.head if task.trains_head else "frozen",
-        pooling=pooling, fresh_head=True,
-    )  # fmt: skip
+    attach(model, mixture, runs=len(seeds), seeds=list(seeds), head=head, pooling=pooling, fresh_head=True)
     counts = trainable_parameters(model)
     if not sum(counts.values()):
         if not task.trains_head:
@@ -139,7 +151,7 @@ def load_and_attach(
                 f"--method {config.method}: trains only the head, and {task.kind} has none; use lora or adapter"
             )
         raise UserError(f"--head {config.head}: {mixture.name!r} has nothing else to train; use --head train")
-    return model.to(device), tokenizer, counts, identity  # type: ignore[arg-type]  # transformers types it wrongly
+    return counts
 
 
 def pooling_of(config: RunConfig) -> str:
@@ -169,11 +181,10 @@ def check_identity(name: str, found: dict[str, str], expected: dict[str, str] | 
             )
 
 
-def plan_of(
-    config: RunConfig, splits: data.Splits, cache: DatasetCache, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-    count: "Counter", identity: dict[str, str],
-) -> Plan:  # fmt: skip
-    """Plan one run: encode its examples, fill in the defaults of its recipe, and begin its record."""
+def plan_of(config: RunConfig, splits: data.Splits, cache: DatasetCache, loaded: Loaded, widest: int) -> Plan:
+    """Plan one run: encode its examples, fill in the defaults of its recipe, and begin its record. widest: outputs of the model's
+    head."""
+    model, tokenizer, targets = loaded.model, loaded.tokenizer, splits.train.targets or []
     task = cache.task(config).prepare(model, tokenizer)
     given = {"max_length": task.default_max_length} | config.recipe
     recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **given)
@@ -182,17 +193,20 @@ def plan_of(
         raise UserError(
             f"--label-smoothing {recipe.label_smoothing:g}: for generated text only; the task is {task.kind}, so leave it out"
         )
-    trained = task.with_class_weights(splits.train.targets or []) if recipe.class_weights == BALANCED else task
+    trained = task.with_class_weights(targets) if recipe.class_weights == BALANCED else task
     longest = most_tokens(model, recipe.max_length)
-    encoded = {name: cache.encode(task, tokenizer, part, longest) for name, part in splits.parts.items()}
-    for part in encoded.values():
-        check_tokens(part, model, f"--model {config.model}")
-    parameters, stored = count(task.outputs)
-    record = start_record(config, splits, cache, task, parameters, identity)
-    record.recipe, record.stored = asdict(recipe), stored
-    record.truncated = {name: part.truncated for name, part in encoded.items()}
+    encoded = {name: cache.encode(task, tokenizer, examples, longest) for name, examples in splits.parts.items()}
+    for examples in encoded.values():
+        check_tokens(examples, model, f"--model {config.model}")
     output = output_of(model)
     bias = None if output is None else output.bias is not None
+    less = (
+        0 if output is None else (widest - task.outputs) * (output.weight.shape[-1] + bool(bias))
+    )  # other tasks' outputs
+    parameters = {name: count - less * (name in (FULL, "head")) for name, count in loaded.parameters.items()}
+    record = start_record(config, splits, cache, task, parameters, loaded.identity)
+    record.stored = parameters[FULL] if FULL in parameters else stored_parameters(model) - less
+    record.recipe, record.truncated = asdict(recipe), {name: one.truncated for name, one in encoded.items()}
     folds: list[int] = []
     if recipe.head_start == PROBE:
         why = "has no head" if not task.trains_head else "has no head that pools" if not task.pooled else ""
@@ -201,8 +215,8 @@ def plan_of(
             raise UserError(f"--head-start {PROBE}: {what}; use --head-start {RANDOM}")
         folds = inner_folds(splits.train, splits.train.targets if task.classes else None)
     return Plan(
-        record=record, task=trained.fit(splits.train.targets or [], bias=bias), recipe=recipe, train=encoded["train"],
-        validation=encoded["validation"], test=encoded.get("test"), folds=folds,
+        record=record, task=trained.fit(targets, bias=bias), recipe=recipe, train=encoded["train"], validation=encoded["validation"],
+        test=encoded.get("test"), folds=folds,
     )  # fmt: skip
 
 
@@ -219,23 +233,6 @@ def start_record(
         config=asdict(config), description=task.describe(), metric=task.metric, labels=list(task.labels), parameters=parameters,
         rows=splits.fingerprints, complete=config.k != "all" or cache.dataset(config).complete, majority=majority, identity=identity,
     )  # fmt: skip
-
-
-Counter = Callable[[int], tuple[dict[str, int], int]]
-
-
-def _parameter_counts(model: PreTrainedModel, parameters: dict[str, int], widest: int) -> Counter:
-    """For a task of so many outputs, the trainable parameters by change, and how many numbers its checkpoint holds; the head of
-    a fleet is as wide as that of its widest task."""
-    output, owner = output_of(model), FULL if FULL in parameters else "head"
-    each = 0 if output is None else output.weight.shape[-1] + (output.bias is not None)
-    stored = parameters[FULL] if FULL in parameters else stored_parameters(model)
-
-    def count(outputs: int) -> tuple[dict[str, int], int]:
-        less = (widest - outputs) * each
-        return parameters | ({owner: parameters[owner] - less} if owner in parameters else {}), stored - less
-
-    return count
 
 
 def device_of(name: str) -> torch.device:

@@ -1,122 +1,165 @@
-"""One run, from a task to a checkpoint: `unipelt train`. The same command again resumes it."""
+"""One run, or an ensemble of runs, from a task to a checkpoint: `unipelt train`. The same command again resumes it."""
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from unipelt import data, spec
 from unipelt.checkpoint.bases import load_tokenizer, name_classes, quiet
 from unipelt.checkpoint.disk import write_whole
 from unipelt.checkpoint.folder import save
+from unipelt.checkpoint.loading import load
 from unipelt.errors import CheckpointError, UserError
+from unipelt.inject.attach import detach
 from unipelt.tasks.base import Task
 from unipelt.train.baselines import train_baselines
-from unipelt.train.fleet import Observer
+from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.lock import alone_in
-from unipelt.train.recipes import Recipe
-from unipelt.train.records import RunConfig, RunRecord, option_of
+from unipelt.train.predictor import Predictor
+from unipelt.train.records import FINISHED, RunConfig, RunRecord, option_of
 from unipelt.train.run_folder import last_state, read_record, write_record
-from unipelt.train.runs import FinishedRun
+from unipelt.train.runs import FinishedRun, Plan, metrics_of, note_test
 from unipelt.train.setup import DatasetCache, build_fleet, device_of, export_note
 from unipelt.train.state import clear_state
 
+MOST = 64  # runs of an ensemble
+RUNS_AT_ONCE = {"cpu": 4}  # of an ensemble, by kind of device: more are no faster on a CPU
 AGAIN = {"epochs": ", as the learning rate's schedule is another", "precision": ", as numbers are rounded otherwise"}
 """why a run trains again from its first step, by the field of the recipe that differs; `auto` may be another precision elsewhere"""
 
 
 def train_run(
-    config: RunConfig, folder: Path, *, device: str = "auto", log: Callable[[str], None] = print,
+    config: RunConfig, folder: Path, *, ensemble: int = 1, device: str = "auto", log: Callable[[str], None] = print,
     on_step: Observer | None = None,
 ) -> RunRecord:  # fmt: skip
-    """Train one run into a folder, or resume it; a finished run is only read. Raises UserError."""
+    """Train one run into a folder, or resume it; a finished run is only read. Raises UserError.
+
+    ensemble: so many runs as a fleet, with seeds from the config's on, each in a folder `seed-…` inside of this one; their
+    predictions are averaged. All have the examples that the first seed draws, so that no run has seen another's test examples;
+    their initial values, the order of their examples and dropout differ.
+    """
+    if not 1 <= ensemble <= MOST:
+        raise UserError(f"--ensemble {ensemble}: expected 2 to {MOST} runs")
+    if config.full and ensemble > 1:
+        raise UserError(
+            f"--ensemble {ensemble}: full tunes the base itself, and one base is loaded; expected another --method"
+        )
+    configs = [replace(config, seed=config.seed + number) for number in range(ensemble)]
+    members = [f"seed-{one.seed}" for one in configs] if ensemble > 1 else None
     with alone_in(folder):
-        if not config.full and not config.key.baseline:
+        if not config.full and (members or not config.key.baseline):
             spec.mixture(config.method)  # a misspelt method is refused before anything is loaded
         target, cache = device_of(device), DatasetCache()
         splits, task = cache.splits(config), cache.task(config)
-        before = earlier(folder, config, splits, task)
-        if before is not None and before.members:
-            raise CheckpointError(
-                f"--out {folder}: holds an ensemble of {len(before.members)} runs; take another folder, or add --ensemble"
-            )
-        if before is not None and is_finished(before, config):
-            return already_finished(before, folder, log)
-        log_examples(config, splits, task, log)
+        if members:
+            task.average([torch.zeros(1, task.outputs)])  # a task that has no mean is refused before anything is loaded
+        before = _earlier(folder, config, splits, task, members)
+        if before is not None and before.done and before.config["recipe"].get("epochs") == config.recipe.get("epochs"):
+            clear_state(folder)  # a kill may have come before its removal
+            log(f"{folder}: already finished, nothing trained")
+            return before
+        for note in notes_of(config, splits, task):
+            log(note)
+        log("examples: " + ", ".join(f"{len(examples):,} {name}" for name, examples in splits.parts.items()))
         if config.key.baseline:
             (finished,) = train_baselines([config], target, cache)
             save_checkpoint(finished, folder)
             write_record(folder, finished.record)
             return finished.record
-        identity = None if before is None else before.identity
         fleet = build_fleet(
-            [config], width=1, device=target, cache=cache, folder=folder, on_step=on_step, identity=identity
-        )
-        (plan,) = fleet.plans
-        if before is not None and before.recipe is not None and before.recipe != plan.record.recipe:
-            held, epochs = before.recipe["epochs"], plan.recipe.epochs
-            if epochs < held:
-                raise CheckpointError(
-                    f"--out {folder}: holds a run of {held} epochs; got --epochs {epochs}, expected more"
-                )
-            kept = "; its checkpoint stays until the new one is written" if before.done else ""
-            name, value = next(one for one in asdict(plan.recipe).items() if before.recipe[one[0]] != one[1])
-            log(
-                f"{option_of(name)} {value} instead of {before.recipe[name]}: trains again from the first step{AGAIN.get(name, '')}{kept}"
-            )
-            clear_state(folder)
-        log(recipe_line(plan.recipe))
-        write_record(folder, plan.record)
+            configs, width=min(ensemble, RUNS_AT_ONCE.get(target.type, MOST)), device=target, cache=cache, folder=folder,
+            on_step=on_step, identity=None if before is None else before.identity, examples=splits,
+        )  # fmt: skip
+        if before is not None:
+            _check_recipe(before, fleet.plans[0], folder, log)
+        chosen = asdict(fleet.plans[0].recipe).items()
+        log("recipe: " + ", ".join(f"{name}={value}" for name, value in chosen if value is not None))
+        started = replace(fleet.plans[0].record, config=asdict(config), members=members)
+        write_record(folder, started)
         if (state := last_state(folder)) is not None:
-            step = state.records[0].steps
+            step, plan = state.records[0].steps, fleet.plans[0]
             epoch = min(plan.epochs_at(step) + 1, plan.recipe.epochs)
             log(f"resumed after step {step} of {plan.steps}, in epoch {epoch} of {plan.recipe.epochs}")
-        (finished,) = fleet.train()
-        if finished.record.done:
-            save_checkpoint(finished, folder)
-        write_record(folder, finished.record)
+        for finished in fleet.train():
+            record, seed = finished.record, f"seed {finished.key.seed}: " if members else ""
+            if record.failed:
+                write_record(folder, replace(started, status=record.status) if members else record)
+                clear_state(folder)
+                raise UserError(seed + record.failed)
+            own = folder / members[finished.plan] if members else folder
+            save_checkpoint(finished, own)
+            write_record(own, record)
+            if members:
+                scores = f"validation {record.metric} {record.validation:.4f}, test {record.test:.4f}"
+                log(f"{seed}{record.status}, {scores}")
+        if members:
+            record = _averaged(fleet, [folder / member for member in members], started)
+            write_record(folder, record)
         clear_state(folder)
-        if finished.record.failed:
-            raise UserError(finished.record.failed)
-        return finished.record
+        return record
 
 
-def earlier(folder: Path, config: RunConfig, splits: data.Splits, task: Task) -> RunRecord | None:
+def _earlier(
+    folder: Path, config: RunConfig, splits: data.Splits, task: Task, members: list[str] | None
+) -> RunRecord | None:
     """What a folder holds of the same run. Raises UserError where it failed, CheckpointError where it is another run."""
     before = read_record(folder, config)
-    if before is not None and before.failed:
+    if before is None:
+        return None
+    if before.members != members:
+        held = f"an ensemble of {len(before.members)} runs" if before.members else "one run"
+        raise CheckpointError(f"--out {folder}: holds {held}; take another folder, or the same --ensemble")
+    if before.failed:
         clear_state(folder)
         raise UserError(f"{folder}: {before.status}; take another --out")
-    if before is not None and (before.rows, before.labels) != (splits.fingerprints, list(task.labels)):
+    if (before.rows, before.labels) != (splits.fingerprints, list(task.labels)):
         raise CheckpointError(
             f"--out {folder}: its run was started on other examples of {config.task!r}; take another folder, or remove it"
         )
     return before
 
 
-def is_finished(before: RunRecord, config: RunConfig) -> bool:
-    """Whether a folder's run has ended, and no other number of epochs is asked for."""
-    return before.done and before.config["recipe"].get("epochs") == config.recipe.get("epochs")
+def _check_recipe(before: RunRecord, plan: Plan, folder: Path, log: Callable[[str], None]) -> None:
+    """Say why a run that was begun with another recipe trains again, and remove its state. Raises CheckpointError for fewer epochs."""
+    if before.recipe is None or before.recipe == plan.record.recipe:
+        return
+    held, epochs = before.recipe["epochs"], plan.recipe.epochs
+    if epochs < held:
+        raise CheckpointError(f"--out {folder}: holds a run of {held} epochs; got --epochs {epochs}, expected more")
+    kept = "; its checkpoint stays until the new one is written" if before.done else ""
+    name, value = next(one for one in asdict(plan.recipe).items() if before.recipe[one[0]] != one[1])
+    again = f"trains again from the first step{AGAIN.get(name, '')}{kept}"
+    log(f"{option_of(name)} {value} instead of {before.recipe[name]}: {again}")
+    clear_state(folder)
 
 
-def already_finished(record: RunRecord, folder: Path, log: Callable[[str], None]) -> RunRecord:
-    """The record of a run for which nothing is left to do."""
-    clear_state(folder)  # a kill may have come before its removal
-    log(f"{folder}: already finished, nothing trained")
+def _averaged(fleet: Fleet, members: Sequence[Path], started: RunRecord) -> RunRecord:
+    """The record of an ensemble, from the predictions of its saved checkpoints for the validation and test examples."""
+    (first, *_), model = fleet.plans, detach(fleet.model)
+    load(model, list(members), tokenizer=fleet.tokenizer)
+    task, longest = first.task.in_target_units(), first.validation.longest
+    predictor = Predictor(model.eval(), fleet.tokenizer, task, longest, True, len(members))
+    logits = predictor.logits(first.validation)
+    metrics = metrics_of(task, logits, first.validation, None)
+    temperature = task.fit_temperature(logits, first.validation.targets or [])
+    task = task.with_temperature(temperature)
+    epoch = max((one.validation_metrics or {})["epoch"] for one in fleet.records)
+    record = replace(
+        started, status=FINISHED, validation=metrics[task.metric], validation_metrics={"epoch": epoch, **metrics},
+        description=task.describe(), temperature=temperature, seconds=fleet.seconds, width=fleet.width, device=str(fleet.device),
+        steps=sum(one.steps for one in fleet.records),
+    )  # fmt: skip
+    if first.test is not None and first.test.targets is not None:
+        note_test(record, task, predictor.logits(first.test), first.test)
     return record
 
 
-def recipe_line(recipe: Recipe) -> str:
-    """A recipe in one line, for a log."""
-    return "recipe: " + ", ".join(f"{name}={value}" for name, value in asdict(recipe).items() if value is not None)
-
-
-def log_examples(config: RunConfig, splits: data.Splits, task: Task, log: Callable[[str], None]) -> None:
-    """Say what is trained on."""
-    for note in (describe_columns(config, task), *splits.notes, *export_note(config, task)):
-        log(note)
-    log("examples: " + ", ".join(f"{len(rows):,} {part}" for part, rows in splits.parts.items()))
+def notes_of(config: RunConfig, splits: data.Splits, task: Task) -> list[str]:
+    """What there is to say before a run is trained: the columns, the examples, and what cannot be exported."""
+    return [describe_columns(config, task), *splits.notes, *export_note(config, task)]
 
 
 def describe_columns(config: RunConfig, task: Task) -> str:
