@@ -95,7 +95,8 @@ def advise(pool: Pool, size: int, draw: int, tuned: list[str], folder: Path, rec
         replace(first, method=m, seed=s, lr=learning_rates(m, hidden, (), 1)[0]) for m in methods for s in range(folds)
     ]
     store, _ = open_store(folder / "study", study, plan, plan, cache)
-    run_study(store, study, device="cpu", log=lambda text: None, cache=cache)
+    for _ in run_study(store, study, device="cpu", log=lambda text: None, cache=cache):
+        pass
     advice = recommend(read(store))
     store.close()
     scores = {}

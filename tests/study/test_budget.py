@@ -62,7 +62,7 @@ def test_minutes_choose_the_epochs_and_the_same_command_goes_on(ask, run, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(budget, "time_method", lambda *given: WORK)
         patch.setattr(budget, "MIN_EPOCHS_FOR_TWO_SEEDS", 2)
-        patch.setattr("unipelt.study.engine.run_study", lambda *given, **how: None)
+        patch.setattr("unipelt.study.engine.run_study", lambda *given, **how: ())
         two = run(*ask(tmp_path / "two", "--seeds", 3, "--minutes", 200)).err
         assert f"--epochs {epochs} instead of 50, so that two seeds of every method fit" in two
         assert "so that one seed of every method fits" in run(*ask(tmp_path / "one", "--minutes", 100)).err

@@ -152,7 +152,7 @@ def test_what_there_is_to_say_of_the_rows_is_said_once(words, run, reviews: Path
     text = reviews.read_text().replace("review,stars", "one,two")
     (tmp_path / "odd.csv").write_text(text + text.splitlines(keepends=True)[7])  # once more
     (tmp_path / "plan.toml").write_text('label_column = "one"\ntext_column = "one"\nvalidation_rows = 20')
-    monkeypatch.setattr(engine, "run_study", lambda *_, **__: None)
+    monkeypatch.setattr(engine, "run_study", lambda *_, **__: ())
     columns = ["--label", "two", "--plan", tmp_path / "plan.toml"]
     given = _with(words(tmp_path / "out"), "--data", tmp_path / "odd.csv", "--k", 16, 30, 5000)
     assert run(*given, *columns, "--validation-rows", 5).line.endswith("--validation-rows 5: expected 10 or more; with fewer, one example moves a metric by over a tenth")  # fmt: skip

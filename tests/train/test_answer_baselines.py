@@ -37,7 +37,7 @@ def test_the_base_as_it_is_has_the_loss_of_a_run_that_changes_nothing(tmp_path: 
     fleet = build_fleet([asked], width=1, device=CPU)  # LoRA begins with nothing
     plan = fleet.plans[0]
     task, data = registry.load(tmp_path / "chats.jsonl", generation={"max_new_tokens": 6})
-    zero_shot = ZeroShot(str(tmp_path / "base"), task, 64, device_of("cpu"))
+    zero_shot = ZeroShot(str(tmp_path / "base"), task, 64, device_of("cpu"), "fp32")
     logits, asked, texts = zero_shot.answers(data.train, True)
     metrics = metrics_of(zero_shot.task, logits, asked, texts)
     encoded = plan.task.encode(fleet.tokenizer, data.train, 64)

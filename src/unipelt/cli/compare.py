@@ -14,10 +14,8 @@ from unipelt.train.records import RunConfig, RunKey, RunRecord
 if TYPE_CHECKING:
     import torch
 
-    from unipelt.cli.progress import StudyWatch
     from unipelt.study.compare import CheckpointSaver
     from unipelt.study.store import Store
-    from unipelt.train.runs import FinishedRun
     from unipelt.train.setup import DatasetCache
 
 WINNER = "winner"
@@ -110,8 +108,13 @@ def compare(
             watch.log(note)
         if first:
             store, _ = open_store(folder, study, first, plan, cache)
-            seen = _Baselines(keep, watch, store.pending())
-            run_study(store, study, keep=seen, only=lambda key: key.baseline, **how)
+            left, found = Counter(key.method for key in store.pending()), dict[str, list[RunRecord]]()
+            for run in run_study(store, study, only=lambda key: key.baseline, **how):
+                if keep:
+                    keep(run)
+                found.setdefault(run.key.method, []).append(run.record)
+                if len(found[run.key.method]) == left[run.key.method]:
+                    watch.log(_baseline_line(run.key.method, found[run.key.method]))
         if tuned and not asked:
             try:
                 chosen, why = _epochs(study, tuned, cache, target, folder, held, minutes, deadline)
@@ -132,10 +135,13 @@ def compare(
                 )
             for note in time_note(store, study, cache, target) if deadline is None else []:
                 watch.log(note)
-            run_study(store, study, on_step=watch, keep=keep, deadline=deadline, **how)
+            for run in run_study(store, study, on_step=watch, deadline=deadline, **how):
+                if keep:
+                    keep(run)
         if learning_curve and not store.pending() and (fewer := _fewer(store, study, cache)):
             add_runs(store, study, fewer, plan, cache)
-            run_study(store, study, on_step=watch, deadline=deadline, **how)
+            for _ in run_study(store, study, on_step=watch, deadline=deadline, **how):
+                pass  # the model that is saved has learned from all examples
     _say(store, study, keeper, folder, minutes, watch.whole, device)
 
 
@@ -161,32 +167,19 @@ def _held(out: Path) -> Held:
     return found
 
 
-class _Baselines:
-    """Saves each baseline, and says what it gives when the last of its runs is done."""
+def _baseline_line(method: str, records: list[RunRecord]) -> str:
+    """What a baseline gives, from all of its runs."""
+    from statistics import fmean
 
-    def __init__(self, keep: "CheckpointSaver | None", watch: "StudyWatch", pending: list[RunKey]):
-        self.keep, self.watch, self.left = keep, watch, Counter(key.method for key in pending)
-        self.found: dict[str, list[RunRecord]] = {}
+    from unipelt.tasks.metrics import METRICS
 
-    def __call__(self, run: "FinishedRun") -> None:
-        from statistics import fmean
-
-        from unipelt.tasks.metrics import METRICS
-
-        if self.keep:
-            self.keep(run)
-        method = run.key.method
-        records = self.found.setdefault(method, [])
-        records.append(run.record)
-        if len(records) < self.left[method]:
-            return
-        where = "out-of-fold" if records[0].validation_metrics is None else "validation"
-        known = [(one.test_metrics if where != "validation" else one.validation_metrics) or {} for one in records]
-        names = (records[0].metric, "rougeL", *known[0])  # a text alone has no loss
-        metric = next(name for name in names if name in known[0])
-        shown = METRICS[metric].shown_as * fmean(one[metric] for one in known if metric in one)
-        seconds = fmean(one.seconds for one in records)
-        self.watch.log(f"{method}: {where} {metric.replace('_', ' ')} {shown:.2f} in {seconds:.1f} s")
+    where = "out-of-fold" if records[0].validation_metrics is None else "validation"
+    known = [(one.test_metrics if where != "validation" else one.validation_metrics) or {} for one in records]
+    names = (records[0].metric, "rougeL", *known[0])  # a text alone has no loss
+    metric = next(name for name in names if name in known[0])
+    shown = METRICS[metric].shown_as * fmean(one[metric] for one in known if metric in one)
+    seconds = fmean(one.seconds for one in records)
+    return f"{method}: {where} {metric.replace('_', ' ')} {shown:.2f} in {seconds:.1f} s"
 
 
 def _fewer(store: "Store", study: StudyConfig, cache: "DatasetCache") -> list[RunKey]:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,8 @@ from unipelt.train.records import RunConfig, RunKey
 if TYPE_CHECKING:
     import torch
 
+    from unipelt.cli.progress import StudyWatch
+    from unipelt.study.store import Store
     from unipelt.train.setup import DatasetCache
 
 Train = Callable[..., None]
@@ -219,8 +220,11 @@ def _engine(
     from unipelt.study.engine import run_study
     from unipelt.train.setup import device_of
 
-    run = partial(run_study, device=device, cache=cache)
-    yield device_of(device), lambda *study, watch: run(*study, log=watch.log, on_step=watch)
+    def train(store: "Store", study: StudyConfig, watch: "StudyWatch") -> None:
+        for _ in run_study(store, study, device=device, cache=cache, log=watch.log, on_step=watch):
+            pass  # nothing but the store keeps what a study's runs give
+
+    yield device_of(device), train
 
 
 def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float | None) -> None:

@@ -4,18 +4,15 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
 from functools import cache
-from time import sleep
 from typing import Any
 
 import torch
 
 from unipelt.errors import DataError, UserError
-from unipelt.study.engine import WAIT, identities, train_fleet
+from unipelt.study.engine import WAIT, claimed_fleets, identities, train_fleet
 from unipelt.study.plan import StudyConfig
 from unipelt.study.store import Store
-from unipelt.train.lock import Busy, alone_in
 from unipelt.train.records import FAILED, RunKey, RunRecord
 from unipelt.train.setup import DatasetCache
 
@@ -75,22 +72,8 @@ class Cluster:
 
         on_work: called with a line about what is at work, now and then.
         """
-        waited = False
-        while pending := set(store.pending()):
-            with ExitStack() as claims:
-                claimed: list[list[RunKey]] = []
-                for fleet, keys in store.fleets().items():
-                    if not pending.isdisjoint(keys):
-                        with suppress(Busy):
-                            claims.enter_context(alone_in(store.path.parent / "fleets" / fleet))
-                            claimed.append(keys)
-                pending = set(store.pending())  # another process may have ended one before it was claimed
-                self._train([keys for keys in claimed if not pending.isdisjoint(keys)], store, study, log, on_work)
-            if not claimed:
-                if not waited:
-                    log(f"{len(pending)} runs are being trained by another process; waiting for it")
-                waited = True
-                sleep(WAIT)
+        for claimed in claimed_fleets(store, log=log, at_once=True):
+            self._train([keys for _, keys in claimed], store, study, log, on_work)
 
     def _train(
         self, fleets: list[list[RunKey]], store: Store, study: StudyConfig, log: Log, on_work: Log | None

@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,35 +37,64 @@ def planned_width(study: StudyConfig, device: torch.device) -> int:
 
 def run_study(
     store: Store, study: StudyConfig, *, device: str = "auto", log: Callable[[str], None] = print,
-    on_step: Observer | None = None, keep: Callable[[FinishedRun], None] | None = None, deadline: float | None = None,
-    cache: DatasetCache | None = None, only: Callable[[RunKey], bool] = lambda key: True,
-) -> None:  # fmt: skip
-    """Train every fleet of a store that is not done, until none is left; wait for fleets of other processes.
+    on_step: Observer | None = None, deadline: float | None = None, cache: DatasetCache | None = None,
+    only: Callable[[RunKey], bool] = lambda key: True,
+) -> Iterator[FinishedRun]:  # fmt: skip
+    """Train every fleet of a store that is not done, and yield each run that has a result, before its record is stored.
 
-    keep: called with each finished run before its record is stored. deadline: moment of time.monotonic() after which no
-    fleet begins and the one at work stops. only: which fleets are trained, by one of their runs.
+    deadline: moment of time.monotonic() after which no fleet begins and the one at work stops. only: which fleets are trained,
+    by one of their runs.
     """
-    target, cache, waited = device_of(device), cache or DatasetCache(), False
+    target, cache = device_of(device), cache or DatasetCache()
+    for ((folder, keys),) in claimed_fleets(store, log=log, deadline=deadline, only=only):
+        with suppress(DataError):  # another command's file that has gone: its runs will say so
+            store.check(identities(keys, study, cache))
+        todo = set(store.pending()) & set(keys)
+        for run in train_fleet(
+            keys,
+            todo,
+            study,
+            target,
+            cache,
+            folder=folder,
+            on_step=on_step,
+            deadline=deadline,
+            identity=store.identity(),
+        ):
+            if run.record.done:
+                yield run
+            store.finish({run.key: run.record})
+
+
+def claimed_fleets(
+    store: Store, *, log: Callable[[str], None], at_once: bool = False, deadline: float | None = None,
+    only: Callable[[RunKey], bool] = lambda key: True,
+) -> Iterator[list[tuple[Path, list[RunKey]]]]:  # fmt: skip
+    """Folder and runs of each fleet that is not done, no other process's until the next is asked for; waits for those of others.
+
+    at_once: all that are free together, instead of one after another. deadline, only: as in run_study.
+    """
+    waited = False
     while pending := {key for key in store.pending() if only(key)}:
+        claimed: list[tuple[Path, list[RunKey]]] = []
         worked = False
-        for fleet, keys in store.fleets().items():
-            if pending.isdisjoint(keys) or (deadline is not None and time.monotonic() > deadline):
-                continue
-            folder = store.path.parent / "fleets" / fleet
-            with suppress(Busy), alone_in(folder):
-                if todo := set(store.pending()) & set(keys):
-                    with suppress(DataError):  # another command's file that has gone: its runs will say so
-                        store.check(identities(keys, study, cache))
-                    for run in train_fleet(
-                        keys, todo, study, target, cache, folder=folder, on_step=on_step, deadline=deadline,
-                        identity=store.identity(),
-                    ):  # fmt: skip
-                        if keep is not None and run.record.done:
-                            keep(run)
-                        store.finish({run.key: run.record})
-                    worked = True
-        if deadline is not None and time.monotonic() > deadline:
-            return
+        with ExitStack() as claims:
+            for fleet, keys in store.fleets().items():
+                if deadline is not None and time.monotonic() > deadline:
+                    return
+                folder = store.path.parent / "fleets" / fleet
+                if not pending.isdisjoint(keys):
+                    with suppress(Busy):
+                        claims.enter_context(alone_in(folder))
+                        if not set(store.pending()).isdisjoint(keys):  # another process may have ended it
+                            claimed.append((folder, keys))
+                if claimed and not at_once:
+                    yield claimed
+                    claims.close()
+                    claimed, worked = [], True
+            if claimed:
+                yield claimed
+                worked = True
         if not worked and (left := [key for key in store.pending() if only(key)]):
             if not waited:
                 log(f"{len(left)} runs are being trained by another process; waiting for it")
