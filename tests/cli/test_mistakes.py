@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from cli.conftest import same_result, write_reviews
-from unipelt.train.lock import alone_in
+from unipelt.train.run_folder import alone_in
 
 
 @pytest.mark.parametrize(

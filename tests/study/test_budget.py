@@ -5,18 +5,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from cli.conftest import SMALL
 
 from study.conftest import results
+from unipelt.cli.progress import format_duration
 from unipelt.errors import SiteError
 from unipelt.study import budget, engine
-from unipelt.study.budget import FILL, MethodTiming, epochs_within, estimate
-from unipelt.study.plan import StudyConfig, format_duration
+from unipelt.study.budget import FILL, MethodTiming, epochs_within
 from unipelt.study.store import Store
 from unipelt.train.fleet import Fleet
-from unipelt.train.records import RunKey
-from unipelt.train.setup import DatasetCache
 
 WORK = MethodTiming(method="lora", step=50.0, example=1.0, steps=10, epochs=50, every=2, validation=100, test=300)
 
@@ -154,27 +151,10 @@ def test_time_that_ends_in_the_test_rows_loses_nothing(ask, run, tmp_path: Path,
         step(self)
 
     monkeypatch.setattr(Fleet, "step", told)
-    monkeypatch.setattr(budget, "estimate", lambda *_: None)
     assert steps and run(*ask(tmp_path / "out", *given)).code == 0
     assert trained == {SMALL["lora"]}, "head was trained already"
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
 
 
-def test_an_estimate_is_the_time_of_what_is_pending(tiny_base: str, reviews: Path, monkeypatch):
-    """As the runs that are done took; before the first, as a run of a method and one of full fine-tuning take."""
-    cache, cpu = DatasetCache(), torch.device("cpu")
-    study = StudyConfig(model=tiny_base, recipe={"epochs": 4, "batch_size": 8, "evaluate_every": 2})
-    keys = [
-        RunKey(task=str(reviews), k=k, method=m, seed=0, lr=1e-3) for k in (16, 32) for m in ("head", "lora", "full")
-    ]
-    assert estimate(keys, [2.0, 4.0], study, cache, cpu) == 18.0
-    asked = []
-
-    def timed(keys, *_: object) -> MethodTiming:
-        asked.append([key.method for key in keys])
-        return MethodTiming(method="", step=1.0, example=0.0, steps=0, epochs=0, every=1, validation=0, test=0)
-
-    monkeypatch.setattr(budget, "time_method", timed)
-    steps = sum(4 * -(-key.k // 8) for key in keys)  # type: ignore[operator]
-    assert estimate(keys, [], study, cache, cpu) == steps and asked == [["head"], ["full"]]
+def test_a_duration_has_two_digits():
     assert [format_duration(seconds) for seconds in (3, 119, 150, 7300, 7e5)] == ["3 seconds", "119 seconds", "2.5 minutes", "2 hours", "194 hours"]  # fmt: skip

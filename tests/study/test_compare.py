@@ -20,7 +20,7 @@ from unipelt.report.build import build
 from unipelt.report.evidence import answered
 from unipelt.report.study import read
 from unipelt.report.tables import Table
-from unipelt.study import compare, engine, learning_curve
+from unipelt.study import compare, engine
 from unipelt.study.store import Store
 from unipelt.train.baselines import FEATURES
 from unipelt.train.recipes import Recipe
@@ -89,7 +89,7 @@ def test_the_recommended_method_is_trained_on_fewer_examples_too(
     ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """On the first of its own, tested on the same; they choose nothing, and the saved model is one of all examples."""
-    monkeypatch.setattr(learning_curve, "LEAST", 5)
+    monkeypatch.setattr(compare, "LEAST", 5)
     words = ask(reviews, tmp_path / "out", "--methods", "head", "--num-rates", 1)
     assert run(*words, "--no-learning-curve").code == 0
     without = build(tmp_path / "out")
@@ -108,7 +108,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     ask, run, reviews: Path, unlabelled: Path, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
     """With baselines, which are shown first: the order, the out-of-fold answers, the model that is kept."""
-    monkeypatch.setattr(learning_curve, "LEAST", 10)
+    monkeypatch.setattr(compare, "LEAST", 10)
     out = tmp_path / "out"
     words = [
         word
@@ -118,7 +118,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     said = run(*words)
     assert said.code == 0, said.err
     places = [said.err.index(f"\n{name}: out-of-fold accuracy") for name in USUAL]
-    assert places == sorted(places) and places[-1] < said.err.index("runs to train"), "before anything is tuned"
+    assert places == sorted(places) and places[-1] < said.err.index(" at once: head"), "before anything is tuned"
     store = Store.read(out)
     rows, listed = store.runs(["method", "seed", "test"]), read(store)
     curve = next(one for one in build(out).sections if one.heading == "Would more labels help?")

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import time
@@ -158,9 +157,7 @@ def test_what_there_is_to_say_of_the_rows_is_said_once(words, run, reviews: Path
     assert run(*given, *columns, "--validation-rows", 5).line.endswith("--validation-rows 5: expected 10 or more; with fewer, one example moves a metric by over a tenth")  # fmt: skip
     assert not (tmp_path / "out" / "study.sqlite").exists() or not Store.read(tmp_path / "out").runs()
     said = run(*_with(given, "--out", tmp_path / "second"), *columns)
-    *lines, estimate = said.err.splitlines()
-    assert re.fullmatch(r"\d+ runs to train: about .+ at most on this machine", estimate)
-    assert lines == [
+    assert said.err.splitlines() == [
         f"{tmp_path / 'odd.csv'}: text 'one', label 'two'; classification, 2 labels: no, yes",
         "12 of the 61 examples of odd are held out as the test set.",
         "19 examples validate instead of 20: odd has no more of them.",
@@ -208,7 +205,6 @@ def test_too_little_memory_halves_the_fleet(
         assert said.code == 0 and "8 of 8 runs done" in said.out
         undisturbed[width] = {row["id"]: row for row in _results(tmp_path / f"of {width}")}
     step, taken = Fleet.step, []
-    monkeypatch.setattr("unipelt.study.budget.estimate", lambda *_: None)
 
     def small(self: Fleet) -> None:
         taken.append(len(self.plan_numbers))

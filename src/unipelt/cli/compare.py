@@ -73,7 +73,6 @@ def compare(
     usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in given}
     grid, study = parse_options(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
     from unipelt.cli.progress import StudyWatch
-    from unipelt.study.budget import time_note
     from unipelt.study.compare import CheckpointSaver, add_runs, open_store, usual_folds, with_baselines
     from unipelt.study.engine import hidden_size, run_study
     from unipelt.train.setup import DatasetCache, device_of
@@ -133,8 +132,6 @@ def compare(
                 watch.log(
                     f"{again} finished runs are trained again: with other epochs the learning rate's schedule is another"
                 )
-            for note in time_note(store, study, cache, target) if deadline is None else []:
-                watch.log(note)
             for run in run_study(store, study, on_step=watch, deadline=deadline, **how):
                 if keep:
                     keep(run)
@@ -186,7 +183,7 @@ def _fewer(store: "Store", study: StudyConfig, cache: "DatasetCache") -> list[Ru
     """The runs of the recommended method on fewer examples; none where no run is finished."""
     from unipelt.report.recommendation import recommend
     from unipelt.report.study import read
-    from unipelt.study.learning_curve import smaller
+    from unipelt.study.compare import smaller
 
     try:
         found = read(store)

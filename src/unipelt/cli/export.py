@@ -63,7 +63,7 @@ def export(
     from unipelt.checkpoint.export import export_merged
     from unipelt.checkpoint.folder import save
     from unipelt.checkpoint.formats.peft_export import export_peft
-    from unipelt.train.predictor import Predictor, fixed_at_means
+    from unipelt.train.predictor import Predictor
 
     predictor = Predictor.load(run, model or None, "cpu")
     if not predictor.tuned:
@@ -83,7 +83,7 @@ def export(
         print(said)
     elif fix_gates:
         rows = predictor.read(data, text=text or None, pair=pair or None)
-        fixed_at_means(predictor, rows)
+        predictor.fold(rows, max_deviation=1, drop_below=0)
     if merged:
         export_merged(predictor.model, merged, tokenizer=predictor.tokenizer)
     elif peft:

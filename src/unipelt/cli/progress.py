@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
-from unipelt.study.plan import format_duration
-
 if TYPE_CHECKING:
     from unipelt.study.store import Store
     from unipelt.train.fleet import Fleet
 
 STEPS = 3  # after the first, by which the time of a training is estimated
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in seconds, minutes or hours, with two digits."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 100 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 class Display(ABC):
@@ -108,7 +114,7 @@ class StudyWatch(Display):
         rows = self.store.runs(["status", "seconds"])
         done = [row["seconds"] for row in rows if row["status"] != "planned"]
         if text and (left := self._left(len(rows) - len(done), [one for one in done if one])):
-            text += f", about {left:.0f} s left at most"
+            text += f", about {format_duration(left)} left at most"
         self.bar.update(self.row, completed=len(done), total=len(rows), description=text)
         now = time.monotonic()
         if text and not sys.stderr.isatty():

@@ -232,7 +232,6 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
-    from unipelt.study.budget import time_note
     from unipelt.study.engine import hidden_size, identities, planned_width
     from unipelt.study.plan import group_into_fleets
     from unipelt.study.store import DONE, Store
@@ -252,8 +251,6 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
             )
         width, mixed = planned_width(study, target), target.type != "cpu"
         store.assign(lambda free: group_into_fleets(free, width, mixed, lambda key: cache.task(study.config(key)).kind))
-        if engine == "local":
-            notes += time_note(store, study, cache, target)
         with StudyWatch(store) as watch:
             for note in notes:
                 watch.log(note)

@@ -1,20 +1,18 @@
-"""How long a study takes here, and how many epochs a time budget allows: a trial of each method is timed."""
+"""How many epochs a time budget allows: a few steps and predictions of each method are timed."""
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from statistics import fmean, median
+from statistics import median
 
 import torch
 
 from unipelt.errors import UserError, out_of_memory
 from unipelt.study.engine import planned_width
-from unipelt.study.plan import StudyConfig, format_duration
-from unipelt.study.store import Store
+from unipelt.study.plan import StudyConfig
 from unipelt.train.fleet import Fleet
-from unipelt.train.recipes import SMALL, default_recipe
-from unipelt.train.records import BASELINES, RunKey
+from unipelt.train.records import RunKey
 from unipelt.train.setup import DatasetCache, build_fleet
 
 TIMED_STEPS, TIMED_EXAMPLES = 3, 64  # measured per method, after one warm-up step
@@ -48,14 +46,6 @@ class MethodTiming:
         return epochs * self.steps * self.step + evaluations * self.example
 
 
-def time_note(store: Store, study: StudyConfig, cache: DatasetCache, device: torch.device) -> list[str]:
-    """How long the pending runs take; empty where none is pending, or it cannot be measured."""
-    pending = store.pending()
-    done = [row["seconds"] for row in store.runs(["method", "seconds"]) if row["method"] not in BASELINES]
-    left = estimate(pending, [one for one in done if one], study, cache, device) if pending else None
-    return [f"{len(pending)} runs to train: about {format_duration(left)} at most on this machine"] if left else []
-
-
 def time_method(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache, device: torch.device) -> MethodTiming:
     """Time a few steps and predictions of the runs of one method, at most as many at once as the memory holds."""
     width = 1 if keys[0].full else min(len(keys), planned_width(study, device))
@@ -84,43 +74,6 @@ def _timed(
         steps=plan.ends[0], epochs=recipe.epochs, every=recipe.evaluate_every, validation=len(plan.validation),
         test=len(plan.test),
     )  # fmt: skip
-
-
-def estimate(
-    pending: Sequence[RunKey], seconds: Sequence[float], study: StudyConfig, cache: DatasetCache, device: torch.device
-) -> float | None:
-    """Rough upper estimate of the seconds of the pending runs; None if it cannot be measured.
-
-    seconds: those of the finished runs. Without any, one run of a method and one of full fine-tuning are timed, and the other
-    runs are assumed to have the same times per step and prediction.
-    """
-    if seconds:
-        return fmean(seconds) * len(pending)
-    total = 0.0
-    for full in (False, True):
-        keys = [key for key in pending if key.full == full]
-        with suppress(UserError, MemoryError, RuntimeError):  # errors are recorded per run later
-            if keys:
-                first = [
-                    key for key in keys if (key.method, key.task, key.k) == (keys[0].method, keys[0].task, keys[0].k)
-                ]
-                timed = time_method(first, study, cache, device)
-                for key in keys:
-                    with suppress(UserError):
-                        total += _estimate_run(timed, len(first), key, study, cache)
-    return total or None
-
-
-def _estimate_run(timed: MethodTiming, runs: int, key: RunKey, study: StudyConfig, cache: DatasetCache) -> float:
-    """Seconds of one run, with times per step and prediction measured for `runs` runs."""
-    config = study.config(key)
-    splits = cache.splits(config)
-    recipe = default_recipe(config.method, SMALL, len(splits.train), **config.recipe)
-    work = replace(
-        timed, step=timed.step / runs, example=timed.example / runs, steps=-(-len(splits.train) // recipe.batch_size),
-        every=recipe.evaluate_every, validation=len(splits.validation), test=len(splits.test or ()),
-    )  # fmt: skip
-    return work.seconds(recipe.epochs)
 
 
 def epochs_within(works: Sequence[MethodTiming], seconds: float) -> int:

@@ -1,7 +1,7 @@
 """Several methods on one's own examples: which runs are trained together, and the checkpoint of each method's best seed."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -19,13 +19,14 @@ from unipelt.study.plan import StudyConfig, file_name, fleet_name
 from unipelt.study.store import ANSWER, COMPARISON, Store
 from unipelt.tasks.metrics import METRICS
 from unipelt.train.baselines import offered, usual_baselines
-from unipelt.train.lock import alone_in
 from unipelt.train.records import RunKey, RunRecord
-from unipelt.train.run_folder import read_record, write_record
+from unipelt.train.run_folder import alone_in, read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache
 from unipelt.train.train_run import save_checkpoint, train_run
 
+SHARES = (4, 2)  # of the training examples of a learning curve: one in so many
+LEAST = 20  # training examples of its runs
 FOLDS, FEW = 5, 2_000  # of a cross-validation, and the most examples for which it is the default
 WRITTEN = "copied.json"  # in the folder `runs`: by file that was copied elsewhere, its hashes
 Written = dict[str, list[str]]
@@ -70,6 +71,20 @@ def refit(study: StudyConfig, take: str, lr: float | None, task: str, folder: Pa
     """Train a method on all examples, but for those that validate, as its folds were trained; a finished run is kept."""
     key = RunKey(task=task, k="all", method=take, seed=0, lr=lr)
     train_run(replace(study.config(key), folds=1), folder, **how)
+
+
+def smaller(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache) -> list[RunKey]:
+    """Would more labels help? The runs of a method and learning rate, one per seed, on fewer examples; not where so few leave out a class.
+
+    A run's examples are the first of those that it trains on with all of them, and its test examples are the same.
+    """
+    found = []
+    whole = min((len(cache.splits(study.config(key)).train) for key in keys), default=0)  # folds differ by one
+    for fewer in (replace(key, k=whole // part) for key in keys for part in SHARES if whole // part >= LEAST):
+        with suppress(DataError):
+            cache.splits(study.config(fewer))
+            found.append(fewer)
+    return found
 
 
 def open_store(

@@ -19,8 +19,8 @@ from unipelt.study.store import Store
 from unipelt.study.width import measure_width
 from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Observer, OutOfTime
-from unipelt.train.lock import Busy, alone_in
 from unipelt.train.records import FAILED, RunKey, RunRecord
+from unipelt.train.run_folder import Busy, alone_in
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, build_fleet, device_of
 from unipelt.train.state import clear_state

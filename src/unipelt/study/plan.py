@@ -209,14 +209,6 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.=]+", "-", text).strip("-.")[:80]
 
 
-def format_duration(seconds: float) -> str:
-    """A duration in seconds, minutes or hours, with two digits."""
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {unit}" if seconds < 100 * size else f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
 def parse_options(given: dict[str, Any]) -> tuple[Grid, StudyConfig]:
     """Split options by name into a Grid and a StudyConfig; unknown ones are ignored.
 

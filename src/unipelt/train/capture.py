@@ -8,7 +8,7 @@ capture, because a replay advances torch's generator as the step would.
 
 import warnings
 from collections.abc import Callable, Hashable
-from typing import Generic, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,33 +16,22 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from unipelt.errors import out_of_memory
 
-Inputs = TypeVar("Inputs")
 
-
-class GraphCapturer(Protocol):
-    """Runs and captures steps."""
-
-    def run(self, step: Callable[[], Tensor]) -> Tensor: ...
-
-    def capture(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Return (function that replays the step, tensor that holds its result). Raises RuntimeError if it cannot be captured."""
-
-
-class CapturedStep(Generic[Inputs]):
+class CapturedStep:
     """A step that reads its inputs and returns one tensor, captured once per shape of the inputs.
 
     step: of inputs whose tensors may stand in tuples, lists and dictionaries. storage: returns the tensors that the step changes
     in place; if they are replaced, all graphs are discarded.
     """
 
-    def __init__(self, step: Callable[[Inputs], Tensor], storage: Callable[[], list[Tensor]], capturer: GraphCapturer):
+    def __init__(self, step: Callable[[Any], Tensor], storage: Callable[[], list[Tensor]], capturer: "CudaGraphs"):
         self.step, self.storage, self.capturer = step, storage, capturer
         self.pointers: list[int] = []
-        self.graphs: dict[Hashable, tuple[Inputs, Callable[[], None], Tensor]] = {}
+        self.graphs: dict[Hashable, tuple[Any, Callable[[], None], Tensor]] = {}
         self.warm: set[Hashable] = set()
         self.works = True
 
-    def __call__(self, inputs: Inputs) -> Tensor:
+    def __call__(self, inputs: Any) -> Tensor:
         pointers = [tensor.data_ptr() for tensor in self.storage()]
         if pointers != self.pointers:
             self.graphs, self.warm, self.pointers = {}, set(), pointers
@@ -86,6 +75,7 @@ class CudaGraphs:
         return result
 
     def capture(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """A function that replays the step, and the tensor that holds its result. Raises RuntimeError if it cannot be captured."""
         current, graph = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph()
         index = torch.cuda.current_device() if self.device.index is None else self.device.index
         generator = torch.cuda.default_generators[index]

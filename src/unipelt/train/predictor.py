@@ -17,11 +17,9 @@ from unipelt.checkpoint.fingerprint import check_tokenizer
 from unipelt.checkpoint.loading import load
 from unipelt.errors import CheckpointError, UserError
 from unipelt.forms.gate import ScoredGate
-from unipelt.inject.fixed_gates import fix_gates
 from unipelt.inject.merge import merge
 from unipelt.inject.shapes import most_tokens
 from unipelt.inject.state import mixture_state
-from unipelt.spec import Location
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded, Part, check_tokens
 from unipelt.tasks.registry import task_of
@@ -236,13 +234,3 @@ class Predictor(TablePredictor):
 def gate_paths(model: PreTrainedModel) -> list[str]:
     """The paths of a model's gates."""
     return [path for path, module in mixture_state(model).named_modules() if isinstance(module, ScoredGate)]
-
-
-def fixed_at_means(predictor: Predictor, rows: data.Examples) -> None:
-    """Replace each gate by its mean over rows, one value per layer: over the stacks and places that the change has there."""
-    values: dict[str, dict[int, list[float]]] = {}
-    for path, gate in predictor.gates(rows).items():
-        at = Location.parse(path)
-        values.setdefault(at.change, {}).setdefault(at.layer or 0, []).append(float(gate.mean()))
-    means = {change: [sum(v) / len(v) for _, v in sorted(layers.items())] for change, layers in values.items()}
-    fix_gates(predictor.model, means)  # type: ignore[arg-type]

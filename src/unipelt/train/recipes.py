@@ -168,8 +168,6 @@ RATES: dict[str, tuple[float, float]] = {
     "mam": (1e-4, 1e-3),
     "unipelt": (5e-4, 1e-3),
 }
-KIND_RATES: dict[str, dict[str, float]] = {}
-"""by preset: rates of kinds of parameters, such as {"lr_head": 1e-3}; so far none was better than one rate beyond chance"""
 SMALL = 512  # hidden units
 # most examples, epochs, epochs between evaluations, evaluations without a better metric before training stops: UniPELT names
 # none, these are ours; at K = 100 an evaluation on 1,000 validation examples costs four epochs
@@ -184,5 +182,4 @@ def default_recipe(method: str, hidden: int, samples: int, **given: Any) -> Reci
     large, small = RATES.get(name, RATES["unipelt"])
     epochs, every, patience = next((plan for most, *plan in EPOCHS if samples <= most), MANY)
     recipe = Recipe(lr=small if hidden < SMALL else large, epochs=epochs, evaluate_every=every, patience=patience)
-    own: dict[str, Any] = KIND_RATES.get(name, {}) | {key: value for key, value in given.items() if value is not None}
-    return replace(recipe, **own)
+    return replace(recipe, **{key: value for key, value in given.items() if value is not None})

@@ -1,12 +1,15 @@
-"""The files of a run's folder: its record, and how far a training had come that was stopped. Read without torch."""
+"""The folder of a run: its record, how far a training had come that was stopped, and its lock. Read without torch."""
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
-from unipelt.checkpoint.disk import write_whole
+from unipelt.checkpoint.disk import folder_lock, write_whole
 from unipelt.checkpoint.header import tensors_header
 from unipelt.checkpoint.json_types import fits, typed
 from unipelt.errors import CheckpointError, UserError
@@ -14,6 +17,8 @@ from unipelt.train.recipes import Recipe
 from unipelt.train.records import BASELINES, FORMAT, PATHS, RunConfig, RunRecord
 
 RECORD, STATE = "run.json", "training.safetensors"
+WEEK = 7 * 24 * 3600.0  # seconds
+HELD: set[tuple[str, int]] = set()  # real paths of folders and the threads of this process that have them locked
 DEFAULTS = {one.name: one.default for one in fields(RunConfig) if one.default is not MISSING}
 
 
@@ -136,3 +141,44 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "its default" if value is None or value == "" else str(value)
+
+
+class Busy(CheckpointError):
+    """Another process has the lock of a folder."""
+
+
+@contextmanager
+def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Make a folder and lock it until the block ends; a folder that was made and stays empty is removed again.
+
+    What the block itself writes there is not kept out. The lock ends with its process. wait: for another process's lock
+    to end.
+
+    Raises Busy where another process has the lock, CheckpointError where the folder cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    mine = os.path.realpath(folder), get_ident()
+    busy = f"--out {folder}: another training is at work in it; wait for its end, or take another folder"
+    if mine in HELD:
+        raise Busy(busy)
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise CheckpointError(f"--out {folder}: is a file; expected a folder") from None
+        except OSError as error:
+            raise CheckpointError(
+                f"--out {folder}: cannot write ({error.strerror}); what was there before is untouched"
+            ) from None
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(folder_lock(folder, WEEK if wait else 0.0))
+            except BlockingIOError:
+                raise Busy(busy) from None
+            HELD.add(mine)
+            yield
+    finally:
+        HELD.discard(mine)
+        for path in made:
+            with suppress(OSError):  # not empty: something was written
+                path.rmdir()

@@ -17,10 +17,9 @@ from unipelt.inject.attach import detach
 from unipelt.tasks.base import Task
 from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Fleet, Observer
-from unipelt.train.lock import alone_in
 from unipelt.train.predictor import Predictor
 from unipelt.train.records import FINISHED, RunConfig, RunRecord, option_of
-from unipelt.train.run_folder import last_state, read_record, write_record
+from unipelt.train.run_folder import alone_in, last_state, read_record, write_record
 from unipelt.train.runs import FinishedRun, Plan, metrics_of, note_test
 from unipelt.train.setup import DatasetCache, build_fleet, device_of, export_note
 from unipelt.train.state import clear_state
