@@ -27,7 +27,7 @@ def measure(task: str, seed: int, given: argparse.Namespace, cache: Any) -> list
 
     from unipelt import attach, detach
     from unipelt.inject.state import mixture_state
-    from unipelt.train.evaluation import predict
+    from unipelt.train.forward import predict
     from unipelt.train.records import RunConfig
     from unipelt.train.setup import build_fleet, pooling_of
 

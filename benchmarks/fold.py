@@ -34,7 +34,7 @@ def main() -> None:
     from unipelt.checkpoint.bases import load_base
     from unipelt.checkpoint.description import describe
     from unipelt.tasks.registry import load
-    from unipelt.train.evaluation import predict
+    from unipelt.train.forward import predict
     from unipelt.train.predictor import Predictor
 
     torch.set_num_threads(1)

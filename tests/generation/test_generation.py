@@ -16,8 +16,8 @@ from unipelt.inject.record import record_gates
 from unipelt.tasks import registry
 from unipelt.tasks.batches import Part
 from unipelt.tasks.generation import Generation
-from unipelt.train.evaluation import logits_of
 from unipelt.train.fleet import Fleet
+from unipelt.train.forward import logits_of
 from unipelt.train.predictor import Predictor
 from unipelt.train.records import RunConfig
 from unipelt.train.setup import build_fleet

@@ -72,7 +72,7 @@ def test_the_probe_reads_what_the_head_reads(tiny_base: str, tmp_path: Path):  #
     """A head with the probe's weights gives the probe's logits."""
     from unipelt.inject.heads import output_of
     from unipelt.tasks.batches import Encoded
-    from unipelt.train.evaluation import predict
+    from unipelt.train.forward import predict
 
     path, cache = KINDS["classification"].write(tmp_path / "data.jsonl"), DatasetCache()
     config = RunConfig(model=tiny_base, task=str(path), method="probe", pooling="mean")

@@ -10,8 +10,8 @@ from torch import nn
 
 from train.fleets import fleet, parameters, plan, rows, train
 from unipelt.inject.state import mixture_state
-from unipelt.train.evaluation import predict
 from unipelt.train.fleet import Fleet
+from unipelt.train.forward import predict
 from unipelt.train.optimizer import AdamW, ParameterMatrix
 from unipelt.train.runs import FinishedRun, Plan, epoch_order
 

@@ -90,13 +90,13 @@ def inspect(
     if not data:
         return
 
-    from unipelt.train.predictor import Predictor, gate_paths
+    from unipelt.train.predictor import Predictor
 
     predictor = Predictor.load(run, model or None, "cpu")
-    if not gate_paths(predictor.model):
-        raise UserError(NO_GATES)
     rows = predictor.read(data, text=text or None, pair=pair or None)
     values = predictor.gates(rows)
+    if not values:
+        raise UserError(NO_GATES)
     console.print(f"gates on {len(rows)} examples of {data}: mean ± standard deviation over examples")
     console.print(gate_table(values))
     if figure:

@@ -57,9 +57,7 @@ class Baseline(TablePredictor):
     features: TextFeatures
     linear: Linear
 
-    def outputs(
-        self, examples: Examples, gates: dict[str, Tensor] | None = None
-    ) -> tuple[Float[Tensor, "example ..."], Encoded]:
+    def outputs(self, examples: Examples) -> tuple[Float[Tensor, "example ..."], Encoded]:
         found = torch.from_numpy(self.linear(self.features(examples)))
         if self.task.pooled:
             return found, replace(EMPTY, targets=examples.targets)

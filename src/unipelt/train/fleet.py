@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,13 +21,12 @@ from unipelt.inject.heads import to_units
 from unipelt.inject.state import NAME, MixtureState
 from unipelt.tasks.batches import Encoded, Part
 from unipelt.train.capture import CapturedStep, CudaGraphs
-from unipelt.train.evaluation import predict
-from unipelt.train.forward import STATES, StepInputs, autocast, logits_of, step_batches
+from unipelt.train.forward import StepInputs, autocast, logits_of, predict_with_gates, step_batches
 from unipelt.train.frozen import FrozenStates
 from unipelt.train.head_start import start_heads
 from unipelt.train.optimizer import AdamW, ParameterMatrix
 from unipelt.train.recipes import kind_of
-from unipelt.train.records import FAILED, RunRecord
+from unipelt.train.records import FAILED
 from unipelt.train.run_folder import Loop
 from unipelt.train.runs import FinishedRun, Plan
 from unipelt.train.state import find_state, save_state
@@ -116,13 +114,14 @@ class Fleet:
             yield from self._collect_finished()
             last = now + time.monotonic() - before  # handling finished runs is not training time
 
-    def predict(
-        self, data: list[Encoded], gates: list[dict[str, Tensor]] | None = None
-    ) -> list[Float[Tensor, "example class"]]:
-        """Logits of every run for its own examples, in their order. gates: as `evaluation.predict` takes them."""
-        return predict(
-            self.model, self.tokenizer, data, lambda rows: self._notify("prediction"), gates, self.plans[0].recipe.precision,
-            self.task, self.frozen,
+    def predict(self, data: list[Encoded]) -> list[Float[Tensor, "example ..."]]:
+        """Logits of every run for its own examples, in their order."""
+        return [logits for logits, _ in self._predict(data, gates=False)]
+
+    def _predict(self, data: list[Encoded], gates: bool) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        return predict_with_gates(
+            self.model, self.tokenizer, data, task=self.task, precision=self.plans[0].recipe.precision, frozen=self.frozen,
+            on_batch=self._on_batch, gates=gates,
         )  # fmt: skip
 
     def start_heads(self, runs: list[int]) -> None:
@@ -151,6 +150,9 @@ class Fleet:
                 self._save()
             raise OutOfTime
 
+    def _on_batch(self, examples: int) -> None:
+        self._notify("prediction")
+
     def _is_due(self, number: int) -> bool:
         record = self.records[number]
         return not record.ended and self.plans[number].is_due(record.steps)
@@ -169,19 +171,13 @@ class Fleet:
             [Part(plan.task, plan.train, examples) for examples in self._examples(number)]
             for number, plan in zip(self.plan_numbers, plans)
         ]
-        batches, shares = step_batches(self.task, parts, self.tokenizer, self.device, self._states)
+        batches, shares = step_batches(self.task, parts, self.tokenizer, self.device, self.frozen, self._on_batch)
         decay = [plan.recipe.weight_decay for plan in plans]
         return StepInputs(
             batches, shares, self._vector([step + 1.0 for step in steps]),
             self._vector([plan.rates(step, self.kinds) for plan, step in zip(plans, steps)]),
             self._vector([plan.recipe.clip for plan in plans]), self._vector(decay) if any(decay) else None,
         )  # fmt: skip
-
-    def _states(self, parts: Sequence[Part], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs of the frozen layers for a batch, if they are cached; else an empty dict."""
-        if self.frozen is None:
-            return {}
-        return {STATES: self.frozen.states(parts, inputs, lambda rows: self._notify("prediction"))}
 
     def _advance(self, step: StepInputs) -> Float[Tensor, "2 run"]:
         """Forwards, backwards and update, without waiting for the device. Return the losses, and whether all values were finite."""
@@ -233,9 +229,7 @@ class Fleet:
             return [None] * len(plans)
         every = [getattr(plan, part) for plan in plans]
         with autocast(self.device, plans[0].recipe.precision):
-            return list(
-                plans[0].task.generate(self.model, self.tokenizer, every, lambda rows: self._notify("prediction"))
-            )
+            return list(plans[0].task.generate(self.model, self.tokenizer, every, self._on_batch))
 
     def _collect_finished(self) -> Iterator[FinishedRun]:
         """Give the indices of ended runs to the next plans of the queue, then yield the ended runs."""
@@ -243,39 +237,36 @@ class Fleet:
         if not ended:
             return
         started, numbers = time.monotonic(), [self.plan_numbers[run] for run in ended]
-        tested = self._test(numbers, self.best[ended])
+        finished = self._test(numbers, self.best[ended])
         self._refill(ended)
         self._add_seconds(time.monotonic() - started, numbers)
-        for number, (record, state) in zip(numbers, tested):
-            record = replace(record, seconds=self.records[number].seconds)
-            yield FinishedRun(record, state, number, self.model)
+        for run in finished:
+            run.record.seconds = self.records[run.plan].seconds
+            yield run
 
-    def _test(
-        self, numbers: list[int], best: Float[Tensor, "run parameters"]
-    ) -> list[tuple[RunRecord, dict[str, Tensor]]]:
-        """Test the best parameters of these plans. best: a copy; the returned state dicts are views of it."""
+    def _test(self, numbers: list[int], best: Float[Tensor, "run parameters"]) -> list[FinishedRun]:
+        """Test the best parameters of these plans. best: a copy; the states of the finished runs are views of it."""
         plans = [self.plans[number] for number in numbers]
+        found: list[tuple[Tensor | None, dict[str, Tensor]]] = [(None, {})] * len(plans)
+        texts: list[list[str] | None] = [None] * len(plans)
+        predicting: float | None = None
         with self._with_parameters(best):
             to_units(self.model, [plan.task.target_scale for plan in plans])
-            logits: Sequence[Tensor | None] = [None] * len(plans)
-            predicting: float | None = None
-            texts: list[list[str] | None] = [None] * len(plans)
-            gates: list[dict[str, Tensor]] = [{} for _ in plans]
             if all(plan.test is not None for plan in plans):
                 began = time.monotonic()
-                logits = self.predict([plan.test for plan in plans], gates=None if self.attached is None else gates)  # type: ignore[misc]
+                found = [*self._predict([plan.test for plan in plans], gates=self.attached is not None)]  # type: ignore[misc]
                 texts = self._generate(plans, "test", [plan.task.generates_text for plan in plans])
                 predicting = (time.monotonic() - began) / len(plans)
             states = [
-                self.model.state_dict() if self.attached is None else self.attached.state_of(i)
-                for i in range(len(plans))
+                self.model.state_dict() if self.attached is None else self.attached.state_of(run)
+                for run in range(len(plans))
             ]
-        records = [
-            plan.result(self.records[number], said, written, gate)
-            for number, plan, said, written, gate in zip(numbers, plans, logits, texts, gates)
-        ]
-        how: dict[str, Any] = {"width": self.width, "device": str(self.device), "predicting": predicting}
-        return [(replace(one, **how), state) for one, state in zip(records, states)]
+        finished = []
+        for number, (logits, gates), written, state in zip(numbers, found, texts, states):
+            record = self.plans[number].result(self.records[number], logits, written, gates)
+            record.width, record.device, record.predicting = self.width, str(self.device), predicting
+            finished.append(FinishedRun(record, state, number, self.model))
+        return finished
 
     @torch.no_grad()
     def _refill(self, ended: list[int]) -> None:

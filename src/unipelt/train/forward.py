@@ -1,4 +1,4 @@
-"""The forwards of a model, with or without gradients: which examples they read, and the precision in which they compute.
+"""The forwards of a model, with or without gradients: which examples they read, what they give, and in which precision.
 
 The tuned parameters, the optimizer and the loss stay float32 in each precision.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from inspect import signature
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,12 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unipelt.inject.attention import kernel_of
+from unipelt.forms.gate import GroupGate
+from unipelt.inject.attention import kernel_of, prefixes_computed_once
 from unipelt.inject.frozen import FrozenLayers
-from unipelt.inject.state import NAME, prompt
+from unipelt.inject.record import gate_location, record_gates
+from unipelt.inject.state import NAME, MixtureState, attached_state, prompt
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import POSITIONS, PROMPT, Batch, Part
+from unipelt.tasks.batches import POSITIONS, PROMPT, Batch, Encoded, Part
 from unipelt.tasks.language_model import at_positions
+
+if TYPE_CHECKING:
+    from unipelt.train.frozen import FrozenStates
 
 STATES = "frozen_states"  # of a batch's inputs: what its frozen layers give, `[batch, seq, hidden]`
 CPU_ROWS = 32  # a forward, without gradients: more do not fit into a CPU's caches
@@ -64,18 +69,19 @@ def longest_first(lengths: Sequence[Sequence[int]], device: torch.device) -> Ite
 
 def step_batches(
     task: type[Task], parts: Sequence[Sequence[Part]], tokenizer: PreTrainedTokenizerBase, device: torch.device,
-    further: Callable[[Sequence[Part], dict[str, Tensor]], dict[str, Tensor]] = lambda parts, inputs: {},
+    frozen: "FrozenStates | None" = None, on_batch: Callable[[int], None] = lambda rows: None,
 ) -> tuple[list[Batch], list[Float[Tensor, " run"]]]:  # fmt: skip
     """The batches and shares of a training step; a share is the run's examples, or answer tokens, divided by the step's.
 
     parts: each run's, one for each of its forwards; a run that has fewer than others takes part in the rest with weight 0.
-    further: what a forward reads besides, from its parts and inputs.
+    frozen, on_batch: as in predict.
     """
     batches = []
     for number in range(max(map(len, parts))):
         chosen = [(own[number:] or own)[0] for own in parts]
         batch = task.collate(chosen, tokenizer, device)
-        batch.inputs.update(further(chosen, batch.inputs))
+        if frozen is not None:
+            batch.inputs[STATES] = frozen.states(chosen, batch.inputs, on_batch)
         if number:  # every run has a first forward
             idle = torch.tensor([number >= len(own) for own in parts], device=device)
             batch = batch._replace(weights=batch.weights.masked_fill(idle[:, None], 0.0))
@@ -84,6 +90,69 @@ def step_batches(
         return batches, []
     counts = torch.stack([task.count(batch) for batch in batches]).to(batches[0].weights.dtype)
     return batches, list(counts / counts.sum(dim=0).clamp(min=1))
+
+
+@torch.no_grad()
+def predict_with_gates(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Sequence[Encoded], *, task: type[Task] = Task,
+    precision: str = "auto", frozen: "FrozenStates | None" = None, on_batch: Callable[[int], None] = lambda rows: None,
+    gates: bool = True,
+) -> list[tuple[Float[Tensor, "example ..."], dict[str, Float[Tensor, " example"]]]]:  # fmt: skip
+    """Logits of every run for its own examples, in their order, and each gate's values by the location of the change that it weighs.
+
+    A gate with a value for each token is averaged over the example's tokens. frozen: what the layers below the lowest change
+    give, which are then not computed. on_batch: called with the number of examples of each forward. gates: whether they are
+    recorded.
+    """
+    model.eval()
+    layers, device = None if frozen is None else frozen.layers, next(model.parameters()).device
+    results: list[dict[str, Tensor]] = [{} for _ in data]
+    with prefixes_computed_once(model):
+        for batch in longest_first([encoded.lengths() for encoded in data], device):
+            parts = [Part(None, encoded, indices) for encoded, indices in zip(data, batch)]
+            inputs, kept_of = task.evaluation_inputs(parts, tokenizer, device)
+            if frozen is not None:
+                inputs[STATES] = frozen.states(parts, inputs, on_batch)
+            recording: AbstractContextManager[dict[str, list[Tensor]]] = nullcontext({})
+            with record_gates(model) if gates else recording as recorded:
+                found = {"": kept_of(logits_of(model, inputs, precision, layers)).cpu()}
+            for name, values in (found | _by_example(model, recorded, inputs)).items():
+                for run, (part, mine) in enumerate(zip(parts, values.unflatten(0, (len(data), -1)))):
+                    if name not in results[run]:
+                        results[run][name] = mine.new_zeros(len(part.encoded), *mine.shape[1:])
+                    kept = results[run][name]
+                    widths = [slice(width) for width in mine.shape[1:]]  # the first batch has the longest sequences
+                    kept[(torch.tensor(part.indices), *widths)] = mine[: len(part.indices)]  # type: ignore[index]
+            on_batch(sum(len(part.indices) for part in parts))
+    return [(result.pop(""), result) for result in results]
+
+
+def predict(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Sequence[Encoded], **how: Any
+) -> list[Float[Tensor, "example ..."]]:
+    """Logits of every run for its own examples, in their order. how: as in predict_with_gates."""
+    return [logits for logits, _ in predict_with_gates(model, tokenizer, data, gates=False, **how)]
+
+
+def _by_example(
+    model: PreTrainedModel, recorded: dict[str, list[Tensor]], inputs: dict[str, Tensor]
+) -> dict[str, Float[Tensor, " batch"]]:
+    """One value per gated change and example, by the change's location."""
+    if not recorded:
+        return {}
+    tuned, found = attached_state(model).active(), {}
+    assert isinstance(tuned, MixtureState), "the runs of one mixture are evaluated at once"
+    for path, (value, *_) in recorded.items():
+        decoder = gate_location(tuned, path, 0).stack == "decoder"
+        mask = inputs.get("decoder_attention_mask" if decoder else "attention_mask", inputs["attention_mask"])
+        central = isinstance(tuned.get_submodule(path), GroupGate)
+        value = value.float() if central else value.float()[..., None]
+        if value.dim() == 3:
+            real = mask.float()[..., None]
+            value = (value * real).sum(dim=1) / real.sum(dim=1)
+        for member in range(value.shape[-1]):
+            found[str(gate_location(tuned, path, member))] = value[:, member].cpu()
+    return found
 
 
 def logits_of(

@@ -19,13 +19,11 @@ from unipelt.errors import CheckpointError, UserError
 from unipelt.forms.gate import ScoredGate
 from unipelt.inject.merge import merge
 from unipelt.inject.shapes import most_tokens
-from unipelt.inject.state import mixture_state
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded, Part, check_tokens
 from unipelt.tasks.registry import task_of
-from unipelt.train.evaluation import predict
 from unipelt.train.fold import FoldReport, fold
-from unipelt.train.forward import longest_first
+from unipelt.train.forward import longest_first, predict, predict_with_gates
 from unipelt.train.records import RunRecord
 from unipelt.train.run_folder import RECORD, read_record
 from unipelt.train.setup import device_of
@@ -38,12 +36,14 @@ class TablePredictor:
     """What predicts for the examples of a file."""
 
     task: Task
-    gated = False
-    """whether it has gates"""
 
-    def outputs(self, examples: data.Examples, gates: dict[str, Tensor] | None = None) -> tuple[Tensor, Encoded]:
-        """Logits as `task.decide` reads them, and what else it reads. gates: gets each gate's value for each example."""
+    def outputs(self, examples: data.Examples) -> tuple[Tensor, Encoded]:
+        """Logits as `task.decide` reads them, and what else it reads."""
         raise NotImplementedError
+
+    def gates(self, examples: data.Examples) -> dict[str, Float[Tensor, " example"]]:
+        """Each gate's value for each example by its location; empty if it has no gates."""
+        return {}
 
     def generate(self, examples: data.Examples) -> list[str]:
         """The text generated for each example, if the task generates text."""
@@ -65,18 +65,17 @@ class TablePredictor:
             raise UserError(f"--min-confidence {least:g}: expected a probability, from 0 to 1")
         if least and self.task.classes is None:
             raise UserError("--min-confidence: this run does not choose one of several classes; leave it out")
-        if gates and not self.gated:
-            raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
         table, examples, kept = self.read_table(path, text=text, pair=pair, encoding=encoding)
-        gated: dict[str, Tensor] = {}
+        gated = self.gates(examples) if gates else {}
+        if gates and not gated:
+            raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
         if self.task.generates_text and proba:
             raise UserError("--proba: generated text has no class probabilities; leave it out")
-        if not self.task.generates_text or gates:
-            logits, encoded = self.outputs(examples, gated if gates else None)
         found: dict[str, list]
         if self.task.generates_text:
             found = {"prediction": self.generate(examples)}
         else:
+            logits, encoded = self.outputs(examples)
             found = self.task.output_columns(logits, encoded, probabilities=proba)
         if least:
             probabilities = self.task.probabilities(logits)
@@ -174,15 +173,18 @@ class Predictor(TablePredictor):
             merge(model, unmergeable="keep")
         return cls(model.to(target).eval(), tokenizer, task, longest, True, len(members) or 1)  # type: ignore[arg-type]  # transformers types it wrongly
 
-    def logits(self, encoded: Encoded, gated: dict[str, Tensor] | None = None) -> Float[Tensor, "example ..."]:
-        """Logits; of an ensemble those of its mean, from one batch routed to its runs. gated: gets each gate's
-        value for each example `[example]`, of an ensemble the mean over its runs."""
-        gates: list[dict[str, Tensor]] = [{} for _ in range(self.runs)]
-        given = None if gated is None else gates
-        every = predict(self.model, self.tokenizer, [encoded] * self.runs, gates=given, task=type(self.task))
-        if gated is not None:
-            gated.update({name: torch.stack([one[name] for one in gates]).mean(dim=0) for name in gates[0]})
+    def logits(self, encoded: Encoded) -> Float[Tensor, "example ..."]:
+        """Logits; of an ensemble those of its mean, from one batch routed to its runs."""
+        every = predict(self.model, self.tokenizer, [encoded] * self.runs, task=type(self.task))
         return every[0] if self.runs == 1 else self.task.average(every)
+
+    def gates(self, examples: data.Examples) -> dict[str, Float[Tensor, " example"]]:
+        """Each gate's value for each example, averaged over tokens and over the runs of an ensemble."""
+        if not any(isinstance(module, ScoredGate) for module in self.model.modules()):
+            return {}
+        copies = [self.encode(examples)] * self.runs
+        every = [gates for _, gates in predict_with_gates(self.model, self.tokenizer, copies, task=type(self.task))]
+        return {name: torch.stack([one[name] for one in every]).mean(dim=0) for name in every[0]}
 
     @classmethod
     def _whole(cls, folder: Path, record: RunRecord, target: torch.device) -> "Predictor":
@@ -194,13 +196,9 @@ class Predictor(TablePredictor):
         longest = most_tokens(model, (record.recipe or {})["max_length"])
         return cls(model.to(target).eval(), tokenizer, task, longest, False)  # type: ignore[arg-type]  # transformers types it wrongly
 
-    @property
-    def gated(self) -> bool:  # type: ignore[override]  # a class says it once, a run by its model
-        return self.tuned and bool(gate_paths(self.model))
-
-    def outputs(self, examples: data.Examples, gates: dict[str, Tensor] | None = None) -> tuple[Tensor, Encoded]:
+    def outputs(self, examples: data.Examples) -> tuple[Tensor, Encoded]:
         encoded = self.encode(examples)
-        return self.logits(encoded, gates), encoded
+        return self.logits(encoded), encoded
 
     def generate(self, examples: data.Examples) -> list[str]:
         return self.task.generate(self.model, self.tokenizer, [self.encode(examples)])[0]
@@ -209,12 +207,6 @@ class Predictor(TablePredictor):
         """Their tokens. Raises DataError where the base has no embedding for one."""
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
         return check_tokens(encoded, self.model, self.model.config._name_or_path)
-
-    def gates(self, rows: data.Examples) -> dict[str, Tensor]:
-        """Each gate's value for each row `[rows]`; a gate of each token's own is averaged over the row's tokens."""
-        values: dict[str, Tensor] = {}
-        self.logits(self.encode(rows), values)
-        return values
 
     def fold(self, rows: data.Examples, **thresholds: Any) -> FoldReport:
         """What `unipelt.fold` does over these examples; with targets, by the task's own metric, or the loss for tasks of tokens."""
@@ -229,8 +221,3 @@ class Predictor(TablePredictor):
             return self.task.score(self.task.decide(logits, encoded), targets)[self.task.metric]
 
         return fold(self.model, batches, score=(self.task.metric, score) if self.task.pooled else None, **thresholds)
-
-
-def gate_paths(model: PreTrainedModel) -> list[str]:
-    """The paths of a model's gates."""
-    return [path for path, module in mixture_state(model).named_modules() if isinstance(module, ScoredGate)]

@@ -24,7 +24,7 @@ from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import check_tokens
 from unipelt.tasks.linear import Features
-from unipelt.train.evaluation import predict
+from unipelt.train.forward import predict
 
 WORDS = 50_000  # most words and pairs of words that are counted
 
