@@ -76,7 +76,9 @@ def test_every_field_is_an_option(command: tuple[str, ...], settings: type, but:
     (found,) = [one for words, one in (case.values for case in commands()) if words == command]
     options = {option.name: option for option in found.params}
     for flag in flags(settings, but=but):
-        assert options[flag.name].help.startswith(docs(settings)[flag.name]) and flag.default.default in (None, [])
+        assert options[flag.name].help.startswith(
+            (docs(RunConfig) | docs(settings))[flag.name]
+        ) and flag.default.default in (None, [])
 
 
 def test_defaults_of_the_recipe_are_values():

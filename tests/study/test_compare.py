@@ -183,7 +183,7 @@ def finished_run(seed: int, validation: float, metric: str) -> FinishedRun:
         config=config, status="finished", metric=metric, validation=validation, recipe=asdict(Recipe()),
         validation_metrics={"epoch": 1, metric: validation},
     )  # fmt: skip
-    return FinishedRun(record, {}, seed, None)
+    return FinishedRun(record)
 
 
 @pytest.mark.parametrize(("metric", "best"), [("accuracy", max), ("rmse", min)])

@@ -13,7 +13,7 @@ from unipelt import spec
 from unipelt.errors import UserError
 from unipelt.train import recipes, records
 from unipelt.train.recipes import EPOCHS, Recipe, default_recipe
-from unipelt.train.records import FLAGS, GENERATION, option_of
+from unipelt.train.records import FLAGS, GENERATION, RunConfig, option_of
 
 SHORT = {  # a second, shorter name of an option
     "k": "--k",
@@ -70,7 +70,8 @@ def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (),
 
     default: what the help names as default, by field, where that is not the field's own default.
     """
-    made, kinds, helps, values = [], get_type_hints(settings), docs(settings), recipes.VALUES | records.VALUES
+    made, kinds, values = [], get_type_hints(settings), recipes.VALUES | records.VALUES
+    helps = docs(RunConfig) | docs(settings)
     for field in dataclasses.fields(settings):
         if field.name in but or (only and field.name not in only):
             continue

@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import safetensors
@@ -122,16 +122,14 @@ def train_fleet(
 
     Raises what says nothing about the runs, such as a full disk.
     """
-    todo = set(todo)
+    todo, configs = set(todo), []
 
     def gave_up(chosen: Iterable[RunKey], reason: str) -> Iterator[FinishedRun]:
-        for place, key in enumerate(keys):
-            if key in todo and key in set(chosen):
+        for key in chosen:
+            if key in todo:
                 todo.discard(key)
-                record = RunRecord(config=asdict(study.config(key)), status=FAILED + reason)
-                yield FinishedRun(record, {}, place, None)
+                yield FinishedRun(RunRecord(config=asdict(study.config(key)), status=FAILED + reason))
 
-    configs = []
     for key in keys:
         config = study.config(key)
         try:
@@ -144,20 +142,19 @@ def train_fleet(
     while todo:
         try:
             if keys[0].baseline:
-                for run in train_baselines(configs, device, cache, identity):
-                    todo.discard(run.key)
-                    yield replace(run, record=replace(run.record, versions=versions()))
-                continue
-            if device.type == "cuda" and width > 1 and not study.width:
-                width = measure_width(configs, cache, device, width, share)
-            fleet = build_fleet(
-                configs, width=width, device=device, cache=cache, folder=folder, on_step=on_step, deadline=deadline,
-                identity=identity,
-            )  # fmt: skip
-            for run in fleet.train():
+                finished = train_baselines(configs, device, cache, identity)
+            else:
+                if device.type == "cuda" and width > 1 and not study.width:
+                    width = measure_width(configs, cache, device, width, share)
+                finished = build_fleet(
+                    configs, width=width, device=device, cache=cache, folder=folder, on_step=on_step, deadline=deadline,
+                    identity=identity,
+                ).train()  # fmt: skip
+            for run in finished:
                 if run.key in todo:
                     todo.discard(run.key)
-                    yield replace(run, record=replace(run.record, versions=versions()))
+                    run.record.versions = versions()
+                    yield run
         except OutOfTime:
             return
         except (MemoryError, RuntimeError) as error:

@@ -125,16 +125,11 @@ def learning_rates(method: str, hidden: int, given: Sequence[float], rates: int)
 class StudyConfig:
     """What all runs of a study share."""
 
+    # as in a RunConfig
     model: str = "minilm"
-    """base model: minilm, smollm2, a folder, or a name on the Hub"""
     pooling: str = "auto"
-    """state that the head reads: model (as the model itself does), cls (first token) or mean; auto: mean or cls where the base
-    is a sentence-transformers model that says so, else model"""
     head: str = "train"
-    """whether the head trains: train (always), frozen (never), or paper (as in UniPELT's code: only with adapters; its bias with
-    bitfit)"""
     data_dir: str | None = None
-    """folder with GLUE as Parquet files (default: downloaded from the Hub)"""
     width: int = 0
     """number of runs that train at once; 0: 4 on a CPU, on a GPU as many as fit into its memory, up to 64"""
     folds: int = 0

@@ -225,7 +225,7 @@ def train_baselines(
         base = frozen_base(replace(first, pooling=kind.pooling or first.pooling), task, device, longest)
     if base is not None:
         check_identity(first.model, base.identity, identity)
-    for place, config in enumerate(configs):
+    for config in configs:
         began, splits = _clock(base), cache.splits(config)
         one: Baseline | Nearest | ZeroShot
         if isinstance(base, ZeroShot):
@@ -247,7 +247,7 @@ def train_baselines(
             note_test(record, one.task, *one.answers(splits.test, task.generates_text))
             record.predicting = _clock(base) - tested
         record.seconds = _clock(base) - began
-        yield FinishedRun(record, {}, place, None, one.files(record.results))
+        yield FinishedRun(record, files=one.files(record.results))
 
 
 def _clock(base: Frozen | ZeroShot | None) -> float:

@@ -188,7 +188,7 @@ class Predictor(TablePredictor):
 
     @classmethod
     def _whole(cls, folder: Path, record: RunRecord, target: torch.device) -> "Predictor":
-        if not record.whole:
+        if not record.key.full:
             raise CheckpointError(f"{folder}: no {CONFIG} in it, though its run is finished; train it again")
         task = task_of(record.description)
         model, tokenizer = task.load(str(folder))

@@ -60,7 +60,7 @@ class RunKey:
 
     @property
     def full(self) -> bool:
-        """Whether the base itself is tuned."""
+        """Whether the base itself is tuned, so that a run's folder is a plain transformers model."""
         return self.method.strip() == FULL
 
     @property
@@ -160,11 +160,6 @@ class RunConfig:
     def key(self) -> RunKey:
         return RunKey(task=self.task, k=self.k, method=self.method, seed=self.seed, lr=self.recipe.get("lr"))
 
-    @property
-    def full(self) -> bool:
-        """Whether the base itself is tuned."""
-        return self.key.full
-
 
 @dataclass(kw_only=True)
 class RunRecord:
@@ -255,8 +250,3 @@ class RunRecord:
     def failed(self) -> str:
         """Why the run failed; empty where it did not."""
         return self.status.removeprefix(FAILED) if self.status.startswith(FAILED) else ""
-
-    @property
-    def whole(self) -> bool:
-        """Whether the base itself was tuned: the folder is a plain transformers model then."""
-        return self.config["method"].strip() == FULL

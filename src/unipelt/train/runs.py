@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -192,11 +192,11 @@ class FinishedRun:
 
     record: RunRecord
     """metrics, predictions and gate values of the best parameters; or why the run failed"""
-    state: dict[str, Tensor]
+    state: dict[str, Tensor] = field(default_factory=dict)
     """the best parameters by name, without a run axis; of a model that is tuned whole, its state dict"""
-    plan: int
-    """place of its plan in the fleet"""
-    model: PreTrainedModel | None
+    plan: int = 0
+    """number of its plan in the fleet"""
+    model: PreTrainedModel | None = None
     """the model that `state` belongs to; its own parameters are those of other runs"""
     files: dict[str, bytes] | None = None
     """of a baseline: the files of its folder"""

@@ -87,7 +87,7 @@ def build_fleet(
     CheckpointError if base or tokenizer differ from `identity`.
     """
     cache, first = cache or DatasetCache(), configs[0]
-    if first.full and len(configs) > 1:
+    if first.key.full and len(configs) > 1:
         raise UserError(f"{FULL} tunes the base itself: expected one run, got {len(configs)}")
     splits, tasks = [examples or cache.splits(config) for config in configs], [cache.task(config) for config in configs]
     if len(kinds := dict.fromkeys(task.kind for task in tasks)) > 1:
@@ -129,7 +129,7 @@ def load_and_attach(
     model, tokenizer = task.load(config.model, outputs=outputs, seed=config.seed)
     head = list(find_head(model)) if task.trains_head else []
     identity = {"base": weights_fingerprint(model, head), "tokenizer": tokenizer_fingerprint(tokenizer)}
-    if config.full:
+    if config.key.full:
         counts = {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
     else:
         counts = _attach(config, task, model, seeds)
@@ -161,7 +161,7 @@ def pooling_of(config: RunConfig) -> str:
 
 def export_note(config: RunConfig, task: Task) -> list[str]:
     """A note about the limits of exporting a run with this pooling; an empty list if there are none."""
-    if config.full or not task.pooled or (pooling := pooling_of(config)) == "model":
+    if config.key.full or not task.pooled or (pooling := pooling_of(config)) == "model":
         return []
     read = {"mean": "the mean of the tokens", "cls": "the first token"}[pooling]
     why = f", as the settings of {config.model} say" if config.pooling == "auto" else ""

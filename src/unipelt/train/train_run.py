@@ -42,14 +42,14 @@ def train_run(
     """
     if not 1 <= ensemble <= MOST:
         raise UserError(f"--ensemble {ensemble}: expected 2 to {MOST} runs")
-    if config.full and ensemble > 1:
+    if config.key.full and ensemble > 1:
         raise UserError(
             f"--ensemble {ensemble}: full tunes the base itself, and one base is loaded; expected another --method"
         )
     configs = [replace(config, seed=config.seed + number) for number in range(ensemble)]
     members = [f"seed-{one.seed}" for one in configs] if ensemble > 1 else None
     with alone_in(folder):
-        if not config.full and (members or not config.key.baseline):
+        if not config.key.full and (members or not config.key.baseline):
             spec.mixture(config.method)  # a misspelt method is refused before anything is loaded
         target, cache = device_of(device), DatasetCache()
         splits, task = cache.splits(config), cache.task(config)
@@ -175,7 +175,7 @@ def save_checkpoint(finished: FinishedRun, folder: Path) -> None:
         return
     model, record, task = finished.model, finished.record, finished.record.description
     assert model is not None
-    if not record.whole:
+    if not record.key.full:
         base = record.config["model"]
         known = (record.identity or {}).get("tokenizer")
         save(
