@@ -116,18 +116,18 @@ def train(
     todo: set[RunKey],
     study: StudyConfig,
     device: str,
-    rows: dict[str, str],
+    held: dict[str, str],
     share: float,
     identity: dict[str, str] | None = None,
 ) -> Iterator[tuple[RunKey, RunRecord]]:
     """Train a fleet in a worker and yield its results. If it is started again it yields the same, because all its runs are trained again.
 
-    rows: identity of the examples of each task of the study. share: of a GPU that is the fleet's.
+    held: identity of the examples of each task of the study. share: of a GPU that is the fleet's.
 
     Raises DataError where this machine has other examples, or none: this is not counted as a run's failure.
     """
     for name, mine in identities(keys, study, _cache()).items():
-        if (expected := rows.get(name, mine)) != mine:
+        if (expected := held.get(name, mine)) != mine:
             where = socket.gethostname()
             raise DataError(
                 f"{where}: its examples of {name} are {mine}, and the study's are {expected}; put the same files there"

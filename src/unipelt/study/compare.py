@@ -80,7 +80,7 @@ def smaller(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache) -> 
     """
     found = []
     whole = min((len(cache.splits(study.config(key)).train) for key in keys), default=0)  # folds differ by one
-    for fewer in (replace(key, k=whole // part) for key in keys for part in SHARES if whole // part >= LEAST):
+    for fewer in (replace(key, k=whole // share) for key in keys for share in SHARES if whole // share >= LEAST):
         with suppress(DataError):
             cache.splits(study.config(fewer))
             found.append(fewer)

@@ -63,7 +63,7 @@ def trial(configs: Sequence[RunConfig], cache: DatasetCache, device: torch.devic
 def _longest(plan: Plan) -> Plan:
     """The plan with one batch that repeats its longest example."""
     coded = plan.train
-    place = max(range(len(coded)), key=coded.lengths().__getitem__)
-    most = plan.recipe.batch_tokens // coded.lengths()[place] or 1
+    index = max(range(len(coded)), key=coded.lengths().__getitem__)
+    most = plan.recipe.batch_tokens // coded.lengths()[index] or 1
     size = min(most if plan.recipe.batch_tokens else plan.recipe.batch_size, len(coded))
-    return replace(plan, train=coded.take([place] * size))
+    return replace(plan, train=coded.take([index] * size))

@@ -176,7 +176,7 @@ def _calibrated(task: Task, held_out: Float[np.ndarray, "example output"], targe
     """The task with the temperature that fits these examples, each answered by a model that did not see it."""
     known = np.flatnonzero(np.isfinite(held_out).all(axis=1)).tolist()
     return task.with_temperature(
-        task.fit_temperature(torch.from_numpy(held_out[known]), [targets[place] for place in known])
+        task.fit_temperature(torch.from_numpy(held_out[known]), [targets[index] for index in known])
     )
 
 

@@ -223,11 +223,11 @@ class Fleet:
             if plan.evaluate(self.records[self.plan_numbers[run]], logits, written):
                 self.best[run].copy_(self.matrix.values[run])
 
-    def _generate(self, plans: list[Plan], part: str, wanted: list[bool]) -> list[list[str] | None]:
+    def _generate(self, plans: list[Plan], split: str, wanted: list[bool]) -> list[list[str] | None]:
         """The generated texts of each run for a split; None for all if no run needs them."""
         if not any(wanted):
             return [None] * len(plans)
-        every = [getattr(plan, part) for plan in plans]
+        every = [getattr(plan, split) for plan in plans]
         with autocast(self.device, plans[0].recipe.precision):
             return list(plans[0].task.generate(self.model, self.tokenizer, every, self._on_batch))
 

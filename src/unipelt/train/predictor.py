@@ -208,14 +208,14 @@ class Predictor(TablePredictor):
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
         return check_tokens(encoded, self.model, self.model.config._name_or_path)
 
-    def fold(self, rows: data.Examples, **thresholds: Any) -> FoldReport:
+    def fold(self, examples: data.Examples, **thresholds: Any) -> FoldReport:
         """What `unipelt.fold` does over these examples; with targets, by the task's own metric, or the loss for tasks of tokens."""
-        encoded, batches, order = self.encode(rows), [], []
+        encoded, batches, order = self.encode(examples), [], []
         for (mine,) in longest_first([encoded.lengths()], self.model.device):
             batch = self.task.collate([Part(self.task, encoded, mine)], self.tokenizer, self.model.device)
-            batches.append(batch.inputs | ({"labels": batch.targets[0]} if rows.targets is not None else {}))
+            batches.append(batch.inputs | ({"labels": batch.targets[0]} if examples.targets is not None else {}))
             order += mine
-        targets = [] if rows.targets is None else [rows.targets[index] for index in order]
+        targets = [] if examples.targets is None else [examples.targets[index] for index in order]
 
         def score(logits: Tensor, labels: Tensor) -> float:
             return self.task.score(self.task.decide(logits, encoded), targets)[self.task.metric]

@@ -154,9 +154,9 @@ def note_test(
 def epoch_order(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int, batch_tokens: int = 0
 ) -> list[list[int]]:
-    """The batches of one epoch: rows in an order of the seed's own, like lengths together within a few batches.
+    """The batches of one epoch: examples in an order of the seed's own, like lengths together within a few batches.
 
-    batch_tokens: where it is given, a batch has as many rows as have so many tokens, padding included, and one at least.
+    batch_tokens: where it is given, a batch has as many examples as have so many tokens, padding included, and one at least.
     Where short and long batches stand follows from the epoch alone, so that runs of like sizes are short together.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -165,24 +165,24 @@ def epoch_order(
         batch_size = max(1, batch_tokens * len(order) // sum(lengths))
     size, batches = CHUNK * batch_size, []
     for start in range(0, len(order), size):
-        chunk = sorted(order[start : start + size], key=lambda row: lengths[row])
+        chunk = sorted(order[start : start + size], key=lambda index: lengths[index])
         if batch_tokens:
             batches += _by_tokens(chunk, lengths, batch_tokens)
         else:
             batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
     *full, last = batches  # the last may be smaller
-    places = torch.randperm(len(batches), generator=torch.Generator().manual_seed(epoch)).tolist()
-    ranked = [*sorted(full, key=lambda rows: sum(lengths[row] for row in rows)), last]
-    return [ranked[place] for place in places]
+    order_of_batches = torch.randperm(len(batches), generator=torch.Generator().manual_seed(epoch)).tolist()
+    ranked = [*sorted(full, key=lambda examples: sum(lengths[index] for index in examples)), last]
+    return [ranked[index] for index in order_of_batches]
 
 
-def _by_tokens(rows: list[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Batches of rows that are sorted by length, each as large as `tokens` allow."""
+def _by_tokens(examples: list[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Batches of examples that are sorted by length, each as large as `tokens` allow."""
     batches: list[list[int]] = [[]]
-    for row in rows:
-        if batches[-1] and (len(batches[-1]) + 1) * lengths[row] > tokens:
+    for index in examples:
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[index] > tokens:
             batches.append([])
-        batches[-1].append(row)
+        batches[-1].append(index)
     return batches
 
 

@@ -37,7 +37,7 @@ class DatasetCache:
 
     def __init__(self):
         self.loaded: dict[tuple, tuple[Task, data.Dataset]] = {}
-        self.parts: dict[tuple, data.Splits] = {}
+        self.drawn: dict[tuple, data.Splits] = {}
         self.encoded: dict[tuple, Encoded] = {}
         self.states = StateCache()
 
@@ -59,9 +59,9 @@ class DatasetCache:
         k = config.k if config.k == "all" else int(config.k)
         drawn = k, config.seed, *(getattr(config, name) for name in SPLIT_FIELDS), config.folds
         key = (*(getattr(config, name) for name in DATASET_FIELDS), *drawn)
-        if key not in self.parts:
-            self.parts[key] = data.split(self.dataset(config), *drawn)  # type: ignore[arg-type]
-        return self.parts[key]
+        if key not in self.drawn:
+            self.drawn[key] = data.split(self.dataset(config), *drawn)  # type: ignore[arg-type]
+        return self.drawn[key]
 
     def encode(
         self, task: Task, tokenizer: PreTrainedTokenizerBase, examples: data.Examples, max_length: int
@@ -171,13 +171,13 @@ def export_note(config: RunConfig, task: Task) -> list[str]:
     ]
 
 
-def check_identity(name: str, found: dict[str, str], expected: dict[str, str] | None) -> None:
+def check_identity(model: str, found: dict[str, str], expected: dict[str, str] | None) -> None:
     """Raise CheckpointError if the fingerprint of a base or its tokenizer differs from the expected one."""
     words = {"base": "its weights differ from those", "tokenizer": "its tokenizer differs from the one"}
-    for part, value in (expected or {}).items():
-        if found.get(part) != value:
+    for name, value in (expected or {}).items():
+        if found.get(name) != value:
             raise CheckpointError(
-                f"--model {name}: {words.get(part, part)} of the earlier runs; use the same model as before, or another --out"
+                f"--model {model}: {words.get(name, name)} of the earlier runs; use the same model as before, or another --out"
             )
 
 
