@@ -36,7 +36,7 @@ class Plan:
     folds: Sequence[int] = ()
     """of each training example: by them the regularisation of the head's start is chosen; empty: the head starts at random"""
 
-    @property
+    @cached_property
     def key(self) -> RunKey:
         return self.record.key
 
