@@ -65,12 +65,12 @@ class TablePredictor:
             raise UserError(f"--min-confidence {least:g}: expected a probability, from 0 to 1")
         if least and self.task.classes is None:
             raise UserError("--min-confidence: this run does not choose one of several classes; leave it out")
+        if self.task.generates_text and proba:
+            raise UserError("--proba: generated text has no class probabilities; leave it out")
         table, examples, kept = self.read_table(path, text=text, pair=pair, encoding=encoding)
         gated = self.gates(examples) if gates else {}
         if gates and not gated:
             raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
-        if self.task.generates_text and proba:
-            raise UserError("--proba: generated text has no class probabilities; leave it out")
         found: dict[str, list]
         if self.task.generates_text:
             found = {"prediction": self.generate(examples)}
