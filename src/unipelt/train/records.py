@@ -9,7 +9,7 @@ from unipelt.train.recipes import BASELINES as BASELINES
 from unipelt.train.recipes import SETFIT as SETFIT
 from unipelt.train.recipes import check_rates
 
-FORMAT = 2  # of a record's file
+FORMAT = 3  # of a record's file
 FULL = "full"
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped early", "failed: "
 DONE = (FINISHED, STOPPED)  # statuses of a run that has a result
