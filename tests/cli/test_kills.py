@@ -130,7 +130,11 @@ def test_killed_between_two_writes(
     state = tmp_path / "run" / STATE
     if moment == "before the checkpoint":
         loop, shown = saved_loop(state), run("inspect", tmp_path / "run").out
-        assert "not finished" in shown and f" {loop['seconds']:.1f} s\n" in shown and "(after epoch 4 of 4)" in shown
+        assert (
+            "not finished" in shown
+            and f" {loop['records'][0]['seconds']:.1f} s\n" in shown
+            and "(after epoch 4 of 4)" in shown
+        )
     there, said = state.exists(), run(*words)
     assert said.code == 0, said.err
     assert ("resumed after step 20 of 20, in epoch 4 of 4" in said.err) == (there and moment != "before the tidying")

@@ -142,9 +142,9 @@ def test_a_damaged_state_is_named(tmp_path: Path):
         **{
             f"{name}={value!r}": lambda name=name, value=value: with_loop(path, **{name: value})
             for name, value in [
-                ("runs", "0"), ("runs", []), ("runs", [7]), ("runs", [0, 0]), ("width", None), ("waiting", [-1]), ("seconds", "1"),
+                ("runs", "0"), ("runs", []), ("runs", [7]), ("runs", [0, 0]), ("runs", [-1]), ("runs", [None]),
                 ("records", []), ("records", {}), ("records", [5]), ("records", [{"steps": "1"}]), ("records", [{"curve": [3]}]),
-                ("records", [{}]), ("records", ...), ("surprise", 1),
+                ("records", [{}]), ("records", [{"seconds": "1"}]), ("records", ...), ("runs", ...), ("surprise", 1),
             ]
         },
     }  # fmt: skip

@@ -22,17 +22,15 @@ from unipelt.train.fleet import Observer, OutOfTime
 from unipelt.train.records import FAILED, RunKey, RunRecord
 from unipelt.train.run_folder import Busy, alone_in
 from unipelt.train.runs import FinishedRun
-from unipelt.train.setup import DatasetCache, build_fleet, device_of
+from unipelt.train.setup import RUNS_AT_ONCE, DatasetCache, build_fleet, device_of
 from unipelt.train.state import clear_state
 
-CPU_WIDTH = 4  # 64 examples a step: more are no faster there, and the longest of more batches is longer
-GPU_WIDTH = 64  # at most: beyond, a step's time grows with the examples
 WAIT = 1.0  # seconds between looks at fleets that another process trains
 
 
 def planned_width(study: StudyConfig, device: torch.device) -> int:
     """Runs to be trained at once: as given, else by the device; a GPU's fleet has fewer where no more fit."""
-    return study.width or (CPU_WIDTH if device.type == "cpu" else GPU_WIDTH)
+    return study.width or RUNS_AT_ONCE.get(device.type, RUNS_AT_ONCE["cuda"])
 
 
 def run_study(

@@ -56,14 +56,14 @@ class Fleet:
     ):  # fmt: skip
         self.model, self.plans, self.tokenizer, self.folder = model, plans, tokenizer, folder
         self.on_step, self.deadline, self.frozen = on_step, deadline, frozen
-        self.records = [replace(plan.record, curve=[]) for plan in plans]
-        """of each plan: how far its run is"""
-        self.seconds, self.saving = 0.0, 0.0
+        self.saving = 0.0
         self.device = next(model.parameters()).device
         self.loss, self.task = plans[0].task.loss, type(plans[0].task)
         self.attached: MixtureState | None = getattr(model, NAME, None)
         self.width = 1 if self.attached is None else self.attached.runs
         """number of runs at once when the training began"""
+        self.records = [replace(plan.record, curve=[], width=self.width) for plan in plans]
+        """of each plan: how far its run is"""
         self.plan_numbers = list(range(len(plans)))[: self.width]
         """by run of the model: number of the plan that it trains"""
         self.queue = list(range(len(plans)))[self.width :]
@@ -114,6 +114,11 @@ class Fleet:
             yield from self._collect_finished()
             last = now + time.monotonic() - before  # handling finished runs is not training time
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole training."""
+        return sum(record.seconds for record in self.records)
+
     def predict(self, data: list[Encoded]) -> list[Float[Tensor, "example ..."]]:
         """Logits of every run for its own examples, in their order."""
         return [logits for logits, _ in self._predict(data, gates=False)]
@@ -159,7 +164,6 @@ class Fleet:
 
     def _add_seconds(self, seconds: float, numbers: Sequence[int]) -> None:
         """Count seconds that were spent on these plans."""
-        self.seconds += seconds
         for number in numbers:
             self.records[number].seconds += seconds / len(numbers)
 
@@ -264,7 +268,7 @@ class Fleet:
         finished = []
         for number, (logits, gates), written, state in zip(numbers, found, texts, states):
             record = self.plans[number].result(self.records[number], logits, written, gates)
-            record.width, record.device, record.predicting = self.width, str(self.device), predicting
+            record.device, record.predicting = str(self.device), predicting
             finished.append(FinishedRun(record, state, number, self.model))
         return finished
 
@@ -310,8 +314,7 @@ class Fleet:
         self._use(values)
 
     def _save(self) -> None:
-        loop = Loop(self.plan_numbers, self.width, self.queue, self.seconds, self.records)
-        save_state(self.folder, self._tensors(), loop)  # type: ignore[arg-type]
+        save_state(self.folder, self._tensors(), Loop(self.plan_numbers, self.records))  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor]:
         optimizer = self.optimizer
@@ -329,7 +332,9 @@ class Fleet:
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()
         )  # copied, because memory-mapped tensors are aligned differently, which changes the last bits of sums
         self._set_runs(values, loop.runs)
-        self.width, self.queue, self.seconds, self.records = loop.width, loop.waiting, loop.seconds, loop.records
+        self.records, self.width = loop.records, loop.records[0].width or self.width
+        ended = [number for number, record in enumerate(self.records) if record.ended]
+        self.queue = [number for number in range(len(self.plans)) if number not in (*loop.runs, *ended)]
         return True
 
     def _vector(self, values: Sequence[float | list[float]]) -> Tensor:

@@ -4,14 +4,14 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from threading import get_ident
-from typing import Any
+from typing import Any, NamedTuple
 
 from unipelt.checkpoint.disk import folder_lock, write_whole
 from unipelt.checkpoint.header import tensors_header
-from unipelt.checkpoint.json_types import fits, typed
+from unipelt.checkpoint.json_types import check_fields, typed
 from unipelt.errors import CheckpointError, UserError
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import BASELINES, FORMAT, PATHS, RunConfig, RunRecord
@@ -22,17 +22,11 @@ HELD: set[tuple[str, int]] = set()  # real paths of folders and the threads of t
 DEFAULTS = {one.name: one.default for one in fields(RunConfig) if one.default is not MISSING}
 
 
-@dataclass
-class Loop:
+class Loop(NamedTuple):
     """The state of a fleet's loop, beside its tensors."""
 
     runs: list[int]
     """the plan that each run of the model trains"""
-    width: int
-    """runs at once when the training began"""
-    waiting: list[int]
-    """plans that have no run yet"""
-    seconds: float
     records: list[RunRecord]
     """of every plan"""
 
@@ -40,15 +34,14 @@ class Loop:
     def from_json(cls, text: str) -> "Loop":
         """Raises ValueError or UserError where the text is not what a training wrote."""
         found = json.loads(text)
-        if not isinstance(found, dict) or not fits(found.get("records"), list[dict[str, Any]]):
-            raise ValueError("its records are missing")
-        records = [checked(typed(RunRecord, one)) for one in found["records"]]
-        loop = typed(cls, found | {"records": []})
-        loop.records = records
-        plans = {*range(len(records))}
-        if not loop.runs or {*loop.runs, *loop.waiting} - plans or len({*loop.runs}) != len(loop.runs):
-            raise ValueError(f"its runs {loop.runs} and {loop.waiting} are not among its {len(plans)} plans")
-        return loop
+        kinds = {"runs": list[int], "records": list[dict[str, Any]]}
+        if not isinstance(found, dict) or found.keys() != kinds.keys():
+            raise ValueError(f"expected an object with {' and '.join(kinds)}")
+        check_fields(found, kinds)
+        runs, records = found["runs"], [checked(typed(RunRecord, one)) for one in found["records"]]
+        if not runs or set(runs) - {*range(len(records))} or len(set(runs)) != len(runs):
+            raise ValueError(f"its runs {runs} are not among its {len(records)} plans")
+        return cls(runs, records)
 
 
 def last_state(folder: Path) -> Loop | None:
@@ -97,7 +90,7 @@ def read_record(folder: Path, config: RunConfig | None = None) -> RunRecord | No
         if other := other_option(record.config, ours, but="epochs"):
             raise CheckpointError(f"--out {folder}: holds a run with {other}; use another folder, or delete this one")
     if not record.done and (state := last_state(folder)) is not None:
-        record.seconds, record.curve = state.seconds, state.records[0].curve
+        record.seconds, record.curve = sum(one.seconds for one in state.records), state.records[0].curve
     return record
 
 

@@ -32,7 +32,11 @@ def save_state(folder: Path, tensors: dict[str, Tensor], loop: Loop) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         beside = Path(mkdtemp(prefix=f".{STATE}.", dir=folder))  # safetensors writes temporary files beside its own
-        save_file(tensors, beside / STATE, metadata={"loop": json.dumps(asdict(loop))})
+        save_file(
+            tensors,
+            beside / STATE,
+            metadata={"loop": json.dumps({"runs": loop.runs, "records": [asdict(one) for one in loop.records]})},
+        )
         with open(beside / STATE, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(beside / STATE, folder / STATE)

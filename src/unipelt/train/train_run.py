@@ -21,11 +21,10 @@ from unipelt.train.predictor import Predictor
 from unipelt.train.records import FINISHED, RunConfig, RunRecord, option_of
 from unipelt.train.run_folder import alone_in, last_state, read_record, write_record
 from unipelt.train.runs import FinishedRun, Plan, metrics_of, note_test
-from unipelt.train.setup import DatasetCache, build_fleet, device_of, export_note
+from unipelt.train.setup import RUNS_AT_ONCE, DatasetCache, build_fleet, device_of, export_note
 from unipelt.train.state import clear_state
 
 MOST = 64  # runs of an ensemble
-RUNS_AT_ONCE = {"cpu": 4}  # of an ensemble, by kind of device: more are no faster on a CPU
 AGAIN = {"epochs": ", as the learning rate's schedule is another", "precision": ", as numbers are rounded otherwise"}
 """why a run trains again from its first step, by the field of the recipe that differs; `auto` may be another precision elsewhere"""
 
