@@ -129,3 +129,11 @@ def test_layers_that_do_more_than_they_give_are_computed():
     )
     made.model.bert.pooler.register_forward_pre_hook(lambda module, args: (args[0] + inner[-1],))
     assert frozen.find_frozen(made.model, made.tokenizer, made.plans, StateCache(), "bert") is None
+
+
+def test_examples_that_no_plan_has_are_computed():
+    """As a trial of a few examples reads them."""
+    other = rows(9, seed=50)
+    kept, plain = (fleet([plan(seed=1)], UPPER["head"], states=states) for states in (StateCache(), None))
+    assert kept.frozen is not None
+    torch.testing.assert_close(kept.predict([other])[0], plain.predict([other])[0], rtol=1e-10, atol=1e-10)

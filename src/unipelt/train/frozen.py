@@ -155,9 +155,9 @@ class FrozenStates:
         filled, _ = fill(parts)
         found = []
         for part in filled:
-            key, places = self.places[id(part.encoded)]
-            kept = self._kept(key, on_batch)
-            if kept is None:
+            key, places = self.places.get(id(part.encoded), ((), []))
+            kept = self._kept(key, on_batch) if key else None
+            if kept is None:  # no space for them, or examples that are none of the plans', as in a trial
                 return self._compute(inputs)
             found.append(kept.rows([places[index] for index in part.indices], inputs["input_ids"].shape[1]))
         return torch.cat(found).to(self.device)
