@@ -47,5 +47,5 @@ def test_a_run_in_a_fleet_or_in_its_queue_starts_as_alone():
 
 
 def test_a_start_must_be_known():
-    with pytest.raises(Exception, match="--head-start warm: expected random or probe"):
+    with pytest.raises(Exception, match="--head-start warm: expected probe or random"):
         Recipe(head_start="warm")
