@@ -9,7 +9,6 @@ import argparse
 import time
 from statistics import median
 
-from unipelt.study.engine import planned_width
 from unipelt.study.plan import StudyConfig
 from unipelt.train.records import RunConfig, RunKey
 from unipelt.train.setup import DatasetCache, build_fleet, device_of
@@ -47,7 +46,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|", flush=True)
     cache = DatasetCache()
-    width = given.width or planned_width(StudyConfig(), device_of(given.device))
+    width = given.width or StudyConfig().runs_at_once(device_of(given.device).type)
     for method in given.methods:
         configs = [
             RunConfig(

@@ -10,9 +10,9 @@ from cli.conftest import SMALL
 from study.conftest import results
 from unipelt.cli.progress import format_duration
 from unipelt.errors import SiteError
-from unipelt.study import budget, engine
-from unipelt.study.budget import FILL, MethodTiming, epochs_within
+from unipelt.study import engine, trials
 from unipelt.study.store import Store
+from unipelt.study.trials import FILL, MethodTiming, epochs_within
 from unipelt.train.fleet import Fleet
 
 WORK = MethodTiming(method="lora", step=50.0, example=1.0, steps=10, epochs=50, every=2, validation=100, test=300)
@@ -51,14 +51,14 @@ def test_minutes_choose_the_epochs_and_the_same_command_goes_on(ask, run, tmp_pa
     """The same budget again keeps the epochs, whatever fits now."""
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(budget, "time_method", lambda *given: WORK)
+        patch.setattr(trials, "time_method", lambda *given: WORK)
         said = run(*ask(out, "--seeds", 1, "--minutes", 100))
     epochs = epochs_within([WORK, WORK], 5600)
     assert said.code == 0 and 1 < epochs < 6, said.err
     assert f"--minutes 100: --epochs {epochs} instead of 50, so that one seed of every method fits" in said.err
     with monkeypatch.context() as patch:
-        patch.setattr(budget, "time_method", lambda *given: WORK)
-        patch.setattr(budget, "MIN_EPOCHS_FOR_TWO_SEEDS", 2)
+        patch.setattr(trials, "time_method", lambda *given: WORK)
+        patch.setattr(trials, "MIN_EPOCHS_FOR_TWO_SEEDS", 2)
         patch.setattr("unipelt.study.engine.run_study", lambda *given, **how: ())
         two = run(*ask(tmp_path / "two", "--seeds", 3, "--minutes", 200)).err
         assert f"--epochs {epochs} instead of 50, so that two seeds of every method fit" in two
@@ -75,7 +75,7 @@ def test_more_minutes_train_longer_where_it_is_worth_it(
 ):
     """None: the recipe's own epochs. A little more: the runs that are there stay."""
     out = tmp_path / "out"
-    monkeypatch.setattr(budget, "time_method", lambda *given: WORK)
+    monkeypatch.setattr(trials, "time_method", lambda *given: WORK)
     assert run(*ask(out, "--seeds", 1, "--minutes", 100)).code == 0
     held = Store.read(out).options["recipe"]["epochs"]
     again = run(*ask(out, "--seeds", 1, *minutes))
@@ -92,8 +92,8 @@ def test_more_minutes_train_longer_where_it_is_worth_it(
 
 def test_a_trial_tells_what_a_method_takes(ask, run, tmp_path: Path, monkeypatch):
     """On this machine a tiny base has time for everything."""
-    found, real = [], budget.time_method
-    monkeypatch.setattr(budget, "time_method", lambda *given: found.append(real(*given)) or found[-1])
+    found, real = [], trials.time_method
+    monkeypatch.setattr(trials, "time_method", lambda *given: found.append(real(*given)) or found[-1])
     said = run(*ask(tmp_path / "out", "--seeds", 1, "--minutes", 20))
     assert said.code == 0 and " instead of " not in said.err
     rows = Store.read(tmp_path / "out").runs()
@@ -111,14 +111,14 @@ def test_a_method_that_cannot_be_tried_stops_nothing(ask, run, tmp_path: Path, m
             raise SiteError("no space for it")
         return WORK
 
-    monkeypatch.setattr(budget, "time_method", time_method)
+    monkeypatch.setattr(trials, "time_method", time_method)
     assert run(*ask(tmp_path / "out", "--seeds", 1, "--minutes", 100)).code == 0
     held = [row["recipe"]["epochs"] for row in Store.read(tmp_path / "out").runs()]
     assert held == [epochs_within([WORK], 5600)] * 2
 
 
 def test_minutes_that_hold_no_run_are_told_before_one_is_begun(ask, run, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(budget, "time_method", lambda *given: WORK)
+    monkeypatch.setattr(trials, "time_method", lambda *given: WORK)
     line = run(*ask(tmp_path / "out", "--seeds", 1, "--minutes", 10)).line
     assert line.startswith(
         "unipelt: --minutes 10: one epoch of lora, with 100 validation and 300 test examples, takes about 15 minutes"

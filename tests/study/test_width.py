@@ -7,7 +7,7 @@ import pytest
 import torch
 from cli.conftest import SMALL
 
-from unipelt.study.width import SHARE, fitting, measure_width, trial
+from unipelt.study.trials import SHARE, fitting, measure_width, trial
 from unipelt.train.records import RunConfig
 from unipelt.train.setup import DatasetCache
 
@@ -50,7 +50,7 @@ def test_a_fleet_with_a_share_of_a_gpu_plans_with_that(monkeypatch: pytest.Monke
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(f"torch.cuda.{name}", lambda device: 0)
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
-    monkeypatch.setattr("unipelt.study.width._peak", lambda configs, cache, device, runs: runs * GB)
+    monkeypatch.setattr("unipelt.study.trials._peak", lambda configs, cache, device, runs: runs * GB)
     configs = [RunConfig(model="minilm", task="docstrings")]
     widths = [measure_width(configs, DatasetCache(), torch.device("cuda"), 64, share) for share in (1.0, 0.5, 0.25)]
     assert widths == [32, 32, 16]

@@ -202,7 +202,7 @@ def _epochs(
 
     A comparison that exists keeps its epochs, unless it was begun with fewer minutes and many more epochs fit now.
     """
-    from unipelt.study.budget import fit_epochs
+    from unipelt.study.trials import fit_epochs
     from unipelt.train.recipes import default_recipe
 
     held, before = was.epochs, was.minutes
@@ -242,9 +242,9 @@ def _say(
     from unipelt.cli.tables import terminal
     from unipelt.report.build import PAGE, build
     from unipelt.report.terminal import show
-    from unipelt.study.budget import minutes_of
     from unipelt.study.compare import refit
     from unipelt.study.store import DONE
+    from unipelt.study.trials import minutes_of
 
     rows = store.runs(["task", "status"])
     done = [row for row in rows if row["status"] in DONE]

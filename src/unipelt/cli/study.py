@@ -232,7 +232,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
-    from unipelt.study.engine import hidden_size, identities, planned_width
+    from unipelt.study.engine import hidden_size, identities
     from unipelt.study.plan import group_into_fleets
     from unipelt.study.store import DONE, Store
     from unipelt.train.setup import DatasetCache
@@ -249,7 +249,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
             notes.append(
                 f"{again} finished runs are trained again, because another number of epochs changes the learning rate's schedule"
             )
-        width, mixed = planned_width(study, target), target.type != "cpu"
+        width, mixed = study.runs_at_once(target.type), target.type != "cpu"
         store.assign(lambda free: group_into_fleets(free, width, mixed, lambda key: cache.task(study.config(key)).kind))
         with StudyWatch(store) as watch:
             for note in notes:

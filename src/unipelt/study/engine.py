@@ -16,21 +16,16 @@ from unipelt.checkpoint.bases import from_hub
 from unipelt.errors import CheckpointError, DataError, StoreError, UserError, out_of_memory
 from unipelt.study.plan import StudyConfig
 from unipelt.study.store import Store
-from unipelt.study.width import measure_width
+from unipelt.study.trials import measure_width
 from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Observer, OutOfTime
 from unipelt.train.records import FAILED, RunKey, RunRecord
 from unipelt.train.run_folder import Busy, alone_in
 from unipelt.train.runs import FinishedRun
-from unipelt.train.setup import RUNS_AT_ONCE, DatasetCache, build_fleet, device_of
+from unipelt.train.setup import DatasetCache, build_fleet, device_of
 from unipelt.train.state import clear_state
 
 WAIT = 1.0  # seconds between looks at fleets that another process trains
-
-
-def planned_width(study: StudyConfig, device: torch.device) -> int:
-    """Runs to be trained at once: as given, else by the device; a GPU's fleet has fewer where no more fit."""
-    return study.width or RUNS_AT_ONCE.get(device.type, RUNS_AT_ONCE["cuda"])
 
 
 def run_study(
@@ -136,7 +131,7 @@ def train_fleet(
             yield from gave_up([key], str(error))
         else:
             configs.append(config)
-    width = 1 if keys[0].full else min(len(configs), planned_width(study, device))
+    width = 1 if keys[0].full else min(len(configs), study.runs_at_once(device.type))
     while todo:
         try:
             if keys[0].baseline:

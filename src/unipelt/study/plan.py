@@ -21,6 +21,7 @@ from unipelt.train.records import (
     FULL,
     GENERATION,
     METRIC_FIELDS,
+    RUNS_AT_ONCE,
     SPLIT_FIELDS,
     RunConfig,
     RunKey,
@@ -151,6 +152,10 @@ class StudyConfig:
     def options(self) -> dict[str, Any]:
         """The options that all runs of a study share, on which its results depend."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "data_dir"}
+
+    def runs_at_once(self, device: str) -> int:
+        """As given, else by the kind of device; a GPU's fleet has fewer where no more fit."""
+        return self.width or RUNS_AT_ONCE.get(device, RUNS_AT_ONCE["cuda"])
 
     def config(self, key: RunKey) -> RunConfig:
         """The configuration of one run; options of files and of GLUE go to the tasks that take them."""

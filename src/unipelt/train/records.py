@@ -11,6 +11,8 @@ from unipelt.train.recipes import check_rates
 
 FORMAT = 3  # of a record's file
 FULL = "full"
+RUNS_AT_ONCE = {"cpu": 4, "cuda": 64}
+"""at most, by kind of device: on a CPU 64 examples a step; more are no faster there, and the longest of more batches is longer"""
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped early", "failed: "
 DONE = (FINISHED, STOPPED)  # statuses of a run that has a result
 VALUES: dict[str, tuple[str, ...]] = {

@@ -29,8 +29,6 @@ from unipelt.train.recipes import BALANCED, PROBE, RANDOM, default_recipe
 from unipelt.train.records import FILES, FULL, GENERATION, METRIC_FIELDS, SPLIT_FIELDS, RunConfig, RunRecord
 from unipelt.train.runs import Plan
 
-RUNS_AT_ONCE = {"cpu": 4, "cuda": 64}
-"""at most, by kind of device: on a CPU 64 examples a step; more are no faster there, and the longest of more batches is longer"""
 DATASET_FIELDS = ("task", "data_dir", *FILES, *METRIC_FIELDS)  # fields of a RunConfig that determine its data set
 
 

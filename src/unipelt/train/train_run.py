@@ -18,10 +18,10 @@ from unipelt.tasks.base import Task
 from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.predictor import Predictor
-from unipelt.train.records import FINISHED, RunConfig, RunRecord, option_of
+from unipelt.train.records import FINISHED, RUNS_AT_ONCE, RunConfig, RunRecord, option_of
 from unipelt.train.run_folder import alone_in, last_state, read_record, write_record
 from unipelt.train.runs import FinishedRun, Plan, metrics_of, note_test
-from unipelt.train.setup import RUNS_AT_ONCE, DatasetCache, build_fleet, device_of, export_note
+from unipelt.train.setup import DatasetCache, build_fleet, device_of, export_note
 from unipelt.train.state import clear_state
 
 MOST = 64  # runs of an ensemble

@@ -1,5 +1,6 @@
-"""How many epochs a time budget allows: a few steps and predictions of each method are timed."""
+"""What a trial of a few steps tells: how many epochs a time budget allows, and how many runs a GPU trains at once."""
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -9,15 +10,16 @@ from statistics import median
 import torch
 
 from unipelt.errors import UserError, out_of_memory
-from unipelt.study.engine import planned_width
 from unipelt.study.plan import StudyConfig
 from unipelt.train.fleet import Fleet
-from unipelt.train.records import RunKey
+from unipelt.train.records import RunConfig, RunKey
+from unipelt.train.runs import Plan
 from unipelt.train.setup import DatasetCache, build_fleet
 
 TIMED_STEPS, TIMED_EXAMPLES = 3, 64  # measured per method, after one warm-up step
 FILL = 0.85  # largest fraction of the budget that the estimates may fill
 MIN_EPOCHS_FOR_TWO_SEEDS = 3  # with fewer epochs, one seed is planned
+SHARE = 0.8  # of the free memory: evaluations, captured steps and what an allocator cannot fill take the rest
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class MethodTiming:
 
 def time_method(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache, device: torch.device) -> MethodTiming:
     """Time a few steps and predictions of the runs of one method, at most as many at once as the memory holds."""
-    width = 1 if keys[0].full else min(len(keys), planned_width(study, device))
+    width = 1 if keys[0].full else min(len(keys), study.runs_at_once(device.type))
     while True:
         try:
             return _timed(keys, width, study, cache, device)
@@ -143,3 +145,59 @@ def _seconds(do: Callable[[], object]) -> float:
     began = time.monotonic()
     do()
     return time.monotonic() - began
+
+
+def fitting(free: int, one: int, two: int, most: int) -> int:
+    """The largest power of two of runs, 1 to `most`, for which fixed + runs · each ≤ SHARE · free.
+
+    free: bytes. one, two: peak bytes of a step of one and of two runs, so that each = two − one.
+    """
+    each = max(1, two - one)
+    runs = int(SHARE * free - (one - each)) // each
+    return 1 << (max(1, min(runs, most)).bit_length() - 1)
+
+
+def measure_width(
+    configs: Sequence[RunConfig], cache: DatasetCache, device: torch.device, most: int, share: float = 1.0
+) -> int:
+    """Width of a GPU's fleet for these runs, by a step at their longest examples; 1 where two do not fit.
+
+    share: of the GPU that is this fleet's; others fill the rest at the same time.
+    """
+    try:
+        free, whole = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = min(free, int(share * whole))
+        one, two = (_peak(configs, cache, device, runs) for runs in (1, 2))
+        return fitting(free, one, two, most)
+    except torch.OutOfMemoryError:
+        return 1
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _peak(configs: Sequence[RunConfig], cache: DatasetCache, device: torch.device, runs: int) -> int:
+    """Peak bytes of a training step, weights included."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    trial(configs, cache, device, runs)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def trial(configs: Sequence[RunConfig], cache: DatasetCache, device: torch.device, runs: int) -> tuple[int, int]:
+    """Take one step of so many runs at the longest examples of all: (examples, tokens) of each run."""
+    fleet = build_fleet(configs, width=runs, device=device, cache=cache)
+    largest = max(map(_longest, fleet.plans), key=lambda plan: len(plan.train) * plan.train.lengths()[0])
+    fleet.plans = [largest] * len(fleet.plans)
+    fleet.step()
+    return len(largest.train), largest.train.lengths()[0]
+
+
+def _longest(plan: Plan) -> Plan:
+    """The plan with one batch that repeats its longest example."""
+    coded = plan.train
+    index = max(range(len(coded)), key=coded.lengths().__getitem__)
+    most = plan.recipe.batch_tokens // coded.lengths()[index] or 1
+    size = min(most if plan.recipe.batch_tokens else plan.recipe.batch_size, len(coded))
+    return replace(plan, train=coded.take([index] * size))
