@@ -20,7 +20,6 @@ from unipelt.train.records import (
     FLAGS,
     FULL,
     GENERATION,
-    METRIC_FIELDS,
     RUNS_AT_ONCE,
     SPLIT_FIELDS,
     RunConfig,
@@ -36,7 +35,7 @@ METHODS = (
 SIZES: tuple[int | str, ...] = (100, 500, 1000, "all")
 TYPICAL_TOKENS = {"cola": 11, "sst2": 13, "stsb": 30, "qqp": 30, "mnli": 39, "qnli": 50, "mrpc": 53, "rte": 70}
 """per example, about"""
-COLUMNS = (*FILES, *SPLIT_FIELDS, *METRIC_FIELDS, *GENERATION)
+COLUMNS = (*FILES, *SPLIT_FIELDS, "metric", *GENERATION)
 """fields of a RunConfig: how files are read and split, and how texts are generated"""
 NAMED = (*GLUE, BUILT_IN, SUMMARIES)  # tasks that know their own columns
 MOST_SEEDS = 10_000
@@ -172,7 +171,7 @@ def _takes(task: str, option: str) -> bool:
     """Whether a task takes an option: GLUE has a folder, files have columns, every task has splits."""
     if option in GENERATION:
         return task not in (*GLUE, BUILT_IN)
-    return option in (*SPLIT_FIELDS, *METRIC_FIELDS) or (task in GLUE if option == "data_dir" else task not in NAMED)
+    return option in (*SPLIT_FIELDS, "metric") or (task in GLUE if option == "data_dir" else task not in NAMED)
 
 
 def group_into_fleets(

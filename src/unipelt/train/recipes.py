@@ -14,11 +14,7 @@ KINDS = {
     "bias": "bias", "norm": "norm",
 }  # fmt: skip
 """by form: what its learning rate is called, as in --lr-lora"""
-LORA, LORA_B, UP = (
-    "lora",
-    "lora_b",
-    ".up.weight",
-)  # B of LoRA: Hayou et al. 2024, arXiv:2402.12354, train it at 16 times A's rate
+LORA, LORA_B, UP = "lora", "lora_b", ".up.weight"  # B of LoRA; Hayou et al. 2024, arXiv:2402.12354
 SETFIT = "setfit"  # fitted only where it is named: it takes minutes, and needs another package
 BASELINES = ("constant", "tfidf", "probe", SETFIT, "zero-shot", "nearest")
 """methods that attach nothing: train/baselines.py"""

@@ -32,12 +32,8 @@ FILES = (  # fields that say how files are read
 )  # fmt: skip
 GENERATION = ("max_target_length", "excess_length", "max_new_tokens", "num_beams", "no_repeat_ngram_size")
 """fields of generated text"""
-METRIC_FIELDS = ("metric",)  # fields that every task takes
-SPLIT_FIELDS = (
-    "validation_rows",
-    "stratify",
-    "test_rows",
-)  # fields that say how examples are drawn, beside k and the seed
+SPLIT_FIELDS = ("validation_rows", "stratify", "test_rows")
+"""fields that say how examples are drawn, beside k and the seed"""
 SEEDS = 2**32  # one more than the largest; an epoch's seed is a million times as large, and must fit into 64 bits
 
 

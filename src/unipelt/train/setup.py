@@ -26,10 +26,10 @@ from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.forward import cast_frozen_weights, choose_attention, chosen_precision
 from unipelt.train.frozen import StateCache, find_frozen
 from unipelt.train.recipes import BALANCED, PROBE, RANDOM, default_recipe
-from unipelt.train.records import FILES, FULL, GENERATION, METRIC_FIELDS, SPLIT_FIELDS, RunConfig, RunRecord
+from unipelt.train.records import FILES, FULL, GENERATION, SPLIT_FIELDS, RunConfig, RunRecord
 from unipelt.train.runs import Plan
 
-DATASET_FIELDS = ("task", "data_dir", *FILES, *METRIC_FIELDS)  # fields of a RunConfig that determine its data set
+DATASET_FIELDS = ("task", "data_dir", *FILES, "metric")  # fields of a RunConfig that determine its data set
 
 
 class DatasetCache:
