@@ -60,5 +60,5 @@ def test_other_kinds_and_words_are_refused():
     for kind in ("regression", "token-classification"):
         with pytest.raises(DataError, match=f"--class-weights balanced: reviews is {kind}, without classes to weigh"):
             task_of(kind, LABELS if kind != "regression" else ()).with_class_weights([])
-    with pytest.raises(UserError, match="--class-weights equal: expected none or balanced"):
+    with pytest.raises(UserError, match="--class-weights equal: expected balanced or none"):
         Recipe(class_weights="equal")
