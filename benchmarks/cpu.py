@@ -1,6 +1,6 @@
 """Training step and inference on the CPU as ratios, in one run: full fine-tuning, a frozen base, ours; `adapters` beside it.
 
-    python benchmarks/cpu.py [--rounds 7] [--methods lora 'unipelt-apl(layers=6-11)'] [--bf16] [--fold] [--peer-python ENV/bin/python]
+    python benchmarks/cpu.py [--rounds 7] [--methods lora 'unipelt-apl(layers=6-11)'] [--bf16] [--fix-gates] [--peer-python ENV/bin/python]
 
 `--bf16`: every variant also with bf16 matrix products (autocast), ÷ float32, with the attention that the training loop chooses for
 them, and `peft` LoRA of the same size, as it comes.
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer-python")
     parser.add_argument("--bf16", action="store_true", help="every variant also with bf16 matrix products")
-    parser.add_argument("--fold", action="store_true", help="inference of gated methods with every gate fixed too")
+    parser.add_argument("--fix-gates", action="store_true", help="inference of gated methods with every gate fixed too")
     parser.add_argument("--methods", nargs="*", default=["unipelt-apl", "lora", "adapter", "prefix"])
     given = parser.parse_args()
 
@@ -101,11 +101,11 @@ def main() -> None:
         for name, made in (half_models if end else models).items():
             variants[f"train {name}{end}"] = training_step(made, rows, precision)
             variants[f"infer {'plain' if name == 'full' else name}{end}"] = inference_step(made, rows, precision)
-    for name in given.methods if given.fold else ():
-        folded = model(name)
-        if any(isinstance(change.weight, unipelt.Gate) for change in mixture_state(folded).mixture.changes):
-            unipelt.fold(folded, [rows], max_deviation=1, drop_below=0)
-            variants[f"infer {name} folded"] = inference_step(folded, rows)
+    for name in given.methods if given.fix_gates else ():
+        fixed = model(name)
+        if any(isinstance(change.weight, unipelt.Gate) for change in mixture_state(fixed).mixture.changes):
+            unipelt.simplify_gates(fixed, [rows], max_deviation=1, drop_below=0)
+            variants[f"infer {name} gates fixed"] = inference_step(fixed, rows)
     times: dict[str, list[float]] = {name: [] for name in variants}
     peer = None
     if given.peer_python:

@@ -26,7 +26,7 @@ from transformers import (
 
 from unipelt import attach, detach, trainable_parameters
 from unipelt.errors import SpecError
-from unipelt.inject.fixed_gates import folded
+from unipelt.inject.fixed_gates import with_prefix_tables
 from unipelt.inject.state import mixture_state
 from unipelt.spec import FORMS, PRESETS, RULES, Gate, Learned, equation
 from unipelt.spec.compatibility import ANY_WEIGHT, LINEARS, READS, REFUSALS, SITES
@@ -45,11 +45,11 @@ STATED = {  # what Mao et al. 2022 state for bert-base, in thousands and million
 
 
 def count(base: PreTrainedModel, method: str) -> tuple[int, int, int]:
-    """Trainable parameters: prefixes folded, the head's, and in training, without the head and with the prefixes' MLPs."""
+    """Trainable parameters: of prefixes without their MLPs, the head's, and in training, without the head and with the prefixes' MLPs."""
     with torch.device("meta"):
         attach(base, method)
         training = trainable_parameters(base)
-        _, state = folded(mixture_state(base))
+        _, state = with_prefix_tables(mixture_state(base))
         detach(base)
     kept = sum(value[0].numel() for path, value in state.items() if not path.startswith("head."))
     head = training.pop("head", 0)

@@ -27,7 +27,7 @@ _WHERE = {
     "remove": "checkpoint.loading",
     "pipeline": "checkpoint.pipeline",
     "merge": "inject.merge",
-    "fold": "train.fold",
+    "simplify_gates": "train.simplify",
     "export_merged": "checkpoint.export",
     "export_peft": "checkpoint.formats.peft_export",
     "load_peft": "checkpoint.formats.peft",

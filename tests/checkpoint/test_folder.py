@@ -18,7 +18,7 @@ import unipelt
 from unipelt.checkpoint.bases import base_path, load_base
 from unipelt.checkpoint.disk import CARD, CONFIG, TENSORS
 from unipelt.errors import CheckpointError, SpecError
-from unipelt.inject.fixed_gates import folded
+from unipelt.inject.fixed_gates import with_prefix_tables
 from unipelt.inject.state import mixture_state
 from unipelt.spec import PRESETS
 
@@ -39,13 +39,13 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("base", "preset"), CASES)
 def test_what_is_saved_comes_back_bit_for_bit(base: str, preset: str, tmp_path: Path):
-    """The folded prefix included: once folded, saving and loading changes nothing any more."""
+    """The prefix included: once it has no MLP, saving and loading changes nothing any more."""
     model = randomise(unipelt.attach(tiny.build(base), preset))
     first = unipelt.load(tiny.build(base), unipelt.save(model, tmp_path / "first"))
     torch.testing.assert_close(logits(first, base), logits(model, base))
     second = unipelt.load(tiny.build(base), unipelt.save(first, tmp_path / "second"))
     assert torch.equal(logits(first, base), logits(second, base))
-    mixture, state = folded(mixture_state(model))
+    mixture, state = with_prefix_tables(mixture_state(model))
     assert mixture_state(first).mixture == mixture == mixture_state(second).mixture
     for loaded in (first, second):
         own = dict(mixture_state(loaded).named_parameters())
@@ -85,12 +85,12 @@ def test_the_keys_are_these_and_no_others(saved: Path):
 
 
 def test_unipelt_on_bert_base_is_small(tmp_path: Path):
-    """The default mixture with its head, prefixes folded: at most 5.8 MB, an eighth of what `adapters` saves."""
+    """The default mixture with its head, prefixes without MLPs: at most 5.8 MB, an eighth of what `adapters` saves."""
     with torch.device("meta"):
         base = transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=2))
         tuned = mixture_state(unipelt.attach(base, "unipelt-apl"))
     kept = [p[0] for name, p in tuned.named_parameters() if ".self." not in name]
-    size = sum(p.numel() for p in kept) + 12 * 2 * 10 * 768  # the folded prefix: layers, key and value, length, width
+    size = sum(p.numel() for p in kept) + 12 * 2 * 10 * 768  # the prefix: layers, key and value, length, width
     assert 5.5e6 < 4 * size < 5.8e6
 
 

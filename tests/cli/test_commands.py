@@ -207,7 +207,7 @@ def test_inspect_counts_what_train_counted(run, finished):
     record, described = json.loads((folder / "run.json").read_text()), json.loads((folder / "unipelt.json").read_text())
     assert f"test accuracy: {record['test']:.4f}" in said.out and described["base"]["name"] in said.out
     assert f": {(folder / 'unipelt.safetensors').stat().st_size / 1e3:,.1f} kB; head reads" in said.out
-    counts = dict(record["parameters"], prefix_heads=2 * 2 * 2 * 32)  # two layers of two keys and values, folded
+    counts = dict(record["parameters"], prefix_heads=2 * 2 * 2 * 32)  # two layers of two keys and values
     lines = [line.split() for line in said.out.splitlines()]
     shown = {line[0]: int(line[1].replace(",", "")) for line in lines if line and line[0] in counts}
     gates = sum(int(line[1].replace(",", "")) for line in lines if line and line[0] == "gates")
@@ -283,7 +283,7 @@ def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Pat
 
     assert run("export", folder, "--peft", tmp_path / "peft").code == 0
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["peft_type"] == "LORA"
-    assert "expected one of --merged FOLDER, --peft FOLDER and --folded FOLDER" in run("export", folder).line
+    assert "expected one of --merged FOLDER, --peft FOLDER and --simplified FOLDER" in run("export", folder).line
     gated = finished("unipelt-apl")
     line = run("export", gated, "--merged", tmp_path / "no").line
     assert "gate depends on the input" in line and "--fix-gates" not in line, "its adapter and prefix never fold"
@@ -294,7 +294,7 @@ def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Pat
         assert f"{kind} {place}: not empty; expected a new folder" in run("export", folder, kind, place).line
         assert sorted(path.name for path in folder.iterdir()) == before
     assert "--fix-gates needs --data" in run("export", gated, "--merged", tmp_path / "no", "--fix-gates").line
-    both = run("export", gated, "--folded", tmp_path / "no", "--fix-gates", "--data", unlabelled).line
+    both = run("export", gated, "--simplified", tmp_path / "no", "--fix-gates", "--data", unlabelled).line
     assert "--fix-gates is for --merged and --peft" in both
     fixed = run("export", gated, "--merged", tmp_path / "no", "--fix-gates", "--data", unlabelled).line
     assert "merge refused" in fixed and "prefix" in fixed and not (tmp_path / "no").exists()
@@ -314,12 +314,12 @@ def test_a_gated_lora_merges_once_its_gates_are_fixed(run, tiny_base: str, finis
         assert (said.code, said.out) == (0, f"{tmp_path / kind}: written\n"), said.err
 
 
-def test_a_folded_run_predicts(run, finished, reviews: Path, unlabelled: Path, tmp_path: Path):
-    gated, folder = finished("unipelt-apl"), tmp_path / "folded"
-    asked = ("export", gated, "--folded", folder)
+def test_a_simplified_run_predicts(run, finished, reviews: Path, unlabelled: Path, tmp_path: Path):
+    gated, folder = finished("unipelt-apl"), tmp_path / "simplified"
+    asked = ("export", gated, "--simplified", folder)
     said = run(*asked, "--data", reviews, "--max-deviation", 1, "--drop-below", 0)
     record = json.loads((folder / "unipelt.json").read_text())
-    before, after = (record["results"][f"accuracy {when}"] for when in ("before folding", "folded"))
+    before, after = (record["results"][f"accuracy {when}"] for when in ("with all gates", "simplified"))
     assert said.out.startswith(
         "8 gates over 60 examples: 0% kept, 50% fixed, 50% merged, 0% dropped; logits change by at most "
     )
@@ -334,12 +334,12 @@ def test_a_folded_run_predicts(run, finished, reviews: Path, unlabelled: Path, t
         answered = run("predict", data, "--data", unlabelled, "--proba").out
         assert answered == run("predict", gated, "--data", unlabelled, "--proba").out
 
-    assert "--folded needs --data" in run(*asked[:3], tmp_path / "no").line
+    assert "--simplified needs --data" in run(*asked[:3], tmp_path / "no").line
     assert "not empty; expected a new folder" in run(*asked, "--data", reviews).line
     wrong = run(*asked[:3], tmp_path / "no", "--data", reviews, "--max-deviation", -1).line
     assert "deviation=-1.0: expected a number from 0 to 1" in wrong
-    none = run("export", finished("lora"), "--folded", tmp_path / "no", "--data", reviews).line
-    assert "has no gates, so there is nothing to fold" in none and not (tmp_path / "no").exists()
+    none = run("export", finished("lora"), "--simplified", tmp_path / "no", "--data", reviews).line
+    assert "has no gates, so there is nothing to simplify" in none and not (tmp_path / "no").exists()
 
 
 def test_values_far_from_zero_are_learnt_and_predicted_as_they_are(run, train_words, tmp_path: Path):

@@ -61,7 +61,9 @@ def test_alone_it_says_what_there_is(words: tuple, run):
 
 def test_the_help_of_export_has_the_defaults_of_fold(run):
     said = " ".join(run("export", "--help").out.replace("│", "").split())
-    _, _, deviation, least, *_ = (parameter.default for parameter in signature(unipelt.fold).parameters.values())
+    _, _, deviation, least, *_ = (
+        parameter.default for parameter in signature(unipelt.simplify_gates).parameters.values()
+    )
     assert f"become constants (default: {deviation})" in said and f"removed with its change (default: {least})" in said
 
 

@@ -288,7 +288,7 @@ def test_a_prefix_is_in_the_layers_it_names(layers, function: str):
 
 @pytest.mark.parametrize("runs", [1, 3])
 @pytest.mark.parametrize("layers", [1, 3])
-def test_a_folded_prefix_gives_the_same_keys_and_values(runs: int, layers: int):
+def test_a_prefix_without_its_mlp_gives_the_same_keys_and_values(runs: int, layers: int):
     """Rule 11: the MLP is a way to train, and no part of the function."""
     mlp = PrefixMLP(runs, layers, 4, HeadShape(2, 8, 6), 16, 5, "torch").double()
     for run in range(runs):
@@ -318,14 +318,14 @@ def test_prefixes_that_are_computed_once_are_the_same_and_later_the_mlp_counts_a
     [(arch, "unipelt-apl") for arch in PREFIXED]
     + [(arch, preset) for arch in ("bert", "llama", "bart") for preset in ("prefix", "mam", "unipelt-central")],
 )
-def test_a_model_with_folded_prefixes_gives_the_same_logits(arch: str, preset: str):
-    from unipelt.inject.fixed_gates import folded, swap
+def test_a_model_with_prefixes_without_mlps_gives_the_same_logits(arch: str, preset: str):
+    from unipelt.inject.fixed_gates import swap, with_prefix_tables
 
     model = attached(arch, preset)
     given = tiny.inputs(arch, model)
     with torch.no_grad():
         before = result(model(**given))
-        mixture, state = folded(mixture_state(model))
+        mixture, state = with_prefix_tables(mixture_state(model))
         swap(model, mixture, state.__getitem__)
         equal(result(model(**given)), before, arch)
     assert not any(isinstance(module, PrefixMLP) for module in mixture_state(model).modules())

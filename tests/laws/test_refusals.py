@@ -172,7 +172,7 @@ def test_what_is_no_model_is_refused():
         lambda model: unipelt.export_peft(model, "nowhere"),
         lambda model: unipelt.export_merged(model, "nowhere"),
         lambda model: unipelt.fix_gates(model, {}),
-        lambda model: unipelt.fold(model, []),
+        lambda model: unipelt.simplify_gates(model, []),
         *(lambda model, block=block: block(model).__enter__()
           for block in (unipelt.record_gates, unipelt.route, unipelt.disabled)),
     ],

@@ -1,6 +1,6 @@
 """Our own checkpoint: a folder with one JSON that describes it, one safetensors with one run's parameters, and a card.
 
-Prefixes are folded unless a resumable checkpoint is asked for. The safetensors file repeats the JSON in its header: where a
+Prefixes are without their MLPs unless a resumable checkpoint is asked for. The safetensors file repeats the JSON in its header: where a
 save was killed between the two, or is under way, what the tensors say of themselves is read.
 """
 
@@ -30,7 +30,7 @@ from unipelt.checkpoint.safe import metadata_of, parse_safetensors
 from unipelt.errors import CheckpointError
 from unipelt.inject.added_tokens import added_rows, take_added
 from unipelt.inject.architectures import entries_to_json
-from unipelt.inject.fixed_gates import folded
+from unipelt.inject.fixed_gates import with_prefix_tables
 from unipelt.inject.state import NAME, MixtureState, attached_state, mixture_state, unmerged_weights
 
 
@@ -66,7 +66,7 @@ def save(
     if resumable:
         mixture, state = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}
     else:
-        mixture, state = folded(tuned)
+        mixture, state = with_prefix_tables(tuned)
     tensors = {name: value[run].contiguous().cpu() for name, value in state.items()}
     folder = Path(folder)
     known = tokenizer if isinstance(tokenizer, str) else tokenizer_fingerprint(tokenizer) if tokenizer else ""

@@ -12,7 +12,7 @@ def export(
     run: str = typer.Argument(..., help=RUN_FOLDER),
     data: str = option(
         "Data",
-        "file with texts, for --fix-gates and --folded; if it has labels, --folded prints how the metric changes",
+        "file with texts, for --fix-gates and --simplified; if it has labels, --simplified prints how the metric changes",
     ),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
@@ -22,17 +22,17 @@ def export(
     ),
     deviation: float | None = number(
         "Model",
-        "with --folded: gates whose standard deviation over --data is below this become constants (default: 0.05)",
+        "with --simplified: gates whose standard deviation over --data is below this become constants (default: 0.05)",
         "--max-deviation",
     ),
     least: float | None = number(
         "Model",
-        "with --folded: a constant gate below this value is removed with its change (default: 0.02)",
+        "with --simplified: a constant gate below this value is removed with its change (default: 0.02)",
         "--drop-below",
     ),
     merged: str = option("Output", "folder for a plain transformers model: base, changes and head merged"),
     peft: str = option("Output", "folder for a peft adapter: LoRA, DoRA, IA³, a prefix or a prompt"),
-    folded: str = option(
+    simplified: str = option(
         "Output", "folder for the run with constants in place of gates that hardly vary, for `unipelt predict`"
     ),
 ) -> None:
@@ -43,19 +43,25 @@ def export(
     Examples:
         unipelt export runs/lora --merged models/lora
         unipelt export runs/lora --peft adapters/lora
-        unipelt export runs/gated --folded runs/folded --data validation.csv
+        unipelt export runs/gated --simplified runs/simplified --data validation.csv
     """
-    given = {flag: folder for flag, folder in (("--merged", merged), ("--peft", peft), ("--folded", folded)) if folder}
+    given = {
+        flag: folder
+        for flag, folder in (("--merged", merged), ("--peft", peft), ("--simplified", simplified))
+        if folder
+    }
     if len(given) != 1:
-        raise UserError("expected one of --merged FOLDER, --peft FOLDER and --folded FOLDER")
+        raise UserError("expected one of --merged FOLDER, --peft FOLDER and --simplified FOLDER")
     ((flag, out),) = given.items()
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{flag} {target}: not empty; expected a new folder")
-    if folded and not data:
-        raise UserError("--folded needs --data: a file with texts, over which the gates are measured")
-    if fix_gates and folded:
-        raise UserError("--fix-gates is for --merged and --peft; --folded replaces gates by itself, so leave it out")
+    if simplified and not data:
+        raise UserError("--simplified needs --data: a file with texts, over which the gates are measured")
+    if fix_gates and simplified:
+        raise UserError(
+            "--fix-gates is for --merged and --peft; --simplified replaces gates by itself, so leave it out"
+        )
     if fix_gates and not data:
         raise UserError("--fix-gates needs --data: a file with texts, over which the gates are averaged")
     from unipelt.checkpoint.description import describe
@@ -70,20 +76,22 @@ def export(
         raise UserError(
             f"{run}: a full run is already a plain transformers model; load its folder with from_pretrained"
         )
-    if folded:
+    if simplified:
         rows = predictor.read(data, text=text or None, pair=pair or None, labelled=True)
         thresholds = {"max_deviation": deviation, "drop_below": least}
-        said = predictor.fold(rows, **{name: value for name, value in thresholds.items() if value is not None})
+        said = predictor.simplify_gates(
+            rows, **{name: value for name, value in thresholds.items() if value is not None}
+        )
         whole = describe(resolve(run))
-        results = {f"{said.metric} before folding": said.before, f"{said.metric} folded": said.after}
+        results = {f"{said.metric} with all gates": said.before, f"{said.metric} simplified": said.after}
         save(
-            predictor.model, folded, base=whole.base["name"], task=whole.task, recipe=whole.recipe,
+            predictor.model, simplified, base=whole.base["name"], task=whole.task, recipe=whole.recipe,
             results=results if said.metric else {}, tokenizer=predictor.tokenizer,
         )  # fmt: skip
         print(said)
     elif fix_gates:
         rows = predictor.read(data, text=text or None, pair=pair or None)
-        predictor.fold(rows, max_deviation=1, drop_below=0)
+        predictor.simplify_gates(rows, max_deviation=1, drop_below=0)
     if merged:
         export_merged(predictor.model, merged, tokenizer=predictor.tokenizer)
     elif peft:

@@ -1,4 +1,4 @@
-"""An attached model takes another mixture in place: gates fixed to constants, prefixes folded, a checkpoint's parameters."""
+"""An attached model takes another mixture in place: gates fixed to constants, prefixes without their MLPs, a checkpoint's parameters."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -93,8 +93,8 @@ def stored_parameters(model: PreTrainedModel | MixtureState) -> int:
     return sum(p.numel() for p in kept) + sum(tables)
 
 
-def folded(tuned: MixtureState) -> tuple[spec.Mixture, dict[str, Tensor]]:
-    """The mixture and parameters `[run, …]` after each prefix MLP has been folded into the prefixes that it gives."""
+def with_prefix_tables(tuned: MixtureState) -> tuple[spec.Mixture, dict[str, Tensor]]:
+    """The mixture and parameters `[run, …]` with the prefixes that each prefix MLP gives in place of the MLP."""
     state = {name: p.detach() for name, p in tuned.named_parameters()}
     changes = []
     for name, change in tuned.mixture.named():

@@ -22,11 +22,11 @@ from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded, Part, check_tokens
 from unipelt.tasks.registry import task_of
-from unipelt.train.fold import FoldReport, fold
 from unipelt.train.forward import longest_first, predict, predict_with_gates
 from unipelt.train.records import RunRecord
 from unipelt.train.run_folder import RECORD, read_record
 from unipelt.train.setup import device_of
+from unipelt.train.simplify import GateReport, simplify_gates
 
 Answers = tuple[Tensor | None, Encoded, list[str] | None]
 """of examples: logits, where they are known, what `task.decide` reads beside them, and what was written, where it was asked for"""
@@ -208,8 +208,8 @@ class Predictor(TablePredictor):
         encoded = self.task.encode(self.tokenizer, examples, self.max_length)
         return check_tokens(encoded, self.model, self.model.config._name_or_path)
 
-    def fold(self, examples: data.Examples, **thresholds: Any) -> FoldReport:
-        """What `unipelt.fold` does over these examples; with targets, by the task's own metric, or the loss for tasks of tokens."""
+    def simplify_gates(self, examples: data.Examples, **thresholds: Any) -> GateReport:
+        """What `unipelt.simplify_gates` does over these examples; with targets, by the task's own metric, or the loss for tasks of tokens."""
         encoded, batches, order = self.encode(examples), [], []
         for (mine,) in longest_first([encoded.lengths()], self.model.device):
             batch = self.task.collate([Part(self.task, encoded, mine)], self.tokenizer, self.model.device)
@@ -220,4 +220,6 @@ class Predictor(TablePredictor):
         def score(logits: Tensor, labels: Tensor) -> float:
             return self.task.score(self.task.decide(logits, encoded), targets)[self.task.metric]
 
-        return fold(self.model, batches, score=(self.task.metric, score) if self.task.pooled else None, **thresholds)
+        return simplify_gates(
+            self.model, batches, score=(self.task.metric, score) if self.task.pooled else None, **thresholds
+        )

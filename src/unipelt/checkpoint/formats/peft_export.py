@@ -26,7 +26,7 @@ from unipelt.checkpoint.formats.peft_linears import CONFIG, Ia3, Lora, targeted
 from unipelt.checkpoint.formats.peft_tokens import KEY, PrefixLayout, first_of
 from unipelt.errors import SpecError
 from unipelt.inject.added_tokens import added_rows
-from unipelt.inject.fixed_gates import folded
+from unipelt.inject.fixed_gates import with_prefix_tables
 from unipelt.inject.hooks import BoundChange
 from unipelt.inject.merge import refuse, weight_of
 from unipelt.inject.resolve import find_stacks
@@ -194,7 +194,7 @@ def _prefix(
     model: PreTrainedModel, tuned: MixtureState, found: list[BoundChange], run: int, wrapped: list[str]
 ) -> Method:
     layout = PrefixLayout(model, find_stacks(model, tuned.options["stacks"]))
-    _, state = folded(tuned)
+    _, state = with_prefix_tables(tuned)
     key, value = (
         next(v for n, v in state.items() if n.endswith(f".{end}") and not n.startswith("head."))[run]
         for end in ("key", "value")

@@ -20,7 +20,7 @@ from unipelt import spec
 from unipelt.errors import DataError, SpecError
 from unipelt.forms import takes_weight
 from unipelt.forms.gate import GroupGate
-from unipelt.inject.fixed_gates import folded, swap
+from unipelt.inject.fixed_gates import swap, with_prefix_tables
 from unipelt.inject.hooks import BoundChange
 from unipelt.inject.merge import merge
 from unipelt.inject.record import gate_location, record_gates
@@ -33,7 +33,7 @@ Score = Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldedGate:
+class MeasuredGate:
     """A gate as it was measured, and the decision about its change."""
 
     path: str
@@ -46,10 +46,10 @@ class FoldedGate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldReport:
-    """The measurements and decisions of `fold`."""
+class GateReport:
+    """The measurements and decisions of `simplify_gates`."""
 
-    gates: tuple[FoldedGate, ...]
+    gates: tuple[MeasuredGate, ...]
     examples: int
     metric: str = ""
     """name of the metric of `before` and `after`; empty: no labels were given"""
@@ -68,7 +68,7 @@ class FoldReport:
         return f"{len(self.gates)} gates over {self.examples} examples: {fractions}; logits change by at most {self.max_logit_change:.2g}{cost}"
 
 
-def fold(
+def simplify_gates(
     model: PreTrainedModel,
     data: Iterable[ModelInputs],
     *,
@@ -76,7 +76,7 @@ def fold(
     drop_below: float = DROP_BELOW,
     run: int | None = None,
     score: tuple[str, Score] | None = None,
-) -> FoldReport:
+) -> GateReport:
     """Replace gates that hardly vary over `data` by their mean, remove changes whose gate is near 0, and merge what is then linear.
 
     data: batches of model inputs. With `labels`, a metric is measured before and after.
@@ -98,7 +98,7 @@ def fold(
             raise SpecError(f"{name}={value!r}: expected a number from 0 to 1, as gates are")
     if not any(isinstance(change.weight, spec.Gate) for change in tuned.mixture.changes):
         raise SpecError(
-            f"{tuned.mixture.name!r} has no gates, so there is nothing to fold; unipelt.merge(model, unmergeable='keep') merges what is linear"
+            f"{tuned.mixture.name!r} has no gates, so there is nothing to simplify; unipelt.merge(model, unmergeable='keep') merges what is linear"
         )
     if score is not None and not (isinstance(score, tuple) and len(score) == 2 and callable(score[1])):
         raise SpecError(f"score={score!r}: expected a metric's name and its function of logits and labels, as a pair")
@@ -120,13 +120,13 @@ def fold(
         for attached in mixture_state(model).changes
         if attached.merged
     }
-    report: dict[str, FoldedGate] = {}
+    report: dict[str, MeasuredGate] = {}
     for gate in gates:
         decision = "merged" if gate.attached.location in merged else decisions[gate.attached.name, gate.layer]
         if gate.path in report and report[gate.path].decision != decision:  # merged at some sites only
             decision = "fixed"
-        report[gate.path] = FoldedGate(path=gate.path, mean=gate.mean, deviation=gate.deviation, decision=decision)
-    return FoldReport(
+        report[gate.path] = MeasuredGate(path=gate.path, mean=gate.mean, deviation=gate.deviation, decision=decision)
+    return GateReport(
         gates=tuple(report.values()), examples=before.examples, metric=before.metric, before=before.value, after=after.value,
         max_logit_change=(after.logits - before.logits).abs().max().item(),
     )  # fmt: skip
@@ -240,11 +240,11 @@ def _decisions(gates: list[GateStatistics], max_deviation: float, drop_below: fl
 def _replace_mixture(
     model: PreTrainedModel, gates: list[GateStatistics], decisions: dict[tuple[str, int], str], run: int
 ) -> dict[str, str]:
-    """Replace the gated mixture by the folded one. Return the former name of each change by its new name.
+    """Replace the gated mixture by the simpler one. Return the former name of each change by its new name.
 
     A change that keeps its gate in some layers only is split into two changes.
     """
-    mixture, old = folded(mixture_state(model))
+    mixture, old = with_prefix_tables(mixture_state(model))
     parts: list[tuple[str, spec.Change]] = []
     for name, change in mixture.named():
         every = {layer: decision for (owner, layer), decision in decisions.items() if owner == name}

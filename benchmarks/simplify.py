@@ -1,9 +1,9 @@
-"""What folding a trained gated run costs and saves: its metric on test rows, and inference time beside the plain base's.
+"""What constants in place of gates cost and save in a trained run: its metric on test rows, and inference time beside the plain base's.
 
-    python benchmarks/fold.py RUN --task sst2 --data-dir GLUE --k 1000 [--deviation 0.05 1]
+    python benchmarks/simplify.py RUN --task sst2 --data-dir GLUE --k 1000 [--deviation 0.05 1]
 
 RUN is a folder of `unipelt train` with the same task, k, seed and validation rows: its gates are measured on those validation rows, its metric
-on the test rows. One thread; the plain base, the run and each folded run take turns over the same test rows in batches as
+on the test rows. One thread; the plain base, the run and each simpler run take turns over the same test rows in batches as
 `unipelt predict` makes them. Seconds are the process's own CPU seconds, a ratio is the median of those within the turns.
 """
 
@@ -42,17 +42,17 @@ def main() -> None:
     splits = data.split(dataset, given.k, given.seed, given.validation_rows)
     test = splits.test
 
-    runs = {"unfolded": Predictor.load(given.run, device="cpu")}
-    tokenizer, longest = runs["unfolded"].tokenizer, runs["unfolded"].max_length
+    runs = {"as trained": Predictor.load(given.run, device="cpu")}
+    tokenizer, longest = runs["as trained"].tokenizer, runs["as trained"].max_length
     print(
         "| | kept | fixed | merged | dropped | validation before | validation after | test | logits moved |\n|---|---|---|---|---|---|---|---|---|"
     )
     for deviation in [None, *given.deviation]:
-        name = "unfolded" if deviation is None else f"folded, {deviation:g}"
+        name = "as trained" if deviation is None else f"simplified, {deviation:g}"
         predictor = runs.setdefault(name, Predictor.load(given.run, device="cpu"))
         cells = [""] * 6 + [""]
         if deviation is not None:
-            said = predictor.fold(splits.validation, max_deviation=deviation)
+            said = predictor.simplify_gates(splits.validation, max_deviation=deviation)
             cells = [f"{said.fraction(done):.3f}" for done in ("kept", "fixed", "merged", "dropped")]
             cells += [f"{said.before:.4f}", f"{said.after:.4f}", f"{said.max_logit_change:.2g}"]
         coded = task.encode(tokenizer, test, longest)

@@ -59,23 +59,23 @@ def test_thresholds_of_zero_change_nothing(arch: str, preset: str):
     model = steady(attached(arch, preset), layers=(0,))
     given, before, gates = tiny.inputs(arch, model), mixture_state(model).mixture, gates_of(model)
     expected = says(model, given)
-    folded = unipelt.fold(model, [given], max_deviation=0, drop_below=0)
-    assert folded.fraction("kept") == 1 and folded.max_logit_change == 0
+    report = unipelt.simplify_gates(model, [given], max_deviation=0, drop_below=0)
+    assert report.fraction("kept") == 1 and report.max_logit_change == 0
     assert torch.equal(says(model, given), expected)
     assert gates_of(model) == gates
     assert [c.weight for c in mixture_state(model).mixture.changes] == [c.weight for c in before.changes]
 
 
 @pytest.mark.parametrize(("arch", "what"), [*GATED, *COMPATIBLE])
-def test_a_constant_gate_folds_exactly(arch: str, what: str | Mixture, tmp_path: Path):
+def test_a_constant_gate_is_replaced_exactly(arch: str, what: str | Mixture, tmp_path: Path):
     model = steady(attached(arch, what))
     given = tiny.inputs(arch, model)
     expected = says(model, given)
     with unipelt.disabled(model):
         plain = says(model, given)
     base = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("unipelt.")}
-    folded = unipelt.fold(model, [given], max_deviation=1e-6, drop_below=0)
-    assert folded.fraction("fixed", "merged") == 1 and folded.max_logit_change < 1e-3 and not gates_of(model)
+    report = unipelt.simplify_gates(model, [given], max_deviation=1e-6, drop_below=0)
+    assert report.fraction("fixed", "merged") == 1 and report.max_logit_change < 1e-3 and not gates_of(model)
     close(says(model, given), expected, arch)
 
     unipelt.save(model, tmp_path)
@@ -95,8 +95,8 @@ def test_a_layer_keeps_its_gates_while_another_loses_them(arch: str, tmp_path: P
     model = steady(attached(arch, "unipelt-apl"), layers=(0,))
     given = tiny.inputs(arch, model)
     expected = says(model, given)
-    folded = unipelt.fold(model, [given], max_deviation=1e-6, drop_below=0)
-    assert {Location.parse(gate.path).layer: gate.decision == "kept" for gate in folded.gates} == {0: False, 1: True}
+    report = unipelt.simplify_gates(model, [given], max_deviation=1e-6, drop_below=0)
+    assert {Location.parse(gate.path).layer: gate.decision == "kept" for gate in report.gates} == {0: False, 1: True}
     assert all(Location.parse(path).layer == 1 for path in gates_of(model)) and gates_of(model)
     close(says(model, given), expected, arch)
     unipelt.save(model, tmp_path)
@@ -109,8 +109,8 @@ def test_a_change_whose_gate_is_zero_is_gone(arch: str):
     given = tiny.inputs(arch, model)
     expected = says(model, given)
     places = {one.path for one in mixture_state(model).changes if one.change.form.name != "prefix"}
-    folded = unipelt.fold(model, [given])
-    assert {Location.parse(gate.path).change: gate.decision for gate in folded.gates} == {
+    report = unipelt.simplify_gates(model, [given])
+    assert {Location.parse(gate.path).change: gate.decision for gate in report.gates} == {
         "bottleneck_ffn": "dropped", "low_rank_query": "dropped", "low_rank_value": "dropped", "prefix_heads": "fixed",
     }  # fmt: skip
     assert {one.name for one in mixture_state(model).changes} == {"prefix_heads"}, "at weight 0 it takes softmax mass"
@@ -124,7 +124,7 @@ def test_what_is_measured_is_over_real_tokens(arch: str):
     """Each token of a causal stream has a gate of its own; padding has no vote."""
     model = attached(arch, "unipelt-apl", top="generator" if arch in ("gpt2", "llama") else "classifier")
     batches = [tiny.inputs(arch, model, pads=pads, seed=seed) for seed, pads in enumerate([(0, 3, 5), (6, 1)])]
-    folded = unipelt.fold(model, batches, max_deviation=0, drop_below=0)
+    report = unipelt.simplify_gates(model, batches, max_deviation=0, drop_below=0)
     path = f"{stacks(model)[0].entry.name}.1.low_rank_query.query"
     found = []
     for batch in batches:
@@ -133,10 +133,10 @@ def test_what_is_measured_is_over_real_tokens(arch: str):
         (value,) = values[path + ".gate"]
         found.append(value if value.dim() == 1 else value[batch["attention_mask"].bool()])
     every = torch.cat(found).double()
-    (gate,) = [gate for gate in folded.gates if gate.path == path]
+    (gate,) = [gate for gate in report.gates if gate.path == path]
     assert gate.mean == pytest.approx(every.mean().item(), rel=1e-12)
     assert gate.deviation == pytest.approx(every.std(correction=0).item(), rel=1e-9)
-    assert gate.deviation > 1e-3 and folded.examples == 6
+    assert gate.deviation > 1e-3 and report.examples == 6
 
 
 def test_what_it_costs_is_measured():
@@ -148,17 +148,19 @@ def test_what_it_costs_is_measured():
 
     logits = torch.cat([says(model, batch) for batch in batches])
     before = right()
-    folded = unipelt.fold(model.train(), batches, max_deviation=1, drop_below=0)
+    report = unipelt.simplify_gates(model.train(), batches, max_deviation=1, drop_below=0)
     assert model.training
     model.eval()
-    assert (folded.metric, folded.before, folded.after) == ("accuracy", pytest.approx(before), pytest.approx(right()))
+    assert (report.metric, report.before, report.after) == ("accuracy", pytest.approx(before), pytest.approx(right()))
     moved = (torch.cat([says(model, batch) for batch in batches]) - logits).abs().max().item()
-    assert folded.max_logit_change == pytest.approx(moved, rel=1e-9) and moved > 1e-3
-    assert "50% fixed, 50% merged" in str(folded) and f"accuracy {before:.4f} → " in str(folded)
+    assert report.max_logit_change == pytest.approx(moved, rel=1e-9) and moved > 1e-3
+    assert "50% fixed, 50% merged" in str(report) and f"accuracy {before:.4f} → " in str(report)
 
-    named = unipelt.fold(attached("bert", "unipelt-apl"), batches, score=("rows", lambda logits, labels: len(logits)))
+    named = unipelt.simplify_gates(
+        attached("bert", "unipelt-apl"), batches, score=("rows", lambda logits, labels: len(logits))
+    )
     assert (named.metric, named.before, named.after) == ("rows", 9, 9)
-    unlabelled = unipelt.fold(attached("bert", "unipelt-apl"), [tiny.inputs("bert", model)])
+    unlabelled = unipelt.simplify_gates(attached("bert", "unipelt-apl"), [tiny.inputs("bert", model)])
     assert (unlabelled.metric, unlabelled.before) == ("", None)
 
 
@@ -173,20 +175,20 @@ def test_a_language_model_s_loss_is_that_of_a_token(arch: str):
         loss = model(**batch).loss.item()
     apart = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 1), slice(1, None))]
     for batches in ([batch], apart):
-        folded = unipelt.fold(deepcopy(model), batches)
-        assert (folded.metric, folded.before) == ("loss", pytest.approx(loss))
+        report = unipelt.simplify_gates(deepcopy(model), batches)
+        assert (report.metric, report.before) == ("loss", pytest.approx(loss))
 
 
-def test_one_run_of_many_is_folded():
+def test_one_run_of_many_is_simplified():
     model = steady(attached("bart", "unipelt-apl", runs=3))
     given = tiny.inputs("bart", model)
     with unipelt.route(model, [1, 1, 1]):
         expected = says(model, given)
     with pytest.raises(SpecError, match=r"run=None: the model has runs 0 to 2; say which one, such as run=0"):
-        unipelt.fold(model, [given])
+        unipelt.simplify_gates(model, [given])
     with pytest.raises(SpecError, match=r"unmergeable='keep' with 3 runs: the base's weights hold one"):
         unipelt.merge(model, run=1, unmergeable="keep")
-    unipelt.fold(model, [given], max_deviation=1e-6, run=1)
+    unipelt.simplify_gates(model, [given], max_deviation=1e-6, run=1)
     assert mixture_state(model).runs == 1
     close(says(model, given), expected, "bart")
 
@@ -242,11 +244,14 @@ def test_a_group_keeps_its_gate_where_one_member_varies_and_a_gate_of_two_sites_
             if isinstance(module, GroupGate):
                 module.score.bias.copy_(torch.tensor([10.0, 10.0, 0.0]))
                 module.score.weight[:, 2] = 0
-    folded = unipelt.fold(model, [tiny.inputs("bert", model)], max_deviation=1e-3)
-    assert folded.fraction("kept") == 1 and {gate.deviation < 1e-3 for gate in folded.gates} == {True, False}
+    report = unipelt.simplify_gates(model, [tiny.inputs("bert", model)], max_deviation=1e-3)
+    assert report.fraction("kept") == 1 and {gate.deviation < 1e-3 for gate in report.gates} == {True, False}
     both = Mixture((Change(form=LowRank(r=2), site=("query", "value"), reads="input", weight=Gate()),))
     model = steady(attached("bert", both))
-    assert [g.decision for g in unipelt.fold(model, [tiny.inputs("bert", model)]).gates] == ["merged", "merged"]
+    assert [g.decision for g in unipelt.simplify_gates(model, [tiny.inputs("bert", model)]).gates] == [
+        "merged",
+        "merged",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +261,7 @@ def test_a_group_keeps_its_gate_where_one_member_varies_and_a_gate_of_two_sites_
             "lora",
             {},
             SpecError,
-            r"'lora' has no gates, so there is nothing to fold; unipelt.merge\(model, unmergeable=",
+            r"'lora' has no gates, so there is nothing to simplify; unipelt.merge\(model, unmergeable=",
         ),
         ("unipelt-apl", {"max_deviation": -0.1}, SpecError, r"max_deviation=-0.1: expected a number from 0 to 1"),
         ("unipelt-apl", {"max_deviation": True}, SpecError, r"max_deviation=True: expected a number"),
@@ -275,7 +280,7 @@ def test_a_mistake_is_one_line_and_nothing_has_changed(what: str, options: dict,
     model = attached("bert", what)
     before, given = mixture_state(model), tiny.inputs("bert", model)
     with pytest.raises(error, match=words) as raised:
-        unipelt.fold(model, **({"data": [given]} | options))
+        unipelt.simplify_gates(model, **({"data": [given]} | options))
     assert "\n" not in str(raised.value)
     assert mixture_state(model) is before and before.handles
 
@@ -289,13 +294,13 @@ def test_a_compiled_model_and_a_misspelt_rest_are_refused():
         unipelt.merge(model, unmergeable="keep")
 
 
-def test_a_real_base_folds():
+def test_a_real_base_is_simplified():
     """MiniLM: gates that are constants, in float32."""
     torch.manual_seed(0)
     model = unipelt.attach(load_base("minilm", outputs=2), "unipelt-apl").eval()
     ids = torch.randint(1000, 20_000, (4, 12))
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     expected = says(steady(model), given)
-    folded = unipelt.fold(model, [given])
-    assert len(folded.gates) == 24 and (folded.fraction("fixed"), folded.fraction("merged")) == (0.5, 0.5)
+    report = unipelt.simplify_gates(model, [given])
+    assert len(report.gates) == 24 and (report.fraction("fixed"), report.fraction("merged")) == (0.5, 0.5)
     torch.testing.assert_close(says(model, given), expected, rtol=0, atol=2e-5)
