@@ -11,7 +11,8 @@ import torch
 
 import unipelt
 from unipelt.checkpoint.bases import load_base, load_tokenizer
-from unipelt.tasks.language_model import GenerationSettings, write
+from unipelt.tasks.language_model import write
+from unipelt.tasks.settings import GenerationSettings
 
 RUNS, TOKENS, REPEATS = 32, 16, 3
 

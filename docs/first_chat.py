@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from unipelt.data.docstring_summaries import docstring_summaries
+from unipelt.data.builtin import docstring_summaries
 from unipelt.tasks.generation import Generation
 from unipelt.train.fleet import Fleet
 from unipelt.train.records import RunConfig

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from unipelt.data.builtin import ShingleIndex
-from unipelt.data.docstring_summaries import INSTRUCTION, LONGEST, docstring_summaries, first_sentence
+from unipelt.data.builtin import INSTRUCTION, SUMMARY, ShingleIndex, docstring_summaries, first_sentence
 from unipelt.errors import DataError
 
 FUNCTION = '''
@@ -50,7 +49,7 @@ def test_no_function_of_test_is_like_one_of_train_and_no_summary_is_in_its_funct
     for source, summary in made.test:
         function = ast.parse(source.removeprefix(INSTRUCTION)).body[0]
         assert ast.get_docstring(function) is None and summary not in source
-        assert len(summary.split()) <= LONGEST + 10 and "\n" not in summary and summary[-1] in ".!?"
+        assert len(summary.split()) <= SUMMARY[1] + 10 and "\n" not in summary and summary[-1] in ".!?"
 
 
 @pytest.mark.parametrize(

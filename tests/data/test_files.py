@@ -246,7 +246,7 @@ BAD_BYTES = {
     "nothing.jsonl": (b"{}\n{}\n", "objects without any field"),
     "gap.jsonl": (b'{"text": "a b", "label": 1}\n\n{"label": 0}\n', r"example 2 \(line 3\): no value in column 'text'"),
     "object.jsonl": (b'{"text": "a b", "label": 1}\n{"text": {"a": 1}, "label": 0}\n', "example 2 .*dict.*expected text"),
-    "dict.jsonl": (b'{"text": "a b", "label": {"x": 1}}\n', "example 1 .*label dict"),
+    "dict.jsonl": (b'{"text": "a b", "label": {"x": 1}}\n', "example 1 .*'label' holds dict"),
     "half.jsonl": (b'{"text": "\\ud800", "label": 1}\n{"text": "a", "label": 0}\n', "example 1 .*an incomplete character"),
     "halflabel.jsonl": (b'{"text": "a", "label": "b"}\n{"text": "a", "label": "\\ud800"}\n', "example 2 .*'label'"),
     "vast.csv": (b"text,label\na b,1.5\nc d,-1e31\n", r"example 2 .*-1e31.*at most 1e\+30"),
@@ -254,11 +254,11 @@ BAD_BYTES = {
     "deep.json": (b"[" * 100_000 + b"\n", "is not JSON"),
     "list.json": (b"[]\n", "expected a list of objects"),
     "line.json": (b'[{"text": "a"},\n{"text" "b"}]\n', r"\(line 2\) is not JSON"),
-    "false.parquet": (b"text,label\na,1\n", "not a readable Parquet"),
-    "false.xlsx": (b"text,label\na,1\n", "not a readable Excel"),
+    "false.parquet": (b"text,label\na,1\n", "no readable Parquet"),
+    "false.xlsx": (b"text,label\na,1\n", "no readable Excel"),
     "page.txt": (b"text\n", "'.txt'; expected .csv, .tsv, .json"),
     "ragged.conll": (b"John B-PER\nlives\n", "line 2 has 1 fields, expected 2"),
-    "unlike.jsonl": (b'{"tokens": ["a", "b"], "tags": ["O"]}\n', "example 1 .*2 words and 1 tags"),
+    "unlike.jsonl": (b'{"tokens": ["a", "b"], "tags": ["O"]}\n', "example 1 .*2 words, 1 tags"),
 }  # fmt: skip
 
 

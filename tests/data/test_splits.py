@@ -172,14 +172,8 @@ def test_a_class_with_a_single_example_trains():
         (made(200), 191, "--train-rows 191: made has 200 training examples, and 10 of them are kept for validation; expected up to 190"),
         (made(200, shares=(1, 1, 1)), 2, "--train-rows 2: made has 3 classes; expected 3 or more"),
         (made(200, shares=(99, 1)), 5, "seed 0 draws 5 training examples of made, none of class 'class 1' (2 of 200 examples); add --stratify"),
-        (made(200, shares=(1,)), 50, "every training example of made is 'class 0'"),
         (made(10), "all", "made has 10 training examples, expected more than 10"),
         (made(29, test=0), "all", "made has 29 examples and no test set"),
-        (made(200), 0, "--train-rows 0: expected a whole number from 1, or all"),
-        (made(200), 2.5, "--train-rows 2.5: expected"),
-        (made(200), "most", "--train-rows most: expected"),
-        (replace(made(200), train=replace(made(200).train, targets=None)), 50, "the train examples of made have no labels"),
-        (replace(made(200), test=made(0).train), 50, "made has no test examples"),
         (made(30, shares=(1,) * 30, test=0), "all", "made has no test set, and"),
         (grouped(made(300), ["one"] * 300), 100, "leave no group for validation; leave it out, or take smaller"),
         (grouped(made(300), ["one"] * 300), "all", "leave no group for validation; leave it out"),
@@ -192,13 +186,10 @@ def test_what_cannot_be_drawn_says_why(dataset, train_rows, expected):
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_sizes_and_seeds_are_checked():
+def test_sizes_are_checked():
     assert len(split(made(200), 50, seed=0, validation_rows=10).validation) == 10
     with pytest.raises(DataError, match="--validation-rows 9: expected 10 or more"):
         split(made(200), 50, seed=0, validation_rows=9)
-    for seed in (-1, True, 0.5, "0"):
-        with pytest.raises(DataError, match=r"seed .* expected a whole number"):
-            split(made(200), 50, seed=seed)
 
 
 @pytest.mark.parametrize("stratify", [False, True])

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from unipelt.cli import main
 from unipelt.tasks import registry
 from unipelt.tasks.batches import Part
-from unipelt.tasks.language_model import GenerationSettings, write
+from unipelt.tasks.language_model import write
+from unipelt.tasks.settings import GenerationSettings
 from unipelt.train.predictor import Predictor
 from unipelt.train.train_run import train_run
 

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from unipelt.data.examples import Examples
-from unipelt.data.splits import Splits
-from unipelt.data.summary import summarise
+from unipelt.data.splits import Splits, summarise
 from unipelt.study.store import Store
 from unipelt.tasks.metrics import METRICS
 from unipelt.train.records import RunKey, RunRecord

@@ -1,7 +1,8 @@
-"""The built-in task `docstrings`: to which area of the standard library does a docstring belong?
+"""The built-in tasks, from the docstrings that every Python has: real text without a network.
 
-Real text that every Python has. Source files are read and parsed, never imported, so the rows depend on the Python
-version alone. Areas leave out what some builds ship apart (tkinter, idlelib, distutils, lib2to3).
+`docstrings`: to which area of the standard library does a docstring belong? `docstring-summaries`, for generation: from a
+function to the first sentence of its docstring. Source files are read and parsed, never imported, so the examples depend on the
+Python version alone. Areas leave out what some builds ship apart (tkinter, idlelib, distutils, lib2to3).
 """
 
 import ast
@@ -17,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from unipelt.data.examples import Columns
-from unipelt.data.load import BUILT_IN, Source
+from unipelt.data.load import BUILT_IN, SUMMARIES, Source
 from unipelt.data.tables import Table
 from unipelt.errors import DataError
 
@@ -39,10 +40,15 @@ AREAS: dict[str, str] = {  # modules that a version lacks are passed over
     "validation": "bdb cProfile code compileall doctest ensurepip faulthandler logging pdb profile pstats py_compile "
     "pyclbr pydoc tabnanny timeit trace traceback tracemalloc unittest venv",
 }
-LONGEST = 60  # words kept: about 80 tokens, so that a row fits a short batch
+LONGEST = 60  # words of a docstring that are kept: about 80 tokens, so that an example fits a short batch
 SHORTEST = 4  # words of letters: below that, nothing tells the area
-ALIKE = 0.5  # Jaccard similarity from which two rows count as one
-TEST_SHARE = 5  # every fifth row, by hash
+INSTRUCTION = "Say in one sentence what this Python function does.\n\n"
+SUMMARY = 4, 30  # fewest and most words of a summary
+LARGEST = 900  # characters of a function: some 250 tokens, so that an example fits a batch on a CPU
+MOST_TESTS = 300  # test examples with summaries: each is answered, which takes a CPU about a second
+ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|vs|cf)\.$", re.IGNORECASE)
+ALIKE = 0.5  # Jaccard similarity from which two examples count as one
+TEST_SHARE = 5  # every fifth example, by hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +82,13 @@ def load_docstrings() -> Source:
     return docstring_examples().source(BUILT_IN, columns, what, "classification", tuple(AREAS))
 
 
+def load_docstring_summaries() -> Source:
+    """The built-in generation task."""
+    what = f"functions of Python {platform.python_version()}'s standard library and their docstrings"
+    columns = Columns(text="source", label="target")
+    return docstring_summaries().source(SUMMARIES, columns, what, "generation")
+
+
 def causal_texts() -> tuple[list[str], list[str]]:
     """(train, held-out): the same docstrings as plain texts, for a language model."""
     examples = docstring_examples()
@@ -84,12 +97,11 @@ def causal_texts() -> tuple[list[str], list[str]]:
 
 @cache
 def docstring_examples(library: Path | None = None) -> Pairs:
-    """Docstrings with the index of their area; no test row is within ALIKE of a train row."""
-    library = library or Path(sysconfig.get_path("stdlib"))
+    """Docstrings with the index of their area; no test example is within ALIKE of one of train."""
     areas_of: dict[str, set[int]] = defaultdict(set)
     text_of: dict[str, str] = {}
     for index, modules in enumerate(AREAS.values()):
-        trees = (tree for module in modules.split() for tree in syntax_trees(library, module))
+        trees = syntax_trees(library, modules.split())
         for docstring in (text for tree in trees for text in _of_definitions(tree)):
             text = clean(docstring)
             key = " ".join(words(text))
@@ -101,17 +113,31 @@ def docstring_examples(library: Path | None = None) -> Pairs:
         for key, areas in areas_of.items()
         if len(areas) == 1 and _letters(key) >= SHORTEST
     }
-    if not found:
-        raise DataError(f"{library} holds no standard library with source files; give --data instead of docstrings")
     train, held_out, alike = hash_split(found)
     test = tuple(found[key] for key in held_out if key not in alike)
     return Pairs(train=tuple(found[key] for key in train), test=test, near_duplicates=len(alike))
 
 
+@cache
+def docstring_summaries(library: Path | None = None) -> Pairs:
+    """Functions with their summaries, split by a hash of each function's own words; no test function is like one of train."""
+    pairs: dict[str, tuple[str, str]] = {}
+    trees = syntax_trees(library, sorted(module for modules in AREAS.values() for module in modules.split()))
+    for source, summary in (pair for tree in trees for pair in _summarised(tree)):
+        pairs.setdefault(" ".join(words(source)), (INSTRUCTION + source, summary))
+    train, held_out, alike = hash_split(pairs)
+    test = [key for key in _different(held_out) if key not in alike][:MOST_TESTS]
+    return Pairs(
+        train=tuple(pairs[key] for key in _different(train)), test=tuple(pairs[key] for key in test), near_duplicates=len(alike)
+    )  # fmt: skip
+
+
 def hash_split(keys: Iterable[str]) -> tuple[list[str], list[str], set[str]]:
     """Keys in the order of their hashes: those that train, every fifth, which is held out, and those held out that are
-    near-duplicates of one that trains."""
+    near-duplicates of one that trains. Raises DataError where there are no keys."""
     digest = {key: hashlib.sha256(key.encode()).digest() for key in keys}
+    if not digest:
+        raise DataError("this Python has no standard library with source files; give another --data")
     ordered = sorted(digest, key=digest.__getitem__)
     train = [key for key in ordered if digest[key][-1] % TEST_SHARE]
     held_out = [key for key in ordered if digest[key][-1] % TEST_SHARE == 0]
@@ -146,22 +172,33 @@ class ShingleIndex:
             self.add(text)
 
     def add(self, text: str) -> None:
-        parts = shingles(text)
-        for part in parts:
-            self.holders[part].append(len(self.sizes))
-        self.sizes.append(len(parts))
+        own = shingles(text)
+        for shingle in own:
+            self.holders[shingle].append(len(self.sizes))
+        self.sizes.append(len(own))
 
     def __contains__(self, text: str) -> bool:
-        parts = shingles(text)
-        shared = Counter(index for part in parts for index in self.holders.get(part, ()))
-        return any(count >= ALIKE * (len(parts) + self.sizes[index] - count) for index, count in shared.items())
+        own = shingles(text)
+        shared = Counter(index for shingle in own for index in self.holders.get(shingle, ()))
+        return any(count >= ALIKE * (len(own) + self.sizes[index] - count) for index, count in shared.items())
 
 
-def syntax_trees(library: Path, module: str) -> Iterator[ast.Module]:
-    """The parsed files of a module or package of the standard library, without its tests."""
-    package = library / module
-    files = sorted(package.rglob("*.py")) if package.is_dir() else [library / f"{module}.py"]
-    for path in files:
+def _different(keys: list[str]) -> list[str]:
+    """The keys without those that are near-duplicates of an earlier one."""
+    kept, known = [], ShingleIndex()
+    for key in keys:
+        if key not in known:
+            kept.append(key)
+            known.add(key)
+    return kept
+
+
+def syntax_trees(library: Path | None, modules: Iterable[str]) -> Iterator[ast.Module]:
+    """The parsed files of modules and packages of the standard library, without their tests."""
+    library = library or Path(sysconfig.get_path("stdlib"))
+    packages = ((module, library / module) for module in modules)
+    each = (sorted(path.rglob("*.py")) if path.is_dir() else [library / f"{name}.py"] for name, path in packages)
+    for path in (path for files in each for path in files):
         if path.is_file() and not {"test", "tests"} & set(path.relative_to(library).parts):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # invalid escapes in other people's sources
@@ -182,3 +219,28 @@ def _of_definitions(node: ast.AST) -> Iterator[str]:
 
 def _letters(key: str) -> int:
     return sum(word.isalpha() and len(word) > 1 for word in key.split())
+
+
+def first_sentence(docstring: str) -> str:
+    """The first sentence of the first paragraph, on one line, with its full stop."""
+    paragraph = " ".join(docstring.strip().split("\n\n")[0].split())
+    for end in re.finditer(r"[.!?](?=\s+[A-Z(\"'`]|$)", paragraph):
+        if not ABBREVIATION.search(paragraph[: end.end()]):
+            return paragraph[: end.end()]
+    return paragraph.rstrip(" :;,") + "."
+
+
+def _summarised(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Pairs of a function without its docstring, and the first sentence of the docstring; without functions that do nothing."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        docstring, body = ast.get_docstring(node), node.body[1:]
+        if not docstring or not body or all(isinstance(one, ast.Pass | ast.Raise | ast.Expr) for one in body):
+            continue
+        summary = first_sentence(docstring)
+        node.body = body
+        source = ast.unparse(node)
+        prose = not summary.startswith(">>>") and "->" not in summary  # neither an example nor a signature
+        if prose and SUMMARY[0] <= len(words(summary)) <= SUMMARY[1] and len(source) <= LARGEST:
+            yield source, summary

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from unipelt.data.tables import shown
 from unipelt.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -22,16 +23,14 @@ def read_chat(value: Any, where: str, *, answered: bool = True) -> tuple[list[di
         except ValueError:
             raise DataError(f"{where}: a chat is not valid JSON; expected a list of messages") from None
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: a chat is {_described(value)}, expected a list of messages with role and content")
+        raise DataError(f"{where}: a chat is {shown(value)}, expected a list of messages with role and content")
     messages = [_message(message, f"{where}, message {number}") for number, message in enumerate(value, start=1)]
     if messages[-1]["role"] == "assistant":
         *before, last = messages
         if not last["content"].strip():
             raise DataError(f"{where}: the last answer is empty; fill it in or remove the example")
         if all(message["role"] == "system" for message in before):
-            raise DataError(
-                f"{where}: no message of the user comes before the answer; expected a question and its answer"
-            )
+            raise DataError(f"{where}: no message of the user comes before the answer; expected a question")
         return before, last["content"]
     if answered:
         raise DataError(f"{where}: the chat ends with {messages[-1]['role']!r}, expected an answer (role 'assistant')")
@@ -40,16 +39,12 @@ def read_chat(value: Any, where: str, *, answered: bool = True) -> tuple[list[di
 
 def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, dict):
-        raise DataError(f"{where} is {_described(message)}, expected an object with role and content")
+        raise DataError(f"{where} is {shown(message)}, expected an object with role and content")
     role, content = message.get("role"), message.get("content")
     if role is None and "from" in message:
         role, content = SHAREGPT.get(message["from"], message["from"]), message.get("value")
     if role not in ROLES:
         raise DataError(f"{where}: role {role!r}, expected one of {', '.join(ROLES)}")
     if not isinstance(content, str):
-        raise DataError(f"{where}: its content is {_described(content)}, expected text")
+        raise DataError(f"{where}: its content is {shown(content)}, expected text")
     return {"role": role, "content": content}
-
-
-def _described(value: Any) -> str:
-    return "missing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"

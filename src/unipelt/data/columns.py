@@ -36,7 +36,9 @@ def choose_columns(
     flags = {"--text-column": text, "--text-pair-column": text_pair, "--label-column": label}
     for flag, column in flags.items():
         if column is not None and column not in table.columns:
-            raise DataError(f"{table.name} has no column {column!r} ({flag}); {_nearest(column, table)}")
+            near = did_you_mean(column, table.columns)
+            advice = f"it has {listed(table.columns)}" if near.startswith("known") else near
+            raise DataError(f"{table.name} has no column {column!r} ({flag}); {advice}")
     if trained is not None:
         text, text_pair = text or trained.text, text_pair or trained.text_pair
         for flag, column in {"--text-column": text, "--text-pair-column": text_pair}.items():
@@ -58,16 +60,17 @@ def choose_columns(
     free = [column for column in table.columns if column not in named and column.casefold() not in INDICES]
     if label is None:
         found = [column for column in free if column.casefold() in LABELS]
-        if len(found) > 1 and labelled:
-            raise DataError(
-                f"{table.name}: columns {listed(found)} could each be the label; choose with --label-column"
-            )
         free = [column for column in free if column not in found] if text is None else free
-        label = found[0] if found and labelled else None
+        label = _one_label(table, found) if found and labelled else None
     if text is None:
         text, text_pair = _text_columns(table, free)
     if label is None and labelled:
-        label = _only_other(table, [column for column in free if column not in (text, text_pair)], text)
+        rest = [column for column in free if column not in (text, text_pair)]
+        if not rest:
+            raise DataError(
+                f"{table.name}: no label column besides the text {text!r}; add one, or name it with --label-column"
+            )
+        label = _one_label(table, rest)
     return Columns(text=text, text_pair=text_pair, label=label)
 
 
@@ -88,11 +91,6 @@ def _generation_columns(table: Table, labelled: bool) -> Columns | None:
         if text in by_name and answer in by_name and _holds_text(table.columns[by_name[answer]]):
             return Columns(text=by_name[text], label=by_name[answer] if labelled else None)
     return None
-
-
-def _nearest(column: str, table: Table) -> str:
-    advice = did_you_mean(column, table.columns)
-    return f"it has {listed(table.columns)}" if advice.startswith("known") else advice
 
 
 def _text_columns(table: Table, free: list[str]) -> tuple[str, str | None]:
@@ -119,12 +117,10 @@ def _text_columns(table: Table, free: list[str]) -> tuple[str, str | None]:
     )
 
 
-def _only_other(table: Table, rest: list[str], text: str) -> str:
-    if len(rest) == 1:
-        return rest[0]
-    if rest:
-        raise DataError(f"{table.name}: columns {listed(rest)} could each be the label; choose with --label-column")
-    raise DataError(f"{table.name}: no label column besides the text {text!r}; add one, or name it with --label-column")
+def _one_label(table: Table, columns: list[str]) -> str:
+    if len(columns) > 1:
+        raise DataError(f"{table.name}: columns {listed(columns)} could each be the label; choose with --label-column")
+    return columns[0]
 
 
 def _holds_text(values: Iterable[Any]) -> bool:

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from unipelt.errors import DataError
-
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
@@ -33,11 +31,6 @@ class Examples:
     names: list[str] | None = field(default=None, compare=False)
     """file, number and line of each, such as `chat.jsonl, example 3 (line 4)`, for messages"""
 
-    def __post_init__(self) -> None:
-        lengths = {len(one) for one in (*self.inputs.values(), *self._lists().values()) if one is not None}
-        if len(lengths) > 1:
-            raise DataError(f"columns of unequal length {sorted(lengths)}: every example needs each input and a target")
-
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
@@ -50,11 +43,9 @@ class Examples:
 
     def joined(self, other: "Examples") -> "Examples":
         """These examples, and others with the same inputs behind them."""
-        theirs = other._lists()
+        lists, more = self._lists(), other._lists()
         both = {
-            name: [*mine, *others]
-            for name, mine in self._lists().items()
-            if mine is not None and (others := theirs[name]) is not None
+            name: [*(lists[name] or ()), *(more[name] or ())] for name in lists if None not in (lists[name], more[name])
         }
         return Examples(inputs={name: [*values, *other.inputs[name]] for name, values in self.inputs.items()}, **both)
 

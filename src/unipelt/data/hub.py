@@ -22,10 +22,10 @@ def load_hub(name: str, columns: dict[str, str | None]) -> Source:
         )
     chosen = choose_columns(tables["train"], **columns)  # type: ignore[arg-type]
     found = {"train": tables["train"]}
-    for part, split in (("test", "test"), ("validation", "validation")):
+    for split in ("test", "validation"):
         labels = tables[split].columns.get(chosen.label or "", []) if split in tables else []
         if any(not is_missing(value) and value != -1 for value in labels):  # -1: withheld
-            found[part if "test" in found or part == "test" else "test"] = tables[split]
+            found[split if "test" in found else "test"] = tables[split]
     return Source(name=name.split("/")[-1], tables=found, columns=chosen, where=f"{name} on the hub")
 
 
@@ -43,7 +43,7 @@ def hub_tables(name: str, config: str | None, *, advice: str, only: Collection[s
             name=f"{name}, split {split}",
             columns={column: list(rows[column]) for column in rows.column_names},
             classes={column: names for column, feature in rows.features.items() if (names := _names(feature))},
-        ).apart()
+        ).with_languages_apart()
         for split, rows in splits.items()
         if only is None or split in only
     }

@@ -1,7 +1,7 @@
 """One name for every kind of data: a GLUE task, the built-in task, a file, or a data set of the Hugging Face hub."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,43 +44,39 @@ def find(
     data_dir: folder of GLUE's Parquet files. Columns and encoding: of files, and columns of hub data sets. validation, test:
     files with examples of their own, read with the columns of the training file. Raises DataError.
     """
-    name = str(name_or_path)
+    name, path = str(name_or_path), Path(name_or_path)
     columns = {"text": text_column, "text_pair": text_pair_column, "label": label_column}
-    column_flags: dict[str, object] = {f"--{role.replace('_', '-')}-column": value for role, value in columns.items()}
-    file_flags: dict[str, object] = {
+    flags = {
+        "--text-column": text_column, "--text-pair-column": text_pair_column, "--label-column": label_column,
         "--validation": validation, "--test": test, "--group-column": group_column, "--encoding": encoding,
+        "--data-dir": data_dir,
     }  # fmt: skip
-    glue_flags: dict[str, object] = {"--data-dir": data_dir}
+
+    def refuse_all_but(allowed: Collection[str], because: str) -> None:
+        if given := [flag for flag, value in flags.items() if value is not None and flag not in allowed]:
+            raise DataError(f"{name} {because}; leave out {', '.join(given)}")
 
     from unipelt.data.glue import GLUE, load_glue
 
     if name in (BUILT_IN, SUMMARIES):
-        _leave_out(name, column_flags | file_flags | glue_flags, "knows its own columns and test set")
-        from unipelt.data.builtin import load_docstrings
-        from unipelt.data.docstring_summaries import load_docstring_summaries
+        refuse_all_but((), "knows its own columns and test set")
+        from unipelt.data.builtin import load_docstring_summaries, load_docstrings
 
         return load_docstrings() if name == BUILT_IN else load_docstring_summaries()
     if name in GLUE:
-        _leave_out(name, column_flags | file_flags, "knows its own columns and test set")
+        refuse_all_but(["--data-dir"], "knows its own columns and test set")
         return load_glue(name, data_dir)
-    path = Path(name_or_path)
     in_a_folder = path.parent != Path() and path.parent.is_dir()
     if path.exists() or path.suffix.lower() in READERS or in_a_folder or isinstance(name_or_path, Path):
-        _leave_out(name, glue_flags, "is a file, and --data-dir is where GLUE's files are")
+        refuse_all_but(flags.keys() - {"--data-dir"}, "is a file, and --data-dir is where GLUE's files are")
         return _files(path, columns, {"validation": validation, "test": test}, group_column, encoding)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(/[\w.-]+)?", name):
-        _leave_out(name, file_flags | glue_flags, "is a data set of the hub and brings its own test set")
+        refuse_all_but([*flags][:3], "is a data set of the hub and brings its own test set")
         from unipelt.data.hub import load_hub
 
         return load_hub(name, columns)
-    raise DataError(
-        f"{name!r} is not a task, a file or a data set on the Hub (owner/name); {did_you_mean(name, [*GLUE, BUILT_IN, SUMMARIES])}"
-    )
-
-
-def _leave_out(name: str, flags: Mapping[str, object], because: str) -> None:
-    if given := [flag for flag, value in flags.items() if value is not None]:
-        raise DataError(f"{name} {because}; leave out {', '.join(given)}")
+    near = did_you_mean(name, [*GLUE, BUILT_IN, SUMMARIES])
+    raise DataError(f"{name!r} is not a task, a file or a data set on the Hub (owner/name); {near}")
 
 
 def _files(

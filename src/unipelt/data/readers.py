@@ -4,7 +4,8 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def read_table(path: str | Path, encoding: str | None = None) -> Table:
     if not contents.strip():
         raise DataError(f"{path} is empty; expected a header and examples")
     table = READERS[suffix](str(path), contents, encoding)
-    table = replace(table, dialect=replace(table.dialect, suffix=suffix)).apart()
+    table = replace(table, dialect=replace(table.dialect, suffix=suffix)).with_languages_apart()
     if not len(table):
         raise DataError(f"{path} has a header and no examples; expected at least one")
     return table
@@ -115,8 +116,9 @@ def read_parquet(name: str, contents: bytes, encoding: str | None) -> Table:
         columns = {one: value.to_pylist() for one, value in zip(names, values)}
         classes = _declared_classes(found.schema.metadata or {}, columns)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
-        raise DataError(f"{name} is not a readable Parquet file: {reason}; write it again, or as CSV") from error
+        raise DataError(
+            f"{name} is no readable Parquet file: {_first_line(error)}; write it again or as CSV"
+        ) from error
     _refuse_repeated(name, names)
     return Table(name=name, columns=columns, classes=classes)
 
@@ -128,10 +130,10 @@ def read_excel(name: str, contents: bytes, encoding: str | None) -> Table:
     try:
         sheets = pandas.read_excel(io.BytesIO(contents), sheet_name=None, header=None, dtype=object, na_filter=False)
     except Exception as error:  # openpyxl raises whatever the damage leads to
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
-        raise DataError(f"{name} is not a readable Excel workbook: {reason}; save it again, or as CSV") from error
+        raise DataError(f"{name} is no readable Excel file: {_first_line(error)}; save it again or as CSV") from error
     sheet, frame = next(iter(sheets.items()))
-    rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+    plain = str | int | float | None
+    rows = [[value if isinstance(value, plain) else str(value) for value in row] for row in frame.values.tolist()]
     while rows and all(map(is_missing, rows[-1])):
         rows.pop()
     if not rows:
@@ -205,12 +207,12 @@ def _delimited(name: str, text: str, dialect: Dialect, quoting: Any) -> Table:
         ) from error
     header = [one.strip() for one in rows[0]]
     _refuse_repeated(name, header)
-    columns: dict[str, list[Any]] = dict(zip(header, map(list, zip(*rows[1:])))) or {}
-    return Table(name=name, columns=columns or {one: [] for one in header}, lines=lines[1:], dialect=dialect)
+    columns = {one: [row[number] for row in rows[1:]] for number, one in enumerate(header)}
+    return Table(name=name, columns=columns, lines=lines[1:], dialect=dialect)
 
 
-def _cell(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
 
 
 def _columns(name: str, records: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -229,12 +231,9 @@ def _json(where: str, text: str) -> Any:
         raise DataError(f'{where}{line} is not JSON: {reason}; expected an object such as {{"text": "…"}}') from error
 
 
-def _refuse_repeated(name: str, header: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for one in header:
-        if one in seen:
-            raise DataError(f"{name}: column {one[:40]!r} occurs twice in the header; give each column its own name")
-        seen.add(one)
+def _refuse_repeated(name: str, header: Sequence[str]) -> None:
+    if repeated := [one for one, count in Counter(header).items() if count > 1]:
+        raise DataError(f"{name}: column {repeated[0][:40]!r} occurs twice in the header; give each its own name")
 
 
 def _decoded(name: str, contents: bytes, encoding: str | None) -> tuple[str, Dialect]:
@@ -269,16 +268,16 @@ def _decoded(name: str, contents: bytes, encoding: str | None) -> tuple[str, Dia
     return text, Dialect(suffix="", encoding=named, bom=bool(mark))
 
 
-def _declared_classes(metadata: Mapping[bytes, bytes], columns: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def _declared_classes(metadata: Mapping[bytes, bytes], columns: Collection[str]) -> dict[str, tuple[str, ...]]:
     """ClassLabel names, which the hub's Parquet files keep in their schema; metadata of another form is passed over."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for name, feature in features:
         inner = feature.get("feature", feature) if isinstance(feature, dict) else None  # a list of class labels
         names = inner.get("names") if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" else None
-        if isinstance(names, list) and all(isinstance(one, str) for one in names) and len(set(names)) == len(names):
-            found[name] = tuple(names)
-    return {name: names for name, names in found.items() if name in set(columns)}
+        if name in columns and isinstance(names, list) and all(isinstance(one, str) for one in names):
+            found |= {name: tuple(names)} if len(set(names)) == len(names) else {}
+    return found

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from unipelt.data.examples import Dataset, Examples
 from unipelt.data.folds import assign_folds, check_classes, check_folds
@@ -54,16 +54,10 @@ def split(
     Raises DataError where the data set is too small for that.
     """
     name, notes = dataset.name, list(dataset.notes)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise DataError(f"seed {seed!r}, expected a whole number from 0")
-    if train_rows != "all" and (isinstance(train_rows, bool) or not isinstance(train_rows, int) or train_rows < 1):
-        raise DataError(f"--train-rows {train_rows}: expected a whole number from 1, or all")
-    if validation_rows < MIN_EXAMPLES:
-        raise DataError(
-            f"--validation-rows {validation_rows}: expected {MIN_EXAMPLES} or more; with fewer, one example moves a metric by over a tenth"
-        )
-    if test_rows is not None and test_rows < MIN_EXAMPLES:
-        raise DataError(f"--test-rows {test_rows}: expected {MIN_EXAMPLES} or more")
+    for flag, rows in (("--validation-rows", validation_rows), ("--test-rows", test_rows)):
+        if rows is not None and rows < MIN_EXAMPLES:
+            few = "with fewer, one example moves a metric by over a tenth"
+            raise DataError(f"{flag} {rows}: expected {MIN_EXAMPLES} or more; {few}")
     if test_rows is not None and folds:
         raise DataError("--test-rows: the folds of a cross-validation test every example; leave out one of the two")
     if train_rows == "all" and not dataset.complete:
@@ -71,7 +65,6 @@ def split(
             f"{name} has {len(dataset.train)} training examples, a subset of the published data; "
             "results with --train-rows all cannot be compared with the paper's."
         )
-    _check_sets(dataset)
     if stratify and dataset.classes is None:
         stratify = False
         notes.append(f"{name} has no single class per example: --stratify changes nothing there.")
@@ -114,9 +107,7 @@ def split(
         if train_rows == "all":
             notes.append(f"{len(validation)} training examples of {name} are kept for validation.")
         elif len(validation) < validation_rows:
-            notes.append(
-                f"{len(validation)} examples validate instead of {validation_rows}: {name} has no more of them."
-            )
+            notes.append(f"{len(validation)} examples validate instead of {validation_rows}: {name} has no more.")
     for part, what in ((validation, "validation"), (test, "test")):
         if part is not None and len(part) < MIN_EXAMPLES and not (folds and part is test):
             plural = "s" * (len(part) > 1)
@@ -138,9 +129,7 @@ def take_fold(dataset: Dataset, seed: int, folds: int) -> tuple[Examples, Exampl
     fold = seed % folds
     train = [index for index, number in enumerate(numbers) if number != fold]
     test = [index for index, number in enumerate(numbers) if number == fold]
-    note = (
-        f"{folds} folds: each of the {len(examples)} examples of {name} is tested once, by a model that did not see it."
-    )
+    note = f"{folds} folds: each of {len(examples)} examples of {name} is tested once, by a model that did not see it."
     return examples.take(train), examples.take(test), note
 
 
@@ -239,21 +228,6 @@ def last_of(groups: list[list[int]], count: int, fixed: int) -> tuple[list[int],
     return others, [index for number in sorted(chosen) for index in groups[number]]
 
 
-def _check_sets(dataset: Dataset) -> None:
-    for part, what in ((dataset.train, "train"), (dataset.validation, "validation"), (dataset.test, "test")):
-        if part is not None and part.targets is None:
-            raise DataError(
-                f"the {what} examples of {dataset.name} have no labels; name their column with --label-column"
-            )
-        if part is not None and len(part) == 0:
-            raise DataError(f"{dataset.name} has no {what} examples; expected at least one")
-    present = {*(dataset.train.targets or ())} if dataset.classes else set()
-    if dataset.classes and len(present) < 2:
-        raise DataError(
-            f"every training example of {dataset.name} is {dataset.classes[present.pop()]!r}; training needs two classes or more"
-        )
-
-
 def _check_sample(dataset: Dataset, train: Examples, seed: int, everything: bool) -> None:
     """Raise DataError where a class that the data has is not seen in training."""
     if dataset.classes is None:
@@ -290,3 +264,36 @@ def _overlaps(name: str, train: Examples, validation: Examples, test: Examples |
                 f"{shared} {what} examples are of a group that has {whose} examples of {name}; they stay as they are."
             )
     return notes
+
+
+def summarise(splits: Splits) -> dict[str, Any]:
+    """Exact counts, as JSON: `examples` and `classes` of each part, `repeated`, `shared` and `contradictory`.
+
+    repeated: examples of a part whose text an earlier example of the same part has. shared: test and validation examples
+    whose text is one of train. contradictory: texts that occur with different targets, over all parts.
+    """
+    train = {*splits.train.keys}
+    targets: dict[str, set[str]] = {}
+    for part in splits.parts.values():
+        for key, target in zip(part.keys, part.targets or []):
+            targets.setdefault(key, set()).add(repr(target))
+    return {
+        "examples": {name: len(part) for name, part in splits.parts.items()},
+        "classes": {name: class_counts(part) for name, part in splits.parts.items()},
+        "repeated": {name: len(part) - len({*part.keys}) for name, part in splits.parts.items()},
+        "shared": {
+            name: sum(key in train for key in part.keys) for name, part in splits.parts.items() if name != "train"
+        },
+        "contradictory": sum(len(found) > 1 for found in targets.values()),
+    }
+
+
+def class_counts(examples: Examples) -> dict[str, int]:
+    """Examples by the index of their class, or of each of their classes; nothing for other targets. JSON has texts as keys."""
+    found: Counter[int] = Counter()
+    for target in examples.targets or []:
+        if isinstance(target, int):
+            found[target] += 1
+        elif isinstance(target, list) and all(isinstance(one, int) for one in target):
+            found.update(dict(enumerate(target)))
+    return {str(index): count for index, count in sorted(found.items())}

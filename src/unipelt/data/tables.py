@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
-from unipelt.errors import DataError
+from unipelt.errors import DataError, did_you_mean
 
 LISTED = 10  # columns or examples that a message names
 TRANSLATION = "translation"  # a column of wmt16 and other data sets of the hub
@@ -43,7 +43,7 @@ class Table:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
-    def apart(self) -> "Table":
+    def with_languages_apart(self) -> "Table":
         """The same with `translation`, whose cells are objects with a text per language, as a column per language."""
         cells = self.columns.get(TRANSLATION, [])
         if not cells or not all(isinstance(cell, dict) for cell in cells):
@@ -84,7 +84,7 @@ class Table:
         values = self.columns[column]
         for index in (indices := list(indices)):
             if not isinstance(values[index], str) and as_number(values[index]) is None:
-                raise DataError(f"{self.example(index)}: column {column!r} holds {shown(values[index])}, expected text")
+                raise self._other_cell(index, column, "text")
             self._refuse_incomplete_character(index, column)
         return [str(values[index]) for index in indices]
 
@@ -94,7 +94,7 @@ class Table:
         for index in indices:
             cell, declared = self.columns[column][index], self.classes.get(column, ())
             if not isinstance(cell, list):
-                raise DataError(f"{self.example(index)}: column {column!r} holds {shown(cell)}, expected a list")
+                raise self._other_cell(index, column, "a list")
             found.append([class_name(declared_name(one, declared, self.example(index), column)) for one in cell])
         return found
 
@@ -105,9 +105,7 @@ class Table:
         for index in indices:
             value = values[index]
             if not isinstance(value, str | int | float | Decimal):
-                raise DataError(
-                    f"{self.example(index)}: label {shown(value)} in column {column!r}, expected a name or a number"
-                )
+                raise self._other_cell(index, column, "a name or a number")
             self._refuse_incomplete_character(index, column)
             found.append(class_name(declared_name(value, declared, self.example(index), column)))
         return found
@@ -116,16 +114,25 @@ class Table:
         """Cells as finite numbers of at most `largest` in size. Raises DataError for any other cell."""
         found = []
         for index in indices:
-            cell = self.columns[column][index]
-            value = as_number(cell)
+            value = as_number(self.columns[column][index])
             if value is None or not abs(value) <= largest:
                 finite = f"at most {largest:g} in size" if value and math.isfinite(value) else "a finite number"
-                expected = "a number" if value is None else finite
-                raise DataError(
-                    f"{self.example(index)}: label {shown(cell)} in column {column!r}, expected {expected} (regression)"
-                )
+                raise self._other_cell(index, column, "a number for a regression" if value is None else finite)
             found.append(value)
         return found
+
+    def label_index(self, labels: Sequence[str], name: str, index: int, column: str) -> int:
+        """The index of a class name that an example has. Raises DataError for a name that training did not have."""
+        if name not in labels:
+            raise DataError(
+                f"{self.example(index)}: label {name[:40]!r} in column {column!r} did not occur in training; "
+                f"{did_you_mean(name, labels)}"
+            )
+        return labels.index(name)
+
+    def _other_cell(self, index: int, column: str, expected: str) -> DataError:
+        cell = shown(self.columns[column][index])
+        return DataError(f"{self.example(index)}: column {column!r} holds {cell}, expected {expected}")
 
     def _refuse_incomplete_character(self, index: int, column: str) -> None:
         try:
@@ -143,6 +150,15 @@ def declared_name(value: Any, declared: Sequence[str], where: str, column: str) 
     if not 0 <= value < len(declared):
         raise DataError(f"{where}: label {value} in column {column!r}, expected 0 to {len(declared) - 1}")
     return declared[value]
+
+
+def in_order(names: Iterable[str], declared: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names that occur: in the file's declared order, whole numbers by size, other names by alphabet."""
+    found = set(names)
+    if found <= set(declared):
+        return tuple(name for name in declared if name in found)
+    whole = all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in found)
+    return tuple(sorted(found, key=lambda name: (int(name), name) if whole else (0, name)))
 
 
 def class_name(value: Any) -> str:
@@ -184,4 +200,6 @@ def listed(names: Iterable[str]) -> str:
 
 def shown(value: Any) -> str:
     """A cell for a message: its type and its first characters."""
+    if value is None:
+        return "nothing"
     return repr(value[:40]) if isinstance(value, str) else f"{type(value).__name__} {str(value)[:40]!r}"

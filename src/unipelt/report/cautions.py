@@ -13,7 +13,7 @@ PARTS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def cautions(summary: Mapping[str, Any] | None, labels: Sequence[str], runs: Sequence[Run], truncated: Mapping[str, int] | None, folds: int = 0) -> list[str]:  # fmt: skip
-    """summary: `data.summary.summarise`, of the first seed. runs: the finished runs of the recommended method. truncated: by
+    """summary: `data.splits.summarise`, of the first seed. runs: the finished runs of the recommended method. truncated: by
     part, the texts that lost tokens."""
     said = [] if summary is None else [*_of_classes(summary, labels), *_of_texts(summary)]
     counts = {} if summary is None else summary["examples"]

@@ -12,7 +12,7 @@ from typing import Any
 from unipelt.checkpoint.disk import CARD, remove_unfinished, write_whole
 from unipelt.checkpoint.json_types import fits
 from unipelt.data import Examples
-from unipelt.data.summary import summarise
+from unipelt.data.splits import summarise
 from unipelt.errors import CheckpointError, DataError
 from unipelt.study.engine import identities
 from unipelt.study.plan import StudyConfig, file_name, fleet_name

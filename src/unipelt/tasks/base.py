@@ -97,7 +97,7 @@ class Task(ABC):
         """The values of the fields that only this kind has. Raises DataError for an option that it does not have."""
         if separator is not None:
             raise DataError(
-                f"--label-separator {separator!r}: {name} is {cls.kind}; leave it out, or add --kind multi-label"
+                f"--label-separator {separator!r}: {name} is {cls.kind}; remove it, or add --kind multi-label"
             )
         return {}
 

@@ -1,13 +1,12 @@
 """Encoded examples, and batches of several runs' examples in equal blocks, results do not depend on padding."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,22 +114,27 @@ def fill(parts: Sequence[Part]) -> tuple[list[Part], Float[Tensor, "run block"]]
     return filled, torch.tensor(weights)
 
 
-def pad(
-    parts: Sequence[Part], padding: Mapping[str, int], device: torch.device
-) -> dict[str, Int[Tensor, "run*block seq"]]:
-    """The tokens of every example, padded on the right whichever side the tokenizer names: bases that number positions from the
-    left, such as GPT-2, would else give an example another result in another batch. padding: values other than 0 by name."""
-    lengths = np.array([len(part.encoded.features["input_ids"][i]) for part in parts for i in part.indices])
+def model_inputs(
+    parts: Sequence[Part], tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> tuple[dict[str, Int[Tensor, "run*block seq"]], list[Part], Float[Tensor, "run block"]]:
+    """The model's inputs for equal blocks of examples, one block per run, the parts after filling, and which examples count.
+
+    Padding is on the right whichever side the tokenizer names: bases that number positions from the left, such as GPT-2, would
+    else give an example another result in another batch.
+    """
+    filled, weights = fill(parts)
+    padding = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": tokenizer.pad_token_type_id}
+    lengths = np.array([len(part.encoded.features["input_ids"][i]) for part in filled for i in part.indices])
     longest = int(lengths.max())
     multiple = 1 if device.type == "cpu" else MULTIPLE
-    width = max(longest, min(-(-longest // multiple) * multiple, *(part.encoded.longest for part in parts)))
+    width = max(longest, min(-(-longest // multiple) * multiple, *(part.encoded.longest for part in filled)))
     real = np.arange(width) < lengths[:, None]
     inputs = {}
-    for name in parts[0].encoded.features:
+    for name in filled[0].encoded.features:
         padded = np.full(real.shape, padding.get(name, 0))
-        padded[real] = np.concatenate([part.encoded.features[name][i] for part in parts for i in part.indices])
+        padded[real] = np.concatenate([part.encoded.features[name][i] for part in filled for i in part.indices])
         inputs[name] = torch.from_numpy(padded).to(device)
-    return inputs
+    return inputs, filled, weights.to(device)
 
 
 def first_tokens(words: Sequence[int | None], count: int) -> np.ndarray:
@@ -140,15 +144,6 @@ def first_tokens(words: Sequence[int | None], count: int) -> np.ndarray:
         if (word := words[token]) is not None:
             first[word] = token
     return first
-
-
-def model_inputs(
-    parts: Sequence[Part], tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> tuple[dict[str, Int[Tensor, "run*block seq"]], list[Part], Float[Tensor, "run block"]]:
-    """The model's inputs for equal blocks of examples, one block per run, the parts after filling, and which examples count."""
-    filled, weights = fill(parts)
-    padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    return pad(filled, padding, device), filled, weights.to(device)
 
 
 def replace_special_tokens(
@@ -166,34 +161,20 @@ def replace_special_tokens(
         if written.any():
             if unknown is None:
                 token = tokenizer.convert_ids_to_tokens(int(ids[written][0]))
-                raise DataError(
-                    f"example {number + 1} holds the special token {token!r} of the base; remove it from the text"
-                )
+                raise DataError(f"example {number + 1} holds {token!r}, a special token of the base; remove it")
             ids[written] = unknown
 
 
-def weighted_mean(losses: Float[Tensor, "run block"], weights: Float[Tensor, "run block"]) -> Float[Tensor, " run"]:
-    """Σ wᵢ ℓᵢ / Σ wᵢ over each run's own examples; 0 for a run without any."""
-    return (losses * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+def weighted_mean(losses: Float[Tensor, "run ..."], weights: Float[Tensor, "run ..."]) -> Float[Tensor, " run"]:
+    """Σ wᵢ ℓᵢ / Σ wᵢ over each run's own examples, or over their tokens; 0 for a run without any."""
+    return (losses * weights).flatten(1).sum(dim=1) / weights.flatten(1).sum(dim=1).clamp(min=1)
+
+
+def token_weights(batch: Batch) -> Float[Tensor, "run block seq"]:
+    """1 at the tokens whose targets count, 0 elsewhere."""
+    return (batch.targets != IGNORED) * batch.weights[..., None]
 
 
 def unused_outputs(outputs: Int[Tensor, " run"], width: int) -> Bool[Tensor, "run width"]:
     """True at the outputs that are beyond a run's own, in a fleet whose head is as wide as its widest task."""
     return torch.arange(width, device=outputs.device) >= outputs[:, None]
-
-
-def token_mean(
-    logits: Float[Tensor, "run block seq output"],
-    targets: Int[Tensor, "run block seq"],
-    weights: Float[Tensor, "run block"],
-) -> Float[Tensor, " run"]:
-    """Cross-entropy, averaged over each run's own targets that are not IGNORED; 0 for a run without any."""
-    each = F.cross_entropy(logits.movedim(-1, 1), targets, reduction="none", ignore_index=IGNORED)
-    counted = (targets != IGNORED) * weights[..., None]
-    return (each * counted).sum(dim=(1, 2)) / counted.sum(dim=(1, 2)).clamp(min=1)
-
-
-def target_count(batch: Batch) -> Float[Tensor, " run"]:
-    """How many targets of tokens each run's mean counts."""
-    counted = (batch.targets != IGNORED) * batch.weights[..., None]
-    return counted.sum(dim=(1, 2))

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unipelt.data import Columns, Examples, Table
+from unipelt.data.tables import in_order
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Batch, Encoded, Part, unused_outputs, weighted_mean
 from unipelt.tasks.calibration import fit_temperature, mean_softmax
-from unipelt.tasks.labels import in_order, index_of
 from unipelt.tasks.linear import Features, Linear, logistic
 
 
@@ -55,7 +55,7 @@ class Classification(Task):
 
     def targets(self, table: Table, column: str, indices: Sequence[int]) -> list[int]:
         names = table.names(column, indices)
-        return [index_of(self.labels, name, table, index, column) for index, name in zip(indices, names)]
+        return [table.label_index(self.labels, name, index, column) for index, name in zip(indices, names)]
 
     def notes(self, train: Examples) -> list[str]:
         counts = Counter(train.targets)

@@ -18,10 +18,21 @@ from unipelt.data.tables import TRANSLATION
 from unipelt.errors import DataError, UserError
 from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import IGNORED, POSITIONS, PROMPT, Batch, Encoded, Part, fill, pad, target_count
-from unipelt.tasks.language_model import GenerationSettings, token_losses, write
+from unipelt.tasks.batches import (
+    IGNORED,
+    POSITIONS,
+    PROMPT,
+    Batch,
+    Encoded,
+    Part,
+    model_inputs,
+    token_weights,
+    weighted_mean,
+)
+from unipelt.tasks.language_model import token_losses, write
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.rendering import Rendered, Renderer, TooLong
+from unipelt.tasks.settings import GenerationSettings
 from unipelt.tasks.text_metrics import TEXT_METRICS
 
 EXCESS = ("trim-prompt", "drop", "error")
@@ -94,12 +105,7 @@ class Generation(Task):
             return [None for _ in indices]
         if self.input_kind == "messages":
             return [read_chat(table.columns[column][i], table.example(i))[1] for i in indices]
-        for index, text in zip(indices, found := table.texts(column, indices)):
-            if not text.strip():
-                raise DataError(
-                    f"{table.example(index)}: no answer in column {column!r}; fill it in or remove the example"
-                )
-        return found
+        return table.texts(column, indices)
 
     @property
     def outputs(self) -> int:
@@ -215,20 +221,20 @@ class Generation(Task):
             features[PROMPT] = [(np.arange(len(one)) < n).astype(np.int32) for one, n in zip(tokens, firsts)]
         return Encoded(
             features,
-            None if examples.targets is None else [targets[index] for index in kept],
-            max_length,
-            (),
-            [where - causal for where in learned],  # a causal model predicts a token at the position before it
-            [row[where] if causal else np.array(one.answer) for row, where, one in zip(tokens, learned, rows)],
-            [one.tokens[: one.prompt] for one in questions],
-            [[*one.learned[: one.prompt], True].index(True) for one in questions],
-            None if causal else self.opening[0],
+            targets=None if examples.targets is None else [targets[index] for index in kept],
+            longest=max_length,
+            positions=[
+                where - causal for where in learned
+            ],  # a causal model predicts a token at the position before it
+            answers=[row[where] if causal else np.array(one.answer) for row, where, one in zip(tokens, learned, rows)],
+            prompts=[one.tokens[: one.prompt] for one in questions],
+            asked=[[*one.learned[: one.prompt], True].index(True) for one in questions],
+            decoder_start=None if causal else self.opening[0],
         )
 
     @classmethod
     def collate(cls, parts: Sequence[Part], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Batch:
-        filled, weights = fill(parts)
-        inputs = pad(filled, {"input_ids": tokenizer.pad_token_id or 0}, device)
+        inputs, filled, weights = model_inputs(parts, tokenizer, device)
         rows = [(part.encoded.answers[i], part.encoded.positions[i]) for part in filled for i in part.indices]
         start = parts[0].encoded.decoder_start
         width = max(1, *(len(answer) for answer, _ in rows))
@@ -247,17 +253,17 @@ class Generation(Task):
         inputs = {name: value.to(device) for name, value in inputs.items()}
         outputs = torch.ones(len(parts), dtype=torch.int64, device=device)
         blocks = torch.from_numpy(targets).view(*weights.shape, -1)
-        return Batch(inputs, blocks.to(device), weights.to(device), outputs)
+        return Batch(inputs, blocks.to(device), weights, outputs)
 
     @staticmethod
     def loss(logits: Float[Tensor, "run block answer vocabulary"], batch: Batch) -> Float[Tensor, " run"]:
         """Mean over all learned tokens of a run's own examples."""
         each = token_losses(logits.flatten(0, 1), batch.targets.flatten(0, 1), batch.smoothing).view_as(batch.targets)
-        return (each * batch.weights[..., None]).sum(dim=(1, 2)) / target_count(batch).clamp(min=1)
+        return weighted_mean(each, token_weights(batch))
 
     @staticmethod
     def count(batch: Batch) -> Float[Tensor, " run"]:
-        return target_count(batch)
+        return token_weights(batch).sum(dim=(1, 2))
 
     @classmethod
     def evaluation_inputs(

@@ -2,54 +2,23 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from unipelt.errors import UserError
 from unipelt.inject.attention import prefixes_computed_once
 from unipelt.inject.state import NAME, prompt, route
 from unipelt.tasks.batches import IGNORED
+from unipelt.tasks.settings import GenerationSettings
 
 ROWS = 32  # prompts answered at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationSettings:
-    """Settings of generation."""
-
-    max_new_tokens: int = 128
-    """largest number of tokens of an answer"""
-    min_new_tokens: int = 0
-    """smallest number of tokens of an answer"""
-    num_beams: int = 1
-    """beams; 1: greedy, the likeliest token each time"""
-    no_repeat_ngram_size: int = 0
-    """no sequence of so many tokens occurs twice in an answer; 0: any may"""
-    temperature: float = 0.0
-    """tokens are drawn at this temperature; 0: never drawn"""
-    top_p: float = 1.0
-    """tokens are drawn from the likeliest that have this share of the probability"""
-    seed: int = 0
-    """of what is drawn"""
-
-    def __post_init__(self) -> None:
-        limits = {
-            "max_new_tokens": (1, 1_000_000), "min_new_tokens": (0, self.max_new_tokens), "num_beams": (1, 1000),
-            "no_repeat_ngram_size": (0, 1000), "temperature": (0.0, 100.0), "top_p": (1e-6, 1.0),
-        }  # fmt: skip
-        for name, (least, most) in limits.items():
-            if not least <= (value := getattr(self, name)) <= most:
-                raise UserError(f"--{name.replace('_', '-')} {value}: expected {least:g} to {most:g}")
-        if self.temperature and self.num_beams > 1:
-            raise UserError(
-                "--temperature samples tokens and --num-beams searches for the likeliest answer; give one of them"
-            )
 
 
 @contextmanager
@@ -59,16 +28,13 @@ def at_positions(model: PreTrainedModel, positions: Int[Tensor, "row position"])
     The output embedding, the largest product of a small model, reads only them; what comes after it, such as a softcap,
     is elementwise and stays right.
     """
-    output = model.get_output_embeddings()
-    if output is None:
-        raise UserError(f"{type(model).__name__} has no output embedding; take a language model")
 
     def select(module: Any, args: tuple) -> tuple:
         hidden, *rest = args
         index = positions.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
         return (hidden.gather(1, index), *rest)
 
-    handle = output.register_forward_pre_hook(select)
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
         yield
     finally:
@@ -137,17 +103,17 @@ def _batches(prompts: Sequence[Sequence[Sequence[int]]]) -> Iterator[tuple[list[
 @contextmanager
 def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Inside the block none of the base's own settings for generation counts."""
-    theirs, model.generation_config = model.generation_config, config
+    before, model.generation_config = model.generation_config, config
     try:
         yield
     finally:
-        model.generation_config = theirs
+        model.generation_config = before
 
 
 def _config(
     tokenizer: PreTrainedTokenizerBase, how: GenerationSettings, stop: Sequence[int], opening: Sequence[int]
 ) -> GenerationConfig:
-    """Settings of transformers for these of ours."""
+    """The same settings for transformers."""
     given = {name: value for name, value in asdict(how).items() if name not in ("seed", "temperature", "top_p")}
     drawn = {"do_sample": how.temperature > 0, "top_k": 0, "top_p": how.top_p, "temperature": how.temperature or 1.0}
     return GenerationConfig(
@@ -160,13 +126,13 @@ def _padded(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], opening: Sequence[int]
 ) -> dict[str, Int[Tensor, "row seq"]]:
     """Prompts with padding: before those of a causal model, whose answers follow; masked whatever token it is."""
-    width, left = max(map(len, prompts)), not model.config.is_encoder_decoder
-    ids = torch.full((len(prompts), width), _pad(tokenizer, (0,)))
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(prompts):
-        own = slice(width - len(tokens), width) if left else slice(0, len(tokens))
-        ids[row, own], mask[row, own] = torch.tensor(tokens), 1
-    inputs = {"input_ids": ids, "attention_mask": mask}
+    side = "right" if model.config.is_encoder_decoder else "left"
+    rows = [torch.tensor(tokens) for tokens in prompts]
+    padded = partial(pad_sequence, batch_first=True, padding_side=side)
+    inputs = {
+        "input_ids": padded(rows, padding_value=_pad(tokenizer, (0,))),
+        "attention_mask": padded([torch.ones_like(row) for row in rows]),
+    }
     if opening:
         inputs["decoder_input_ids"] = torch.tensor([list(opening)] * len(prompts))
     return {name: value.to(model.device) for name, value in inputs.items()}

@@ -13,12 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unipelt.data import Columns, Examples, Table
-from unipelt.data.tables import class_name, declared_name, is_missing
+from unipelt.data.tables import class_name, declared_name, in_order, is_missing
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Batch, Encoded, Part, unused_outputs, weighted_mean
 from unipelt.tasks.calibration import fit_temperature
-from unipelt.tasks.labels import in_order, index_of
 from unipelt.tasks.linear import Features, Linear, logistic
 
 
@@ -66,7 +65,7 @@ class MultiLabel(Task):
         for index in indices:
             own = [0] * len(self.labels)
             for name in _split(table, column, index, self.separator):
-                own[index_of(self.labels, name, table, index, column)] = 1
+                own[table.label_index(self.labels, name, index, column)] = 1
             found.append(own)
         return found
 

@@ -17,7 +17,7 @@ from unipelt.tasks.batches import Batch, Encoded, Part, weighted_mean
 from unipelt.tasks.linear import Features, Linear, ridge
 
 LARGEST = 1e30  # beyond it, a head that is rescaled to the targets' unit leaves float32
-ORDINARY = 10.0  # largest size of a target, and the inverse of the least spread, that is trained as it stands
+ORDINARY = 10.0  # largest size of a target, and inverse of the smallest deviation, that is trained as it stands
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,8 +92,6 @@ class Renderer:
 
         where: names the example in messages, such as `chat.jsonl, row 3`. Raises TooLong, DataError.
         """
-        if target is not None and not target.strip():
-            raise DataError(f"{where}: the answer is empty; fill it in or remove the example")
         if self.encoder_decoder:
             rendered = self._encode_pair(kind, value, target, where)
         elif kind == "text":
@@ -126,7 +124,7 @@ class Renderer:
                 return rendered
             shorter = self._shortened(messages, excess) if self.trim else None
             if shorter is None:
-                raise self._too_long(where, len(rendered.tokens), self.max_length)
+                raise self._too_long(where, len(rendered.tokens))
             messages, trimmed = shorter, True
 
     def _turns(self, messages: list[Message], target: str | None, where: str, trimmed: bool) -> Rendered:
@@ -211,7 +209,7 @@ class Renderer:
         most = self.max_length - len(bos) - len(line) - len(answer)
         trimmed = len(before) > most
         if trimmed and (not self.trim or most < 1):
-            raise self._too_long(where, self.max_length - most + len(before), self.max_length)
+            raise self._too_long(where, self.max_length - most + len(before))
         if trimmed:
             before = before[:most] if kind == "source" else before[-most:]
         prompt = [*bos, *before, *line]
@@ -226,7 +224,7 @@ class Renderer:
         whole += [self._eos()] if whole[-1:] != [self._eos()] else []
         if len(whole) > self.max_length:
             if not self.trim:
-                raise self._too_long(where, len(whole), self.max_length)
+                raise self._too_long(where, len(whole))
             return Rendered(whole[: self.max_length], [False, *[True] * (self.max_length - 1)], 1, trimmed=True)
         return Rendered(whole, [False, *[True] * (len(whole) - 1)], 1)
 
@@ -239,13 +237,11 @@ class Renderer:
 
     def _encode_pair(self, kind: str, value: str, target: str | None, where: str) -> Rendered:
         if kind in ("messages", "text"):
-            raise DataError(
-                f"{where}: {kind!r} needs a causal base; an encoder-decoder reads source and target columns"
-            )
+            raise DataError(f"{where}: {kind!r} needs a causal base; an encoder-decoder reads source and target")
         source = self.tokenizer(value)["input_ids"]
         trimmed = len(source) > self.max_length
         if trimmed and not self.trim:
-            raise self._too_long(where, len(source), self.max_length)
+            raise self._too_long(where, len(source))
         if trimmed:
             source = self.tokenizer(value, truncation=True, max_length=self.max_length)["input_ids"]
         answer = [] if target is None else self.tokenizer(text_target=target)["input_ids"]
@@ -267,8 +263,8 @@ class Renderer:
                 "allow more, or leave out such examples of the training set with --excess-length drop"
             )
 
-    def _too_long(self, where: str, tokens: int, limit: int) -> TooLong:
+    def _too_long(self, where: str, tokens: int) -> TooLong:
         return TooLong(
-            f"{where}: {tokens} tokens, more than --max-length {limit}, and an answer is never cut; allow more, or "
+            f"{where}: {tokens} tokens, more than --max-length {self.max_length}, and an answer is never cut; allow more, or "
             "leave out such examples of the training set with --excess-length drop"
         )

@@ -7,6 +7,8 @@ and digits; of rougeLsum each sentence is a line. BLEU, chrF: sacrebleu with its
 import math
 import re
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
 
 from unipelt.errors import UserError
 
@@ -14,17 +16,18 @@ Texts = Sequence[str]
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
-def _missing(package: str) -> UserError:
-    return UserError(f"--metric: {package} is not installed; expected: pip install 'unipelt[generation]'")
+def _package(name: str) -> Any:
+    """A module of a package that not everyone has. Raises UserError where it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError:
+        package = name.split(".")[0].replace("_", "-")
+        raise UserError(f"--metric: {package} is not installed; expected: pip install 'unipelt[generation]'") from None
 
 
 def _rouge(name: str) -> Callable[[Texts, Texts], float]:
     def function(predictions: Texts, targets: Texts) -> float:
-        try:
-            from rouge_score.rouge_scorer import RougeScorer
-        except ImportError:
-            raise _missing("rouge-score") from None
-        scorer = RougeScorer([name], use_stemmer=False)
+        scorer = _package("rouge_score.rouge_scorer").RougeScorer([name], use_stemmer=False)
         lines = sentences if name == "rougeLsum" else str
         values = [scorer.score(lines(right), lines(found))[name].fmeasure for found, right in zip(predictions, targets)]
         return 100.0 * math.fsum(values) / len(values)
@@ -40,24 +43,16 @@ def sentences(text: str) -> str:
 
 def bleu(predictions: Texts, targets: Texts) -> float:
     """Corpus BLEU, 0 to 100.          Papineni et al. 2002; Post 2018, arXiv:1804.08771"""
-    return _sacrebleu().corpus_bleu(list(predictions), [list(targets)]).score
+    return _package("sacrebleu").corpus_bleu(list(predictions), [list(targets)]).score
 
 
 def chrf(predictions: Texts, targets: Texts) -> float:
     """chrF2 of characters, 0 to 100.          Popović 2015"""
-    return _sacrebleu().corpus_chrf(list(predictions), [list(targets)]).score
-
-
-def _sacrebleu():  # type: ignore[no-untyped-def]
-    try:
-        import sacrebleu
-    except ImportError:
-        raise _missing("sacrebleu") from None
-    return sacrebleu
+    return _package("sacrebleu").corpus_chrf(list(predictions), [list(targets)]).score
 
 
 def exact_match(predictions: Texts, targets: Texts) -> float:
-    """Share of predictions that are their target, white space at both ends apart."""
+    """Share of predictions that equal their targets; white space at both ends does not count."""
     return sum(found.strip() == right.strip() for found, right in zip(predictions, targets)) / len(targets)
 
 

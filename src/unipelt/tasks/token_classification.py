@@ -7,15 +7,16 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from unipelt.data import Columns, Table
+from unipelt.data.tables import in_order
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, target_count, token_mean, unused_outputs
+from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, token_weights, unused_outputs, weighted_mean
 from unipelt.tasks.calibration import mean_softmax
-from unipelt.tasks.labels import in_order, index_of
 from unipelt.tasks.linear import Features, Linear, logistic
 
 
@@ -47,10 +48,10 @@ class TokenClassification(Task):
         for index, words, tags in zip(indices, table.lists(self.columns.text, indices), found):
             if len(tags) != len(words):
                 raise DataError(
-                    f"{table.example(index)}: {len(words)} words and {len(tags)} tags; expected a tag per word"
+                    f"{table.example(index)}: {len(words)} words, {len(tags)} tags; expected a tag per word"
                 )
             for tag in tags:
-                index_of(self.labels, tag, table, index, column)
+                table.label_index(self.labels, tag, index, column)
         return found
 
     def loss_targets(self, part: Part) -> list[np.ndarray]:
@@ -67,11 +68,13 @@ class TokenClassification(Task):
     def loss(logits: Float[Tensor, "run block seq output"], batch: Batch) -> Float[Tensor, " run"]:
         """Mean cross-entropy over the run's own words and classes."""
         beyond = unused_outputs(batch.outputs, logits.shape[-1])[:, None, None]
-        return token_mean(logits.masked_fill(beyond, -torch.inf), batch.targets, batch.weights)
+        own = logits.masked_fill(beyond, -torch.inf).movedim(-1, 1)
+        each = F.cross_entropy(own, batch.targets, reduction="none", ignore_index=IGNORED)
+        return weighted_mean(each, token_weights(batch))
 
     @staticmethod
     def count(batch: Batch) -> Float[Tensor, " run"]:
-        return target_count(batch)
+        return token_weights(batch).sum(dim=(1, 2))
 
     def average(self, every: Sequence[Float[Tensor, "example seq output"]]) -> Float[Tensor, "example seq label"]:
         return mean_softmax([logits[..., : self.outputs] for logits in every])
