@@ -1,9 +1,18 @@
-"""What the tests of checkpoints share: tuned values away from their start, and outputs."""
+"""What the tests of checkpoints share: tuned values away from their start, outputs, and files that say other things."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from unipelt.checkpoint.description import KEY
+from unipelt.checkpoint.disk import TENSORS
+from unipelt.checkpoint.header import tensors_header, values_hash
 from unipelt.inject.state import mixture_state
 
 
@@ -35,3 +44,16 @@ def assert_plain(model: nn.Module, before: dict[str, Tensor]) -> None:
     now = model.state_dict()
     assert now.keys() == before.keys()
     assert all(torch.equal(now[name], value) for name, value in before.items())
+
+
+def rewrite(
+    folder: Path, tensors: dict[str, Tensor] | None = None, change: Callable[[dict], Any] = lambda said: said
+) -> Path:
+    """Give a checkpoint other tensors, with their hash, and what `change` makes of its description: an object, or any text."""
+    path = folder / TENSORS
+    said = json.loads(tensors_header(path)["__metadata__"][KEY])
+    tensors = load_file(path) if tensors is None else tensors
+    save_file(tensors, path)
+    other = change(said | {"sha256": values_hash(path.read_bytes())})
+    save_file(tensors, path, {KEY: other if isinstance(other, str) else json.dumps(other)})
+    return folder

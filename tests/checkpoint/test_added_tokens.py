@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from values import assert_plain, randomise, state_of
 
 import unipelt
-from unipelt.checkpoint.disk import WEIGHTS
+from unipelt.checkpoint.disk import TENSORS
 from unipelt.checkpoint.safe import parse_safetensors
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.added_tokens import token_rows
@@ -83,7 +83,7 @@ def test_a_trainer_that_resumes_gets_them_back(base: Base, tmp_path: Path):
     model = randomise(unipelt.attach(base(ADDED, seed=1), "lora"))
     model.save_pretrained(tmp_path / "checkpoint")
     resumed = unipelt.attach(base(ADDED, seed=2), "lora")
-    stored = parse_safetensors((tmp_path / "checkpoint" / WEIGHTS).read_bytes(), tmp_path)
+    stored = parse_safetensors((tmp_path / "checkpoint" / TENSORS).read_bytes(), tmp_path)[0]
     found = resumed.load_state_dict(stored, strict=False)
     assert not found.unexpected_keys and torch.equal(answers(resumed), answers(model))
     assert not unipelt.detach(resumed)._load_state_dict_pre_hooks
@@ -131,7 +131,7 @@ def test_damaged_rows_are_refused_before_anything_is_attached(
     unipelt.save(unipelt.attach(model, "lora"), tmp_path / "run")
     other = load(tmp_path / "base")
     before = state_of(other)
-    with pytest.raises(CheckpointError, match=r"does not fit unipelt\.json: .*added"):
+    with pytest.raises(CheckpointError, match=r"does not fit its mixture: .*added"):
         unipelt.load(other, tmp_path / "run")
     assert_plain(other, before)
 

@@ -200,9 +200,9 @@ CHANGED = {
     "a changed base": ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' has changed the base's own weights"),
     "another target": ({"target_modules": ["query", "key"]}, "has no whole LoRA for 'bert.encoder.layer.0.attention.self.key'"),
     "no target": ({"target_modules": ["value"]}, "has a LoRA, which target_modules does not name, for 'bert.encoder"),
-    "another rank": ({"r": 3}, r"self\.(query|value)\.lora_A is \(4, 32\), expected \(3, 32\); load its own base"),
-    "a rank that is a text": ({"r": "4"}, "r='4' is not as expected"),
-    "patterns that are a list": ({"rank_pattern": [4]}, r"rank_pattern=\[4\] is not as expected"),
+    "another rank": ({"r": 3}, r"another base, or a damaged folder: 'encoder.0.*down.weight' is \(4, 32\), expected \(3, 32\)"),
+    "a rank that is a text": ({"r": "4"}, r"low_rank\(r='4'\): expected a whole number"),
+    "patterns that are a list": ({"rank_pattern": [4]}, r"adapter_config\.json: not as expected"),
     "a broken pattern": ({"target_modules": "(query"}, r"adapter_config\.json: not as expected"),
     "a module of the base": ({"modules_to_save": ["classifier", "word_embeddings"]}, "has no 'bert.embeddings.word_embeddings"),
     "no head": ({"modules_to_save": None}, "holds 'classifier.bias', which is neither"),
@@ -253,10 +253,10 @@ def test_tensors_that_do_not_fit_are_refused(lora: Path, tmp_path: Path):
         copied(lora, tmp_path, tensors=elsewhere), r"layer\.7\.attention\.self\.value', which is not in this"
     )
     wide = tensors | {name: torch.zeros(32, 5)}
-    assert_refused(copied(lora, tmp_path, tensors=wide), r"lora_B is \(32, 5\), expected \(32, 4\)")
+    assert_refused(copied(lora, tmp_path, tensors=wide), r"up\.weight' is \(32, 5\), expected \(32, 4\)")
     assert_refused(lora, r"a LoRA on 'bert\.encoder.*', which is not in this base", base="roberta")
-    assert_refused(lora, r"'classifier\.(bias|weight)' is .*; load a base with its labels", num_labels=2)
-    assert_refused(lora, r"lora_A is \(4, 32\), expected \(4, 16\); load its own base", hidden_size=16)
+    assert_refused(lora, r"'head\.classifier\.(bias|weight)' is .*; load a base with as many labels", num_labels=2)
+    assert_refused(lora, r"down\.weight' is \(4, 32\), expected \(4, 16\)", hidden_size=16)
 
 
 def test_damaged_and_missing_files_are_refused(lora: Path, tmp_path: Path):
@@ -278,7 +278,7 @@ def test_damaged_and_missing_files_are_refused(lora: Path, tmp_path: Path):
 def test_a_trained_embedding_is_refused(tmp_path: Path):
     saved = ["classifier", "word_embeddings"]
     made_by_peft("bert", tmp_path, target_modules=["query"], modules_to_save=saved)
-    assert_refused(tmp_path, r"modules_to_save holds 'bert\.embeddings\.word_embeddings\.weight' of a Embedding")
+    assert_refused(tmp_path, r"a head with a Embedding, 'bert\.embeddings\.word_embeddings'; expected linears")
 
 
 def test_a_lora_outside_the_layers_is_refused(tmp_path: Path):

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from laws.lawbook import result
+from values import rewrite
 
 import unipelt
 from unipelt import Stack
@@ -42,15 +43,13 @@ def test_loading_never_runs_the_base(tmp_path, monkeypatch: pytest.MonkeyPatch):
 )  # fmt: skip
 def test_rows_that_are_none_are_refused(tmp_path, stacks):
     unipelt.save(unipelt.attach(tiny.build("llama"), "lora"), tmp_path)
-    path = tmp_path / "unipelt.json"
-    data = json.loads(path.read_text())
-    first: dict = data["stacks"][0]
-    wrong = (
-        [first | one if isinstance(one, dict) and one and "attention" in one else one for one in stacks]
-        if isinstance(stacks, list)
-        else stacks
-    )
-    path.write_text(json.dumps(data | {"stacks": wrong}))
+
+    def change(said: dict) -> dict:
+        first = said["stacks"][0]
+        wrong = [first | one if isinstance(one, dict) and "attention" in one else one for one in stacks]
+        return said | {"stacks": wrong if isinstance(stacks, list) else stacks}
+
+    rewrite(tmp_path, change=change)
     with pytest.raises(CheckpointError, match="stacks"):
         unipelt.load(tiny.build("llama"), tmp_path)
 

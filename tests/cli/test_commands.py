@@ -17,8 +17,8 @@ import unipelt
 from cli.conftest import BAD, GOOD, write_reviews
 from unipelt import PRESETS, Change, Gate, LowRank, Mixture
 from unipelt.checkpoint.bases import load_base
-from unipelt.checkpoint.description import equations
-from unipelt.cli.figures import draw_gates
+from unipelt.checkpoint.description import describe, equations
+from unipelt.cli.inspect import draw_gates
 from unipelt.data import read_table
 from unipelt.spec import RULES, mixture
 
@@ -100,8 +100,8 @@ def test_a_base_that_has_a_head_of_another_task_gets_a_new_one(
     data.write_text("text,label\n" + "".join(f"word{i % 7} word{i % 20},{'abc'[i % classes]}\n" for i in range(60)))
     out = tmp_path / "run"
     assert run(*train_words(out, "lora", "--model", base, "--data", data)).code == 0
-    described = json.loads((out / "unipelt.json").read_text())
-    assert described["head"]["modules"] == ["classifier"] and len(described["task"]["labels"]) == classes
+    described = describe(out)
+    assert described.head["modules"] == ["classifier"] and len(described.task["labels"]) == classes
     record = json.loads((out / "run.json").read_text())
     assert record["parameters"]["head"] == classes * 33
     rows = table(run("predict", out, "--data", data, "--proba").out)
@@ -204,8 +204,8 @@ def test_gates_that_differ_a_little_have_colours_that_differ(tmp_path: Path):
 def test_inspect_counts_what_train_counted(run, finished):
     folder = finished("unipelt-apl")
     said = run("inspect", folder)
-    record, described = json.loads((folder / "run.json").read_text()), json.loads((folder / "unipelt.json").read_text())
-    assert f"test accuracy: {record['test']:.4f}" in said.out and described["base"]["name"] in said.out
+    record, described = json.loads((folder / "run.json").read_text()), describe(folder)
+    assert f"test accuracy: {record['test']:.4f}" in said.out and described.base["name"] in said.out
     assert f": {(folder / 'unipelt.safetensors').stat().st_size / 1e3:,.1f} kB; head reads" in said.out
     counts = dict(record["parameters"], prefix_heads=2 * 2 * 2 * 32)  # two layers of two keys and values
     lines = [line.split() for line in said.out.splitlines()]
@@ -216,7 +216,7 @@ def test_inspect_counts_what_train_counted(run, finished):
     assert {name: count for name, count in shown.items() if "prefix" not in name} == {
         name: count for name, count in counts.items() if "prefix" not in name
     }
-    formulas = equations(Mixture.from_dict(described["mixture"]), "bert")
+    formulas = equations(Mixture.from_dict(described.mixture), "bert")
     assert all(f"  {formula}" in said.out for formula in formulas.values()), "no terminal, no wrapped lines"
     whole = run("inspect", finished("full")).out
     assert "full on" in whole and "test accuracy" in whole
@@ -286,17 +286,14 @@ def test_what_is_exported_answers_as_the_run_does(run, finished, unlabelled: Pat
     assert "expected one of --merged FOLDER, --peft FOLDER and --simplified FOLDER" in run("export", folder).line
     gated = finished("unipelt-apl")
     line = run("export", gated, "--merged", tmp_path / "no").line
-    assert "gate depends on the input" in line and "--fix-gates" not in line, "its adapter and prefix never fold"
+    assert "gate depends on the input" in line and "--data" not in line, "its adapter and prefix never fold"
     whole = run("export", finished("full"), "--merged", tmp_path / "no").line
     assert f"{finished('full')}: a full run is already a plain transformers model" in whole
     for place, kind in product((folder, merged, merged / "config.json"), ("--merged", "--peft")):
         before = sorted(path.name for path in folder.iterdir())
         assert f"{kind} {place}: not empty; expected a new folder" in run("export", folder, kind, place).line
         assert sorted(path.name for path in folder.iterdir()) == before
-    assert "--fix-gates needs --data" in run("export", gated, "--merged", tmp_path / "no", "--fix-gates").line
-    both = run("export", gated, "--simplified", tmp_path / "no", "--fix-gates", "--data", unlabelled).line
-    assert "--fix-gates is for --merged and --peft" in both
-    fixed = run("export", gated, "--merged", tmp_path / "no", "--fix-gates", "--data", unlabelled).line
+    fixed = run("export", gated, "--merged", tmp_path / "no", "--data", unlabelled).line
     assert "merge refused" in fixed and "prefix" in fixed and not (tmp_path / "no").exists()
 
 
@@ -304,13 +301,11 @@ def test_a_gated_lora_merges_once_its_gates_are_fixed(run, tiny_base: str, finis
     model, folder = load_base(tiny_base, outputs=2), tmp_path / "run"
     change = Change(form=LowRank(r=2), site=("query", "value"), reads="input", weight=Gate())
     unipelt.attach(model, Mixture((change,), "gated lora"), fresh_head=True)
-    unipelt.save(
-        model, folder, base=tiny_base, task=json.loads((finished("lora") / "unipelt.json").read_text())["task"]
-    )
+    unipelt.save(model, folder, base=tiny_base, task=describe(finished("lora")).task)
     line = run("export", folder, "--peft", tmp_path / "peft").line
-    assert "gate depends on the input" in line and "`unipelt export --fix-gates --data FILE`" in line
+    assert "gate depends on the input" in line and "`unipelt export` with --data FILE" in line
     for kind in ("--merged", "--peft"):
-        said = run("export", folder, kind, tmp_path / kind, "--fix-gates", "--data", unlabelled)
+        said = run("export", folder, kind, tmp_path / kind, "--data", unlabelled)
         assert (said.code, said.out) == (0, f"{tmp_path / kind}: written\n"), said.err
 
 
@@ -318,8 +313,7 @@ def test_a_simplified_run_predicts(run, finished, reviews: Path, unlabelled: Pat
     gated, folder = finished("unipelt-apl"), tmp_path / "simplified"
     asked = ("export", gated, "--simplified", folder)
     said = run(*asked, "--data", reviews, "--max-deviation", 1, "--drop-below", 0)
-    record = json.loads((folder / "unipelt.json").read_text())
-    before, after = (record["results"][f"accuracy {when}"] for when in ("with all gates", "simplified"))
+    before, after = (describe(folder).results[f"accuracy {when}"] for when in ("with all gates", "simplified"))
     assert said.out.startswith(
         "8 gates over 60 examples: 0% kept, 50% fixed, 50% merged, 0% dropped; logits change by at most "
     )

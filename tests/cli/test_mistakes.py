@@ -1,6 +1,5 @@
 """Every mistake gets one line that says what came, what was expected and what to do, and exit code 2; no traceback."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from values import rewrite
 
 from cli.conftest import same_result, write_reviews
 from unipelt.train.run_folder import alone_in
@@ -107,7 +107,7 @@ def test_a_device_that_is_not_there(run, train_words, tmp_path: Path):
         ("unlabelled.csv", b"text,label\nfine,1\nbad,\n", "example 2 (line 3): no value in column 'label'; fill it in"),
         ("one.csv", b"text,label\n" + b"fine day,yes\n" * 40, "every label in column 'label' is 'yes'; training needs two classes or more"),
         ("few.csv", b"text,label\nfine day,a\nbad day,b\n", "few has 2 examples and no test set; give a --test file, or at least 30 examples"),
-        ("broken.parquet", b"PAR1 but no more", "is not a readable Parquet file"),
+        ("broken.parquet", b"PAR1 but no more", "is no readable Parquet file"),
         ("broken.jsonl", b'{"text": "fine", "label": 1\n', "line 1"),
     ],
 )  # fmt: skip
@@ -205,17 +205,6 @@ def checkpoint(finished, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished("lora"), tmp_path / "run"))
 
 
-def rewritten(folder: Path, **changes) -> None:
-    path = folder / "unipelt.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def with_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """The tensors changed, the description's sum too: only the shapes and keys are wrong."""
-    save_file(tensors, folder / "unipelt.safetensors")
-    rewritten(folder, sha256=hashlib.sha256((folder / "unipelt.safetensors").read_bytes()).hexdigest())
-
-
 @pytest.mark.parametrize(
     "damage", ["truncated", "missing", "version", "json", "key", "unknown", "shape", "field", "preset", "nameless"]
 )
@@ -224,15 +213,15 @@ def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_p
     path, tensors = folder / "unipelt.safetensors", load_file(folder / "unipelt.safetensors")
     name = next(name for name in tensors if "down" in name)
     expected = {
-        "truncated": "are not those that unipelt.json names: truncated, or of another checkpoint",
-        "missing": "unipelt.safetensors: No such file or directory",
-        "version": "format 7, this version reads format 2; install the unipelt that wrote it",
-        "json": "unipelt.json: damaged or not readable",
+        "truncated": "unipelt.safetensors: damaged or not readable",
+        "missing": "no unipelt.safetensors in it, though its run is finished; train it again",
+        "version": "format 7, this version reads format 3; install the unipelt that wrote it",
+        "json": "unipelt.safetensors: ",
         "key": f"has no {name!r}",
         "unknown": "holds 'more', which its mixture does not have",
         "shape": f"{name!r} is (1, 2), expected {tuple(tensors[name].shape)}",
         "field": "is not as expected",
-        "preset": "unipelt.json: ",
+        "preset": "unipelt.safetensors: ",
         "nameless": "does not say where its base is; name it with --model",
     }[damage]
     if damage == "truncated":
@@ -240,18 +229,19 @@ def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_p
     elif damage == "missing":
         path.unlink()
     elif damage == "version":
-        rewritten(folder, format=7)
+        rewrite(folder, change=lambda said: said | {"format": 7})
     elif damage == "json":
-        (folder / "unipelt.json").write_text("{")
+        rewrite(folder, change=lambda said: "{")
     elif damage == "field":
-        rewritten(folder, surprise=1)
+        rewrite(folder, change=lambda said: said | {"surprise": 1})
     elif damage == "nameless":
-        rewritten(folder, base=json.loads((folder / "unipelt.json").read_text())["base"] | {"name": ""})
+        rewrite(folder, change=lambda said: said | {"base": said["base"] | {"name": ""}})
     elif damage == "preset":
-        rewritten(folder, mixture={"name": "x", "changes": [{"form": {"name": "nothing known"}}]})
+        mixture = {"name": "x", "changes": [{"form": {"name": "nothing known"}}]}
+        rewrite(folder, change=lambda said: said | {"mixture": mixture})
     else:
         changed = {"key": {}, "unknown": {"more": torch.ones(1)}, "shape": {name: torch.ones(1, 2)}}[damage]
-        with_tensors(folder, {k: v for k, v in tensors.items() if damage != "key" or k != name} | changed)
+        rewrite(folder, {k: v for k, v in tensors.items() if damage != "key" or k != name} | changed)
     assert expected in run("predict", folder, "--data", unlabelled).line
 
 
@@ -279,9 +269,12 @@ def test_a_run_that_is_not_finished_predicts_nothing(run, finished, unlabelled: 
         assert "its run is not finished; repeat its `unipelt train` command to finish it" in line
         assert "not finished" in run("inspect", tmp_path / method).out
     (tmp_path / "nothing").mkdir()
-    assert "no unipelt.json in it; expected a folder that `unipelt train`" in run("inspect", tmp_path / "nothing").line
+    assert (
+        "no unipelt.safetensors in it; expected a folder that `unipelt train`"
+        in run("inspect", tmp_path / "nothing").line
+    )
     (tmp_path / "nothing" / "winner").mkdir()
-    (tmp_path / "nothing" / "winner" / "unipelt.json").touch()
+    (tmp_path / "nothing" / "winner" / "unipelt.safetensors").touch()
     assert run("inspect", tmp_path / "nothing").line.endswith(f"{tmp_path / 'nothing' / 'winner'} is one")
 
 
@@ -307,7 +300,7 @@ def test_columns_that_cannot_be_predicted(header: str, more: list[str], expected
     assert expected in run("predict", finished("unipelt-apl"), "--data", data, *more).line
     if "--gates" not in more and "p(" not in header and "prediction" not in header:
         for command in ("inspect", "export"):
-            asked = ["--merged", tmp_path / "no", "--fix-gates"] if command == "export" else []
+            asked = ["--merged", tmp_path / "no"] if command == "export" else []
             assert expected in run(command, finished("unipelt-apl"), "--data", data, *more, *asked).line
 
 

@@ -76,21 +76,21 @@ def test_classify_csv(tmp_path: Path):
 def test_trainer(encoder: Path, tmp_path: Path):
     said = example("trainer.py", tmp_path, "--model", encoder, "--method", METHOD, "--steps", 2)
     assert re.search(r"[\d,]+ trained parameters, test accuracy \d\.\d\d\n", said)
-    assert (tmp_path / "tuned" / "unipelt.json").exists()
+    assert (tmp_path / "tuned" / "unipelt.safetensors").exists()
 
 
 @pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed: pip install 'unipelt[trl]'")
 def test_chat_sft(chat_model: Path, tmp_path: Path):
     said = example("chat_sft.py", tmp_path, "--model", chat_model, "--method", "lora(r=4)", "--steps", 8)
     first, last = map(float, re.search(r"loss (\S+) at the first step, (\S+) at the last", said).groups())  # type: ignore[union-attr]
-    assert last < first and (tmp_path / "tuned" / "unipelt.json").exists()
+    assert last < first and (tmp_path / "tuned" / "unipelt.safetensors").exists()
 
 
 @pytest.mark.skipif(find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed")
 def test_sentence_embeddings(encoder: Path, tmp_path: Path):
     said = example("sentence_embeddings.py", tmp_path, "--model", encoder, "--method", METHOD, "--steps", 20)
     before, after = map(float, re.search(r"areas: (\S+) before, (\S+) after", said).groups())  # type: ignore[union-attr]
-    assert after > before and (tmp_path / "tuned" / "unipelt.json").exists()
+    assert after > before and (tmp_path / "tuned" / "unipelt.safetensors").exists()
 
 
 def test_many_runs(encoder: Path, tmp_path: Path):

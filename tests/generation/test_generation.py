@@ -10,7 +10,7 @@ import torch
 from generation.bases import ANSWERS, CHAT_TEMPLATE, save_base, save_chats, save_pairs
 
 from unipelt.checkpoint import bases
-from unipelt.cli.labels import label_lines
+from unipelt.cli.inspect import label_lines
 from unipelt.errors import DataError, UserError
 from unipelt.inject.record import record_gates
 from unipelt.tasks import registry

@@ -111,7 +111,7 @@ def test_a_fixed_gate_merges():
     mixture = Mixture(tuple(change(LowRank(r=2), site, weight=Gate()) for site in ("query", "value")))
     model = prepared("bert", mixture)
     with pytest.raises(
-        SpecError, match=r"low_rank_query: its gate .*unipelt.fix_gates\(model, {'low_rank_query': 0.5, .*--fix-gates"
+        SpecError, match=r"low_rank_query: its gate .*unipelt.fix_gates\(model, {'low_rank_query': 0.5, .*--data FILE"
     ):
         unipelt.merge(model)
     unipelt.fix_gates(model, {"low_rank_query": 0.3, "low_rank_value": [0.2, 0.9]})

@@ -1,7 +1,6 @@
 """save_pretrained, Trainer and push_to_hub of an attached model write a folder that says what it is, and only that is read."""
 
 import copy
-import json
 import os
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from transformers import PreTrainedModel, Trainer
 from values import assert_plain, logits, randomise, state_of
 
 import unipelt
-from unipelt.checkpoint.disk import CARD, CONFIG, INDEX, WEIGHTS
+from unipelt.checkpoint.disk import CARD, TENSORS
+from unipelt.checkpoint.pretrained import INDEX
 from unipelt.errors import CheckpointError
 
 AUTO = transformers.AutoModelForSequenceClassification
@@ -29,7 +29,7 @@ def attached(name: str, mixture: str = "unipelt-apl(prefix=3, bottleneck=4, mlp=
 def test_the_folder_is_read_by_load_and_refused_as_a_whole_model(name: str, tmp_path: Path):
     model = attached(name)
     model.save_pretrained(tmp_path)
-    assert {CONFIG, CARD, WEIGHTS, INDEX, "config.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert {CARD, TENSORS, INDEX, "config.json"} <= {path.name for path in tmp_path.iterdir()}
     assert "unipelt.load" in (tmp_path / CARD).read_text()
     assert torch.equal(logits(unipelt.load(tiny.build(name), tmp_path), name), logits(model, name))
     for loader in (AUTO, type(model)):
@@ -75,13 +75,13 @@ def test_what_is_pushed_to_the_hub_is_the_same_folder(tmp_path: Path, monkeypatc
     model = attached("bert", "lora")
     model.push_to_hub("somebody/run")
     model.save_pretrained(tmp_path / "other", push_to_hub=True)
-    assert {CONFIG, CARD, WEIGHTS, "config.json"} <= pushed["somebody/run"] == pushed["other"]
+    assert {CARD, TENSORS, "config.json"} <= pushed["somebody/run"] == pushed["other"]
 
 
 def test_each_of_several_runs_is_a_checkpoint_of_its_own(tmp_path: Path):
     fleet = randomise(unipelt.attach(tiny.build("bert"), "lora", runs=3))
     fleet.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no unipelt\.json in it.*run-0 is one"):
+    with pytest.raises(CheckpointError, match=r"does not say which mixture its tensors are of; .*run-0 is one"):
         unipelt.load(tiny.build("bert"), tmp_path)
     for run in range(3):
         alone = unipelt.load(tiny.build("bert"), tmp_path / f"run-{run}")
@@ -163,4 +163,3 @@ def test_a_run_is_no_base(tmp_path: Path):
     attached("bert", "lora").save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="a saved run, which holds no base"):
         load_base(str(tmp_path), outputs=2)
-    assert json.loads((tmp_path / CONFIG).read_text())["tensors"] == WEIGHTS

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from unipelt.checkpoint.disk import CONFIG, TOKENIZER, read_json
+from unipelt.checkpoint.disk import TENSORS, TOKENIZER, read_json
 from unipelt.checkpoint.smollm2 import HUB as SMOLLM2_HUB
 from unipelt.checkpoint.smollm2 import SMOLLM2, cache_folder, smollm2_folder
-from unipelt.errors import CheckpointError, UserError
+from unipelt.errors import CheckpointError, UserError, out_of_memory
 
 MINILM = "minilm"
 HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -137,12 +137,9 @@ def run_tokenizer(folder: Path, otherwise: PreTrainedTokenizerBase) -> PreTraine
     return load_tokenizer(str(folder), is_base=False) if (folder / TOKENIZER).is_file() else otherwise
 
 
-def load_both(
-    name: str, *, outputs: int | None, auto: str | None = None, problem_type: str | None = None, seed: int = 0
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base, as `load_base` has it, and its tokenizer, with the same padding token."""
-    model = load_base(name, outputs=outputs, auto=auto, problem_type=problem_type, seed=seed)
-    tokenizer = load_tokenizer(name)
+def load_both(name: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A base, with options as `load_base` takes them, and its tokenizer, with the same padding token."""
+    model, tokenizer = load_base(name, **options), load_tokenizer(name)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
@@ -152,10 +149,8 @@ def from_hub(name: str, load: Callable[..., Loaded], *, is_base: bool = True) ->
 
     Raises CheckpointError where there is no such base, or it cannot be read.
     """
-    if is_base and (Path(name) / CONFIG).is_file():
-        raise CheckpointError(
-            f"--model {name}: a saved run, which holds no base; expected the base that it was trained on"
-        )
+    if is_base and (Path(name) / TENSORS).is_file():
+        raise CheckpointError(f"--model {name}: a saved run, which holds no base; expected the base of its training")
     try:
         with quiet():
             return load(base_path(name), trust_remote_code=False)
@@ -168,17 +163,13 @@ def from_hub(name: str, load: Callable[..., Loaded], *, is_base: bool = True) ->
                 f"--model {name}: its config asks for Python code of its own, which is never run; expected an architecture "
                 "that transformers has"
             ) from None
+        if out_of_memory(error):
+            raise
         if isinstance(error, OSError | ValueError | KeyError):
             raise CheckpointError(
                 f"--model {name}: no such base, neither a folder nor on the Hub ({reason}); try --model minilm"
             ) from None
-        readers = ("safetensors", "huggingface_hub", "tokenizers", "pickle", "_pickle")
-        damaged = isinstance(error, TypeError | AttributeError | IndexError) or type(error) is Exception
-        if damaged or type(error).__module__.split(".")[0] in readers:
-            raise CheckpointError(
-                f"--model {name}: its files cannot be read ({reason}); download or copy them again"
-            ) from None
-        raise
+        raise CheckpointError(f"--model {name}: its files cannot be read ({reason}); download them again") from error
 
 
 @contextmanager

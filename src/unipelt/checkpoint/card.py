@@ -12,8 +12,6 @@ from unipelt import spec
 from unipelt.checkpoint.bases import MINILM, hub_name
 from unipelt.checkpoint.description import Description, equations
 from unipelt.checkpoint.disk import CARD, read_file
-from unipelt.inject.record import trainable_parameters
-from unipelt.inject.state import attached_state
 
 SIGNATURE = re.compile(r"<!-- written by unipelt, replaced by the next save unless edited: ([0-9a-f]{16}) -->\n\Z")
 
@@ -27,29 +25,20 @@ def card(description: Description, tensors: dict[str, Tensor], model: PreTrained
     lines = ["---", "library_name: unipelt", *([f"base_model: {public[0]}"] if public else [])]
     lines += ["tags:", "- unipelt", "- parameter-efficient", "---", ""]
     lines += [f"# {mixture.name} on {base or 'a base'}" + (f" for {task['name']}" if task.get("name") else ""), ""]
-    part = next(part for part in attached_state(model).parts if part.mixture.name == mixture.name)
-    trained = sum(trainable_parameters(part).values())
-    more = f" ({trained:,} were trained: the MLP of a prefix is needed in training alone)" if trained > count else ""
-    lines += [
-        f"{count:,} stored parameters{more}, {head:,} of them in the head. The base is frozen and not in this folder."
-    ]
-    formulas = equations(mixture, description.base["model_type"])
-    if formulas:  # a tuned head alone has none
-        lines += ["", "| change | equation |", "|---|---|"]
-    lines += [f"| {name} | {text} |" for name, text in formulas.items()]
+    lines += [f"{count:,} parameters, {head:,} of them in the head. The base is frozen and not in this folder."]
+    lines += _table("| change | equation |", equations(mixture, description.base["model_type"]))
     numbers = {name: value for name, value in description.results.items() if isinstance(value, float)}
-    if numbers:
-        lines += [
-            "",
-            "| result | value |",
-            "|---|---|",
-            *(f"| {name} | {value:.4f} |" for name, value in numbers.items()),
-        ]
+    lines += _table("| result | value |", {name: f"{value:.4f}" for name, value in numbers.items()})
     if task.get("labels"):
         lines += ["", "Labels: " + ", ".join(f"`{label}`" for label in task["labels"])]
     lines += ["", "```python", *_program(base, model), "```", ""]
     text = "\n".join(lines)
     return f"{text}<!-- written by unipelt, replaced by the next save unless edited: {_hash(text)} -->\n"
+
+
+def _table(header: str, rows: dict[str, str]) -> list[str]:
+    """A table of two columns; nothing without rows."""
+    return ["", header, "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())] if rows else []
 
 
 def card_file(folder: Path, text: str) -> dict[str, bytes]:
@@ -71,12 +60,9 @@ def _hash(text: str) -> str:
 def _program(base: str, model: PreTrainedModel) -> list[str]:
     """Python that loads the base, and this checkpoint into it, when it is run in the checkpoint's folder."""
     name, module, labels = type(model).__name__, type(model).__module__, model.config.num_labels
-    load = [
-        f"from {'transformers' if module.startswith('transformers.') else module} import {name}",
-        "",
-        f"model = {name}.from_pretrained({json.dumps(base)}"
-        + (f", num_labels={labels})" if "Classification" in name else ")"),
-    ]
+    package = "transformers" if module.startswith("transformers.") else module
+    more = f", num_labels={labels}" if "Classification" in name else ""
+    load = [f"from {package} import {name}", "", f"model = {name}.from_pretrained({json.dumps(base)}{more})"]
     if base == MINILM:
         load = [
             "from unipelt.checkpoint.bases import load_base",

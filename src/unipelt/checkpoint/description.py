@@ -1,5 +1,6 @@
-"""The JSON file that describes a checkpoint, read without torch."""
+"""What a checkpoint says of itself: JSON in the header of its file of tensors, read without torch."""
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,15 +8,15 @@ from typing import Any, Literal, TypedDict, get_type_hints
 
 import unipelt
 from unipelt import spec
-from unipelt.checkpoint.disk import CONFIG, FOREIGN, TENSORS, WEIGHTS, read_json
+from unipelt.checkpoint.disk import FOREIGN, TENSORS
+from unipelt.checkpoint.header import tensors_header
 from unipelt.checkpoint.json_types import check_fields
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.architectures import ARCHITECTURES, Stack, entries_from_json
 
-FORMAT = 2
-FILES = (TENSORS, WEIGHTS)
-"""where a checkpoint's tensors may be"""
-
+FORMAT = 3
+KEY = "unipelt"
+"""of the JSON among the texts of the header"""
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
@@ -73,15 +74,13 @@ class RecipeFields(TypedDict, total=False):
 
 @dataclass
 class Description:
-    """The content of the JSON file of a checkpoint."""
+    """What a checkpoint says of itself."""
 
     mixture: dict[str, Any]
     base: BaseIdentity
     head: Head
     sha256: str
-    """of the tensors: their names, shapes and bytes"""
-    tensors: str = TENSORS
-    """name of the file that holds them"""
+    """of the values in the file"""
     config: TaskConfig = field(default_factory=TaskConfig)
     task: TaskFields = field(default_factory=TaskFields)
     results: dict[str, Any] = field(default_factory=dict)
@@ -99,8 +98,6 @@ class Description:
         except ValueError as error:
             raise CheckpointError(str(error)) from None
         self.entries()
-        if self.tensors not in FILES:
-            raise CheckpointError(f"tensors={self.tensors!r}, expected {' or '.join(FILES)}")
         if self.recipe.get("max_length", 1) < 1:
             raise CheckpointError(f"recipe.max_length={self.recipe['max_length']}, expected a whole number from 1")
 
@@ -110,24 +107,32 @@ class Description:
 
 
 def describe(folder: str | os.PathLike) -> Description:
-    """Read a checkpoint's JSON. Raises CheckpointError where it is missing, damaged, or of another version."""
-    path = Path(folder) / CONFIG
-    expected = "a folder that `unipelt train`, unipelt.save or save_pretrained of an attached model wrote"
-    if not path.exists():
-        expected += _hint(path.parent)
-    return parse_description(read_json(path, expected), path)
+    """What a checkpoint says of itself. Raises CheckpointError where it is missing, damaged, or of another version."""
+    path = tensors_file(Path(folder))
+    return parse_description(tensors_header(path), path)
 
 
-def parse_description(data: dict[str, Any], path: Path) -> Description:
-    """The checked description in a JSON object. Raises CheckpointError."""
-    if data.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: format {data.get('format')!r}, this version reads format {FORMAT}; install the unipelt that wrote it"
-        )
+def tensors_file(folder: Path) -> Path:
+    """The file of a checkpoint. Raises CheckpointError where a folder has none."""
+    if not (folder / TENSORS).exists():
+        expected = "a folder that `unipelt train`, unipelt.save or save_pretrained of an attached model wrote"
+        raise CheckpointError(f"{folder}: no {TENSORS} in it; expected {expected}{_hint(folder)}")
+    return folder / TENSORS
+
+
+def parse_description(header: dict[str, Any], path: Path) -> Description:
+    """The checked description in the header of a safetensors file. Raises CheckpointError."""
+    text = header.get("__metadata__", {}).get(KEY)
+    if text is None:
+        raise CheckpointError(f"{path}: does not say which mixture its tensors are of{_hint(path.parent)}")
     try:
-        description = Description(**data)
+        found = json.loads(text)
+        version = found.get("format") if isinstance(found, dict) else None
+        if version != FORMAT:
+            raise CheckpointError(f"format {version!r}, this version reads {FORMAT}; install the unipelt that wrote it")
+        description = Description(**found)
         spec.Mixture.from_dict(description.mixture)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error} is not as expected") from None
     except (SpecError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -147,7 +152,7 @@ def equations(mixture: spec.Mixture, model_type: str) -> dict[str, str]:
 def _hint(folder: Path) -> str:
     """Which function reads another library's folder, or which folder inside this one is a run."""
     if not (folder / FOREIGN).is_file():
-        inside = sorted(folder.glob(f"*/{CONFIG}"))
+        inside = sorted(folder.glob(f"*/{TENSORS}"))
         return f"; {inside[0].parent} is one" if inside else ""
     peft = "peft_type" in (folder / FOREIGN).read_text(encoding="utf-8", errors="replace")
     reader = "load_peft" if peft else "load_adapterhub"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from threading import RLock
+from threading import get_ident
 from typing import Any
 
 from unipelt.errors import CheckpointError, UserError
@@ -25,10 +25,8 @@ LARGEST_JSON = 2**26
 """bytes of the longest JSON that is read"""
 NEW = "new"
 """suffix of a file that is being written"""
-CONFIG, TENSORS, CARD = "unipelt.json", "unipelt.safetensors", "README.md"
+TENSORS, CARD = "unipelt.safetensors", "README.md"
 """the files of our own folder"""
-WEIGHTS, INDEX = "unipelt_state.safetensors", "model.safetensors.index.json"
-"""parameters with a run axis, where save_pretrained or a Trainer wrote the folder, and transformers' file that names them"""
 BASELINE, ARRAYS = "baseline.json", "baseline.safetensors"
 """the files of a baseline's folder"""
 FOREIGN = "adapter_config.json"
@@ -40,13 +38,12 @@ TOKENIZERS = (
     "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 
-_LOCKS: dict[tuple[int, int], RLock] = {}
-_HELD: dict[tuple[int, int], int] = {}
+_HELD: set[tuple[int, int, int]] = set()  # device and inode of folders, and the threads that have them locked
 
 
 def resolve(
     folder: str | os.PathLike,
-    files: tuple[str, ...] = (CONFIG, TENSORS, WEIGHTS, CARD, FOREIGN, BASELINE, ARRAYS, *TOKENIZERS),
+    files: tuple[str, ...] = (TENSORS, CARD, FOREIGN, BASELINE, ARRAYS, *TOKENIZERS),
 ) -> Path:
     """The local folder of a path, or of a Hub repository such as `owner/name`, of which only `files` are downloaded.
 
@@ -68,14 +65,19 @@ def resolve(
 
 
 def read_file(path: Path, limit: int | None = None) -> bytes:
-    """The bytes of a regular file; anything else, such as a pipe, is never opened. Raises OSError."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(f"{path.name} is not a regular file")
+    """The bytes of a regular file. Raises OSError for any other, and for one of more than `limit` bytes."""
+    refuse_special(path)
     with open(path, "rb") as file:
         data = file.read() if limit is None else file.read(limit + 1)
     if limit is not None and len(data) > limit:
         raise OSError(f"{path.name} is larger than {limit:,} bytes")
     return data
+
+
+def refuse_special(path: Path) -> None:
+    """Raise OSError for what is not a regular file: a pipe, once opened, would be waited for."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path.name} is not a regular file")
 
 
 def read_json(path: Path, expected: str) -> dict[str, Any]:
@@ -124,38 +126,40 @@ def folder_lock(folder: Path, wait: float = 0.0) -> Iterator[bool]:
     """Keep other writers out of a folder, of this process and of others; nested blocks of one thread are one.
 
     The lock is the operating system's, on the folder itself: it leaves no file and ends with its process. Yields False
-    where the file system has no locks. wait: seconds. Raises BlockingIOError where another still holds the lock then.
+    where the system, or the file system, has no such locks. wait: seconds. Raises BlockingIOError where another still holds
+    the lock then.
     """
     status = folder.stat()
-    key, end = (status.st_dev, status.st_ino), time.monotonic() + wait
-    lock = _LOCKS.setdefault(key, RLock())
-    if not lock.acquire(timeout=wait):
-        raise BlockingIOError(f"another thread writes to {folder}")
+    mine, end = (status.st_dev, status.st_ino, get_ident()), time.monotonic() + wait
+    if mine in _HELD:
+        yield True
+        return
     handle = None
     try:
-        if not _HELD.get(key) and fcntl is not None:
+        if fcntl is not None:
             with suppress(PermissionError):
                 handle = os.open(folder, os.O_RDONLY)
-            while handle is not None:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= end:
-                        raise
-                    time.sleep(0.02)
-                except OSError:  # a file system that locks no folders
-                    os.close(handle)
-                    handle = None
-        _HELD[key] = _HELD.get(key, 0) + 1
-        try:
-            yield handle is not None or _HELD[key] > 1
-        finally:
-            _HELD[key] -= 1
+        locked = handle is not None and _wait_for_lock(handle, end)
+        _HELD.add(mine)
+        yield locked
     finally:
+        _HELD.discard(mine)
         if handle is not None:
             os.close(handle)
-        lock.release()
+
+
+def _wait_for_lock(handle: int, end: float) -> bool:
+    """Lock an open folder; False where its file system locks no folders. Raises BlockingIOError at this time."""
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.02)
+        except OSError:
+            return False
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

@@ -117,15 +117,12 @@ def check_base(model: PreTrainedModel, description: Description, folder: Path) -
         f"base {name!r}" if name else "a base without a name" for name in (expected["name"], model.config._name_or_path)
     )
     made = f"{folder}: made for {made}"
-    for same, what in (
-        (kind == expected["model_type"], "type"),
-        (_shapes(named) == expected["fingerprint"], "parameters"),
-    ):
-        if not same:
-            raise CheckpointError(
-                f"{made} ({expected['model_type']}); got {given} ({kind}), whose {what} differ{'s' * (what == 'type')}; "
-                "load that base instead; where tokens were added to it, resize its embeddings alike"
-            )
+    if kind != expected["model_type"] or _shapes(named) != expected["fingerprint"]:
+        what = "parameters differ" if kind == expected["model_type"] else "type differs"
+        raise CheckpointError(
+            f"{made} ({expected['model_type']}); got {given} ({kind}), whose {what}; "
+            "load that base instead; where tokens were added to it, resize its embeddings alike"
+        )
     if len(expected["values"]) != len(named):
         raise CheckpointError(f"{folder}: {len(expected['values'])} sums for {len(named)} tensors of the base: damaged")
     texts = dict(text.split(" ", 1) for text in expected["outside"] if " " in text)

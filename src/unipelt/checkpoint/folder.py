@@ -1,19 +1,18 @@
-"""Our own checkpoint: a folder with one JSON that describes it, one safetensors with one run's parameters, and a card.
+"""Our own checkpoint: a folder with one safetensors file, whose header describes the run in it, and a card.
 
-Prefixes are without their MLPs unless a resumable checkpoint is asked for. The safetensors file repeats the JSON in its header: where a
-save was killed between the two, or is under way, what the tensors say of themselves is read.
+Prefixes are without their MLPs unless a resumable checkpoint is asked for. As description and tensors are one file, a save that is killed
+leaves the old run or the new one.
 """
 
-import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Shaped
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,17 +20,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unipelt import spec
 from unipelt.checkpoint.bases import portable_name, vocabulary_size
 from unipelt.checkpoint.card import card, card_file
-from unipelt.checkpoint.description import Description, Head, describe, parse_description
-from unipelt.checkpoint.disk import CONFIG, WEIGHTS, read_file, resolve, write_whole
-from unipelt.checkpoint.fill import not_finite
+from unipelt.checkpoint.description import KEY, Description, Head, TaskConfig
+from unipelt.checkpoint.disk import TENSORS, read_file, write_whole
 from unipelt.checkpoint.fingerprint import fingerprint, tokenizer_fingerprint
-from unipelt.checkpoint.model_config import task_config
-from unipelt.checkpoint.safe import metadata_of, parse_safetensors
+from unipelt.checkpoint.fit import not_finite
+from unipelt.checkpoint.header import values_hash
 from unipelt.errors import CheckpointError
-from unipelt.inject.added_tokens import added_rows, take_added
+from unipelt.inject.added_tokens import added_rows
 from unipelt.inject.architectures import entries_to_json
 from unipelt.inject.fixed_gates import with_prefix_tables
-from unipelt.inject.state import NAME, MixtureState, attached_state, mixture_state, unmerged_weights
+from unipelt.inject.state import MixtureState, attached_state, mixture_state, unmerged_weights
 
 
 def save(
@@ -56,29 +54,24 @@ def save(
     prefixes, so that training can go on. A README.md that a person wrote or edited is kept. Raises CheckpointError where
     the run cannot be written.
     """
-    if state is not None:
-        with mixture_state(model).with_parameters(state):
-            return save(
-                model, folder, run=0, base=base, task=task, results=results, recipe=recipe, tokenizer=tokenizer,
-                resumable=resumable,
-            )  # fmt: skip
-    tuned, run = attached_state(model).locate_run(run)
-    if resumable:
-        mixture, state = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}
-    else:
-        mixture, state = with_prefix_tables(tuned)
-    tensors = {name: value[run].contiguous().cpu() for name, value in state.items()}
-    folder = Path(folder)
-    known = tokenizer if isinstance(tokenizer, str) else tokenizer_fingerprint(tokenizer) if tokenizer else ""
-    description = describe_model(
-        model, tuned, mixture, base=base, task=task or {}, results=results or {}, recipe=recipe or {}, tokenizer=known
-    )
-    added = added_rows(model, description.base["tokens"])
-    files = checkpoint_files(folder, model, description, tensors, tensors | added)
+    own = nullcontext() if state is None else mixture_state(model).with_parameters(state)
+    with own:
+        tuned, run = attached_state(model).locate_run(run if state is None else 0)
+        if resumable:
+            mixture, values = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}
+        else:
+            mixture, values = with_prefix_tables(tuned)
+        tensors = {name: value[run].contiguous().cpu() for name, value in values.items()}
+        known = tokenizer if isinstance(tokenizer, str) else tokenizer_fingerprint(tokenizer) if tokenizer else ""
+        description = describe_model(
+            model, tuned, mixture, base=base, task=task or {}, results=results or {}, recipe=recipe or {}, tokenizer=known
+        )  # fmt: skip
+        added = added_rows(model, description.base["tokens"])
+        files = checkpoint_files(Path(folder), model, description, tensors, tensors | added)
     if added and tokenizer and not isinstance(tokenizer, str):
         files = files_of(tokenizer) | files
-    write_whole(folder, files)
-    return folder
+    write_whole(Path(folder), files)
+    return Path(folder)
 
 
 def files_of(*parts: Any) -> dict[str, bytes]:
@@ -102,6 +95,22 @@ def describe_model(
     )  # fmt: skip
 
 
+def task_config(model: PreTrainedModel) -> TaskConfig:
+    """The model's class, class names, problem type and generation settings, as JSON."""
+    config = model.config
+    found: TaskConfig = {"architecture": type(model).__name__}
+    names = getattr(config, "id2label", None) or {}
+    if names and sorted(names) == list(range(len(names))):
+        found["id2label"] = [str(names[index]) for index in range(len(names))]
+    if problem := getattr(config, "problem_type", None):
+        found["problem_type"] = problem
+    if model.can_generate() and getattr(model, "generation_config", None) is not None:
+        settings = model.generation_config.to_diff_dict()
+        settings.pop("transformers_version", None)
+        found["generation"] = json.loads(json.dumps(settings, default=str))
+    return found
+
+
 def head_of(tuned: MixtureState) -> Head:
     """How the head of an attached mixture is tuned."""
     return {"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": list(tuned.head_modules)}
@@ -121,58 +130,8 @@ def checkpoint_files(
     if problem := not_finite(tensors):
         raise CheckpointError(f"{folder}: nothing was written: {problem}")
     try:
-        _, sha256 = metadata_of(save_tensors(stored))
-        inside = json.dumps(asdict(replace(description, sha256=sha256)))
-        data = save_tensors(stored, metadata={NAME: inside})
-        description = replace(description, sha256=hashlib.sha256(data).hexdigest())
-        text = json.dumps(asdict(description), indent=1)
+        description.sha256 = values_hash(save_tensors(stored))
+        data = save_tensors(stored, metadata={KEY: json.dumps(asdict(description))})
     except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: nothing was written: task, results and recipe must be JSON ({error})"
-        ) from None
-    files = {description.tensors: data, CONFIG: text.encode()}
-    return files | card_file(folder, card(description, tensors, model))
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """One run as a folder holds it."""
-
-    folder: Path
-    description: Description
-    mixture: spec.Mixture
-    tensors: dict[str, Shaped[Tensor, "..."]]
-    added: dict[str, Shaped[Tensor, "token ..."]]
-    """rows of tokens that were added to the base"""
-
-
-def read_run(folder: str | os.PathLike) -> SavedRun:
-    """What a checkpoint's folder, or a hub repository, holds. Nothing is written. Raises CheckpointError."""
-    folder = resolve(folder)
-    description = describe(folder)
-    path = folder / description.tensors
-    try:
-        data = read_file(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    if hashlib.sha256(data).hexdigest() != description.sha256:
-        description = _own_description(data, path)
-    tensors = parse_safetensors(data, path)
-    if description.tensors == WEIGHTS:  # as transformers' Trainer reads them: the run axis in front
-        tensors = {name.removeprefix(f"{NAME}."): value[0] for name, value in tensors.items() if value.dim()}
-    added = take_added(tensors)
-    return SavedRun(folder, description, spec.Mixture.from_dict(description.mixture), tensors, added)
-
-
-def _own_description(data: bytes, path: Path) -> Description:
-    """The description in the header of a safetensors file, for a folder whose JSON file belongs to another save."""
-    texts, sha256 = metadata_of(data)
-    try:
-        own = json.loads(texts.get(NAME, ""))
-    except (ValueError, TypeError, RecursionError):
-        own = None
-    if not isinstance(own, dict) or own.get("sha256") != sha256 or own.get("tensors") != path.name:
-        raise CheckpointError(
-            f"{path}: its {len(data)} bytes are not those that {CONFIG} names: truncated, or of another checkpoint"
-        )
-    return parse_description(own, path)
+        raise CheckpointError(f"{folder}: nothing was written: task, results, recipe must be JSON ({error})") from None
+    return {TENSORS: data} | card_file(folder, card(description, tensors, model))

@@ -1,26 +1,29 @@
 """Saved runs on a base: one, or several side by side under names, of different methods and numbers of classes."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt import spec
-from unipelt.checkpoint.description import Description, Head
-from unipelt.checkpoint.disk import CONFIG
-from unipelt.checkpoint.fill import expected_shapes, mismatch
+from unipelt.checkpoint.bases import name_classes
+from unipelt.checkpoint.description import Description, Head, parse_description, tensors_file
+from unipelt.checkpoint.disk import read_file, resolve
 from unipelt.checkpoint.fingerprint import check_base, check_tokenizer
-from unipelt.checkpoint.folder import head_of, read_run
-from unipelt.checkpoint.model_config import restore_task_config
+from unipelt.checkpoint.fit import mismatch, without_values
+from unipelt.checkpoint.folder import head_of
+from unipelt.checkpoint.header import values_hash
+from unipelt.checkpoint.safe import parse_safetensors
 from unipelt.errors import CheckpointError, SpecError, UserError, did_you_mean
-from unipelt.inject.added_tokens import PREFIX, added_rows, misfit, put_added
+from unipelt.inject.added_tokens import PREFIX, added_rows, misfit, put_added, take_added
 from unipelt.inject.architectures import Stack, entries_for
-from unipelt.inject.attach import attach, detach
+from unipelt.inject.attach import attach, class_names, detach
+from unipelt.inject.hooks import BoundChange
 from unipelt.inject.state import NAME, AttachedState, attached_state
 from unipelt.spec.location import HEAD
 
@@ -62,9 +65,7 @@ def add(model: PreTrainedModel, folder: Folder, name: str | None = None) -> PreT
     state = attached_state(model)
     before, stacks = _runs(model), state.parts[0].options["stacks"]
     if name in state.names:
-        raise SpecError(
-            f"a run {name!r} is attached already; expected another name, or unipelt.remove(model, {name!r})"
-        )
+        raise SpecError(f"a run {name!r} is attached already; take another name, or unipelt.remove(model, {name!r})")
     detach(model)
     try:
         return _attach(model, [*before, _read(model, name, folder)], stacks)
@@ -87,6 +88,32 @@ def remove(model: PreTrainedModel, name: str) -> PreTrainedModel:
     return _attach(model, left, stacks) if left else model
 
 
+def attach_read(
+    model: PreTrainedModel,
+    mixture: spec.Mixture,
+    head: dict[str, Tensor],
+    values_of: Callable[[dict[str, Tensor], list[BoundChange]], dict[str, Tensor]],
+    stacks: tuple[Stack, ...] | None,
+    folder: Path,
+) -> PreTrainedModel:
+    """Attach what was read of another library's folder.
+
+    head: parameters of head modules, by their names in the base. values_of: from the parameters that the mixture has on the
+    base, without values, and its changes there, to values by name. Raises CheckpointError where one does not fit.
+    """
+    modules = sorted({name.rpartition(".")[0] for name in head})
+    for path in modules:
+        if not isinstance(model.get_submodule(path), nn.Linear | nn.LayerNorm):
+            kind = type(model.get_submodule(path)).__name__
+            raise CheckpointError(f"{folder}: a head with a {kind}, {path!r}; expected linears and LayerNorms")
+    shapes, changes = without_values(model, mixture, modules, stacks)
+    tensors = values_of(shapes, changes)
+    tensors |= {name: head[name.removeprefix("head.")] for name in shapes if name.startswith("head.")}
+    policy: Head = {"policy": "train" if modules else "frozen", "pooling": "model", "modules": modules}
+    run = NamedRun(folder.name, mixture, tensors, policy, what=f"{folder}: another base, or a damaged folder")
+    return _attach(model, [run], stacks, own_outputs=False)
+
+
 @dataclass(frozen=True)
 class NamedRun:
     """One run that is, or will be, attached."""
@@ -95,9 +122,9 @@ class NamedRun:
     mixture: spec.Mixture
     tensors: dict[str, Shaped[Tensor, "..."]]
     head: Head
-    tokens: int
+    tokens: int = 0
     """that are the base's own"""
-    added: dict[str, Shaped[Tensor, "token ..."]]
+    added: dict[str, Shaped[Tensor, "token ..."]] = field(default_factory=dict)
     """rows of the embeddings for the tokens behind them"""
     description: Description | None = None
     """of a saved run"""
@@ -119,38 +146,43 @@ def _named(folders: Sequence[Folder] | Mapping[str, Folder]) -> dict[str, Folder
     return named
 
 
-def _put_added(model: PreTrainedModel, runs: list[NamedRun]) -> None:
-    """Give an attached base the rows of added tokens that runs have, which `_same_added` found alike."""
+def _most_added(runs: list[NamedRun]) -> NamedRun:
+    """The run with the most rows of added tokens. Raises CheckpointError where another has other rows: one model has one."""
     most = max(runs, key=lambda run: len(run.added.get(f"{PREFIX}input", ())))
-    if most.added:
-        attached_state(model).brought["tokens"] = put_added(model, most.tokens, most.added)
-
-
-def _same_added(runs: list[NamedRun]) -> None:
-    """Raise CheckpointError where runs disagree about a row of an added token: one model has one."""
-    having = sorted((run for run in runs if run.added), key=lambda run: -len(run.added[f"{PREFIX}input"]))
-    for run in having[1:]:
-        pairs = ((rows, having[0].added[name]) for name, rows in run.added.items())
-        if run.tokens != having[0].tokens or any(not torch.equal(few, many[: len(few)]) for few, many in pairs):
+    for run in runs:
+        pairs = [(rows, most.added[name]) for name, rows in run.added.items()]
+        if pairs and (run.tokens != most.tokens or any(not torch.equal(few, many[: len(few)]) for few, many in pairs)):
             raise CheckpointError(
                 f"{run.name!r} has other embeddings for the same added tokens than the runs beside it, and one model has one for "
                 "each token; load it alone"
             )
+    return most
 
 
 def _read(
     model: PreTrainedModel, name: str, folder: Folder, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> NamedRun:
-    """A saved run that fits its base and its tokenizer. Raises CheckpointError."""
-    saved = read_run(folder)
-    description, tokens = saved.description, saved.description.base["tokens"]
-    check_base(model, description, saved.folder)
+    """A saved run that fits its base and its tokenizer. Nothing is written. Raises CheckpointError."""
+    path = tensors_file(resolve(folder))
+    try:
+        data = read_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    tensors, header = parse_safetensors(data, path)
+    description = parse_description(header, path)
+    if values_hash(data) != description.sha256:
+        raise CheckpointError(f"{path}: its values are not those that were saved; copy or download it again")
+    if all(key.startswith(f"{NAME}.") and value.dim() for key, value in tensors.items()):  # of save_pretrained
+        tensors = {key.removeprefix(f"{NAME}."): value[0] for key, value in tensors.items()}
+    added, tokens = take_added(tensors), description.base["tokens"]
+    check_base(model, description, path.parent)
     if tokenizer is not None:
-        check_tokenizer(tokenizer, description.tokenizer, saved.folder)
-    what = f"{saved.folder}: {description.tensors} does not fit {CONFIG}"
-    if saved.added and (problem := misfit(model, tokens, saved.added)):
+        check_tokenizer(tokenizer, description.tokenizer, path.parent)
+    what = f"{path}: does not fit its mixture"
+    if added and (problem := misfit(model, tokens, added)):
         raise CheckpointError(f"{what}: {problem}")
-    return NamedRun(name, saved.mixture, saved.tensors, description.head, tokens, saved.added, description, what)
+    mixture = spec.Mixture.from_dict(description.mixture)
+    return NamedRun(name, mixture, tensors, description.head, tokens, added, description, what)
 
 
 def _runs(model: PreTrainedModel) -> list[NamedRun]:
@@ -180,16 +212,14 @@ def _attach(
     poolings, policies = {run.head["pooling"]: run.name for run in runs}, {run.head["policy"] for run in runs}
     if len(poolings) > 1:
         listed = " and ".join(f"{name!r} reads pooling={pooling!r}" for pooling, name in poolings.items())
-        raise CheckpointError(
-            f"{listed}: the head of one model reads one pooling; expected runs that were trained alike"
-        )
+        raise CheckpointError(f"{listed}: the head of one model reads one pooling; expected runs trained alike")
     for run in runs:
-        expected = expected_shapes(model, run.mixture, run.head["modules"], stacks)
+        expected, _ = without_values(model, run.mixture, run.head["modules"], stacks)
         if own_outputs:
             _take_outputs(expected, run)
         if problem := mismatch(expected, run.tensors):
             raise CheckpointError(f"{run.what}: {problem}")
-    _same_added(runs)
+    most = _most_added(runs)
     modules = list(dict.fromkeys(path for run in runs for path in run.head["modules"]))
     attach(
         model, [run.mixture for run in runs], head=policies.pop() if len(policies) == 1 else "train", stacks=stacks,
@@ -205,9 +235,10 @@ def _attach(
             for name, parameter in part.named_parameters():
                 if name in run.tensors:  # else a head module that only other runs tune: the base's own values
                     parameter[0].copy_(run.tensors[name])
-    _put_added(model, runs)
+    if most.added:
+        state.brought["tokens"] = put_added(model, most.tokens, most.added)
     if len(runs) == 1 and first is not None:
-        restore_task_config(model, first)
+        _restore_task_config(model, first)
     return model
 
 
@@ -226,3 +257,21 @@ def _resize(head: nn.Module, outputs: int) -> None:
     for name, old in list(head.named_parameters()):
         if outputs != old.shape[1]:
             setattr(head, name, nn.Parameter(old.new_zeros(1, outputs, *old.shape[2:]), old.requires_grad))
+
+
+def _restore_task_config(model: PreTrainedModel, description: Description) -> None:
+    """Give an attached model the class names, problem type and generation settings of a checkpoint.
+
+    `detach` gives back what the base had.
+    """
+    before, kept = attached_state(model).brought, description.config
+    names = description.task.get("labels") or kept.get("id2label") or []
+    before["config"] |= class_names(model)
+    if len(names) == getattr(model.config, "num_labels", 0):
+        name_classes(model, names)
+    if "problem_type" in kept:
+        before["config"]["problem_type"] = getattr(model.config, "problem_type", None)
+        model.config.problem_type = kept["problem_type"]
+    if "generation" in kept and model.can_generate():
+        before["generation_config"] = model.generation_config
+        model.generation_config = GenerationConfig.from_dict(kept["generation"])

@@ -34,19 +34,15 @@ def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: A
     description = describe(path)
     name = base or description.base["name"]
     if not name:
-        raise CheckpointError(
-            f"{folder}: does not say where its base is; expected base=, its folder or its name on the Hub"
-        )
+        raise CheckpointError(f"{folder}: does not say where its base is; expected base=, its folder or Hub name")
     task, auto = _task(description, folder)
     labels = description.task.get("labels") or description.config.get("id2label") or []
-    if auto == "AutoModelForCausalLM":
-        model, tokenizer = load_both(name, outputs=None, auto=auto)
-    else:
-        kind = description.config.get("problem_type")
-        model, tokenizer = load_both(name, outputs=len(labels) or 1, auto=auto, problem_type=kind)
-        longest = description.recipe.get("max_length")
-        if longest is not None and task == "text-classification":
-            options = {"truncation": True, "max_length": longest, **options}
+    outputs = None if task == "text-generation" else len(labels) or 1
+    kind = description.config.get("problem_type")
+    model, tokenizer = load_both(name, outputs=outputs, auto=auto, problem_type=kind)
+    longest = description.recipe.get("max_length")
+    if longest is not None and task == "text-classification":
+        options = {"truncation": True, "max_length": longest, **options}
     if task == "text-classification" and not description.task.get("labels", labels):
         options = {"function_to_apply": "none", **options}  # a regression: the value itself
     tokenizer = run_tokenizer(path, tokenizer)

@@ -15,12 +15,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unipelt.checkpoint.disk import CONFIG, INDEX, WEIGHTS, write_whole
+from unipelt.checkpoint.disk import TENSORS, write_whole
 from unipelt.checkpoint.folder import checkpoint_files, describe_model, files_of, save
 from unipelt.errors import CheckpointError
 from unipelt.inject.added_tokens import added_rows
 from unipelt.inject.state import NAME, attached_state
 
+INDEX = "model.safetensors.index.json"
+"""transformers' file that says which file has which parameter"""
 WHOLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """transformers' names for the weights of a whole model"""
 REFUSED = (
@@ -37,7 +39,7 @@ def save_pretrained(
     push_to_hub: bool = False,
     **options: Any,
 ) -> None:
-    """Write the tuned parameters, the config of the base, unipelt.json and a model card.
+    """Write the tuned parameters, what describes them, the config of the base and a model card.
 
     The arguments are those of transformers' method; there is one file of weights, whatever `max_shard_size` and `variant`
     say. Of several runs each is written as a checkpoint of its own, in run-0, run-1, …
@@ -62,21 +64,19 @@ def save_pretrained(
     files = files_of(model.config, *([model.generation_config] if model.can_generate() else []))
     config = json.loads(files["config.json"]) | {"transformers_weights": REFUSED}
     files["config.json"] = json.dumps(config, indent=2).encode()
-    index = {"unipelt": REFUSED, "weight_map": dict.fromkeys(stored, WEIGHTS)}
+    index = {"unipelt": REFUSED, "weight_map": dict.fromkeys(stored, TENSORS)}
     files[INDEX] = json.dumps(index, indent=2).encode()
     state = attached_state(model)
     if state.runs > 1:
-        write_whole(folder, {WEIGHTS: save_tensors(stored), **files})
+        write_whole(folder, {TENSORS: save_tensors(stored), **files})
         for run in range(state.runs):
             save(model, folder / f"run-{run}", run=run, resumable=True)
         return
     part, _ = state.locate_run(None)
     tensors = {name.removeprefix(f"{NAME}."): value[0] for name, value in stored.items()}
     description = describe_model(model, part, part.mixture)
-    description.tensors = WEIGHTS
     stored |= {f"{NAME}.{name}": rows[None] for name, rows in added_rows(model, description.base["tokens"]).items()}
-    ours = checkpoint_files(folder, model, description, tensors, stored)
-    write_whole(folder, {WEIGHTS: ours.pop(WEIGHTS), CONFIG: ours.pop(CONFIG), **files, **ours})
+    write_whole(folder, checkpoint_files(folder, model, description, tensors, stored) | files)
 
 
 def _whole(value: Tensor) -> Tensor:

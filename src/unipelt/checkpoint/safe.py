@@ -1,10 +1,8 @@
 """Reading tensors that others wrote: nothing that a file names is followed, and no code in it runs."""
 
-import hashlib
-import json
-import struct
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,13 +18,11 @@ def read_tensors(folder: Path, safetensors: str, pickled: str) -> dict[str, Tens
     """The tensors of a safetensors file, else of a pickled one, from which only tensors are taken. Raises CheckpointError."""
     path = next((folder / name for name in (safetensors, pickled) if (folder / name).is_file()), None)
     if path is None:
-        raise CheckpointError(
-            f"{folder}: neither {safetensors} nor {pickled} in it; expected the folder of a saved adapter"
-        )
+        raise CheckpointError(f"{folder}: neither {safetensors} nor {pickled} in it; expected a saved adapter")
     try:
         data = read_file(path)
         if path.name == safetensors:
-            return parse_safetensors(data, path)
+            return parse_safetensors(data, path)[0]
         tensors = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
@@ -50,21 +46,9 @@ def read_tensors(folder: Path, safetensors: str, pickled: str) -> dict[str, Tens
     return tensors
 
 
-def parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
-    """The tensors in the bytes of a safetensors file. Raises CheckpointError."""
+def parse_safetensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors in the bytes of a safetensors file, and its header. Raises CheckpointError."""
     try:
-        tensors = load_tensors(data)
-        header_of(BytesIO(data))
-        return tensors
+        return load_tensors(data), header_of(BytesIO(data))
     except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(f"{path}: truncated, damaged or not a safetensors file ({error})") from None
-
-
-def metadata_of(data: bytes) -> tuple[dict[str, str], str]:
-    """The texts in the header of a safetensors file, and the SHA-256 of what follows the header; both empty where damaged."""
-    try:
-        (length,) = struct.unpack_from("<Q", data)
-        texts = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-        return dict(texts), hashlib.sha256(data[8 + length :]).hexdigest()
-    except (ValueError, TypeError, AttributeError, RecursionError, struct.error):
-        return {}, ""

@@ -40,16 +40,16 @@ def one_each(arguments: list[str]) -> list[str]:
     """Rewrite `--k 100 500` as click reads it, `--k 100 --k 500`, for the options of studies that take several values."""
     if not arguments or arguments[0] not in ("study", "compare"):
         return arguments
-    spread: list[str] = []
+    rewritten: list[str] = []
     flag, taken = "", 0
     for argument in arguments:
         if argument.startswith("--"):
             flag, taken = argument, 0
         elif flag in SEVERAL:
-            spread += [flag] if taken else []
+            rewritten += [flag] if taken else []
             taken += 1
-        spread.append(argument)
-    return spread
+        rewritten.append(argument)
+    return rewritten
 
 
 def _before(

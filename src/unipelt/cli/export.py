@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from unipelt.cli.fields import BASE_OF_RUN, RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, number, option, switch
+from unipelt.cli.fields import BASE_OF_RUN, RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, number, option
 from unipelt.errors import UserError
 
 
@@ -12,14 +12,11 @@ def export(
     run: str = typer.Argument(..., help=RUN_FOLDER),
     data: str = option(
         "Data",
-        "file with texts, for --fix-gates and --simplified; if it has labels, --simplified prints how the metric changes",
+        "file with texts, over which gates are measured. --simplified needs it; if it has labels, it prints how the metric changes. With --merged or --peft each gate becomes its mean",
     ),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
     model: str = BASE_OF_RUN,
-    fix_gates: bool = switch(
-        "Model", "with --merged or --peft: replace each gate by its mean over --data first", "--fix-gates"
-    ),
     deviation: float | None = number(
         "Model",
         "with --simplified: gates whose standard deviation over --data is below this become constants (default: 0.05)",
@@ -58,12 +55,6 @@ def export(
         raise UserError(f"{flag} {target}: not empty; expected a new folder")
     if simplified and not data:
         raise UserError("--simplified needs --data: a file with texts, over which the gates are measured")
-    if fix_gates and simplified:
-        raise UserError(
-            "--fix-gates is for --merged and --peft; --simplified replaces gates by itself, so leave it out"
-        )
-    if fix_gates and not data:
-        raise UserError("--fix-gates needs --data: a file with texts, over which the gates are averaged")
     from unipelt.checkpoint.description import describe
     from unipelt.checkpoint.disk import resolve
     from unipelt.checkpoint.export import export_merged
@@ -89,7 +80,7 @@ def export(
             results=results if said.metric else {}, tokenizer=predictor.tokenizer,
         )  # fmt: skip
         print(said)
-    elif fix_gates:
+    elif data:
         rows = predictor.read(data, text=text or None, pair=pair or None)
         predictor.simplify_gates(rows, max_deviation=1, drop_below=0)
     if merged:

@@ -11,6 +11,7 @@ import typer
 
 from unipelt import spec
 from unipelt.errors import UserError
+from unipelt.tasks.settings import GenerationSettings
 from unipelt.train import recipes, records
 from unipelt.train.recipes import EPOCHS, Recipe, default_recipe
 from unipelt.train.records import FLAGS, GENERATION, RunConfig, option_of
@@ -155,7 +156,7 @@ def size(text: str) -> int | str:
 def _panel(settings: type, name: str) -> str:
     if name in MODEL:
         return "Model"
-    if name in GENERATION:
+    if name in GENERATION or settings is GenerationSettings:
         return "Generation"
     return "Training" if settings is Recipe or name in TRAINING else "Data"
 

@@ -1,13 +1,25 @@
 """`unipelt inspect`: the parts of a run, its results, and the values of its gates."""
 
+import io
+import textwrap
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
+from unipelt.checkpoint.disk import write_whole
 from unipelt.cli.fields import RUN_FOLDER, TEXT_COLUMN, TEXT_PAIR_COLUMN, option, switch
 from unipelt.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 NO_GATES = "--data: this run has no gates to show; train one with --method unipelt-apl"
+SHOWN = 3  # examples whose labels are shown
+KINDS = ("pdf", "png", "svg")
+LEAST_SPAN = 0.05  # of gate values, from the darkest to the lightest colour: noise stays pale
 
 
 def inspect(
@@ -38,22 +50,19 @@ def inspect(
         unipelt inspect runs/gated --data new.csv --figure gates.png
         unipelt inspect --model minilm --show-modules
     """
-    from unipelt.checkpoint.description import CONFIG, describe
+    from unipelt.checkpoint.description import TENSORS, describe
     from unipelt.checkpoint.disk import refuse_existing, resolve
-    from unipelt.cli.figures import draw_gates, kind_of
     from unipelt.cli.tables import gate_table, parameter_table, result_lines, terminal
     from unipelt.train.run_folder import RECORD, read_record
 
     if show_labels:
-        from unipelt.cli.labels import label_lines
-
         if not data:
             raise UserError("--show-labels needs --data: a file with chats or answers")
         for line in label_lines(data, model or "smollm2"):
             print(line)
         return
     if show_modules:
-        from unipelt.cli.base_rows import row_lines
+        from unipelt.cli.architectures import row_lines
 
         if run or data:
             raise UserError("--show-modules shows a base alone; leave out the run and --data")
@@ -70,7 +79,7 @@ def inspect(
         if not data:
             raise UserError("--figure needs --data: gates are drawn on texts")
     folder, console = resolve(run), terminal()
-    if (folder / RECORD).exists() and not (folder / CONFIG).exists():  # a baseline, or a model that was tuned whole
+    if (folder / RECORD).exists() and not (folder / TENSORS).exists():  # a baseline, or a model that was tuned whole
         record = read_record(folder)
         assert record is not None
         print("\n".join(result_lines(record)))
@@ -79,10 +88,9 @@ def inspect(
         return
     description = describe(folder)
     trained_on, task, head = description.base, description.task, description.head
-    size = (folder / description.tensors).stat().st_size if (folder / description.tensors).exists() else 0
     console.print(
         f"{description.mixture['name']} on {trained_on['name']} ({trained_on['model_type']}), task {task.get('name', 'not named')}",
-        f"{description.tensors}: {size / 1e3:,.1f} kB; head reads {head['pooling']}, policy {head['policy']}",
+        f"{TENSORS}: {(folder / TENSORS).stat().st_size / 1e3:,.1f} kB; head reads {head['pooling']}, policy {head['policy']}",
         *(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}" for name, value in description.results.items()),
         sep="\n",
     )  # fmt: skip
@@ -103,3 +111,59 @@ def inspect(
         title = f"{description.mixture['name']} on {trained_on['name']}: mean gates over {len(rows)} examples of {data}"
         draw_gates(values, figure, title)
         print(f"{figure}: drawn")
+
+
+def label_lines(data: str, base: str) -> Iterator[str]:
+    """The tokens of a file's first examples as spans, each read or learned. Raises UserError for a file without answers."""
+    from unipelt.tasks import registry
+    from unipelt.tasks.generation import Generation
+
+    task, found = registry.load(data)
+    if not isinstance(task, Generation):
+        raise UserError(f"--show-labels: {data} is a {task.kind} data set; expected chats, or texts with answers")
+    model, tokenizer = task.load(base)
+    task = task.prepare(model, tokenizer)
+    encoded = task.encode(tokenizer, found.train, task.default_max_length)
+    learned = sum(map(len, encoded.answers))
+    total = sum(map(len, encoded.features["input_ids"]))
+    yield f"{data}: {len(encoded)} examples, {total:,} tokens, {learned:,} of them learned; template {task.hash or 'none'}"
+    for index in range(min(SHOWN, len(encoded))):
+        tokens, answer = encoded.features["input_ids"][index].tolist(), encoded.answers[index].tolist()
+        yield f"{found.train.name_of(index)}: {len(tokens)} tokens, {len(answer)} learned"
+        if encoded.decoder_start is not None:
+            spans = [(False, tokens), (True, answer)]
+        else:
+            places = {place + 1 for place in encoded.positions[index].tolist()}
+            marked = groupby(enumerate(tokens), key=lambda one: one[0] in places)
+            spans = [(own, [token for _, token in span]) for own, span in marked]
+        for own, span in spans:
+            yield f"  {'learned' if own else 'read   '}  {tokenizer.decode(span)!r}"
+
+
+def kind_of(path: str) -> str:
+    """The kind of figure that a file's suffix asks for. Raises UserError for one that cannot be drawn."""
+    kind = Path(path).suffix.removeprefix(".").lower()
+    if kind not in KINDS:
+        raise UserError(
+            f"--figure {path}: ends in {Path(path).suffix or 'no suffix'!r}; expected .{', .'.join(KINDS)}, such as gates.png"
+        )
+    return kind
+
+
+def draw_gates(values: Mapping[str, "Tensor"], path: str, title: str) -> None:
+    """A heat map of mean gate values, layers by changes, into a file; its colours span the values that there are."""
+    from unipelt.report.drawing import canvas
+    from unipelt.report.figures import heat
+    from unipelt.report.names import gate_labels
+
+    means = {gate_labels(location): float(value.mean()) for location, value in values.items()}
+    rows, columns = (len({place[axis] for place in means}) for axis in (0, 1))
+    low, high = min(means.values()), max(means.values())
+    middle, half = (high + low) / 2, max(LEAST_SPAN, high - low) / 2
+    with canvas("gates", 1, 1, 1.6 + 1.5 * columns, 1.2 + 0.35 * rows) as (drawing, (panel,)):
+        mesh = heat(panel, means, max(0.0, middle - half), min(1.0, middle + half), digits=3)
+        drawing.suptitle("\n".join(textwrap.wrap(title, width=24 + 14 * columns)), fontsize=10)
+        drawing.colorbar(mesh, label="mean gate")
+        drawn = io.BytesIO()
+        drawing.savefig(drawn, dpi=150, format=kind_of(path))
+    write_whole(Path(path).parent, {Path(path).name: drawn.getvalue()})

@@ -1,5 +1,7 @@
 """`unipelt predict`: a finished run labels new texts."""
 
+from typing import Any
+
 import typer
 
 from unipelt.cli.fields import (
@@ -9,13 +11,18 @@ from unipelt.cli.fields import (
     RUN_FOLDER,
     TEXT_COLUMN,
     TEXT_PAIR_COLUMN,
-    integer,
+    flags,
     number,
     option,
     switch,
+    takes,
 )
+from unipelt.tasks.settings import GenerationSettings
+
+_TRAINED = dict.fromkeys(("max_new_tokens", "num_beams", "no_repeat_ngram_size"), "as in training")
 
 
+@takes(*flags(GenerationSettings, but=["min_new_tokens"], default=_TRAINED))
 def predict(
     run: str = typer.Argument(..., help=RUN_FOLDER),
     data: str = option("Data", "file with the texts, in a format that `unipelt train` reads (required)", default=...),
@@ -26,20 +33,6 @@ def predict(
     ),
     model: str = BASE_OF_RUN,
     device: str = option("Model", DEVICE_HELP, default="auto"),
-    max_new_tokens: int | None = integer("Generation", "maximum number of generated tokens (default: as in training)"),
-    num_beams: int | None = integer(
-        "Generation", "number of beams in beam search; 1: greedy decoding (default: as in training)"
-    ),
-    no_repeat_ngram_size: int | None = integer(
-        "Generation",
-        "n-grams of this size do not occur twice in a text (default: as in training)",
-        "--no-repeat-ngram-size",
-    ),
-    temperature: float | None = number("Generation", "sampling temperature; 0: no sampling (default: 0)"),
-    top_p: float | None = number(
-        "Generation", "nucleus sampling: the most probable tokens up to this total probability (default: 1, all)"
-    ),
-    seed: int | None = integer("Generation", "random seed for sampling (default: 0)"),
     out: str = option(
         "Output",
         "file to write, .csv, .tsv, .json, .jsonl, .parquet or .xlsx (default: standard output, in the input's format; CSV for Parquet and Excel)",
@@ -53,6 +46,7 @@ def predict(
         default=0.0,
     ),
     gates: bool = switch("Output", "add the value of each gate, one column per layer and change", "--gates"),
+    **given: Any,
 ) -> None:
     """Predict a label, a number or a text for each example of a file, and add it as a column after the others; --proba and
     --gates add theirs after it.
@@ -87,11 +81,6 @@ def predict(
     if out and path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: expected a file that ends in {', '.join(SUFFIXES)}")
     predictor = load_predictor(run, model or None, device)
-    options = {
-        "max_new_tokens": max_new_tokens, "num_beams": num_beams, "no_repeat_ngram_size": no_repeat_ngram_size,
-        "temperature": temperature, "top_p": top_p, "seed": seed,
-    }  # fmt: skip
-    given = {name: value for name, value in options.items() if value is not None}
     predictor.task = predictor.task.with_options(given)
     columns, dialect = predictor.columns(
         data,

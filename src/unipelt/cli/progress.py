@@ -2,7 +2,6 @@
 
 import sys
 import time
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -23,7 +22,7 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-class Display(ABC):
+class Display:
     """A bar on a terminal, and lines where there is none; both on standard error."""
 
     def __init__(self, *columns: ProgressColumn, transient: bool):
@@ -42,13 +41,9 @@ class Display(ABC):
     def log(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    @abstractmethod
-    def __call__(self, fleet: "Fleet", event: str) -> None:
-        """Show how far a fleet is; see `unipelt.train.fleet.Observer`."""
-
 
 class Watch(Display):
-    """Shows steps, loss, the validation metric and the time left."""
+    """Shows steps, loss, the validation metric and the time left of a run; see `unipelt.train.fleet.Observer`."""
 
     def __init__(self) -> None:
         texts = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
@@ -63,19 +58,18 @@ class Watch(Display):
             self.started, self.first = time.monotonic(), record.steps
         text = "training"
         if record.curve:
-            now, metric = record.curve[-1], plan.task.metric
-            text = f"epoch {now['epoch']}  loss {now['train_loss']:.4f}  {metric} {now[metric]:.4f}  best {record.validation:.4f}"
+            last, metric = record.curve[-1], plan.task.metric
+            text = f"epoch {last['epoch']}  loss {last['train_loss']:.4f}  {metric} {last[metric]:.4f}  best {record.validation:.4f}"
         text += "  evaluating" * (event == "prediction")
         self.bar.update(self.row, completed=record.steps, description=text)
-        if not self.told and record.steps >= self.first + STEPS:
-            left = (time.monotonic() - self.started) / (record.steps - self.first) * (plan.steps - record.steps)
+        now, done = time.monotonic(), record.steps - self.first
+        left = (now - self.started) / max(1, done) * (plan.steps - record.steps)
+        if not self.told and done >= STEPS:
             self.log(f"{plan.steps} steps: about {format_duration(left)} at most, evaluations not counted")
             self.told = True
-        if event == "evaluation" and not sys.stderr.isatty() and (time.monotonic() - self.last > 5 or record.ended):
-            done = max(1, record.steps - self.first)
-            left = (time.monotonic() - self.started) / done * (plan.steps - record.steps)
+        if event == "evaluation" and not sys.stderr.isatty() and (now - self.last > 5 or record.ended):
             self.log(f"{text}  step {record.steps}/{plan.steps}  at most {left:.0f} s left")
-            self.last = time.monotonic()
+            self.last = now
 
 
 class StudyWatch(Display):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from unipelt.checkpoint.disk import TENSORS
 from unipelt.checkpoint.header import tensors_header
 from unipelt.report.names import counts_text, gate_labels
 from unipelt.spec import Location
@@ -58,22 +59,17 @@ def result_lines(record: RunRecord) -> list[str]:
 def parameter_table(folder: Path, description: "Description") -> Table:
     """Parameters and bytes of each change, and of the head; reads the header of the file alone, and no torch."""
     from unipelt.checkpoint.description import equations
-    from unipelt.errors import CheckpointError
     from unipelt.spec import Mixture
 
     mixture = Mixture.from_dict(description.mixture)
     formulas = equations(mixture, description.base["model_type"])
     numbers: dict[str, tuple[int, int]] = dict.fromkeys(formulas, (0, 0))
-    file = folder / description.tensors
-    try:
-        entries = {path: entry for path, entry in tensors_header(file).items() if path != "__metadata__"}
-        sizes = {path: (prod(entry["shape"]), entry["data_offsets"]) for path, entry in entries.items()}
-        for path, (count, (begin, end)) in sizes.items():
+    for path, entry in tensors_header(folder / TENSORS).items():
+        if path != "__metadata__":
             owner = Location.parse(path.removeprefix("unipelt.")).change
-            before = numbers.get(owner, (0, 0))
-            numbers[owner] = before[0] + count, before[1] + end - begin
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: its header is damaged ({type(error).__name__}: {error})") from None
+            count, size = numbers.get(owner, (0, 0))
+            begin, end = entry["data_offsets"]
+            numbers[owner] = count + prod(entry["shape"]), size + end - begin
     table = Table(box=None, pad_edge=False)
     for column in ("change", "stored parameters", "kB", "equation"):
         table.add_column(column, justify="right" if column in ("stored parameters", "kB") else "left")

@@ -145,7 +145,7 @@ def refuse(
         if not reasons:  # fixing the gates helps only if there is no other reason
             listed += (
                 f"; fix its gates first: unipelt.fix_gates(model, {dict.fromkeys(gated, 0.5)}) with the means that "
-                "unipelt.record_gates gives, or `unipelt export --fix-gates --data FILE`"
+                "unipelt.record_gates gives, or `unipelt export` with --data FILE"
             )
         raise SpecError(f"{verb} refused, nothing was changed: {listed}")
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt import data
 from unipelt.checkpoint.bases import run_tokenizer
-from unipelt.checkpoint.description import CONFIG, describe
+from unipelt.checkpoint.description import TENSORS, describe
 from unipelt.checkpoint.disk import BASELINE, resolve
 from unipelt.checkpoint.fingerprint import check_tokenizer
 from unipelt.checkpoint.loading import load
@@ -149,7 +149,7 @@ class Predictor(TablePredictor):
             raise CheckpointError(
                 f"{run}: an ensemble of {len(members)} runs, and one is expected; name it, such as {members[0]}"
             )
-        if record and (members or not (folder / CONFIG).exists()):
+        if record and (members or not (folder / TENSORS).exists()):
             if record.failed:
                 raise CheckpointError(f"{folder}: {record.status}; train again with another --out")
             if not record.done:
@@ -189,7 +189,7 @@ class Predictor(TablePredictor):
     @classmethod
     def _whole(cls, folder: Path, record: RunRecord, target: torch.device) -> "Predictor":
         if not record.key.full:
-            raise CheckpointError(f"{folder}: no {CONFIG} in it, though its run is finished; train it again")
+            raise CheckpointError(f"{folder}: no {TENSORS} in it, though its run is finished; train it again")
         task = task_of(record.description)
         model, tokenizer = task.load(str(folder))
         check_tokenizer(tokenizer, (record.identity or {}).get("tokenizer", ""), folder)

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.checkpoint.disk import read_json, resolve
-from unipelt.checkpoint.fill import expected_shapes, fill
 from unipelt.checkpoint.formats.adapterhub_keys import BERTS, Names, plain_keys
+from unipelt.checkpoint.loading import attach_read
 from unipelt.checkpoint.safe import read_tensors
 from unipelt.errors import CheckpointError, SpecError, did_you_mean
 from unipelt.inject.architectures import Stack
-from unipelt.inject.attach import attach
 from unipelt.inject.discover import entries_of
 from unipelt.inject.heads import find_head
+from unipelt.inject.hooks import BoundChange
 from unipelt.inject.resolve import ResolvedStack, find_stacks
 from unipelt.spec.compatibility import LINEARS
 
@@ -90,29 +90,19 @@ def load_adapterhub(
     except (TypeError, KeyError, AttributeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: {type(error).__name__} {error}: its config is not as expected") from None
     tensors = plain_keys(model, read_tensors(folder, TENSORS, PICKLED), folder)
-    head = _head(model, folder)
-
-    modules = sorted({name.rpartition(".")[0] for name in head})
     names = Names(kind, config["name"], dict(mixture.named()), resolved)
-    problem, values, unused = None, {}, set(tensors)
-    for name, parameter in expected_shapes(model, mixture, modules, entries).items():
-        if name.startswith("head."):
-            values[name] = head[name.removeprefix("head.")]
-            continue
-        key = names.key(name)
-        unused.discard(key)
-        if key not in tensors:
-            problem = problem or f"has no {key!r}"
-        else:
-            values[name] = names.value(name, tensors[key])
-            if values[name].shape != parameter.shape:
-                problem = problem or f"{key!r} is {tuple(tensors[key].shape)}, expected {tuple(parameter.shape)}"
-    if unused:
-        problem = problem or f"holds {min(unused)!r}, which its config does not have"
-    if problem:
-        raise CheckpointError(f"{folder}: {problem}; another base, or a damaged folder")
-    attach(model, mixture, head="train" if modules else "frozen", head_modules=modules, stacks=entries)
-    return fill(model, values, str(folder))
+
+    def values_of(shapes: dict[str, Tensor], _: list[BoundChange]) -> dict[str, Tensor]:
+        keys = {name: names.key(name) for name in shapes if not name.startswith("head.")}
+        problems = [f"has no {key!r}" for key in keys.values() if key not in tensors]
+        problems += [
+            f"holds {key!r}, which its config does not have" for key in sorted(tensors.keys() - {*keys.values()})
+        ]
+        if problems:
+            raise CheckpointError(f"{folder}: {problems[0]}; another base, or a damaged folder")
+        return {name: names.value(name, tensors[key]) for name, key in keys.items()}
+
+    return attach_read(model, mixture, _head(model, folder), values_of, entries, folder)
 
 
 def _check_base(model: PreTrainedModel, config: dict[str, Any], path: Path) -> None:
@@ -255,13 +245,7 @@ def _head(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
             continue
         if key.startswith("heads.") or key not in own:
             raise CheckpointError(f"{folder}: a head with {key!r}, which this {type(model).__name__} does not have")
-        if own[key].shape != value.shape:
-            raise CheckpointError(f"{folder}: {key!r} is {tuple(value.shape)}, expected {tuple(own[key].shape)}")
-        if path in new or not torch.equal(own[key].to(value), value):
-            if not isinstance(modules[path], nn.Linear | nn.LayerNorm):
-                raise CheckpointError(
-                    f"{folder}: a head with a {type(modules[path]).__name__}, {key!r}, cannot be read"
-                )
+        if path in new or own[key].shape != value.shape or not torch.equal(own[key].to(value), value):
             head[key] = value
     return {f"{path}.{name}": head.get(f"{path}.{name}", own[f"{path}.{name}"])
             for path in {key.rpartition(".")[0] for key in head} for name, _ in modules[path].named_parameters()}  # fmt: skip

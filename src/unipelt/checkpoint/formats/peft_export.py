@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save as save_tensors
@@ -21,8 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from unipelt import spec
 from unipelt.checkpoint.bases import hub_name, vocabulary_size
 from unipelt.checkpoint.disk import write_whole
-from unipelt.checkpoint.formats.peft import TENSORS, wrapped_modules
-from unipelt.checkpoint.formats.peft_linears import CONFIG, Ia3, Lora, targeted
+from unipelt.checkpoint.formats.peft import CONFIG, TENSORS, targeted, wrapped_modules
 from unipelt.checkpoint.formats.peft_tokens import KEY, PrefixLayout, first_of
 from unipelt.errors import SpecError
 from unipelt.inject.added_tokens import added_rows
@@ -40,6 +39,21 @@ METHODS = {"low_rank": "LoRA", "dora": "DoRA", "scaling": "IA³", "prefix": "pre
 """by form: what peft calls it"""
 Method = tuple[dict[str, Any], dict[str, Tensor]]
 """fields of the config, and tensors by the names of the base's modules"""
+
+
+class Given(NamedTuple):
+    """One run that is written."""
+
+    model: PreTrainedModel
+    tuned: MixtureState
+    found: list[BoundChange]
+    run: int
+    wrapped: list[str]
+    """modules that peft keeps copies of"""
+
+    def weight(self, attached: BoundChange) -> Any:
+        """The weight of a change."""
+        return weight_of(attached, self.run)
 
 
 def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int | None = None) -> Path:
@@ -62,8 +76,8 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
     saved = sorted({_saved_name(model, path) for path in tuned.head_modules})
     wrapped = saved + [name for name in CLASSIFIERS if task == "SEQ_CLS" and name not in saved]
     name = found[0].change.form.name
-    write: Callable[..., Method] = {"scaling": _ia3, "prefix": _prefix, "prompt": _prompt}.get(name, _lora)
-    method, tensors = write(model, tuned, found, run, wrapped)
+    write: Callable[[Given], Method] = {"scaling": _ia3, "prefix": _prefix, "prompt": _prompt}.get(name, _lora)
+    method, tensors = write(Given(model, tuned, found, run, wrapped))
     for path in wrapped_modules(model, wrapped):
         tensors |= {f"{path}.{name}": value for name, value in model.get_submodule(path).state_dict().items()}
     for path, head in tuned.head_modules.items():
@@ -93,7 +107,7 @@ def _reasons(tuned: MixtureState, found: list[BoundChange]) -> Callable[[BoundCh
         if len(forms) > 1:
             others = ", ".join(sorted(METHODS[name] for name in forms - {form.name}))
             return f"a peft folder holds one method, and beside {METHODS[form.name]} there is {others}"
-        if attached.point.part is not None:
+        if attached.path in seen and attached.point.part is not None:
             name = attached.path.rsplit(".", 1)[-1]
             return f"it changes a part of the fused {name!r}, peft's LoRA whole linears: use site='linear:{name}', or merge"
         if seen[attached.path] > 1:
@@ -109,35 +123,32 @@ def _reasons(tuned: MixtureState, found: list[BoundChange]) -> Callable[[BoundCh
     return reason
 
 
-def _lora(
-    model: PreTrainedModel, tuned: MixtureState, found: list[BoundChange], run: int, wrapped: list[str]
-) -> Method:
+def _lora(given: Given) -> Method:
+    model, _, found, run, wrapped = given
     is_dora = isinstance(found[0].change.form, spec.Dora)
     dropouts = {getattr(attached.change.form, "dropout", 0.0) for attached in found}
     if len(dropouts) > 1:
         raise SpecError(f"export to peft: dropouts {sorted(dropouts)}, expected one: a peft folder has one for all")
-    loras = {}
-    for attached in found:
-        form: Any = attached.form
-        alpha = attached.change.form.alpha * weight_of(attached, run)  # type: ignore[union-attr]
-        magnitude = form.magnitude[run] if is_dora else None
-        loras[attached.path] = Lora(form.down.weight[run], form.up.weight[run], alpha, magnitude=magnitude)
     tensors: dict[str, Tensor] = {}
-    for path, lora in loras.items():
-        tensors |= {f"{path}.lora_A.weight": lora.down, f"{path}.lora_B.weight": lora.up}
-        tensors |= {} if lora.magnitude is None else {f"{path}.lora_magnitude_vector": lora.magnitude}
-    ranks = Counter(len(lora.down) for lora in loras.values()).most_common(1)[0][0]
-    alphas = Counter(lora.alpha for lora in loras.values()).most_common(1)[0][0]
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for attached in found:
+        path, form, settings = attached.path, attached.form, attached.change.form
+        tensors |= {f"{path}.lora_A.weight": form.down.weight[run], f"{path}.lora_B.weight": form.up.weight[run]}  # type: ignore[union-attr, index, operator]
+        if is_dora:
+            tensors[f"{path}.lora_magnitude_vector"] = form.magnitude[run]  # type: ignore[index, operator]
+        ranks[path], alphas[path] = settings.r, settings.alpha * given.weight(attached)  # type: ignore[union-attr]
+    usual_rank, usual_alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
     config = {
         "peft_type": "LORA",
-        "r": ranks,
-        "lora_alpha": _plain(alphas),
+        "r": usual_rank,
+        "lora_alpha": _plain(usual_alpha),
         "lora_dropout": dropouts.pop(),
-        "rank_pattern": {_exactly(p): len(lora.down) for p, lora in loras.items() if len(lora.down) != ranks},
-        "alpha_pattern": {_exactly(p): _plain(lora.alpha) for p, lora in loras.items() if lora.alpha != alphas},
-        "target_modules": _target_modules(model, set(loras), wrapped),
+        "rank_pattern": {_exactly(path): r for path, r in ranks.items() if r != usual_rank},
+        "alpha_pattern": {_exactly(path): _plain(alpha) for path, alpha in alphas.items() if alpha != usual_alpha},
+        "target_modules": _target_modules(model, set(ranks), wrapped),
         "bias": "none",
-        "fan_in_fan_out": all(isinstance(model.get_submodule(path), Conv1D) for path in loras),
+        "fan_in_fan_out": all(isinstance(model.get_submodule(path), Conv1D) for path in ranks),
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": is_dora,
@@ -145,16 +156,15 @@ def _lora(
     return config, tensors
 
 
-def _ia3(model: PreTrainedModel, tuned: MixtureState, found: list[BoundChange], run: int, wrapped: list[str]) -> Method:
-    vectors = {}
+def _ia3(given: Given) -> Method:
+    model, _, found, run, wrapped = given
+    vectors: dict[str, Tensor] = {}
     for attached in found:
         form: Any = attached.form
-        scale = 1 + weight_of(attached, run) * form.offset[run]
-        vectors[attached.path] = Ia3(scale[None] if attached.point.side == "before" else scale[:, None])
-    targets, inner = (
-        _target_modules(model, set(vectors), wrapped),
-        [p for p, one in vectors.items() if len(one.vector) == 1],
-    )
+        scale = 1 + given.weight(attached) * form.offset[run]
+        vectors[attached.path] = scale[None] if attached.point.side == "before" else scale[:, None]
+    targets = _target_modules(model, set(vectors), wrapped)
+    inner = [path for path, vector in vectors.items() if len(vector) == 1]
     names = {path.rsplit(".", 1)[-1] for path in inner}
     if names <= {*targets} and not names & {path.rsplit(".", 1)[-1] for path in vectors.keys() - {*inner}}:
         inner = [*names]
@@ -167,12 +177,11 @@ def _ia3(model: PreTrainedModel, tuned: MixtureState, found: list[BoundChange], 
         "fan_in_fan_out": all(isinstance(model.get_submodule(path), Conv1D) for path in vectors),
         "init_ia3_weights": True,
     }
-    return config, {f"{path}.ia3_l": one.vector for path, one in vectors.items()}
+    return config, {f"{path}.ia3_l": vector for path, vector in vectors.items()}
 
 
-def _prompt(
-    model: PreTrainedModel, tuned: MixtureState, found: list[BoundChange], run: int, wrapped: list[str]
-) -> Method:
+def _prompt(given: Given) -> Method:
+    model, tuned, found, run, _ = given
     stacks = find_stacks(model, tuned.options["stacks"])
     expected = first_of(model, stacks)
     if any(attached.change.form.first != expected for attached in found):  # type: ignore[union-attr]
@@ -180,35 +189,25 @@ def _prompt(
             "export to peft: peft's classifier reads the prompt's first vector, this one the input's first token; train with "
             "Prompt(first='prompt'), or use unipelt.save"
         )
-    own: list[Any] = [attached.form for attached in found]
-    vectors = torch.cat([weight_of(attached, run) * form.vectors[run] for attached, form in zip(found, own)])
-    config = {
-        "peft_type": "PROMPT_TUNING",
-        "prompt_tuning_init": "RANDOM",
-        **_shape(model, len(vectors), vectors.shape[1]),
-    }
-    return config, {KEY: vectors}
+    vectors = torch.cat([given.weight(attached) * attached.form.vectors[run] for attached in found])  # type: ignore[index, operator]
+    config = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
+    return config | _shape(model, len(vectors), vectors.shape[1]), {KEY: vectors}
 
 
-def _prefix(
-    model: PreTrainedModel, tuned: MixtureState, found: list[BoundChange], run: int, wrapped: list[str]
-) -> Method:
+def _prefix(given: Given) -> Method:
+    model, tuned, found, run, _ = given
     layout = PrefixLayout(model, find_stacks(model, tuned.options["stacks"]))
     _, state = with_prefix_tables(tuned)
     key, value = (
         next(v for n, v in state.items() if n.endswith(f".{end}") and not n.startswith("head."))[run]
         for end in ("key", "value")
     )
-    weights = {attached.location.layer: weight_of(attached, run) for attached in found}
+    weights = {attached.location.layer: given.weight(attached) for attached in found}
     scale = torch.tensor([weights[layer.index] for layer in layout.stack.layers]).to(key)[:, None, None]
     vectors = layout.to_peft(scale * key, scale * value)
-    shape = _shape(model, len(vectors), layout.width) | {
-        "num_layers": layout.layers,
-        "num_attention_heads": layout.shape.heads,
-    }
-    return {"peft_type": "PREFIX_TUNING", "encoder_hidden_size": layout.width, "prefix_projection": False, **shape}, {
-        KEY: vectors
-    }
+    config = {"peft_type": "PREFIX_TUNING", "encoder_hidden_size": layout.width, "prefix_projection": False}
+    shape = {"num_layers": layout.layers, "num_attention_heads": layout.shape.heads}
+    return config | _shape(model, len(vectors), layout.width) | shape, {KEY: vectors}
 
 
 def _shape(model: PreTrainedModel, length: int, width: int) -> dict[str, Any]:

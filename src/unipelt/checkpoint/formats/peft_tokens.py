@@ -6,6 +6,7 @@ positions only the distance counts: rotated backwards by the length, the keys ar
 
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import spec
-from unipelt.checkpoint.formats.peft_linears import Contents
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.forms.prefix import HeadShape
+from unipelt.inject.hooks import BoundChange
 from unipelt.inject.resolve import ResolvedStack, by_head_shape
-from unipelt.inject.state import MixtureState
 
 KEY = "prompt_embeddings"
 SHAPE = {"num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
@@ -29,6 +29,10 @@ READ = {
     "PREFIX_TUNING": SHAPE | {"encoder_hidden_size", "prefix_projection", "init_weights"},
 }
 """options that are read, or that only matter at the start of training"""
+Values = Callable[[dict[str, Tensor], list[BoundChange]], dict[str, Tensor]]
+"""from the parameters and changes of a mixture on a base, without values, to values by name"""
+Contents = tuple[tuple[spec.Change, ...], Values, dict[str, Tensor]]
+"""changes, a function that gives their parameters, and the tensors that are left for the head"""
 
 
 def read(
@@ -47,9 +51,8 @@ def read(
     parse = _prompt if config["peft_type"] == "PROMPT_TUNING" else _prefix
     change, parameters = parse(stacks, model, vectors, length, folder)
 
-    def values(tuned: MixtureState) -> dict[str, Tensor]:
-        names = (name for name, _ in tuned.named_parameters() if not name.startswith("head."))
-        return {name: parameters[name.rsplit(".", 1)[-1]] for name in names}
+    def values(shapes: dict[str, Tensor], changes: list[BoundChange]) -> dict[str, Tensor]:
+        return {name: parameters[name.rsplit(".", 1)[-1]] for name in shapes if not name.startswith("head.")}
 
     return (change,), values, {name: value for name, value in tensors.items() if name != KEY}
 
