@@ -121,7 +121,7 @@ def test_rows_of_unlike_prompts_stand_side_by_side(arch: str, side: str):
         together = result(model(**given))
     for number, mixture in enumerate(mixtures):
         alone, mine = attached(arch, mixture, top="base"), torch.tensor(route) == number
-        state = model.unipelt.parts[number].state_of(0)
+        state = model.unipelt.mixtures[number].state_of(0)
         for name, parameter in mixture_state(alone).named_parameters():
             parameter[0].copy_(state[name])
         own = {name: value[mine] for name, value in given.items()}

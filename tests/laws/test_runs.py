@@ -81,7 +81,7 @@ def test_a_mixture_beside_others_is_the_mixture_alone(arch: str, mixture: Mixtur
     mixtures, shares = beside(arch, mixture), [1, 2, 1]
     fleet = attached(arch, mixtures, runs=shares)
     given = tiny.inputs(arch, fleet, batch=8)
-    parts = attached_state(fleet).parts
+    parts = attached_state(fleet).mixtures
     alones = [attached(arch, part.mixture) for part in parts]
     for how, rows in SIDES.items():
         fleet.zero_grad()

@@ -63,7 +63,7 @@ def add(model: PreTrainedModel, folder: Folder, name: str | None = None) -> PreT
     if not isinstance(getattr(model, NAME, None), AttachedState):
         return load(model, {name: folder})
     state = attached_state(model)
-    before, stacks = _runs(model), state.parts[0].options["stacks"]
+    before, stacks = _runs(model), state.mixtures[0].options["stacks"]
     if name in state.names:
         raise SpecError(f"a run {name!r} is attached already; take another name, or unipelt.remove(model, {name!r})")
     detach(model)
@@ -80,7 +80,7 @@ def remove(model: PreTrainedModel, name: str) -> PreTrainedModel:
     Raises SpecError where there is no such run.
     """
     state = attached_state(model)
-    runs, stacks = _runs(model), state.parts[0].options["stacks"]
+    runs, stacks = _runs(model), state.mixtures[0].options["stacks"]
     left = [run for run in runs if run.name != name]
     if len(left) == len(runs):
         raise SpecError(f"no run {name!r} is attached: {did_you_mean(name, [run.name for run in runs])}")
@@ -191,7 +191,7 @@ def _runs(model: PreTrainedModel) -> list[NamedRun]:
     runs: list[NamedRun] = []
     tokens = state.brought["tokens"]["from"] if "tokens" in state.brought else 0
     added = added_rows(model, tokens)
-    for part in state.parts:
+    for part in state.mixtures:
         for number in range(part.runs):
             name = state.names[len(runs)] if state.names else str(len(runs))
             tensors = {path: value.clone() for path, value in part.state_of(number).items()}
@@ -228,7 +228,7 @@ def _attach(
     state = attached_state(model)
     state.names = [run.name for run in runs]
     outputs = f"{HEAD}.{modules[-1]}.weight" if modules else ""
-    for part, run in zip(state.parts, runs):
+    for part, run in zip(state.mixtures, runs):
         if outputs in run.tensors:
             _resize(part.head_modules[modules[-1]], len(run.tensors[outputs]))
         with torch.no_grad():

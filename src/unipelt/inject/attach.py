@@ -80,14 +80,14 @@ def attach_checked(
     options = options | {"stacks": tuple(stack.entry for stack in stacks)}
     base = Base(model, stacks, frozenset(find_head(model)), several=sum(runs_each) > 1)
     say_which_layers_attend(base.config.model_type, stacks)
-    parts = []
+    states = []
     for number, (mixture, runs) in enumerate(zip(mixtures, runs_each)):
-        part = build(mixture, runs, number, base, options=options, fresh_head=fresh_head, head_modules=head_modules)
-        train_head(part, head)
-        if refuse_untrained and not any(p.requires_grad for p in part.parameters()):
-            _refuse_untrained(model, mixture, head, bool(part.head_modules))
-        parts.append(part)
-    state: AttachedState = parts[0] if len(parts) == 1 else AttachedState(parts)
+        tuned = build(mixture, runs, number, base, options=options, fresh_head=fresh_head, head_modules=head_modules)
+        train_head(tuned, head)
+        if refuse_untrained and not any(p.requires_grad for p in tuned.parameters()):
+            _refuse_untrained(model, mixture, head, bool(tuned.head_modules))
+        states.append(tuned)
+    state: AttachedState = states[0] if len(states) == 1 else AttachedState(states)
     state.depth = max(stack.layers[-1].index + 1 for stack in stacks)
     _cast(state, model)
     for run, seed in enumerate(seeds):
@@ -249,6 +249,6 @@ def _to_devices(state: AttachedState, model: PreTrainedModel) -> None:
         for module in (change.weight, None if isinstance(change, BoundPrefix) else change.form):
             if target is not None and isinstance(module, nn.Module):
                 module.to(target.device)
-    for part in state.parts:
-        for path, module in part.head_modules.items():
+    for tuned in state.mixtures:
+        for path, module in tuned.head_modules.items():
             module.to(next(model.get_submodule(path).parameters()).device)

@@ -23,21 +23,21 @@ from unipelt.inject.heads import Pooling, build_head
 from unipelt.inject.hooks import BoundChange, HeadHook, ModuleHook
 from unipelt.inject.plan import Base, HookPoint, plan
 from unipelt.inject.prompt import BoundPrompt, PromptHook, PromptOutput
-from unipelt.inject.resolve import FusedPart, Part, embedding_module, normaliser, path_of, unreadable
+from unipelt.inject.resolve import Columns, FusedColumns, embedding_module, normaliser, path_of, unreadable
 from unipelt.inject.state import NAME, AttachedState, Hook, MixtureState
 from unipelt.spec import Location
 from unipelt.spec.location import HEAD
 
 
 def frozen_linear(
-    module: Any, part: Part | None
+    module: Any, columns: Columns | None
 ) -> tuple[Float[Tensor, "outputs inputs"], Float[Tensor, " outputs"] | None]:
-    """The base's own weight and bias of a linear, or of one part of a fused one."""
+    """The base's own weight and bias of a linear, or of its part in a fused one."""
     weight = module.weight.detach()
     weight = weight.T if isinstance(module, Conv1D) else weight
     bias = None if module.bias is None else module.bias.detach()
-    if isinstance(part, FusedPart):
-        return part.rows(weight), None if bias is None else part.rows(bias)
+    if isinstance(columns, FusedColumns):
+        return columns.rows(weight), None if bias is None else columns.rows(bias)
     return weight, bias
 
 
@@ -62,7 +62,7 @@ class MixtureBuilder:
         kind = {"attention": BoundPrefix, "front": BoundPrompt}.get(point.side, BoundChange)
         bound = kind(change, point, form, weight, member=member, mixture=self.number)
         if isinstance(bound, BoundPrefix) and change.form.norm:  # type: ignore[union-attr]
-            bound.query = self._frozen(base, point.query, point.part, "prefix(norm=True)")
+            bound.query = self._frozen(base, point.query, point.columns, "prefix(norm=True)")
         self.changes.append(bound)
 
     def _form(self, change: spec.Change, point: HookPoint, base: Base) -> nn.Module:
@@ -83,7 +83,7 @@ class MixtureBuilder:
             norm = base.model.get_submodule(point.path)
             made = Norm(self.runs, point.outputs, normaliser(norm), getattr(norm, "bias", None) is not None)
         elif form.name == "dora":
-            frozen = self._frozen(base, point.path, point.part, "dora")
+            frozen = self._frozen(base, point.path, point.columns, "dora")
             made = Dora(self.runs, point.inputs, point.outputs, form.r, form.alpha, frozen)
         elif form.name == "prompt":
             table: Any = point.stack.module.get_input_embeddings()  # type: ignore[operator]
@@ -93,14 +93,14 @@ class MixtureBuilder:
             made = MAPS[form.name](form, self.runs, point.inputs, point.outputs)
         return self.modules.setdefault(point.location, made)
 
-    def _frozen(self, base: Base, path: str, part: Part | None, reader: str) -> partial[Any]:
+    def _frozen(self, base: Base, path: str, columns: Columns | None, reader: str) -> partial[Any]:
         """What gives the weight and bias of a linear. Raises SiteError where they cannot be read. reader: what reads them."""
         module: Any = base.model.get_submodule(path)
         if not module.weight.is_meta and (found := unreadable(module)) is not None:
             raise SiteError(
                 f"{reader} at {path!r}: its weight is {found}, which {reader} reads; load the base in floating point"
             )
-        return partial(frozen_linear, module, part)
+        return partial(frozen_linear, module, columns)
 
     def _weight(self, change: spec.Change, point: HookPoint) -> tuple[float | nn.Module, int]:
         """The weight of a change at one point, and its column in a gate that a group shares."""
@@ -189,8 +189,10 @@ def hooks_of(state: AttachedState, base: Base, pooling: str) -> list[Hook]:
     for captured in dict.fromkeys(change.point.captured for change in changes if change.point.captured):
         hooks.append(Hook(captured, "pre with keywords", InputCapture(forwards, captured).enter))
     hooks += [Hook(path, "pre", hook.before) for path, hook in module_hooks(forwards, changes, "before").items()]
-    for path in state.parts[0].head_modules:
-        hooks.append(Hook(path, "post", HeadHook([part.head_modules[path] for part in state.parts], forwards).after))
+    for path in state.mixtures[0].head_modules:
+        hooks.append(
+            Hook(path, "post", HeadHook([tuned.head_modules[path] for tuned in state.mixtures], forwards).after)
+        )
     if pooling != "model":
         hooks.append(pooling_hook(state, base, pooling))
     token_path = path_of(base.model, embedding_module(base.model, "input"))
@@ -216,7 +218,7 @@ def prompt_hooks(state: AttachedState, base: Base, changes: list[BoundChange]) -
         return []
     stack = bound[0].point.stack
     decoder = next((other for other in base.stacks if other.entry.cross is not None), None)
-    front = PromptHook(stack.module, state.forwards, bound, len(state.parts), decoder is not None)
+    front = PromptHook(stack.module, state.forwards, bound, len(state.mixtures), decoder is not None)
     output = PromptOutput(front)
     firsts = {change.change.form.first for change in bound}  # type: ignore[union-attr]
     whole = path_of(base.model, base.model.base_model) or ""

@@ -155,10 +155,10 @@ class ModuleHook:
             return self._change_output(module, s, module.forward(s), earlier, context)
         read = self._read(change, context, x if change.point.reads == "input" else y)
         plain = None if earlier else y
-        if (part := change.point.part) is not None:
-            taken = part.take(y)
+        if (columns := change.point.columns) is not None:
+            taken = columns.take(y)
             read = read if change.point.reads == "input" else taken
-            return part.add(y, change.delta(read, context, None if plain is None else taken).to(y.dtype))
+            return columns.add(y, change.delta(read, context, None if plain is None else taken).to(y.dtype))
         return change.add_to(y, read, context, plain)
 
     def _active(self, context: Context) -> list[BoundChange]:

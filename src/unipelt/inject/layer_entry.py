@@ -13,7 +13,7 @@ from unipelt.inject.architectures import Attention
 from unipelt.inject.resolve import Layer, features, head_shape, is_linear
 from unipelt.inject.trace import Attending, Call, NotFound, Trace, gradients, output_tensor, prepared, reached
 
-PARTS = ("query", "key", "value")
+PROJECTIONS = ("query", "key", "value")
 
 
 class LayerEntry:
@@ -77,18 +77,18 @@ class LayerEntry:
         """Where the projections of one attention are, and the call of the one behind it."""
         linears = [p for p in self.weighted if p.module is not None and self.local(p.path)]
         columns: dict[str, dict[str, list[int]]] = {}
-        for part in PARTS:
-            found = gradients(getattr(attending, part), [p.gives for p in linears])
-            columns[part] = {
+        for which in PROJECTIONS:
+            found = gradients(getattr(attending, which), [p.gives for p in linears])
+            columns[which] = {
                 p.path: g.flatten(0, -2).abs().sum(0).nonzero().flatten().tolist()
                 for p, g in zip(linears, found) if g is not None
             }  # fmt: skip
-            if not columns[part]:
-                raise NotFound(f"no linear module gives the {part} of its attention {self.local(attending.path)!r}")
+            if not columns[which]:
+                raise NotFound(f"no linear module gives the {which} of its attention {self.local(attending.path)!r}")
             twice = next((p.path for p in linears if sum(q.path == p.path for q in linears) > 1), None)
-            if twice in columns[part]:
-                raise NotFound(f"its {self.local(str(twice))} is called twice, for the {part} of two streams")
-        paths = {part: max(found, key=lambda path: len(found[path])) for part, found in columns.items()}
+            if twice in columns[which]:
+                raise NotFound(f"its {self.local(str(twice))} is called twice, for the {which} of two streams")
+        paths = {which: max(found, key=lambda path: len(found[path])) for which, found in columns.items()}
         after = [
             c for c in self.calls if is_linear(c.module) and c.start > attending.time and c.path not in paths.values()
         ]
@@ -99,7 +99,7 @@ class LayerEntry:
             module=self.local(attending.path), out=self.local(reads[0].path), prefix=attending.dispatched,
             query=self.local(paths["query"]), key=self.local(paths["key"]), value=self.local(paths["value"]),
         )  # fmt: skip
-        entry = self.with_order(entry, {part: columns[part][paths[part]] for part in PARTS}, paths, attending)
+        entry = self.with_order(entry, {which: columns[which][paths[which]] for which in PROJECTIONS}, paths, attending)
         return self.with_shape(entry, attending), reads[0]
 
     def with_order(self, entry: Attention, columns: dict[str, list[int]], paths: dict[str, str], attending: Attending):
@@ -109,11 +109,11 @@ class LayerEntry:
             return entry
         outputs = features(self.trace.base.get_submodule(shared))[1]
         labels = ["other"] * outputs
-        for part in PARTS:
-            for column in columns[part] if paths[part] == shared else ():
+        for which in PROJECTIONS:
+            for column in columns[which] if paths[which] == shared else ():
                 if labels[column] != "other":
-                    raise NotFound(f"{self.local(shared)} gives {labels[column]} and {part} in one column")
-                labels[column] = part
+                    raise NotFound(f"{self.local(shared)} gives {labels[column]} and {which} in one column")
+                labels[column] = which
         runs = [(label, len(list(alike))) for label, alike in groupby(labels)]
         period = next(n for n in range(1, len(runs) + 1) if len(runs) % n == 0 and runs == runs[:n] * (len(runs) // n))
         order, groups = tuple(label for label, _ in runs[:period]), len(runs) // period

@@ -149,10 +149,10 @@ class LayerRun:
         return seen
 
     def noise(
-        self, attention: Attention, part: str, factor: float = 1.0, token: int | None = None
+        self, attention: Attention, which: str, factor: float = 1.0, token: int | None = None
     ) -> dict[str, Change]:
         """Something added to a projection's query, key or value, in all tokens or in one."""
-        path, _, outputs, fused = projection(self.layer, attention, part, self.base.config)
+        path, _, outputs, fused = projection(self.layer, attention, which, self.base.config)
 
         def change(y: Tensor) -> Tensor:
             shape = (*y.shape[:-1], outputs)

@@ -20,7 +20,7 @@ from unipelt.inject.attach import remove, reset_dynamo
 from unipelt.inject.attention import BoundPrefix
 from unipelt.inject.compiled import refuse_compiled, uncompile
 from unipelt.inject.hooks import BoundChange, ModuleHook
-from unipelt.inject.resolve import features, is_linear, unreadable
+from unipelt.inject.resolve import is_linear, unreadable
 from unipelt.inject.state import MixtureState, mixture_state, unmerged_weights
 
 
@@ -176,7 +176,7 @@ def _reason(change: BoundChange, module: nn.Module, runs: int, run: int) -> str 
         return why
     if isinstance(form, spec.Bias | spec.Norm | spec.LowRank | spec.Dora | spec.Scaling):
         return None
-    if module.bias is None and affine(change, module, runs, run)[1].any():
+    if module.bias is None and affine(change, runs, run)[1].any():
         return f"{change.path!r} has no bias to which the adapter's could be added"
     return None
 
@@ -198,20 +198,16 @@ def _shared(module: nn.Module, path: str, users: dict[int, list[str]]) -> str | 
     return next((f"{path!r} shares its weight with {other!r}" for other in others), None)
 
 
-def affine(change: BoundChange, module: nn.Module, runs: int, run: int) -> tuple[Tensor, Tensor]:
+def affine(change: BoundChange, runs: int, run: int) -> tuple[Tensor, Tensor]:
     """Matrix A and vector c of a change that computes A x + c; without a matrix, measured at the unit vectors and at 0."""
     form: Any = change.form
-    part: Any = change.point.part
     if isinstance(form, LowRank):
         a = form.scale * form.up.weight[run].double() @ form.down.weight[run].double()
         return a, a.new_zeros(len(a))
     if isinstance(form, Dora):
         a = form.change_of_weight(run)
         return a, a.new_zeros(len(a))
-    inputs, outputs = features(module)
-    if change.point.reads == "output":
-        inputs = outputs if part is None else len(part.rows(torch.arange(outputs)))
-    device = next(form.parameters()).device
+    inputs, device = change.point.inputs, next(form.parameters()).device
     points = torch.eye(inputs + 1, inputs, dtype=torch.float64, device=device).roll(1, 0)
     training = form.training
     form.eval()  # dropout is not part of the map
@@ -229,7 +225,7 @@ def _write(module: Any, found: list[BoundChange], runs: int, run: int) -> None:
     # a change of the input comes before the module, and so before all that is added to its weight: it is multiplied in last
     for change in sorted(found, key=lambda change: change.point.side == "before"):
         form: Any = change.form
-        part: Any = change.point.part
+        columns: Any = change.point.columns
         factor = weight_of(change, run)
         if change.point.side == "before":
             weight *= 1 + factor * form.offset[run].double()
@@ -240,9 +236,9 @@ def _write(module: Any, found: list[BoundChange], runs: int, run: int) -> None:
             if form.bias is not None:
                 bias += factor * form.bias[run].double()
         else:
-            a, c = affine(change, module, runs, run)
+            a, c = affine(change, runs, run)
             rows = torch.arange(len(weight), device=weight.device)
-            rows = rows if part is None else part.rows(rows)
+            rows = rows if columns is None else columns.rows(rows)
             if change.point.reads == "input":
                 weight[rows] += factor * a
                 bias[rows] += factor * c

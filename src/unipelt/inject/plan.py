@@ -16,8 +16,8 @@ from unipelt.inject.architectures import Attention
 from unipelt.inject.context import parameters_of
 from unipelt.inject.resolve import (
     Channels,
+    Columns,
     Layer,
-    Part,
     ResolvedStack,
     by_head_shape,
     embedding_module,
@@ -82,8 +82,8 @@ class HookPoint:
     table: TableSlot | None = None
     query: str = ""
     """path of the query's projection, of an attention block"""
-    part: Part | None = None
-    """of the linear at `query`, or else at `path`, where it is fused"""
+    columns: Columns | None = None
+    """which of the output's columns it is about, of the linear at `query` or else the module at `path`; None: all"""
 
 
 def plan(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
@@ -160,10 +160,10 @@ def in_attention(
     """kind: `self` or `cross`."""
     label = site if kind == "self" else f"cross_{site}"
     if site in ("query", "key", "value"):
-        path, inputs, outputs, part = projection(layer, attention, site, config)
+        path, inputs, outputs, columns = projection(layer, attention, site, config)
         return at(
             stack, layer, name, label, f"{layer.path}.{path}", inputs=outputs if reads == "output" else inputs,
-            outputs=outputs, reads=reads, source=kind == "cross" and site != "query", part=part,
+            outputs=outputs, reads=reads, source=kind == "cross" and site != "query", columns=columns,
         )  # fmt: skip
     inner, d_model = features(layer.get(attention.out))
     block = f"{layer.path}.{attention.module}"
@@ -193,11 +193,11 @@ def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) 
             table = Location(stack.entry.name, None, name, f"{kind}_{group}" if group else kind)
             d_model = features(alike[0].get(attention.out))[1]
             for slot, layer in enumerate(alike):
-                path, *_, part = projection(layer, attention, "query", config)
+                path, *_, columns = projection(layer, attention, "query", config)
                 yield at(
                     stack, layer, name, "heads" if kind == "self" else "cross_heads", f"{layer.path}.{attention.module}",
                     side="attention", inputs=d_model, outputs=0, table=TableSlot(table, shape, len(alike), slot),
-                    query=f"{layer.path}.{path}", part=part,
+                    query=f"{layer.path}.{path}", columns=columns,
                 )  # fmt: skip
 
 
@@ -236,9 +236,9 @@ def biases(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
             continue
         stack, layer = owner_of(paths[module], base)
         if change.layers is None or (layer is not None and layer.index in change.layers):
-            size, part = len(bias), Channels() if isinstance(module, CHANNELS) else None
+            size, columns = len(bias), Channels() if isinstance(module, CHANNELS) else None
             points.append(
-                at(stack, layer, name, path, paths[module], inputs=size, outputs=size, reads="output", part=part)
+                at(stack, layer, name, path, paths[module], inputs=size, outputs=size, reads="output", columns=columns)
             )
     if not points:
         raise SiteError(f"bitfit: {base.config.model_type} has no biases to tune; use lora or adapter")

@@ -32,27 +32,27 @@ def path_of(model: nn.Module, module: nn.Module | None) -> str | None:
     return next((path for path, own in model.named_modules() if own is module), None)
 
 
-class FusedPart:
-    """A part of a fused projection: its output has `groups` equal groups, each with parts of these sizes in one order."""
+class FusedColumns:
+    """The columns of query, key or value in what a fused projection gives: `groups` equal groups, each with parts of these sizes."""
 
     def __init__(self, groups: int, sizes: Sequence[int], index: int):
         self.groups, self.sizes, self.index = groups, list(sizes), index
 
-    def take(self, y: Float[Tensor, "*rows fused"]) -> Float[Tensor, "*rows part"]:
+    def take(self, y: Float[Tensor, "*rows fused"]) -> Float[Tensor, "*rows own"]:
         return y.unflatten(-1, (self.groups, -1)).split(self.sizes, dim=-1)[self.index].flatten(-2)
 
-    def add(self, y: Float[Tensor, "*rows fused"], delta: Float[Tensor, "*rows part"]) -> Float[Tensor, "*rows fused"]:
+    def add(self, y: Float[Tensor, "*rows fused"], delta: Float[Tensor, "*rows own"]) -> Float[Tensor, "*rows fused"]:
         parts = list(y.unflatten(-1, (self.groups, -1)).split(self.sizes, dim=-1))
         parts[self.index] = parts[self.index] + delta.unflatten(-1, (self.groups, -1))
         return torch.cat(parts, dim=-1).flatten(-2)
 
-    def rows(self, weight: Float[Tensor, "fused ..."]) -> Float[Tensor, "part ..."]:
-        """This part's rows of the fused weight or bias; a view where there is one group."""
+    def rows(self, weight: Float[Tensor, "fused ..."]) -> Float[Tensor, "own ..."]:
+        """The rows of the fused weight or bias that give these columns; a view where there is one group."""
         return weight.unflatten(0, (self.groups, -1)).split(self.sizes, dim=1)[self.index].flatten(0, 1)
 
 
 class Channels:
-    """A convolution's output, whose features are its second dimension."""
+    """All columns of a convolution's output, in which they are the second dimension."""
 
     def take(self, y: Float[Tensor, "batch d *rest"]) -> Float[Tensor, "batch *rest d"]:
         return y.movedim(1, -1)
@@ -61,7 +61,7 @@ class Channels:
         return y + delta.movedim(-1, 1)
 
 
-Part = FusedPart | Channels
+Columns = FusedColumns | Channels
 
 
 @dataclass
@@ -271,7 +271,7 @@ def _number(number: int | str, module: nn.Module, config: Any) -> int:
     raise SiteError(f"no attribute {number!r} in {type(module).__name__} or the config; give attach(…, stacks=…)")
 
 
-def projection(layer: Layer, attention: Attention, which: str, config: Any) -> tuple[str, int, int, Part | None]:
+def projection(layer: Layer, attention: Attention, which: str, config: Any) -> tuple[str, int, int, Columns | None]:
     """Path, input and output features of query, key or value; and its part where the projection is fused."""
     paths = {"query": attention.query, "key": attention.key, "value": attention.value}
     path = paths[which]
@@ -291,7 +291,7 @@ def projection(layer: Layer, attention: Attention, which: str, config: Any) -> t
     each = [sizes[part] // groups for part in order]
     if sum(each) * groups != outputs or min(each) <= 0:
         raise SiteError(f"{layer.path}.{path} has {outputs} output features; expected {groups} groups of {order}")
-    return path, inputs, sizes[which], FusedPart(groups, each, order.index(which))
+    return path, inputs, sizes[which], FusedColumns(groups, each, order.index(which))
 
 
 def match_linears(stacks: list[ResolvedStack], model: PreTrainedModel, target: str, head: set[str]) -> list[str]:

@@ -38,10 +38,10 @@ class Hook(NamedTuple):
 class AttachedState(nn.Module):
     """What is attached to a base: several mixtures, whose runs are numbered consecutively. The subclass is one mixture."""
 
-    def __init__(self, parts: Sequence["MixtureState"] = ()):
+    def __init__(self, mixtures: Sequence["MixtureState"] = ()):
         super().__init__()
-        for number, part in enumerate(parts):
-            self.add_module(str(number), part)
+        for number, tuned in enumerate(mixtures):
+            self.add_module(str(number), tuned)
         self.forwards = ForwardState(1)
         self.hooks: list[Hook] = []
         self.handles: list[Any] = []
@@ -59,13 +59,13 @@ class AttachedState(nn.Module):
         self.kernels: Any = None
         self.names: list[str] = []
         """names of the runs, if they were loaded by name"""
-        if parts:
-            self.set_runs([part.runs for part in parts])
+        if mixtures:
+            self.set_runs([tuned.runs for tuned in mixtures])
 
     def set_runs(self, counts: Sequence[int]) -> None:
         """Set how many runs the parameters of each mixture have."""
-        for part, runs in zip(self.parts, counts):
-            part.set_runs([runs])
+        for tuned, runs in zip(self.mixtures, counts):
+            tuned.set_runs([runs])
         self.runs = sum(counts)
         self.forwards.route = Route(self.runs, None, tuple(counts))
 
@@ -79,35 +79,35 @@ class AttachedState(nn.Module):
         return [self.names.index(row) for row in rows]
 
     @property
-    def parts(self) -> list["MixtureState"]:
+    def mixtures(self) -> list["MixtureState"]:
         """The state of each mixture."""
         if isinstance(self, MixtureState):
             return [self]
-        return [part for part in self.children() if isinstance(part, MixtureState)]
+        return [tuned for tuned in self.children() if isinstance(tuned, MixtureState)]
 
     def all_changes(self) -> list[BoundChange]:
         """Every change of every mixture at every module."""
-        return [change for part in self.parts for change in part.changes]
+        return [change for tuned in self.mixtures for change in tuned.changes]
 
     def active(self) -> "AttachedState":
         """The state of the only mixture that has runs now, or the whole state if several have."""
-        with_runs = [part for part in self.parts if part.runs]
+        with_runs = [tuned for tuned in self.mixtures if tuned.runs]
         return with_runs[0] if len(with_runs) == 1 else self
 
     @property
     def prompt_length(self) -> int:
         """Number of positions that soft prompts add to the input, in the mixture with the most."""
-        forms = [[change.form for change in part.mixture.changes] for part in self.parts]
+        forms = [[change.form for change in tuned.mixture.changes] for tuned in self.mixtures]
         return max(sum(form.length for form in each if isinstance(form, spec.Prompt)) for each in forms)
 
     @property
     def name(self) -> str:
-        return ", ".join(part.mixture.name for part in self.parts)
+        return ", ".join(tuned.mixture.name for tuned in self.mixtures)
 
     def reset_run(self, run: int, seed: int) -> None:
         """Draw the initial values of one run from its seed."""
-        part, index = self.locate_run(run)
-        part.reset_own_run(index, seed)
+        tuned, index = self.locate_run(run)
+        tuned.reset_own_run(index, seed)
 
     def locate_run(self, run: int | None) -> tuple["MixtureState", int]:
         """The mixture of a run, and the index of the run in it. None means the only run.
@@ -117,11 +117,11 @@ class AttachedState(nn.Module):
             run = 0
         if isinstance(run, bool) or not isinstance(run, int) or not 0 <= run < self.runs:
             raise SpecError(f"run={run!r}: the model has runs 0 to {self.runs - 1}; say which one, such as run=0")
-        for part in self.parts:
-            if run < part.runs:
+        for tuned in self.mixtures:
+            if run < tuned.runs:
                 break
-            run -= part.runs
-        return part, run
+            run -= tuned.runs
+        return tuned, run
 
     def register_hooks(self, base: nn.Module) -> None:
         """Register every hook, in order."""
@@ -219,7 +219,7 @@ def mixture_state(model: nn.Module) -> MixtureState:
     state = attached_state(model)
     if not isinstance(state, MixtureState):
         raise SiteError(
-            f"{len(state.parts)} mixtures are attached ({state.name}), and one was expected; "
+            f"{len(state.mixtures)} mixtures are attached ({state.name}), and one was expected; "
             "unipelt.save(model, folder, run=…) writes one run, which can then be loaded alone"
         )
     return state

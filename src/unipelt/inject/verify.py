@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt.inject.architectures import Attention, Stack
-from unipelt.inject.layer_entry import is_norm
+from unipelt.inject.layer_entry import PROJECTIONS, is_norm
 from unipelt.inject.layer_run import LayerRun, last_token_shaken, layer_runs
 from unipelt.inject.resolve import features, head_shape
 from unipelt.inject.trace import prepared
@@ -42,18 +42,17 @@ def complete(entry: Stack) -> Iterator[str]:
 
 def sites(run: LayerRun) -> Iterator[str]:
     """What is added to one of query, key and value moves that one alone."""
-    parts = ("query", "key", "value")
     for kind, attention in run.entry.attentions():
         block = run.layer.get(attention.module)
         plain = run.plain.attends.get(block)
         if plain is None:
             yield from sites_by_effect(run, kind, attention)
             continue
-        for part in parts:
-            moved = run.again(after=run.noise(attention, part)).attends[block]
-            found = [name for name, a, b in zip(parts, plain, moved) if run.moved(a, b)]
-            if found != [part]:
-                yield f"a change of the {kind}-attention's {part} moves {' and '.join(found) or 'nothing'}"
+        for which in PROJECTIONS:
+            moved = run.again(after=run.noise(attention, which)).attends[block]
+            found = [name for name, a, b in zip(PROJECTIONS, plain, moved) if run.moved(a, b)]
+            if found != [which]:
+                yield f"a change of the {kind}-attention's {which} moves {' and '.join(found) or 'nothing'}"
         if attention.softmax and attention.softmax != run.softmax_of(attention):
             yield f"the {kind}-attention's scores are not {attention.softmax!r}"
         shape = (plain[1].shape[1], plain[1].shape[-1], plain[2].shape[-1])
@@ -68,17 +67,17 @@ def sites(run: LayerRun) -> Iterator[str]:
 def sites_by_effect(run: LayerRun, kind: str, attention: Attention) -> Iterator[str]:
     """A value's effect is linear; a query's is not, and stays in its own token; a key's is not, and does not."""
     heads = run.plain.reads[attention.out]
-    for part in ("query", "key", "value"):
-        once, twice = (run.again(after=run.noise(attention, part, n)).reads[attention.out] - heads for n in (1, 2))
+    for which in PROJECTIONS:
+        once, twice = (run.again(after=run.noise(attention, which, n)).reads[attention.out] - heads for n in (1, 2))
         if not once.abs().max() > run.near:
-            yield f"a change of the {kind}-attention's {part} does not reach {attention.out!r}"
+            yield f"a change of the {kind}-attention's {which} does not reach {attention.out!r}"
             continue
         linear = bool((twice - 2 * once).abs().max() < 1e-3 * once.abs().max())
-        if linear != (part == "value"):
-            yield f"the effect of a change of the {kind}-attention's {part} is {'linear' if linear else 'not linear'}"
+        if linear != (which == "value"):
+            yield f"the effect of a change of the {kind}-attention's {which} is {'linear' if linear else 'not linear'}"
         query = run.plain.gives[attention.query]
-        if heads.dim() == 3 and query.shape[:2] == heads.shape[:2] and part == "query":
-            one = run.again(after=run.noise(attention, part, 1.0, token=0)).reads[attention.out] - heads
+        if heads.dim() == 3 and query.shape[:2] == heads.shape[:2] and which == "query":
+            one = run.again(after=run.noise(attention, which, 1.0, token=0)).reads[attention.out] - heads
             if one[:, 1:].abs().max() > run.near:
                 yield f"a change of one token's {kind}-attention's query reaches other tokens"
 
@@ -180,8 +179,8 @@ def ffn_place(run: LayerRun) -> Iterator[str]:
 def norm_places(run: LayerRun, width: int) -> Iterator[str]:
     """Every norm of the layer is named, those between the projections and the attention's output apart."""
     out = {a.out: _zero for _, a in run.entry.attentions()}
-    parts = [run.noise(a, part) for _, a in run.entry.attentions() for part in ("query", "key", "value")]
-    inner = [run.again(after={**noise, **out}) for noise in parts]
+    noises = [run.noise(a, which) for _, a in run.entry.attentions() for which in PROJECTIONS]
+    inner = [run.again(after={**noise, **out}) for noise in noises]
     still = run.again(after=out)
     for path, module in run.layer.module.named_modules():
         if path not in run.plain.reads or not is_norm(module, width):

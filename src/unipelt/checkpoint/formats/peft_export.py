@@ -107,7 +107,7 @@ def _reasons(tuned: MixtureState, found: list[BoundChange]) -> Callable[[BoundCh
         if len(forms) > 1:
             others = ", ".join(sorted(METHODS[name] for name in forms - {form.name}))
             return f"a peft folder holds one method, and beside {METHODS[form.name]} there is {others}"
-        if attached.path in seen and attached.point.part is not None:
+        if attached.path in seen and attached.point.columns is not None:
             name = attached.path.rsplit(".", 1)[-1]
             return f"it changes a part of the fused {name!r}, peft's LoRA whole linears: use site='linear:{name}', or merge"
         if seen[attached.path] > 1:
