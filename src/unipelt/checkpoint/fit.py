@@ -10,8 +10,8 @@ from unipelt.inject.architectures import Stack
 from unipelt.inject.build import build
 from unipelt.inject.discover import entries_of
 from unipelt.inject.heads import find_head
+from unipelt.inject.hook_points import Base
 from unipelt.inject.hooks import BoundChange
-from unipelt.inject.plan import Base
 from unipelt.inject.resolve import find_stacks
 from unipelt.spec.location import HEAD
 

@@ -19,7 +19,7 @@ from unipelt.inject.build import build, hooks_of
 from unipelt.inject.compiled import refuse_compiled, uncompile
 from unipelt.inject.discover import entries_of
 from unipelt.inject.heads import POLICIES, POOLINGS, find_head, train_head
-from unipelt.inject.plan import Base
+from unipelt.inject.hook_points import Base
 from unipelt.inject.resolve import find_stacks, say_which_layers_attend
 from unipelt.inject.state import NAME, AttachedState, attached_state
 

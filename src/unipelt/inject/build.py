@@ -1,4 +1,4 @@
-"""What a mixture adds to a base: modules and changes, made for the hook points of its plan, and the hooks that apply them."""
+"""What a mixture adds to a base: modules and changes, made for its hook points, and the hooks that apply them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +20,8 @@ from unipelt.inject.attention import BoundPrefix
 from unipelt.inject.context import PROMPT, ForwardState
 from unipelt.inject.context_hooks import AttentionHook, Checkpointed, InputCapture, LayerHook, ReplicaHook, StackHook
 from unipelt.inject.heads import Pooling, build_head
+from unipelt.inject.hook_points import Base, HookPoint, hook_points
 from unipelt.inject.hooks import BoundChange, HeadHook, ModuleHook
-from unipelt.inject.plan import Base, HookPoint, plan
 from unipelt.inject.prompt import BoundPrompt, PromptHook, PromptOutput
 from unipelt.inject.resolve import Columns, FusedColumns, embedding_module, normaliser, path_of, unreadable
 from unipelt.inject.state import NAME, AttachedState, Hook, MixtureState
@@ -150,7 +150,7 @@ def build(
     """The modules and changes of a mixture, and a head, for so many runs. Raises SiteError where the base has no place for one."""
     builder = MixtureBuilder(mixture, runs, number)
     for name, change in mixture.named():
-        for point in plan(name, change, base):
+        for point in hook_points(name, change, base):
             builder.add(change, point, base)
     state = MixtureState(mixture, runs, options or {}, fresh_head)
     state.changes, state.head_modules = builder.changes, build_head(base.model, head_modules, runs)

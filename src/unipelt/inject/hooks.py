@@ -13,7 +13,7 @@ from unipelt.forms.dora import Dora
 from unipelt.forms.gate import ScoredGate, mean_of_prompt
 from unipelt.forms.low_rank import LowRank
 from unipelt.inject.context import Context, ForwardState
-from unipelt.inject.plan import HookPoint
+from unipelt.inject.hook_points import HookPoint
 
 GateValue = Float[Tensor, "rows _ 1"]
 Inputs = Float[Tensor, "rows ... inputs"]

@@ -36,7 +36,7 @@ CHANNELS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNo
 
 @dataclass(frozen=True)
 class Base:
-    """What a plan needs to know of a model."""
+    """What the search for hook points needs to know of a model."""
 
     model: PreTrainedModel
     stacks: list[ResolvedStack]
@@ -86,7 +86,7 @@ class HookPoint:
     """which of the output's columns it is about, of the linear at `query` or else the module at `path`; None: all"""
 
 
-def plan(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
+def hook_points(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
     """Every hook point of a change, stack by stack and layer by layer. Raises SiteError where the base does not support it."""
     depth = max(stack.layers[-1].index + 1 for stack in base.stacks)
     if change.layers is not None and (beyond := [i for i in change.layers if i >= depth]):
