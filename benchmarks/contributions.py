@@ -38,7 +38,7 @@ def measure(task: str, seed: int, given: argparse.Namespace, cache: Any) -> list
     fleet = build_fleet([config], width=1, device=torch.device("cpu"), cache=cache)
     (finished,) = fleet.train()
     record, plan, model = finished.record, fleet.plans[0], fleet.model
-    mixture, head = mixture_state(model).mixture, record.config["head"]
+    mixture, head = mixture_state(model).mixture, record.config.head
     state = {name: values.clone() for name, values in finished.state.items()}
     scored, gates = plan.task.in_target_units(), record.gates or {}
 

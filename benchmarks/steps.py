@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -128,7 +127,7 @@ def fleet_of(model: Any, made: list[dict[str, Any]], runs: int) -> Any:
         task = Classification(name="random", metric="accuracy", columns=Columns(text="text"), labels=("no", "yes"))
         longest = max(len(row) for row in features["input_ids"])
         rows = Encoded({name: [np.array(row) for row in kept] for name, kept in features.items()}, labels, longest)
-        record = RunRecord(config=asdict(RunConfig(task="random", seed=run)))
+        record = RunRecord(config=RunConfig(task="random", seed=run))
         plans.append(
             Plan(record=record, task=task, train=rows, validation=rows, recipe=Recipe(epochs=100_000, batch_size=size))
         )

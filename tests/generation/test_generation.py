@@ -201,7 +201,7 @@ def test_a_run_is_trained_saved_and_asked_again(arch: str, kind: str, tmp_path: 
     assert {"loss", "perplexity", "rougeL", "bleu", "exact_match"} <= record.test_metrics.keys()
     assert len(record.texts) == len(record.targets) == len(record.predictions)
     predictor = Predictor.load(str(tmp_path / "run"), device="cpu")
-    columns, _ = predictor.columns(record.config["task"], text=None, pair=None)
+    columns, _ = predictor.columns(record.config.task, text=None, pair=None)
     assert len(columns["prediction"]) == 60
     by_target = dict(zip(map(str, columns[next(iter(columns))]), columns["prediction"]))
     assert set(record.texts) <= set(
@@ -253,7 +253,7 @@ def test_padding_that_is_eos_changes_nothing(tmp_path: Path):
 @pytest.mark.parametrize(("given", "said"), [
     ({"excess_length": "error", "recipe": {"max_length": 12}}, r"pairs.jsonl, example \d+ .*--max-length 12"),
     ({"max_target_length": 3}, r"pairs.jsonl, example \d+ .*--max-target-length 3"),
-    ({"excess_length": "cut"}, "expected one of trim-prompt, drop, error"),
+    ({"excess_length": "cut"}, "--excess-length cut: known: drop, error, trim-prompt"),
     ({"metric": "accuracy"}, "offers loss, perplexity"),
     ({"num_beams": 0}, "--num-beams 0: expected 1 to"),
     ({"task": "docstrings", "max_new_tokens": None, "recipe": {"label_smoothing": 0.1}}, "--label-smoothing 0.1: for generated text"),

@@ -178,7 +178,7 @@ def test_the_minutes_are_kept_and_more_go_on(ask, run, reviews: Path, tmp_path: 
 
 
 def finished_run(seed: int, validation: float, metric: str) -> FinishedRun:
-    config = asdict(RunConfig(task="docstrings", method="head", seed=seed, recipe={"lr": 1e-3}))
+    config = RunConfig(task="docstrings", method="head", seed=seed, recipe={"lr": 1e-3})
     record = RunRecord(
         config=config, status="finished", metric=metric, validation=validation, recipe=asdict(Recipe()),
         validation_metrics={"epoch": 1, metric: validation},

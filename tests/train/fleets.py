@@ -52,7 +52,7 @@ def plan(seed: int = 0, train: int = 20, validation: int = 17, classes: int = CL
     recipe = {"lr": 1e-2, "epochs": 3, "batch_size": 8, "patience": 0} | recipe
     given = rows(train, seed, classes), rows(validation, seed + 100, classes)
     config = RunConfig(task="words", k=train, method="small", seed=seed, recipe={"lr": recipe["lr"]})
-    record = RunRecord(config=asdict(config), metric=metric, recipe=asdict(Recipe(**recipe)))
+    record = RunRecord(config=config, metric=metric, recipe=asdict(Recipe(**recipe)))
     return Plan(record=record, task=task, train=given[0], validation=given[1], test=given[1], recipe=Recipe(**recipe))
 
 

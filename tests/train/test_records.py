@@ -14,7 +14,7 @@ from unipelt.train.run_folder import RECORD, read_record, write_record
 CONFIG = RunConfig(task="rte", recipe={"epochs": 3})
 EVALUATED = {"epoch": 1, "accuracy": 0.5}
 DONE = RunRecord(
-    config=asdict(CONFIG), description={"labels": ["no", "yes"]}, status="finished", metric="accuracy", validation=0.5,
+    config=CONFIG, description={"labels": ["no", "yes"]}, status="finished", metric="accuracy", validation=0.5,
     validation_metrics=EVALUATED, curve=[{"step": 3, "train_loss": 0.7, **EVALUATED}], recipe=asdict(Recipe()), seconds=1.0,
 )  # fmt: skip
 

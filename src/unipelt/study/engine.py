@@ -4,7 +4,6 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import safetensors
@@ -121,7 +120,7 @@ def train_fleet(
         for key in chosen:
             if key in todo:
                 todo.discard(key)
-                yield FinishedRun(RunRecord(config=asdict(study.config(key)), status=FAILED + reason))
+                yield FinishedRun(RunRecord(config=study.config(key), status=FAILED + reason))
 
     for key in keys:
         config = study.config(key)

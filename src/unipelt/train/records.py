@@ -163,8 +163,8 @@ class RunConfig:
 class RunRecord:
     """One run from its plan to its result: the content of run.json, an entry of a training's state, and one row of a study's store."""
 
-    config: dict[str, Any] = field(default_factory=dict)
-    """the RunConfig"""
+    config: RunConfig | None = None
+    """None for what a study's store holds, in whose options and columns it is"""
     description: dict[str, Any] = field(default_factory=dict)
     """the task: kind, name, metric, labels, columns"""
     status: str = RUNNING
@@ -227,7 +227,8 @@ class RunRecord:
 
     @property
     def key(self) -> RunKey:
-        return RunConfig(**self.config).key
+        assert self.config is not None
+        return self.config.key
 
     @property
     def ended(self) -> bool:

@@ -14,7 +14,7 @@ from unipelt.checkpoint.header import tensors_header
 from unipelt.checkpoint.json_types import check_fields, typed
 from unipelt.errors import CheckpointError, UserError
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import BASELINES, FORMAT, PATHS, RunConfig, RunRecord
+from unipelt.train.records import FORMAT, PATHS, RunConfig, RunRecord
 
 RECORD, STATE = "run.json", "training.safetensors"
 WEEK = 7 * 24 * 3600.0  # seconds
@@ -38,7 +38,7 @@ class Loop(NamedTuple):
         if not isinstance(found, dict) or found.keys() != kinds.keys():
             raise ValueError(f"expected an object with {' and '.join(kinds)}")
         check_fields(found, kinds)
-        runs, records = found["runs"], [checked(typed(RunRecord, one)) for one in found["records"]]
+        runs, records = found["runs"], [_record(one) for one in found["records"]]
         if not runs or set(runs) - {*range(len(records))} or len(set(runs)) != len(runs):
             raise ValueError(f"its runs {runs} are not among its {len(records)} plans")
         return cls(runs, records)
@@ -80,27 +80,28 @@ def read_record(folder: Path, config: RunConfig | None = None) -> RunRecord | No
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and found.get("format") != FORMAT:
-            raise ValueError(f"format {found.get('format')!r}, this version reads format {FORMAT}")
-        record = checked(typed(RunRecord, found))
+        record = _record(found)
     except (ValueError, OSError, RecursionError, UserError) as error:
         raise damaged(path, error) from None
     if config is not None:
-        ours = json.loads(json.dumps(asdict(config)))
-        if other := other_option(record.config, ours, but="epochs"):
+        other = other_option(asdict(record)["config"], json.loads(json.dumps(asdict(config))), but="epochs")
+        if other:
             raise CheckpointError(f"--out {folder}: holds a run with {other}; use another folder, or delete this one")
     if not record.done and (state := last_state(folder)) is not None:
         record.seconds, record.curve = sum(one.seconds for one in state.records), state.records[0].curve
     return record
 
 
-def checked(record: RunRecord) -> RunRecord:
-    """A record that was read, its options complete. Raises ValueError or UserError where something in it is wrong."""
-    record.config = asdict(typed(RunConfig, record.config))
+def _record(found: Any) -> RunRecord:
+    """A record from JSON, its options complete. Raises ValueError or UserError where something in it is wrong."""
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        known = found.get("format") if isinstance(found, dict) else None
+        raise ValueError(f"format {known!r}, this version reads format {FORMAT}")
+    record = typed(RunRecord, found | {"config": typed(RunConfig, found.get("config"))})
     if record.recipe is not None:
         record.recipe = asdict(typed(Recipe, record.recipe))
     for entry in (*record.curve, *([record.validation_metrics] if record.done else ())):
-        if record.config["method"] not in BASELINES and (entry is None or not {"epoch", record.metric} <= entry.keys()):
+        if not record.key.baseline and (entry is None or not {"epoch", record.metric} <= entry.keys()):
             raise ValueError(f"has no epoch or {record.metric or 'metric'} where an evaluation should be")
     return record
 

@@ -230,7 +230,7 @@ def start_record(
         constant, targets = task.constant_prediction(splits.train.targets or []), splits.test.targets or []
         majority = None if constant is None else METRICS["accuracy"]([constant] * len(targets), targets)
     return RunRecord(
-        config=asdict(config), description=task.describe(), metric=task.metric, labels=list(task.labels), parameters=parameters,
+        config=config, description=task.describe(), metric=task.metric, labels=list(task.labels), parameters=parameters,
         rows=splits.fingerprints, complete=config.k != "all" or cache.dataset(config).complete, majority=majority, identity=identity,
     )  # fmt: skip
 

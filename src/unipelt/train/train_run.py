@@ -55,7 +55,12 @@ def train_run(
         if members:
             task.average([torch.zeros(1, task.outputs)])  # a task that has no mean is refused before anything is loaded
         before = _earlier(folder, config, splits, task, members)
-        if before is not None and before.done and before.config["recipe"].get("epochs") == config.recipe.get("epochs"):
+        if (
+            before is not None
+            and before.done
+            and before.config is not None
+            and before.config.recipe.get("epochs") == config.recipe.get("epochs")
+        ):
             clear_state(folder)  # a kill may have come before its removal
             log(f"{folder}: already finished, nothing trained")
             return before
@@ -75,7 +80,7 @@ def train_run(
             _check_recipe(before, fleet.plans[0], folder, log)
         chosen = asdict(fleet.plans[0].recipe).items()
         log("recipe: " + ", ".join(f"{name}={value}" for name, value in chosen if value is not None))
-        started = replace(fleet.plans[0].record, config=asdict(config), members=members)
+        started = replace(fleet.plans[0].record, config=config, members=members)
         write_record(folder, started)
         if (state := last_state(folder)) is not None:
             step, plan = state.records[0].steps, fleet.plans[0]
@@ -173,9 +178,9 @@ def save_checkpoint(finished: FinishedRun, folder: Path) -> None:
         write_whole(folder, finished.files)
         return
     model, record, task = finished.model, finished.record, finished.record.description
-    assert model is not None
+    assert model is not None and record.config is not None
+    base = record.config.model
     if not record.key.full:
-        base = record.config["model"]
         known = (record.identity or {}).get("tokenizer")
         save(
             model, folder, state=finished.state, base=base, task=task, results=record.results, recipe=record.recipe, tokenizer=known
@@ -185,7 +190,7 @@ def save_checkpoint(finished: FinishedRun, folder: Path) -> None:
     try:
         with quiet():
             model.save_pretrained(folder, state_dict=finished.state)
-            load_tokenizer(record.config["model"]).save_pretrained(folder)
+            load_tokenizer(base).save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
