@@ -48,7 +48,7 @@ def main() -> None:
     found = {"training step": crossed(fleet.step)}
     task, examples = fleet.plans[0].task, cache.splits(configs[0]).validation
     predictor = Predictor(fleet.model.eval(), fleet.tokenizer, task, 32, True, runs=2)
-    found["prediction"] = crossed(lambda: predictor.outputs(examples, None))
+    found["prediction"] = crossed(lambda: predictor.outputs(examples))
     for what, files in found.items():
         print(f"{what}: {len(files)} files: {', '.join(files)}")
 
