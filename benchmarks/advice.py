@@ -105,7 +105,7 @@ def advise(pool: Pool, size: int, draw: int, tuned: list[str], folder: Path, rec
     for key in plan[::folds]:
         there = folder / "refit" / key.method
         refit(study, key.method, key.lr, key.task, there, device="cpu", log=lambda text: None)
-        logits, encoded = baselines.load_predictor(str(there), device="cpu").outputs(rest, None)
+        logits, encoded = baselines.load_predictor(str(there), device="cpu").outputs(rest)
         scores[key.method] = task.score(task.decide(logits, encoded), targets)[task.metric]
     line = advice.comparison.chosen
     sign = 1 if METRICS[task.metric].higher_is_better else -1
