@@ -176,7 +176,7 @@ def layer() -> str:
         text(305, 645, "trained", "small left"),
         '<circle cx="415" cy="645" r="13"/>',
     ]
-    parts.append(text(438, 645, "gate: mean over the tokens of σ(h·w + b), one number per example", "small left"))
+    parts.append(text(438, 645, "gate: mean over the tokens of σ(x·v + c), one number per example", "small left"))
     return page(860, 675, "A layer with LoRA, a prefix, an adapter and their gates", parts)
 
 

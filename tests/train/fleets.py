@@ -15,7 +15,7 @@ from unipelt.tasks.batches import Encoded
 from unipelt.tasks.classification import Classification
 from unipelt.tasks.regression import Regression
 from unipelt.train.fleet import Fleet, Observer
-from unipelt.train.frozen import StateCache, find_frozen
+from unipelt.train.frozen import StateCache, reusable_states
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig, RunRecord
 from unipelt.train.runs import FinishedRun, Plan
@@ -77,7 +77,7 @@ def fleet(
             on_step(trained, event)
 
     words = Words(padding_side="left" if arch == "gpt2" else "right")
-    frozen = None if states is None else find_frozen(model, words, plans, states, arch)
+    frozen = None if states is None else reusable_states(model, words, plans, states, arch)
     return Fleet(model, plans, words, on_step=steps, frozen=frozen, **how)
 
 

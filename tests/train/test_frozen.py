@@ -128,7 +128,7 @@ def test_layers_that_do_more_than_they_give_are_computed():
         lambda module, args, output: inner.append(output[0])
     )
     made.model.bert.pooler.register_forward_pre_hook(lambda module, args: (args[0] + inner[-1],))
-    assert frozen.find_frozen(made.model, made.tokenizer, made.plans, StateCache(), "bert") is None
+    assert frozen.reusable_states(made.model, made.tokenizer, made.plans, StateCache(), "bert") is None
 
 
 def test_examples_that_no_plan_has_are_computed():

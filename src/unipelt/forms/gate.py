@@ -1,7 +1,8 @@
 """Weights of a change: UniPELT's gates (Mao et al. 2022, arXiv:2110.07577, §3.2), a learned scalar, or a number.
 
-A weight is called with the tensor that it reads, the weights of that tensor's tokens in a mean, and the route. It returns
-`[batch, 1, 1]` or `[batch, seq, 1]`, in float32 at least, and is part of the graph.
+A gate or a learned scalar is a module that is called with the tensor that it reads, the weights of that tensor's tokens in a mean,
+and the route. A gate returns `[batch, 1 or seq, changes]` in float32 at least, a scalar `[batch or 1, 1, 1]`; both are part of the
+graph.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,8 @@ def mean_of_real(scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "
 
 
 def mean_of_prompt(scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch 1 n"]:
-    """The mean over the prompt's real tokens, whose weights are given; all later tokens keep it."""
+    """The mean over the prompt's real tokens, whose weights are given. A gate with this pool is computed once per prompt, and all
+    later tokens keep its value: see `BoundChange.gate`."""
     return mean_of_real(scores, token_weights)
 
 
@@ -48,7 +50,7 @@ def each_token(scores: Scores, token_weights: TokenWeights) -> Scores:
 
 
 class ScoredGate(nn.Module):
-    """Base class of gates: it computes the scores h W + b, and `value` turns them into weights."""
+    """Base class of gates: it computes the scores x V + c, and `value` turns them into weights."""
 
     def __init__(self, runs: int, inputs: int, pool: Callable[[Tensor, TokenWeights], Tensor], gates: int = 1):
         super().__init__()
@@ -56,9 +58,9 @@ class ScoredGate(nn.Module):
         self.pool = pool
 
     def forward(
-        self, h: Float[Tensor, "batch seq d"], token_weights: TokenWeights, route: Route
+        self, x: Float[Tensor, "batch seq d"], token_weights: TokenWeights, route: Route
     ) -> Float[Tensor, "batch _ n"]:
-        return self.value(self.score(h, route), token_weights)
+        return self.value(self.score(x, route), token_weights)
 
     def value(self, scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch _ n"]:
         raise NotImplementedError
@@ -68,14 +70,14 @@ class ScoredGate(nn.Module):
 
 
 class Gate(ScoredGate):
-    """g = pool(σ(h·w + b)), near 0.5 at step 0"""
+    """g = pool(σ(x·v + c)), near 0.5 at step 0"""
 
     def value(self, scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch _ n"]:
         return self.pool(upcast(scores).sigmoid(), token_weights)
 
 
 class GroupGate(ScoredGate):
-    """g = softmax over the changes of a group of pool(ReLU(h W + b)): UniPELT's central gate (released code)"""
+    """g = softmax over the changes of a group of pool(ReLU(x V + c)): UniPELT's central gate (released code)"""
 
     def value(self, scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch _ n"]:
         return self.pool(upcast(scores).relu(), token_weights).softmax(dim=-1)
@@ -89,9 +91,9 @@ class LearnedScale(nn.Module):
         self.scale = nn.Parameter(torch.full((runs,), float(start)))
 
     def forward(
-        self, h: Float[Tensor, "rows ..."], token_weights: TokenWeights, route: Route
+        self, x: Float[Tensor, "rows ..."], token_weights: TokenWeights, route: Route
     ) -> Float[Tensor, "_ 1 1"]:
-        return route.pick(self.scale, h.shape[0])[:, None, None]
+        return route.pick(self.scale, x.shape[0])[:, None, None]
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
         """Do nothing: the scale starts at `start`."""

@@ -131,7 +131,7 @@ def pad_mask(mask: Shaped[Tensor, "*rows key"], columns: int, dtype: torch.dtype
 def as_wide(prefix_v: Float[Tensor, "*rows prefix d"], v: Float[Tensor, "*_ key e"]) -> Float[Tensor, "*rows prefix e"]:
     """P_v with as many columns as v: padded with 0, or all 0.
 
-    A gated prefix outside of this one adds a column to v to learn its λ, or gives that column alone; P_v is 0 there.
+    A gated prefix around this one adds a column to v that gives its λ, or passes that column alone; P_v is 0 there.
     """
     more = v.shape[-1] - prefix_v.shape[-1]
     if more == 0:
@@ -194,10 +194,10 @@ def prefix_products(
     prefix_k: Float[Tensor, "_ kv_head prefix k"], prefix_v: Float[Tensor, "_ kv_head prefix _"],
     gate: Float[Tensor, "batch query 1"] | None, scaling: float,
 ) -> tuple[Float[Tensor, "batch query head v"], None]:  # fmt: skip
-    """softmax([g s q P_kᵀ, s q kᵀ + mask]) [g P_v; v], the same for a kernel that computes softmax(s q kᵀ + mask) v
+    """softmax([g s q P_kᵀ, s q kᵀ + mask]) [g P_v; v] by plain products, in place of a function that computes softmax(s q kᵀ + mask) v
 
     gate: g per query; None: P_k and P_v are already multiplied by it. Query heads that share a key are rows of one product, so
-    no key is repeated. Dropout leaves the prefix's part alone.
+    no key is repeated. Dropout applies to the attention to tokens alone, where that of `prefix_attention` applies to the prefix too.
     """
     (heads, queries), (batch, shared, own), length = q.shape[1:3], k.shape[:3], prefix_k.shape[-2]
     together = heads // shared

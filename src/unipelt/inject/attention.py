@@ -1,4 +1,4 @@
-"""Prefixes inside any attention kernel: functions registered beside transformers' own.
+"""Prefixes for transformers' attention functions `eager` and `sdpa`: functions registered beside these.
 
 A pre-hook on the attention block puts its prefixes into one keyword, which the block passes to its attention function.
 """
@@ -39,12 +39,13 @@ LONGEST_PLAIN = 512  # keys: a score for each pair of tokens is kept, and its me
 
 
 class PrefixCall(NamedTuple):
-    """One prefix of one forward; a weight where each query has its own, else P_k and P_v are weighed already."""
+    """One prefix of one forward."""
 
     function: str
     key: Float[Tensor, "rows head prefix k"]
     value: Float[Tensor, "rows head prefix v"]
-    weight: Float[Tensor, "rows query 1"] | None
+    weight: Float[Tensor, "rows _ 1"] | None
+    """the gate that is still to be applied, one for each query or for all; None: P_v, and for softmax P_k, are multiplied by it"""
     query: Float[Tensor, "rows head query k"] | None = None
     """in place of the attention's own"""
 

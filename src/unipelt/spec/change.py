@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """g = mean of σ(h·w + b) over real tokens, in (0, 1), h being what the change reads          Mao et al. 2022, arXiv:2110.07577"""
+    """g = mean of σ(x·v + c) over real tokens, in (0, 1), x being what the change reads          Mao et al. 2022, arXiv:2110.07577"""
 
     pool: Literal["auto", "token", "prompt", "reference"] = "auto"
     """auto: in an encoder one gate for each example, the mean over its real tokens; in a causal decoder as token; token: one gate

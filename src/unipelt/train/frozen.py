@@ -31,7 +31,7 @@ from unipelt.train.forward import STATES, logits_of, longest_first, uses_bf16
 from unipelt.train.runs import Plan
 
 SHARE = 0.25  # of the free memory or disk that one set of examples may take
-SHARED = 0.1  # of the smaller of two sets of examples
+MIN_OVERLAP = 0.1  # fraction of the smaller of two sets that is also in the other, for both to be one group
 TOLERANCE = {False: 1e-4, True: 2e-2}  # of the largest logit; True: in bf16
 
 
@@ -41,16 +41,16 @@ class Group:
 
     sets: list[Encoded]
     examples: dict[bytes, tuple[Encoded, int]]
-    """by its tokens: a set that has it, and its place there"""
+    """by its tokens: a set that has it, and its index there"""
 
     def join(self, other: "Group") -> "Group":
         """Both as one; the examples of this one come first."""
-        further = {tokens: where for tokens, where in other.examples.items() if tokens not in self.examples}
+        further = {tokens: example for tokens, example in other.examples.items() if tokens not in self.examples}
         return Group([*self.sets, *other.sets], self.examples | further)
 
 
 def group_sets(sets: Sequence[Encoded]) -> list[Group]:
-    """Groups of sets of examples; sets of which a tenth is the same are in one group."""
+    """Put sets of examples of which a tenth is the same into one group."""
     groups: list[Group] = []
     for encoded in sets:
         mine, apart = Group([encoded], {}), []
@@ -58,7 +58,7 @@ def group_sets(sets: Sequence[Encoded]) -> list[Group]:
             mine.examples.setdefault(tokens_of(encoded, index), (encoded, index))
         for group in groups:
             shared = len(group.examples.keys() & mine.examples.keys())
-            if shared >= SHARED * min(len(group.examples), len(mine.examples)):
+            if shared >= MIN_OVERLAP * min(len(group.examples), len(mine.examples)):
                 mine = group.join(mine)
             else:
                 apart.append(group)
@@ -80,17 +80,18 @@ class KeptStates:
     starts: list[int]
     """where each example begins, and where the last one ends"""
 
-    def rows(self, places: Sequence[int], width: int) -> Float[Tensor, "example seq hidden"]:
-        """The states of some examples, 0 where there is no token. places: theirs in the group."""
-        found = self.values.new_zeros(len(places), width, self.values.shape[-1])
-        for row, place in enumerate(places):
-            start, end = self.starts[place], self.starts[place + 1]
-            found[row, : end - start] = self.values[start:end]
-        return found
+    def padded(self, indices: Sequence[int], length: int) -> Float[Tensor, "example seq hidden"]:
+        """The states of some examples of the group, 0 where there is no token."""
+        states = self.values.new_zeros(len(indices), length, self.values.shape[-1])
+        for row, index in enumerate(indices):
+            start, end = self.starts[index], self.starts[index + 1]
+            states[row, : end - start] = self.values[start:end]
+        return states
 
 
 class StateCache:
-    """Kept states of groups of examples, by base, number of layers, precision and group; shared by the fleets of a process."""
+    """Kept states of the last fleet's groups of examples; the next fleet of the process that reads the same groups on the same base uses
+    them again."""
 
     def __init__(self, folder: Path | None = None):
         self.kept: dict[tuple, KeptStates] = {}
@@ -126,40 +127,40 @@ class StateCache:
 
 
 class FrozenStates:
-    """What a fleet's forwards begin with: states by example, computed when a set is first read."""
+    """What a fleet's forwards begin with: states by example, computed for a whole group when one of its examples is first read."""
 
     def __init__(
         self, model: PreTrainedModel, layers: FrozenLayers, tokenizer: PreTrainedTokenizerBase, task: type[Task], precision: str,
         sets: Sequence[Encoded], cache: StateCache, base: str,
     ):  # fmt: skip
-        """sets: all that will be read; what the cache holds of others is dropped. base: what tells the base from others, of which
-        the cache may hold states too."""
+        """sets: all that will be read; whatever else the cache holds is dropped. base: fingerprint of the base."""
         self.model, self.layers, self.tokenizer, self.task = model, layers, tokenizer, task
         self.cache, self.precision = cache, precision
         self.device = next(model.parameters()).device
         self.groups: dict[tuple, Group] = {}
-        self.places: dict[int, tuple[tuple, list[int]]] = {}
+        self.group_of: dict[int, tuple[tuple, list[int]]] = {}
+        """by identity of a set: the key of its group, and the index of each of its examples there"""
         for group in group_sets([*{id(encoded): encoded for encoded in sets}.values()]):
             key = base, len(layers.layers), precision, hashlib.sha256(b"".join(group.examples)).digest()
             self.groups[key] = group
-            place = {tokens: number for number, tokens in enumerate(group.examples)}
+            index_of = {tokens: index for index, tokens in enumerate(group.examples)}
             for encoded in group.sets:
-                self.places[id(encoded)] = key, [place[tokens_of(encoded, index)] for index in range(len(encoded))]
+                self.group_of[id(encoded)] = key, [index_of[tokens_of(encoded, i)] for i in range(len(encoded))]
         cache.keep_only({*self.groups})
 
     def states(
-        self, parts: Sequence[Part], inputs: dict[str, Tensor], on_batch: Callable[[int], None] = lambda rows: None
+        self, parts: Sequence[Part], inputs: dict[str, Tensor], on_batch: Callable[[int], None] = lambda examples: None
     ) -> Float[Tensor, "batch seq hidden"]:
         """The states that enter the first tuned layer, for a batch made of these parts. on_batch: called with the number of examples
         of each forward that computes states."""
         filled, _ = fill(parts)
         found = []
         for part in filled:
-            key, places = self.places.get(id(part.encoded), ((), []))
+            key, index_of = self.group_of.get(id(part.encoded), ((), []))
             kept = self._kept(key, on_batch) if key else None
             if kept is None:  # no space for them, or examples that are none of the plans', as in a trial
                 return self._compute(inputs)
-            found.append(kept.rows([places[index] for index in part.indices], inputs["input_ids"].shape[1]))
+            found.append(kept.padded([index_of[index] for index in part.indices], inputs["input_ids"].shape[1]))
         return torch.cat(found).to(self.device)
 
     @torch.no_grad()
@@ -178,15 +179,15 @@ class FrozenStates:
         lengths = [len(encoded.features["input_ids"][index]) for encoded, index in examples]
         values, starts = None, [0, *accumulate(lengths)]
         for (batch,) in longest_first([lengths], self.device):
-            parts = [Part(None, encoded, [index]) for encoded, index in (examples[place] for place in batch)]
+            parts = [Part(None, encoded, [index]) for encoded, index in (examples[of_group] for of_group in batch)]
             inputs, _ = self.task.evaluation_inputs(parts, self.tokenizer, self.device)
             states = self._compute(inputs)
             if values is None:
                 values = self.cache.allocate(sum(lengths), states.shape[-1], states.dtype, self.device)
                 if values is None:
                     return None
-            for row, place in enumerate(batch):
-                values[starts[place] : starts[place] + lengths[place]] = states[row, : lengths[place]].to(values.device)
+            for row, index in enumerate(batch):
+                values[starts[index] : starts[index] + lengths[index]] = states[row, : lengths[index]].to(values.device)
             on_batch(len(batch))
         assert values is not None
         self.cache.kept[key] = KeptStates(values, starts)
@@ -224,10 +225,13 @@ def free_memory(device: torch.device) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
-def find_frozen(
+def reusable_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plans: Sequence[Plan], cache: StateCache, base: str
 ) -> FrozenStates | None:
-    """What a fleet with these plans need not compute again; None where its lowest layer is tuned."""
+    """The hidden states that a fleet with these plans need not compute again.
+
+    None if nothing is attached (full fine-tuning), if no layer lies below the lowest change, or if logits with kept states differ.
+    """
     tuned = getattr(model, NAME, None)
     if not isinstance(tuned, MixtureState) or not (layers := frozen_layers(model)):
         return None

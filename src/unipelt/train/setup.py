@@ -24,7 +24,7 @@ from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.registry import load
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.forward import cast_frozen_weights, choose_attention, chosen_precision
-from unipelt.train.frozen import StateCache, find_frozen
+from unipelt.train.frozen import StateCache, reusable_states
 from unipelt.train.recipes import BALANCED, PROBE, RANDOM, default_recipe
 from unipelt.train.records import FILES, FULL, GENERATION, SPLIT_FIELDS, RunConfig, RunRecord
 from unipelt.train.runs import Plan
@@ -101,7 +101,7 @@ def build_fleet(
         if not model.supports_gradient_checkpointing:
             raise UserError(f"--gradient-checkpointing: {type(model).__name__} does not support it; leave it out")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    frozen = find_frozen(model, tokenizer, plans, cache.states, loaded.identity["base"])
+    frozen = reusable_states(model, tokenizer, plans, cache.states, loaded.identity["base"])
     choose_attention(model, plans[0].recipe.precision, max(max(plan.train.lengths()) for plan in plans))
     cast_frozen_weights(model, plans[0].recipe.precision)
     torch.manual_seed(first.seed)  # dropout
