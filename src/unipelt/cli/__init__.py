@@ -75,9 +75,9 @@ def main(given: list[str] | None = None) -> None:
     except UserError as error:
         code = _refuse(str(error), debug=len(arguments) < len(given))
     except WordsError as error:  # type: ignore[misc]
-        said, place = error.format_message().rstrip("."), getattr(error, "ctx", None)  # type: ignore[attr-defined]
+        said, context = error.format_message().rstrip("."), getattr(error, "ctx", None)  # type: ignore[attr-defined]
         said += "" if said.endswith("?") else ";"
-        code = _refuse(f"{said} see `{place.command_path if place else 'unipelt'} --help`")
+        code = _refuse(f"{said} see `{context.command_path if context else 'unipelt'} --help`")
     except BrokenPipeError:
         sys.stdout = None  # type: ignore[assignment]  # the reader of a pipe, such as `| head`, has ended
         code = 0

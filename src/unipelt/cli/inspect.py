@@ -133,8 +133,8 @@ def label_lines(data: str, base: str) -> Iterator[str]:
         if encoded.decoder_start is not None:
             spans = [(False, tokens), (True, answer)]
         else:
-            places = {place + 1 for place in encoded.positions[index].tolist()}
-            marked = groupby(enumerate(tokens), key=lambda one: one[0] in places)
+            answered = {position + 1 for position in encoded.positions[index].tolist()}
+            marked = groupby(enumerate(tokens), key=lambda one: one[0] in answered)
             spans = [(own, [token for _, token in span]) for own, span in marked]
         for own, span in spans:
             yield f"  {'learned' if own else 'read   '}  {tokenizer.decode(span)!r}"
@@ -157,7 +157,7 @@ def draw_gates(values: Mapping[str, "Tensor"], path: str, title: str) -> None:
     from unipelt.report.names import gate_labels
 
     means = {gate_labels(location): float(value.mean()) for location, value in values.items()}
-    rows, columns = (len({place[axis] for place in means}) for axis in (0, 1))
+    rows, columns = (len({labels[axis] for labels in means}) for axis in (0, 1))
     low, high = min(means.values()), max(means.values())
     middle, half = (high + low) / 2, max(LEAST_SPAN, high - low) / 2
     with canvas("gates", 1, 1, 1.6 + 1.5 * columns, 1.2 + 0.35 * rows) as (drawing, (panel,)):

@@ -25,15 +25,15 @@ def report(
     from unipelt.report.terminal import show
     from unipelt.study.store import FILE
 
-    place = Path(results).parent if Path(results).name == FILE else Path(results)
-    folder = Path(out) if out else place / "report"
+    study = Path(results).parent if Path(results).name == FILE else Path(results)
+    folder = Path(out) if out else study / "report"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: not a folder; expected a new folder, or an old report to replace")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE).is_file():
         raise UserError(
             f"--out {folder}: not empty, and holds no report; expected a new folder, or an old report to replace"
         )
-    made = build(place)
+    made = build(study)
     write_whole(folder, made.files)
     console = terminal()
     show(made, console)

@@ -64,11 +64,11 @@ def write(
     generate: Any = model.generate
     with torch.no_grad(), prefixes_computed_once(model.eval()):
         for number, (batch, blocks) in enumerate(_batches(prompts)):
-            inputs = _padded(model, tokenizer, [prompts[run][place] for run, place in batch], opening)
+            inputs = _padded(model, tokenizer, [prompts[run][index] for run, index in batch], opening)
             routed = nullcontext() if blocks or not attached else route(model, [run for run, _ in batch])
             known: AbstractContextManager = nullcontext()
             if asked and not opening and attached:
-                counts = torch.tensor([[asked[run][place]] for run, place in batch], device=model.device)
+                counts = torch.tensor([[asked[run][index]] for run, index in batch], device=model.device)
                 real = inputs["attention_mask"]
                 known = prompt(model, real * (real.cumsum(dim=1) <= counts))
             with routed, known, torch.random.fork_rng(enabled=how.temperature > 0), _only(model, config):
@@ -77,24 +77,24 @@ def write(
                 written = generate(**inputs)
             before = len(opening) if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
             texts = tokenizer.batch_decode(written[:, before:], skip_special_tokens=True)
-            for (run, place), text in zip(batch, texts):
-                answers[run][place] = text.strip()
+            for (run, index), text in zip(batch, texts):
+                answers[run][index] = text.strip()
             on_batch(len(batch))
     return answers
 
 
 def _batches(prompts: Sequence[Sequence[Sequence[int]]]) -> Iterator[tuple[list[tuple[int, int]], bool]]:
-    """(run, place) of the prompts of each batch, long ones first; and whether they lie in equal blocks, one per run.
+    """(run, index) of the prompts of each batch, long ones first; and whether they lie in equal blocks, one per run.
 
     Equal blocks need no copy of each row's weights. They are made where every run has as many prompts.
     """
-    orders = [sorted(range(len(own)), key=lambda place: -len(own[place])) for own in prompts]
+    orders = [sorted(range(len(own)), key=lambda index: -len(own[index])) for own in prompts]
     if len(set(map(len, orders))) == 1:
         each = max(1, ROWS // len(orders))
         for start in range(0, len(orders[0]), each):
-            yield [(run, place) for run, order in enumerate(orders) for place in order[start : start + each]], True
+            yield [(run, index) for run, order in enumerate(orders) for index in order[start : start + each]], True
         return
-    rows = [(run, place) for run, order in enumerate(orders) for place in order]
+    rows = [(run, index) for run, order in enumerate(orders) for index in order]
     rows.sort(key=lambda row: -len(prompts[row[0]][row[1]]))
     for start in range(0, len(rows), ROWS):
         yield rows[start : start + ROWS], False

@@ -74,8 +74,8 @@ class Metric:
     def sampled(self, predictions: Array, targets: Array, samples: NDArray[np.intp]) -> NDArray[np.float64]:
         """The metric `[run, sample]` of predictions `[run, example]` on samples of the examples: indices `[sample, example]`."""
         if self.averages and not self.batched:
-            places = range(len(targets))
-            each = [[self._value(one[i : i + 1], targets[i : i + 1]) for i in places] for one in predictions]
+            indices = range(len(targets))
+            each = [[self._value(one[i : i + 1], targets[i : i + 1]) for i in indices] for one in predictions]
             return np.array(each, dtype=np.float64)[:, samples].mean(axis=-1)
         if not self.batched or targets.ndim > 1:
             found = [[self._value(one[rows], targets[rows]) for rows in samples] for one in predictions]

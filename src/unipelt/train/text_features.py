@@ -50,7 +50,7 @@ class Frozen:
     def __call__(self, inputs: dict[str, list]) -> list[Float[np.ndarray, "*word feature"]]:
         """The states of texts or lists of words. inputs: by name, as examples have them."""
         keys = [tuple(map(str, values)) for values in zip(*inputs.values())]
-        new = {key: place for place, key in enumerate(keys) if key not in self.known}
+        new = {key: index for index, key in enumerate(keys) if key not in self.known}
         if new:
             began = time.monotonic()
             some = Examples(inputs={name: [values[i] for i in new.values()] for name, values in inputs.items()})

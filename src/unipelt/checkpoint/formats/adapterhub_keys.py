@@ -43,18 +43,18 @@ class Names:
         stack = next(stack for stack in self.stacks if stack.entry.name == at.stack)
         base = stack.path.removesuffix(stack.entry.module).rstrip(".")
         layer = stack.layers[at.layer].path.removeprefix(base + "." if base else "")
-        change, place = self.changes[at.change], at.part
+        change, site = self.changes[at.change], at.part
         if change.form.name == "bottleneck":
-            if place.endswith("scale.scale"):
-                place, part = place.removesuffix("scale.scale") + str(change.site), "scaling"
+            if site.endswith("scale.scale"):
+                site, part = site.removesuffix("scale.scale") + str(change.site), "scaling"
             else:
-                place, part = _split(place, BOTTLENECK)
-            return f"{layer}.{self._owner(stack, place)}.adapters.{self.adapter}.{part}"
-        place, part = _split(place, LOW_RANK)
-        attention = stack.entry.cross if place.startswith("cross_") else stack.entry.attention
+                site, part = _split(site, BOTTLENECK)
+            return f"{layer}.{self._owner(stack, site)}.adapters.{self.adapter}.{part}"
+        site, part = _split(site, LOW_RANK)
+        attention = stack.entry.cross if site.startswith("cross_") else stack.entry.attention
         if change.form.name == "prefix":
             return f"{layer}.{attention.module}.prefix_tuning.prefix_gates.{self.adapter}.{part.removeprefix('gate.')}"  # type: ignore[union-attr]
-        linear = getattr(attention, place.removeprefix("cross_"), place)
+        linear = getattr(attention, site.removeprefix("cross_"), site)
         return f"{layer}.{linear}.loras.{self.adapter}.{part}"
 
     def value(self, own: str, tensor: Tensor) -> Tensor:
@@ -87,22 +87,22 @@ class Names:
             location = "self" if self.kind == "distilbert" else "self_prefix"
         return ".".join(["prefix_tunings", self.adapter, location, PREFIX.get(part, FLAT), *leaf])
 
-    def _owner(self, stack: ResolvedStack, place: str) -> str:
-        """The module of a layer that holds the adapters of a place: ffn, attention or cross_attention."""
+    def _owner(self, stack: ResolvedStack, site: str) -> str:
+        """The module of a layer that holds the adapters of a site: ffn, attention or cross_attention."""
         entry = stack.entry
         if self.kind in BERTS:
-            return {"attention": "attention.output", "ffn": "output"}[place]
+            return {"attention": "attention.output", "ffn": "output"}[site]
         if self.kind == "t5":
             module = {"ffn": entry.ffn_output, "attention": entry.attention.module}
-            return (module.get(place) or entry.cross.module).rpartition(".")[0]  # type: ignore[union-attr]
-        inner = "attention." if self.kind == "albert" and place == "attention" else ""
-        return inner + {"ffn": "output_adapters"}.get(place, f"{place}_adapters")
+            return (module.get(site) or entry.cross.module).rpartition(".")[0]  # type: ignore[union-attr]
+        inner = "attention." if self.kind == "albert" and site == "attention" else ""
+        return inner + {"ffn": "output_adapters"}.get(site, f"{site}_adapters")
 
 
-def _split(place: str, parts: dict[str, str]) -> tuple[str, str]:
-    """The place of one of our names, and their name for its part."""
-    end = next(end for end in parts if place.endswith("." + end))
-    return place.removesuffix("." + end), parts[end]
+def _split(site: str, parts: dict[str, str]) -> tuple[str, str]:
+    """The site in one of our names, and their name for its part."""
+    end = next(end for end in parts if site.endswith("." + end))
+    return site.removesuffix("." + end), parts[end]
 
 
 def plain_keys(model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
