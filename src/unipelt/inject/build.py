@@ -19,9 +19,9 @@ from unipelt.forms.prompt import Prompt
 from unipelt.inject.attention import BoundPrefix
 from unipelt.inject.context import PROMPT, ForwardState
 from unipelt.inject.context_hooks import AttentionHook, Checkpointed, InputCapture, LayerHook, ReplicaHook, StackHook
-from unipelt.inject.heads import Pooling, build_head
+from unipelt.inject.heads import build_head
 from unipelt.inject.hook_points import Base, HookPoint, hook_points
-from unipelt.inject.hooks import BoundChange, HeadHook, ModuleHook
+from unipelt.inject.hooks import BoundChange, HeadHook, ModuleHook, Pooling
 from unipelt.inject.prompt import BoundPrompt, PromptHook, PromptOutput
 from unipelt.inject.resolve import Columns, FusedColumns, embedding_module, normaliser, path_of, unreadable
 from unipelt.inject.state import NAME, AttachedState, Hook, MixtureState

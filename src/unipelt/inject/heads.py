@@ -1,7 +1,5 @@
 """The head: what a task needs on top of the base. It trains for every method, by default, on the run axis."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -9,9 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt.errors import SiteError, did_you_mean
-from unipelt.forms.gate import mean_of_real, mean_weights
 from unipelt.forms.routed import Route, RoutedLinear, draw_normal, scale_and_shift
-from unipelt.inject.context import ForwardState, argument, parameters_of
 from unipelt.inject.resolve import embedding_module
 from unipelt.inject.state import NAME, AttachedState, MixtureState
 from unipelt.spec.location import HEAD
@@ -62,27 +58,6 @@ def copy_to_runs(target: HeadLinear | HeadNorm, source: nn.Linear | nn.LayerNorm
         parameter = target.get_parameter(name)
         if not values.is_meta and not parameter.is_meta:
             parameter.data.copy_(values.data.expand_as(parameter))
-
-
-class Pooling:
-    """Forward hook: gives the head the mean over real tokens, or the first token, in place of the model's own pooling."""
-
-    def __init__(self, mean: bool, base: nn.Module, forwards: ForwardState):
-        self.mean, self.names, self.forwards = mean, parameters_of(base), forwards
-
-    def after(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        if self.forwards.thread.off:
-            return None
-        states, mask = output.last_hidden_state, argument(self.names, args, kwargs, "attention_mask")
-        if self.mean:
-            mask = None if mask is None else mask[:, -states.shape[1] :]  # without a prompt's
-            weights = None if mask is None else mean_weights(mask, states.dtype)
-            pooled = mean_of_real(states, weights)[:, 0].to(states.dtype)
-        else:
-            pooled = states[:, 0]
-        if getattr(output, "pooler_output", None) is not None:
-            return type(output)(**{**output, "pooler_output": pooled})
-        return type(output)(**{**output, "last_hidden_state": torch.cat([pooled[:, None], states[:, 1:]], dim=1)})
 
 
 def find_head(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from unipelt import spec
 from unipelt.forms.dora import Dora
-from unipelt.forms.gate import ScoredGate, mean_of_prompt
+from unipelt.forms.gate import ScoredGate, mean_of_prompt, mean_of_real, mean_weights
 from unipelt.forms.low_rank import LowRank
-from unipelt.inject.context import Context, ForwardState
+from unipelt.inject.context import Context, ForwardState, argument, parameters_of
 from unipelt.inject.hook_points import HookPoint
 
 GateValue = Float[Tensor, "rows _ 1"]
@@ -194,3 +194,24 @@ class HeadHook:
         y = module_of(self.modules[context.mixture], context)(x, context.route)
         widest = max(module.weight.shape[1] for module in self.modules)  # type: ignore[index]
         return y if y.shape[-1] == widest else F.pad(y, (0, widest - y.shape[-1]), value=-torch.inf)
+
+
+class Pooling:
+    """Forward hook: gives the head the mean over real tokens, or the first token, in place of the model's own pooling."""
+
+    def __init__(self, mean: bool, base: nn.Module, forwards: ForwardState):
+        self.mean, self.names, self.forwards = mean, parameters_of(base), forwards
+
+    def after(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        if self.forwards.thread.off:
+            return None
+        states, mask = output.last_hidden_state, argument(self.names, args, kwargs, "attention_mask")
+        if self.mean:
+            mask = None if mask is None else mask[:, -states.shape[1] :]  # without a prompt's
+            weights = None if mask is None else mean_weights(mask, states.dtype)
+            pooled = mean_of_real(states, weights)[:, 0].to(states.dtype)
+        else:
+            pooled = states[:, 0]
+        if getattr(output, "pooler_output", None) is not None:
+            return type(output)(**{**output, "pooler_output": pooled})
+        return type(output)(**{**output, "last_hidden_state": torch.cat([pooled[:, None], states[:, 1:]], dim=1)})
