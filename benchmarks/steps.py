@@ -129,7 +129,13 @@ def fleet_of(model: Any, made: list[dict[str, Any]], runs: int) -> Any:
         rows = Encoded({name: [np.array(row) for row in kept] for name, kept in features.items()}, labels, longest)
         record = RunRecord(config=RunConfig(task="random", seed=run))
         plans.append(
-            Plan(record=record, task=task, train=rows, validation=rows, recipe=Recipe(epochs=100_000, batch_size=size))
+            Plan(
+                initial_record=record,
+                task=task,
+                train=rows,
+                validation=rows,
+                recipe=Recipe(epochs=100_000, batch_size=size),
+            )
         )
     return Fleet(model, plans, Words())
 

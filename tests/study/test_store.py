@@ -217,8 +217,8 @@ def test_more_epochs_plan_every_run_again(tmp_path: Path):
 def test_runs_of_one_study_have_one_base(tmp_path: Path):
     store = Store.create(tmp_path, {})
     store.plan(KEYS)
-    assert store.identity() is None
+    assert store.base_identity() is None
     store.finish({KEYS[0]: replace(RESULT, identity={"base": "a", "tokenizer": "b"})})
-    assert store.identity() == {"base": "a", "tokenizer": "b"}
+    assert store.base_identity() == {"base": "a", "tokenizer": "b"}
     with pytest.raises(StoreError, match="other runs have another base or tokenizer"):
         store.finish({KEYS[1]: replace(RESULT, identity={"base": "x", "tokenizer": "b"})})

@@ -53,7 +53,9 @@ def plan(seed: int = 0, train: int = 20, validation: int = 17, classes: int = CL
     given = rows(train, seed, classes), rows(validation, seed + 100, classes)
     config = RunConfig(task="words", k=train, method="small", seed=seed, recipe={"lr": recipe["lr"]})
     record = RunRecord(config=config, metric=metric, recipe=asdict(Recipe(**recipe)))
-    return Plan(record=record, task=task, train=given[0], validation=given[1], test=given[1], recipe=Recipe(**recipe))
+    return Plan(
+        initial_record=record, task=task, train=given[0], validation=given[1], test=given[1], recipe=Recipe(**recipe)
+    )
 
 
 def fleet(
@@ -90,4 +92,4 @@ def parameters(trained: Fleet, run: int = 0) -> dict[str, torch.Tensor]:
 
 def train(trained: Fleet) -> dict[int, FinishedRun]:
     """Every run of a fleet, trained to its end, by the place of its plan."""
-    return {run.plan: run for run in trained.train()}
+    return {run.plan_number: run for run in trained.train()}

@@ -76,7 +76,7 @@ def test_a_finished_run_is_its_own_while_the_others_train_on():
     undisturbed = train(fleet(plans, width=2))
     for run, state in kept:
         assert all(torch.equal(run.state[name], value) for name, value in state.items())
-        same_run(run, undisturbed[run.plan])
+        same_run(run, undisturbed[run.plan_number])
 
 
 def test_a_run_stops_early_and_keeps_its_best():

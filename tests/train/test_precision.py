@@ -58,8 +58,10 @@ def test_the_record_says_which_precision_was_taken(tiny_base: str, monkeypatch: 
     monkeypatch.setattr(setup, "chosen_precision", forward.chosen_precision)
     config = RunConfig(model=tiny_base, task="docstrings", k=40, method="lora", validation_rows=10, stratify=True)
     (plan,) = setup.build_fleet([config], width=1, device=torch.device("cpu")).plans
-    assert plan.recipe.precision == plan.record.recipe["precision"] == "bf16"
-    assert plan.record.config.recipe == {}, "what was given stays as it was given, so that the same command continues"
+    assert plan.recipe.precision == plan.initial_record.recipe["precision"] == "bf16"
+    assert plan.initial_record.config.recipe == {}, (
+        "what was given stays as it was given, so that the same command continues"
+    )
 
 
 def test_a_cpu_without_bf16_computes_in_float32_and_says_so_once(monkeypatch: pytest.MonkeyPatch):

@@ -50,7 +50,7 @@ def finish(folder: Path | None, preset: str, runs: int, seed: int = 0, kept: Run
     torch.manual_seed(seed)
     kept = {} if kept is None else kept
     for run in fleet(plans(runs), preset, dropout=True, folder=folder, width=min(runs, 2), **how).train():
-        kept[run.plan] = run
+        kept[run.plan_number] = run
     return kept
 
 
@@ -163,7 +163,7 @@ def test_a_state_of_another_base_or_tokenizer_is_refused(tmp_path: Path):
         finish(tmp_path, "lora", 1, on_step=stop_at(EVALUATED))
     for name in ("base", "tokenizer"):
         one = plans(1)[0]
-        one = replace(one, record=replace(one.record, identity={name: "another"}))
+        one = replace(one, initial_record=replace(one.initial_record, identity={name: "another"}))
         with pytest.raises(CheckpointError, match=f"its training began with another {name}; put that back, or remove"):
             train(fleet([one], "lora", dropout=True, folder=tmp_path))
 

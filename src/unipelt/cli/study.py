@@ -232,7 +232,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
-    from unipelt.study.engine import hidden_size, identities
+    from unipelt.study.engine import dataset_identities, hidden_size
     from unipelt.study.plan import group_into_fleets
     from unipelt.study.store import DONE, Store
     from unipelt.train.setup import DatasetCache
@@ -244,7 +244,7 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
         done = {key for key, status in store.statuses() if status in DONE}
         missing = [key for key in keys if key not in done]
         notes = _notes(missing, study, cache)
-        again = store.plan(keys, identities(missing, study, cache))
+        again = store.plan(keys, dataset_identities(missing, study, cache))
         if again:
             notes.append(
                 f"{again} finished runs are trained again, because another number of epochs changes the learning rate's schedule"

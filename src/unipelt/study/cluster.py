@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unipelt.errors import DataError, UserError
-from unipelt.study.engine import WAIT, claimed_fleets, identities, train_fleet
+from unipelt.study.engine import WAIT, claimed_fleets, dataset_identities, train_fleet
 from unipelt.study.plan import StudyConfig
 from unipelt.study.store import Store
 from unipelt.train.records import FAILED, RunKey, RunRecord
@@ -84,7 +84,9 @@ class Cluster:
 
         def begin(keys: list[RunKey]) -> Any:
             todo = set(store.pending()) & set(keys)
-            return task.remote(keys, todo, study, self.device.type, store.identities(), self.gpus, store.identity())
+            return task.remote(
+                keys, todo, study, self.device.type, store.dataset_identities(), self.gpus, store.base_identity()
+            )
 
         working, deaths = {begin(keys): keys for keys in fleets}, Counter[RunKey]()
         while working:
@@ -126,7 +128,7 @@ def train(
 
     Raises DataError where this machine has other examples, or none: this is not counted as a run's failure.
     """
-    for name, mine in identities(keys, study, _cache()).items():
+    for name, mine in dataset_identities(keys, study, _cache()).items():
         if (expected := held.get(name, mine)) != mine:
             where = socket.gethostname()
             raise DataError(

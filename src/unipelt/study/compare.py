@@ -14,7 +14,7 @@ from unipelt.checkpoint.json_types import fits
 from unipelt.data import Examples
 from unipelt.data.splits import summarise
 from unipelt.errors import CheckpointError, DataError
-from unipelt.study.engine import identities
+from unipelt.study.engine import dataset_identities
 from unipelt.study.plan import StudyConfig, file_name, fleet_name
 from unipelt.study.store import ANSWER, COMPARISON, Store
 from unipelt.tasks.metrics import METRICS
@@ -102,7 +102,7 @@ def add_runs(
     store: Store, study: StudyConfig, keys: list[RunKey], plan: list[RunKey], cache: DatasetCache, minutes: float = 0.0
 ) -> int:
     """Plan these runs of a comparison's plan and form their fleets; returns how many finished ones are trained again."""
-    again = store.plan(keys, identities(plan, study, cache), minutes)
+    again = store.plan(keys, dataset_identities(plan, study, cache), minutes)
     store.assign(partial(in_rounds, folds=study.folds))
     return again
 

@@ -40,7 +40,7 @@ def run_study(
     target, cache = device_of(device), cache or DatasetCache()
     for ((folder, keys),) in claimed_fleets(store, log=log, deadline=deadline, only=only):
         with suppress(DataError):  # another command's file that has gone: its runs will say so
-            store.check(identities(keys, study, cache))
+            store.check_datasets(dataset_identities(keys, study, cache))
         todo = set(store.pending()) & set(keys)
         for run in train_fleet(
             keys,
@@ -51,7 +51,7 @@ def run_study(
             folder=folder,
             on_step=on_step,
             deadline=deadline,
-            identity=store.identity(),
+            identity=store.base_identity(),
         ):
             if run.record.done:
                 yield run
@@ -94,7 +94,7 @@ def claimed_fleets(
             time.sleep(WAIT)
 
 
-def identities(keys: Iterable[RunKey], study: StudyConfig, cache: DatasetCache) -> dict[str, str]:
+def dataset_identities(keys: Iterable[RunKey], study: StudyConfig, cache: DatasetCache) -> dict[str, str]:
     """The identity of the examples of each task, on this machine."""
     each = {key.task: key for key in keys}
     return {task: cache.dataset(study.config(key)).identity for task, key in each.items()}

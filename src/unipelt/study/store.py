@@ -100,7 +100,7 @@ class Store:
                 raise ValueError("the table study holds no options")
             return options
 
-    def identity(self) -> dict[str, str] | None:
+    def base_identity(self) -> dict[str, str] | None:
         """Fingerprints of base and tokenizer of the finished runs; None before the first."""
         with sqlite_errors(self.path):
             found = self._connection.execute("SELECT identity FROM runs WHERE identity NOT NULL LIMIT 1").fetchone()
@@ -114,34 +114,34 @@ class Store:
 
     def plan(self, keys: Iterable[RunKey], identities: dict[str, str] | None = None, minutes: float = 0.0) -> int:
         """Add new runs, in order. Plan failed runs again, except while their fleet is unfinished. If more epochs are asked for,
-        plan all runs again.
+        plan all runs but baselines again.
 
         identities: of each task's examples (`Dataset.identity`). minutes: the time budget, stored for later commands.
 
         Returns the number of finished runs that are planned again. Raises StoreError, and adds nothing, if the stored runs of a
         task used other examples (unless all of them failed), or if a run has more epochs.
         """
-        nothing = ", ".join(f"{name} = NULL" for name in (*VALUES, "fleet") if name != "status")
+        clear_results = ", ".join(f"{name} = NULL" for name in (*VALUES, "fleet") if name != "status")
         with sqlite_errors(self.path), self._writing() as connection:
             begun = self._check_options(more_epochs=True)
             found = connection.execute("SELECT task FROM runs GROUP BY task HAVING max(status NOT LIKE 'failed%')")
             started = {task for (task,) in found}
-            self.check({task: said for task, said in (identities or {}).items() if task in started})
+            self.check_datasets({task: said for task, said in (identities or {}).items() if task in started})
             again = self._runs_with_fewer_epochs() if begun else []
             if again or not begun or (self._asked or {}).get("recipe", {}).get("epochs") is not None:
                 options = json.dumps(self._asked, sort_keys=True)
                 connection.execute("UPDATE study SET value = ? WHERE name = ?", (options, OPTIONS))
             done = sum(status in DONE for _, status in again)
-            for one, _ in again:
-                connection.execute(f"UPDATE runs SET status = ?, {nothing} WHERE id = ?", (PLANNED, one))
-            said = [(EXAMPLES + task, text) for task, text in (identities or {}).items()]
+            for run_id, _ in again:
+                connection.execute(f"UPDATE runs SET status = ?, {clear_results} WHERE id = ?", (PLANNED, run_id))
+            settings = [(EXAMPLES + task, text) for task, text in (identities or {}).items()]
             if minutes > 0:
-                said.append(("minutes", str(minutes)))
-            connection.executemany("INSERT OR REPLACE INTO study VALUES (?, ?)", said)
+                settings.append(("minutes", str(minutes)))
+            connection.executemany("INSERT OR REPLACE INTO study VALUES (?, ?)", settings)
             first = connection.execute("SELECT coalesce(max(position), -1) + 1 FROM runs").fetchone()[0]
             for position, key in enumerate(keys, start=first):
                 connection.execute(
-                    f"UPDATE runs SET status = ?, {nothing} WHERE id = ? AND status LIKE 'failed%'"
+                    f"UPDATE runs SET status = ?, {clear_results} WHERE id = ? AND status LIKE 'failed%'"
                     " AND fleet NOT IN (SELECT fleet FROM runs WHERE status = ? AND fleet NOT NULL)",
                     (PLANNED, key.id, PLANNED),
                 )
@@ -153,7 +153,7 @@ class Store:
         return done
 
     def _runs_with_fewer_epochs(self) -> list[tuple[str, str]]:
-        """(id, status) of every run if more epochs are asked for than the study has; else an empty list."""
+        """(id, status) of every run but baselines if more epochs are asked for than the study has; else an empty list."""
         asked, held = (given.get("recipe", {}).get("epochs") for given in (self._asked or {}, self.options))
         if asked is None or asked == held:
             return []
@@ -182,15 +182,15 @@ class Store:
             raise StoreError(f"--out {folder}: holds a study with {other}; use another folder, or the same options")
         return begun
 
-    def identities(self) -> dict[str, str]:
+    def dataset_identities(self) -> dict[str, str]:
         """By task: the identity of its examples."""
         with sqlite_errors(self.path):
             found = self._connection.execute("SELECT name, value FROM study").fetchall()
         return {name.removeprefix(EXAMPLES): value for name, value in found if name.startswith(EXAMPLES)}
 
-    def check(self, identities: dict[str, str]) -> None:
+    def check_datasets(self, identities: dict[str, str]) -> None:
         """Raise StoreError if stored runs of one of these tasks used other examples."""
-        held = self.identities()
+        held = self.dataset_identities()
         for task, said in identities.items():
             if (expected := held.get(task, said)) != said:
                 raise StoreError(
@@ -226,7 +226,7 @@ class Store:
         names = ", ".join(f"{name} = ?" for name in VALUES)
         with sqlite_errors(self.path), self._writing() as connection:
             self._check_options()
-            identity = self.identity()
+            identity = self.base_identity()
             for key, record in records.items():
                 if identity is not None and record.identity not in (None, identity):
                     raise StoreError(

@@ -31,7 +31,7 @@ from unipelt.train.run_folder import Loop
 from unipelt.train.runs import FinishedRun, Plan
 from unipelt.train.state import find_state, save_state
 
-SAVE_EVERY = 30.0  # seconds between states, evaluations apart
+SAVE_EVERY = 30.0  # seconds after which the state is saved where no evaluation has come before
 SAVE_SHARE = 0.05  # largest share of the time that saving states may take
 
 Observer = Callable[["Fleet", str], None]
@@ -57,12 +57,13 @@ class Fleet:
         self.model, self.plans, self.tokenizer, self.folder = model, plans, tokenizer, folder
         self.on_step, self.deadline, self.frozen = on_step, deadline, frozen
         self.saving = 0.0
+        """seconds that the last save took"""
         self.device = next(model.parameters()).device
         self.loss, self.task = plans[0].task.loss, type(plans[0].task)
         self.attached: MixtureState | None = getattr(model, NAME, None)
         self.width = 1 if self.attached is None else self.attached.runs
         """number of runs at once when the training began"""
-        self.records = [replace(plan.record, curve=[], width=self.width) for plan in plans]
+        self.records = [replace(plan.initial_record, curve=[], width=self.width) for plan in plans]
         """of each plan: how far its run is"""
         self.plan_numbers = list(range(len(plans)))[: self.width]
         """by run of the model: number of the plan that it trains"""
@@ -88,7 +89,8 @@ class Fleet:
     def train(self) -> Iterator[FinishedRun]:
         """Train all plans, from the last saved state if there is one, and yield each run when it ends.
 
-        After a kill, runs that had ended when the last state was saved are yielded again.
+        After a kill, a run that had been yielded may be yielded again: one whose index had no other plan yet when the last state was
+        saved.
 
         Raises OutOfTime after the deadline, and CheckpointError if a state cannot be read or written.
         """
@@ -109,7 +111,7 @@ class Fleet:
                 self._save()
                 saved = time.monotonic()
                 self.saving = saved - now
-            self._notify("evaluation" if due else "step")
+            self._after("evaluation" if due else "step")
             before = time.monotonic()
             yield from self._collect_finished()
             last = now + time.monotonic() - before  # handling finished runs is not training time
@@ -147,7 +149,8 @@ class Fleet:
             lower = f"try a lower --lr than {self.plans[number].recipe.lr:g}"
             record.status = f"{FAILED}the {what} at step {record.steps}; {lower}"
 
-    def _notify(self, event: str) -> None:
+    def _after(self, event: str) -> None:
+        """Tell the observer what has happened. After the deadline save the state and raise OutOfTime."""
         if self.on_step is not None:
             self.on_step(self, event)
         if self.deadline is not None and time.monotonic() > self.deadline:
@@ -156,7 +159,7 @@ class Fleet:
             raise OutOfTime
 
     def _on_batch(self, examples: int) -> None:
-        self._notify("prediction")
+        self._after("prediction")
 
     def _is_due(self, number: int) -> bool:
         record = self.records[number]
@@ -236,7 +239,7 @@ class Fleet:
             return list(plans[0].task.generate(self.model, self.tokenizer, every, self._on_batch))
 
     def _collect_finished(self) -> Iterator[FinishedRun]:
-        """Give the indices of ended runs to the next plans of the queue, then yield the ended runs."""
+        """Test the ended runs, give their indices to the next plans of the queue, then yield them."""
         ended = [run for run, number in enumerate(self.plan_numbers) if self.records[number].ended]
         if not ended:
             return
@@ -245,7 +248,7 @@ class Fleet:
         self._refill(ended)
         self._add_seconds(time.monotonic() - started, numbers)
         for run in finished:
-            run.record.seconds = self.records[run.plan].seconds
+            run.record.seconds = self.records[run.plan_number].seconds
             yield run
 
     def _test(self, numbers: list[int], best: Float[Tensor, "run parameters"]) -> list[FinishedRun]:
@@ -303,14 +306,14 @@ class Fleet:
 
     def _use(self, values: Float[Tensor, "run parameters"]) -> None:
         """Make the model's parameters views of this matrix."""
-        self.matrix.show(values)
+        self.matrix.bind(values)
         if self.attached is not None:
             self.attached.set_runs([len(values)])
 
     def _set_runs(self, values: Float[Tensor, "run parameters"], numbers: list[int]) -> None:
         """Train these plans from now on, each in its row of this matrix."""
         self.plan_numbers = numbers
-        self.matrix.train(values)
+        self.matrix.replace_values(values)
         self._use(values)
 
     def _save(self) -> None:

@@ -25,10 +25,10 @@ class ParameterMatrix:
         """1 where a number is trained"""
         each = torch.tensor(kinds or [0] * len(self.parameters)).repeat_interleave(torch.tensor(self.sizes))
         self.kinds: Int[Tensor, " parameters"] = each.to(flat[0].device)
-        self.train(torch.cat(flat, dim=1))
+        self.replace_values(torch.cat(flat, dim=1))
 
-    def train(self, values: Float[Tensor, "run parameters"]) -> None:
-        """Train the runs of this matrix from now on."""
+    def replace_values(self, values: Float[Tensor, "run parameters"]) -> None:
+        """Train these values, one row a run, from now on."""
         self.values, runs = values, len(values)
         # autograd warns where a gradient is a view of a matrix, so it writes into blocks of one flat tensor
         self.written = values.new_zeros(values.numel())
@@ -36,7 +36,7 @@ class ParameterMatrix:
             block.view(runs, -1) for block in self.written.split([runs * size for size in self.sizes])
         ]  # each `[run, size]`
         self.gradients = self.written.view(1, -1) if runs == 1 else torch.zeros_like(values)
-        self.show(values)
+        self.bind(values)
         for parameter, block in zip(self.parameters, self.blocks):
             parameter.grad = block.view(parameter.shape) if parameter.requires_grad else None
 
@@ -44,7 +44,7 @@ class ParameterMatrix:
         """The rows of these runs; the matrix itself if these are all its runs."""
         return self.values if len(runs) == len(self.values) else self.values[runs]
 
-    def show(self, values: Float[Tensor, "run parameters"]) -> None:
+    def bind(self, values: Float[Tensor, "run parameters"]) -> None:
         """Make every parameter a view of this matrix, which may have another number of runs."""
         for parameter, columns in zip(self.parameters, values.split(self.sizes, dim=1)):
             shape = (len(columns), *parameter.shape[1:]) if self.run_axis else parameter.shape

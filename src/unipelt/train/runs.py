@@ -25,8 +25,8 @@ CHUNK = 8  # batches that are sorted by length together: padding is short, and e
 class Plan:
     """What one run trains on, and how."""
 
-    record: RunRecord
-    """what is known of the run before it is trained"""
+    initial_record: RunRecord
+    """what is known of the run before it is trained; the fleet keeps the record that changes"""
     task: Task
     """as this run trains it"""
     train: Encoded
@@ -38,7 +38,7 @@ class Plan:
 
     @cached_property
     def key(self) -> RunKey:
-        return self.record.key
+        return self.initial_record.key
 
     def epoch(self, number: int) -> list[list[list[int]]]:
         """The steps of an epoch, each the batches whose gradients it adds up, each the examples of one forward."""
@@ -86,7 +86,8 @@ class Plan:
         return min((step + 1) / warm, max(0.0, (self.steps - step) / max(1, self.steps - warm)))
 
     def evaluate(self, record: RunRecord, logits: Float[Tensor, "example ..."], texts: list[str] | None) -> bool:
-        """Put an evaluation of the validation examples into the run's record, and whether it has ended; whether it is the best."""
+        """Add an evaluation of the validation examples to the run's record, and its status if the run ends. Return whether it is the best
+        so far."""
         metrics, epoch = metrics_of(self.task, logits, self.validation, texts), self.epochs_at(record.steps)
         since = record.steps - (record.curve[-1]["step"] if record.curve else 0)
         record.curve.append({"epoch": epoch, "step": record.steps, "train_loss": record.losses / since, **metrics})
@@ -121,7 +122,7 @@ class Plan:
 
 
 def best_of(curve: Sequence[dict[str, float]], metric: str) -> int:
-    """The index of the first evaluation with the best value of the metric; -1 where none has a number."""
+    """The index of the first evaluation with the best value of the metric; -1 if every value is NaN."""
     best = -1
     for index, entry in enumerate(curve):
         if not math.isnan(entry[metric]) and (best < 0 or METRICS[metric].better(entry[metric], curve[best][metric])):
@@ -194,7 +195,7 @@ class FinishedRun:
     """metrics, predictions and gate values of the best parameters; or why the run failed"""
     state: dict[str, Tensor] = field(default_factory=dict)
     """the best parameters by name, without a run axis; of a model that is tuned whole, its state dict"""
-    plan: int = 0
+    plan_number: int = 0
     """number of its plan in the fleet"""
     model: PreTrainedModel | None = None
     """the model that `state` belongs to; its own parameters are those of other runs"""

@@ -215,7 +215,7 @@ def plan_of(config: RunConfig, splits: data.Splits, cache: DatasetCache, loaded:
             raise UserError(f"--head-start {PROBE}: {what}; use --head-start {RANDOM}")
         folds = inner_folds(splits.train, splits.train.targets if task.classes else None)
     return Plan(
-        record=record, task=trained.fit(targets, bias=bias), recipe=recipe, train=encoded["train"], validation=encoded["validation"],
+        initial_record=record, task=trained.fit(targets, bias=bias), recipe=recipe, train=encoded["train"], validation=encoded["validation"],
         test=encoded.get("test"), folds=folds,
     )  # fmt: skip
 

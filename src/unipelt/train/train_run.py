@@ -80,7 +80,7 @@ def train_run(
             _check_recipe(before, fleet.plans[0], folder, log)
         chosen = asdict(fleet.plans[0].recipe).items()
         log("recipe: " + ", ".join(f"{name}={value}" for name, value in chosen if value is not None))
-        started = replace(fleet.plans[0].record, config=config, members=members)
+        started = replace(fleet.plans[0].initial_record, config=config, members=members)
         write_record(folder, started)
         if (state := last_state(folder)) is not None:
             step, plan = state.records[0].steps, fleet.plans[0]
@@ -92,7 +92,7 @@ def train_run(
                 write_record(folder, replace(started, status=record.status) if members else record)
                 clear_state(folder)
                 raise UserError(seed + record.failed)
-            own = folder / members[finished.plan] if members else folder
+            own = folder / members[finished.plan_number] if members else folder
             save_checkpoint(finished, own)
             write_record(own, record)
             if members:
@@ -127,7 +127,7 @@ def _earlier(
 
 def _check_recipe(before: RunRecord, plan: Plan, folder: Path, log: Callable[[str], None]) -> None:
     """Say why a run that was begun with another recipe trains again, and remove its state. Raises CheckpointError for fewer epochs."""
-    if before.recipe is None or before.recipe == plan.record.recipe:
+    if before.recipe is None or before.recipe == plan.initial_record.recipe:
         return
     held, epochs = before.recipe["epochs"], plan.recipe.epochs
     if epochs < held:
