@@ -45,7 +45,10 @@ def numbered(**values: list[float]) -> dict[str, Seeds]:
 def test_validation_chooses_and_test_results_have_no_say(tmp_path: Path):
     low, high = [0.6, 0.61, 0.6], [0.9, 0.91, 0.9]
     made = recommended(tmp_path / "one", numbered(a=high, b=low), numbered(a=low, b=high))
-    assert (made.recommendation.take, [line.method for line in made.comparisons["all"].lines]) == ("a", ["a", "b"])
+    assert (made.recommendation.take, [line.method for line in made.recommendation.comparison.lines]) == (
+        "a",
+        ["a", "b"],
+    )
     assert "On the test examples b is better, beyond chance (3 seeds)" in made.why
     other = recommended(tmp_path / "two", numbered(b=low, a=high), numbered(a=low, b=high))
     assert other.files["comparison.csv"] == made.files["comparison.csv"], "the order of the runs has no say either"
@@ -109,12 +112,13 @@ def test_methods_are_judged_on_the_seeds_that_they_share(
 ):
     """As a budget, a kill or a failure leaves them."""
     made = recommended(tmp_path / "study", seeds, seeds, rows=100)
-    assert ([line.method for line in made.comparisons["all"].lines], made.recommendation.take) == (ranked, take)
+    assert ([line.method for line in made.recommendation.comparison.lines], made.recommendation.take) == (ranked, take)
     assert said in made.why
     shared = {
-        line.method: bool(seeds[line.method].keys() & seeds[take].keys()) for line in made.comparisons["all"].others
+        line.method: bool(seeds[line.method].keys() & seeds[take].keys())
+        for line in made.recommendation.comparison.others
     }
-    words = {line.method: line.word for line in made.comparisons["all"].others}
+    words = {line.method: line.verdict for line in made.recommendation.comparison.others}
     assert {m for m, word in words.items() if word == "no seed in common"} == {
         m for m, there in shared.items() if not there
     }
@@ -127,7 +131,6 @@ def test_one_answer_for_all_examples_is_what_a_method_has_to_beat(test: list[flo
     """Half of the examples are of the largest class; two seeds that are far apart show nothing."""
     made = recommended(tmp_path / "study", numbered(a=[0.8] * len(test)), numbered(a=test))
     assert ("It is not shown to be better than always naming the largest class (50.00)." in made.why) == said
-    assert "largest class" in made.files["comparison.csv"].decode()
 
 
 def everything(made: Report) -> str:
@@ -147,18 +150,18 @@ def test_terminal_page_and_files_show_one_comparison(tmp_path: Path):
     test = numbered(a=[0.8, 0.82, 0.79], b=[0.7, 0.9, 0.6], small=[0.6, 0.61, 0.59])
     made = recommended(tmp_path / "study", test, test)
     page, shown = made.files["report.html"].decode(), terminal(made)
-    table = made.sections[0].parts[0]
-    assert table.columns[:6] == ["method", "validation accuracy ×100", "test accuracy ×100", f"difference to {made.recommendation.take}", "verdict", "trained parameters"]  # fmt: skip
+    table = made.sections[0].shown[0]
+    assert table.columns[:6] == ["method", "validation accuracy ×100", "test accuracy ×100", f"difference to {made.recommendation.take}", "verdict", "seeds"]  # fmt: skip
     for row in table.blocks[0].rows:
         assert all(cell.text in page and cell.spread in page for cell in row)
-        assert all(f"{cell.text} {cell.aside}".strip() in shown for cell in row[:6])
+        assert all(f"{cell.text} {cell.aside}".strip() in shown for cell in row[:7])
     head = next(line for line in shown.splitlines() if line.startswith("method"))
-    assert not any(name in head for name in table.columns[6:]), "a terminal is narrow"
-    assert all(name in shown for name in table.columns[6:]), "and names the columns that only the files have"
+    assert not any(name in head for name in table.columns[7:]), "a terminal is narrow"
+    assert all(name in shown for name in table.columns[7:]), "and names the columns that only the files have"
     assert f"<h1>{made.headline}</h1>" in page and f"{made.headline}: {made.why}" in shown
     assert page.count('class="best"') == 1, "nothing else is marked as best beside the recommended method"
     assert not [word for word in ("the paper", "never the worst", "second best") if word in page]
-    assert headline(made.study.compared).startswith(f"{made.recommendation.take} has"), (
+    assert headline(made.study.compared).startswith(f"K = all: {made.recommendation.take} has"), (
         "which agrees with test results here"
     )
     assert "−0.00" not in shown + page and "-0.0" not in made.files["comparison.csv"].decode()

@@ -186,6 +186,6 @@ def test_cautions_are_said_where_they_hold_and_nowhere_else(made: dict[str, Repo
 def test_many_classes_list_the_most_frequent_confusions(tmp_path: Path):
     made = build(own_file(tmp_path / "out", labels=[*LABELS, *(f"class {i}" for i in range(9))]))
     found = rows(made, "confusion")
-    assert list(found[0]) == ["block", "class", "named as", "examples"]
+    assert list(found[0]) == ["block", "label", "prediction", "examples"]
     counts = [float(row["examples"]) for row in found]
-    assert counts == sorted(counts, reverse=True) and all(row["class"] != row["named as"] for row in found)
+    assert counts == sorted(counts, reverse=True) and all(row["label"] != row["prediction"] for row in found)

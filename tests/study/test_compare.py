@@ -66,7 +66,7 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(ask, run, reviews: Pa
     head = rf"<h1>Take {re.escape(found.take)}</h1>\s*<p class=.why.>{re.escape(found.why)}</p>"
     assert re.search(head, page), "the page says to take what the terminal says"
     table = list(csv.DictReader((out / "report" / "comparison.csv").read_text().splitlines()))
-    assert [row["method"] for row in table] == [*(line.method for line in found.comparison.lines), "largest class"]
+    assert [row["method"] for row in table] == [line.method for line in found.comparison.lines]
     assert f"\nTake {found.take}: {found.why}\n" in said.out
     assert f"\nTake {found.take}: {found.why}\n" in run("report", out, "--out", tmp_path / "again").out
 
@@ -75,14 +75,14 @@ def test_what_each_method_answered_stands_beside_its_text(ask, run, reviews: Pat
     assert run(*ask(reviews, tmp_path / "out", "--num-rates", 1)).code == 0
     store = Store.read(tmp_path / "out")
     written = {row["review"]: row["stars"] for row in csv.DictReader(reviews.read_text().splitlines())}
-    listed = read(store).listed
+    listed = read(store).chosen
     for method in {run.method for run in listed}:
         one = answered(store, [run for run in listed if run.method == method])
         assert one and one.which == "12 test examples" and len(one.predictions) == 12, "of the seed that was saved"
         assert [written[text] for text in one.inputs["text"]] == [one.labels[target] for target in one.targets]
         assert all(f"{reviews.name}, example " in name for name in one.names)
-        for chances in (one.raw, one.calibrated):
-            assert chances.argmax(axis=-1).tolist() == one.predictions and np.allclose(chances.sum(axis=-1), 1)
+        chances = one.probabilities
+        assert chances.argmax(axis=-1).tolist() == one.predictions and np.allclose(chances.sum(axis=-1), 1)
 
 
 def test_the_recommended_method_is_trained_on_fewer_examples_too(
@@ -122,7 +122,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     store = Store.read(out)
     rows, listed = store.runs(["method", "seed", "test"]), read(store)
     curve = next(one for one in build(out).sections if one.heading == "Would more labels help?")
-    sizes = next(table for table in curve.parts if isinstance(table, Table))
+    sizes = next(table for table in curve.shown if isinstance(table, Table))
     assert sizes.columns[1] == "out-of-fold accuracy ×100" and "fold" in curve.sentence and "seed" not in curve.sentence
     trained = 40 if listed.chosen and build(out).recommendation.take in USUAL else 30
     assert sizes.blocks[0].rows[-1][0].value == trained, "baselines train on what validates others too"
@@ -130,8 +130,8 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     assert len({row["method"] for row in rows}) == len(whole) == 1 + len(USUAL)
     written = csv.DictReader(reviews.read_text().splitlines())
     texts = sorted(row["review"] for row in written)
-    for method in {run.method for run in listed.listed}:
-        one = answered(store, [run for run in listed.listed if run.method == method], listed.folds)
+    for method in {run.method for run in listed.chosen}:
+        one = answered(store, [run for run in listed.chosen if run.method == method], listed.folds)
         assert one and one.which == "60 out-of-fold answers" and sorted(one.inputs["text"]) == texts, method
     found = build(out).recommendation
     record = json.loads((out / "winner" / "run.json").read_text())

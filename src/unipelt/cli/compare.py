@@ -93,7 +93,7 @@ def compare(
     if baselines:
         plan, lacking = with_baselines(plan, study, cache)
         notes += lacking
-    notes = [*_rows(study, plan, cache), *notes]
+    notes = [*_data_notes(study, plan, cache), *notes]
     deadline = began + 60 * minutes * (1 - SPARE) if minutes else None
     asked, held = "epochs" in study.recipe, _held(folder)
     if not asked and held.epochs:
@@ -139,7 +139,7 @@ def compare(
             add_runs(store, study, fewer, plan, cache)
             for _ in run_study(store, study, on_step=watch, deadline=deadline, **how):
                 pass  # the model that is saved has learned from all examples
-    _say(store, study, keeper, folder, minutes, watch.whole, device)
+    _show_result(store, study, keeper, folder, minutes, watch.whole, device)
 
 
 class Held(NamedTuple):
@@ -220,8 +220,8 @@ def _epochs(
     return longest, f"--epochs {longest} instead of {held}, as there is more time"
 
 
-def _rows(study: StudyConfig, plan: list[RunKey], cache: "DatasetCache") -> list[str]:
-    """What there is to say of the rows, before anything is trained, and as the first seed draws them."""
+def _data_notes(study: StudyConfig, plan: list[RunKey], cache: "DatasetCache") -> list[str]:
+    """Which columns are used and what was left out, before anything is trained; as the first seed draws the examples."""
     from unipelt.train.train_run import notes_of
 
     notes: dict[str, None] = {}
@@ -233,10 +233,10 @@ def _rows(study: StudyConfig, plan: list[RunKey], cache: "DatasetCache") -> list
     return list(notes)
 
 
-def _say(
+def _show_result(
     store: "Store", study: StudyConfig, keeper: "CheckpointSaver", out: Path, minutes: float, whole: float, device: str
 ) -> None:
-    """The ranked answer; the chosen model and the report put in their places. whole: seconds that the fleet at work takes."""
+    """Save the recommended model and the report, and print the report. whole: seconds that the fleet at work takes."""
     from unipelt.checkpoint.disk import write_whole
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import terminal

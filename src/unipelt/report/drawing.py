@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unipelt.report.names import OURS, preset_of
@@ -13,8 +14,6 @@ from unipelt.report.names import OURS, preset_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
-    from matplotlib.legend import Legend
-    from matplotlib.text import Text
 
 Place = TypeVar("Place")
 
@@ -25,11 +24,11 @@ STYLE: Any = {
     "grid.color": "#8884", "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.titlelocation": "left",
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), INK),
 }  # fmt: skip
-COLOURS = {
-    "full": "#8a8f98", "head": "#b59f6a", "bitfit": "#7a9a3d", "adapter": "#2a9d8f", "prefix": "#c77d1e", "lora": "#7b6cd0",
-    "unipelt-ap": "#4a90d9", "unipelt-apl": "#d6455d", "mam": "#3f7d5c", "houlsby": "#5fb3b3", "prompt": "#a8763e", "unipelt-central": "#b05fb0",
-}  # fmt: skip
-MORE = ("#6f7f3f", "#a55a5a", "#4f6fa5", "#8f6f9f", "#5f8f7f", "#9f7f4f", "#6f6f9f")
+COLOURS = (
+    "#2a9d8f", "#c77d1e", "#7b6cd0", "#d6455d", "#4a90d9", "#7a9a3d", "#b59f6a", "#8a8f98", "#3f7d5c", "#b05fb0", "#a8763e",
+    "#5fb3b3", "#a55a5a", "#4f6fa5",
+)  # fmt: skip
+BLUE = "#3b78c3"  # 3:1 at least on white and on the dark page
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -45,19 +44,19 @@ class Figure:
 
 def looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour for each preset, a dash for each of its variants."""
-    presets = list(dict.fromkeys(preset_of(method) for method in methods))
-    spare = [preset for preset in presets if preset not in COLOURS]
-    colours = COLOURS | {preset: MORE[place % len(MORE)] for place, preset in enumerate(spare)}
-    found: dict[str, dict[str, Any]] = {}
-    for preset in presets:
-        for place, method in enumerate(one for one in methods if preset_of(one) == preset):
-            dash, above = DASHES[place % len(DASHES)], 3 if preset == OURS else 2
-            found[method] = {"color": colours[preset], "linestyle": dash, "zorder": above}
-    return found
+    presets: dict[str, list[str]] = {}
+    for method in methods:
+        presets.setdefault(preset_of(method), []).append(method)
+    return {
+        method: {"color": colour, "linestyle": dash, "zorder": 3 if preset == OURS else 2}
+        for (preset, variants), colour in zip(presets.items(), cycle(COLOURS))
+        for method, dash in zip(variants, cycle(DASHES))
+    }
 
 
 ENLARGED = 1.6  # at most, on a page
 LETTERS = 28  # of a line of a name
+LETTER_WIDTH = 0.085  # inches, at most, of a letter of a legend
 
 
 def wrapped(name: str, letters: int = LETTERS) -> str:
@@ -65,14 +64,9 @@ def wrapped(name: str, letters: int = LETTERS) -> str:
     return textwrap.fill(name, letters, break_on_hyphens=False)
 
 
-def across(*drawn: "Text | Legend") -> float:
-    """The width of the widest of some texts or legends, in inches."""
-    return max(one.get_window_extent().width / one.figure.dpi for one in drawn)
-
-
 @contextmanager
 def canvas(name: str, rows: int, columns: int, width: float, height: float) -> Iterator[tuple["Drawing", list["Axes"]]]:
-    """A figure of panels, and its axes as one list."""
+    """A figure of panels, and its axes as one list; the size is in inches."""
     import matplotlib
     from matplotlib.figure import Figure as Drawing
 
@@ -99,22 +93,25 @@ def finish(name: str, title: str, caption: str, drawing: "Drawing") -> Figure:
 
 
 def multiples(
-    name: str, texts: tuple[str, str], places: Sequence[Place], draw: Callable[["Axes", Place], None]
-) -> Figure:
-    """Small multiples: `draw(panel, place)` for each place, at most four in a row, one legend above. texts: title, caption."""
-    columns = min(len(places), 4)
+    name: str, title: str, caption: str, places: Sequence[Place], draw: Callable[["Axes", Place], None],
+    height: float = 2.1, across: int = 4,
+) -> Figure:  # fmt: skip
+    """Small multiples: `draw(panel, place)` for each place, and above them a legend of what it labels.
+
+    height: inches of a panel; across: panels in a row, at most.
+    """
+    columns = min(len(places), across)
     rows = -(-len(places) // columns)
-    with canvas(name, rows, columns, 0.6 + 2.5 * max(columns, 2), 1.0) as (drawing, axes):
+    width = 0.6 + 10.0 / across * max(columns, 2)
+    with canvas(name, rows, columns, width, 0.35 + height * rows) as (drawing, axes):
         for panel, place in zip(axes, places):
             draw(panel, place)
-            panel.grid(axis="y")
         entries = {wrapped(text): handle for panel in axes for handle, text in zip(*panel.get_legend_handles_labels())}
-        for ncols in range(len(entries), 0, -1):
+        if entries:
+            longest = max(len(line) for text in entries for line in text.splitlines())
+            beside = min(len(entries), max(1, int(width / (0.5 + LETTER_WIDTH * longest))))
             legend = drawing.legend(
-                entries.values(), entries.keys(), loc="outside upper left", ncols=ncols, fontsize=8.5
+                entries.values(), entries.keys(), loc="outside upper left", ncols=beside, fontsize=8.5
             )
-            if ncols == 1 or across(legend) < drawing.get_figwidth():
-                break
-            legend.remove()
-        drawing.set_figheight(0.35 + 2.1 * rows + legend.get_window_extent().height / drawing.dpi)
-        return finish(name, *texts, drawing)
+            drawing.set_figheight(drawing.get_figheight() + legend.get_window_extent().height / drawing.dpi)
+        return finish(name, title, caption, drawing)

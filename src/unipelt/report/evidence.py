@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from unipelt.report.runs import Run
 from unipelt.report.samples import metric_of
+from unipelt.report.study import Run
 from unipelt.study.store import Store
 
 Probabilities = Float[NDArray[np.float64], "example label"]
@@ -28,11 +28,9 @@ class Answered:
     predictions: list[Any]
     """a class index, a number, a list of 0 and 1 (multi-label), a list of tags, or a text"""
     targets: list[Any]
-    raw: Probabilities | None
-    """of each class, as the models give them; None for tasks without classes, and test sets of more than 20,000 numbers"""
-    calibrated: Probabilities | None
-    """the same from logits that are divided by each run's temperature"""
-    temperatures: list[float]
+    probabilities: Probabilities | None
+    """of each class, from logits that are divided by each run's temperature; None for tasks without classes, and test sets of
+    more than 20,000 numbers"""
     inputs: dict[str, list[Any]]
     """`text`, `text_pair` or `tokens` of each example; empty where the study's file has no texts"""
     names: list[str]
@@ -66,10 +64,7 @@ def answered(store: Store, runs: Sequence[Run], folds: int = 0) -> Answered | No
     labels = tuple(rows[0]["labels"] or ())
     several = isinstance(targets[0], list)
     known = all(row["logits"] and len(row["logits"]) == len(row["predictions"]) for row in rows)
-    raw, calibrated = (
-        np.concatenate([probabilities(row["logits"], several, (row["temperature"] or 1.0) if fitted else 1.0) for row in rows]) if known else None
-        for fitted in (False, True)
-    )  # fmt: skip
+    each = [to_probabilities(row["logits"], several, row["temperature"] or 1.0) for row in rows] if known else []
     kept = [store.examples(str(row["rows"]["test"]["fingerprint"])) if row["rows"] else None for row in rows]
     texts = [found for found in kept if found and found[1]]
     names = [name for _, of in texts for name in of]
@@ -77,8 +72,8 @@ def answered(store: Store, runs: Sequence[Run], folds: int = 0) -> Answered | No
     inputs = {name: [one for found, _ in texts for one in found[name]] for name in texts[0][0]} if whole else {}
     return Answered(
         method=chosen[0].method, which=f"{len(targets):,} {'out-of-fold answers' if folds else 'test examples'}", labels=labels,
-        predictions=predictions, targets=targets, raw=raw, calibrated=calibrated,
-        temperatures=[row["temperature"] for row in rows if row["temperature"]], inputs=inputs, names=names if whole else [],
+        predictions=predictions, targets=targets, probabilities=np.concatenate(each) if known else None,
+        inputs=inputs, names=names if whole else [],
     )  # fmt: skip
 
 
@@ -89,7 +84,7 @@ def _saved(runs: Sequence[Run]) -> Run:
     return max(known, key=lambda one: one[:2])[2] if known else runs[0]
 
 
-def probabilities(logits: Sequence[Sequence[float]], several: bool, temperature: float) -> Probabilities:
+def to_probabilities(logits: Sequence[Sequence[float]], several: bool, temperature: float) -> Probabilities:
     """softmax(logits / temperature), or each label's σ where an example may have several."""
     from scipy.special import expit, softmax
 

@@ -11,9 +11,9 @@ from unipelt.tasks.metrics import Metric
 
 LETTERS = 240  # of a text that is shown
 CONFIDENT = "The most confident mistakes"
-LABEL_NOTE = "Check the label: the predicted class is at least as probable as it is on average for the examples that are labelled with it (confident learning, Northcutt et al. 2021). Many of these labels are right and the model is wrong; but wrong labels are found here first."  # fmt: skip
-Found = Iterable[tuple[float, int, list[Cell]]]
-"""how bad a mistake is, the index of its example, and its cells"""
+LABEL_NOTE = "Check the label: the model gives another class at least the average probability that it gives to the examples labelled with that class (confident learning, Northcutt et al. 2021). Many of these labels are right and the model is wrong, but wrong labels are among them."  # fmt: skip
+Mistake = tuple[float, int, list[Cell]]
+"""how bad it is, the index of its example, and its cells"""
 
 
 def label_looks_wrong(
@@ -48,49 +48,44 @@ def shown_text(inputs: dict[str, list], index: int) -> str:
 def class_mistakes(one: Answered) -> tuple[Table, int]:
     """Every wrongly answered example of a task with one class each, the most confident first; and how many labels are worth
     checking."""
-    targets, said = np.array(one.targets), np.array(one.predictions)
-    wrong = np.flatnonzero(~one.right).tolist()
-    known = one.calibrated
-    classes = {i: [Cell(one.labels[targets[i]]), Cell(one.labels[said[i]])] for i in wrong}
-    if known is None:
-        return _table(one, ["label", "prediction"], ((0.0, i, cells) for i, cells in classes.items())), 0
-    doubtful = label_looks_wrong(known, targets)
-    found: Found = (
-        (known[i, said[i]], i, [*cells, _percent(known[i, said[i]]), _percent(known[i, targets[i]]), Cell("yes" if doubtful[i] else "")])
-        for i, cells in classes.items()
-    )  # fmt: skip
+    targets, predictions = np.array(one.targets), np.array(one.predictions)
+    known, doubtful = one.probabilities, np.zeros(len(targets), bool)
+    if known is not None:
+        doubtful = label_looks_wrong(known, targets)
+    found: list[Mistake] = []
+    for i in np.flatnonzero(~one.right).tolist():
+        label, said = targets[i], predictions[i]
+        of_said, of_label = (np.nan, np.nan) if known is None else (known[i, said], known[i, label])
+        cells = [Cell(one.labels[label]), Cell(one.labels[said]), _percent(of_said), _percent(of_label)]
+        found.append((np.nan_to_num(of_said), i, [*cells, Cell("yes" if doubtful[i] else "")]))
     columns = ["label", "prediction", "probability, %", "of the label, %", "check the label"]
-    return _table(one, columns, found, note=LABEL_NOTE), int(doubtful[wrong].sum())
+    return _table(one, columns, found, note=LABEL_NOTE), int(doubtful[~one.right].sum())
 
 
 def label_mistakes(one: Answered) -> Table:
     """Of a task with several labels an example: each label that is missing or wrongly added, the most confident first."""
-    targets = np.array(one.targets)
-    chances = np.full(targets.shape, np.nan) if one.calibrated is None else one.calibrated
-    off = np.nan_to_num(np.abs(chances - targets))
-    words = ("no", "yes")
-    found = (
-        (off[i, j], i, [Cell(one.labels[j]), Cell(words[targets[i, j]]), Cell(words[1 - targets[i, j]]), _percent(chances[i, j])])
-        for i, j in zip(*np.nonzero(~one.right))
-    )  # fmt: skip
+    targets, words = np.array(one.targets), ("no", "yes")
+    chances = np.full(targets.shape, np.nan) if one.probabilities is None else one.probabilities
+    found: list[Mistake] = []
+    for i, j in zip(*np.nonzero(~one.right)):
+        label = targets[i, j]
+        cells = [Cell(one.labels[j]), Cell(words[label]), Cell(words[1 - label]), _percent(chances[i, j])]
+        found.append((np.nan_to_num(abs(chances[i, j] - label)), i, cells))
     return _table(one, ["class", "labelled", "predicted", "probability, %"], found)
 
 
 def number_mistakes(one: Answered) -> Table:
     """Every example of a task of numbers, the largest error first."""
-    said = [*map(float, one.predictions)]
-    errors = [answer - float(target) for answer, target in zip(said, one.targets)]
-    found = (
-        (abs(error) if np.isfinite(error) else np.inf, i, [Cell(float(one.targets[i])), Cell(said[i]), Cell(error, signed=True)])
-        for i, error in enumerate(errors)
-    )  # fmt: skip
+    found: list[Mistake] = []
+    for i, (label, said) in enumerate(zip(map(float, one.targets), map(float, one.predictions))):
+        found.append((abs(said - label), i, [Cell(label), Cell(said), Cell(said - label, signed=True)]))
     return _table(one, ["label", "prediction", "error"], found, "The largest errors")
 
 
 def tag_mistakes(one: Answered) -> Table:
     """Every sentence with a wrong tag, those with most of them first: the words whose tags differ."""
     words = next(iter(one.inputs.values()), None)
-    found = []
+    found: list[Mistake] = []
     for i, (right, said) in enumerate(zip(one.targets, one.predictions)):
         differ = [k for k, (a, b) in enumerate(zip(right, said)) if a != b]
         shown = "; ".join(f"{words[i][k] if words else k + 1}: {right[k]} → {said[k]}" for k in differ)
@@ -101,19 +96,20 @@ def tag_mistakes(one: Answered) -> Table:
 
 def text_mistakes(one: Answered, metric: Metric) -> Table:
     """Every example of a task of written texts, the worst by the metric first."""
-    each = [metric([said], [right]) for said, right in zip(one.predictions, one.targets)]
-    found = (
-        (-score, i, [Cell(metric.shown_as * score), Cell(cut(str(one.targets[i]))), Cell(cut(str(one.predictions[i])))])
-        for i, score in enumerate(each)
-    )
+    found: list[Mistake] = []
+    for i, (label, said) in enumerate(zip(one.targets, one.predictions)):
+        score = metric.shown_as * metric([said], [label])
+        found.append((-score, i, [Cell(score), Cell(cut(str(label))), Cell(cut(str(said)))]))
     columns = [metric.name.replace("_", " "), "label", "prediction"]
     return _table(one, columns, found, "The texts furthest from their labels")
 
 
 def loss_mistakes(one: Answered) -> Table:
     """Every example of a language model, the least expected first: predictions are sums of losses, targets numbers of tokens."""
-    each = [(total / max(1, count), count) for total, count in zip(one.predictions, one.targets)]
-    found = ((loss, i, [Cell(loss), Cell.count(count)]) for i, (loss, count) in enumerate(each))
+    found: list[Mistake] = []
+    for i, (total, tokens) in enumerate(zip(one.predictions, one.targets)):
+        loss = total / max(1, tokens)
+        found.append((loss, i, [Cell(loss), Cell.count(tokens)]))
     return _table(one, ["loss a token", "tokens"], found, "The least expected answers")
 
 
@@ -122,7 +118,7 @@ def _percent(share: float) -> Cell:
     return Cell(None if np.isnan(share) else 100 * float(share), digits=0)
 
 
-def _table(one: Answered, columns: Sequence[str], found: Found, title: str = CONFIDENT, note: str = "") -> Table:
+def _table(one: Answered, columns: Sequence[str], found: Iterable[Mistake], title: str = CONFIDENT, note: str = "") -> Table:  # fmt: skip
     """The worst mistakes first, each with the number and line of its example, whose file is the same for all, and its text."""
     rows = []
     for _, i, cells in sorted(found, key=lambda mistake: (-round(float(mistake[0]), 9), mistake[1])):

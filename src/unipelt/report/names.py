@@ -11,9 +11,10 @@ TASKS = {
 }  # fmt: skip
 """in the order of the paper's tables"""
 METHODS = (FULL, "head", "bitfit", "prompt", "adapter", "prefix", "lora")
+ALL = "all"  # the size of a whole training set
 FOLD_WORDS = (
     ("On the test examples", "Out of fold"), ("on the test examples", "out of fold"), ("validation ", "out-of-fold "),
-    ("test examples and training seeds", "examples and folds"), ("training seeds only", "folds only"),
+    ("test examples and training seeds", "examples and folds"),
     ("test examples", "examples"), ("seed", "fold"),
 )  # fmt: skip
 PARTS = {"unipelt-ap": ("adapter", "prefix"), "unipelt-apl": ("adapter", "prefix", "lora")}
@@ -38,8 +39,10 @@ def listed(words: Iterable[object]) -> str:
 
 def seeds_text(*numbers: int) -> str:
     """`1 seed`, `3 seeds`, `1 to 3 seeds`."""
-    said = f"{min(numbers)} to {max(numbers)}" if min(numbers) < max(numbers) else str(numbers[0])
-    return f"{said} seed{'' if said == '1' else 's'}"
+    least, most = min(numbers), max(numbers)
+    if least < most:
+        return f"{least} to {most} seeds"
+    return "1 seed" if most == 1 else f"{most} seeds"
 
 
 def in_folds(text: str) -> str:

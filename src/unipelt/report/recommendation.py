@@ -1,16 +1,29 @@
 """Which method to take for one's own file: validation examples choose it, test examples say how sure that is."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from unipelt.errors import UserError
-from unipelt.report.comparison import CONSTANT, Comparison, compare
-from unipelt.report.names import in_folds, listed, seeds_text
+from unipelt.report.comparison import (
+    CONSTANT,
+    Comparison,
+    compare,
+    comparison_columns,
+    comparison_notes,
+    comparison_rows,
+)
+from unipelt.report.names import counts_text, in_folds, listed, seeds_text
 from unipelt.report.samples import LARGEST, Sample, Seeds, difference
 from unipelt.report.statistics import BOTH, EXAMPLES, LEVEL, estimate
-from unipelt.report.study import Study
+from unipelt.report.study import Run, Study
+from unipelt.report.tables import Block, Cell, Table
+from unipelt.train.records import RunRecord
+
+VALIDATION_NOTE = "Validation examples rank the methods and choose their learning rates. Test examples choose nothing; they only measure."
+FOLDS_NOTE = "Each example was answered once, by a model that did not see it. These out-of-fold answers also rank the methods, so the score of the best is slightly optimistic. Validation examples inside the folds chose the learning rates."  # fmt: skip
+COST_NOTE = "Stored: numbers that the file of a run holds, without the MLP of a prefix, which only training needs. Times are those of one run on this machine, or its share where several ran at once."  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,8 @@ class Recommendation:
     why: str
     comparison: Comparison
     """methods from the best validation metric to the worst"""
+    table: Table
+    """the same with what the methods cost"""
 
 
 def recommend(study: Study) -> Recommendation:
@@ -32,48 +47,74 @@ def recommend(study: Study) -> Recommendation:
     Two methods are compared on the seeds that both have: where a budget or a failure left one of them fewer, its seeds may be
     the lucky ones. The best is ahead of the most others, less those that are ahead of it.
     """
-    ((k, task), of), *_ = study.samples.items()
-    sign = of.metric.sign
-    runs = [run for run in study.listed if (run.k, run.task) == (k, task)]
-    validation: dict[str, Seeds] = defaultdict(dict)
-    for run in runs:
-        value = (
-            run.record.test if study.folds else run.record.validation
-        )  # every example of a fold is a test example once
-        if run.seed in of.values.get(run.method, ()) and value is not None:
-            validation[run.method][run.seed] = sign * value
+    ((place, sample),) = study.samples.items()
+    scores = study.test if study.folds else study.validation  # every example of a fold is a test example once
+    validation: dict[str, Seeds] = {}
+    for method, tested in sample.values.items():
+        known = scores.get(place, {}).get(method, {})
+        validation[method] = {seed: sample.metric.sign * known[seed] for seed in tested if seed in known}
+    validation = {method: seeds for method, seeds in validation.items() if seeds}
     if not validation:
         raise UserError(
             "no finished run has a validation metric, so nothing can be recommended; repeat `unipelt compare`"
         )
-    sizes = {run.method: sum((run.record.parameters or {}).values()) for run in runs}
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for run in study.chosen:
+        if run.record.test is not None:
+            runs[run.method].append(run)
+    sizes = {method: _size(own[-1].record) for method, own in runs.items()}
     ahead = {one: sum(_lead(validation[one], other) for other in validation.values()) for one in validation}
     order = sorted(validation, key=lambda method: (-ahead[method], sizes[method], method))
     best = order[0]
     # a constant answer is of no use to anyone, so it has to be the best itself
     near = [m for m in order if m == best or (m != CONSTANT and _within(validation[best], validation[m]))]
     take = min(near, key=lambda method: (sizes[method], order.index(method)))
-    found = compare([of], order, take)
+    found = compare([sample], order, take)
     lines = {line.method: line for line in found.lines}
-    rates = {run.method: run.lr for run in runs}
-    filled = []
-    for method in order:
-        own = {run.seed: run.record for run in runs if run.method == method}
-        times = [(one.predicting, of.answers.get((method, seed))) for seed, one in own.items()]
-        filled.append(replace(
-            lines[method], validation=sign * fmean(validation[method].values()), lr=rates[method], parameters=sizes[method] or None,
-            stored=[*own.values()][-1].stored, seconds=_mean(one.seconds for one in own.values()),
-            per_text=_mean(seconds / len(said.targets) for seconds, said in times if seconds is not None and said),
-        ))  # fmt: skip
-    found = replace(found, lines=filled, folds=study.folds)
-    said = _by_validation(validation, take, best, near, found.metric.replace("_", " "))
-    why = " ".join([*said, *_by_test(found), *_beside_largest(found, of, take)])
-    return Recommendation(take, found.chosen.lr, in_folds(why) if study.folds else why, found)
+    found = replace(found, lines=[lines[method] for method in order])
+    why = " ".join(
+        [*_by_validation(validation, take, best, near, sample), *_by_test(found), *_and_largest(found, sample)]
+    )
+    table = _table(found, {method: runs[method] for method in order}, study.folds > 0)
+    return Recommendation(take, runs[take][0].lr, in_folds(why) if study.folds else why, found, table)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+def _table(found: Comparison, runs: Mapping[str, Sequence[Run]], folds: bool) -> Table:
+    """Every method compared with the recommended one, and what it costs. runs: of each method."""
+
+    def means(value: Callable[[RunRecord], float | None], factor: float = 1.0, digits: int = 2) -> dict[str, Cell]:
+        known = {
+            method: [number for run in own if (number := value(run.record)) is not None] for method, own in runs.items()
+        }
+        return {method: Cell(factor * fmean(of), digits=digits) for method, of in known.items() if of}
+
+    last = {method: own[-1].record for method, own in runs.items()}
+    columns = {} if folds else {f"validation {found.label}": means(lambda run: run.validation, found.metric.shown_as)}
+    columns |= comparison_columns(
+        found, f"{'out-of-fold' if folds else 'test'} {found.label}", found.reference, "recommended"
+    )
+    columns["trained parameters"] = {m: Cell(counts_text(_size(record), record.stored)) for m, record in last.items()}
+    narrow = len(columns) + 1
+    columns["training time, s"] = means(lambda run: run.seconds, digits=0)
+    columns["prediction time, ms an example"] = means(_seconds_per_example, 1000, digits=1)
+    columns["learning rate"] = {method: Cell(own[0].lr, digits=-1) for method, own in runs.items()}
+    names, rows = ["method", *columns], comparison_rows(found, columns)
+    notes = [VALIDATION_NOTE, *comparison_notes(found.lines), COST_NOTE]
+    if folds:
+        names, notes = [*map(in_folds, names)], [FOLDS_NOTE, *map(in_folds, notes[1:])]
+    title = "Every method compared with the recommended one"
+    return Table("comparison", title, names, [Block("", rows)], notes, narrow=narrow)
+
+
+def _size(record: RunRecord) -> int:
+    return sum((record.parameters or {}).values())
+
+
+def _seconds_per_example(record: RunRecord) -> float | None:
+    """To predict a test example; None where it is not known."""
+    if record.predicting is None or not record.rows:
+        return None
+    return record.predicting / record.rows["test"]["number"]
 
 
 def _lead(one: Seeds, other: Seeds) -> int:
@@ -92,9 +133,10 @@ def _within(best: Seeds, other: Seeds) -> bool:
 
 
 def _by_validation(
-    validation: Mapping[str, Seeds], take: str, best: str, near: Sequence[str], metric: str
+    validation: Mapping[str, Seeds], take: str, best: str, near: Sequence[str], sample: Sample
 ) -> list[str]:
     """A sentence on the validation results, with the seeds if they are not the same for all methods."""
+    metric = sample.metric.name.replace("_", " ")
     shared: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for method in validation:
         if method != best:
@@ -105,26 +147,26 @@ def _by_validation(
         return [
             f"{take} is the smallest. No other method has finished a seed that {take} has, so they cannot be compared."
         ]
-    alike = (other for seeds, of in shared.items() if seeds for other in of)
+    alike = [other for seeds, others in shared.items() if seeds for other in others]
     equal = [other for other in alike if not _lead(validation[best], validation[other])]
-    if take == best and equal:
+    rivals = [method for method in near if method != best]
+    if take != best:
+        are, smaller = ("is", "and smaller") if len(rivals) == 1 else ("are", f"and {take} is the smallest of these")
+        said = [
+            f"{best} has the best validation {metric}; {listed(rivals)} {are} within one standard error of it {smaller}."
+        ]
+    elif equal:
         said = [f"{listed([take, *equal])} have the same validation {metric}; {take} is the smallest."]
-    elif take == best:
-        said = [f"{take} has the best validation {metric}."]
     else:
-        others = [method for method in near if method != best]
-        beside = f"{listed(others)} {'is' if len(others) == 1 else 'are'} within one standard error of it"
-        smallest = "and smaller" if len(others) == 1 else f"and {take} is the smallest of these"
-        said = [f"{best} has the best validation {metric}; {beside} {smallest}."]
+        said = [f"{take} has the best validation {metric}."]
     every = set().union(*validation.values())
     for seeds, others in shared.items():
         if not seeds:
             said.append(f"{listed([best, *others])} have no finished seed in common and cannot be compared.")
-        elif set(seeds) < every:
+        elif {*seeds} < every:
             which = f"seed {seeds[0]}, the only seed" if len(seeds) == 1 else f"seeds {listed(seeds)}, the only seeds"
-            said.append(
-                f"{listed([best, *others])} are compared on {which} that {'all' if others[1:] else 'both'} have finished."
-            )
+            both = "all" if others[1:] else "both"
+            said.append(f"{listed([best, *others])} are compared on {which} that {both} have finished.")
     if any(len(seeds) == 1 for seeds in shared):
         said.append("One seed cannot show how much of this is chance; train more with --seeds, or with more --minutes.")
     return said
@@ -132,27 +174,30 @@ def _by_validation(
 
 def _by_test(found: Comparison) -> list[str]:
     """A sentence on the test results, which select nothing."""
-    gaps = {line.method: (line.gap, line.real) for line in found.others if line.gap}
-    judged = {method: (gap, real) for method, (gap, real) in gaps.items() if gap.covers == BOTH}
-    if not judged:
-        one_seed = any(gap.covers == EXAMPLES for gap, _ in gaps.values())
+    gaps = {line.method: line.gap for line in found.others if line.gap and line.gap.covers == BOTH}
+    if not gaps:
+        one_seed = any(line.gap and line.gap.covers == EXAMPLES for line in found.others)
         return ["On the test examples nothing is judged: one seed."] if one_seed else []
-    seeds = seeds_text(*(gap.seeds for gap, _ in judged.values()))
-    better = [method for method, (gap, real) in judged.items() if real and gap.value > 0]
-    worse = [method for method, (gap, real) in judged.items() if real and gap.value < 0]
+    seeds = seeds_text(*(gap.seeds for gap in gaps.values()))
+    real = [line.method for line in found.others if line.real]
+    better, worse = ([m for m in real if (gaps[m].value > 0) == above] for above in (True, False))
     said = []
     if better:
-        said.append(f"On the test examples {listed(better)} {'is' if len(better) == 1 else 'are'} better, beyond chance ({seeds}); repeat with more seeds.")  # fmt: skip
+        are = "is" if len(better) == 1 else "are"
+        said.append(
+            f"On the test examples {listed(better)} {are} better, beyond chance ({seeds}); repeat with more seeds."
+        )
     if worse:
         said.append(f"On the test examples it is better than {listed(worse)}, beyond chance ({seeds}).")
     return said or [f"On the test examples no difference to it is beyond chance ({seeds})."]
 
 
-def _beside_largest(found: Comparison, of: Sample, take: str) -> list[str]:
-    """Where a method's answers may be worth no more than one answer for all examples."""
-    if found.largest is None or not of.largest:
+def _and_largest(found: Comparison, sample: Sample) -> list[str]:
+    """Where the method's answers may be worth no more than one answer for all examples."""
+    if not sample.largest or sample.constant is None:
         return []
-    gap = estimate([difference(of, take, LARGEST)])
+    gap = estimate([difference(sample, found.reference, LARGEST)])
     if gap.value > 0 and gap.p is not None and gap.p < LEVEL:
         return []
-    return [f"It is not shown to be better than always naming the largest class ({found.scale * found.largest:.2f})."]
+    score = sample.metric.shown_as * sample.constant
+    return [f"It is not shown to be better than always naming the largest class ({score:.2f})."]

@@ -72,6 +72,11 @@ def metric_of(name: str) -> Metric:
     return METRICS.get(name) or Metric(name=name, function=lambda *_: 0.0, low=-inf, high=inf)
 
 
+def metric_label(metric: Metric) -> str:
+    """`accuracy ×100`: the name of a metric in the unit that tables show it in."""
+    return metric.name.replace("_", " ") + ("" if metric.shown_as == 1 else " ×100")
+
+
 def sample(name: str, metric: str, values: dict[str, Seeds], rows: Iterable[Row]) -> Sample:
     """rows: method, seed, predictions and targets of these runs. Runs whose targets are equal share their test examples."""
     judge = metric_of(metric)

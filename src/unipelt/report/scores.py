@@ -1,96 +1,119 @@
-"""Tables 1 and 3 of the paper, from our runs."""
+"""Tables of scores, ours and below them the paper's.          Mao et al. 2022, arXiv:2110.07577, tables 1 to 3"""
 
+import tomllib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from statistics import fmean
+from typing import Any
 
-from unipelt.report.names import size_label, task_label, task_order
-from unipelt.report.samples import LARGEST
-from unipelt.report.study import Grid, Study, average
-from unipelt.report.tables import Block, Cell, Table, marked, side_by_side
+from unipelt.report.names import ALL, PARTS, occurrences, size_label, task_label
+from unipelt.report.samples import LARGEST, Seeds, metric_label
+from unipelt.report.study import Grid, Study
+from unipelt.report.tables import Block, Cell, Table, side_by_side, with_best
 
-ALL = "all"
-COLA = "cola"
-MARK_NOTE = "Bold: best, underlined: second best, where every method has two seeds at least; not a test of differences."
-RATE_NOTE = "The learning rate of each task, K and method is the one with the best mean validation metric over seeds."
-AVERAGE_NOTE = " An average stands only where every task is there; its deviation is that of the seeds' averages."
+BEST_NOTE = "Bold: best, where every method has at least two seeds; not a test of differences."
+AVERAGE_NOTE = "An average stands only where every task is there; its deviation is that of the seeds' averages."
 LARGEST_NOTE = f"{LARGEST.capitalize()}: the metric of always naming the most frequent class of the test examples, 0 for a correlation."  # fmt: skip
+BOUND_NOTE = "Best of …: for each task the part of a mixture with the best test mean, as in the paper's table 2. No method can choose it in advance, so it is an upper bound."  # fmt: skip
+SUBSET_NOTE = "* The training set is a subset of the published one, so these are not the paper's numbers for K = all."
+BEST_OF = "best of "
+Row = dict[str, Seeds]
+"""task → seed → metric"""
 
 
-def scores_table(study: Study) -> Table:
-    """The paper's table 1."""
-    title = "Test metric, mean and standard deviation over seeds (the paper's table 1)"
-    return _table(study, study.test, [k for k in study.sizes if k != ALL], "table1", title)
+@cache
+def paper() -> dict[str, Any]:
+    """See paper.toml."""
+    return tomllib.loads(files("unipelt.report").joinpath("paper.toml").read_text(encoding="utf-8"))
 
 
-def validation_table(study: Study) -> Table:
-    """The same of the validation metric."""
-    title = "Best validation metric, mean and standard deviation over seeds"
-    return _table(study, study.validation, [k for k in study.sizes if k != ALL], "validation", title)
+def printed(k: int | str) -> Grid:
+    """The paper's test metrics by task; none for a size that the paper lacks, or of which it prints only an average."""
+    rows = paper()["scores"].get(str(k), {}).items()
+    return {(k, task): {method: {0: row[i]} for method, row in rows} for i, task in enumerate(paper()["tasks"])}
 
 
-def whole_table(study: Study) -> Table:
-    """The paper's table 3: every training example."""
-    title = "Test metric with all training examples, mean and standard deviation over seeds (the paper's table 3)"
-    table = _table(study, study.test, [ALL] if ALL in study.sizes else [], "table3-all", title)
-    if table and study.incomplete & {*study.tasks(ALL)}:
-        note = "* The training set is a subset of the published one, so these are not the paper's numbers for K = all."
-        table = replace(table, notes=[*table.notes, note])
-    return table
-
-
-def tasks_of(study: Study, sizes: Iterable[int | str]) -> list[str]:
-    """The tasks of some sizes."""
-    return sorted({task for k in sizes if k in study.sizes for task in study.tasks(k)}, key=task_order)
-
-
-def _table(study: Study, grid: Grid, sizes: Sequence[int | str], name: str, title: str) -> Table:
-    over = tasks_of(study, sizes)
-    columns = ["method", *(task_label(task) + "*" * (task in study.incomplete and ALL in sizes) for task in over)]
-    if len(over) > 1:
-        columns += ["average", *["without CoLA"] * (COLA in over)]
-    blocks = [Block(f"{size_label(k)} · {study.model} · {study.seeds(k)}", _rows(study, grid, k, over)) for k in sizes]
-    metrics = defaultdict(list)
+def score_table(study: Study) -> Table:
+    """Test metrics by size, method and task, with the best parts of mixtures (the paper's table 2) and the largest class below
+    the methods; below each size the paper's, of the same tasks and methods."""
+    over, blocks, metrics = study.all_tasks, [], defaultdict(list)
+    for k in study.sizes:
+        ours, theirs = _by_method(study, study.test, k), _by_method(study, printed(k), k)
+        heading = f"{size_label(k)} · ours, {study.model} · {study.seeds(k)}"
+        blocks.append(_block(study, k, {**ours, **_best_parts(study, ours), LARGEST: _largest(study, k)}, heading))
+        heading = f"{size_label(k)} · the paper, {paper()['base']} · 5 seeds"
+        blocks += [_block(study, k, theirs | _best_parts(study, theirs), heading)] if theirs else []
     for task in over:
-        metric = study.metrics[task]
-        metrics[metric.name.replace("_", " ") + (" ×100" if metric.shown_as != 1 else "")].append(task_label(task))
+        metrics[metric_label(study.metrics[task])].append(task_label(task))
     said = "; ".join(f"{metric}: {', '.join(names)}" for metric, names in sorted(metrics.items()))
-    notes = [f"Metrics: {said}. {MARK_NOTE}", RATE_NOTE + AVERAGE_NOTE * (len(over) > 1), LARGEST_NOTE]
-    return Table(name, title, columns, blocks, notes)
+    subsets = study.incomplete if ALL in study.sizes else set()
+    notes = [f"Metrics: {said}. {BEST_NOTE}", *[AVERAGE_NOTE] * (len(over) > 1), LARGEST_NOTE]
+    notes += [BOUND_NOTE] * any(row[0].text.startswith(BEST_OF) for block in blocks for row in block.rows)
+    notes += [SUBSET_NOTE] * bool(subsets)
+    if len(blocks) > len(study.sizes):
+        notes.append(f"The paper: {paper()['source']}. Its base is {paper()['base']}, ours is {study.model}: compare the order of the methods and their differences, not the scores.")  # fmt: skip
+    columns = ["method", *(task_label(task) + "*" * (task in subsets) for task in over), *["average"] * (len(over) > 1)]
+    return Table("scores", "Test metric, mean and standard deviation over seeds", columns, blocks, notes)
 
 
-def _rows(study: Study, grid: Grid, k: int | str, over: Sequence[str]) -> list[list[Cell]]:
-    """The best are marked if each has at least two seeds. Test metrics have a row of always naming the largest class."""
+def _by_method(study: Study, grid: Grid, k: int | str) -> dict[str, Row]:
+    """The metrics of a grid, for the methods and tasks of this size in the study."""
+    rows: dict[str, Row] = {}
+    for method in study.methods(k):
+        row = {task: grid[k, task][method] for task in study.tasks(k) if method in grid.get((k, task), {})}
+        rows |= {method: row} if row else {}
+    return rows
+
+
+def _best_parts(study: Study, rows: Mapping[str, Row]) -> dict[str, Row]:
+    """For each mixture whose parts are there, with one set of options each: on each task the part with the best mean."""
+    found: dict[str, Row] = {}
+    for mixture, presets in PARTS.items():
+        parts = [occurrences(preset, rows) for preset in (mixture, *presets)]
+        if all(len(methods) == 1 for methods in parts):
+            best, (own, *others) = {}, [methods[0] for methods in parts]
+            for task in rows[own]:
+                known = [rows[other][task] for other in others if task in rows[other]]
+                if len(known) == len(others):
+                    choose = max if study.metrics[task].higher_is_better else min
+                    best[task] = choose(known, key=lambda seeds: fmean(seeds.values()))
+            found[f"{BEST_OF}{', '.join(others)}"] = best
+    return found
+
+
+def _largest(study: Study, k: int | str) -> Row:
+    """The metric of always naming the largest class."""
+    samples = {task: study.samples[k, task] for task in study.tasks(k)}
+    return {task: {0: one.metric.shown_as * one.constant} for task, one in samples.items() if one.constant is not None}
+
+
+def _block(study: Study, k: int | str, rows: Mapping[str, Row], heading: str) -> Block:
+    """The rows that have a task, and their averages. The best method is marked if each has at least two seeds."""
+    rows = {name: row for name, row in rows.items() if row}
     methods, averaged = study.methods(k), study.averaged(k)
-    here = {key: seeds for key, seeds in grid.items() if key[0] == k}
-    columns = [
-        {
-            method: Cell.mean(seeds.values(), f"{len(seeds)} of {planned} seeds" if len(seeds) < planned else "")
-            for method in methods
-            if (seeds := here.get((k, task, method)))
+    columns = []
+    for task in study.all_tasks:
+        known = {name: row[task] for name, row in rows.items() if task in row}
+        most = max((len(seeds) for name, seeds in known.items() if name in methods), default=0)
+        notes = {
+            name: f"{len(known[name])} of {most} seeds" for name in known if name in methods and len(known[name]) < most
         }
-        for task in over
-        for planned in [_planned(study, k, task)]
-    ]
-    groups = [averaged, *[[task for task in averaged if task != COLA]] * (COLA in over)] if len(over) > 1 else []
-    columns += [{method: average(grid, k, method, tasks) for method in methods} for tasks in groups]
-    if min(map(len, here.values()), default=0) > 1:
-        signs = [study.metrics[task].sign for task in [*over, *(averaged[0] for _ in groups)]]
-        columns = [*map(marked, columns, signs)]
-    samples = {task: study.samples[k, task] for task in study.tasks(k) if grid is study.test}
-    largest = {task: of.metric.shown_as * of.constant for task, of in samples.items() if of.constant is not None}
-    if not largest:
-        return side_by_side(methods, columns)
-    means = [fmean(largest[t] for t in tasks) if tasks and {*tasks} <= largest.keys() else None for tasks in groups]
-    last = [*(largest.get(task) for task in over), *means]
-    return [*side_by_side(methods, columns), [Cell(LARGEST), *map(Cell, last)]]
+        cells = {name: Cell.mean(seeds.values(), notes.get(name, "")) for name, seeds in known.items()}
+        columns.append((cells, study.metrics[task].sign))
+    if len(study.all_tasks) > 1:
+        averages = {name: average([row.get(task, {}) for task in averaged]) for name, row in rows.items()}
+        columns.append((averages, study.metrics[averaged[0]].sign))
+    if all(len(seeds) > 1 for name in rows if name in methods for seeds in rows[name].values()):
+        columns = [(with_best(cells, sign, methods), sign) for cells, sign in columns]
+    return Block(heading, side_by_side(rows, [cells for cells, _ in columns]))
 
 
-def _planned(study: Study, k: int | str, task: str) -> int:
-    """The most seeds that any method is planned with."""
-    seeds = defaultdict(set)
-    for run in study.runs:
-        if (run.k, run.task) == (k, task):
-            seeds[run.method].add(run.seed)
-    return max(map(len, seeds.values()), default=0)
+def average(tasks: Sequence[Seeds]) -> Cell:
+    """Mean over tasks, and its standard deviation over the seeds that every task has; empty where a task has none."""
+    if not all(tasks):
+        return Cell()
+    shared = set.intersection(*({*seeds} for seeds in tasks))
+    each = [fmean(seeds[seed] for seeds in tasks) for seed in sorted(shared)]
+    return Cell(fmean(fmean(seeds.values()) for seeds in tasks), Cell.mean(each).sd if each else None)

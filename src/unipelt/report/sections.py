@@ -4,24 +4,14 @@ from collections import defaultdict
 
 import numpy as np
 
+from unipelt.report import breakdown, mistakes
 from unipelt.report.cautions import cautions
-from unipelt.report.classes import class_table, confusion_table, span_table, worst_class
 from unipelt.report.confidence import confidence_section
 from unipelt.report.evidence import Answered, answered
 from unipelt.report.learning import learning_curve
-from unipelt.report.mistakes import (
-    class_mistakes,
-    label_mistakes,
-    loss_mistakes,
-    number_mistakes,
-    tag_mistakes,
-    text_mistakes,
-)
-from unipelt.report.numbers import error_table, residual_figure, short
 from unipelt.report.recommendation import Recommendation
-from unipelt.report.runs import Run
 from unipelt.report.samples import metric_of
-from unipelt.report.study import Study
+from unipelt.report.study import Run, Study
 from unipelt.report.tables import Section
 from unipelt.report.written import written
 from unipelt.study.plan import BASELINES, SETFIT
@@ -39,15 +29,15 @@ def comparison_sections(study: Study, advice: Recommendation, store: Store) -> t
     one = answered(store, mine, study.folds)
     found = prediction_sections(one, metric_of(first.metric)) if one else []
     found += written(store, study.chosen, advice.take)
-    # baselines train on what validates others too
-    parts = ["train", "validation"] if study.folds and advice.take in BASELINES and advice.take != SETFIT else ["train"]
-    counts = {run.id: sum(run.record.rows[part]["number"] for part in parts) for run in mine if run.record.rows}
-    counts = dict.fromkeys(counts, min(counts.values(), default=0))  # folds differ by one
-    counts |= {run.id: run.record.rows["train"]["number"] for run in fewer if run.record.rows}
     sizes: dict[int, list[Run]] = defaultdict(list)
-    for run in (*fewer, *mine):
-        if run.id in counts:
-            sizes[counts[run.id]].append(run)
+    for run in fewer:
+        sizes[int(run.k)].append(run)
+    # baselines train on what validates others too
+    all_but_test = study.folds and advice.take in BASELINES and advice.take != SETFIT
+    splits = ["train", "validation"] if all_but_test else ["train"]
+    whole = [sum(run.record.rows[split]["number"] for split in splits) for run in mine if run.record.rows]
+    if whole:
+        sizes[min(whole)] = mine  # folds differ by one
     curve = learning_curve(store, sizes, bool(study.folds))
     return said, [*found, *([curve] if curve else [])]
 
@@ -58,33 +48,35 @@ def prediction_sections(one: Answered, metric: Metric) -> list[Section]:
         targets, said = np.array(one.targets, float), np.array(one.predictions, float)
         if not np.isfinite(said).all():
             return []
-        off = short(float(np.abs(said - targets).mean()))
+        off = breakdown.short(float(np.abs(said - targets).mean()))
         say = f"On {one.which}, {one.method} is off by {off} on average, in the unit of the labels."
         bad = "The largest errors; where a label is wrong, correct the file."
-        errors = Section("Errors", [error_table(targets, said), residual_figure(targets, said)], say)
-        return [errors, Section(LOOK, [number_mistakes(one)], bad)]
+        errors = Section(
+            "Errors", [breakdown.error_table(targets, said), breakdown.residual_figure(targets, said)], say
+        )
+        return [errors, Section(LOOK, [mistakes.number_mistakes(one)], bad)]
     if metric.of == "tags":
-        spans, table = span_table(one.targets, one.predictions), tag_mistakes(one)
+        spans, table = breakdown.span_table(one.targets, one.predictions), mistakes.tag_mistakes(one)
         bad = f"{len(table.rows):,} of {one.which} have a wrong tag."
         return [Section("Each type of span", [spans], f"{one.method} on {one.which}."), Section(LOOK, [table], bad)]
     if metric.of == "classes":
         return _of_classes(one) if one.labels else []
-    table = text_mistakes(one, metric) if metric.of == "texts" else loss_mistakes(one)
+    table = mistakes.text_mistakes(one, metric) if metric.of == "texts" else mistakes.loss_mistakes(one)
     say = f"{one.method} on {one.which}, the worst first. Where a label is wrong, correct the file."
     return [Section(LOOK, [table], say)]
 
 
 def _of_classes(one: Answered) -> list[Section]:
     answers = np.array(one.targets), np.array(one.predictions), one.labels
-    table = class_table(*answers)
+    table = breakdown.class_table(*answers)
     if one.several:
-        parts, bad = [table], label_mistakes(one)
+        parts, bad = [table], mistakes.label_mistakes(one)
         say = f"{len(bad.rows):,} labels are missing or wrongly added."
     else:
-        parts, (bad, doubtful) = [table, confusion_table(*answers)], class_mistakes(one)
+        parts, (bad, doubtful) = [table, breakdown.confusion_table(*answers)], mistakes.class_mistakes(one)
         worth = f"; {doubtful:,} of their labels are worth checking" if doubtful else ""
         say = f"{len(bad.rows):,} of {one.which} are answered wrongly{worth}."
-    found = [Section("Each class", parts, f"{one.method} on {one.which}. {worst_class(table)}".strip())]
-    if one.raw is not None and one.calibrated is not None:
-        found.append(confidence_section(one, one.raw, one.calibrated))
+    found = [Section("Each class", parts, f"{one.method} on {one.which}. {breakdown.worst_class(table)}".strip())]
+    if one.probabilities is not None:
+        found.append(confidence_section(one, one.probabilities))
     return [*found, Section(LOOK, [bad], say)]

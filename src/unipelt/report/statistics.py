@@ -5,8 +5,8 @@ The difference of two methods on a task is the mean of their differences gₛ ov
 - training: variance u = (variance of gₛ over seeds) / seeds.
 The chance of a difference as large as |x| without a true one is P(|√v tₐ + √u t_b| ≥ |x|), where tₐ and t_b are Student's with
 groups − 1 and seeds − 1 degrees of freedom (Behrens 1929, Fisher 1935). It is conservative; Welch's approximation is not, with
-two or three seeds (benchmarks/false_claims.py). Where few test examples differ, an exact test of exchanged predictions has the last
-word: McNemar's for accuracy with one seed. With one seed training's part is not known, so nothing is called real.
+two or three seeds (benchmarks/false_claims.py). Where few test examples differ, an exact test of exchanged predictions is computed
+too (McNemar's for accuracy with one seed), and the larger p counts. With one seed training's part is not known, so nothing is called real.
 """
 
 from collections.abc import Sequence
@@ -43,11 +43,12 @@ class Estimate:
         """Whether the number differs from 0 beyond chance; p: its own, or corrected for the number of comparisons."""
         return self.covers == BOTH and p is not None and p < LEVEL
 
-    @property
-    def negated(self) -> "Estimate":
-        """Of the other less the one."""
-        low, high = (None if edge is None else 0.0 - edge for edge in (self.high, self.low))
-        return replace(self, value=0.0 - self.value, low=low, high=high)
+    def times(self, factor: float) -> "Estimate":
+        """In another unit; of the other less the one if the factor is negative."""
+        low, high = (None if edge is None else factor * edge + 0.0 for edge in (self.low, self.high))
+        return replace(
+            self, value=factor * self.value + 0.0, low=low if factor > 0 else high, high=high if factor > 0 else low
+        )
 
 
 def estimate(differences: Sequence[Difference], level: float = LEVEL) -> Estimate:

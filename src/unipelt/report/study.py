@@ -1,44 +1,67 @@
 """A study, read once: its runs, their metrics by size, task and method, and which methods can be compared."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import fmean
+from math import isfinite
 from typing import Any
 
 from unipelt.errors import UserError
 from unipelt.report.comparison import Comparison, compare
-from unipelt.report.names import method_order, seeds_text, size_order, task_order
-from unipelt.report.runs import Run, answers, read_runs
-from unipelt.report.samples import Sample, Seeds, metric_of, sample
-from unipelt.report.sweeps import Sweep, find_sweeps
-from unipelt.report.tables import Cell
-from unipelt.study.store import COMPARISON, Store
+from unipelt.report.names import method_order, seeds_text, size_label, size_order, task_label, task_order
+from unipelt.report.samples import Row, Sample, Seeds, metric_of, sample
+from unipelt.study.choose import choose
+from unipelt.study.schema import KEYS, VALUES
+from unipelt.study.store import COMPARISON, PLANNED, Store
+from unipelt.train.records import RunKey, RunRecord
 
-Grid = dict[tuple[int | str, str, str], Seeds]
-"""(k, task, method) → seed → metric, as tables show it"""
+HEAVY = ("predictions", "targets", "logits", "texts")  # read where they are needed, run by run
+COLUMNS = (*KEYS, *(name for name in VALUES if name not in HEAVY))
+LISTED = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")
+"""columns of runs.csv"""
 
 
-def gather(runs: Iterable[Run], kind: str = "test") -> Grid:
-    """The test or validation metrics that are there, ×100 where tables show them so, in the report's order."""
-    grid: Grid = defaultdict(dict)
+@dataclass(frozen=True, kw_only=True)
+class Run(RunKey):
+    """One planned run and the columns of its record that a report reads; what is missing is as in a run without a result."""
+
+    record: RunRecord
+
+    @property
+    def key(self) -> RunKey:
+        """It alone, without the record."""
+        return RunKey(**{name: getattr(self, name) for name in KEYS})
+
+    @property
+    def planned(self) -> bool:
+        return self.record.status == PLANNED
+
+    @property
+    def failed(self) -> bool:
+        return not self.record.done and not self.planned
+
+    @property
+    def listed(self) -> list[object]:
+        """Its row of runs.csv."""
+        return [getattr(self if name in KEYS else self.record, name) for name in LISTED]
+
+
+Place = tuple[int | str, str]
+"""size (K) and task"""
+Grid = dict[Place, dict[str, Seeds]]
+"""place → method → seed → metric, as tables show it"""
+
+
+def gather(runs: Iterable[Run], kind: str) -> Grid:
+    """The metrics that are there, ×100 where tables show them so. kind: test or validation."""
+    grid: Grid = {}
     for run in runs:
-        value = run.record.test if kind == "test" else run.record.validation
+        value = getattr(run.record, kind)
         if value is not None:
-            grid[run.k, run.task, run.method][run.seed] = metric_of(run.record.metric).shown_as * value
-    order = sorted(grid, key=lambda key: (size_order(key[0]), task_order(key[1]), method_order(key[2])))
-    return {key: dict(sorted(grid[key].items())) for key in order}
-
-
-def average(grid: Grid, k: int | str, method: str, over: Sequence[str]) -> Cell:
-    """Mean over tasks, and its standard deviation over the seeds that every task has; empty where a task is missing."""
-    cells = [grid.get((k, task, method), {}) for task in over]
-    if not cells or not all(cells):
-        return Cell()
-    shared = set.intersection(*(set(cell) for cell in cells))
-    each = [fmean(cell[seed] for cell in cells) for seed in sorted(shared)]
-    return Cell(fmean(fmean(cell.values()) for cell in cells), Cell.mean(each).sd if each else None)
+            seeds = grid.setdefault((run.k, run.task), {}).setdefault(run.method, {})
+            seeds[run.seed] = metric_of(run.record.metric).shown_as * value
+    return grid
 
 
 @dataclass
@@ -52,33 +75,51 @@ class Study:
     """every planned run"""
     chosen: list[Run]
     """the finished runs of the chosen learning rates"""
-    sweeps: list[Sweep]
-    listed: list[Run]
-    """the methods in tables: all except the points of sweeps"""
     samples: dict[tuple[int | str, str], Sample]
     fewer: list[Run] = field(default_factory=list)
     """of a comparison on one file: finished runs on fewer training examples, for a learning curve"""
 
     def __post_init__(self) -> None:
-        self.test, self.validation = gather(self.listed), gather(self.listed, "validation")
-        self.metrics = {run.task: metric_of(run.record.metric) for run in self.listed}
-        self.sizes = list(dict.fromkeys(k for k, _, _ in self.test))
+        self.test, self.validation = gather(self.chosen, "test"), gather(self.chosen, "validation")
+        self.metrics = {run.task: metric_of(run.record.metric) for run in self.chosen}
+        self.sizes = list(dict.fromkeys(k for k, _ in self.test))
 
     @cached_property
     def compared(self) -> dict[int | str, Comparison]:
         """By size, over comparable methods and tasks; a size with a single method has only that one."""
         found = {k: self.comparable(k) for k in self.sizes}
         return {
-            k: compare([self.samples[k, t] for t in over], which)
-            for k, (over, which) in found.items()
-            if over and which
+            k: compare([self.samples[k, t] for t in tasks], methods)
+            for k, (tasks, methods) in found.items()
+            if tasks and methods
+        }
+
+    @property
+    def compared_by_size(self) -> dict[str, Comparison]:
+        """By heading: the size, and the number of tasks."""
+        return {
+            size_label(k) + (f", {one.tasks} tasks" if one.tasks > 1 else ""): one for k, one in self.compared.items()
+        }
+
+    @property
+    def compared_by_task(self) -> dict[str, Comparison]:
+        """By heading, each size and task with two methods; none in a study of one task, where it would be the same."""
+        several = len({task for _, task in self.samples}) > 1
+        return {
+            f"{size_label(k)}, {task_label(task)}": compare([sample], [*sample.values])
+            for (k, task), sample in self.samples.items()
+            if several and len(sample.values) > 1
         }
 
     def tasks(self, k: int | str) -> list[str]:
-        return sorted({task for size, task, _ in self.test if size == k}, key=task_order)
+        return [task for size, task in self.test if size == k]
 
     def methods(self, k: int | str) -> list[str]:
-        return sorted({method for size, _, method in self.test if size == k}, key=method_order)
+        return sorted({method for task in self.tasks(k) for method in self.test[k, task]}, key=method_order)
+
+    @property
+    def all_tasks(self) -> list[str]:
+        return sorted({task for _, task in self.test}, key=task_order)
 
     def samples_of(self, k: int | str) -> list[Sample]:
         return [self.samples[k, task] for task in self.tasks(k)]
@@ -92,15 +133,15 @@ class Study:
     def comparable(self, k: int | str) -> tuple[list[str], list[str]]:
         """Tasks and methods of which every pair is there: all tasks where two methods have them all, else the tasks that all
         methods have."""
-        over, which = self.averaged(k), self.methods(k)
-        whole = [method for method in which if all((k, task, method) in self.test for task in over)]
-        if len(whole) > 1 or len(which) == 1:
-            return over, whole
-        return [task for task in over if all((k, task, method) in self.test for method in which)], which
+        tasks, methods = self.averaged(k), self.methods(k)
+        whole = [method for method in methods if all(method in self.test[k, task] for task in tasks)]
+        if len(whole) > 1 or len(methods) == 1:
+            return tasks, whole
+        return [task for task in tasks if len(self.test[k, task]) == len(methods)], methods
 
     def seeds(self, k: int | str) -> str:
         """`3 seeds`, or `1 to 3 seeds`."""
-        return seeds_text(*(len(cell) for (size, _, _), cell in self.test.items() if size == k))
+        return seeds_text(*(len(seeds) for task in self.tasks(k) for seeds in self.test[k, task].values()))
 
     @property
     def model(self) -> str:
@@ -135,7 +176,8 @@ class Study:
 
 def read(store: Store) -> Study:
     """Read a store, also one that is still being written. Raises UserError where no run is finished."""
-    options, (runs, finished) = store.options, read_runs(store)
+    options, rows = store.options, sorted(store.runs(COLUMNS), key=_order)
+    runs, finished = [*map(_run, rows)], [*map(_run, choose(rows))]
     own_file = options.pop(COMPARISON, None) is not None
     size = options.pop("k", None) if own_file else None
     chosen = [run for run in finished if size in (None, run.k)]
@@ -145,16 +187,33 @@ def read(store: Store) -> Study:
             f"{store.path}: none of its {len(runs)} runs is finished ({failed} failed); expected at least one; "
             "let `unipelt study` or `unipelt compare` continue"
         )
-    sweeps = find_sweeps(run.method for run in chosen)
-    points = {method for sweep in sweeps for method in sweep.values if "(" in method}
-    others = {run.k for run in chosen if run.method not in points}
-    listed = [run for run in chosen if run.method not in points or run.k not in others]
     samples = {}
-    for k, task in dict.fromkeys((k, task) for k, task, _ in gather(listed)):
-        here = [run for run in listed if (run.k, run.task) == (k, task) and run.record.test is not None]
+    for k, task in gather(chosen, "test"):
+        here = [run for run in chosen if (run.k, run.task) == (k, task) and run.record.test is not None]
         values: dict[str, Seeds] = defaultdict(dict)
-        for run in sorted(here, key=lambda run: (method_order(run.method), run.seed)):
+        for run in here:
             values[run.method][run.seed] = run.record.test  # type: ignore[assignment]
         samples[k, task] = sample(f"{k}/{task}", here[0].record.metric, dict(values), answers(store, here))
     fewer = [run for run in finished if size not in (None, run.k)]
-    return Study(options, own_file, runs, chosen, sweeps, listed, samples, fewer)
+    return Study(options, own_file, runs, chosen, samples, fewer)
+
+
+def _order(row: dict[str, Any]) -> tuple:
+    return size_order(row["k"]), task_order(row["task"]), method_order(row["method"]), row["seed"], row["lr"] or 0.0
+
+
+def _run(row: dict[str, Any]) -> Run:
+    record = RunRecord(**{name: row[name] for name in VALUES if row.get(name) is not None})
+    record.validation, record.test = _finite(record.validation), _finite(record.test)
+    return Run(**{name: row[name] for name in KEYS}, record=record)
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what a run that diverged has, such as an infinite error."""
+    return value if value is not None and isfinite(value) else None
+
+
+def answers(store: Store, runs: Sequence[Run]) -> Iterator[Row]:
+    """Method, seed, predictions and targets of each run."""
+    for row in store.runs(("method", "seed", "predictions", "targets"), [run.id for run in runs]):
+        yield row["method"], row["seed"], row["predictions"], row["targets"]

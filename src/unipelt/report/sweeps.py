@@ -1,52 +1,78 @@
-"""Sweeps: methods of one preset that differ in exactly one option."""
+"""Sweeps: methods of one preset that differ in exactly one option, and the figure of each option.
+
+The paper's figures 2 and 3          Mao et al. 2022, arXiv:2110.07577
+"""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import partial
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
-from unipelt.report.names import method_order, options_of, preset_of
+from unipelt.report.drawing import Figure, looks, multiples, wrapped
+from unipelt.report.names import method_order, options_of, preset_of, size_label, task_label
+from unipelt.report.study import Grid, Place
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LEAST = 3
 """values that make a sweep; two are a pair of methods"""
+CAPTION = "Test metric, mean and standard deviation over seeds, each point at its own chosen learning rate."
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """One line of a figure."""
-
-    option: str
-    label: str
-    """the preset, with the other options that are not its defaults"""
-    values: dict[str, float]
-    """the option's value by method, ascending"""
+Lines = dict[str, dict[str, float]]
+"""label → method → value of the option, ascending; a label is a preset with the other options that are not its defaults"""
 
 
-def find_sweeps(methods: Iterable[str]) -> list[Sweep]:
-    """Every sweep of a number; a method may be a point of several."""
-    lines: dict[tuple[str, str, str], dict[float, str]] = defaultdict(dict)
+def find_sweeps(methods: Iterable[str]) -> dict[str, Lines]:
+    """By option, the sweeps of a number; a method may be a point of several."""
+    found: dict[str, dict[str, dict[float, str]]] = defaultdict(lambda: defaultdict(dict))
     for method in sorted(set(methods), key=method_order):
         preset, options = preset_of(method), options_of(method)
+        defaults = options_of(preset)
         for option, value in options.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                others = ((name, value) for name, value in options.items() if value != options_of(preset)[name])
-                fixed = ", ".join(f"{name}={value}" for name, value in others if name != option)
-                label = f"{preset}({fixed})" if fixed else preset
-                lines[option, preset, label].setdefault(float(value), method)  # the plain preset comes first
-    found = [
-        Sweep(option, label, {points[value]: value for value in sorted(points)})
-        for (option, _, label), points in lines.items()
-        if len(points) >= LEAST
-    ]
-    return sorted(found, key=lambda sweep: (sweep.option, method_order(preset_of(sweep.label)), sweep.label))
+                fixed = [f"{name}={own}" for name, own in options.items() if own != defaults[name] and name != option]
+                label = f"{preset}({', '.join(fixed)})" if fixed else preset
+                found[option][label].setdefault(float(value), method)  # the plain preset comes first
+    sweeps: dict[str, Lines] = {}
+    for option, lines in sorted(found.items()):
+        long = {
+            label: {points[value]: value for value in sorted(points)}
+            for label, points in lines.items()
+            if len(points) >= LEAST
+        }
+        sweeps |= {option: long} if long else {}
+    return sweeps
 
 
-Place = tuple[int | str, str]
+def sweep_figures(grid: Grid) -> list[Figure]:
+    """The test metric against one option, a panel a size and task, a line a preset."""
+    figures = []
+    for option, lines in find_sweeps(method for methods in grid.values() for method in methods).items():
+        places = [
+            place for place, known in grid.items() if any(sum(m in known for m in line) > 1 for line in lines.values())
+        ]
+        if places:
+            draw = partial(_draw, option, lines, grid)
+            figures.append(multiples(f"sweep-{option}", f"Test metric against {option}", CAPTION, places, draw))
+    return figures
 
 
-def sweep_places(sweeps: Iterable[Sweep], present: Collection[tuple[int | str, str, str]]) -> list[Place]:
-    """The sizes and tasks where one of the sweeps has at least two points; present: size, task and method of what is there."""
-    counts = {
-        place: max((sum((*place, method) in present for method in sweep.values) for sweep in sweeps), default=0)
-        for place in dict.fromkeys((k, task) for k, task, _ in present)
-    }
-    return [place for place, number in counts.items() if number > 1]
+def _draw(option: str, lines: Lines, grid: Grid, panel: "Axes", place: Place) -> None:
+    style = looks([*lines])
+    for label, line in lines.items():
+        points = {value: [*grid[place][method].values()] for method, value in line.items() if method in grid[place]}
+        means = [fmean(seeds) for seeds in points.values()]
+        deviations = [stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in points.values()]
+        marks = {"marker": "o", "markersize": 4, "capsize": 2.5, "elinewidth": 0.9, **style[label]}
+        panel.errorbar([*points], means, yerr=deviations, label=label, **marks)
+    values = sorted({value for line in lines.values() for value in line.values()})
+    if values[0] > 0 and values[-1] / values[0] >= 8:  # doublings stand at equal distances
+        panel.set_xscale("log")
+        panel.minorticks_off()
+    panel.set_xticks(values, [f"{value:g}" for value in values])
+    panel.set_xlabel(option)
+    panel.grid(axis="y")
+    panel.set_title(wrapped(f"{task_label(place[1])}, {size_label(place[0])}"))

@@ -1,11 +1,9 @@
-"""A table as a value, and as Markdown, CSV, LaTeX and on a terminal."""
+"""A table as a value, as CSV and on a terminal."""
 
 import csv
 import io
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -29,7 +27,7 @@ class Cell:
     """of a 95 % interval"""
     high: float | None = None
     mark: str = ""
-    """best, second, real (a difference that is), yes or no"""
+    """best, real (a difference that is), yes, no or diagonal"""
     note: str = ""
     digits: int = 2
     """behind the point; −1: as short as it is exact"""
@@ -91,7 +89,9 @@ class Table:
     blocks: Sequence[Block]
     notes: Sequence[str] = field(default=())
     most: int | None = None
-    """rows of a block that the page, the terminal and Markdown show; its CSV has all"""
+    """rows of a block that the page, Markdown and LaTeX show; its CSV has all"""
+    narrow: int | None = None
+    """columns that a terminal shows; None: all"""
 
     def __bool__(self) -> bool:
         return any(block.rows for block in self.blocks)
@@ -102,13 +102,22 @@ class Table:
         return [(block.heading, row) for block in self.blocks for row in block.rows]
 
     def short(self, most: int | None = None) -> "Table":
-        """With the rows that are shown, and a note of how many more there are."""
+        """With at most this many rows of each block (default: its own limit), and a note of how many more there are."""
         most = self.most if most is None else most
-        cut = sum(max(0, len(block.rows) - most) for block in self.blocks) if most is not None else 0
-        if not cut:
+        left_out = sum(len(block.rows[most:]) for block in self.blocks) if most is not None else 0
+        if not left_out:
             return self
         blocks = [Block(block.heading, block.rows[:most]) for block in self.blocks]
-        return replace(self, blocks=blocks, notes=[f"{cut:,} more are in {self.name}.csv.", *self.notes])
+        return replace(self, blocks=blocks, notes=[f"{left_out:,} more are in {self.name}.csv.", *self.notes])
+
+    def for_terminal(self) -> "Table":
+        """With fewer rows and columns, and notes of what is left out."""
+        table = self.short(5 if self.most else 20)
+        if self.narrow is None:
+            return table
+        blocks = [Block(block.heading, [row[: self.narrow] for row in block.rows]) for block in table.blocks]
+        note = f"{self.name}.csv and the page also have: {'; '.join(self.columns[self.narrow :])}."
+        return replace(table, columns=self.columns[: self.narrow], blocks=blocks, notes=[*table.notes, note])
 
 
 def side_by_side(names: Iterable[str], columns: Iterable[Mapping[str, Cell]]) -> list[list[Cell]]:
@@ -117,26 +126,35 @@ def side_by_side(names: Iterable[str], columns: Iterable[Mapping[str, Cell]]) ->
     return [[Cell(name), *(column.get(name, Cell()) for column in columns)] for name in names]
 
 
-def marked(column: Mapping[str, Cell], sign: float = 1.0) -> dict[str, Cell]:
-    """A column whose best and second-best numbers are marked, equal ones alike; none if all are equal. sign: −1 where lower is
+def with_best(column: Mapping[str, Cell], sign: float, names: Collection[str]) -> dict[str, Cell]:
+    """A column whose best number is marked, among the rows of these names; none if all are equal. sign: −1 where lower is
     better."""
     values = {name: round(sign * cell.value, 9) for name, cell in column.items() if isinstance(cell.value, float)}
-    known = sorted(values.values(), reverse=True)
-    if not known or known[0] == known[-1]:
-        return dict(column)
-    marks = {value: mark for mark, value in reversed([*zip(("best", "second"), known)])}
-    return {name: replace(cell, mark=marks.get(values.get(name, inf), "")) for name, cell in column.items()}
+    known = {values[name] for name in names if name in values}
+    best = [name for name in names if len(known) > 1 and values.get(name) == max(known)]
+    return {name: replace(cell, mark="best") if name in best else cell for name, cell in column.items()}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence that answers it, and the evidence."""
+    """A heading, a sentence that answers it, and the evidence: tables and figures, of which empty ones are not shown."""
 
     heading: str
-    parts: "Sequence[Table | Figure]"
+    evidence: "Sequence[Table | Figure]"
     sentence: str = ""
+    on_terminal: bool = True
     folded: bool = False
-    """each part opens with a click"""
+    """on the page each table and figure opens with a click"""
+    if_empty: str = ""
+    """what is said where there is no evidence"""
+
+    @property
+    def shown(self) -> "list[Table | Figure]":
+        return [one for one in self.evidence if one]
+
+    @property
+    def tables(self) -> list[Table]:
+        return [one for one in self.shown if isinstance(one, Table)]
 
     @property
     def title(self) -> str:
@@ -160,26 +178,6 @@ def on_terminal(table: Table, block: Block) -> "RichTable":
     return shown
 
 
-def markdown(table: Table) -> str:
-    table = table.short()
-    lines = [f"### {_plain(table.title)}", ""]
-    for block in table.blocks:
-        rows = [[*map(_plain, table.columns)], ["---", *["---:"] * (len(table.columns) - 1)]]
-        rows += [[*map(_markdown_cell, row)] for row in block.rows]
-        lines += [f"**{_plain(block.heading)}**", ""] if block.heading else []
-        lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
-    return "\n".join([*lines, *(f"{_plain(note)}  " for note in table.notes), ""])
-
-
-def _markdown_cell(cell: Cell) -> str:
-    around = "_" if cell.mark == "second" else "**" if cell.mark else ""
-    return f"{around}{_plain(cell.text)}{around} {_plain(cell.aside)}".rstrip()
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"([\\|<>*_`\[\]#])", r"\\\1", " ".join(text.split()))
-
-
 def comma_separated(table: Table) -> str:
     """A line a row of the table, its block first; a column of its own for each spread and note that is there."""
     columns: list[list[object]] = [["block", *(heading for heading, _ in table.rows)]]
@@ -197,38 +195,3 @@ def as_csv(rows: Sequence[Sequence[object]]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([value + 0.0 if isinstance(value, float) else value for value in row] for row in rows)
     return buffer.getvalue()
-
-
-def latex(table: Table) -> str:
-    """A table for booktabs; every special character is escaped."""
-    table = table.short()
-    width = len(table.columns)
-    lines = ["% needs booktabs", r"\begin{table}", r"\centering", rf"\caption{{{escape(table.title)}}}", rf"\label{{tab:{table.name}}}",
-             rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule", " & ".join(map(escape, table.columns)) + r" \\"]  # fmt: skip
-    for block in table.blocks:
-        lines.append(r"\midrule")
-        lines += [rf"\multicolumn{{{width}}}{{l}}{{\textit{{{escape(block.heading)}}}}} \\"] if block.heading else []
-        lines += [" & ".join(map(_latex_cell, row)) + r" \\" for row in block.rows]
-    notes = [f"% {' '.join(note.split())}" for note in table.notes]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}", ""])
-
-
-def _latex_cell(cell: Cell) -> str:
-    command = r"\underline" if cell.mark == "second" else r"\textbf"
-    text = f"{command}{{{escape(cell.text)}}}" if cell.mark else escape(cell.text)
-    return text + (rf" {{\scriptsize {escape(cell.aside)}}}" if cell.aside else "")
-
-
-_SPECIAL = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "–": "--", "…": r"\ldots{}", "α": r"$\alpha$",
-    **{mark: "\\" + mark for mark in "&%$#_{}"},
-}  # fmt: skip
-
-
-def escape(text: str) -> str:
-    return "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
-
-
-WRITERS = {"md": markdown, "csv": comma_separated, "tex": latex}
-"""by the suffix of a file"""

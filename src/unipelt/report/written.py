@@ -2,14 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from statistics import fmean
-from typing import Any
 
 from unipelt.errors import UserError
 from unipelt.report.mistakes import shown_text
-from unipelt.report.names import seeds_text
-from unipelt.report.runs import Run
-from unipelt.report.tables import Block, Cell, Section, Table
+from unipelt.report.study import Run
+from unipelt.report.tables import Block, Cell, Section, Table, side_by_side
 from unipelt.study.store import ANSWER, Store
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.text_metrics import TEXT_METRICS
@@ -21,39 +18,43 @@ METRIC_NAMES = ("loss", *TEXT_METRICS, "exact_match")
 
 def written(store: Store, runs: Sequence[Run], take: str) -> list[Section]:
     """The section of a comparison whose runs wrote texts; none of another task's. take: the recommended method."""
-    rows = {row["id"]: row for row in store.runs(("id", "texts", "test_metrics", "rows"), [run.id for run in runs])}
-    metrics: dict[str, list[dict[str, float]]] = defaultdict(list)
-    first: dict[str, dict[str, Any]] = {}
-    for run in sorted(runs, key=lambda run: run.seed):
-        row = rows[run.id]
-        if row["texts"]:
-            first.setdefault(run.method, row)
-        if row["test_metrics"]:
-            metrics[run.method].append(row["test_metrics"])
-    if not first:
+    texts = {row["id"]: row["texts"] for row in store.runs(("id", "texts"), [run.id for run in runs]) if row["texts"]}
+    if not texts:
         return []
+    metrics: dict[str, list[dict[str, float]]] = defaultdict(list)
+    first: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        if run.record.test_metrics:
+            metrics[run.method].append(run.record.test_metrics)
+        if run.id in texts:
+            first.setdefault(run.method, run)
     take = take if take in first else next(iter(first))
-    found, fingerprint = [text_metrics(metrics)], first[take]["rows"]["test"]["fingerprint"]
+    found, fingerprint = [text_metrics(metrics)], _test_examples(first[take])
     kept = store.examples(fingerprint)
     if kept and ANSWER in kept[0]:
-        same = {m: row["texts"] for m, row in first.items() if row["rows"]["test"]["fingerprint"] == fingerprint}
+        same = {method: texts[run.id] for method, run in first.items() if _test_examples(run) == fingerprint}
         found.append(examples(*kept, same, take))
     return [Section("Written texts", found)]
 
 
+def _test_examples(run: Run) -> str:
+    """Their fingerprint."""
+    return run.record.rows["test"]["fingerprint"] if run.record.rows else ""
+
+
 def text_metrics(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
-    """A row per method, a column per metric: the mean over its seeds, from the lowest to the highest."""
-    names = [name for name in METRIC_NAMES if any(name in own for of in metrics.values() for own in of)]
-    rows = [[Cell(m), *(_over_seeds(name, of) for name in names), Cell(seeds_text(len(of)))] for m, of in metrics.items()]  # fmt: skip
-    columns = ["method", *(name.replace("_", " ") for name in names), "seeds"]
-    note = "Test examples; the mean over seeds, and the lowest and highest of them. ROUGE without stemming."
-    return Table("text-metrics", "Metrics of the written texts", columns, [Block("", rows)], [note])
-
-
-def _over_seeds(name: str, of: Sequence[Mapping[str, float]]) -> Cell:
-    values = [METRICS[name].shown_as * own[name] for own in of if name in own]
-    low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
-    return Cell(fmean(values), low=low, high=high) if values else Cell()
+    """A row per method, a column per metric: mean and standard deviation over its seeds."""
+    names = [name for name in METRIC_NAMES if any(name in run for runs in metrics.values() for run in runs)]
+    columns = []
+    for name in names:
+        values = {method: [METRICS[name].shown_as * run[name] for run in runs if name in run] for method, runs in metrics.items()}  # fmt: skip
+        columns.append({method: Cell.mean(known) for method, known in values.items() if known})
+    columns.append({method: Cell.count(len(runs)) for method, runs in metrics.items()})
+    note = "Test examples; mean and standard deviation over the seeds. ROUGE without stemming."
+    heads = ["method", *(name.replace("_", " ") for name in names), "seeds"]
+    return Table(
+        "text-metrics", "Metrics of the written texts", heads, [Block("", side_by_side(metrics, columns))], [note]
+    )
 
 
 def examples(inputs: dict[str, list], names: list[str], texts: dict[str, list[str]], take: str) -> Table:

@@ -1,16 +1,20 @@
-"""How good the answers for each class are, and which classes are confused."""
+"""How good the answers are for each class, type of span or range of numbers, and which classes are confused."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
+from unipelt.report.drawing import BLUE, INK, Figure, canvas, finish
 from unipelt.report.tables import Block, Cell, Table
 
+FIFTHS = 5
 MATRIX = 12  # classes whose confusions fit into one table; of more, the most frequent confusions are listed
 PAIRS = 20
 Array = NDArray[np.int64]
+Numbers = NDArray[np.float64]
 
 
 def class_table(targets: Array, predictions: Array, labels: Sequence[str]) -> Table:
@@ -21,7 +25,7 @@ def class_table(targets: Array, predictions: Array, labels: Sequence[str]) -> Ta
     found = multilabel_confusion_matrix(targets, predictions, labels=[*range(len(labels))])
     counts = ((label, right + missed, right + false, right) for label, ((_, false), (missed, right)) in zip(labels, found))  # fmt: skip
     said = "examples that have the label" if targets.ndim > 1 else "examples of the class"
-    note = f"Examples: {said}. Predicted: how often the model names it. Precision: the share of these that is right. Recall: the share of its examples that is found. F1: 2 · right / (examples + predicted)."  # fmt: skip
+    note = f"Examples: {said}. Predicted: examples that the model gives it. Precision: right / predicted. Recall: right / examples. F1: 2 · right / (examples + predicted)."  # fmt: skip
     return _counted("class", "examples", counts, note)
 
 
@@ -63,11 +67,52 @@ def confusion_table(targets: Array, predictions: Array, labels: Sequence[str]) -
     if len(labels) > MATRIX:
         wrong = [(-int(counts[i, j]), labels[i], labels[j]) for i, j in zip(*np.nonzero(counts)) if i != j]
         rows = [[Cell(right), Cell(said), Cell.count(-n)] for n, right, said in sorted(wrong)[:PAIRS]]
-        columns = ["class", "named as", "examples"]
+        columns = ["label", "prediction", "examples"]
         return Table("confusion", "The most frequent confusions", columns, [Block("", rows)])
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     marks = np.where(np.eye(len(labels), dtype=bool), "diagonal", "")
     cells = [map(Cell.count, *of) for of in zip(counts, shares, marks)]
-    note = "A row is a class, a column what the model says; the diagonal is right. The darker, the larger the share of the row."
+    note = "Rows are labels, columns predictions; the diagonal is right. The darker a cell, the larger its share of the row."
     rows = [[Cell(label), *row] for label, row in zip(labels, cells)]
     return Table("confusion", "Which classes are confused", ["class", *labels], [Block("", rows)], [note])
+
+
+def error_table(targets: Float[Numbers, " example"], predictions: Float[Numbers, " example"]) -> Table:
+    """Errors of all examples, and of each fifth of them by their label: a model may be good only in the middle."""
+    order = np.argsort(targets, kind="stable")
+    rows = [_row("all", np.arange(len(targets)), targets, predictions)]
+    if len(targets) >= 10 * FIFTHS:
+        for part in np.array_split(order, FIFTHS):
+            low, high = targets[part[0]], targets[part[-1]]
+            rows.append(_row(f"{short(low)} to {short(high)}", part, targets, predictions))
+    return Table(
+        "errors", "Errors in the unit of the labels", ["label", "examples", "mean absolute error", "half are within", "nine in ten are within", "mean error"], [Block("", rows)],
+        ["Mean error: prediction less label. Where it falls from the first fifth to the last, predictions are too near to the mean."],
+    )  # fmt: skip
+
+
+def short(value: float) -> str:
+    """A number to four digits, without an exponent where it is large."""
+    return (f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}").replace("-", "−")
+
+
+def _row(name: str, which: NDArray[np.intp], targets: Numbers, predictions: Numbers) -> list[Cell]:
+    error = predictions[which] - targets[which]
+    off = np.abs(error)
+    digits = min(6, max(0, 2 - int(np.floor(np.log10(max(float(off.mean()), 1e-12))))))
+    values = [float(value) for value in (off.mean(), *np.quantile(off, (0.5, 0.9)))]
+    mean = Cell(float(error.mean()), digits=digits, signed=True)
+    return [Cell(name), Cell.count(len(which)), *(Cell(value, digits=digits) for value in values), mean]
+
+
+def residual_figure(targets: Numbers, predictions: Numbers) -> Figure:
+    """Prediction against label."""
+    with canvas("residuals", 1, 1, 4.0, 3.3) as (drawing, (panel,)):
+        panel.plot(targets, predictions, "o", color=BLUE, markersize=3, alpha=0.5, markeredgewidth=0)
+        ends = [float(targets.min()), float(targets.max())]
+        panel.plot(ends, ends, color=INK, linewidth=0.8, linestyle="--")
+        panel.set(xlabel="label", ylabel="prediction")
+        panel.grid()
+        panel.locator_params(nbins=6)
+        caption = "Each dot is an example; its distance from the dashed line, up or down, is the error."
+        return finish("residuals", "Predictions and labels", caption, drawing)
