@@ -35,7 +35,7 @@ def mean_of_real(scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "
 
 def mean_of_prompt(scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch 1 n"]:
     """The mean over the prompt's real tokens, whose weights are given. A gate with this pool is computed once per prompt, and all
-    later tokens keep its value: see `BoundChange.gate`."""
+    later tokens keep its value: see `BoundChange.weight_value`."""
     return mean_of_real(scores, token_weights)
 
 

@@ -76,7 +76,7 @@ class BoundPrefix(BoundChange):
         function = cast(spec.Prefix, self.change.form).function
         pair = module_of(self.form, context)(self.layer, context.route, x.shape[0])
         key, value = (p.to(x.device) for p in pair)
-        weight = self.gate(x, context).to(key) if isinstance(self.weight, nn.Module) else None
+        weight = self.weight_value(x, context).to(key) if isinstance(self.weight, nn.Module) else None
         if weight is not None and (weight.shape[1] > 1 or function == "relu"):
             return PrefixCall(function, key, value, weight, self._query(x, context))
         scale: Any = self.weight if weight is None else weight[:, None]  # rows head prefix d
@@ -102,7 +102,7 @@ def attend_with_prefixes(
     attention_mask: Shaped[Tensor, "_ _ query key"] | None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:
-    """transformers' attention function `name`, and around it each prefix of the call, in tuple order.
+    """The output of transformers' attention function `name` with every prefix of the call applied, in tuple order.
 
     Of mixtures side by side, each attends in its own rows; as these have unlike numbers of keys, no weights are returned.
     """
@@ -124,17 +124,17 @@ def attend_with_prefixes(
         extra = {} if bias is None else {"position_bias": bias}
         return kernel(module, q, k, v, mask, dropout=dropout, **extra, **kwargs)
 
-    return attend_changed(
+    return apply_prefixes(
         calls, plain, query, key, value, attention_mask, bias, dropout, scaling=scaling, softcap=kwargs.get("softcap"),
         products=name == "sdpa" and all(one is None for one in (bias, kwargs.get("softcap"), kwargs.get("cache"))),
     )  # fmt: skip
 
 
-def attend_changed(
+def apply_prefixes(
     calls: Calls, plain: AttentionFunction, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
     bias: Tensor | None, dropout: float, *, scaling: float, softcap: float | None = None, products: bool = False,
 ) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:  # fmt: skip
-    """`plain`, and around it each prefix of the call, in tuple order.
+    """The output of `plain` with every prefix applied, in tuple order.
 
     products: whether `plain` computes softmax(s q kᵀ + mask) v and nothing else.
     """
@@ -142,7 +142,7 @@ def attend_changed(
     def changed(prefixes, q, k, v, mask, bias):
         attend: AttentionFunction = plain
         prefixes = [prefix.to(q.dtype) for prefix in prefixes]
-        _check_widths(prefixes, k, v)
+        _check_head_shapes(prefixes, k, v)
         for prefix in prefixes:
             own: Any = {"prefix_k": prefix.key, "prefix_v": prefix.value}
             if prefix.function != "softmax":
@@ -173,7 +173,7 @@ def attend_changed(
     return in_batch_order(rows, parts), None
 
 
-def _check_widths(prefixes: list[PrefixCall], key: Tensor, value: Tensor) -> None:
+def _check_head_shapes(prefixes: list[PrefixCall], key: Tensor, value: Tensor) -> None:
     """Raise SiteError where prefixes were made for other keys and values than the attention has: its entry is wrong."""
     own = (key.shape[1], key.shape[-1], value.shape[-1])
     for prefix in prefixes:
@@ -187,7 +187,7 @@ def _check_widths(prefixes: list[PrefixCall], key: Tensor, value: Tensor) -> Non
 
 
 def _slow_when_fused(query: Tensor, key: Tensor) -> bool:
-    """Whether plain products are faster than a fused kernel: in bf16 on a CPU, where they hold no more than some numbers."""
+    """Whether plain products are faster than a fused kernel: in bf16 on a CPU, with at most LONGEST_PLAIN keys."""
     return query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= LONGEST_PLAIN
 
 

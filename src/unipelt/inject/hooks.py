@@ -47,7 +47,7 @@ class BoundChange:
         delta = form(x, context.route, plain) if isinstance(form, Dora) else form(x, context.route)
         if not isinstance(self.weight, nn.Module):
             return delta if self.weight == 1 else delta * self.weight
-        return delta * self.gate(x, context).to(delta.dtype)
+        return delta * self.weight_value(x, context).to(delta.dtype)
 
     def add_to(self, h: Outputs, x: Inputs, context: Context, plain: Outputs | None = None) -> Outputs:
         """h + w Δ(x), in one pass over h if w is a gate; a number or a learned scalar is rounded as α/r is in peft.
@@ -58,21 +58,21 @@ class BoundChange:
             return h + self.delta(x, context, plain).to(h.dtype)
         form: Any = module_of(self.form, context)
         if isinstance(form, LowRank):
-            return form.onto(h, x, self.gate(x, context), context.route)
+            return form.onto(h, x, self.weight_value(x, context), context.route)
         delta = form(x, context.route).to(h.dtype)
-        return torch.addcmul(h, delta, self.gate(x, context).to(h.dtype))
+        return torch.addcmul(h, delta, self.weight_value(x, context).to(h.dtype))
 
-    def gate(self, x: Inputs, context: Context) -> GateValue:
-        """The weight per row, or per token."""
+    def weight_value(self, x: Inputs, context: Context) -> GateValue:
+        """The value of a gate or of a learned scalar, per row or per token."""
         assert isinstance(self.weight, nn.Module)
         gate: Any = module_of(self.weight, context)
         if getattr(gate, "pool", None) is mean_of_prompt:
-            value = self._kept(gate, x, context)
+            value = self._prompt_gate(gate, x, context)
         else:
             value = gate(x, context.encoder_weights if self.point.source else context.token_weights, context.route)
         return value[..., self.member : self.member + 1]
 
-    def _kept(self, gate: nn.Module, x: Tensor, context: Context) -> Tensor:
+    def _prompt_gate(self, gate: nn.Module, x: Tensor, context: Context) -> Tensor:
         """The gate's value for the prompt; with a cache, the one of the forward that filled it."""
         if context.kept is None:
             return gate(x, context.prompt, context.route)
@@ -145,7 +145,10 @@ class ModuleHook:
     def _change_output(
         self, module: nn.Module, x: Any, y: Tensor, changes: list[BoundChange], context: Context
     ) -> Tensor:
-        """The module's output for x after these changes. y: its output before any change."""
+        """The module's output for x after these changes. y: its output before any change.
+
+        A `normed sum` change alters the input s of the norm, so the norm and the earlier changes are applied again to the new s.
+        """
         if not changes:
             return y
         *earlier, change = changes

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from unipelt.errors import SiteError
 from unipelt.forms.prefix import multi_head_parallel
-from unipelt.inject.attention import Calls, PrefixCall, attend_changed
+from unipelt.inject.attention import Calls, PrefixCall, apply_prefixes
 from unipelt.inject.context import in_batch_order
 
 PRODUCTS = ("matmul", "__matmul__", "bmm", "baddbmm", "einsum")
@@ -149,7 +149,7 @@ class OwnSoftmax(TorchFunctionMode):
         scaling = query.shape[-1] ** -0.5 if scale is None else scale
         calls = [(mine, tuple(_repeated(prefix, key.shape[1]) for prefix in own)) for mine, own in self.calls]
         given = query, key, value, attn_mask, None, dropout_p
-        return attend_changed(calls, plain, *given, scaling=scaling)[0].transpose(1, 2)
+        return apply_prefixes(calls, plain, *given, scaling=scaling)[0].transpose(1, 2)
 
     def refuse_incomplete(self, path: str) -> None:
         """Raise SiteError where the prefixes did not enter the one attention that the block computes."""
