@@ -34,8 +34,8 @@ def confidence_section(one: Answered, probabilities: Probabilities) -> Section:
 
 def reliability(confidence: Confidence, right: Right) -> tuple[Float[NDArray[np.float64], " bin"], ...]:
     """Number, mean probability and share that is right of the answers in each of ten bins of equal width that has any."""
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    number, *sums = (np.bincount(place, weights, BINS) for weights in (np.ones_like(confidence), confidence, right))
+    bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    number, *sums = (np.bincount(bin_of, weights, BINS) for weights in (np.ones_like(confidence), confidence, right))
     used = number > 0
     return number[used].astype(float), *(of[used] / number[used] for of in sums)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-Place = TypeVar("Place")
+Key = TypeVar("Key")
 
 INK = "#010203"  # on the page it becomes the page's own colour
 STYLE: Any = {
@@ -93,19 +93,19 @@ def finish(name: str, title: str, caption: str, drawing: "Drawing") -> Figure:
 
 
 def multiples(
-    name: str, title: str, caption: str, places: Sequence[Place], draw: Callable[["Axes", Place], None],
+    name: str, title: str, caption: str, keys: Sequence[Key], draw: Callable[["Axes", Key], None],
     height: float = 2.1, across: int = 4,
 ) -> Figure:  # fmt: skip
-    """Small multiples: `draw(panel, place)` for each place, and above them a legend of what it labels.
+    """Small multiples: `draw(panel, key)` for each key, and above them a legend of what it labels.
 
     height: inches of a panel; across: panels in a row, at most.
     """
-    columns = min(len(places), across)
-    rows = -(-len(places) // columns)
+    columns = min(len(keys), across)
+    rows = -(-len(keys) // columns)
     width = 0.6 + 10.0 / across * max(columns, 2)
     with canvas(name, rows, columns, width, 0.35 + height * rows) as (drawing, axes):
-        for panel, place in zip(axes, places):
-            draw(panel, place)
+        for panel, key in zip(axes, keys):
+            draw(panel, key)
         entries = {wrapped(text): handle for panel in axes for handle, text in zip(*panel.get_legend_handles_labels())}
         if entries:
             longest = max(len(line) for text in entries for line in text.splitlines())

@@ -74,9 +74,9 @@ def method_order(method: str) -> tuple:
     """Order of methods: the paper's baselines, the other presets, the mixtures; a preset is followed by its variants, by options."""
     name, values = preset_of(method), options_of(method).values()
     presets = [*BASELINES, *METHODS, *(one for one in PRESETS if one not in METHODS and one not in PARTS), *PARTS]
-    place = presets.index(name) if name in presets else len(presets)
+    order = presets.index(name) if name in presets else len(presets)
     options = [(0, value, "") if isinstance(value, int | float) else (1, 0, repr(value)) for value in values]
-    return place, name, "(" in method, options, method
+    return order, name, "(" in method, options, method
 
 
 def options_of(method: str) -> dict[str, object]:

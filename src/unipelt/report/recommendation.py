@@ -47,11 +47,11 @@ def recommend(study: Study) -> Recommendation:
     Two methods are compared on the seeds that both have: where a budget or a failure left one of them fewer, its seeds may be
     the lucky ones. The best is ahead of the most others, less those that are ahead of it.
     """
-    ((place, sample),) = study.samples.items()
+    ((key, sample),) = study.samples.items()
     scores = study.test if study.folds else study.validation  # every example of a fold is a test example once
     validation: dict[str, Seeds] = {}
     for method, tested in sample.values.items():
-        known = scores.get(place, {}).get(method, {})
+        known = scores.get(key, {}).get(method, {})
         validation[method] = {seed: sample.metric.sign * known[seed] for seed in tested if seed in known}
     validation = {method: seeds for method, seeds in validation.items() if seeds}
     if not validation:

@@ -191,17 +191,17 @@ def _exchanged(of: Sample, one: str, other: str, seeds: list[int]) -> Values | N
         return None
     answers = [(ours.predictions, theirs.predictions) for ours, theirs in pairs]
     unlike = [ours != theirs for ours, theirs in answers]
-    places = np.flatnonzero(np.any([gap.any(axis=-1) if gap.ndim > 1 else gap for gap in unlike], axis=0))
-    if metric.averages and len(places) <= COUNTED:
-        single = [(slice(i, i + 1), targets[i : i + 1]) for i in places]
+    differing = np.flatnonzero(np.any([gap.any(axis=-1) if gap.ndim > 1 else gap for gap in unlike], axis=0))
+    if metric.averages and len(differing) <= COUNTED:
+        single = [(slice(i, i + 1), targets[i : i + 1]) for i in differing]
         steps = [sum(metric(a[i], right) - metric(b[i], right) for a, b in answers) for i, right in single]
         return _signs(np.abs(steps), len(targets) * len(seeds))
-    if not metric.batched or len(places) > EXCHANGED:
+    if not metric.batched or len(differing) > EXCHANGED:
         return None
     found = []
-    for swap in product((False, True), repeat=len(places)):
+    for swap in product((False, True), repeat=len(differing)):
         mask = np.zeros(targets.shape, dtype=bool)
-        mask[places] = np.reshape(swap, (-1, *[1] * (targets.ndim - 1)))
+        mask[differing] = np.reshape(swap, (-1, *[1] * (targets.ndim - 1)))
         sides = [(np.where(mask, theirs, ours), np.where(mask, ours, theirs)) for ours, theirs in answers]
         found.append(metric.sign * fmean(metric(ours, targets) - metric(theirs, targets) for ours, theirs in sides))
     return np.array(found), np.full(len(found), 1 / len(found))

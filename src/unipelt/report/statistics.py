@@ -157,10 +157,10 @@ def exact_p(parts: Sequence[Values | None], value: float) -> float:
 
 def holm(p: Sequence[float | None], comparisons: int = 0) -> list[float | None]:
     """Holm's step-down correction of the p that are there, as some of this many comparisons."""
-    known = sorted((value, place) for place, value in enumerate(p) if value is not None)
+    known = sorted((value, index) for index, value in enumerate(p) if value is not None)
     corrected: list[float | None] = [None] * len(p)
     least = 0.0
-    for rank, (value, place) in enumerate(known):
+    for rank, (value, index) in enumerate(known):
         least = max(least, min(1.0, value * (max(comparisons, len(known)) - rank)))
-        corrected[place] = least
+        corrected[index] = least
     return corrected

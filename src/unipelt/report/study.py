@@ -47,10 +47,10 @@ class Run(RunKey):
         return [getattr(self if name in KEYS else self.record, name) for name in LISTED]
 
 
-Place = tuple[int | str, str]
+SizeAndTask = tuple[int | str, str]
 """size (K) and task"""
-Grid = dict[Place, dict[str, Seeds]]
-"""place → method → seed → metric, as tables show it"""
+Grid = dict[SizeAndTask, dict[str, Seeds]]
+"""size and task → method → seed → metric, as tables show it"""
 
 
 def gather(runs: Iterable[Run], kind: str) -> Grid:

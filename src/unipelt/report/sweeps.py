@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from unipelt.report.drawing import Figure, looks, multiples, wrapped
 from unipelt.report.names import method_order, options_of, preset_of, size_label, task_label
-from unipelt.report.study import Grid, Place
+from unipelt.report.study import Grid, SizeAndTask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,19 +51,19 @@ def sweep_figures(grid: Grid) -> list[Figure]:
     """The test metric against one option, a panel a size and task, a line a preset."""
     figures = []
     for option, lines in find_sweeps(method for methods in grid.values() for method in methods).items():
-        places = [
-            place for place, known in grid.items() if any(sum(m in known for m in line) > 1 for line in lines.values())
+        panels = [
+            key for key, known in grid.items() if any(sum(m in known for m in line) > 1 for line in lines.values())
         ]
-        if places:
+        if panels:
             draw = partial(_draw, option, lines, grid)
-            figures.append(multiples(f"sweep-{option}", f"Test metric against {option}", CAPTION, places, draw))
+            figures.append(multiples(f"sweep-{option}", f"Test metric against {option}", CAPTION, panels, draw))
     return figures
 
 
-def _draw(option: str, lines: Lines, grid: Grid, panel: "Axes", place: Place) -> None:
+def _draw(option: str, lines: Lines, grid: Grid, panel: "Axes", key: SizeAndTask) -> None:
     style = looks([*lines])
     for label, line in lines.items():
-        points = {value: [*grid[place][method].values()] for method, value in line.items() if method in grid[place]}
+        points = {value: [*grid[key][method].values()] for method, value in line.items() if method in grid[key]}
         means = [fmean(seeds) for seeds in points.values()]
         deviations = [stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in points.values()]
         marks = {"marker": "o", "markersize": 4, "capsize": 2.5, "elinewidth": 0.9, **style[label]}
@@ -75,4 +75,4 @@ def _draw(option: str, lines: Lines, grid: Grid, panel: "Axes", place: Place) ->
     panel.set_xticks(values, [f"{value:g}" for value in values])
     panel.set_xlabel(option)
     panel.grid(axis="y")
-    panel.set_title(wrapped(f"{task_label(place[1])}, {size_label(place[0])}"))
+    panel.set_title(wrapped(f"{task_label(key[1])}, {size_label(key[0])}"))

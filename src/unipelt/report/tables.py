@@ -170,8 +170,8 @@ def on_terminal(table: Table, block: Block) -> "RichTable":
     shown = RichTable(
         box=None, pad_edge=False, title=Text(block.heading) if block.heading else None, title_justify="left"
     )
-    for place, column in enumerate(table.columns):
-        numbers = any(isinstance(row[place].value, float | int) and row[place].low is None for row in block.rows)
+    for index, column in enumerate(table.columns):
+        numbers = any(isinstance(row[index].value, float | int) and row[index].low is None for row in block.rows)
         shown.add_column(Text(column), justify="right" if numbers else "left")
     for row in block.rows:
         shown.add_row(*(Text(f"{cell.text} {cell.aside}".rstrip(), style="bold" if cell.mark else "") for cell in row))
@@ -181,8 +181,8 @@ def on_terminal(table: Table, block: Block) -> "RichTable":
 def comma_separated(table: Table) -> str:
     """A line a row of the table, its block first; a column of its own for each spread and note that is there."""
     columns: list[list[object]] = [["block", *(heading for heading, _ in table.rows)]]
-    for place, name in enumerate(table.columns):
-        cells = [row[place] for _, row in table.rows]
+    for index, name in enumerate(table.columns):
+        cells = [row[index] for _, row in table.rows]
         columns.append([name, *(cell.value for cell in cells)])
         parts = {f"{name} {part}": [getattr(cell, part) for cell in cells] for part in PARTS}
         columns += [[part, *values] for part, values in parts.items() if not {*values} <= {None, ""}]

@@ -63,7 +63,7 @@ def examples(inputs: dict[str, list], names: list[str], texts: dict[str, list[st
     asked = {name: [_plain(value) for value in values] for name, values in inputs.items() if name != ANSWER}
     mine = [_score(text, right) for text, right in zip(texts[take], answers)]
     order = sorted(range(len(answers)), key=lambda i: (mine[i] or 0.0, i))
-    chosen = [order[round(place * (len(order) - 1) / (SHOWN - 1))] for place in range(SHOWN)]
+    chosen = [order[round(rank * (len(order) - 1) / (SHOWN - 1))] for rank in range(SHOWN)]
     blocks = []
     for i in dict.fromkeys(chosen):
         rows = [[Cell("right answer"), Cell(answers[i]), Cell()]]
