@@ -74,7 +74,7 @@ def test_mistaken_words(words: list[str], expected: str, run):
         (["--k", "1"], "--train-rows 1: reviews has 2 classes; expected 2 or more, an example of each"),
         (["--k", "0"], "--train-rows 0: expected a whole number from 1, or all"),
         (["--data-dir", "glue"], "is a file, and --data-dir is where GLUE's files are; leave out --data-dir"),
-        (["--kind", "regression"], "expected a number (regression)"),
+        (["--kind", "regression"], "expected a number for a regression"),
         (["--method", "head", "--head", "frozen"], "'head': nothing would train"),
         (["--data-dir", "x", "--data", "sst2"], "--data-dir must hold sst2/train.parquet"),
     ],
@@ -215,7 +215,7 @@ def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_p
     expected = {
         "truncated": "unipelt.safetensors: damaged or not readable",
         "missing": "no unipelt.safetensors in it, though its run is finished; train it again",
-        "version": "format 7, this version reads format 3; install the unipelt that wrote it",
+        "version": "format 7, this version reads 3; install the unipelt that wrote it",
         "json": "unipelt.safetensors: ",
         "key": f"has no {name!r}",
         "unknown": "holds 'more', which its mixture does not have",

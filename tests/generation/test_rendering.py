@@ -133,7 +133,7 @@ def test_a_template_that_cannot_be_trained_with_is_refused(name: str):
         (CHAT[:3], "ends with 'user', expected an answer"),
         ([CHAT[1]], "no message of the user"),
         ([*CHAT[:1], {"role": "bot", "content": "a"}], "message 2: role 'bot', expected one of system, user"),
-        ([*CHAT[:1], {"role": "assistant", "content": None}], "message 2: its content is missing"),
+        ([*CHAT[:1], {"role": "assistant", "content": None}], "message 2: its content is nothing, expected text"),
         ([*CHAT[:1], {"role": "assistant", "content": " \n"}], "the last answer is empty"),
         ([*CHAT[:1], {"role": "assistant", "content": "<|end|>"}], "holds '<|end|>'"),
         ([{"from": "human", "value": "what?"}, {"from": "gpt", "value": ["a"]}], "message 2: its content is list"),

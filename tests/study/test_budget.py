@@ -130,7 +130,7 @@ def test_time_that_ends_in_the_test_rows_loses_nothing(ask, run, tmp_path: Path,
     """The clock is looked at between two batches of predictions; what was trained is not trained again."""
     given = ("--seeds", 1, "--epochs", 3, "--evaluate-every", 1)
     assert run(*ask(tmp_path / "undisturbed", *given)).code == 0
-    looks, real, clock = [], Fleet._notify, SimpleNamespace(monotonic=time.monotonic)
+    looks, real, clock = [], Fleet._after, SimpleNamespace(monotonic=time.monotonic)
 
     def over(self, event: str) -> None:
         looks.append(event)
@@ -139,7 +139,7 @@ def test_time_that_ends_in_the_test_rows_loses_nothing(ask, run, tmp_path: Path,
         real(self, event)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fleet, "_notify", over)
+        patch.setattr(Fleet, "_after", over)
         patch.setattr("unipelt.train.fleet.time", clock)
         patch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: clock.monotonic(), sleep=time.sleep))
         assert "too short for one run" in run(*ask(tmp_path / "out", *given, "--minutes", 50)).line

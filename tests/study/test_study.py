@@ -160,7 +160,7 @@ def test_what_there_is_to_say_of_the_rows_is_said_once(words, run, reviews: Path
     assert said.err.splitlines() == [
         f"{tmp_path / 'odd.csv'}: text 'one', label 'two'; classification, 2 labels: no, yes",
         "12 of the 61 examples of odd are held out as the test set.",
-        "19 examples validate instead of 20: odd has no more of them.",
+        "19 examples validate instead of 20: odd has no more.",
     ]
 
 
