@@ -152,10 +152,8 @@ def test_metrics_of_other_units_are_not_averaged(tmp_path: Path):
 
 
 def test_the_order_of_the_runs_does_not_matter(tmp_path: Path):
-    methods = ["full", "adapter", "lora", "unipelt-apl", "adapter(bottleneck=8)", "adapter(bottleneck=96)"]
-    results = list(
-        lively(cells(["cola", "stsb", "own"], [100, "all"], methods, range(2), [1e-3, 3e-3]), rows=40).items()
-    )
+    methods = ["full", "adapter", "lora", "unipelt-apl"]
+    results = list(lively(cells(["cola", "stsb"], [100, "all"], methods, range(2), [1e-3, 3e-3]), rows=20).items())
     first = build(write(tmp_path / "one", dict(results))).files
     random.Random(0).shuffle(results)
     assert build(write(tmp_path / "two", dict(results))).files == first

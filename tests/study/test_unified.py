@@ -35,6 +35,6 @@ def test_a_small_study_judges_the_claims(run, tmp_path: Path):  # noqa: F811
     )  # fmt: skip
     assert said.code == 0 and "4 of 4 runs done" in said.out
     said = run("report", out)
-    assert "test loss" in said.out
+    assert "K = 24, loss, 1 seed" in said.out
     for claim in ("parallel adapters beat sequential ones", "a scaled addition beats a plain one", "mam is the best"):
         assert f"{claim}: not decided" in said.out, "one seed decides nothing"
