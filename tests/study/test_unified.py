@@ -37,4 +37,5 @@ def test_a_small_study_judges_the_claims(run, tmp_path: Path):  # noqa: F811
     said = run("report", out)
     assert "K = 24, loss, 1 seed" in said.out
     for claim in ("parallel adapters beat sequential ones", "a scaled addition beats a plain one", "mam is the best"):
-        assert f"{claim}: not decided" in said.out, "one seed decides nothing"
+        (line,) = [line for line in said.out.splitlines() if line.startswith(claim)]
+        assert "not decided" in line, "one seed decides nothing"
