@@ -1,4 +1,4 @@
-"""Rows that running a model does not find. `make census` checks them and writes them into the table."""
+"""Entries that running a model does not find. `make census` checks them and writes them into the table."""
 
 from unipelt import Attention, Stack
 

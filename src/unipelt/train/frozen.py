@@ -39,7 +39,8 @@ TOLERANCE = {False: 1e-4, True: 2e-2}  # of the largest logit; True: in bf16
 class Group:
     """Sets that share examples, and each of their examples once."""
 
-    sets: list[Encoded]
+    sets: list[tuple[Encoded, list[bytes]]]
+    """each with the tokens of its examples"""
     examples: dict[bytes, tuple[Encoded, int]]
     """by its tokens: a set that has it, and its index there"""
 
@@ -53,9 +54,10 @@ def group_sets(sets: Sequence[Encoded]) -> list[Group]:
     """Put sets of examples of which a tenth is the same into one group."""
     groups: list[Group] = []
     for encoded in sets:
-        mine, apart = Group([encoded], {}), []
-        for index in range(len(encoded)):
-            mine.examples.setdefault(tokens_of(encoded, index), (encoded, index))
+        tokens = [tokens_of(encoded, index) for index in range(len(encoded))]
+        mine, apart = Group([(encoded, tokens)], {}), []
+        for index, own in enumerate(tokens):
+            mine.examples.setdefault(own, (encoded, index))
         for group in groups:
             shared = len(group.examples.keys() & mine.examples.keys())
             if shared >= MIN_OVERLAP * min(len(group.examples), len(mine.examples)):
@@ -144,8 +146,8 @@ class FrozenStates:
             key = base, len(layers.layers), precision, hashlib.sha256(b"".join(group.examples)).digest()
             self.groups[key] = group
             index_of = {tokens: index for index, tokens in enumerate(group.examples)}
-            for encoded in group.sets:
-                self.group_of[id(encoded)] = key, [index_of[tokens_of(encoded, i)] for i in range(len(encoded))]
+            for encoded, own in group.sets:
+                self.group_of[id(encoded)] = key, [index_of[tokens] for tokens in own]
         cache.keep_only({*self.groups})
 
     def states(
