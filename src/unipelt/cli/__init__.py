@@ -1,5 +1,6 @@
 """The command line: one file per command. Nothing here imports torch before a command runs, so `--help` is quick."""
 
+import ctypes
 import sys
 import traceback
 
@@ -14,6 +15,20 @@ WordsError = click_error("ClickException")  # what typer raises for a wrong opti
 SEVERAL = ("--data", "--train-rows", "--k", "--methods", "--lr", "--values")
 """options of studies that take several values"""
 STOPPED = 130  # the exit code of a command that Ctrl-C ended, by convention of shells
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""parameters of glibc's mallopt(3)"""
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a step frees for the next step; given back to the system, it would come page by page, zeroed.
+
+    A fifth of a training run's CPU time on MiniLM went into that. Other C libraries than glibc are left as they are.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**28)
 
 
 def _version(asked: bool) -> None:
@@ -67,6 +82,7 @@ def _before(
 def main(given: list[str] | None = None) -> None:
     """Run the command line. A user's mistake is one line and exit code 2; `--debug` shows its traceback too."""
     never_fail()
+    keep_freed_memory()
     given = sys.argv[1:] if given is None else given
     arguments = [argument for argument in given if argument != "--debug"]
     try:

@@ -113,6 +113,8 @@ def table_of(prefix: PrefixMLP) -> PrefixTable:
 Query = Float[Tensor, "batch head query k"]
 Key = Float[Tensor, "batch kv_head key k"]
 Value = Float[Tensor, "batch kv_head key v"]
+VECTOR = 16
+"""columns of a matrix that a CPU's vector units compute at once"""
 AttentionFunction = Callable[..., tuple[Float[Tensor, "batch query head d"], Tensor | None]]
 """(q, k, v, mask, bias, dropout) → (output, attention weights or None)"""
 
@@ -190,32 +192,65 @@ def gated_prefix_attention(
 
 
 def prefix_products(
-    q: Query, k: Key, v: Value, mask: Tensor | None, bias: None, dropout: float, *,
+    q: Query, k: Key, v: Value, mask: Shaped[Tensor, "_ _ _ key"] | None, bias: None, dropout: float, *,
     prefix_k: Float[Tensor, "_ kv_head prefix k"], prefix_v: Float[Tensor, "_ kv_head prefix _"],
     gate: Float[Tensor, "batch query 1"] | None, scaling: float,
 ) -> tuple[Float[Tensor, "batch query head v"], None]:  # fmt: skip
     """softmax([g s q P_kᵀ, s q kᵀ + mask]) [g P_v; v] by plain products, in place of a function that computes softmax(s q kᵀ + mask) v
 
-    gate: g per query; None: P_k and P_v are already multiplied by it. Query heads that share a key are rows of one product, so
-    no key is repeated. Dropout applies to the attention to tokens alone, where that of `prefix_attention` applies to the prefix too.
+    gate: g per query; None: P_k and P_v are already multiplied by it. Dropout applies to the attention to tokens alone, where that
+    of `prefix_attention` applies to the prefix too. With a mask, P_k and P_v are padded with positions that no query attends to:
+    rows of whole vectors are computed faster. Under a causal mask the first half of the queries is computed without later keys.
     """
-    (heads, queries), (batch, shared, own), length = q.shape[1:3], k.shape[:3], prefix_k.shape[-2]
-    together = heads // shared
-    prefix_k, prefix_v = (p.expand(batch, -1, -1, -1) for p in (prefix_k, prefix_v))
-    rows = q.reshape(len(q), shared, -1, q.shape[-1])
-    scores = rows @ (torch.cat([prefix_k, k], dim=-2) * scaling).mT
-    if gate is not None:
-        gate = gate[:, None].repeat(1, 1, together, 1)  # batch 1 head·query 1
-        scores[..., :length].mul_(gate)
+    queries, own, batch = q.shape[-2], k.shape[-2], len(k)
+    padding = 0 if mask is None else -(prefix_k.shape[-2] + own) % VECTOR
+    columns, spans = prefix_k.shape[-2] + padding, [(0, queries, own)]
+    prefix_k, prefix_v = (F.pad(p, (0, 0, 0, padding)).expand(batch, -1, -1, -1) for p in (prefix_k, prefix_v))
+    keys = torch.cat([prefix_k, k], dim=-2) * scaling
+    values = torch.cat([as_wide(prefix_v, v), v], dim=-2)
     if mask is not None:
-        mask = pad_mask(mask, length, q.dtype)
-        of_all_heads = mask.shape[1] == 1
-        scores += mask.repeat(1, 1, together, 1) if of_all_heads else mask.unflatten(1, (shared, -1)).flatten(2, 3)
-    to_prefix, to_own = scores.softmax(dim=-1).split([length, own], dim=-1)
-    weighed = to_prefix if gate is None else to_prefix * gate
-    output = (F.dropout(to_own, dropout) @ v).flatten(0, 1)
-    output.baddbmm_(weighed.flatten(0, 1), as_wide(prefix_v, v).flatten(0, 1))
-    return output.view(batch, heads, queries, -1).transpose(1, 2), None
+        half = own - own // 2 // VECTOR * VECTOR
+        if queries == own and no_query_sees(mask[..., :half, half:]):
+            spans = [(0, half, half), (half, queries, own)]
+        mask = pad_mask(mask, columns, q.dtype)
+        mask[..., columns - padding : columns] = -torch.inf
+    parts = []
+    for start, stop, last in spans:
+        own_gate = None if gate is None else gate[:, None, start:stop]  # batch 1 query 1
+        seen = None if mask is None else mask[..., start:stop, : columns + last]
+        pair = keys[:, :, : columns + last], values[:, :, : columns + last]
+        parts.append(_product_attention(q[:, :, start:stop], *pair, columns, own_gate, seen, dropout))
+    return torch.cat(parts, dim=1) if parts[1:] else parts[0], None
+
+
+def _product_attention(
+    q: Query, keys: Float[Tensor, "batch kv_head key k"], values: Float[Tensor, "batch kv_head key v"], columns: int,
+    gate: Float[Tensor, "batch 1 query 1"] | None, mask: Float[Tensor, "_ _ _ key"] | None, dropout: float,
+) -> Float[Tensor, "batch query head v"]:  # fmt: skip
+    """softmax([g q P_kᵀ, q kᵀ] + mask) [g P_v; v], the first so many columns of keys [P_k; k] and values [P_v; v] being the prefix.
+
+    Query heads that share a key are rows of one product, so no key is repeated.
+    """
+    (heads, queries), (batch, shared) = q.shape[1:3], keys.shape[:2]
+    scores = q.reshape(len(q), shared, -1, q.shape[-1]) @ keys.mT
+    by_head = scores.view(batch, shared, -1, queries, keys.shape[-2])
+    gate = None if gate is None else gate[:, :, None]
+    if gate is not None:
+        by_head[..., :columns].mul_(gate)
+    if mask is not None:
+        by_head += mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (shared, -1))
+    shares = by_head.softmax(dim=-1)
+    if gate is not None or dropout:
+        to_prefix, to_own = shares.tensor_split([columns], dim=-1)
+        to_prefix = to_prefix if gate is None else to_prefix * gate
+        shares = torch.cat([to_prefix, F.dropout(to_own, dropout)], dim=-1)
+    return (shares.flatten(2, 3) @ values).view(batch, heads, queries, -1).transpose(1, 2)
+
+
+def no_query_sees(part: Shaped[Tensor, "_ _ query key"]) -> bool:
+    """Whether a mask lets no query attend to any key; where looking is not free (on a GPU, in compiled code), False."""
+    free = part.dtype == torch.bool and part.device.type == "cpu" and not torch.compiler.is_compiling()
+    return free and part.numel() > 0 and not bool(part.any())
 
 
 def multi_head_parallel(
