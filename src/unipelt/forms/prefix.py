@@ -240,7 +240,9 @@ def _product_attention(
     if mask is not None:
         by_head += mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (shared, -1))
     shares = by_head.softmax(dim=-1)
-    if gate is not None or dropout:
+    if gate is not None and not dropout and not shares.requires_grad:
+        shares[..., :columns].mul_(gate)
+    elif gate is not None or dropout:
         to_prefix, to_own = shares.tensor_split([columns], dim=-1)
         to_prefix = to_prefix if gate is None else to_prefix * gate
         shares = torch.cat([to_prefix, F.dropout(to_own, dropout)], dim=-1)

@@ -11,11 +11,23 @@ from transformers.pytorch_utils import Conv1D
 from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms import MAPS
+from unipelt.forms.bottleneck import Bottleneck
 from unipelt.forms.constants import Bias, Norm
 from unipelt.forms.dora import Dora
-from unipelt.forms.gate import Gate, GroupGate, LearnedScale, each_token, mean_of_all, mean_of_prompt, mean_of_real
+from unipelt.forms.gate import (
+    Gate,
+    GroupGate,
+    LearnedScale,
+    ScoredGate,
+    each_token,
+    mean_of_all,
+    mean_of_prompt,
+    mean_of_real,
+)
+from unipelt.forms.low_rank import LowRank
 from unipelt.forms.prefix import PrefixMLP, PrefixTable
 from unipelt.forms.prompt import Prompt
+from unipelt.forms.routed import JointLinears, RoutedLinear
 from unipelt.inject.attention import BoundPrefix
 from unipelt.inject.context import PROMPT, ForwardState
 from unipelt.inject.context_hooks import AttentionHook, Checkpointed, InputCapture, LayerHook, ReplicaHook, StackHook
@@ -179,11 +191,14 @@ def hooks_of(state: AttachedState, base: Base, pooling: str) -> list[Hook]:
         for layer in stack.layers:
             inside = LayerHook(layer.module, forwards, averaged)
             hooks += [Hook(layer.path, "pre with keywords", inside.enter), Hook(layer.path, "always", inside.leave)]
-            for _, attention in stack.entry.attentions():
+            for which, attention in stack.entry.attentions():
                 path = f"{layer.path}.{attention.module}"
                 prefixes = [change for change in changes if isinstance(change, BoundPrefix) and change.path == path]
+                inputs = (attention.query,) if which == "cross" else (attention.query, attention.key, attention.value)
+                paths = {path, *(f"{layer.path}.{projection}" for projection in inputs)}
+                joint = joint_linears(changes, paths) if len(state.mixtures) == 1 else None
                 block = AttentionHook(
-                    layer.get(attention.module), forwards, averaged, prefixes, state.kernels, attention.softmax
+                    layer.get(attention.module), forwards, averaged, prefixes, state.kernels, attention.softmax, joint
                 )
                 hooks += [Hook(path, "pre with keywords", block.enter), Hook(path, "always", block.leave)]
     for captured in dict.fromkeys(change.point.captured for change in changes if change.point.captured):
@@ -199,6 +214,23 @@ def hooks_of(state: AttachedState, base: Base, pooling: str) -> list[Hook]:
     if token_path is not None:
         hooks.append(Hook(token_path, "post", Checkpointed(base.model, forwards).after))
     return hooks
+
+
+def joint_linears(changes: list[BoundChange], paths: set[str]) -> JointLinears | None:
+    """The linears of gates and forms that read what an attention block reads, if there are several.
+
+    paths: of the block, for its prefixes, and of its projections, for what changes their outputs.
+    """
+    linears: list[RoutedLinear] = []
+    for change in changes:
+        form: Any = change.form
+        if change.path not in paths or change.point.side == "before" or change.point.reads != "input":
+            continue
+        if isinstance(change.weight, ScoredGate) and change.weight.pool is not mean_of_prompt:
+            linears.append(change.weight.score)
+        if isinstance(form, Bottleneck) or (isinstance(form, LowRank) and isinstance(form.dropout, nn.Identity)):
+            linears.append(form.down)
+    return JointLinears(linears) if len(set(linears)) > 1 else None
 
 
 def module_hooks(forwards: ForwardState, changes: list[BoundChange], side: str) -> dict[str, ModuleHook]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from unipelt.errors import SiteError
 from unipelt.forms.gate import mean_weights
+from unipelt.forms.routed import JointLinears
 from unipelt.inject.attention import PREFIXES, BoundPrefix, Calls, Kernels
 from unipelt.inject.context import (
     KEYWORD,
@@ -163,10 +164,11 @@ class AttentionHook:
 
     def __init__(
         self, attention: nn.Module, forwards: ForwardState, averaged: set[str], changes: list[BoundPrefix],
-        kernels: Kernels | None, softmax: str | None,
+        kernels: Kernels | None, softmax: str | None, joint: JointLinears | None,
     ):  # fmt: skip
-        """softmax: of the block's entry."""
+        """softmax: of the block's entry. joint: linears of changes that read the block's input."""
         self.forwards, self.changes, self.kernels, self.softmax = forwards, changes, kernels, softmax
+        self.joint = joint
         self.own_context = LayerHook(attention, forwards, averaged)
 
     def enter(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
@@ -177,10 +179,14 @@ class AttentionHook:
         elif thread.context is None:
             self.own_context.enter(attention, args, kwargs)
             thread.alone = True
-        context = thread.context
-        if self.changes and context is not None and not context.off:
-            x = args[0] if args else kwargs["hidden_states"]
-            calls = self._calls(x, context.on(x.device))
+        if thread.context is None or thread.context.off or not (self.joint or self.changes):
+            return args, kwargs
+        x = args[0] if args else kwargs["hidden_states"]
+        context = thread.context.on(x.device)
+        if self.joint is not None and not context.dropped and context.replica is None:
+            self.joint.read(x, context.route)
+        if self.changes:
+            calls = self._calls(x, context)
             if self.softmax is not None:
                 watching = OwnSoftmax(len(x), calls, self.softmax)
                 watching.__enter__()
@@ -193,6 +199,8 @@ class AttentionHook:
 
     def leave(self, attention: nn.Module, args: tuple, output: Any) -> None:
         """Also after a forward that has failed, whose output is None."""
+        if self.joint is not None:
+            self.joint.end()
         if self.forwards.thread.watching and self.forwards.thread.watching[-1][0] is attention:
             _, watching = self.forwards.thread.watching.pop()
             watching.__exit__(None, None, None)

@@ -1,0 +1,35 @@
+"""Gates and forms that read what an attention block reads are computed in one product, and give what each gives alone."""
+
+import pytest
+import tiny
+import torch
+from laws.lawbook import attached, equal, result
+
+import unipelt
+from unipelt.forms.routed import JointLinears, RoutedLinear
+
+
+@pytest.mark.parametrize("arch", ["bert", "opt", "gpt2", "llama", "bart"])
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_joint_linears_give_what_each_gives_alone(arch: str, by_rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = attached(arch, "unipelt-apl", runs=3).eval()
+    inputs, route = tiny.inputs(arch, model), torch.tensor([2, 0, 0])
+    taken: list[bool] = []
+    output = JointLinears.output
+
+    def watched(self: JointLinears, linear: RoutedLinear, x: torch.Tensor) -> torch.Tensor | None:
+        found = output(self, linear, x)
+        taken.append(found is not None)
+        return found
+
+    def forward() -> torch.Tensor:
+        with torch.no_grad(), unipelt.route(model, route if by_rows else torch.arange(3)):
+            return result(model(**inputs))
+
+    monkeypatch.setattr(JointLinears, "output", watched)
+    together = forward()
+    assert taken and all(taken)
+    monkeypatch.setattr(JointLinears, "read", lambda *_: None)
+    equal(together, forward(), arch)
+    joined = [linear.together for linear in model.modules() if isinstance(linear, RoutedLinear) and linear.together]
+    assert not any(joint.known for joint in joined), "outputs are kept after the forward"
