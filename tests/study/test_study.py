@@ -24,7 +24,7 @@ from unipelt.train.records import RunKey
 from unipelt.train.run_folder import STATE
 from unipelt.train.runs import FinishedRun
 
-KILLS = 10
+KILLS = 5
 
 
 def test_every_run_of_the_grid_is_there(undisturbed: Path):
