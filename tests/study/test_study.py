@@ -207,7 +207,7 @@ def test_too_little_memory_halves_the_fleet(
     step, taken = Fleet.step, []
 
     def small(self: Fleet) -> None:
-        taken.append(len(self.plan_numbers))
+        taken.append(len(self.plan_indices))
         if len(self.matrix.values) > 2 and len(taken) > after:
             raise full
         step(self)

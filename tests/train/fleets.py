@@ -92,4 +92,4 @@ def parameters(trained: Fleet, run: int = 0) -> dict[str, torch.Tensor]:
 
 def train(trained: Fleet) -> dict[int, FinishedRun]:
     """Every run of a fleet, trained to its end, by the place of its plan."""
-    return {run.plan_number: run for run in trained.train()}
+    return {run.plan_index: run for run in trained.train()}

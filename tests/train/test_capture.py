@@ -32,7 +32,7 @@ class Recorder:
         if not self.works:
             raise self.why
         self.recorded += 1
-        result, places = torch.zeros(2, len(self.trained.plan_numbers), dtype=torch.float64), self.places()
+        result, places = torch.zeros(2, len(self.trained.plan_indices), dtype=torch.float64), self.places()
 
         def replay() -> None:
             assert places == self.places(), "the parameters are elsewhere by now"
@@ -54,7 +54,7 @@ def captured(plans: list, works: bool = True, **how: Any) -> tuple[Fleet, Record
 
 def of_this_width(trained: Fleet, event: str) -> None:
     graphs = trained.advance.graphs.values()  # type: ignore[attr-defined]
-    assert {len(buffers.numbers) for buffers, *_ in graphs} <= {len(trained.plan_numbers)}, (
+    assert {len(buffers.steps) for buffers, *_ in graphs} <= {len(trained.plan_indices)}, (
         "what is of no use any more is kept"
     )
 

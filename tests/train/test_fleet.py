@@ -50,7 +50,7 @@ def test_a_run_in_a_fleet_is_the_run_alone(width: int, arch: str, preset: str):
     """Law 15 for whole trainings: runs begin and end at different times, and give their places to the next."""
     plans, widths = [make() for make in UNLIKE.values()], []
     together = fleet(
-        plans, preset, arch, width=width, on_step=lambda trained, event: widths.append(len(trained.plan_numbers))
+        plans, preset, arch, width=width, on_step=lambda trained, event: widths.append(len(trained.plan_indices))
     )
     finished = train(together)
     assert finished.keys() == {*range(len(plans))}
@@ -76,7 +76,7 @@ def test_a_finished_run_is_its_own_while_the_others_train_on():
     undisturbed = train(fleet(plans, width=2))
     for run, state in kept:
         assert all(torch.equal(run.state[name], value) for name, value in state.items())
-        same_run(run, undisturbed[run.plan_number])
+        same_run(run, undisturbed[run.plan_index])
 
 
 def test_a_run_stops_early_and_keeps_its_best():

@@ -50,7 +50,7 @@ def finish(folder: Path | None, preset: str, runs: int, seed: int = 0, kept: Run
     torch.manual_seed(seed)
     kept = {} if kept is None else kept
     for run in fleet(plans(runs), preset, dropout=True, folder=folder, width=min(runs, 2), **how).train():
-        kept[run.plan_number] = run
+        kept[run.plan_index] = run
     return kept
 
 
@@ -142,7 +142,7 @@ def test_a_damaged_state_is_named(tmp_path: Path):
         **{
             f"{name}={value!r}": lambda name=name, value=value: with_loop(path, **{name: value})
             for name, value in [
-                ("runs", "0"), ("runs", []), ("runs", [7]), ("runs", [0, 0]), ("runs", [-1]), ("runs", [None]),
+                ("plan_indices", "0"), ("plan_indices", []), ("plan_indices", [7]), ("plan_indices", [0, 0]), ("plan_indices", [-1]), ("plan_indices", [None]),
                 ("records", []), ("records", {}), ("records", [5]), ("records", [{"steps": "1"}]), ("records", [{"curve": [3]}]),
                 ("records", [{}]), ("records", [{"seconds": "1"}]), ("records", ...), ("runs", ...), ("surprise", 1),
             ]

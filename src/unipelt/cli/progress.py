@@ -89,7 +89,7 @@ class StudyWatch(Display):
         super().__exit__()
 
     def __call__(self, fleet: "Fleet", event: str) -> None:
-        running = [fleet.plans[number] for number in fleet.plan_numbers]
+        running = [fleet.plans[plan_index] for plan_index in fleet.plan_indices]
         tasks, method = sorted({plan.task.name for plan in running}), fleet.plans[0].key.method
         steps, most = sum(record.steps for record in fleet.records), sum(plan.steps for plan in fleet.plans)
         self.whole = fleet.seconds * most / max(1, steps)

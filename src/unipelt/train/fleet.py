@@ -65,10 +65,10 @@ class Fleet:
         """number of runs at once when the training began"""
         self.records = [replace(plan.initial_record, curve=[], width=self.width) for plan in plans]
         """of each plan: how far its run is"""
-        self.plan_numbers = list(range(len(plans)))[: self.width]
-        """by run of the model: number of the plan that it trains"""
+        self.plan_indices = list(range(len(plans)))[: self.width]
+        """by index on the model's run axis: index of the plan that is trained there"""
         self.queue = list(range(len(plans)))[self.width :]
-        """numbers of the plans that have no run yet"""
+        """indices of the plans that are not started yet"""
         trained: nn.Module = model if self.attached is None else self.attached
         parameters = [p for p in trained.parameters() if p.requires_grad or self.attached is not None]
         rated = any(plan.recipe.rates for plan in plans)
@@ -95,17 +95,17 @@ class Fleet:
         Raises OutOfTime after the deadline, and CheckpointError if a state cannot be read or written.
         """
         if not self._restore():
-            self.start_heads([*range(len(self.plan_numbers))])
+            self.start_heads([*range(len(self.plan_indices))])
         yield from self._collect_finished()
         last = saved = time.monotonic()
-        while self.plan_numbers:
+        while self.plan_indices:
             self.step()
-            due = [run for run, number in enumerate(self.plan_numbers) if self._is_due(number)]
+            due = [index for index, plan_index in enumerate(self.plan_indices) if self._is_due(plan_index)]
             if due:
                 self._evaluate(due)
             now = time.monotonic()
-            self._add_seconds(now - last, self.plan_numbers)
-            all_ended = all(self.records[number].ended for number in self.plan_numbers)
+            self._add_seconds(now - last, self.plan_indices)
+            all_ended = all(self.records[plan_index].ended for plan_index in self.plan_indices)
             should_save = (due or now - saved > SAVE_EVERY) and (now - saved) * SAVE_SHARE >= self.saving
             if self.folder is not None and (should_save or all_ended):
                 self._save()
@@ -131,22 +131,24 @@ class Fleet:
             on_batch=self._on_batch, gates=gates,
         )  # fmt: skip
 
-    def start_heads(self, runs: list[int]) -> None:
+    def start_heads(self, indices: list[int]) -> None:
         """Start the heads of these runs as their recipes say, before their first step."""
-        for run in start_heads(self.model, [self.plans[number] for number in self.plan_numbers], runs, self.predict):
-            self.best[run].copy_(self.matrix.values[run])
+        for index in start_heads(
+            self.model, [self.plans[plan_index] for plan_index in self.plan_indices], indices, self.predict
+        ):
+            self.best[index].copy_(self.matrix.values[index])
 
     def step(self) -> None:
         """Take one step of every run."""
         losses, finite = self.advance(self._inputs()).tolist()
-        for number, loss_, fine in zip(self.plan_numbers, losses, finite):
-            record = self.records[number]
+        for plan_index, loss, is_finite in zip(self.plan_indices, losses, finite):
+            record = self.records[plan_index]
             record.steps += 1
-            if fine:
-                record.losses += loss_
+            if is_finite:
+                record.losses += loss
                 continue
-            what = f"loss is not finite ({loss_})" if not math.isfinite(loss_) else "gradient is not finite"
-            lower = f"try a lower --lr than {self.plans[number].recipe.lr:g}"
+            what = f"loss is not finite ({loss})" if not math.isfinite(loss) else "gradient is not finite"
+            lower = f"try a lower --lr than {self.plans[plan_index].recipe.lr:g}"
             record.status = f"{FAILED}the {what} at step {record.steps}; {lower}"
 
     def _after(self, event: str) -> None:
@@ -161,22 +163,22 @@ class Fleet:
     def _on_batch(self, examples: int) -> None:
         self._after("prediction")
 
-    def _is_due(self, number: int) -> bool:
-        record = self.records[number]
-        return not record.ended and self.plans[number].is_due(record.steps)
+    def _is_due(self, plan_index: int) -> bool:
+        record = self.records[plan_index]
+        return not record.ended and self.plans[plan_index].is_due(record.steps)
 
-    def _add_seconds(self, seconds: float, numbers: Sequence[int]) -> None:
+    def _add_seconds(self, seconds: float, plan_indices: Sequence[int]) -> None:
         """Count seconds that were spent on these plans."""
-        for number in numbers:
-            self.records[number].seconds += seconds / len(numbers)
+        for plan_index in plan_indices:
+            self.records[plan_index].seconds += seconds / len(plan_indices)
 
     def _inputs(self) -> StepInputs:
         """The inputs of the next step of every run."""
-        plans = [self.plans[number] for number in self.plan_numbers]
-        steps = [self.records[number].steps for number in self.plan_numbers]
+        plans = [self.plans[plan_index] for plan_index in self.plan_indices]
+        steps = [self.records[plan_index].steps for plan_index in self.plan_indices]
         parts = [
-            [Part(plan.task, plan.train, examples) for examples in self._examples(number)]
-            for number, plan in zip(self.plan_numbers, plans)
+            [Part(plan.task, plan.train, examples) for examples in self._examples(plan_index)]
+            for plan_index, plan in zip(self.plan_indices, plans)
         ]
         batches, shares = step_batches(self.task, parts, self.tokenizer, self.device, self.frozen, self._on_batch)
         decay = [plan.recipe.weight_decay for plan in plans]
@@ -186,138 +188,138 @@ class Fleet:
             self._vector([plan.recipe.clip for plan in plans]), self._vector(decay) if any(decay) else None,
         )  # fmt: skip
 
-    def _advance(self, step: StepInputs) -> Float[Tensor, "2 run"]:
+    def _advance(self, inputs: StepInputs) -> Float[Tensor, "2 run"]:
         """Forwards, backwards and update, without waiting for the device. Return the losses, and whether all values were finite."""
         if not self.model.training:
             self.model.train()
         frozen = None if self.frozen is None else self.frozen.layers
-        recipe, parts = self.plans[0].recipe, []
-        for number, batch in enumerate(step.batches):
+        recipe, losses_by_forward = self.plans[0].recipe, []
+        for forward, batch in enumerate(inputs.batches):
             logits = logits_of(self.model, batch.inputs, recipe.precision, frozen)
             logits = logits.unflatten(0, (len(batch.targets), -1))
-            own = self.loss(logits, batch._replace(smoothing=recipe.label_smoothing))
-            own = own * step.shares[number] if step.shares else own
-            own.sum().backward()  # a loss that is not finite affects only the gradients of its run
-            parts.append(own.detach())
-        losses, gradients = sum(parts[1:], parts[0]), self.matrix.gather()
+            run_losses = self.loss(logits, batch._replace(smoothing=recipe.label_smoothing))
+            run_losses = run_losses * inputs.shares[forward] if inputs.shares else run_losses
+            run_losses.sum().backward()  # a loss that is not finite affects only the gradients of its run
+            losses_by_forward.append(run_losses.detach())
+        losses, gradients = sum(losses_by_forward[1:], losses_by_forward[0]), self.matrix.gather()
         finite = losses.isfinite() & gradients.isfinite().all(dim=1)
         gradients.masked_fill_(~finite[:, None], 0.0)
-        rates = step.rates * (finite[:, None] if self.kinds else finite)
-        self.optimizer.step(step.numbers, rates, step.clip, step.decay)
+        rates = inputs.rates * (finite[:, None] if self.kinds else finite)
+        self.optimizer.step(inputs.steps, rates, inputs.clip, inputs.decay)
         return torch.stack([losses, finite.to(losses.dtype)])
 
     def _mutable_tensors(self) -> list[Tensor]:
         """The tensors that a step changes in place."""
         return [self.matrix.values, self.matrix.written, self.optimizer.first, self.optimizer.second]
 
-    def _examples(self, number: int) -> list[list[int]]:
+    def _examples(self, plan_index: int) -> list[list[int]]:
         """The training examples of each forward of a plan's next step."""
-        plan = self.plans[number]
-        step = self.records[number].steps % plan.steps  # a time estimate may take more steps than the plan has
+        plan = self.plans[plan_index]
+        step = self.records[plan_index].steps % plan.steps  # a time estimate may take more steps than the plan has
         epoch = plan.epochs_at(step)
-        if (number, epoch) not in self.epoch_batches:
-            self.epoch_batches.pop((number, epoch - 1), None)
-            self.epoch_batches[number, epoch] = plan.epoch(epoch)
-        return self.epoch_batches[number, epoch][step - (plan.ends[epoch - 1] if epoch else 0)]
+        if (plan_index, epoch) not in self.epoch_batches:
+            self.epoch_batches.pop((plan_index, epoch - 1), None)
+            self.epoch_batches[plan_index, epoch] = plan.epoch(epoch)
+        return self.epoch_batches[plan_index, epoch][step - (plan.ends[epoch - 1] if epoch else 0)]
 
     def _evaluate(self, due: list[int]) -> None:
         """Evaluate the validation examples of these runs, and keep their parameters if they are the best so far."""
-        plans = [self.plans[self.plan_numbers[run]] for run in due]
+        plans = [self.plans[self.plan_indices[index]] for index in due]
         with self._with_parameters(self.matrix.rows(due)):
-            every = self.predict([plan.validation for plan in plans])
+            all_logits = self.predict([plan.validation for plan in plans])
             texts = self._generate(plans, "validation", [plan.task.selects_by_text for plan in plans])
-        for run, plan, logits, written in zip(due, plans, every, texts):
-            if plan.evaluate(self.records[self.plan_numbers[run]], logits, written):
-                self.best[run].copy_(self.matrix.values[run])
+        for index, plan, run_logits, generated in zip(due, plans, all_logits, texts):
+            if plan.evaluate(self.records[self.plan_indices[index]], run_logits, generated):
+                self.best[index].copy_(self.matrix.values[index])
 
     def _generate(self, plans: list[Plan], split: str, wanted: list[bool]) -> list[list[str] | None]:
         """The generated texts of each run for a split; None for all if no run needs them."""
         if not any(wanted):
             return [None] * len(plans)
-        every = [getattr(plan, split) for plan in plans]
+        sets = [getattr(plan, split) for plan in plans]
         with autocast(self.device, plans[0].recipe.precision):
-            return list(plans[0].task.generate(self.model, self.tokenizer, every, self._on_batch))
+            return list(plans[0].task.generate(self.model, self.tokenizer, sets, self._on_batch))
 
     def _collect_finished(self) -> Iterator[FinishedRun]:
         """Test the ended runs, give their indices to the next plans of the queue, then yield them."""
-        ended = [run for run, number in enumerate(self.plan_numbers) if self.records[number].ended]
+        ended = [index for index, plan_index in enumerate(self.plan_indices) if self.records[plan_index].ended]
         if not ended:
             return
-        started, numbers = time.monotonic(), [self.plan_numbers[run] for run in ended]
-        finished = self._test(numbers, self.best[ended])
+        started, plan_indices = time.monotonic(), [self.plan_indices[index] for index in ended]
+        finished = self._test(plan_indices, self.best[ended])
         self._refill(ended)
-        self._add_seconds(time.monotonic() - started, numbers)
-        for run in finished:
-            run.record.seconds = self.records[run.plan_number].seconds
-            yield run
+        self._add_seconds(time.monotonic() - started, plan_indices)
+        for finished_run in finished:
+            finished_run.record.seconds = self.records[finished_run.plan_index].seconds
+            yield finished_run
 
-    def _test(self, numbers: list[int], best: Float[Tensor, "run parameters"]) -> list[FinishedRun]:
+    def _test(self, plan_indices: list[int], best: Float[Tensor, "run parameters"]) -> list[FinishedRun]:
         """Test the best parameters of these plans. best: a copy; the states of the finished runs are views of it."""
-        plans = [self.plans[number] for number in numbers]
-        found: list[tuple[Tensor | None, dict[str, Tensor]]] = [(None, {})] * len(plans)
+        plans = [self.plans[plan_index] for plan_index in plan_indices]
+        predictions: list[tuple[Tensor | None, dict[str, Tensor]]] = [(None, {})] * len(plans)
         texts: list[list[str] | None] = [None] * len(plans)
         predicting: float | None = None
         with self._with_parameters(best):
             to_units(self.model, [plan.task.target_scale for plan in plans])
             if all(plan.test is not None for plan in plans):
                 began = time.monotonic()
-                found = [*self._predict([plan.test for plan in plans], gates=self.attached is not None)]  # type: ignore[misc]
+                predictions = [*self._predict([plan.test for plan in plans], gates=self.attached is not None)]  # type: ignore[misc]
                 texts = self._generate(plans, "test", [plan.task.generates_text for plan in plans])
                 predicting = (time.monotonic() - began) / len(plans)
             states = [
-                self.model.state_dict() if self.attached is None else self.attached.state_of(run)
-                for run in range(len(plans))
+                self.model.state_dict() if self.attached is None else self.attached.state_of(index)
+                for index in range(len(plans))
             ]
         finished = []
-        for number, (logits, gates), written, state in zip(numbers, found, texts, states):
-            record = self.plans[number].result(self.records[number], logits, written, gates)
+        for plan_index, (logits, gates), generated, state in zip(plan_indices, predictions, texts, states):
+            record = self.plans[plan_index].result(self.records[plan_index], logits, generated, gates)
             record.device, record.predicting = str(self.device), predicting
-            finished.append(FinishedRun(record, state, number, self.model))
+            finished.append(FinishedRun(record, state, plan_index, self.model))
         return finished
 
     @torch.no_grad()
     def _refill(self, ended: list[int]) -> None:
         """Give the indices of ended runs to the next plans of the queue; remove runs for which no plan is left."""
         refilled = ended[: len(self.queue)]
-        for run in refilled:
+        for index in refilled:
             assert self.attached is not None
             following = self.queue.pop(0)
-            self.attached.reset_run(run, self.plans[following].key.seed)
-            self.best[run].copy_(self.matrix.values[run])
-            self.optimizer.reset(run)
-            self.plan_numbers[run] = following
+            self.attached.reset_run(index, self.plans[following].key.seed)
+            self.best[index].copy_(self.matrix.values[index])
+            self.optimizer.reset(index)
+            self.plan_indices[index] = following
         self.start_heads(refilled)
-        keep = [run for run, number in enumerate(self.plan_numbers) if not self.records[number].ended]
+        keep = [index for index, plan_index in enumerate(self.plan_indices) if not self.records[plan_index].ended]
         if not keep:
-            self.plan_numbers = []
-        elif len(keep) < len(self.plan_numbers):
+            self.plan_indices = []
+        elif len(keep) < len(self.plan_indices):
             self.best = self.best[keep]
             self.optimizer.keep(keep)
-            self._set_runs(self.matrix.values[keep], [self.plan_numbers[run] for run in keep])
+            self._set_runs(self.matrix.values[keep], [self.plan_indices[index] for index in keep])
 
     @contextmanager
     def _with_parameters(self, values: Float[Tensor, "run parameters"]) -> Iterator[None]:
         """Context manager: the model's parameters are views of this matrix."""
-        self._use(values)
+        self._bind(values)
         try:
             yield
         finally:
-            self._use(self.matrix.values)
+            self._bind(self.matrix.values)
 
-    def _use(self, values: Float[Tensor, "run parameters"]) -> None:
+    def _bind(self, values: Float[Tensor, "run parameters"]) -> None:
         """Make the model's parameters views of this matrix."""
         self.matrix.bind(values)
         if self.attached is not None:
             self.attached.set_runs([len(values)])
 
-    def _set_runs(self, values: Float[Tensor, "run parameters"], numbers: list[int]) -> None:
+    def _set_runs(self, values: Float[Tensor, "run parameters"], plan_indices: list[int]) -> None:
         """Train these plans from now on, each in its row of this matrix."""
-        self.plan_numbers = numbers
+        self.plan_indices = plan_indices
         self.matrix.replace_values(values)
-        self._use(values)
+        self._bind(values)
 
     def _save(self) -> None:
-        save_state(self.folder, self._tensors(), Loop(self.plan_numbers, self.records))  # type: ignore[arg-type]
+        save_state(self.folder, self._tensors(), Loop(self.plan_indices, self.records))  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor]:
         optimizer = self.optimizer
@@ -334,10 +336,12 @@ class Fleet:
         values, self.best, self.optimizer.first, self.optimizer.second = (
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()
         )  # copied, because memory-mapped tensors are aligned differently, which changes the last bits of sums
-        self._set_runs(values, loop.runs)
+        self._set_runs(values, loop.plan_indices)
         self.records, self.width = loop.records, loop.records[0].width or self.width
-        ended = [number for number, record in enumerate(self.records) if record.ended]
-        self.queue = [number for number in range(len(self.plans)) if number not in (*loop.runs, *ended)]
+        ended = [plan_index for plan_index, record in enumerate(self.records) if record.ended]
+        self.queue = [
+            plan_index for plan_index in range(len(self.plans)) if plan_index not in (*loop.plan_indices, *ended)
+        ]
         return True
 
     def _vector(self, values: Sequence[float | list[float]]) -> Tensor:

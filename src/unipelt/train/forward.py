@@ -42,8 +42,8 @@ class StepInputs(NamedTuple):
     """of one forward, or of several whose gradients add up"""
     shares: list[Float[Tensor, " run"]]
     """what a run's mean loss of each forward counts in its mean over the step; none for a single forward"""
-    numbers: Float[Tensor, " run"]
-    """of the step, from 1"""
+    steps: Float[Tensor, " run"]
+    """number of this step in each run's training, from 1"""
     rates: Float[Tensor, " run"] | Float[Tensor, "run kind"]
     clip: Float[Tensor, " run"]
     decay: Float[Tensor, " run"] | None

@@ -19,29 +19,29 @@ from unipelt.train.records import FORMAT, PATHS, RunConfig, RunRecord
 RECORD, STATE = "run.json", "training.safetensors"
 WEEK = 7 * 24 * 3600.0  # seconds
 HELD: set[tuple[str, int]] = set()  # real paths of folders and the threads of this process that have them locked
-DEFAULTS = {one.name: one.default for one in fields(RunConfig) if one.default is not MISSING}
+DEFAULTS = {field.name: field.default for field in fields(RunConfig) if field.default is not MISSING}
 
 
 class Loop(NamedTuple):
     """The state of a fleet's loop, beside its tensors."""
 
-    runs: list[int]
-    """the plan that each run of the model trains"""
+    plan_indices: list[int]
+    """by index on the model's run axis: index of the plan that is trained there"""
     records: list[RunRecord]
     """of every plan"""
 
     @classmethod
     def from_json(cls, text: str) -> "Loop":
         """Raises ValueError or UserError where the text is not what a training wrote."""
-        found = json.loads(text)
-        kinds = {"runs": list[int], "records": list[dict[str, Any]]}
-        if not isinstance(found, dict) or found.keys() != kinds.keys():
-            raise ValueError(f"expected an object with {' and '.join(kinds)}")
-        check_fields(found, kinds)
-        runs, records = found["runs"], [_record(one) for one in found["records"]]
-        if not runs or set(runs) - {*range(len(records))} or len(set(runs)) != len(runs):
-            raise ValueError(f"its runs {runs} are not among its {len(records)} plans")
-        return cls(runs, records)
+        values = json.loads(text)
+        types = {"plan_indices": list[int], "records": list[dict[str, Any]]}
+        if not isinstance(values, dict) or values.keys() != types.keys():
+            raise ValueError(f"expected an object with {' and '.join(types)}")
+        check_fields(values, types)
+        indices, records = values["plan_indices"], [_record(record) for record in values["records"]]
+        if not indices or set(indices) - {*range(len(records))} or len(set(indices)) != len(indices):
+            raise ValueError(f"its plan indices {indices} are not among its {len(records)} plans")
+        return cls(indices, records)
 
 
 def last_state(folder: Path) -> Loop | None:
@@ -49,9 +49,9 @@ def last_state(folder: Path) -> Loop | None:
     path = folder / STATE
     if not path.exists():
         return None
-    found = tensors_header(path).get("__metadata__")
+    metadata = tensors_header(path).get("__metadata__")
     try:
-        return Loop.from_json(found["loop"] if isinstance(found, dict) else "")
+        return Loop.from_json(metadata["loop"] if isinstance(metadata, dict) else "")
     except (KeyError, TypeError, ValueError, RecursionError, UserError) as error:
         raise damaged(path, error) from None
 
@@ -73,31 +73,33 @@ def read_record(folder: Path, config: RunConfig | None = None) -> RunRecord | No
     """
     path = folder / RECORD
     if not path.exists():
-        if folder.is_dir() and any(not one.name.startswith(".") for one in folder.iterdir()):
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise CheckpointError(
                 f"--out {folder}: not empty, and holds no run; expected a new folder, or one of this command's runs"
             )
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        record = _record(found)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        record = _record(values)
     except (ValueError, OSError, RecursionError, UserError) as error:
         raise damaged(path, error) from None
     if config is not None:
-        other = other_option(asdict(record)["config"], json.loads(json.dumps(asdict(config))), but="epochs")
-        if other:
-            raise CheckpointError(f"--out {folder}: holds a run with {other}; use another folder, or delete this one")
+        difference = other_option(asdict(record)["config"], json.loads(json.dumps(asdict(config))), but="epochs")
+        if difference:
+            raise CheckpointError(
+                f"--out {folder}: holds a run with {difference}; use another folder, or delete this one"
+            )
     if not record.done and (state := last_state(folder)) is not None:
-        record.seconds, record.curve = sum(one.seconds for one in state.records), state.records[0].curve
+        record.seconds, record.curve = sum(run.seconds for run in state.records), state.records[0].curve
     return record
 
 
-def _record(found: Any) -> RunRecord:
+def _record(values: Any) -> RunRecord:
     """A record from JSON, its options complete. Raises ValueError or UserError where something in it is wrong."""
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        known = found.get("format") if isinstance(found, dict) else None
-        raise ValueError(f"format {known!r}, this version reads format {FORMAT}")
-    record = typed(RunRecord, found | {"config": typed(RunConfig, found.get("config"))})
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        version = values.get("format") if isinstance(values, dict) else None
+        raise ValueError(f"format {version!r}, this version reads format {FORMAT}")
+    record = typed(RunRecord, values | {"config": typed(RunConfig, values.get("config"))})
     if record.recipe is not None:
         record.recipe = asdict(typed(Recipe, record.recipe))
     for entry in (*record.curve, *([record.validation_metrics] if record.done else ())):
@@ -111,23 +113,23 @@ def other_option(theirs: dict[str, Any], ours: dict[str, Any], but: str = "") ->
 
     but: an option that may differ.
     """
-    held, asked = _options(theirs), _options(ours)
-    for name in asked | held:
-        if name != but and _resolved(name, held) != _resolved(name, asked):
-            return f"{name}={_shown(held.get(name))}, this command has {name}={_shown(asked.get(name))}"
+    old, new = _options(theirs), _options(ours)
+    for name in new | old:
+        if name != but and _resolved(name, old) != _resolved(name, new):
+            return f"{name}={_shown(old.get(name))}, this command has {name}={_shown(new.get(name))}"
     return ""
 
 
-def _options(given: dict[str, Any]) -> dict[str, Any]:
+def _options(options: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in options.items():
         flat |= value if isinstance(value, dict) else {name: value}
     return flat
 
 
-def _resolved(name: str, given: dict[str, Any]) -> Any:
+def _resolved(name: str, options: dict[str, Any]) -> Any:
     """An option or its default; a path that exists is made absolute: reviews.csv is ./reviews.csv."""
-    value = given.get(name, DEFAULTS.get(name))
+    value = options.get(name, DEFAULTS.get(name))
     return os.path.realpath(value) if name in PATHS and value and os.path.exists(value) else value
 
 
@@ -150,10 +152,10 @@ def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
 
     Raises Busy where another process has the lock, CheckpointError where the folder cannot be made.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    mine = os.path.realpath(folder), get_ident()
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    key = os.path.realpath(folder), get_ident()
     busy = f"--out {folder}: another training is at work in it; wait for its end, or take another folder"
-    if mine in HELD:
+    if key in HELD:
         raise Busy(busy)
     try:
         try:
@@ -169,10 +171,10 @@ def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
                 stack.enter_context(folder_lock(folder, WEEK if wait else 0.0))
             except BlockingIOError:
                 raise Busy(busy) from None
-            HELD.add(mine)
+            HELD.add(key)
             yield
     finally:
-        HELD.discard(mine)
-        for path in made:
+        HELD.discard(key)
+        for path in created:
             with suppress(OSError):  # not empty: something was written
                 path.rmdir()

@@ -195,8 +195,8 @@ class FinishedRun:
     """metrics, predictions and gate values of the best parameters; or why the run failed"""
     state: dict[str, Tensor] = field(default_factory=dict)
     """the best parameters by name, without a run axis; of a model that is tuned whole, its state dict"""
-    plan_number: int = 0
-    """number of its plan in the fleet"""
+    plan_index: int = 0
+    """index of its plan in the fleet"""
     model: PreTrainedModel | None = None
     """the model that `state` belongs to; its own parameters are those of other runs"""
     files: dict[str, bytes] | None = None

@@ -28,26 +28,30 @@ def save_state(folder: Path, tensors: dict[str, Tensor], loop: Loop) -> None:
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    beside = None
+    new_folder = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        beside = Path(mkdtemp(prefix=f".{STATE}.", dir=folder))  # safetensors writes temporary files beside its own
+        new_folder = Path(mkdtemp(prefix=f".{STATE}.", dir=folder))  # safetensors writes temporary files beside its own
         save_file(
             tensors,
-            beside / STATE,
-            metadata={"loop": json.dumps({"runs": loop.runs, "records": [asdict(one) for one in loop.records]})},
+            new_folder / STATE,
+            metadata={
+                "loop": json.dumps(
+                    {"plan_indices": loop.plan_indices, "records": [asdict(record) for record in loop.records]}
+                )
+            },
         )
-        with open(beside / STATE, "rb+") as file:
+        with open(new_folder / STATE, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(beside / STATE, folder / STATE)
+        os.replace(new_folder / STATE, folder / STATE)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
             f"{folder}: cannot write the training's state ({reason}); the last state is untouched, the same command resumes from it"
         ) from None
     finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
+        if new_folder is not None:
+            shutil.rmtree(new_folder, ignore_errors=True)
 
 
 def find_state(
@@ -63,16 +67,16 @@ def find_state(
     if not path.exists():
         return None
     tensors, loop = _read(path)
-    held = loop.records[0].identity or {}
+    saved_identity = loop.records[0].identity or {}
     for name, value in (records[0].identity or {}).items():
-        if held.get(name) != value:
+        if saved_identity.get(name) != value:
             raise CheckpointError(
                 f"{folder}: its training began with another {name}; put that back, or remove {folder / STATE} to start again"
             )
-    theirs, ours = ([(one.key, one.recipe, one.rows) for one in each] for each in (loop.records, records))
-    if theirs != ours:
+    saved, asked = ([(run.key, run.recipe, run.rows) for run in runs] for runs in (loop.records, records))
+    if saved != asked:
         return None
-    if any(name not in tensors or tensors[name].shape != (len(loop.runs), columns) for name in names):
+    if any(name not in tensors or tensors[name].shape != (len(loop.plan_indices), columns) for name in names):
         raise CheckpointError(
             f"{folder}: its training's state is of another base or method; remove {folder / STATE} to start again"
         )

@@ -92,7 +92,7 @@ def train_run(
                 write_record(folder, replace(started, status=record.status) if members else record)
                 clear_state(folder)
                 raise UserError(seed + record.failed)
-            own = folder / members[finished.plan_number] if members else folder
+            own = folder / members[finished.plan_index] if members else folder
             save_checkpoint(finished, own)
             write_record(own, record)
             if members:
