@@ -144,7 +144,7 @@ def test_a_damaged_state_is_named(tmp_path: Path):
             for name, value in [
                 ("plan_indices", "0"), ("plan_indices", []), ("plan_indices", [7]), ("plan_indices", [0, 0]), ("plan_indices", [-1]), ("plan_indices", [None]),
                 ("records", []), ("records", {}), ("records", [5]), ("records", [{"steps": "1"}]), ("records", [{"curve": [3]}]),
-                ("records", [{}]), ("records", [{"seconds": "1"}]), ("records", ...), ("runs", ...), ("surprise", 1),
+                ("records", [{}]), ("records", [{"seconds": "1"}]), ("records", ...), ("plan_indices", ...), ("surprise", 1),
             ]
         },
     }  # fmt: skip
