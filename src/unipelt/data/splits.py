@@ -183,7 +183,10 @@ def ordered(
     groups = list(found.values())
     if classes is None:
         return groups, 1
-    owner = [Counter(classes[index] for index in group).most_common(1)[0][0] for group in groups]
+    owner = [
+        classes[group[0]] if len(group) == 1 else Counter(classes[index] for index in group).most_common(1)[0][0]
+        for group in groups
+    ]
     sizes: Counter[int] = Counter()
     for group, label in zip(groups, owner):
         sizes[label] += len(group)
