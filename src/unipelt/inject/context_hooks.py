@@ -183,7 +183,7 @@ class AttentionHook:
             return args, kwargs
         x = args[0] if args else kwargs["hidden_states"]
         context = thread.context.on(x.device)
-        if self.joint is not None and not context.dropped and context.replica is None:
+        if self.joint is not None and x.dim() == 3 and not context.dropped and context.replica is None:
             self.joint.read(x, context.route)
         if self.changes:
             calls = self._calls(x, context)
