@@ -35,7 +35,7 @@ def measure(task: str, seed: int, given: argparse.Namespace, cache: Any) -> list
         model=given.model, task=task, k=given.k, method=given.method, seed=seed, data_dir=given.data_dir,
         recipe={"precision": "bf16"},
     )  # fmt: skip
-    fleet = build_fleet([config], width=1, device=torch.device("cpu"), cache=cache)
+    fleet = build_fleet([config], runs_at_once=1, device=torch.device("cpu"), cache=cache)
     (finished,) = fleet.train()
     record, plan, model = finished.record, fleet.plans[0], fleet.model
     mixture, head = mixture_state(model).mixture, record.config.head

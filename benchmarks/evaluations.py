@@ -33,7 +33,7 @@ def measure(task: str, method: str, seeds: list[int], given: argparse.Namespace)
         RunConfig(model=given.model, task=task, k=100, method=method, seed=seed, data_dir=given.data_dir, recipe=recipe)
         for seed in seeds
     ]
-    fleet = build_fleet(configs, width=len(configs), device=torch.device("cpu"))
+    fleet = build_fleet(configs, runs_at_once=len(configs), device=torch.device("cpu"))
     halves = [[half(plan.validation, part) for plan in fleet.plans] for part in (0, 1)]
     steps, epoch = fleet.plans[0].steps, fleet.plans[0].ends[0]
     rows: list[dict[str, object]] = []

@@ -43,7 +43,7 @@ def main() -> None:
         )
         configs = [RunConfig(task=str(data), seed=seed, recipe={"epochs": 1, "max_length": 32}) for seed in (0, 1)]
         cache = DatasetCache()
-        fleet = build_fleet(configs, width=2, device=torch.device("cpu"), cache=cache)
+        fleet = build_fleet(configs, runs_at_once=2, device=torch.device("cpu"), cache=cache)
     fleet.step()  # what is computed once
     found = {"training step": crossed(fleet.step)}
     task, examples = fleet.plans[0].task, cache.splits(configs[0]).validation

@@ -14,12 +14,14 @@ from unipelt.train.records import RunConfig, RunKey
 from unipelt.train.setup import DatasetCache, build_fleet, device_of
 
 
-def trained(configs: list[RunConfig], width: int, cache: DatasetCache, device: str) -> tuple[float, float, list[float]]:
+def trained(
+    configs: list[RunConfig], runs_at_once: int, cache: DatasetCache, device: str
+) -> tuple[float, float, list[float]]:
     """(seconds, CPU seconds, validation metrics)"""
     validation: dict[RunKey, float] = {}
     began, used = time.perf_counter(), time.process_time()
-    for group in [configs] if width > 1 else [[one] for one in configs]:
-        fleet = build_fleet(group, width=width, cache=cache, device=device_of(device))
+    for group in [configs] if runs_at_once > 1 else [[one] for one in configs]:
+        fleet = build_fleet(group, runs_at_once=runs_at_once, cache=cache, device=device_of(device))
         validation |= {run.key: run.record.validation or 0.0 for run in fleet.train()}
     found = [validation[config.key] for config in configs]
     return time.perf_counter() - began, time.process_time() - used, found
@@ -32,7 +34,7 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--methods", nargs="+", default=["lora", "unipelt-apl"])
     parser.add_argument("--runs", type=int, default=16)
-    parser.add_argument("--width", type=int, help="runs at once; not given: as a study plans it")
+    parser.add_argument("--runs-at-once", type=int, help="not given: as a study plans it")
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--evaluate-every", type=int, default=2)
@@ -46,7 +48,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|", flush=True)
     cache = DatasetCache()
-    width = given.width or StudyConfig().runs_at_once(device_of(given.device).type)
+    runs_at_once = given.runs_at_once or StudyConfig().most_at_once(device_of(given.device).type)
     for method in given.methods:
         configs = [
             RunConfig(
@@ -60,15 +62,15 @@ def main() -> None:
             cache.splits(config)
         rounds = []
         for number in range(given.rounds):  # each way begins every other round
-            order = (width, 1) if number % 2 == 0 else (1, width)
-            taken = {width: trained(configs, width, cache, given.device) for width in order}
-            rounds.append([taken[width], taken[1]])
+            order = (runs_at_once, 1) if number % 2 == 0 else (1, runs_at_once)
+            taken = {runs_at_once: trained(configs, runs_at_once, cache, given.device) for runs_at_once in order}
+            rounds.append([taken[runs_at_once], taken[1]])
         (fleet, alone) = ([one[side] for one in rounds] for side in (0, 1))
         ratios = [together[0] / apart[0] for together, apart in rounds]
         used = [together[1] / apart[1] for together, apart in rounds]
         means = [sum(side[0][2]) / given.runs for side in (fleet, alone)]
         print(
-            f"| {method} | {given.runs}, {width} | {median(f[0] for f in fleet):.1f} | {median(a[0] for a in alone):.1f} | "
+            f"| {method} | {given.runs}, {runs_at_once} | {median(f[0] for f in fleet):.1f} | {median(a[0] for a in alone):.1f} | "
             f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {median(used):.2f} | {means[0]:.4f} / {means[1]:.4f} |",
             flush=True,
         )

@@ -42,7 +42,7 @@ def main() -> None:
                 model=given.model, task=given.task, k=given.k, method=method, data_dir=given.data_dir, recipe=recipe
             )
             cache.states.key = ()  # computed anew
-            fleet = build_fleet([config], width=1, device=device, cache=cache)
+            fleet = build_fleet([config], runs_at_once=1, device=device, cache=cache)
             frozen, fleet.frozen = fleet.frozen, None
             (plan,) = fleet.plans
             parts = [part for part in (plan.train, plan.validation, plan.test) if part]

@@ -114,7 +114,7 @@ def measure(variants: list[str], task: str, seed: int, given: argparse.Namespace
                 recipe=recipe,
             )
         )
-    fleet = build_fleet(configs, width=len(configs), device=torch.device("cpu"), cache=cache)
+    fleet = build_fleet(configs, runs_at_once=len(configs), device=torch.device("cpu"), cache=cache)
     for run, one in enumerate(asked):
         if (start := one.get("gate_start")) is not None:
             for name, parameter in mixture_state(fleet.model).named_parameters():

@@ -54,7 +54,7 @@ def measure(key: Key, given: argparse.Namespace, cache: Any) -> dict[str, Any]:
     config = RunConfig(
         model=given.model, task=task, k=k, method=method, seed=seed, data_dir=given.data_dir, recipe={"precision": given.precision}
     )  # fmt: skip
-    (finished,) = build_fleet([config], width=1, device=torch.device("cpu"), cache=cache).train()
+    (finished,) = build_fleet([config], runs_at_once=1, device=torch.device("cpu"), cache=cache).train()
     record = finished.record
     if not record.done:
         raise SystemExit(f"{key}: {record.status}")

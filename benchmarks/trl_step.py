@@ -38,7 +38,7 @@ def unipelt_steps(precision: str) -> None:
 
     config, cache = chats()
     config = replace(config, recipe={"batch_size": ROWS, "precision": precision, "lr": 1e-4})
-    fleet = build_fleet([config], width=1, device=torch.device("cpu"), cache=cache)
+    fleet = build_fleet([config], runs_at_once=1, device=torch.device("cpu"), cache=cache)
     for _ in sys.stdin:
         began = time.process_time()
         fleet.step()

@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
         model="smollm2", task=str(folder / "chats.jsonl"), test=str(folder / "held-out.jsonl"), method="lora",
         validation_rows=20, max_new_tokens=40, recipe=RECIPE,
     )  # fmt: skip
-    fleet = build_fleet([config], width=1, device=torch.device("cpu"))
+    fleet = build_fleet([config], runs_at_once=1, device=torch.device("cpu"))
     before, first = asked(fleet)
     (run,) = fleet.train()
     save_checkpoint(run, folder / "run")

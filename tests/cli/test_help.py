@@ -64,7 +64,7 @@ def test_every_page_has_panels_help_and_examples(words: tuple[str, ...], command
     [
         (("train",), RunConfig, ["recipe", "folds"]),
         (("train",), Recipe, []),
-        (("compare",), StudyConfig, ["head", "width", "recipe", "columns"]),
+        (("compare",), StudyConfig, ["head", "runs_at_once", "recipe", "columns"]),
         (("compare",), Recipe, ["lr"]),
         (("study", "grid"), Grid, []),
         (("study", "grid"), StudyConfig, ["recipe", "columns", "folds"]),

@@ -61,8 +61,8 @@ def test_a_run_of_a_fleet_is_the_run_alone(arch: str, options: dict, tmp_path: P
     options = dict(options)
     asked = {"method": options.pop("method", METHOD), "recipe": options}
     configs = [config(tmp_path, seed=seed, k=20 + 3 * seed, **asked) for seed in range(3)]
-    together = build_fleet(configs, width=3, device=CPU)
-    alone = [build_fleet([one], width=1, device=CPU) for one in configs]
+    together = build_fleet(configs, runs_at_once=3, device=CPU)
+    alone = [build_fleet([one], runs_at_once=1, device=CPU) for one in configs]
     for fleet in (together, *alone):
         _without_dropout(fleet)
         for _ in range(4):
@@ -79,7 +79,7 @@ def test_gradients_that_add_up_are_those_of_one_batch_and_of_every_answer_token_
 ):
     """The loss of a step with smoothing is torch's own over the tokens of all its forwards."""
     save_base(tmp_path / "base", arch)
-    parts, whole = (build_fleet([config(tmp_path, recipe=EVERY)], width=1, device=CPU) for _ in range(2))
+    parts, whole = (build_fleet([config(tmp_path, recipe=EVERY)], runs_at_once=1, device=CPU) for _ in range(2))
     for fleet in (parts, whole):
         _without_dropout(fleet)
     split = parts._examples(0)
@@ -98,7 +98,7 @@ def test_gradients_that_add_up_are_those_of_one_batch_and_of_every_answer_token_
 
 def test_a_budget_of_tokens_bounds_every_forward_and_takes_every_example_once(tmp_path: Path):
     (plan,) = build_fleet(
-        [config(tmp_path, recipe=EVERY | {"epochs": 3, "evaluate_every": 1})], width=1, device=CPU
+        [config(tmp_path, recipe=EVERY | {"epochs": 3, "evaluate_every": 1})], runs_at_once=1, device=CPU
     ).plans
     lengths, epochs = plan.train.lengths(), [plan.epoch(number) for number in range(3)]
     for steps in epochs:
@@ -113,7 +113,7 @@ def test_a_budget_of_tokens_bounds_every_forward_and_takes_every_example_once(tm
 def test_checkpointing_computes_layers_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     counts = []
     for recipe in ({}, OPTIONS["recomputed"]):
-        fleet = build_fleet([config(tmp_path, recipe=recipe)], width=1, device=CPU)
+        fleet = build_fleet([config(tmp_path, recipe=recipe)], runs_at_once=1, device=CPU)
         calls: list[int] = []
         fleet.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         fleet.step()
@@ -134,7 +134,7 @@ def test_gates_of_the_prompt_are_those_of_training_when_a_chat_is_answered(tmp_p
     save_base(tmp_path / "base", template=CHAT_TEMPLATE)
     data = save_chats(tmp_path / "chats.jsonl")
     asked = config(tmp_path, task=data, method=PROMPT_GATES, max_new_tokens=1, recipe={"max_length": 128})
-    fleet = build_fleet([asked], width=1, device=CPU)
+    fleet = build_fleet([asked], runs_at_once=1, device=CPU)
     plan = fleet.plans[0]
     row = max(range(len(plan.train)), key=lambda row: len(plan.train.prompts[row]))
     one = plan.train.take([row])
@@ -152,7 +152,7 @@ def test_gates_of_the_prompt_are_those_of_training_when_a_chat_is_answered(tmp_p
 def test_gates_are_read_without_logits_of_every_token(arch: str, tmp_path: Path):
     """Also of examples whose answers are not known; and of these a decoder's are those of its start token."""
     save_base(tmp_path / "base", arch)
-    fleet = build_fleet([config(tmp_path)], width=1, device=CPU)
+    fleet = build_fleet([config(tmp_path)], runs_at_once=1, device=CPU)
     task = fleet.plans[0].task
     predictor = Predictor(fleet.model, fleet.tokenizer, task, 64, True)
     rows = registry.load(save_pairs(tmp_path / "pairs.jsonl"))[1].train.take([0, 1, 2])
@@ -168,7 +168,7 @@ def test_gates_are_read_without_logits_of_every_token(arch: str, tmp_path: Path)
 @pytest.mark.parametrize("arch", ["llama", "bart"])
 def test_the_loss_is_that_of_transformers_over_the_answers(arch: str, tmp_path: Path):
     save_base(tmp_path / "base", arch)
-    fleet = build_fleet([config(tmp_path)], width=1, device=CPU)
+    fleet = build_fleet([config(tmp_path)], runs_at_once=1, device=CPU)
     plan = fleet.plans[0]
     ours = plan.task.score(
         plan.task.decide(fleet.predict([plan.validation])[0], plan.validation), [None] * len(plan.validation)
@@ -240,7 +240,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(options: dict, tmp_path: Path, monkey
 def test_padding_that_is_eos_changes_nothing(tmp_path: Path):
     found = []
     for pad in (0, 2, None):
-        fleet = build_fleet([config(tmp_path)], width=1, device=CPU)
+        fleet = build_fleet([config(tmp_path)], runs_at_once=1, device=CPU)
         fleet.tokenizer.pad_token_id = pad
         _without_dropout(fleet)
         fleet.step()
@@ -261,7 +261,7 @@ def test_padding_that_is_eos_changes_nothing(tmp_path: Path):
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_done_is_one_line(given: dict, said: str, tmp_path: Path):
     with pytest.raises(UserError, match=said) as error:
-        build_fleet([config(tmp_path, **given)], width=1, device=CPU)
+        build_fleet([config(tmp_path, **given)], runs_at_once=1, device=CPU)
     assert "\n" not in str(error.value)
 
 
@@ -270,14 +270,14 @@ def test_an_answer_that_the_base_cannot_read_is_named(tmp_path: Path):
     path = save_pairs(tmp_path / "pairs.jsonl", 30)
     path.write_text(path.read_text() + '{"source": "what?", "target": "' + "word " * 150 + '"}\n')
     with pytest.raises(UserError, match=r"pairs.jsonl, example 31 \(line 31\): \d+ tokens, more than --max-length 256"):
-        build_fleet([config(tmp_path, task=path, k="all", recipe={"max_length": 1000})], width=1, device=CPU)
+        build_fleet([config(tmp_path, task=path, k="all", recipe={"max_length": 1000})], runs_at_once=1, device=CPU)
 
 
 def test_examples_that_are_too_long_are_left_out_on_request(tmp_path: Path):
     given = {"excess_length": "drop", "max_target_length": 6, "k": "all"}
-    plan = build_fleet([config(tmp_path, **given)], width=1, device=CPU).plans[0]
+    plan = build_fleet([config(tmp_path, **given)], runs_at_once=1, device=CPU).plans[0]
     kept = [len(answer) for answer in plan.train.answers]
-    everything = build_fleet([config(tmp_path, k="all")], width=1, device=CPU).plans[0]
+    everything = build_fleet([config(tmp_path, k="all")], runs_at_once=1, device=CPU).plans[0]
     assert max(kept) <= 6 and len(kept) == sum(len(answer) <= 6 for answer in everything.train.answers) < len(
         everything.train
     )
@@ -300,7 +300,7 @@ def _task(folder: Path) -> Generation:
 
 def test_the_template_of_training_is_kept_and_used(tmp_path: Path):
     save_base(tmp_path / "base", template=CHAT_TEMPLATE)
-    fleet = build_fleet([config(tmp_path, task=save_chats(tmp_path / "chats.jsonl"))], width=1, device=CPU)
+    fleet = build_fleet([config(tmp_path, task=save_chats(tmp_path / "chats.jsonl"))], runs_at_once=1, device=CPU)
     kept = registry.task_of(fleet.plans[0].task.describe())
     assert kept == replace(fleet.plans[0].task)
     words = fleet.tokenizer

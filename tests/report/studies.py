@@ -114,7 +114,7 @@ def lively(
                    if part[:3] != "low" or "apl" in cell.method}  # fmt: skip
         drawn[cell] = result(
             task, test, test - 0.004 - 0.01 * (cell.lr > 2e-3), curve=curve, gates=weighed if gates and cell.method.startswith("unipelt") else None,
-            predictions=guesses.tolist(), targets=truth.tolist(), steps=350, seconds=(3.0 if cell.method == "full" else 2.0) + cell.seed / 10, width=1 if cell.method == "full" else 40,
+            predictions=guesses.tolist(), targets=truth.tolist(), steps=350, seconds=(3.0 if cell.method == "full" else 2.0) + cell.seed / 10, runs_at_once=1 if cell.method == "full" else 40,
             device="cpu", versions={"torch": "2.13.0", "transformers": "5.23.0"}, complete=task not in ("mnli", "qnli", "qqp"),
         )  # fmt: skip
     return drawn

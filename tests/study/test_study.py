@@ -37,7 +37,7 @@ def test_every_run_of_the_grid_is_there(undisturbed: Path):
         right = sum(a == b for a, b in zip(row["predictions"], row["targets"]))
         assert row["test"] == right / len(row["targets"])
         assert bool(row["gates"]) == row["method"].startswith("unipelt") and row["seconds"] > 0
-    assert {row["width"] for row in rows} == {3}
+    assert {row["runs_at_once"] for row in rows} == {3}
     assert not list((undisturbed / "fleets").glob(f"*/{STATE}")), "what is done leaves no state behind"
 
 
@@ -197,13 +197,13 @@ CPU_FULL = RuntimeError(
 def test_too_little_memory_halves_the_fleet(
     words, run, after: int, full: RuntimeError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Whenever it is too little, what comes out of a run is what a study of the width that the run names gives."""
+    """Whenever it is too little, what comes out of a run is what a study with as many runs at once as the run names gives."""
     more = ("--k", 16, "--methods", SMALL["lora"], "--seeds", 4)  # a queue of eight runs, of eight steps each at most
     undisturbed = {}
-    for width in (4, 2):
-        said = run(*_with(words(tmp_path / f"of {width}"), *more, "--runs-at-once", width))
+    for at_once in (4, 2):
+        said = run(*_with(words(tmp_path / f"of {at_once}"), *more, "--runs-at-once", at_once))
         assert said.code == 0 and "8 of 8 runs done" in said.out
-        undisturbed[width] = {row["id"]: row for row in _results(tmp_path / f"of {width}")}
+        undisturbed[at_once] = {row["id"]: row for row in _results(tmp_path / f"of {at_once}")}
     step, taken = Fleet.step, []
 
     def small(self: Fleet) -> None:
@@ -217,8 +217,8 @@ def test_too_little_memory_halves_the_fleet(
     assert said.code == 0 and "8 of 8 runs done" in said.out
     rows = _results(tmp_path / "out")
     for row in rows:
-        assert row == undisturbed[row["width"]][row["id"]]
-    assert {row["width"] for row in rows} == ({2, 4} if after == 10 else {2}), "what was done stays"
+        assert row == undisturbed[row["runs_at_once"]][row["id"]]
+    assert {row["runs_at_once"] for row in rows} == ({2, 4} if after == 10 else {2}), "what was done stays"
 
 
 def _with(given: list[str], *more: object) -> list[str]:
@@ -238,5 +238,5 @@ def _with(given: list[str], *more: object) -> list[str]:
 
 
 def _results(out: Path) -> list[dict]:
-    columns = ("id", "seed", "lr", "width", "status", "validation", "test", "curve", "predictions", "gates")
+    columns = ("id", "seed", "lr", "runs_at_once", "status", "validation", "test", "curve", "predictions", "gates")
     return Store.read(out).runs(columns)

@@ -59,17 +59,17 @@ def plan(seed: int = 0, train: int = 20, validation: int = 17, classes: int = CL
 
 
 def fleet(
-    plans: list[Plan], preset: str | Mixture = "unipelt-apl", arch: str = "bert", dropout: bool = False, width: int = 0,
+    plans: list[Plan], preset: str | Mixture = "unipelt-apl", arch: str = "bert", dropout: bool = False, runs_at_once: int = 0,
     on_step: Observer = lambda trained, event: None, dtype: torch.dtype = torch.float64,
     states: StateCache | None = None, **how: Any,
 ) -> Fleet:  # fmt: skip
-    """A fleet over the same base every time, in float64 by default; `full`: the base itself is tuned. width: runs at once, all by
+    """A fleet over the same base every time, in float64 by default; `full`: the base itself is tuned. runs_at_once: number of runs, all by
     default. on_step: called after steps and evaluations. states: where what the frozen layers give is kept; None: it is computed."""
     model = tiny.build(arch, dtype=dtype, **({} if dropout else NO_DROPOUT[arch]))
     if preset == "full":
         model.requires_grad_(True)
     else:
-        seeds = [one.key.seed for one in plans][: width or None]
+        seeds = [one.key.seed for one in plans][: runs_at_once or None]
         unipelt.attach(
             model, small(preset) if isinstance(preset, str) else preset, runs=len(seeds), seeds=seeds, fresh_head=True
         )

@@ -34,7 +34,7 @@ def test_the_base_as_it_is_has_the_loss_of_a_run_that_changes_nothing(tmp_path: 
 
     save_base(tmp_path / "base", template=CHAT_TEMPLATE)
     asked = config(tmp_path, task=save_chats(tmp_path / "chats.jsonl"), method="lora(r=2)")
-    fleet = build_fleet([asked], width=1, device=CPU)  # LoRA begins with nothing
+    fleet = build_fleet([asked], runs_at_once=1, device=CPU)  # LoRA begins with nothing
     plan = fleet.plans[0]
     task, data = registry.load(tmp_path / "chats.jsonl", generation={"max_new_tokens": 6})
     zero_shot = ZeroShot(str(tmp_path / "base"), task, 64, device_of("cpu"), "fp32")

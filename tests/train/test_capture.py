@@ -52,18 +52,18 @@ def captured(plans: list, works: bool = True, **how: Any) -> tuple[Fleet, Record
     return trained, recorder
 
 
-def of_this_width(trained: Fleet, event: str) -> None:
+def of_these_runs(trained: Fleet, event: str) -> None:
     graphs = trained.advance.graphs.values()  # type: ignore[attr-defined]
     assert {len(buffers.steps) for buffers, *_ in graphs} <= {len(trained.plan_indices)}, (
         "what is of no use any more is kept"
     )
 
 
-@pytest.mark.parametrize("width", [5, 2])
-def test_a_fleet_of_replayed_steps_is_every_run_alone(width: int):
-    """Queues, ends at unlike times, other widths, short batches: whatever is recorded and dropped on the way."""
+@pytest.mark.parametrize("at_once", [5, 2])
+def test_a_fleet_of_replayed_steps_is_every_run_alone(at_once: int):
+    """Queues, ends at unlike times, other numbers of runs, short batches: whatever is recorded and dropped on the way."""
     plans = [make() for make in UNLIKE.values()]
-    together, recorder = captured(plans, width=width, on_step=of_this_width)
+    together, recorder = captured(plans, runs_at_once=at_once, on_step=of_these_runs)
     finished = train(together)
     for run, one in enumerate(plans):
         same_run(finished[run], train(fleet([one]))[0])

@@ -45,12 +45,16 @@ def same_run(mine: FinishedRun, its: FinishedRun) -> None:
 
 
 @pytest.mark.parametrize(("arch", "preset"), [("bert", "unipelt-apl"), ("gpt2", "mam"), ("bert", "bitfit")])
-@pytest.mark.parametrize("width", [5, 3, 1])
-def test_a_run_in_a_fleet_is_the_run_alone(width: int, arch: str, preset: str):
+@pytest.mark.parametrize("at_once", [5, 3, 1])
+def test_a_run_in_a_fleet_is_the_run_alone(at_once: int, arch: str, preset: str):
     """Law 15 for whole trainings: runs begin and end at different times, and give their places to the next."""
-    plans, widths = [make() for make in UNLIKE.values()], []
+    plans, counts = [make() for make in UNLIKE.values()], []
     together = fleet(
-        plans, preset, arch, width=width, on_step=lambda trained, event: widths.append(len(trained.plan_indices))
+        plans,
+        preset,
+        arch,
+        runs_at_once=at_once,
+        on_step=lambda trained, event: counts.append(len(trained.plan_indices)),
     )
     finished = train(together)
     assert finished.keys() == {*range(len(plans))}
@@ -60,20 +64,20 @@ def test_a_run_in_a_fleet_is_the_run_alone(width: int, arch: str, preset: str):
         same_run(finished[number], train(alone)[0])
         moved = [name for name, value in finished[number].state.items() if not torch.equal(value, before[name])]
         assert moved, "nothing was learnt: the comparison says nothing"
-    assert widths[0] == width and widths == sorted(widths, reverse=True), "no place stays empty while a plan waits"
+    assert counts[0] == at_once and counts == sorted(counts, reverse=True), "no place stays empty while a plan waits"
     steps = sum(record.steps for record in together.records)
-    assert sum(widths) == steps, "a run that has ended costs nothing"
+    assert sum(counts) == steps, "a run that has ended costs nothing"
 
 
 def test_a_finished_run_is_its_own_while_the_others_train_on():
     """What is yielded holds at any later time, and disturbs no run that still trains."""
     plans, kept = [make() for make in UNLIKE.values()], []
-    for run in fleet(plans, width=2).train():
+    for run in fleet(plans, runs_at_once=2).train():
         assert run.model is not None
         with mixture_state(run.model).with_parameters(run.state):  # as a checkpoint is saved
             pass
         kept.append((run, {name: value.clone() for name, value in run.state.items()}))
-    undisturbed = train(fleet(plans, width=2))
+    undisturbed = train(fleet(plans, runs_at_once=2))
     for run, state in kept:
         assert all(torch.equal(run.state[name], value) for name, value in state.items())
         same_run(run, undisturbed[run.plan_index])
@@ -124,7 +128,9 @@ def test_a_run_that_is_not_finite_fails_with_its_reason_and_harms_no_other(kind:
     bad, values = broken(kind), []
     good = plan(seed=1, classes=len(bad.task.labels))
     together = fleet(
-        [bad, good, good], width=2, on_step=lambda trained, event: values.append(trained.matrix.values[0].clone())
+        [bad, good, good],
+        runs_at_once=2,
+        on_step=lambda trained, event: values.append(trained.matrix.values[0].clone()),
     )
     before = together.matrix.values[0].clone()
     finished, alone = train(together), train(fleet([good]))[0]

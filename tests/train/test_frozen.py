@@ -50,8 +50,8 @@ class Calls:
 @pytest.mark.parametrize("name", UPPER)
 def test_kept_states_change_no_result(name: str, arch: str, path: str):
     kept, plain = (
-        fleet(plans(), UPPER[name], arch, states=(cache := StateCache()), width=2),
-        fleet(plans(), UPPER[name], arch, width=2),
+        fleet(plans(), UPPER[name], arch, states=(cache := StateCache()), runs_at_once=2),
+        fleet(plans(), UPPER[name], arch, runs_at_once=2),
     )
     assert kept.frozen is not None and plain.frozen is None
     calls, expected = Calls(kept, path), train(plain)
@@ -59,7 +59,7 @@ def test_kept_states_change_no_result(name: str, arch: str, path: str):
         same_run(run, expected[number])
     examples = sum(len(part) for one in plans() for part in (one.train, one.validation))  # the same are tested
     assert calls.rows[0] == examples and (calls.rows[1] == examples) == (name == "head")
-    again = fleet(kept.plans, UPPER[name], arch, states=cache, width=2)
+    again = fleet(kept.plans, UPPER[name], arch, states=cache, runs_at_once=2)
     calls, embedded = Calls(again, path), []
     again.model.get_input_embeddings().register_forward_hook(lambda *_: embedded.append(1))
     for number, run in train(again).items():

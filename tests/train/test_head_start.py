@@ -41,7 +41,7 @@ def test_before_the_first_step_a_run_answers_as_a_linear_model_of_its_features(c
 
 def test_a_run_in_a_fleet_or_in_its_queue_starts_as_alone():
     plans = [probed(seed=seed, epochs=1 + seed % 2) for seed in range(4)]
-    together = train(fleet(plans, "lora", width=2))
+    together = train(fleet(plans, "lora", runs_at_once=2))
     for number, one in enumerate(plans):
         same_run(together[number], train(fleet([one], "lora"))[0])
 

@@ -57,7 +57,7 @@ def test_auto_takes_bf16_where_it_is_fast(device: str, has: bool, expected: str,
 def test_the_record_says_which_precision_was_taken(tiny_base: str, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     monkeypatch.setattr(setup, "chosen_precision", forward.chosen_precision)
     config = RunConfig(model=tiny_base, task="docstrings", k=40, method="lora", validation_rows=10, stratify=True)
-    (plan,) = setup.build_fleet([config], width=1, device=torch.device("cpu")).plans
+    (plan,) = setup.build_fleet([config], runs_at_once=1, device=torch.device("cpu")).plans
     assert plan.recipe.precision == plan.initial_record.recipe["precision"] == "bf16"
     assert plan.initial_record.config.recipe == {}, (
         "what was given stays as it was given, so that the same command continues"

@@ -49,7 +49,7 @@ def finish(folder: Path | None, preset: str, runs: int, seed: int = 0, kept: Run
     """Train to the end, or to a stop. kept: what had ended before, to which these runs are added."""
     torch.manual_seed(seed)
     kept = {} if kept is None else kept
-    for run in fleet(plans(runs), preset, dropout=True, folder=folder, width=min(runs, 2), **how).train():
+    for run in fleet(plans(runs), preset, dropout=True, folder=folder, runs_at_once=min(runs, 2), **how).train():
         kept[run.plan_index] = run
     return kept
 
@@ -90,7 +90,7 @@ def test_a_fleet_that_was_begun_narrower_continues_so_and_says_so(tmp_path: Path
         finish(tmp_path, "lora", 3, kept=kept, on_step=stop_at(EVALUATED * 2))
     wide = fleet(plans(3), "lora", dropout=True, folder=tmp_path)
     assert_same(kept | train(wide), whole)
-    assert wide.width == 2
+    assert wide.runs_at_once == 2
 
 
 def test_stopped_at_every_step_of_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -31,7 +31,7 @@ _USUAL["seeds"] += "; with folds, the number of cross-validations: 1"
 
 @takes(
     *flags(RunConfig, only=["task", "k", *COLUMNS]), *flags(Grid, only=[*USUAL, "lr"], default=_USUAL),
-    *flags(StudyConfig, but=["head", "width", "recipe", "columns"], default=_FOLDS), *flags(Recipe, but=["lr"], default=recipe_defaults()),
+    *flags(StudyConfig, but=["head", "runs_at_once", "recipe", "columns"], default=_FOLDS), *flags(Recipe, but=["lr"], default=recipe_defaults()),
 )  # fmt: skip
 def compare(
     minutes: float = number(

@@ -24,7 +24,7 @@ SHORT = {  # a second, shorter name of an option
     "group_column": "--group",
 }
 MODEL = ("model", "method", "methods", "pooling", "head")
-TRAINING = ("seed", "seeds", "rates", "lr", "width")
+TRAINING = ("seed", "seeds", "rates", "lr", "runs_at_once")
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 BASE, HIDDEN = "minilm", 384  # the default base, and its hidden units
 

@@ -249,8 +249,10 @@ def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float 
             notes.append(
                 f"{again} finished runs are trained again, because another number of epochs changes the learning rate's schedule"
             )
-        width, mixed = study.runs_at_once(target.type), target.type != "cpu"
-        store.assign(lambda free: group_into_fleets(free, width, mixed, lambda key: cache.task(study.config(key)).kind))
+        at_once, mixed = study.most_at_once(target.type), target.type != "cpu"
+        store.assign(
+            lambda free: group_into_fleets(free, at_once, mixed, lambda key: cache.task(study.config(key)).kind)
+        )
         with StudyWatch(store) as watch:
             for note in notes:
                 watch.log(note)

@@ -15,7 +15,7 @@ from unipelt.checkpoint.bases import from_hub
 from unipelt.errors import CheckpointError, DataError, StoreError, UserError, out_of_memory
 from unipelt.study.plan import StudyConfig
 from unipelt.study.store import Store
-from unipelt.study.trials import measure_width
+from unipelt.study.trials import measure_runs_at_once
 from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Observer, OutOfTime
 from unipelt.train.records import FAILED, RunKey, RunRecord
@@ -108,8 +108,8 @@ def train_fleet(
     """Train one fleet, and yield those runs of `todo` that have ended; until the deadline.
 
     After any disturbance the whole fleet is trained again as planned, since dropout is drawn for all runs of a step
-    together: a run's result is that of an undisturbed fleet of the width that its record names. Too little memory halves
-    the width. A run that cannot be trained is yielded as failed. folder: where the state is saved. share: of a GPU.
+    together: a run's result is that of an undisturbed fleet of as many runs at once as its record says. Too little
+    memory halves their number. A run that cannot be trained is yielded as failed. folder: where the state is saved. share: of a GPU.
     identity: fingerprints of the base and tokenizer of the study's other runs.
 
     Raises what says nothing about the runs, such as a full disk.
@@ -130,16 +130,16 @@ def train_fleet(
             yield from gave_up([key], str(error))
         else:
             configs.append(config)
-    width = 1 if keys[0].full else min(len(configs), study.runs_at_once(device.type))
+    runs_at_once = 1 if keys[0].full else min(len(configs), study.most_at_once(device.type))
     while todo:
         try:
             if keys[0].baseline:
                 finished = train_baselines(configs, device, cache, identity)
             else:
-                if device.type == "cuda" and width > 1 and not study.width:
-                    width = measure_width(configs, cache, device, width, share)
+                if device.type == "cuda" and runs_at_once > 1 and not study.runs_at_once:
+                    runs_at_once = measure_runs_at_once(configs, cache, device, runs_at_once, share)
                 finished = build_fleet(
-                    configs, width=width, device=device, cache=cache, folder=folder, on_step=on_step, deadline=deadline,
+                    configs, runs_at_once=runs_at_once, device=device, cache=cache, folder=folder, on_step=on_step, deadline=deadline,
                     identity=identity,
                 ).train()  # fmt: skip
             for run in finished:
@@ -153,11 +153,11 @@ def train_fleet(
             if not out_of_memory(error):
                 raise
             _forget(folder)
-            if width == 1:
+            if runs_at_once == 1:
                 yield from gave_up(
                     keys, "no memory for one run; try a smaller --batch-size or --max-length, with another --out"
                 )
-            width //= 2
+            runs_at_once //= 2
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         except (StoreError, CheckpointError):  # a disk is full: the same command continues from here
@@ -181,5 +181,5 @@ def versions() -> dict[str, str]:
 
 
 def hidden_size(model: str) -> int:
-    """Width of a base, from its config alone: the recipes' default rates depend on it."""
+    """Hidden size of a base, from its config alone: the recipes' default rates depend on it."""
     return from_hub(model, transformers.AutoConfig.from_pretrained).hidden_size

@@ -42,7 +42,7 @@ MOST_SEEDS = 10_000
 MOST_RATES = 5
 MOST_FOLDS = 20
 RATE_FACTOR = 3.0  # ratio of consecutive learning rates of a method
-RUNS_PER_WIDTH = 4  # a fleet has 4 times as many runs as train at once: queued runs replace those that end early
+FLEET_FACTOR = 4  # a fleet has 4 times as many runs as train at once: queued runs replace those that end early
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def normalise_path(task: str) -> str:
 
 def learning_rates(method: str, hidden: int, given: Sequence[float], rates: int) -> Sequence[float | None]:
     """The learning rates of a method: those given, else its own and `rates` − 1 lower ones; a baseline has none. hidden: the
-    base's width."""
+    base's hidden size."""
     if method in BASELINES:
         return [None]
     default = default_recipe(method, hidden, 1).lr
@@ -130,7 +130,7 @@ class StudyConfig:
     pooling: str = "auto"
     head: str = "train"
     data_dir: str | None = None
-    width: int = 0
+    runs_at_once: int = 0
     """number of runs that train at once; 0: 4 on a CPU, on a GPU as many as fit into its memory, up to 64"""
     folds: int = 0
     """folds of a cross-validation, in which every example is tested once; 0: a held-out test set"""
@@ -140,8 +140,8 @@ class StudyConfig:
     """fields of COLUMNS that are given, for every file"""
 
     def __post_init__(self):
-        if self.width < 0:
-            raise UserError(f"--runs-at-once {self.width}: expected at least 0")
+        if self.runs_at_once < 0:
+            raise UserError(f"--runs-at-once {self.runs_at_once}: expected at least 0")
         if self.folds != 0 and not 2 <= self.folds <= MOST_FOLDS:
             raise UserError(f"--folds {self.folds}: expected 2 to {MOST_FOLDS}, or 0 for a held-out test set")
         Recipe(**self.recipe)
@@ -152,9 +152,9 @@ class StudyConfig:
         """The options that all runs of a study share, on which its results depend."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "data_dir"}
 
-    def runs_at_once(self, device: str) -> int:
+    def most_at_once(self, device: str) -> int:
         """As given, else by the kind of device; a GPU's fleet has fewer where no more fit."""
-        return self.width or RUNS_AT_ONCE.get(device, RUNS_AT_ONCE["cuda"])
+        return self.runs_at_once or RUNS_AT_ONCE.get(device, RUNS_AT_ONCE["cuda"])
 
     def config(self, key: RunKey) -> RunConfig:
         """The configuration of one run; options of files and of GLUE go to the tasks that take them."""
@@ -175,11 +175,11 @@ def _takes(task: str, option: str) -> bool:
 
 
 def group_into_fleets(
-    keys: Iterable[RunKey], width: int, mixed: bool, kind: Callable[[RunKey], str] = lambda key: ""
+    keys: Iterable[RunKey], runs_at_once: int, mixed: bool, kind: Callable[[RunKey], str] = lambda key: ""
 ) -> dict[str, list[RunKey]]:
     """Group runs into fleets of one method, size and kind of task; each run of full fine-tuning is a fleet of one.
 
-    width: runs that train at once. mixed: put tasks of similar length into one fleet; for GPUs only, because on a CPU the
+    runs_at_once: runs that train at once. mixed: put tasks of similar length into one fleet; for GPUs only, because on a CPU the
     padding would cost more.
     """
     groups: dict[tuple, list[RunKey]] = {}
@@ -189,8 +189,8 @@ def group_into_fleets(
         groups.setdefault((key.k, key.method, kind(key), *separate), []).append(key)
     fleets = {}
     for group in groups.values():
-        for start in range(0, len(group), width * RUNS_PER_WIDTH):
-            chosen = group[start : start + width * RUNS_PER_WIDTH]
+        for start in range(0, len(group), runs_at_once * FLEET_FACTOR):
+            chosen = group[start : start + runs_at_once * FLEET_FACTOR]
             fleets[fleet_name(chosen)] = chosen
     return fleets
 

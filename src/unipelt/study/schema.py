@@ -12,13 +12,13 @@ from unipelt.checkpoint.json_types import check_fields
 from unipelt.errors import StoreError
 from unipelt.train.records import RunKey, RunRecord
 
-FORMAT = 3
+FORMAT = 4
 KEYS = tuple(f.name for f in fields(RunKey))
 NOT_STORED = ("config", "description", "losses", "format")  # fields that other columns and the study's options hold
 VALUES = tuple(f.name for f in fields(RunRecord) if f.name not in NOT_STORED)
 COLUMNS = (*KEYS, *VALUES, "fleet")
 TYPES = {"seed": "INTEGER", "lr": "REAL", "validation": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
-          "steps": "INTEGER", "stored": "INTEGER", "seconds": "REAL", "predicting": "REAL", "temperature": "REAL", "width": "INTEGER"}  # fmt: skip
+          "steps": "INTEGER", "stored": "INTEGER", "seconds": "REAL", "predicting": "REAL", "temperature": "REAL", "runs_at_once": "INTEGER"}  # fmt: skip
 TEXT = {"status", "metric", "device", "fleet"}
 KINDS = get_type_hints(RunRecord) | get_type_hints(RunKey) | {"lr": float}
 JSON = {name for name in VALUES if name not in TYPES and name not in TEXT}

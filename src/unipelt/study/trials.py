@@ -50,26 +50,28 @@ class MethodTiming:
 
 def time_method(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache, device: torch.device) -> MethodTiming:
     """Time a few steps and predictions of the runs of one method, at most as many at once as the memory holds."""
-    width = 1 if keys[0].full else min(len(keys), study.runs_at_once(device.type))
+    runs_at_once = 1 if keys[0].full else min(len(keys), study.most_at_once(device.type))
     while True:
         try:
-            return _timed(keys, width, study, cache, device)
+            return _timed(keys, runs_at_once, study, cache, device)
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or width == 1:
+            if not out_of_memory(error) or runs_at_once == 1:
                 raise
-            width //= 2
+            runs_at_once //= 2
 
 
 def _timed(
-    keys: Sequence[RunKey], width: int, study: StudyConfig, cache: DatasetCache, device: torch.device
+    keys: Sequence[RunKey], runs_at_once: int, study: StudyConfig, cache: DatasetCache, device: torch.device
 ) -> MethodTiming:
-    fleet = build_fleet([study.config(key) for key in keys[:width]], width=width, device=device, cache=cache)
+    fleet = build_fleet(
+        [study.config(key) for key in keys[:runs_at_once]], runs_at_once=runs_at_once, device=device, cache=cache
+    )
     plan = fleet.plans[0]
     steps = [_seconds(lambda: _step(fleet)) for _ in range(1 + TIMED_STEPS)]
     stride = -(-len(plan.validation) // TIMED_EXAMPLES)
     some = replace(plan.validation.take(range(0, len(plan.validation), stride)), targets=None)
-    predicted = _seconds(lambda: fleet.predict([some] * width))
-    times, recipe = len(keys) / width, plan.recipe
+    predicted = _seconds(lambda: fleet.predict([some] * runs_at_once))
+    times, recipe = len(keys) / runs_at_once, plan.recipe
     assert plan.test is not None
     return MethodTiming(
         method=keys[0].method, step=times * median(steps[1:]), example=times * predicted / len(some),
@@ -147,29 +149,29 @@ def _seconds(do: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def fitting(free: int, one: int, two: int, most: int) -> int:
-    """The largest power of two of runs, 1 to `most`, for which fixed + runs · each ≤ SHARE · free.
+def runs_that_fit(free: int, one_run: int, two_runs: int, limit: int) -> int:
+    """The largest power of two of runs, 1 to `limit`, for which fixed + runs · per_run ≤ SHARE · free.
 
-    free: bytes. one, two: peak bytes of a step of one and of two runs, so that each = two − one.
+    free: bytes. one_run, two_runs: peak bytes of a step of one and of two runs, so that per_run = two_runs − one_run.
     """
-    each = max(1, two - one)
-    runs = int(SHARE * free - (one - each)) // each
-    return 1 << (max(1, min(runs, most)).bit_length() - 1)
+    per_run = max(1, two_runs - one_run)
+    runs = int(SHARE * free - (one_run - per_run)) // per_run
+    return 1 << (max(1, min(runs, limit)).bit_length() - 1)
 
 
-def measure_width(
-    configs: Sequence[RunConfig], cache: DatasetCache, device: torch.device, most: int, share: float = 1.0
+def measure_runs_at_once(
+    configs: Sequence[RunConfig], cache: DatasetCache, device: torch.device, limit: int, share: float = 1.0
 ) -> int:
-    """Width of a GPU's fleet for these runs, by a step at their longest examples; 1 where two do not fit.
+    """How many of these runs a GPU trains at once, by a step at their longest examples; 1 where two do not fit.
 
     share: of the GPU that is this fleet's; others fill the rest at the same time.
     """
     try:
-        free, whole = torch.cuda.mem_get_info(device)
+        free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = min(free, int(share * whole))
-        one, two = (_peak(configs, cache, device, runs) for runs in (1, 2))
-        return fitting(free, one, two, most)
+        free = min(free, int(share * total))
+        one_run, two_runs = (_peak(configs, cache, device, runs) for runs in (1, 2))
+        return runs_that_fit(free, one_run, two_runs, limit)
     except torch.OutOfMemoryError:
         return 1
     finally:
@@ -187,7 +189,7 @@ def _peak(configs: Sequence[RunConfig], cache: DatasetCache, device: torch.devic
 
 def trial(configs: Sequence[RunConfig], cache: DatasetCache, device: torch.device, runs: int) -> tuple[int, int]:
     """Take one step of so many runs at the longest examples of all: (examples, tokens) of each run."""
-    fleet = build_fleet(configs, width=runs, device=device, cache=cache)
+    fleet = build_fleet(configs, runs_at_once=runs, device=device, cache=cache)
     largest = max(map(_longest, fleet.plans), key=lambda plan: len(plan.train) * plan.train.lengths()[0])
     fleet.plans = [largest] * len(fleet.plans)
     fleet.step()

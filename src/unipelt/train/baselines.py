@@ -237,7 +237,7 @@ def train_baselines(
         record = start_record(
             config, splits, cache, one.task, {config.method: one.parameters}, base.identity if base else None
         )
-        record.status, record.width, record.device = FINISHED, 1, str(device)
+        record.status, record.runs_at_once, record.device = FINISHED, 1, str(device)
         record.temperature = getattr(one.task, "temperature", None)
         if not config.folds:
             metrics = metrics_of(one.task, *one.answers(splits.validation, task.selects_by_text))

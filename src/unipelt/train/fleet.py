@@ -61,13 +61,13 @@ class Fleet:
         self.device = next(model.parameters()).device
         self.loss, self.task = plans[0].task.loss, type(plans[0].task)
         self.attached: MixtureState | None = getattr(model, NAME, None)
-        self.width = 1 if self.attached is None else self.attached.runs
+        self.runs_at_once = 1 if self.attached is None else self.attached.runs
         """number of runs at once when the training began"""
-        self.records = [replace(plan.initial_record, curve=[], width=self.width) for plan in plans]
+        self.records = [replace(plan.initial_record, curve=[], runs_at_once=self.runs_at_once) for plan in plans]
         """of each plan: how far its run is"""
-        self.plan_indices = list(range(len(plans)))[: self.width]
+        self.plan_indices = list(range(len(plans)))[: self.runs_at_once]
         """by index on the model's run axis: index of the plan that is trained there"""
-        self.queue = list(range(len(plans)))[self.width :]
+        self.queue = list(range(len(plans)))[self.runs_at_once :]
         """indices of the plans that are not started yet"""
         trained: nn.Module = model if self.attached is None else self.attached
         parameters = [p for p in trained.parameters() if p.requires_grad or self.attached is not None]
@@ -77,7 +77,7 @@ class Fleet:
         self.kinds = list(dict.fromkeys(kinds))
         """kinds of parameters with separate learning rates; empty if no run has one"""
         columns = [self.kinds.index(kind) for kind in kinds] or None
-        self.matrix = ParameterMatrix(parameters, self.width, run_axis=self.attached is not None, kinds=columns)
+        self.matrix = ParameterMatrix(parameters, self.runs_at_once, run_axis=self.attached is not None, kinds=columns)
         self.best = self.matrix.values.clone()
         self.optimizer = AdamW(self.matrix)
         self.epoch_batches: dict[tuple[int, int], list[list[list[int]]]] = {}
@@ -337,7 +337,7 @@ class Fleet:
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()
         )  # copied, because memory-mapped tensors are aligned differently, which changes the last bits of sums
         self._set_runs(values, loop.plan_indices)
-        self.records, self.width = loop.records, loop.records[0].width or self.width
+        self.records, self.runs_at_once = loop.records, loop.records[0].runs_at_once or self.runs_at_once
         ended = [plan_index for plan_index, record in enumerate(self.records) if record.ended]
         self.queue = [
             plan_index for plan_index in range(len(self.plans)) if plan_index not in (*loop.plan_indices, *ended)

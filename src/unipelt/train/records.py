@@ -9,7 +9,7 @@ from unipelt.train.recipes import BASELINES as BASELINES
 from unipelt.train.recipes import SETFIT as SETFIT
 from unipelt.train.recipes import check_rates
 
-FORMAT = 3  # of a record's file
+FORMAT = 4  # of a record's file
 FULL = "full"
 RUNS_AT_ONCE = {"cpu": 4, "cuda": 64}
 """at most, by kind of device: on a CPU 64 examples a step; more are no faster there, and the longest of more batches is longer"""
@@ -23,7 +23,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 """the values of fields with few, by field"""
 FLAGS = {  # of fields whose option has another name
     "task": "--data", "tasks": "--data", "k": "--train-rows",
-    "rates": "--num-rates", "width": "--runs-at-once",
+    "rates": "--num-rates",
 }  # fmt: skip
 PATHS = ("model", "task", "data_dir", "validation", "test")  # fields that may name a file or folder
 FILES = (  # fields that say how files are read
@@ -217,8 +217,8 @@ class RunRecord:
     """this run's share of its fleet's time, evaluation included"""
     predicting: float | None = None
     """seconds that the prediction of the test examples took, this run's share"""
-    width: int | None = None
-    """runs that were trained at once"""
+    runs_at_once: int | None = None
+    """number of runs that were trained at once"""
     device: str | None = None
     versions: dict[str, str] | None = None
     identity: dict[str, str] | None = None

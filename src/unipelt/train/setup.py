@@ -74,13 +74,13 @@ class DatasetCache:
 
 
 def build_fleet(
-    configs: Sequence[RunConfig], *, width: int, device: torch.device, cache: DatasetCache | None = None,
+    configs: Sequence[RunConfig], *, runs_at_once: int, device: torch.device, cache: DatasetCache | None = None,
     folder: Path | None = None, on_step: Observer | None = None, deadline: float | None = None,
     identity: dict[str, str] | None = None, examples: data.Splits | None = None,
 ) -> Fleet:  # fmt: skip
     """Build a fleet of runs that differ only in task, examples, seed and recipe; their tasks are of one kind.
 
-    width: largest number of runs at once. examples: splits for all runs, instead of those that each seed draws. identity:
+    runs_at_once: largest number of runs at once. examples: splits for all runs, instead of those that each seed draws. identity:
     fingerprints of base and tokenizer in earlier runs.
 
     Raises DataError if the examples of a run are not available, UserError if the base cannot take the method, and
@@ -92,7 +92,7 @@ def build_fleet(
     splits, tasks = [examples or cache.splits(config) for config in configs], [cache.task(config) for config in configs]
     if len(kinds := dict.fromkeys(task.kind for task in tasks)) > 1:
         raise UserError(f"a fleet trains one kind of task: expected one, got {', '.join(kinds)}")
-    outputs, seeds = max(task.outputs for task in tasks), [config.seed for config in configs[:width]]
+    outputs, seeds = max(task.outputs for task in tasks), [config.seed for config in configs[:runs_at_once]]
     loaded = load_and_attach(first, tasks[0], outputs=outputs, seeds=seeds, device=device)
     check_identity(first.model, loaded.identity, identity)
     plans = [plan_of(config, one, cache, loaded, outputs) for config, one in zip(configs, splits)]

@@ -73,7 +73,7 @@ def train_run(
             write_record(folder, finished.record)
             return finished.record
         fleet = build_fleet(
-            configs, width=min(ensemble, RUNS_AT_ONCE.get(target.type, MOST)), device=target, cache=cache, folder=folder,
+            configs, runs_at_once=min(ensemble, RUNS_AT_ONCE.get(target.type, MOST)), device=target, cache=cache, folder=folder,
             on_step=on_step, identity=None if before is None else before.identity, examples=splits,
         )  # fmt: skip
         if before is not None:
@@ -152,7 +152,7 @@ def _averaged(fleet: Fleet, members: Sequence[Path], started: RunRecord) -> RunR
     epoch = max((one.validation_metrics or {})["epoch"] for one in fleet.records)
     record = replace(
         started, status=FINISHED, validation=metrics[task.metric], validation_metrics={"epoch": epoch, **metrics},
-        description=task.describe(), temperature=temperature, seconds=fleet.seconds, width=fleet.width, device=str(fleet.device),
+        description=task.describe(), temperature=temperature, seconds=fleet.seconds, runs_at_once=fleet.runs_at_once, device=str(fleet.device),
         steps=sum(one.steps for one in fleet.records),
     )  # fmt: skip
     if first.test is not None and first.test.targets is not None:
