@@ -32,7 +32,7 @@ class BaseIdentity(TypedDict):
     tokens: int
     """that are its own"""
     values: list[str]
-    """sums over each tensor of the base model"""
+    """checksums of each tensor of the base model"""
     outside: list[str]
     """the same, with the name, of tensors between the base model and the logits"""
 
