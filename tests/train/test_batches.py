@@ -9,8 +9,8 @@ from train.fleets import Words, rows
 from unipelt.inject.shapes import bucket, most_tokens
 from unipelt.tasks.batches import Encoded, Part, model_inputs
 from unipelt.train import forward
-from unipelt.train.forward import longest_first, rows_each
-from unipelt.train.runs import epoch_order
+from unipelt.train.forward import longest_first, rows_per_run
+from unipelt.train.runs import epoch_batches
 
 CPU = torch.device("cpu")
 
@@ -19,19 +19,19 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("size", [1, 4, 16])
 def test_an_epoch_takes_every_row_once_in_an_order_of_its_seed_and_number(count: int, size: int):
     lengths = rows(count).lengths()
-    order = epoch_order(lengths, size, seed=3, epoch=2)
+    order = epoch_batches(lengths, size, seed=3, epoch=2)
     assert sorted(row for batch in order for row in batch) == list(range(count))
     assert len(order) == -(-count // size) and all(0 < len(batch) <= size for batch in order)
-    assert order == epoch_order(lengths, size, seed=3, epoch=2)
+    assert order == epoch_batches(lengths, size, seed=3, epoch=2)
     if count > 16 * size:
-        others = [epoch_order(lengths, size, seed, epoch) for seed, epoch in ((3, 1), (2, 2), (0, 3 * 1_000_003 + 2))]
+        others = [epoch_batches(lengths, size, seed, epoch) for seed, epoch in ((3, 1), (2, 2), (0, 3 * 1_000_003 + 2))]
         assert all(order != other for other in others[:2])
 
 
 def test_like_lengths_share_a_batch_and_the_random_state_is_left_alone():
     lengths = torch.randint(1, 100, (512,), generator=torch.Generator().manual_seed(0)).tolist()
     state = torch.get_rng_state()
-    order = epoch_order(lengths, 8, seed=0, epoch=0)
+    order = epoch_batches(lengths, 8, seed=0, epoch=0)
     assert torch.equal(state, torch.get_rng_state())
     padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in order)
     at_random = sum(8 * max(lengths[i : i + 8]) for i in range(0, 512, 8))
@@ -39,7 +39,7 @@ def test_like_lengths_share_a_batch_and_the_random_state_is_left_alone():
 
 
 def test_evaluation_begins_with_the_longest_rows(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(forward, "rows_each", lambda device, runs, longest: 60 // longest)
+    monkeypatch.setattr(forward, "rows_per_run", lambda device, runs, longest: 60 // longest)
     lengths = [rows(50).lengths(), rows(20, seed=1).lengths(), [3]]
     batches = list(longest_first(lengths, CPU))
     for run, mine in enumerate(lengths):
@@ -56,9 +56,9 @@ def test_evaluation_begins_with_the_longest_rows(monkeypatch: pytest.MonkeyPatch
 
 def test_a_gpu_takes_no_more_tokens_than_of_the_longest_rows():
     gpu = torch.device("cuda")
-    assert [rows_each(gpu, 1, longest) for longest in (16, 128, 512)] == [4096, 512, 512]
-    assert [rows_each(gpu, 64, longest) for longest in (16, 128)] == [64, 8] and rows_each(gpu, 512, 128) == 8
-    assert [rows_each(CPU, runs, 16) for runs in (1, 2, 64)] == [32, 16, 8]
+    assert [rows_per_run(gpu, 1, longest) for longest in (16, 128, 512)] == [4096, 512, 512]
+    assert [rows_per_run(gpu, 64, longest) for longest in (16, 128)] == [64, 8] and rows_per_run(gpu, 512, 128) == 8
+    assert [rows_per_run(CPU, runs, 16) for runs in (1, 2, 64)] == [32, 16, 8]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

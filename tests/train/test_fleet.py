@@ -13,7 +13,7 @@ from unipelt.inject.state import mixture_state
 from unipelt.train.fleet import Fleet
 from unipelt.train.forward import predict
 from unipelt.train.optimizer import AdamW, ParameterMatrix
-from unipelt.train.runs import FinishedRun, Plan, epoch_order
+from unipelt.train.runs import FinishedRun, Plan, epoch_batches
 
 UNLIKE = {  # runs that differ in all that a fleet leaves to each run
     "slow": lambda: plan(seed=1, train=20, lr=1e-3, epochs=4),
@@ -210,7 +210,7 @@ def test_the_loop_is_a_plain_torch_loop(preset: str, own: dict[str, float]):
     optimiser = torch.optim.AdamW(groups, lr=1, weight_decay=0.05)
     lengths = one.train.lengths()
     batches = [
-        batch for epoch in range(2) for batch in epoch_order(lengths, one.recipe.batch_size, one.key.seed, epoch)
+        batch for epoch in range(2) for batch in epoch_batches(lengths, one.recipe.batch_size, one.key.seed, epoch)
     ]
     for step, batch in enumerate(batches):
         ids = [one.train.features["input_ids"][row].tolist() for row in batch]

@@ -37,7 +37,7 @@ from unipelt.train.forward import autocast, chosen_precision
 from unipelt.train.predictor import Answers, Predictor, TablePredictor
 from unipelt.train.recipes import BALANCED
 from unipelt.train.records import BASELINES, FINISHED, SETFIT, RunConfig
-from unipelt.train.runs import FinishedRun, metrics_of, note_test
+from unipelt.train.runs import FinishedRun, metrics_of, record_test
 from unipelt.train.setup import DatasetCache, check_identity, device_of, load_and_attach, pooling_of, start_record
 from unipelt.train.text_features import Frozen, HeadInputs, NoFeatures, TextFeatures, WordCounts
 
@@ -244,7 +244,7 @@ def train_baselines(
             record.validation_metrics, record.validation = metrics, metrics.get(task.metric)
         if splits.test is not None:
             tested = _clock(base)
-            note_test(record, one.task, *one.answers(splits.test, task.generates_text))
+            record_test(record, one.task, *one.answers(splits.test, task.generates_text))
             record.predicting = _clock(base) - tested
         record.seconds = _clock(base) - began
         yield FinishedRun(record, files=one.files(record.results))

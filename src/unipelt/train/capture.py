@@ -36,7 +36,7 @@ class CapturedStep:
         if pointers != self.pointers:
             self.graphs, self.warm, self.pointers = {}, set(), pointers
         leaves, structure = tree_flatten(inputs)
-        key = structure, tuple((one.shape, one.dtype) if isinstance(one, Tensor) else one for one in leaves)
+        key = structure, tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         if key not in self.warm or not self.works:
             self.warm.add(key)
             return self.capturer.run(lambda: self.step(inputs))

@@ -210,7 +210,7 @@ class Fleet:
 
     def _mutable_tensors(self) -> list[Tensor]:
         """The tensors that a step changes in place."""
-        return [self.matrix.values, self.matrix.written, self.optimizer.first, self.optimizer.second]
+        return [self.matrix.values, self.matrix.written, self.optimizer.exp_avg, self.optimizer.exp_avg_sq]
 
     def _examples(self, plan_index: int) -> list[list[int]]:
         """The training examples of each forward of a plan's next step."""
@@ -322,8 +322,8 @@ class Fleet:
         save_state(self.folder, self._tensors(), Loop(self.plan_indices, self.records))  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor]:
-        optimizer = self.optimizer
-        return {"values": self.matrix.values, "best": self.best, "first": optimizer.first, "second": optimizer.second}
+        adam = self.optimizer
+        return {"values": self.matrix.values, "best": self.best, "exp_avg": adam.exp_avg, "exp_avg_sq": adam.exp_avg_sq}
 
     def _restore(self) -> bool:
         """Continue from the last saved state; whether there was one."""
@@ -333,7 +333,7 @@ class Fleet:
         if found is None:
             return False
         tensors, loop = found
-        values, self.best, self.optimizer.first, self.optimizer.second = (
+        values, self.best, self.optimizer.exp_avg, self.optimizer.exp_avg_sq = (
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()
         )  # copied, because memory-mapped tensors are aligned differently, which changes the last bits of sums
         self._set_runs(values, loop.plan_indices)

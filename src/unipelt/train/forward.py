@@ -49,27 +49,27 @@ class StepInputs(NamedTuple):
     decay: Float[Tensor, " run"] | None
 
 
-def rows_each(device: torch.device, runs: int, longest: int) -> int:
-    """How many rows of each run a forward without gradients takes. longest: tokens of the longest."""
-    whole = CPU_ROWS if device.type == "cpu" else max(GPU_ROWS, GPU_TOKENS // longest)
-    return max(LEAST_ROWS, whole // runs)
+def rows_per_run(device: torch.device, runs: int, longest: int) -> int:
+    """How many examples of each run a forward without gradients takes. longest: tokens of the longest."""
+    rows = CPU_ROWS if device.type == "cpu" else max(GPU_ROWS, GPU_TOKENS // longest)
+    return max(LEAST_ROWS, rows // runs)
 
 
 def longest_first(lengths: Sequence[Sequence[int]], device: torch.device) -> Iterator[list[list[int]]]:
     """The examples of each run for forwards without gradients, from its longest to its shortest, which comes again where none are
     left: the first forward needs the most memory. lengths: tokens of each run's examples."""
-    orders = [sorted(range(len(mine)), key=lambda row: -mine[row]) for mine in lengths]
+    orders = [sorted(range(len(run_lengths)), key=lambda index: -run_lengths[index]) for run_lengths in lengths]
     start = 0
     while start < max(map(len, orders)):
-        longest = max(mine[order[min(start, len(order) - 1)]] for mine, order in zip(lengths, orders))
-        taken = rows_each(device, len(lengths), longest)
-        yield [order[start : start + taken] or order[-1:] for order in orders]
-        start += taken
+        longest = max(run_lengths[order[min(start, len(order) - 1)]] for run_lengths, order in zip(lengths, orders))
+        count = rows_per_run(device, len(lengths), longest)
+        yield [order[start : start + count] or order[-1:] for order in orders]
+        start += count
 
 
 def step_batches(
     task: type[Task], parts: Sequence[Sequence[Part]], tokenizer: PreTrainedTokenizerBase, device: torch.device,
-    frozen: "FrozenStates | None" = None, on_batch: Callable[[int], None] = lambda rows: None,
+    frozen: "FrozenStates | None" = None, on_batch: Callable[[int], None] = lambda examples: None,
 ) -> tuple[list[Batch], list[Float[Tensor, " run"]]]:  # fmt: skip
     """The batches and shares of a training step; a share is the run's examples, or answer tokens, divided by the step's.
 
@@ -77,13 +77,13 @@ def step_batches(
     frozen, on_batch: as in predict.
     """
     batches = []
-    for number in range(max(map(len, parts))):
-        chosen = [(own[number:] or own)[0] for own in parts]
-        batch = task.collate(chosen, tokenizer, device)
+    for forward in range(max(map(len, parts))):
+        forward_parts = [(run_parts[forward:] or run_parts)[0] for run_parts in parts]
+        batch = task.collate(forward_parts, tokenizer, device)
         if frozen is not None:
-            batch.inputs[STATES] = frozen.states(chosen, batch.inputs, on_batch)
-        if number:  # every run has a first forward
-            idle = torch.tensor([number >= len(own) for own in parts], device=device)
+            batch.inputs[STATES] = frozen.states(forward_parts, batch.inputs, on_batch)
+        if forward:  # every run has a first forward
+            idle = torch.tensor([forward >= len(run_parts) for run_parts in parts], device=device)
             batch = batch._replace(weights=batch.weights.masked_fill(idle[:, None], 0.0))
         batches.append(batch)
     if len(batches) == 1:
@@ -95,7 +95,7 @@ def step_batches(
 @torch.no_grad()
 def predict_with_gates(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Sequence[Encoded], *, task: type[Task] = Task,
-    precision: str = "auto", frozen: "FrozenStates | None" = None, on_batch: Callable[[int], None] = lambda rows: None,
+    precision: str = "auto", frozen: "FrozenStates | None" = None, on_batch: Callable[[int], None] = lambda examples: None,
     gates: bool = True,
 ) -> list[tuple[Float[Tensor, "example ..."], dict[str, Float[Tensor, " example"]]]]:  # fmt: skip
     """Logits of every run for its own examples, in their order, and each gate's values by the location of the change that it weighs.
@@ -110,19 +110,19 @@ def predict_with_gates(
     with prefixes_computed_once(model):
         for batch in longest_first([encoded.lengths() for encoded in data], device):
             parts = [Part(None, encoded, indices) for encoded, indices in zip(data, batch)]
-            inputs, kept_of = task.evaluation_inputs(parts, tokenizer, device)
+            inputs, select_logits = task.evaluation_inputs(parts, tokenizer, device)
             if frozen is not None:
                 inputs[STATES] = frozen.states(parts, inputs, on_batch)
             recording: AbstractContextManager[dict[str, list[Tensor]]] = nullcontext({})
             with record_gates(model) if gates else recording as recorded:
-                found = {"": kept_of(logits_of(model, inputs, precision, layers)).cpu()}
-            for name, values in (found | _by_example(model, recorded, inputs)).items():
-                for run, (part, mine) in enumerate(zip(parts, values.unflatten(0, (len(data), -1)))):
+                logits = {"": select_logits(logits_of(model, inputs, precision, layers)).cpu()}
+            for name, values in (logits | _by_example(model, recorded, inputs)).items():
+                for run, (part, run_values) in enumerate(zip(parts, values.unflatten(0, (len(data), -1)))):
                     if name not in results[run]:
-                        results[run][name] = mine.new_zeros(len(part.encoded), *mine.shape[1:])
-                    kept = results[run][name]
-                    widths = [slice(width) for width in mine.shape[1:]]  # the first batch has the longest sequences
-                    kept[(torch.tensor(part.indices), *widths)] = mine[: len(part.indices)]  # type: ignore[index]
+                        results[run][name] = run_values.new_zeros(len(part.encoded), *run_values.shape[1:])
+                    run_results = results[run][name]
+                    sizes = [slice(size) for size in run_values.shape[1:]]  # the first batch has the longest sequences
+                    run_results[(torch.tensor(part.indices), *sizes)] = run_values[: len(part.indices)]  # type: ignore[index]
             on_batch(sum(len(part.indices) for part in parts))
     return [(result.pop(""), result) for result in results]
 
@@ -140,19 +140,19 @@ def _by_example(
     """One value per gated change and example, by the change's location."""
     if not recorded:
         return {}
-    tuned, found = attached_state(model).active(), {}
-    assert isinstance(tuned, MixtureState), "the runs of one mixture are evaluated at once"
+    attached, values_of = attached_state(model).active(), {}
+    assert isinstance(attached, MixtureState), "the runs of one mixture are evaluated at once"
     for path, (value, *_) in recorded.items():
-        decoder = gate_location(tuned, path, 0).stack == "decoder"
+        decoder = gate_location(attached, path, 0).stack == "decoder"
         mask = inputs.get("decoder_attention_mask" if decoder else "attention_mask", inputs["attention_mask"])
-        central = isinstance(tuned.get_submodule(path), GroupGate)
-        value = value.float() if central else value.float()[..., None]
+        is_group = isinstance(attached.get_submodule(path), GroupGate)
+        value = value.float() if is_group else value.float()[..., None]
         if value.dim() == 3:
             real = mask.float()[..., None]
             value = (value * real).sum(dim=1) / real.sum(dim=1)
-        for member in range(value.shape[-1]):
-            found[str(gate_location(tuned, path, member))] = value[:, member].cpu()
-    return found
+        for column in range(value.shape[-1]):
+            values_of[str(gate_location(attached, path, column))] = value[:, column].cpu()
+    return values_of
 
 
 def logits_of(
@@ -166,17 +166,17 @@ def logits_of(
     uncached = {"use_cache": False} if _can_cache(type(model)) else {}  # type: ignore[arg-type]  # a class is hashable
     positions, mask, states = (inputs.get(name) for name in (POSITIONS, PROMPT, STATES))
     inputs = {name: value for name, value in inputs.items() if name not in (POSITIONS, PROMPT, STATES)}
-    asked = nullcontext() if mask is None or not hasattr(model, NAME) else prompt(model, mask)
-    read = nullcontext() if positions is None else at_positions(model, positions)
-    begun = nullcontext() if states is None or frozen is None else frozen.giving(states)
-    with autocast(model.device, precision), asked, read, begun:
+    with_prompt = nullcontext() if mask is None or not hasattr(model, NAME) else prompt(model, mask)
+    at_answers = nullcontext() if positions is None else at_positions(model, positions)
+    from_states = nullcontext() if states is None or frozen is None else frozen.giving(states)
+    with autocast(model.device, precision), with_prompt, at_answers, from_states:
         logits = model(**inputs, **uncached).logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @cache
-def _can_cache(kind: type[PreTrainedModel]) -> bool:
-    return "use_cache" in signature(kind.forward).parameters
+def _can_cache(model_class: type[PreTrainedModel]) -> bool:
+    return "use_cache" in signature(model_class.forward).parameters
 
 
 def chosen_precision(device: torch.device, precision: str) -> str:
@@ -205,8 +205,8 @@ def choose_attention(model: PreTrainedModel, precision: str, longest: int) -> No
     longest: tokens of the longest training example.
     """
     short = longest <= SHORT and model.device.type == "cpu"
-    tuned = getattr(model, NAME, None)
-    if tuned is not None and tuned.kernels is not None:
+    attached = getattr(model, NAME, None)
+    if attached is not None and attached.kernels is not None:
         return  # prefixes take sdpa apart themselves
     if short and uses_bf16(model.device, precision) and kernel_of(model.config) == "sdpa":
         model.set_attn_implementation("eager")
@@ -231,27 +231,28 @@ class _CastLinear:
     """The forward of a frozen linear map: with bf16 weights inside autocast, with its own weights outside."""
 
     def __init__(self, module: nn.Linear):
-        self.own = module.weight, module.bias
-        self.weight, self.bias = (None if one is None else one.detach().bfloat16() for one in self.own)
+        self.original = module.weight, module.bias
+        self.weight, self.bias = (None if tensor is None else tensor.detach().bfloat16() for tensor in self.original)
 
     def __call__(self, input: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
             return F.linear(input, self.weight, self.bias)
-        return F.linear(input, *self.own)
+        return F.linear(input, *self.original)
 
 
 @cache
-def has_bf16(kind: str) -> bool:
-    """Whether a kind of device multiplies in bf16; said once where it does not."""
-    found = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and cpu_has_bf16()
-    if not found:
+def has_bf16(device_type: str) -> bool:
+    """Whether a type of device multiplies in bf16; one warning where it does not."""
+    supported = torch.cuda.is_bf16_supported() if device_type == "cuda" else device_type == "cpu" and cpu_has_bf16()
+    if not supported:
         warnings.warn(
-            f"this {'GPU' if kind == 'cuda' else kind.upper()} has no bfloat16: it computes in float32", stacklevel=3
+            f"this {'GPU' if device_type == 'cuda' else device_type.upper()} has no bfloat16: it computes in float32",
+            stacklevel=3,
         )
-    return found
+    return supported
 
 
 def cpu_has_bf16() -> bool:
     """Whether the CPU has AVX-512 BF16 or AMX, without which bf16 is slower than fp32."""
-    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
-    return any(ask is not None and ask() for ask in asked)
+    checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(check is not None and check() for check in checks)

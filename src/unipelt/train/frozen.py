@@ -102,17 +102,17 @@ class FrozenStates:
         self.device = next(model.parameters()).device
         self.examples: list[tuple[Encoded, int]] = []
         """each example once: a set that has it, and its index there"""
-        self.numbers: dict[int, list[int]] = {}
-        """by identity of a set: the number of each of its examples among all"""
-        number_of: dict[bytes, int] = {}
-        for encoded in {id(one): one for one in sets}.values():
-            each = [tokens_of(encoded, index) for index in range(len(encoded))]
-            for index, tokens in enumerate(each):
-                if tokens not in number_of:
-                    number_of[tokens] = len(self.examples)
-                    self.examples.append((encoded, index))
-            self.numbers[id(encoded)] = [number_of[tokens] for tokens in each]
-        self.key = base, len(layers.layers), precision, hashlib.sha256(b"".join(number_of)).digest()
+        self.indices: dict[int, list[int]] = {}
+        """by identity of a set: the index of each of its examples in `examples`"""
+        index_of: dict[bytes, int] = {}
+        for encoded in {id(encoded): encoded for encoded in sets}.values():
+            tokens_of_each = [tokens_of(encoded, index_in_set) for index_in_set in range(len(encoded))]
+            for index_in_set, tokens in enumerate(tokens_of_each):
+                if tokens not in index_of:
+                    index_of[tokens] = len(self.examples)
+                    self.examples.append((encoded, index_in_set))
+            self.indices[id(encoded)] = [index_of[tokens] for tokens in tokens_of_each]
+        self.key = base, len(layers.layers), precision, hashlib.sha256(b"".join(index_of)).digest()
         if cache.key != self.key:
             cache.key, cache.kept = (), None
 
@@ -122,12 +122,12 @@ class FrozenStates:
         """The states that enter the first tuned layer, for a batch made of these parts. on_batch: called with the number of examples
         of each forward that computes states."""
         filled, _ = fill(parts)
-        planned = all(id(part.encoded) in self.numbers for part in filled)  # a trial reads others
-        kept = self._kept(on_batch) if planned else None
+        all_known = all(id(part.encoded) in self.indices for part in filled)  # a trial reads others
+        kept = self._kept(on_batch) if all_known else None
         if kept is None:
             return self._compute(inputs)
-        numbers = [self.numbers[id(part.encoded)][index] for part in filled for index in part.indices]
-        return kept.padded(numbers, inputs["input_ids"].shape[1]).to(self.device)
+        indices = [self.indices[id(part.encoded)][index] for part in filled for index in part.indices]
+        return kept.padded(indices, inputs["input_ids"].shape[1]).to(self.device)
 
     @torch.no_grad()
     def _compute(self, inputs: dict[str, Tensor]) -> Float[Tensor, "batch seq hidden"]:
@@ -159,25 +159,25 @@ class FrozenStates:
         return self.cache.kept
 
     @torch.no_grad()
-    def agrees(self, encoded: Encoded, runs: int) -> bool:
+    def matches_full_forward(self, encoded: Encoded, runs: int) -> bool:
         """Whether the logits of a few examples are the same with kept states; some layers have side effects that the states lack."""
         parts = [Part(None, encoded, [*range(min(2, len(encoded)))])] * runs
         inputs, _ = self.task.evaluation_inputs(parts, self.tokenizer, self.device)
         training = self.model.training
         self.model.eval()
         try:
-            plain = logits_of(self.model, inputs, self.precision)
+            full_logits = logits_of(self.model, inputs, self.precision)
             states = self._compute(inputs)
             self._compute(
                 {name: values.flip(0) for name, values in inputs.items()}
-            )  # what a layer notes is of other rows
-            kept = logits_of(self.model, {**inputs, STATES: states}, self.precision, self.layers)
+            )  # so that nothing a layer remembers is of these inputs
+            kept_logits = logits_of(self.model, {**inputs, STATES: states}, self.precision, self.layers)
         except (SiteError, RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             return False
         finally:
             self.model.train(training)
         tolerance = TOLERANCE[uses_bf16(self.device, self.precision)]
-        return bool((plain - kept).abs().max() <= tolerance * plain.abs().max())
+        return bool((full_logits - kept_logits).abs().max() <= tolerance * full_logits.abs().max())
 
 
 def free_memory(device: torch.device) -> float:
@@ -197,11 +197,12 @@ def reusable_states(
 
     None if nothing is attached (full fine-tuning), if no layer lies below the lowest change, or if logits with kept states differ.
     """
-    tuned = getattr(model, NAME, None)
-    if not isinstance(tuned, MixtureState) or not (layers := frozen_layers(model)):
+    attached = getattr(model, NAME, None)
+    if not isinstance(attached, MixtureState) or not (layers := frozen_layers(model)):
         return None
-    first, sets = plans[0], [part for plan in plans for part in (plan.train, plan.validation, plan.test) if part]
-    found = FrozenStates(
+    first = plans[0]
+    sets = [encoded for plan in plans for encoded in (plan.train, plan.validation, plan.test) if encoded]
+    states = FrozenStates(
         model, FrozenLayers(model, layers), tokenizer, type(first.task), first.recipe.precision, sets, cache, base
     )
-    return found if found.agrees(first.train, tuned.runs) else None
+    return states if states.matches_full_forward(first.train, attached.runs) else None

@@ -29,8 +29,8 @@ def start_heads(
     runs = [run for run in runs if plans[run].folds]
     if not runs:
         return []
-    last = [module for module in find_head(model).values() if isinstance(module, nn.Linear)][-1]
-    handle = last.register_forward_hook(lambda module, args, logits: args[0])
+    last_linear = [module for module in find_head(model).values() if isinstance(module, nn.Linear)][-1]
+    handle = last_linear.register_forward_hook(lambda module, args, logits: args[0])
     try:
         features = predict([plan.train for plan in plans])
     finally:
@@ -38,11 +38,11 @@ def start_heads(
     output = output_of(model)
     assert output is not None and output.bias is not None
     for run in runs:
-        plan, x = plans[run], features[run].double().numpy()
+        plan, inputs = plans[run], features[run].double().numpy()
         balanced = plan.recipe.class_weights == BALANCED
-        found = plan.task.fit_linear(x, plan.train.targets or [], plan.folds, balanced=balanced)
+        linear = plan.task.fit_linear(inputs, plan.train.targets or [], plan.folds, balanced=balanced)
         mean, deviation = plan.task.target_scale
-        own = run if isinstance(output, RoutedLinear) else slice(None)
-        for parameter, values in ((output.weight, found.weight), (output.bias, found.bias - mean)):
-            parameter[own][: len(values)].copy_(torch.from_numpy(np.asarray(values / deviation)))
+        index = run if isinstance(output, RoutedLinear) else slice(None)
+        for parameter, values in ((output.weight, linear.weight), (output.bias, linear.bias - mean)):
+            parameter[index][: len(values)].copy_(torch.from_numpy(np.asarray(values / deviation)))
     return runs

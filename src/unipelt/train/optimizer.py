@@ -23,8 +23,8 @@ class ParameterMatrix:
         trained = [torch.full((size,), float(p.requires_grad)) for p, size in zip(self.parameters, self.sizes)]
         self.trained: Float[Tensor, " parameters"] = torch.cat(trained).to(flat[0])
         """1 where a number is trained"""
-        each = torch.tensor(kinds or [0] * len(self.parameters)).repeat_interleave(torch.tensor(self.sizes))
-        self.kinds: Int[Tensor, " parameters"] = each.to(flat[0].device)
+        kind_of_number = torch.tensor(kinds or [0] * len(self.parameters)).repeat_interleave(torch.tensor(self.sizes))
+        self.kinds: Int[Tensor, " parameters"] = kind_of_number.to(flat[0].device)
         self.replace_values(torch.cat(flat, dim=1))
 
     def replace_values(self, values: Float[Tensor, "run parameters"]) -> None:
@@ -66,7 +66,7 @@ class AdamW:
 
     def __init__(self, matrix: ParameterMatrix, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
         self.matrix, self.betas, self.eps = matrix, betas, eps
-        self.first, self.second = torch.zeros_like(matrix.values), torch.zeros_like(matrix.values)
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(matrix.values), torch.zeros_like(matrix.values)
 
     @torch.no_grad()
     def step(
@@ -78,27 +78,27 @@ class AdamW:
     ) -> None:
         """Update every run by the gathered gradients.
 
-        steps: number of this step, from 1. rates: learning rate, of all parameters or by kind; 0 for a run that stands
-        still. clip: largest gradient norm, 0 for none. decay: weight decay, None where no run has one.
+        steps: number of this step, from 1. rates: learning rate, of all parameters or by kind; 0 for a run that is not
+        updated. clip: largest gradient norm, 0 for none. decay: weight decay, None where no run has one.
         """
-        gradients, (one, two) = self.matrix.gradients, self.betas
+        gradients, (beta1, beta2) = self.matrix.gradients, self.betas
         norms = gradients.norm(dim=1)
         scale = torch.where(clip > 0, (clip / (norms + 1e-6)).clamp(max=1), torch.ones_like(norms))
         gradients.mul_(scale[:, None])
-        self.first.lerp_(gradients, 1 - one)
-        self.second.mul_(two).addcmul_(gradients, gradients, value=1 - two)
-        of_first, of_second = ((1 - beta ** steps.double()).to(steps.dtype)[:, None] for beta in self.betas)
-        denominator = (self.second / of_second).sqrt_().add_(self.eps)
-        rate = rates[:, None] if rates.dim() == 1 else rates[:, self.matrix.kinds]
+        self.exp_avg.lerp_(gradients, 1 - beta1)
+        self.exp_avg_sq.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
+        correction1, correction2 = ((1 - beta ** steps.double()).to(steps.dtype)[:, None] for beta in self.betas)
+        denominator = (self.exp_avg_sq / correction2).sqrt_().add_(self.eps)
+        rate_of_number = rates[:, None] if rates.dim() == 1 else rates[:, self.matrix.kinds]
         if decay is not None:
-            self.matrix.values.mul_(1 - rate * decay[:, None] * self.matrix.trained)
-        self.matrix.values.sub_(rate / of_first * self.first / denominator)
+            self.matrix.values.mul_(1 - rate_of_number * decay[:, None] * self.matrix.trained)
+        self.matrix.values.sub_(rate_of_number / correction1 * self.exp_avg / denominator)
         self.matrix.clear()
 
     def reset(self, run: int) -> None:
         """Start the moments of one run from 0."""
-        self.first[run], self.second[run] = 0.0, 0.0
+        self.exp_avg[run], self.exp_avg_sq[run] = 0.0, 0.0
 
     def keep(self, runs: list[int]) -> None:
         """Drop all other runs."""
-        self.first, self.second = self.first[runs], self.second[runs]
+        self.exp_avg, self.exp_avg_sq = self.exp_avg[runs], self.exp_avg_sq[runs]

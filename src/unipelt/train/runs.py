@@ -40,21 +40,21 @@ class Plan:
     def key(self) -> RunKey:
         return self.initial_record.key
 
-    def epoch(self, number: int) -> list[list[list[int]]]:
+    def epoch(self, epoch: int) -> list[list[list[int]]]:
         """The steps of an epoch, each the batches whose gradients it adds up, each the examples of one forward."""
-        recipe, each = self.recipe, self.recipe.gradient_accumulation
-        batches = epoch_order(self.train.lengths(), recipe.batch_size, self.key.seed, number, recipe.batch_tokens)
-        return [batches[start : start + each] for start in range(0, len(batches), each)]
+        recipe, accumulated = self.recipe, self.recipe.gradient_accumulation
+        batches = epoch_batches(self.train.lengths(), recipe.batch_size, self.key.seed, epoch, recipe.batch_tokens)
+        return [batches[start : start + accumulated] for start in range(0, len(batches), accumulated)]
 
     @cached_property
     def ends(self) -> list[int]:
         """How many steps have been taken at the end of each epoch; with --batch-tokens, epochs differ by a few."""
         recipe = self.recipe
         if recipe.batch_tokens:
-            return list(accumulate(len(self.epoch(number)) for number in range(recipe.epochs)))
+            return list(accumulate(len(self.epoch(epoch)) for epoch in range(recipe.epochs)))
         batches = math.ceil(len(self.train) / recipe.batch_size)
-        each = math.ceil(batches / recipe.gradient_accumulation)
-        return [each * (number + 1) for number in range(recipe.epochs)]
+        steps_per_epoch = math.ceil(batches / recipe.gradient_accumulation)
+        return [steps_per_epoch * (epoch + 1) for epoch in range(recipe.epochs)]
 
     @property
     def steps(self) -> int:
@@ -66,17 +66,17 @@ class Plan:
 
     def is_due(self, step: int) -> bool:
         """Whether the run is evaluated after this many steps."""
-        epochs = self.epochs_at(step)
-        ends = epochs > 0 and self.ends[epochs - 1] == step
-        return step == self.steps or (ends and epochs % self.recipe.evaluate_every == 0)
+        complete = self.epochs_at(step)
+        ends_epoch = complete > 0 and self.ends[complete - 1] == step
+        return step == self.steps or (ends_epoch and complete % self.recipe.evaluate_every == 0)
 
     def rates(self, step: int, kinds: list[str]) -> float | list[float]:
         """Learning rates of a step by kind of parameter; one rate where no kinds are given."""
-        factor, own = self.schedule(step), self.own_rates
-        return [own.get(kind, self.recipe.lr) * factor for kind in kinds] if kinds else self.recipe.lr * factor
+        factor, rates = self.schedule(step), self.kind_rates
+        return [rates.get(kind, self.recipe.lr) * factor for kind in kinds] if kinds else self.recipe.lr * factor
 
     @cached_property
-    def own_rates(self) -> dict[str, float]:
+    def kind_rates(self) -> dict[str, float]:
         """The recipe's learning rates that are not `lr`, by kind of parameter."""
         return self.recipe.rates
 
@@ -86,11 +86,10 @@ class Plan:
         return min((step + 1) / warm, max(0.0, (self.steps - step) / max(1, self.steps - warm)))
 
     def evaluate(self, record: RunRecord, logits: Float[Tensor, "example ..."], texts: list[str] | None) -> bool:
-        """Add an evaluation of the validation examples to the run's record, and its status if the run ends. Return whether it is the best
-        so far."""
+        """Record this evaluation of the validation examples and, if the run ends, its status. Return whether it is the best so far."""
         metrics, epoch = metrics_of(self.task, logits, self.validation, texts), self.epochs_at(record.steps)
-        since = record.steps - (record.curve[-1]["step"] if record.curve else 0)
-        record.curve.append({"epoch": epoch, "step": record.steps, "train_loss": record.losses / since, **metrics})
+        new_steps = record.steps - (record.curve[-1]["step"] if record.curve else 0)
+        record.curve.append({"epoch": epoch, "step": record.steps, "train_loss": record.losses / new_steps, **metrics})
         record.losses = 0.0
         best = best_of(record.curve, self.task.metric)
         if is_best := best == len(record.curve) - 1:
@@ -114,10 +113,12 @@ class Plan:
         if not record.done:
             return replace(record, validation=None, validation_metrics=None, temperature=None)
         task = self.task.in_target_units().with_temperature(record.temperature)
-        means = {path: {"mean": float(of.mean()), "sd": float(of.std(correction=0))} for path, of in gates.items()}
+        means = {
+            path: {"mean": float(gate.mean()), "sd": float(gate.std(correction=0))} for path, gate in gates.items()
+        }
         record = replace(record, description=task.describe(), gates=means)
         if logits is not None and self.test is not None and self.test.targets is not None:
-            note_test(record, task, logits, self.test, texts)
+            record_test(record, task, logits, self.test, texts)
         return record
 
 
@@ -133,16 +134,16 @@ def best_of(curve: Sequence[dict[str, float]], metric: str) -> int:
 def metrics_of(
     task: Task, logits: Float[Tensor, "example ..."] | None, encoded: Encoded, texts: list[str] | None
 ) -> dict[str, float]:
-    """The metrics of what was predicted for examples, of what was written, or of both."""
+    """The metrics of the predictions for examples, of the generated texts, or of both."""
     targets = encoded.targets or []
     predicted = {} if logits is None else task.score(task.decide(logits, encoded), targets)
     return predicted | (task.score(texts, targets) if texts else {})
 
 
-def note_test(
+def record_test(
     record: RunRecord, task: Task, logits: Float[Tensor, "example ..."] | None, encoded: Encoded, texts: list[str] | None = None,
 ) -> None:  # fmt: skip
-    """Put what was predicted, and written, for the test examples into a record, and its metrics."""
+    """Put the predictions and generated texts for the test examples into a record, and their metrics."""
     record.test_metrics, record.texts = metrics_of(task, logits, encoded, texts), texts
     record.test, targets = record.test_metrics.get(task.metric), list(encoded.targets or [])
     if logits is not None:
@@ -152,36 +153,37 @@ def note_test(
         record.predictions, record.targets = texts, targets
 
 
-def epoch_order(
+def epoch_batches(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int, batch_tokens: int = 0
 ) -> list[list[int]]:
-    """The batches of one epoch: examples in an order of the seed's own, like lengths together within a few batches.
+    """The batches of one epoch, in an order that the seed draws; within a few batches, examples of similar length are together.
 
     batch_tokens: where it is given, a batch has as many examples as have so many tokens, padding included, and one at least.
-    Where short and long batches stand follows from the epoch alone, so that runs of like sizes are short together.
+    The positions of short and long batches depend on the epoch alone, so that the runs of a fleet have their short batches in
+    the same steps.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
     if batch_tokens:
         batch_size = max(1, batch_tokens * len(order) // sum(lengths))
-    size, batches = CHUNK * batch_size, []
-    for start in range(0, len(order), size):
-        chunk = sorted(order[start : start + size], key=lambda index: lengths[index])
+    chunk_size, batches = CHUNK * batch_size, []
+    for start in range(0, len(order), chunk_size):
+        chunk = sorted(order[start : start + chunk_size], key=lambda index: lengths[index])
         if batch_tokens:
             batches += _by_tokens(chunk, lengths, batch_tokens)
         else:
-            batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-    *full, last = batches  # the last may be smaller
+            batches += [chunk[first : first + batch_size] for first in range(0, len(chunk), batch_size)]
+    *full_batches, last_batch = batches  # the last may be smaller
     order_of_batches = torch.randperm(len(batches), generator=torch.Generator().manual_seed(epoch)).tolist()
-    ranked = [*sorted(full, key=lambda examples: sum(lengths[index] for index in examples)), last]
-    return [ranked[index] for index in order_of_batches]
+    by_length = [*sorted(full_batches, key=lambda examples: sum(lengths[index] for index in examples)), last_batch]
+    return [by_length[index] for index in order_of_batches]
 
 
-def _by_tokens(examples: list[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Batches of examples that are sorted by length, each as large as `tokens` allow."""
+def _by_tokens(examples: list[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Batches of examples that are sorted by length, each as large as `batch_tokens` allow."""
     batches: list[list[int]] = [[]]
     for index in examples:
-        if batches[-1] and (len(batches[-1]) + 1) * lengths[index] > tokens:
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[index] > batch_tokens:
             batches.append([])
         batches[-1].append(index)
     return batches

@@ -20,7 +20,7 @@ from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.predictor import Predictor
 from unipelt.train.records import FINISHED, RUNS_AT_ONCE, RunConfig, RunRecord, option_of
 from unipelt.train.run_folder import alone_in, last_state, read_record, write_record
-from unipelt.train.runs import FinishedRun, Plan, metrics_of, note_test
+from unipelt.train.runs import FinishedRun, Plan, metrics_of, record_test
 from unipelt.train.setup import DatasetCache, build_fleet, device_of, export_note
 from unipelt.train.state import clear_state
 
@@ -156,7 +156,7 @@ def _averaged(fleet: Fleet, members: Sequence[Path], started: RunRecord) -> RunR
         steps=sum(one.steps for one in fleet.records),
     )  # fmt: skip
     if first.test is not None and first.test.targets is not None:
-        note_test(record, task, predictor.logits(first.test), first.test)
+        record_test(record, task, predictor.logits(first.test), first.test)
     return record
 
 
