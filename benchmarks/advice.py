@@ -157,7 +157,7 @@ def main() -> None:
             done = {(row["task"], int(row["size"]), int(row["draw"])) for row in csv.DictReader(file)}
     recipe = {} if given.epochs is None else {"epochs": given.epochs}
     plain, pools = baselines.frozen_base, {name: Pool(name, given.data_dir) for name in given.tasks}
-    bases: dict[tuple, baselines.Frozen] = {}
+    bases: dict[tuple, baselines.FrozenBase] = {}
     for size in given.sizes:
         for draw in range(given.draws):
             for name, pool in pools.items():

@@ -39,11 +39,11 @@ from unipelt.train.recipes import BALANCED
 from unipelt.train.records import BASELINES, FINISHED, SETFIT, RunConfig
 from unipelt.train.runs import FinishedRun, metrics_of, record_test
 from unipelt.train.setup import DatasetCache, check_identity, device_of, load_and_attach, pooling_of, start_record
-from unipelt.train.text_features import Frozen, HeadInputs, NoFeatures, TextFeatures, WordCounts
+from unipelt.train.text_features import FrozenBase, HeadInputs, NoFeatures, TextFeatures, WordCounts
 
-FORMAT = 1  # of baseline.json
-MOST = 20_000  # training examples, or words of a task of words, that are read: more change little
-FEATURES: dict[str, type[TextFeatures]] = {one.name: one for one in (NoFeatures, WordCounts, HeadInputs, TunedStates)}
+FORMAT = 2  # of baseline.json
+MOST_EXAMPLES = 20_000  # training examples, or words of a task of words, that are read: more change little
+FEATURES: dict[str, type[TextFeatures]] = {cls.name: cls for cls in (NoFeatures, WordCounts, HeadInputs, TunedStates)}
 """by the name of their baseline; the cheapest first"""
 ZERO_SHOT, NEAREST = ANSWERING = ("zero-shot", "nearest")
 EMPTY = Encoded({"input_ids": []}, None, 0)
@@ -58,12 +58,12 @@ class Baseline(TablePredictor):
     linear: Linear
 
     def outputs(self, examples: Examples) -> tuple[Float[Tensor, "example ..."], Encoded]:
-        found = torch.from_numpy(self.linear(self.features(examples)))
+        logits = torch.from_numpy(self.linear(self.features(examples)))
         if self.task.pooled:
-            return found, replace(EMPTY, targets=examples.targets)
+            return logits, replace(EMPTY, targets=examples.targets)
         lengths = [len(words) for words in next(iter(examples.inputs.values()))]
         firsts = [np.arange(length) for length in lengths]
-        padded = torch.nn.utils.rnn.pad_sequence(list(found.split(lengths)), batch_first=True)
+        padded = torch.nn.utils.rnn.pad_sequence(list(logits.split(lengths)), batch_first=True)
         return padded, replace(EMPTY, targets=examples.targets, first_tokens=firsts)
 
     @property
@@ -75,7 +75,8 @@ class Baseline(TablePredictor):
         """The files of its folder by name."""
         metadata, arrays = self.features.saved()
         arrays = {"weight": self.linear.weight, "bias": self.linear.bias, **arrays}
-        data = save_arrays({name: np.ascontiguousarray(one) for name, one in arrays.items()})  # reads memory as it lies
+        # save_arrays reads memory as it lies
+        data = save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         digest = {"sha256": hashlib.sha256(data).hexdigest()}
         return {ARRAYS: data, **_description(self.features.name, self.task, results, digest | metadata)}
 
@@ -85,8 +86,8 @@ class Nearest(TablePredictor):
     """The answer of the training example whose words are most similar: TF-IDF of words and pairs of words, cosine."""
 
     task: Task
-    asked: list[str]
-    said: list[str]
+    questions: list[str]
+    known_answers: list[str]
     parameters: ClassVar[int] = 0
 
     @classmethod
@@ -97,34 +98,37 @@ class Nearest(TablePredictor):
         return cls(task, _questions(train), list(train.targets or []))
 
     @cached_property
-    def _known(self) -> tuple[WordCounts, Features]:
+    def _vectors(self) -> tuple[WordCounts, Features]:
         """TF-IDF of the training examples, and what it gives for them."""
-        mine = Examples(inputs={"text": self.asked})
-        words = WordCounts.fit(mine, None)
-        return words, words(mine)
+        examples = Examples(inputs={"text": self.questions})
+        words = WordCounts.fit(examples, None)
+        return words, words(examples)
 
     def generate(self, examples: Examples) -> list[str]:
-        words, mine = self._known
-        best = (words(Examples(inputs={"text": _questions(examples)})) @ mine.T).argmax(axis=1)
-        return [self.said[int(index)] for index in best.ravel().tolist()[0]]
+        words, vectors = self._vectors
+        best = (words(Examples(inputs={"text": _questions(examples)})) @ vectors.T).argmax(axis=1)
+        return [self.known_answers[int(index)] for index in best.ravel().tolist()[0]]
 
     def answers(self, examples: Examples, texts: bool) -> Answers:
         return None, replace(EMPTY, targets=examples.targets), self.generate(examples)
 
     def files(self, results: dict[str, float]) -> dict[str, bytes]:
-        return _description(NEAREST, self.task, results, {"asked": self.asked, "said": self.said})
+        return _description(NEAREST, self.task, results, {"questions": self.questions, "answers": self.known_answers})
 
 
 def _questions(examples: Examples) -> list[str]:
     """What is asked in each example; of a chat, all messages before the answer."""
     values = next(iter(examples.inputs.values()))
-    return ["\n".join(one["content"] for one in value) if isinstance(value, list) else str(value) for value in values]
+    return [
+        "\n".join(message["content"] for message in value) if isinstance(value, list) else str(value)
+        for value in values
+    ]
 
 
 def _description(name: str, task: Task, results: dict[str, float], metadata: dict[str, Any]) -> dict[str, bytes]:
     """The file baseline.json."""
-    said = {"format": FORMAT, "baseline": name, "task": task.describe(), "results": results, **metadata}
-    return {BASELINE: json.dumps(said, indent=1).encode()}
+    description = {"format": FORMAT, "baseline": name, "task": task.describe(), "results": results, **metadata}
+    return {BASELINE: json.dumps(description, indent=1).encode()}
 
 
 class ZeroShot:
@@ -153,17 +157,19 @@ class ZeroShot:
         return _description(ZERO_SHOT, self.task, results, {"base": base})
 
 
-def frozen_base(config: RunConfig, task: Task, device: torch.device, max_length: int) -> Frozen:
+def frozen_base(config: RunConfig, task: Task, device: torch.device, max_length: int) -> FrozenBase:
     """The base of a run with what its head reads. Raises UserError where it cannot be loaded."""
-    plain = replace(config, method="head", head="train", recipe={})
-    found = load_and_attach(plain, task, outputs=task.outputs, seeds=[0], device=device)
+    head_only = replace(config, method="head", head="train", recipe={})
+    loaded = load_and_attach(head_only, task, outputs=task.outputs, seeds=[0], device=device)
     pooling = pooling_of(config) if task.pooled else "model"
-    return Frozen(found.model, found.tokenizer, task, max_length, config.model, pooling, found.identity)
+    return FrozenBase(loaded.model, loaded.tokenizer, task, max_length, config.model, pooling, loaded.identity)
 
 
-def fit_baseline(name: str, task: Task, train: Examples, frozen: Frozen | None, *, balanced: bool = False) -> Baseline:
-    """Fit a linear model to training examples, of which at most MOST are read."""
-    train = train.take(range(min(len(train), _most(task, train))))
+def fit_baseline(
+    name: str, task: Task, train: Examples, frozen: FrozenBase | None, *, balanced: bool = False
+) -> Baseline:
+    """Fit a linear model to training examples, of which at most MOST_EXAMPLES are read."""
+    train = train.take(range(min(len(train), _examples_read(task, train))))
     features = FEATURES[name].fit(train, frozen)
     folds = inner_folds(train, train.targets if task.classes else None)
     linear = task.fit_linear(features(train), train.targets or [], folds, balanced=balanced)
@@ -180,11 +186,11 @@ def _calibrated(task: Task, held_out: Float[np.ndarray, "example output"], targe
     )
 
 
-def _most(task: Task, train: Examples) -> int:
+def _examples_read(task: Task, train: Examples) -> int:
     if task.pooled:
-        return MOST
-    words = np.cumsum([len(own) for own in train.targets or []])
-    return max(1, int(np.searchsorted(words, MOST, side="right")))
+        return MOST_EXAMPLES
+    words = np.cumsum([len(tags) for tags in train.targets or []])
+    return max(1, int(np.searchsorted(words, MOST_EXAMPLES, side="right")))
 
 
 def refusal(name: str, task: Task) -> str:
@@ -218,56 +224,56 @@ def train_baselines(
     if why := refusal(first.method, task):
         raise UserError(f"{first.method}: {why}")
     longest = first.recipe.get("max_length") or task.default_max_length
-    base: Frozen | ZeroShot | None = None
+    base: FrozenBase | ZeroShot | None = None
     if first.method == ZERO_SHOT:
         base = ZeroShot(first.model, task, longest, device, first.recipe.get("precision", "auto"))
-    elif first.method in FEATURES and (kind := FEATURES[first.method]).reads_base:
-        base = frozen_base(replace(first, pooling=kind.pooling or first.pooling), task, device, longest)
+    elif first.method in FEATURES and (features := FEATURES[first.method]).reads_base:
+        base = frozen_base(replace(first, pooling=features.pooling or first.pooling), task, device, longest)
     if base is not None:
         check_identity(first.model, base.identity, identity)
     for config in configs:
-        began, splits = _clock(base), cache.splits(config)
-        one: Baseline | Nearest | ZeroShot
+        started, splits = _clock(base), cache.splits(config)
+        baseline: Baseline | Nearest | ZeroShot
         if isinstance(base, ZeroShot):
-            one = base
+            baseline = base
         elif config.method == NEAREST:
-            one = Nearest.fit(task, splits.train)
+            baseline = Nearest.fit(task, splits.train)
         else:
-            one = _fit(config, task, splits, base)
+            baseline = _fit(config, task, splits, base)
         record = start_record(
-            config, splits, cache, one.task, {config.method: one.parameters}, base.identity if base else None
+            config, splits, cache, baseline.task, {config.method: baseline.parameters}, base.identity if base else None
         )
         record.status, record.runs_at_once, record.device = FINISHED, 1, str(device)
-        record.temperature = getattr(one.task, "temperature", None)
+        record.temperature = getattr(baseline.task, "temperature", None)
         if not config.folds:
-            metrics = metrics_of(one.task, *one.answers(splits.validation, task.selects_by_text))
+            metrics = metrics_of(baseline.task, *baseline.answers(splits.validation, task.selects_by_text))
             record.validation_metrics, record.validation = metrics, metrics.get(task.metric)
         if splits.test is not None:
-            tested = _clock(base)
-            record_test(record, one.task, *one.answers(splits.test, task.generates_text))
-            record.predicting = _clock(base) - tested
-        record.seconds = _clock(base) - began
-        yield FinishedRun(record, files=one.files(record.results))
+            test_started = _clock(base)
+            record_test(record, baseline.task, *baseline.answers(splits.test, task.generates_text))
+            record.predicting = _clock(base) - test_started
+        record.seconds = _clock(base) - started
+        yield FinishedRun(record, files=baseline.files(record.results))
 
 
-def _clock(base: Frozen | ZeroShot | None) -> float:
+def _clock(base: FrozenBase | ZeroShot | None) -> float:
     """Seconds, counted as if no text were known from an earlier run."""
-    return time.monotonic() + (base.saved if isinstance(base, Frozen) else 0.0)
+    return time.monotonic() + (base.seconds_saved if isinstance(base, FrozenBase) else 0.0)
 
 
-def _fit(config: RunConfig, task: Task, splits: Splits, frozen: Frozen | None) -> Baseline:
+def _fit(config: RunConfig, task: Task, splits: Splits, frozen: FrozenBase | None) -> Baseline:
     """The linear baseline of one run."""
     if balanced := config.recipe.get("class_weights") == BALANCED:
         task.with_class_weights(splits.train.targets or [])  # refused where there are no classes
     tunes_base = FEATURES[config.method].tunes_base
     # with folds nothing is chosen by validation examples, and most baselines need none
-    alone = config.folds and config.k == "all" and not tunes_base
-    train = splits.train.joined(splits.validation) if alone else splits.train
-    one = fit_baseline(config.method, task, train, frozen, balanced=balanced)
+    joined = config.folds and config.k == "all" and not tunes_base
+    train = splits.train.joined(splits.validation) if joined else splits.train
+    baseline = fit_baseline(config.method, task, train, frozen, balanced=balanced)
     if not tunes_base:
-        return one
-    said, _ = one.outputs(splits.validation)
-    return replace(one, task=_calibrated(task, said.numpy(), splits.validation.targets or []))
+        return baseline
+    logits, _ = baseline.outputs(splits.validation)
+    return replace(baseline, task=_calibrated(task, logits.numpy(), splits.validation.targets or []))
 
 
 def load_predictor(run: str, base: str | None = None, device: str = "auto") -> TablePredictor:
@@ -275,28 +281,29 @@ def load_predictor(run: str, base: str | None = None, device: str = "auto") -> T
     folder = resolve(run)
     if not (folder / BASELINE).is_file():
         return Predictor.load(run, base, device, ensembles=True)
-    said = read_json(folder / BASELINE, "a folder with a baseline")
-    name = said.get("baseline")
-    if said.get("format") != FORMAT or name not in (*FEATURES, *ANSWERING):
-        what = f"format {said.get('format')!r} of {name!r}"
+    description = read_json(folder / BASELINE, "a folder with a baseline")
+    name = description.get("baseline")
+    if description.get("format") != FORMAT or name not in (*FEATURES, *ANSWERING):
+        what = f"format {description.get('format')!r} of {name!r}"
         raise CheckpointError(f"{folder / BASELINE}: {what}; this version reads format {FORMAT}")
-    task = task_of(said.get("task") or {})
+    task = task_of(description.get("task") or {})
     try:
         if name == NEAREST:
-            return Nearest(task, list(map(str, said["asked"])), list(map(str, said["said"])))
-        found: Frozen | ZeroShot | None = None
-        if metadata := said.get("base"):
+            return Nearest(task, list(map(str, description["questions"])), list(map(str, description["answers"])))
+        frozen: FrozenBase | ZeroShot | None = None
+        if metadata := description.get("base"):
             model, longest, target = base or metadata["name"], metadata["max_length"], device_of(device)
             if name == ZERO_SHOT:
-                found = ZeroShot(model, task, longest, target)
+                frozen = ZeroShot(model, task, longest, target)
             else:
                 config = RunConfig(model=model, task=task.name, pooling=metadata["pooling"])
-                found = frozen_base(config, task, target, longest)
-            check_identity(model, found.identity, {one: metadata[one] for one in found.identity})
-        if isinstance(found, ZeroShot):
-            return replace(found.predictor, task=task)
-        arrays = _read_arrays(folder / ARRAYS, said["sha256"])
-        return Baseline(task, FEATURES[name].load(said, arrays, found), Linear(arrays["weight"], arrays["bias"]))
+                frozen = frozen_base(config, task, target, longest)
+            check_identity(model, frozen.identity, {key: metadata[key] for key in frozen.identity})
+        if isinstance(frozen, ZeroShot):
+            return replace(frozen.predictor, task=task)
+        arrays = _read_arrays(folder / ARRAYS, description["sha256"])
+        features = FEATURES[name].load(description, arrays, frozen)
+        return Baseline(task, features, Linear(arrays["weight"], arrays["bias"]))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {error}); train again") from None
 

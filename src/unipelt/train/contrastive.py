@@ -21,7 +21,7 @@ from unipelt.checkpoint.bases import base_path, quiet
 from unipelt.data import Examples
 from unipelt.errors import CheckpointError
 from unipelt.tasks.base import Task
-from unipelt.train.text_features import Frozen, HeadInputs, TextFeatures
+from unipelt.train.text_features import FrozenBase, HeadInputs, TextFeatures
 
 PAIRS = 40  # of each text, half of them of one class: the paper's R = 20
 BATCH = 16  # pairs of a step, the package's default
@@ -47,10 +47,10 @@ class TunedStates(HeadInputs):
         return TextFeatures.refuses(task) or ("" if task.labels else f"{task.kind} has no classes to tell apart")
 
     @classmethod
-    def fit(cls, train: Examples, frozen: Frozen | None) -> Self:
+    def fit(cls, train: Examples, frozen: FrozenBase | None) -> Self:
         """Tune the base from its file, and put the tuned weights into the model of `frozen`."""
         assert frozen is not None
-        _put(frozen.model, _tune(frozen, next(iter(train.inputs.values())), train.targets or []))
+        _load_weights(frozen.model, _tune(frozen, next(iter(train.inputs.values())), train.targets or []))
         return cls(replace(frozen, known={}, seconds=0.0))
 
     @property
@@ -62,10 +62,12 @@ class TunedStates(HeadInputs):
         return metadata, {BODY + name: value.numpy() for name, value in _weights(self.frozen.model).items()}
 
     @classmethod
-    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
+    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: FrozenBase | None) -> Self:
         assert frozen is not None
-        found = {name.removeprefix(BODY): torch.from_numpy(one) for name, one in arrays.items() if name[:5] == BODY}
-        _put(frozen.model, found)
+        weights = {
+            name.removeprefix(BODY): torch.from_numpy(array) for name, array in arrays.items() if name[:5] == BODY
+        }
+        _load_weights(frozen.model, weights)
         return cls(frozen)
 
 
@@ -75,15 +77,15 @@ def _weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items() if "pooler" not in name.split(".")}
 
 
-def _put(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
+def _load_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
     """Give the base these weights. Raises CheckpointError where they are not all of its own."""
-    own = _weights(model)
-    if {name: one.shape for name, one in own.items()} != {name: one.shape for name, one in weights.items()}:
+    shapes = [{name: weight.shape for name, weight in named.items()} for named in (_weights(model), weights)]
+    if shapes[0] != shapes[1]:
         raise CheckpointError("its weights are not those of the base that it names; train again")
     model.base_model.load_state_dict(weights, strict=False)
 
 
-def _tune(frozen: Frozen, texts: list[str], targets: list[Any]) -> dict[str, torch.Tensor]:
+def _tune(frozen: FrozenBase, texts: list[str], targets: list[Any]) -> dict[str, torch.Tensor]:
     """The weights of the base after contrastive training on pairs of these texts."""
     import datasets
     from sentence_transformers import SentenceTransformer
@@ -98,16 +100,16 @@ def _tune(frozen: Frozen, texts: list[str], targets: list[Any]) -> dict[str, tor
         body = Transformer(base_path(frozen.name), max_seq_length=frozen.max_length)
         pooling = Pooling(body.get_embedding_dimension(), "mean")
         sentences = SentenceTransformer(modules=[body, pooling], device=str(device))
-        several = "one-vs-rest" if isinstance(targets[0], list) else None
-        model = SetFitModel(model_body=sentences, multi_target_strategy=several)
-        how = TrainingArguments(
+        strategy = "one-vs-rest" if isinstance(targets[0], list) else None
+        model = SetFitModel(model_body=sentences, multi_target_strategy=strategy)
+        arguments = TrainingArguments(
             output_dir=folder, batch_size=BATCH, max_steps=steps, body_learning_rate=RATE, max_length=frozen.max_length, report_to="none", seed=0,
             save_strategy="no", logging_strategy="no", show_progress_bar=False,
         )  # fmt: skip
-        trainer = Trainer(model, how, train_dataset=datasets.Dataset.from_dict({"text": texts, "label": targets}))
+        trainer = Trainer(model, arguments, train_dataset=datasets.Dataset.from_dict({"text": texts, "label": targets}))
         trainer.st_trainer.remove_callback(PrinterCallback)
         trainer.st_trainer.args.dataloader_pin_memory = device.type == "cuda"
-        trainer.train_embeddings(texts, targets, args=how)
+        trainer.train_embeddings(texts, targets, args=arguments)
     return _weights(body.auto_model)
 
 

@@ -30,7 +30,7 @@ WORDS = 50_000  # most words and pairs of words that are counted
 
 
 @dataclass
-class Frozen:
+class FrozenBase:
     """A frozen base: the state that its head reads of each text `[feature]`, or of each word `[word, feature]`."""
 
     model: PreTrainedModel
@@ -43,9 +43,9 @@ class Frozen:
     known: dict[tuple[str, ...], Float[np.ndarray, " feature"]] = field(default_factory=dict)
     """by text: folds and seeds share their texts"""
     seconds: float = 0.0
-    """that all known texts took"""
-    saved: float = 0.0
-    """seconds that texts would have taken that were known already, by those that were not"""
+    """time that all known texts took"""
+    seconds_saved: float = 0.0
+    """estimated time that texts would have taken whose states were known already"""
 
     def __call__(self, inputs: dict[str, list]) -> list[Float[np.ndarray, "*word feature"]]:
         """The states of texts or lists of words. inputs: by name, as examples have them."""
@@ -53,16 +53,19 @@ class Frozen:
         new = {key: index for index, key in enumerate(keys) if key not in self.known}
         if new:
             began = time.monotonic()
-            some = Examples(inputs={name: [values[i] for i in new.values()] for name, values in inputs.items()})
-            encoded = self.task.encode(self.tokenizer, some, most_tokens(self.model, self.max_length))
+            new_examples = Examples(inputs={name: [values[i] for i in new.values()] for name, values in inputs.items()})
+            encoded = self.task.encode(self.tokenizer, new_examples, most_tokens(self.model, self.max_length))
             check_tokens(encoded, self.model, self.model.config._name_or_path)
             with head_inputs(self.model, self.task.pooled):
                 states = [*predict(self.model, self.tokenizer, [encoded], task=type(self.task))[0].numpy()]
             if encoded.first_tokens:  # a word that was cut off has no state: zeros
-                states = [np.where(at[:, None] >= 0, own[at], 0) for own, at in zip(states, encoded.first_tokens)]
+                states = [
+                    np.where(first[:, None] >= 0, tokens[first], 0)
+                    for tokens, first in zip(states, encoded.first_tokens)
+                ]
             self.known |= dict(zip(new, states))
             self.seconds += time.monotonic() - began
-        self.saved += (len(keys) - len(new)) * self.seconds / max(1, len(self.known))
+        self.seconds_saved += (len(keys) - len(new)) * self.seconds / max(1, len(self.known))
         return [self.known[key] for key in keys]
 
 
@@ -72,27 +75,27 @@ def head_inputs(model: PreTrainedModel, pooled: bool) -> Iterator[None]:
 
     Raises UserError for a head that reads every token and then does more than one linear to it.
     """
-    modules, read = find_head(model), list[Tensor]()
+    modules, inputs = find_head(model), list[Tensor]()
 
-    def before(module: torch.nn.Module, args: tuple) -> None:
-        read.append(args[0])
+    def keep_input(module: torch.nn.Module, args: tuple) -> None:
+        inputs.append(args[0])
 
-    def instead(module: torch.nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def return_input(module: torch.nn.Module, args: tuple, output: Tensor) -> Tensor:
         return args[0]
 
-    def after(module: torch.nn.Module, args: tuple, output: Any) -> Any:
-        first = read[0]
-        read.clear()
+    def replace_logits(module: torch.nn.Module, args: tuple, output: Any) -> Any:
+        first = inputs[0]
+        inputs.clear()
         if pooled and first.dim() > 2:
             raise UserError(f"{type(model).__name__}: its head reads no single state of a text, which probe needs")
         output.logits = first
         return output
 
     if len(modules) == 1 and pooled:  # the model may choose a token after the head, as decoders do
-        hooks = [module.register_forward_hook(instead) for module in modules.values()]
+        hooks = [module.register_forward_hook(return_input) for module in modules.values()]
     else:
-        hooks = [module.register_forward_pre_hook(before) for module in modules.values()]
-        hooks.append(model.register_forward_hook(after))
+        hooks = [module.register_forward_pre_hook(keep_input) for module in modules.values()]
+        hooks.append(model.register_forward_hook(replace_logits))
     try:
         yield
     finally:
@@ -114,7 +117,7 @@ class TextFeatures(ABC):
         )
 
     @classmethod
-    def fit(cls, train: Examples, frozen: Frozen | None) -> Self:
+    def fit(cls, train: Examples, frozen: FrozenBase | None) -> Self:
         """The features for these training examples. frozen: given where `reads_base`."""
         return cls()
 
@@ -133,11 +136,11 @@ class TextFeatures(ABC):
         return 0
 
     def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """JSON and arrays from which `load` makes the same features."""
+        """JSON and arrays to store, from which `load` makes the same features."""
         return {}, {}
 
     @classmethod
-    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
+    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: FrozenBase | None) -> Self:
         """What `saved` gave. Raises CheckpointError where it is something else."""
         return cls()
 
@@ -164,14 +167,16 @@ class WordCounts(TextFeatures):
     name: ClassVar[str] = "tfidf"
 
     @staticmethod
-    def _vectorizer(**more: Any) -> Any:
+    def _vectorizer(**kwargs: Any) -> Any:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         pattern = r"(?u)\w+|[^\w\s]"
-        return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=pattern, max_features=WORDS, **more)
+        return TfidfVectorizer(
+            ngram_range=(1, 2), sublinear_tf=True, token_pattern=pattern, max_features=WORDS, **kwargs
+        )
 
     @classmethod
-    def fit(cls, train: Examples, frozen: Frozen | None) -> Self:
+    def fit(cls, train: Examples, frozen: FrozenBase | None) -> Self:
         vectorizer = cls._vectorizer().fit([text for texts in train.inputs.values() for text in texts])
         return cls(vectorizer.get_feature_names_out().tolist(), vectorizer.idf_)
 
@@ -180,20 +185,20 @@ class WordCounts(TextFeatures):
 
         vectorizer = self._vectorizer(vocabulary=self.vocabulary)
         vectorizer.idf_ = self.weights
-        each = [vectorizer.transform(texts) for texts in examples.inputs.values()]
-        if len(each) == 1:
-            return each[0]
-        one, other = each
-        return hstack([one, other, abs(one - other), csr_matrix(one.multiply(other).sum(axis=1))]).tocsr()
+        matrices = [vectorizer.transform(texts) for texts in examples.inputs.values()]
+        if len(matrices) == 1:
+            return matrices[0]
+        first, second = matrices
+        return hstack([first, second, abs(first - second), csr_matrix(first.multiply(second).sum(axis=1))]).tocsr()
 
     def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return {"vocabulary": self.vocabulary}, {"idf": self.weights}
 
     @classmethod
-    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
+    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: FrozenBase | None) -> Self:
         words, weights = metadata.get("vocabulary"), arrays.get("idf")
-        fits = isinstance(words, list) and len(set(map(str, words))) == len(words) and weights is not None
-        if not fits or weights.shape != (len(words),):  # type: ignore[union-attr, arg-type]
+        valid = isinstance(words, list) and len(set(map(str, words))) == len(words) and weights is not None
+        if not valid or weights.shape != (len(words),):  # type: ignore[union-attr, arg-type]
             raise CheckpointError("its vocabulary does not fit its weights")
         return cls(words, weights)  # type: ignore[arg-type]
 
@@ -205,7 +210,7 @@ class HeadInputs(TextFeatures):
     Of a pair of texts with states u, v: u, v, |u − v|, u v          Conneau & Kiela 2018, arXiv:1803.05449
     """
 
-    frozen: Frozen
+    frozen: FrozenBase
     name: ClassVar[str] = "probe"
     reads_base: ClassVar[bool] = True
 
@@ -214,21 +219,22 @@ class HeadInputs(TextFeatures):
         return super().refuses(task) if task.generates_text else ""
 
     @classmethod
-    def fit(cls, train: Examples, frozen: Frozen | None) -> Self:
+    def fit(cls, train: Examples, frozen: FrozenBase | None) -> Self:
         assert frozen is not None
         return cls(frozen)
 
     def __call__(self, examples: Examples) -> Features:
-        each = [np.vstack(self.frozen({name: values})) for name, values in examples.inputs.items()]
-        if len(each) == 1:
-            return each[0]
-        one, other = each
-        return np.hstack([one, other, np.abs(one - other), one * other])
+        matrices = [np.vstack(self.frozen({name: values})) for name, values in examples.inputs.items()]
+        if len(matrices) == 1:
+            return matrices[0]
+        first, second = matrices
+        return np.hstack([first, second, np.abs(first - second), first * second])
 
     def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        own = self.frozen
-        return {"base": {"name": own.name, "pooling": own.pooling, "max_length": own.max_length, **own.identity}}, {}
+        base = self.frozen
+        metadata = {"name": base.name, "pooling": base.pooling, "max_length": base.max_length, **base.identity}
+        return {"base": metadata}, {}
 
     @classmethod
-    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: Frozen | None) -> Self:
+    def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: FrozenBase | None) -> Self:
         return cls.fit(Examples(inputs={"text": []}), frozen)
