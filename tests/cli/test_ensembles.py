@@ -48,7 +48,7 @@ def test_runs_predict_together_what_they_say_on_average(run, train_words, unlabe
     members = [out / f"seed-{seed}" for seed in (4, 5, 6)]
     records = [json.loads((folder / "run.json").read_text()) for folder in (out, *members)]
     assert records[0]["members"] == [folder.name for folder in members]
-    assert len({json.dumps(record["rows"]) for record in records}) == 1, "no run may see another's test examples"
+    assert len({json.dumps(record["examples"]) for record in records}) == 1, "no run may see another's test examples"
     first = [Predictor.load(str(folder)) for folder in members]
     together = Predictor.load(str(out), ensembles=True)
     examples = first[0].read(str(unlabelled), text=None, pair=None)

@@ -77,7 +77,7 @@ def own_file(folder: Path, kind: str = "classification", seeds: int = 2, fewer: 
                     status="finished", metric=metric, validation=score - better * (method == "head"), test=score, curve=curve, predictions=said, targets=targets,
                     logits=logits, temperature=2.0 if logits else None, labels=labels if has_classes else [], parameters={"head": 10 + len(method)},
                     seconds=12.0, predicting=0.9, truncated={"train": 17, "validation": 0, "test": 3}, steps=30, runs_at_once=1,
-                    rows={"train": {"number": TRAIN if k == "all" else k, "fingerprint": "x"}, "test": {"number": TEST, "fingerprint": test.fingerprint}},
+                    examples={"train": {"number": TRAIN if k == "all" else k, "fingerprint": "x"}, "test": {"number": TEST, "fingerprint": test.fingerprint}},
                 )  # fmt: skip
     store.plan(results)
     store.finish(results)

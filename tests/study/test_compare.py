@@ -96,10 +96,10 @@ def test_the_recommended_method_is_trained_on_fewer_examples_too(
     said = run(*words)
     assert said.code == 0, said.err
     rows = Store.read(tmp_path / "out").runs()
-    whole = {row["seed"]: row["rows"]["train"]["number"] for row in rows if row["k"] == "all"}
-    fewer = {(row["seed"], row["rows"]["train"]["number"]) for row in rows if row["k"] != "all"}
+    whole = {row["seed"]: row["examples"]["train"]["number"] for row in rows if row["k"] == "all"}
+    fewer = {(row["seed"], row["examples"]["train"]["number"]) for row in rows if row["k"] != "all"}
     assert fewer == {(seed, n // part) for seed, n in whole.items() for part in (2, 4)}
-    assert len({row["rows"]["test"]["fingerprint"] for row in rows}) == 1
+    assert len({row["examples"]["test"]["fingerprint"] for row in rows}) == 1
     assert "Would more labels help? " in said.out and build(tmp_path / "out").why == without.why
     assert json.loads((tmp_path / "out" / "winner" / "run.json").read_text())["config"]["k"] == "all"
 
@@ -138,7 +138,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     assert (
         found and record["config"]["method"] == found.take and record["config"]["folds"] == 1 and record["test"] is None
     )
-    assert record["rows"]["train"]["number"] + record["rows"]["validation"]["number"] == 60
+    assert record["examples"]["train"]["number"] + record["examples"]["validation"]["number"] == 60
     assert run("predict", out / "winner", "--data", unlabelled).code == 0
     assert run(*words).out == said.out, "asked again"
     shown = run("inspect", out / "winner")
@@ -307,7 +307,11 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
     words = ask(reviews, tmp_path / "out", "--methods", "head", "--validation", validation, "--test", test)
     assert run(*words).code == 0
     (row, *_) = Store.read(tmp_path / "out").runs()
-    assert {name: part["number"] for name, part in row["rows"].items()} == {"train": 60, "validation": 20, "test": 20}
+    assert {name: part["number"] for name, part in row["examples"].items()} == {
+        "train": 60,
+        "validation": 20,
+        "test": 20,
+    }
     validation.write_text(validation.read_text().replace("word1 ", "word2 "))
     validation.write_text("".join(validation.read_text().splitlines(keepends=True)[:-1]))
     line = run(*replaced(words, ("--seeds", 3))).line

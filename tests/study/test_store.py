@@ -15,7 +15,7 @@ from unipelt.train.records import RunKey, RunRecord
 KEYS = [RunKey(task="a", k=k, method="lora", seed=seed, lr=1e-3) for k in (100, "all") for seed in range(3)]
 RESULT = RunRecord(
     status="finished", metric="accuracy", validation=0.5, test=0.25, curve=[{"epoch": 1, "accuracy": 0.5}], predictions=[0, 1],
-    gates={"encoder.0.x": {"mean": 0.5, "sd": 0.1}}, rows={"train": {"number": 100}}, complete=False,
+    gates={"encoder.0.x": {"mean": 0.5, "sd": 0.1}}, examples={"train": {"number": 100}}, complete=False,
 )  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def test_a_fleet_names_no_path_outside_the_study(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("curve", "5"), ("predictions", '"x"'), ("gates", '{"a": 1}'), ("recipe", "[]"), ("labels", "{"), ("rows", "1"), ("identity", '{"base": 1}'), ("parameters", '{"head": "x"}')],
+    [("curve", "5"), ("predictions", '"x"'), ("gates", '{"a": 1}'), ("recipe", "[]"), ("labels", "{"), ("examples", "1"), ("identity", '{"base": 1}'), ("parameters", '{"head": "x"}')],
 )  # fmt: skip
 def test_a_wrong_value_in_a_store_is_one_line(column: str, value: str, tmp_path: Path):
     store = Store.create(tmp_path, {})

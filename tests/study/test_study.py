@@ -33,7 +33,7 @@ def test_every_run_of_the_grid_is_there(undisturbed: Path):
     for row in rows:
         assert row["status"] in ("finished", "stopped early") and 0 <= row["test"] <= 1
         assert row["validation"] == max(one["accuracy"] for one in row["curve"])
-        assert len(row["predictions"]) == len(row["targets"]) == row["rows"]["test"]["number"]
+        assert len(row["predictions"]) == len(row["targets"]) == row["examples"]["test"]["number"]
         right = sum(a == b for a, b in zip(row["predictions"], row["targets"]))
         assert row["test"] == right / len(row["targets"])
         assert bool(row["gates"]) == row["method"].startswith("unipelt") and row["seconds"] > 0
@@ -69,7 +69,7 @@ def test_a_run_of_a_study_is_the_run_that_train_makes(words, run, tiny_base: str
         record["curve"] == row["curve"]
         and record["test_metrics"] == row["test_metrics"]
         and record["predictions"] == row["predictions"]
-        and record["rows"] == row["rows"]
+        and record["examples"] == row["examples"]
     )
 
 

@@ -9,7 +9,7 @@ from unipelt.cli.fields import docs
 from unipelt.errors import UserError
 from unipelt.spec.forms import FORMS
 from unipelt.study.plan import parse_options
-from unipelt.train.recipes import GATE, HEAD, KINDS, LORA_B, RATES, Recipe, default_recipe, kinds_of, own_rates
+from unipelt.train.recipes import GATE, HEAD, KINDS, LORA_B, RATES, Recipe, accepted_fields, default_recipe, kinds_of
 from unipelt.train.records import RunConfig, RunKey
 
 
@@ -57,11 +57,11 @@ def test_a_rate_of_what_a_method_lacks_is_refused_with_what_it_has(method: str):
     for kind in dict.fromkeys((*KINDS.values(), LORA_B, GATE, HEAD)):
         asked = {f"lr_{kind}": 1e-3}
         if kind in kinds:
-            assert RunConfig(task="rte", method=method, recipe=asked).recipe == own_rates(method, asked) == asked
+            assert RunConfig(task="rte", method=method, recipe=asked).recipe == accepted_fields(method, asked) == asked
             continue
         with pytest.raises(UserError, match=rf"--lr-{kind.replace('_', '-')}: {method} takes .*--lr-head or --lr$"):
             RunConfig(task="rte", method=method, recipe=asked)
-        assert own_rates(method, asked) == {}, "a study's method that lacks it"
+        assert accepted_fields(method, asked) == {}, "a study's method that lacks it"
 
 
 def test_a_study_takes_a_rate_that_one_of_its_methods_has():

@@ -32,7 +32,7 @@ def test_what_is_written_is_read(tmp_path: Path):
     [
         ("status", 5), ("format", "3"), ("format", 2), ("validation", "high"), ("seconds", True), ("curve", {}), ("curve", [1]),
         ("curve", [{"epoch": "one"}]), ("curve", [{"train_loss": 1}]), ("validation_metrics", None), ("validation_metrics", {"epoch": 1}),
-        ("parameters", {"head": 1.5}), ("labels", "yes"), ("predictions", "none"), ("rows", 3), ("description", []), ("surprise", 1),
+        ("parameters", {"head": 1.5}), ("labels", "yes"), ("predictions", "none"), ("examples", 3), ("description", []), ("surprise", 1),
         ("config", {}), ("config", {"task": 3}), ("config", {"task": "rte", "recipe": 5}), ("config", {"task": "rte", "head": "x"}),
         ("config", {"task": "rte", "lr": 1}), ("recipe", {"epochs": "3"}), ("recipe", {"epochs": 0}), ("recipe", {"speed": 1}),
         ("identity", {"base": 1}),

@@ -55,7 +55,7 @@ def answered(store: Store, runs: Sequence[Run], folds: int = 0) -> Answered | No
     chosen = [run for run in runs if run.seed < folds] if folds else [_saved(runs)]
     rows = [
         row
-        for row in store.runs(("labels", "predictions", "targets", "logits", "rows", "temperature"), [run.id for run in chosen])
+        for row in store.runs(("labels", "predictions", "targets", "logits", "examples", "temperature"), [run.id for run in chosen])
         if row["predictions"] and row["targets"] and len(row["predictions"]) == len(row["targets"])
     ]  # fmt: skip
     if not rows:
@@ -65,7 +65,7 @@ def answered(store: Store, runs: Sequence[Run], folds: int = 0) -> Answered | No
     several = isinstance(targets[0], list)
     known = all(row["logits"] and len(row["logits"]) == len(row["predictions"]) for row in rows)
     each = [to_probabilities(row["logits"], several, row["temperature"] or 1.0) for row in rows] if known else []
-    kept = [store.examples(str(row["rows"]["test"]["fingerprint"])) if row["rows"] else None for row in rows]
+    kept = [store.examples(str(row["examples"]["test"]["fingerprint"])) if row["examples"] else None for row in rows]
     texts = [found for found in kept if found and found[1]]
     names = [name for _, of in texts for name in of]
     whole = len(names) == len(predictions)

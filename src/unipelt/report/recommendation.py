@@ -112,9 +112,9 @@ def _size(record: RunRecord) -> int:
 
 def _seconds_per_example(record: RunRecord) -> float | None:
     """To predict a test example; None where it is not known."""
-    if record.predicting is None or not record.rows:
+    if record.predicting is None or not record.examples:
         return None
-    return record.predicting / record.rows["test"]["number"]
+    return record.predicting / record.examples["test"]["number"]
 
 
 def _lead(one: Seeds, other: Seeds) -> int:

@@ -35,7 +35,7 @@ def comparison_sections(study: Study, advice: Recommendation, store: Store) -> t
     # baselines train on what validates others too
     all_but_test = study.folds and advice.take in BASELINES and advice.take != SETFIT
     splits = ["train", "validation"] if all_but_test else ["train"]
-    whole = [sum(run.record.rows[split]["number"] for split in splits) for run in mine if run.record.rows]
+    whole = [sum(run.record.examples[split]["number"] for split in splits) for run in mine if run.record.examples]
     if whole:
         sizes[min(whole)] = mine  # folds differ by one
     curve = learning_curve(store, sizes, bool(study.folds))

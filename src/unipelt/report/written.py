@@ -39,7 +39,7 @@ def written(store: Store, runs: Sequence[Run], take: str) -> list[Section]:
 
 def _test_examples(run: Run) -> str:
     """Their fingerprint."""
-    return run.record.rows["test"]["fingerprint"] if run.record.rows else ""
+    return run.record.examples["test"]["fingerprint"] if run.record.examples else ""
 
 
 def text_metrics(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:

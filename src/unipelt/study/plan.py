@@ -13,7 +13,7 @@ from unipelt.checkpoint.json_types import fits, in_words
 from unipelt.data import GLUE
 from unipelt.data.load import BUILT_IN, SUMMARIES
 from unipelt.errors import UserError, did_you_mean
-from unipelt.train.recipes import Recipe, check_rates, default_recipe, own_rates
+from unipelt.train.recipes import Recipe, accepted_fields, check_rates, default_recipe
 from unipelt.train.records import (
     BASELINES,
     FILES,
@@ -163,7 +163,7 @@ class StudyConfig:
         return RunConfig(
             model=self.model, task=key.task, k=key.k, method=key.method, seed=key.seed, pooling=self.pooling, head=self.head,
             folds=self.folds,
-            recipe=own_rates(key.method, {**self.recipe, "lr": key.lr}), **taken,
+            recipe=accepted_fields(key.method, {**self.recipe, "lr": key.lr}), **taken,
         )  # fmt: skip
 
 

@@ -238,7 +238,7 @@ class Store:
                 )
 
     def keep_examples(self, fingerprint: str, inputs: dict[str, list[Any]], names: list[str]) -> None:
-        """Store the texts and names of a set of examples by its fingerprint, which RunRecord.rows holds."""
+        """Store the texts and names of a set of examples by its fingerprint, which RunRecord.examples holds."""
         text = json.dumps({"inputs": inputs, "names": names})
         with sqlite_errors(self.path), self._writing() as connection:
             connection.execute("INSERT OR IGNORE INTO examples VALUES (?, ?)", (fingerprint, text))

@@ -103,9 +103,9 @@ class Recipe:
     def rates(self) -> dict[str, float]:
         """The learning rates that are not `lr`, by kind of parameter."""
         kinds = dict.fromkeys((*KINDS.values(), LORA_B, GATE, HEAD))
-        given = {kind: getattr(self, f"lr_{kind}") for kind in kinds}
-        given[LORA_B] = given[LORA] if given[LORA_B] is None else given[LORA_B]
-        return {kind: rate for kind, rate in given.items() if rate is not None}
+        rates = {kind: getattr(self, f"lr_{kind}") for kind in kinds}
+        rates[LORA_B] = rates[LORA] if rates[LORA_B] is None else rates[LORA_B]
+        return {kind: rate for kind, rate in rates.items() if rate is not None}
 
 
 def kinds_of(method: str) -> list[str]:
@@ -115,8 +115,8 @@ def kinds_of(method: str) -> list[str]:
         return []
     changes = spec.mixture(method).changes
     gated = any(isinstance(change.weight, spec.Gate) for change in changes)
-    own = [*dict.fromkeys(KINDS[change.form.name] for change in changes)]
-    return [*own, *([LORA_B] if LORA in own else []), *([GATE] if gated else []), HEAD]
+    kinds = [*dict.fromkeys(KINDS[change.form.name] for change in changes)]
+    return [*kinds, *([LORA_B] if LORA in kinds else []), *([GATE] if gated else []), HEAD]
 
 
 def kind_of(mixture: spec.Mixture, location: spec.Location) -> str:
@@ -129,17 +129,17 @@ def kind_of(mixture: spec.Mixture, location: spec.Location) -> str:
     return LORA_B if kind == LORA and location.part.endswith(UP) else kind
 
 
-def own_rates(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe that a method takes: without the learning rates of kinds that it lacks."""
-    known = {f"lr_{kind}" for kind in kinds_of(method)}
-    return {name: value for name, value in given.items() if not name.startswith("lr_") or name in known}
+def accepted_fields(method: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe that a method accepts: without the learning rates of kinds that it lacks."""
+    accepted = {f"lr_{kind}" for kind in kinds_of(method)}
+    return {name: value for name, value in fields.items() if not name.startswith("lr_") or name in accepted}
 
 
-def check_rates(methods: list[str], given: dict[str, Any]) -> None:
+def check_rates(methods: list[str], fields: dict[str, Any]) -> None:
     """Raises UserError for a learning rate of a kind of parameters that none of the methods has."""
     kinds = list(dict.fromkeys(kind for method in methods for kind in kinds_of(method)))
-    for name in given:
-        if name.startswith("lr_") and given[name] is not None and name.removeprefix("lr_") not in kinds:
+    for name in fields:
+        if name.startswith("lr_") and fields[name] is not None and name.removeprefix("lr_") not in kinds:
             flags = ", ".join(f"--lr-{kind.replace('_', '-')}" for kind in kinds)
             has = f"takes {flags} or --lr" if flags else "has one rate, --lr"
             raise UserError(f"--{name.replace('_', '-')}: {', '.join(methods)[:200]} {has}")
@@ -168,14 +168,14 @@ SMALL = 512  # hidden units
 # most examples, epochs, epochs between evaluations, evaluations without a better metric before training stops: UniPELT names
 # none, these are ours; at K = 100 an evaluation on 1,000 validation examples costs four epochs
 EPOCHS = ((100, 50, 4, 5), (500, 25, 2, 5), (1000, 20, 2, 5), (5000, 10, 1, 10))
-MANY = (3, 1, 10)  # beyond
+LARGE = (3, 1, 10)  # with more examples
 
 
-def default_recipe(method: str, hidden: int, samples: int, **given: Any) -> Recipe:
-    """The recipe of a method on a base with `hidden` units and `samples` training examples; what is given comes first."""
+def default_recipe(method: str, hidden_size: int, samples: int, **given: Any) -> Recipe:
+    """The recipe of a method on a base with `hidden_size` units and `samples` training examples; what is given comes first."""
     name = method.partition("(")[0].strip()
     name = "unipelt" if name.startswith("unipelt") else name
     large, small = RATES.get(name, RATES["unipelt"])
-    epochs, every, patience = next((plan for most, *plan in EPOCHS if samples <= most), MANY)
-    recipe = Recipe(lr=small if hidden < SMALL else large, epochs=epochs, evaluate_every=every, patience=patience)
+    epochs, every, patience = next((settings for limit, *settings in EPOCHS if samples <= limit), LARGE)
+    recipe = Recipe(lr=small if hidden_size < SMALL else large, epochs=epochs, evaluate_every=every, patience=patience)
     return replace(recipe, **{key: value for key, value in given.items() if value is not None})

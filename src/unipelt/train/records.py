@@ -192,7 +192,7 @@ class RunRecord:
     """trainable parameters by change; `head` for the head"""
     stored: int | None = None
     """number of parameters in the checkpoint: the trained ones, but a prefix without its MLP"""
-    rows: dict[str, Any] | None = None
+    examples: dict[str, Any] | None = None
     """number and fingerprint of the examples of train, validation and test"""
     truncated: dict[str, int] | None = None
     """examples of train, validation and test that lost tokens to the recipe's max_length"""

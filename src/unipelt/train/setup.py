@@ -37,16 +37,16 @@ class DatasetCache:
 
     def __init__(self):
         self.loaded: dict[tuple, tuple[Task, data.Dataset]] = {}
-        self.drawn: dict[tuple, data.Splits] = {}
+        self.split: dict[tuple, data.Splits] = {}
         self.encoded: dict[tuple, Encoded] = {}
         self.states = StateCache()
 
     def _load(self, config: RunConfig) -> tuple[Task, data.Dataset]:
         key = tuple(getattr(config, name) for name in (*DATASET_FIELDS, *GENERATION))
         if key not in self.loaded:
-            name, *options = key[: len(DATASET_FIELDS)]
-            generation = {one: value for one in GENERATION if (value := getattr(config, one)) is not None}
-            self.loaded[key] = load(name, **dict(zip(DATASET_FIELDS[1:], options)), generation=generation)
+            source, *options = key[: len(DATASET_FIELDS)]
+            generation = {name: value for name in GENERATION if (value := getattr(config, name)) is not None}
+            self.loaded[key] = load(source, **dict(zip(DATASET_FIELDS[1:], options)), generation=generation)
         return self.loaded[key]
 
     def task(self, config: RunConfig) -> Task:
@@ -57,11 +57,11 @@ class DatasetCache:
 
     def splits(self, config: RunConfig) -> data.Splits:
         k = config.k if config.k == "all" else int(config.k)
-        drawn = k, config.seed, *(getattr(config, name) for name in SPLIT_FIELDS), config.folds
-        key = (*(getattr(config, name) for name in DATASET_FIELDS), *drawn)
-        if key not in self.drawn:
-            self.drawn[key] = data.split(self.dataset(config), *drawn)  # type: ignore[arg-type]
-        return self.drawn[key]
+        choice = k, config.seed, *(getattr(config, name) for name in SPLIT_FIELDS), config.folds
+        key = (*(getattr(config, name) for name in DATASET_FIELDS), *choice)
+        if key not in self.split:
+            self.split[key] = data.split(self.dataset(config), *choice)  # type: ignore[arg-type]
+        return self.split[key]
 
     def encode(
         self, task: Task, tokenizer: PreTrainedTokenizerBase, examples: data.Examples, max_length: int
@@ -95,7 +95,7 @@ def build_fleet(
     outputs, seeds = max(task.outputs for task in tasks), [config.seed for config in configs[:runs_at_once]]
     loaded = load_and_attach(first, tasks[0], outputs=outputs, seeds=seeds, device=device)
     check_identity(first.model, loaded.identity, identity)
-    plans = [plan_of(config, one, cache, loaded, outputs) for config, one in zip(configs, splits)]
+    plans = [plan_of(config, run_splits, cache, loaded, outputs) for config, run_splits in zip(configs, splits)]
     model, tokenizer = loaded.model, loaded.tokenizer
     if plans[0].recipe.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
@@ -171,42 +171,41 @@ def export_note(config: RunConfig, task: Task) -> list[str]:
     ]
 
 
-def check_identity(model: str, found: dict[str, str], expected: dict[str, str] | None) -> None:
+def check_identity(base: str, identity: dict[str, str], expected: dict[str, str] | None) -> None:
     """Raise CheckpointError if the fingerprint of a base or its tokenizer differs from the expected one."""
     words = {"base": "its weights differ from those", "tokenizer": "its tokenizer differs from the one"}
     for name, value in (expected or {}).items():
-        if found.get(name) != value:
+        if identity.get(name) != value:
             raise CheckpointError(
-                f"--model {model}: {words.get(name, name)} of the earlier runs; use the same model as before, or another --out"
+                f"--model {base}: {words.get(name, name)} of the earlier runs; use the same model as before, or another --out"
             )
 
 
-def plan_of(config: RunConfig, splits: data.Splits, cache: DatasetCache, loaded: Loaded, widest: int) -> Plan:
-    """Plan one run: encode its examples, fill in the defaults of its recipe, and begin its record. widest: outputs of the model's
-    head."""
+def plan_of(config: RunConfig, splits: data.Splits, cache: DatasetCache, loaded: Loaded, head_outputs: int) -> Plan:
+    """Plan one run: encode its examples, fill in the defaults of its recipe, and begin its record. head_outputs: of
+    the model's head."""
     model, tokenizer, targets = loaded.model, loaded.tokenizer, splits.train.targets or []
     task = cache.task(config).prepare(model, tokenizer)
-    given = {"max_length": task.default_max_length} | config.recipe
-    recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **given)
+    recipe_fields = {"max_length": task.default_max_length} | config.recipe
+    recipe = default_recipe(config.method, model.config.hidden_size, len(splits.train), **recipe_fields)
     recipe = replace(recipe, precision=chosen_precision(model.device, recipe.precision))
     if recipe.label_smoothing and not task.generates_text:
         raise UserError(
             f"--label-smoothing {recipe.label_smoothing:g}: for generated text only; the task is {task.kind}, so leave it out"
         )
-    trained = task.with_class_weights(targets) if recipe.class_weights == BALANCED else task
+    training_task = task.with_class_weights(targets) if recipe.class_weights == BALANCED else task
     longest = most_tokens(model, recipe.max_length)
     encoded = {name: cache.encode(task, tokenizer, examples, longest) for name, examples in splits.parts.items()}
     for examples in encoded.values():
         check_tokens(examples, model, f"--model {config.model}")
     output = output_of(model)
     bias = None if output is None else output.bias is not None
-    less = (
-        0 if output is None else (widest - task.outputs) * (output.weight.shape[-1] + bool(bias))
-    )  # other tasks' outputs
-    parameters = {name: count - less * (name in (FULL, "head")) for name, count in loaded.parameters.items()}
+    # parameters of the outputs that only other tasks of the fleet have
+    unused = 0 if output is None else (head_outputs - task.outputs) * (output.weight.shape[-1] + bool(bias))
+    parameters = {name: count - unused * (name in (FULL, "head")) for name, count in loaded.parameters.items()}
     record = start_record(config, splits, cache, task, parameters, loaded.identity)
-    record.stored = parameters[FULL] if FULL in parameters else stored_parameters(model) - less
-    record.recipe, record.truncated = asdict(recipe), {name: one.truncated for name, one in encoded.items()}
+    record.stored = parameters[FULL] if FULL in parameters else stored_parameters(model) - unused
+    record.recipe, record.truncated = asdict(recipe), {name: examples.truncated for name, examples in encoded.items()}
     folds: list[int] = []
     if recipe.head_start == PROBE:
         why = "has no head" if not task.trains_head else "has no head that pools" if not task.pooled else ""
@@ -215,7 +214,7 @@ def plan_of(config: RunConfig, splits: data.Splits, cache: DatasetCache, loaded:
             raise UserError(f"--head-start {PROBE}: {what}; use --head-start {RANDOM}")
         folds = inner_folds(splits.train, splits.train.targets if task.classes else None)
     return Plan(
-        initial_record=record, task=trained.fit(targets, bias=bias), recipe=recipe, train=encoded["train"], validation=encoded["validation"],
+        initial_record=record, task=training_task.fit(targets, bias=bias), recipe=recipe, train=encoded["train"], validation=encoded["validation"],
         test=encoded.get("test"), folds=folds,
     )  # fmt: skip
 
@@ -231,7 +230,7 @@ def start_record(
         majority = None if constant is None else METRICS["accuracy"]([constant] * len(targets), targets)
     return RunRecord(
         config=config, description=task.describe(), metric=task.metric, labels=list(task.labels), parameters=parameters,
-        rows=splits.fingerprints, complete=config.k != "all" or cache.dataset(config).complete, majority=majority, identity=identity,
+        examples=splits.fingerprints, complete=config.k != "all" or cache.dataset(config).complete, majority=majority, identity=identity,
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def find_state(
             raise CheckpointError(
                 f"{folder}: its training began with another {name}; put that back, or remove {folder / STATE} to start again"
             )
-    saved, asked = ([(run.key, run.recipe, run.rows) for run in runs] for runs in (loop.records, records))
+    saved, asked = ([(run.key, run.recipe, run.examples) for run in runs] for runs in (loop.records, records))
     if saved != asked:
         return None
     if any(name not in tensors or tensors[name].shape != (len(loop.plan_indices), columns) for name in names):

@@ -118,7 +118,7 @@ def _earlier(
     if before.failed:
         clear_state(folder)
         raise UserError(f"{folder}: {before.status}; take another --out")
-    if (before.rows, before.labels) != (splits.fingerprints, list(task.labels)):
+    if (before.examples, before.labels) != (splits.fingerprints, list(task.labels)):
         raise CheckpointError(
             f"--out {folder}: its run was started on other examples of {config.task!r}; take another folder, or remove it"
         )
