@@ -62,9 +62,8 @@ def own_file(folder: Path, kind: str = "classification", seeds: int = 2, fewer: 
     test = Examples(inputs={name: of[:TEST] for name, of in inputs.items()}, targets=targets)
     train = Examples(inputs={name: of[TEST:] for name, of in inputs.items()}, targets=drawn(kind, TRAIN, 0)[0])
     store.note("examples", summarise(Splits(train=train, validation=test, test=test, notes=())))
-    store.keep_examples(
-        test.fingerprint, test.inputs, [f"reviews.csv, example {i + 1} (line {i + 2})" for i in range(TEST)]
-    )
+    names = [f"reviews.csv, example {i + 1} (line {i + 2})" for i in range(TEST)]
+    store.note(test.fingerprint, {"inputs": test.inputs, "names": names})
     results = {}
     for method, skill, sizes in (("head", 1.0, ()), ("lora", 2.0, fewer)):
         for k in ("all", *sizes):

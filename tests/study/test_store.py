@@ -109,8 +109,8 @@ def test_what_is_no_store_is_named_and_left_as_it_was(kind: str, tmp_path: Path)
 @pytest.mark.parametrize(
     "damage",
     [
-        "DELETE FROM study WHERE name = 'facts'",
-        "UPDATE study SET value = '[1]' WHERE name = 'facts'",
+        "DELETE FROM study WHERE name = 'options'",
+        "UPDATE study SET value = '[1]' WHERE name = 'options'",
         "UPDATE runs SET k = 'few' WHERE position = 0",
         "UPDATE runs SET method = 'nonsense' WHERE position = 1",
     ],

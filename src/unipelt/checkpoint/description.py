@@ -14,7 +14,7 @@ from unipelt.checkpoint.json_types import check_fields
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.architectures import ARCHITECTURES, Stack, entries_from_json
 
-FORMAT = 3
+FORMAT = 4
 KEY = "unipelt"
 """of the JSON among the texts of the header"""
 

@@ -153,13 +153,14 @@ class Held(NamedTuple):
 
 def _held(out: Path) -> Held:
     """What the comparison in a folder was begun with."""
+    from unipelt.study.compare import MINUTES
     from unipelt.study.store import FILE, Store
 
     if not (out / FILE).exists():
         return Held()
     store = Store.read(out)
     begun = any(not key.baseline for key, _ in store.statuses())
-    found = Held(begun, store.options.get("recipe", {}).get("epochs"), store.minutes)
+    found = Held(begun, store.options.get("recipe", {}).get("epochs"), store.noted(MINUTES) or 0.0)
     store.close()
     return found
 

@@ -65,11 +65,13 @@ def answered(store: Store, runs: Sequence[Run], folds: int = 0) -> Answered | No
     several = isinstance(targets[0], list)
     known = all(row["logits"] and len(row["logits"]) == len(row["predictions"]) for row in rows)
     each = [to_probabilities(row["logits"], several, row["temperature"] or 1.0) for row in rows] if known else []
-    kept = [store.examples(str(row["examples"]["test"]["fingerprint"])) if row["examples"] else None for row in rows]
-    texts = [found for found in kept if found and found[1]]
-    names = [name for _, of in texts for name in of]
+    kept = [store.noted(row["examples"]["test"]["fingerprint"]) if row["examples"] else None for row in rows]
+    texts = [found for found in kept if found and found["names"]]
+    names = [name for found in texts for name in found["names"]]
     whole = len(names) == len(predictions)
-    inputs = {name: [one for found, _ in texts for one in found[name]] for name in texts[0][0]} if whole else {}
+    inputs: dict[str, list] = {}
+    if whole:
+        inputs = {name: [one for found in texts for one in found["inputs"][name]] for name in texts[0]["inputs"]}
     return Answered(
         method=chosen[0].method, which=f"{len(targets):,} {'out-of-fold answers' if folds else 'test examples'}", labels=labels,
         predictions=predictions, targets=targets, probabilities=np.concatenate(each) if known else None,

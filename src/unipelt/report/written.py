@@ -30,10 +30,10 @@ def written(store: Store, runs: Sequence[Run], take: str) -> list[Section]:
             first.setdefault(run.method, run)
     take = take if take in first else next(iter(first))
     found, fingerprint = [text_metrics(metrics)], _test_examples(first[take])
-    kept = store.examples(fingerprint)
-    if kept and ANSWER in kept[0]:
+    kept = store.noted(fingerprint)
+    if kept and ANSWER in kept["inputs"]:
         same = {method: texts[run.id] for method, run in first.items() if _test_examples(run) == fingerprint}
-        found.append(examples(*kept, same, take))
+        found.append(examples(kept["inputs"], kept["names"], same, take))
     return [Section("Written texts", found)]
 
 

@@ -28,6 +28,7 @@ from unipelt.train.train_run import save_checkpoint, train_run
 SHARES = (4, 2)  # of the training examples of a learning curve: one in so many
 LEAST = 20  # training examples of its runs
 FOLDS, FEW = 5, 2_000  # of a cross-validation, and the most examples for which it is the default
+MINUTES = "minutes"  # name of the last time budget among the notes of a store
 WRITTEN = "copied.json"  # in the folder `runs`: by file that was copied elsewhere, its hashes
 Written = dict[str, list[str]]
 
@@ -93,16 +94,18 @@ def open_store(
     """The store of a comparison with these runs of its plan, and how many of its finished runs are trained again."""
     store = Store.create(folder, {COMPARISON: plan[0].task, "k": plan[0].k, **study.options})
     for name, examples in test_sets(study, plan, cache).items():
-        store.keep_examples(name, examples.inputs, [examples.name_of(index) for index in range(len(examples))])
+        names = [examples.name_of(index) for index in range(len(examples))]
+        store.note(name, {"inputs": examples.inputs, "names": names})
     store.note("examples", summarise(cache.splits(study.config(plan[0]))))
-    return store, add_runs(store, study, keys, plan, cache, minutes)
+    again = add_runs(store, study, keys, plan, cache)
+    if minutes > 0:
+        store.note(MINUTES, minutes)
+    return store, again
 
 
-def add_runs(
-    store: Store, study: StudyConfig, keys: list[RunKey], plan: list[RunKey], cache: DatasetCache, minutes: float = 0.0
-) -> int:
+def add_runs(store: Store, study: StudyConfig, keys: list[RunKey], plan: list[RunKey], cache: DatasetCache) -> int:
     """Plan these runs of a comparison's plan and form their fleets; returns how many finished ones are trained again."""
-    again = store.plan(keys, dataset_identities(plan, study, cache), minutes)
+    again = store.plan(keys, dataset_identities(plan, study, cache))
     store.assign(partial(in_rounds, folds=study.folds))
     return again
 

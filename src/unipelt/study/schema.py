@@ -24,7 +24,6 @@ KINDS = get_type_hints(RunRecord) | get_type_hints(RunKey) | {"lr": float}
 JSON = {name for name in VALUES if name not in TYPES and name not in TEXT}
 TABLES = f"""
 CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE examples (fingerprint TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE runs (id TEXT PRIMARY KEY, position INTEGER NOT NULL,
  {", ".join(f"{name} {TYPES.get(name, 'TEXT')}" for name in COLUMNS)}) STRICT;
 """

@@ -31,9 +31,8 @@ EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 COMPARISON = "data"  # name of the option that stores the file of a comparison; no other study has it
 PLANNED = "planned"
 ANSWER = "answer"  # name, among the inputs of stored examples, of the reference text
-OPTIONS = "facts"  # row of the table `study` that holds the options of the study, as JSON
-NOTE = "note "  # prefix, in the table `study`, of further values for the report
-EXAMPLES = "rows of "  # prefix of a task's name, in the table `study`: the identity of its examples
+OPTIONS, IDENTITIES = "options", "identities"
+"""names in the table `study`: the options of the study, and by task the identity of its examples"""
 FLEET = re.compile(r"[\w=+][\w.=+-]*")  # name of a fleet, which is also a folder name
 
 
@@ -67,8 +66,8 @@ class Store:
             if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                 for statement in TABLES.strip().split(";\n"):
                     connection.execute(statement)
-                connection.execute("INSERT INTO study VALUES ('format', ?)", (str(FORMAT),))
-                connection.execute("INSERT INTO study VALUES (?, ?)", (OPTIONS, json.dumps(options, sort_keys=True)))
+                for name, value in (("format", FORMAT), (OPTIONS, options)):
+                    connection.execute("INSERT INTO study VALUES (?, ?)", (name, json.dumps(value)))
             connection.execute("COMMIT")
         store = cls(path, connection, options)
         try:
@@ -92,8 +91,7 @@ class Store:
     def options(self) -> dict[str, Any]:
         """The options that all runs share: model, epochs, and so on."""
         with sqlite_errors(self.path):
-            found = self._stored(OPTIONS)
-            options = json.loads(found) if found else None
+            options = self._stored(OPTIONS)
             if not isinstance(options, dict) or not all(
                 isinstance(options.get(n, {}), dict) for n in ("recipe", "columns")
             ):
@@ -106,17 +104,11 @@ class Store:
             found = self._connection.execute("SELECT identity FROM runs WHERE identity NOT NULL LIMIT 1").fetchone()
             return to_python("identity", found[0]) if found else None
 
-    @property
-    def minutes(self) -> float:
-        """The largest time budget that was given so far; 0: none."""
-        with sqlite_errors(self.path):
-            return float(self._stored("minutes") or 0.0)
-
-    def plan(self, keys: Iterable[RunKey], identities: dict[str, str] | None = None, minutes: float = 0.0) -> int:
+    def plan(self, keys: Iterable[RunKey], identities: dict[str, str] | None = None) -> int:
         """Add new runs, in order. Plan failed runs again, except while their fleet is unfinished. If more epochs are asked for,
         plan all runs but baselines again.
 
-        identities: of each task's examples (`Dataset.identity`). minutes: the time budget, stored for later commands.
+        identities: of each task's examples (`Dataset.identity`).
 
         Returns the number of finished runs that are planned again. Raises StoreError, and adds nothing, if the stored runs of a
         task used other examples (unless all of them failed), or if a run has more epochs.
@@ -129,15 +121,11 @@ class Store:
             self.check_datasets({task: said for task, said in (identities or {}).items() if task in started})
             again = self._runs_with_fewer_epochs() if begun else []
             if again or not begun or (self._asked or {}).get("recipe", {}).get("epochs") is not None:
-                options = json.dumps(self._asked, sort_keys=True)
-                connection.execute("UPDATE study SET value = ? WHERE name = ?", (options, OPTIONS))
+                self._store(OPTIONS, self._asked)
             done = sum(status in DONE for _, status in again)
             for run_id, _ in again:
                 connection.execute(f"UPDATE runs SET status = ?, {clear_results} WHERE id = ?", (PLANNED, run_id))
-            settings = [(EXAMPLES + task, text) for task, text in (identities or {}).items()]
-            if minutes > 0:
-                settings.append(("minutes", str(minutes)))
-            connection.executemany("INSERT OR REPLACE INTO study VALUES (?, ?)", settings)
+            self._store(IDENTITIES, (self._stored(IDENTITIES) or {}) | (identities or {}))
             first = connection.execute("SELECT coalesce(max(position), -1) + 1 FROM runs").fetchone()[0]
             for position, key in enumerate(keys, start=first):
                 connection.execute(
@@ -184,9 +172,7 @@ class Store:
 
     def dataset_identities(self) -> dict[str, str]:
         """By task: the identity of its examples."""
-        with sqlite_errors(self.path):
-            found = self._connection.execute("SELECT name, value FROM study").fetchall()
-        return {name.removeprefix(EXAMPLES): value for name, value in found if name.startswith(EXAMPLES)}
+        return self.noted(IDENTITIES) or {}
 
     def check_datasets(self, identities: dict[str, str]) -> None:
         """Raise StoreError if stored runs of one of these tasks used other examples."""
@@ -237,33 +223,15 @@ class Store:
                     f"UPDATE runs SET {names} WHERE id = ? AND status = ?", (*to_values(record), key.id, PLANNED)
                 )
 
-    def keep_examples(self, fingerprint: str, inputs: dict[str, list[Any]], names: list[str]) -> None:
-        """Store the texts and names of a set of examples by its fingerprint, which RunRecord.examples holds."""
-        text = json.dumps({"inputs": inputs, "names": names})
-        with sqlite_errors(self.path), self._writing() as connection:
-            connection.execute("INSERT OR IGNORE INTO examples VALUES (?, ?)", (fingerprint, text))
-
-    def examples(self, fingerprint: str) -> tuple[dict[str, list[Any]], list[str]] | None:
-        """The inputs by name, and the names of the examples; None if this set was not stored."""
-        with sqlite_errors(self.path):
-            found = self._connection.execute(
-                "SELECT value FROM examples WHERE fingerprint = ?", (fingerprint,)
-            ).fetchone()
-            if found is None:
-                return None
-            held = json.loads(found[0])
-            return held["inputs"], held["names"]
-
     def note(self, name: str, value: Any) -> None:
-        """Store a further value for the report as JSON; it replaces an earlier one."""
-        with sqlite_errors(self.path), self._writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (NOTE + name, json.dumps(value)))
+        """Store a further value as JSON, such as a set of examples by its fingerprint; it replaces an earlier one."""
+        with sqlite_errors(self.path), self._writing():
+            self._store(name, value)
 
     def noted(self, name: str) -> Any:
         """The value stored by `note` under this name, or None."""
         with sqlite_errors(self.path):
-            found = self._stored(NOTE + name)
-            return json.loads(found) if found else None
+            return self._stored(name)
 
     def pending(self) -> list[RunKey]:
         """The runs that are planned and not finished."""
@@ -292,10 +260,14 @@ class Store:
     def close(self) -> None:
         self._connection.close()
 
-    def _stored(self, name: str) -> str | None:
-        """A value of the table `study`."""
+    def _store(self, name: str, value: Any) -> None:
+        """Put a value into the table `study`, inside a transaction."""
+        self._connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (name, json.dumps(value)))
+
+    def _stored(self, name: str) -> Any:
+        """A value of the table `study`; None where it has none."""
         found = self._connection.execute("SELECT value FROM study WHERE name = ?", (name,)).fetchone()
-        return found[0] if found else None
+        return json.loads(found[0]) if found else None
 
     def _keys(self, which: str = "") -> list[tuple[RunKey, str]]:
         found = self._connection.execute(f"SELECT id, status, {', '.join(KEYS)} FROM runs {which} ORDER BY position")
