@@ -89,7 +89,7 @@ def predict(
         encoding=encoding or None,
         proba=proba,
         gates=gates,
-        least=min_confidence,
+        min_confidence=min_confidence,
     )
     if not out:
         suffix = dialect.suffix if dialect.suffix in TEXT else ".csv"

@@ -29,11 +29,11 @@ from unipelt.train.setup import device_of
 from unipelt.train.simplify import GateReport, simplify_gates
 
 Answers = tuple[Tensor | None, Encoded, list[str] | None]
-"""of examples: logits, where they are known, what `task.decide` reads beside them, and what was written, where it was asked for"""
+"""of examples: logits, where there are any, what else `task.decide` reads, and the generated texts, where they were asked for"""
 
 
 class TablePredictor:
-    """What predicts for the examples of a file."""
+    """Predicts for the examples of a file."""
 
     task: Task
 
@@ -54,16 +54,16 @@ class TablePredictor:
 
     def columns(
         self, path: str, *, text: str | None, pair: str | None, encoding: str | None = None, proba: bool = False,
-        gates: bool = False, least: float = 0.0,
+        gates: bool = False, min_confidence: float = 0.0,
     ) -> tuple[dict[str, list[Any]], data.Dialect]:  # fmt: skip
         """The columns of a file, and behind them `prediction`, probabilities `p(label)` and gates `gate(location)`; and how the
         file is written. An example without a text has none of them.
 
-        least: the probability of the most probable class below which the prediction is left blank.
+        min_confidence: the probability of the most probable class below which the prediction is left blank.
         """
-        if not 0 <= least <= 1:
-            raise UserError(f"--min-confidence {least:g}: expected a probability, from 0 to 1")
-        if least and self.task.classes is None:
+        if not 0 <= min_confidence <= 1:
+            raise UserError(f"--min-confidence {min_confidence:g}: expected a probability, from 0 to 1")
+        if min_confidence and self.task.classes is None:
             raise UserError("--min-confidence: this run does not choose one of several classes; leave it out")
         if self.task.generates_text and proba:
             raise UserError("--proba: generated text has no class probabilities; leave it out")
@@ -71,23 +71,23 @@ class TablePredictor:
         gated = self.gates(examples) if gates else {}
         if gates and not gated:
             raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
-        found: dict[str, list]
+        added: dict[str, list]
         if self.task.generates_text:
-            found = {"prediction": self.generate(examples)}
+            added = {"prediction": self.generate(examples)}
         else:
             logits, encoded = self.outputs(examples)
-            found = self.task.output_columns(logits, encoded, probabilities=proba)
-        if least:
+            added = self.task.output_columns(logits, encoded, probabilities=proba)
+        if min_confidence:
             probabilities = self.task.probabilities(logits)
             assert probabilities is not None, "a task that chooses one class has probabilities"
-            sure = (probabilities.amax(dim=-1) >= least).tolist()
-            found["prediction"] = [label if one else None for label, one in zip(found["prediction"], sure)]
-        found |= {f"gate({name})": [round(value, 6) for value in values.tolist()] for name, values in gated.items()}
+            sure = (probabilities.amax(dim=-1) >= min_confidence).tolist()
+            added["prediction"] = [label if is_sure else None for label, is_sure in zip(added["prediction"], sure)]
+        added |= {f"gate({name})": [round(value, 6) for value in values.tolist()] for name, values in gated.items()}
         columns = dict(table.columns)
         for name in columns:
-            if name in found or (gates and name.startswith("gate(")):
+            if name in added or (gates and name.startswith("gate(")):
                 raise UserError(f"{path}: has a column {name!r} already, which predict writes; rename it")
-        for name, values in found.items():
+        for name, values in added.items():
             columns[name] = [None] * len(table)
             for index, value in zip(kept, values):
                 columns[name][index] = value
@@ -128,7 +128,7 @@ class Predictor(TablePredictor):
     max_length: int
     tuned: bool
     runs: int = 1
-    """of an ensemble: how many runs stand side by side, whose predictions are averaged"""
+    """of an ensemble: number of runs whose predictions are averaged"""
 
     @classmethod
     def load(
@@ -138,7 +138,7 @@ class Predictor(TablePredictor):
 
         Raises CheckpointError where the folder holds none, or one that is not finished.
         """
-        target, folder = device_of(device), resolve(run)
+        torch_device, folder = device_of(device), resolve(run)
         if (folder / BASELINE).is_file():
             raise CheckpointError(
                 f"{run}: a baseline, which tunes nothing; expected a run of a tuned method, such as lora"
@@ -156,45 +156,45 @@ class Predictor(TablePredictor):
                 again = "repeat its `unipelt train` command to finish it"
                 raise CheckpointError(f"{folder}: its run is not finished; {again}")
             if not members:
-                return cls._whole(folder, record, target)
+                return cls._load_full(folder, record, torch_device)
         description = describe(members[0] if members else folder)
-        said = record.description if record and members else description.task
-        if not said:
+        task_description = record.description if record and members else description.task
+        if not task_description:
             raise CheckpointError(f"{run}: does not say which task it was trained for; load it with unipelt.load")
-        task = task_of(said)
-        name = base or description.base["name"]
-        if not name:
+        task = task_of(task_description)
+        base_name = base or description.base["name"]
+        if not base_name:
             raise CheckpointError(f"{run}: does not say where its base is; name it with --model")
-        model, tokenizer = task.load(name)
+        model, tokenizer = task.load(base_name)
         tokenizer = run_tokenizer(members[0] if members else folder, tokenizer)
         load(model, members or folder, tokenizer=tokenizer)
         longest = most_tokens(model, description.recipe.get("max_length", task.default_max_length))
         if not members:
             merge(model, unmergeable="keep")
-        return cls(model.to(target).eval(), tokenizer, task, longest, True, len(members) or 1)  # type: ignore[arg-type]  # transformers types it wrongly
+        return cls(model.to(torch_device).eval(), tokenizer, task, longest, True, len(members) or 1)  # type: ignore[arg-type]  # transformers types it wrongly
 
     def logits(self, encoded: Encoded) -> Float[Tensor, "example ..."]:
         """Logits; of an ensemble those of its mean, from one batch routed to its runs."""
-        every = predict(self.model, self.tokenizer, [encoded] * self.runs, task=type(self.task))
-        return every[0] if self.runs == 1 else self.task.average(every)
+        run_logits = predict(self.model, self.tokenizer, [encoded] * self.runs, task=type(self.task))
+        return run_logits[0] if self.runs == 1 else self.task.average(run_logits)
 
     def gates(self, examples: data.Examples) -> dict[str, Float[Tensor, " example"]]:
         """Each gate's value for each example, averaged over tokens and over the runs of an ensemble."""
         if not any(isinstance(module, ScoredGate) for module in self.model.modules()):
             return {}
         copies = [self.encode(examples)] * self.runs
-        every = [gates for _, gates in predict_with_gates(self.model, self.tokenizer, copies, task=type(self.task))]
-        return {name: torch.stack([one[name] for one in every]).mean(dim=0) for name in every[0]}
+        run_gates = [gates for _, gates in predict_with_gates(self.model, self.tokenizer, copies, task=type(self.task))]
+        return {name: torch.stack([gates[name] for gates in run_gates]).mean(dim=0) for name in run_gates[0]}
 
     @classmethod
-    def _whole(cls, folder: Path, record: RunRecord, target: torch.device) -> "Predictor":
+    def _load_full(cls, folder: Path, record: RunRecord, torch_device: torch.device) -> "Predictor":
         if not record.key.full:
             raise CheckpointError(f"{folder}: no {TENSORS} in it, though its run is finished; train it again")
         task = task_of(record.description)
         model, tokenizer = task.load(str(folder))
         check_tokenizer(tokenizer, (record.identity or {}).get("tokenizer", ""), folder)
         longest = most_tokens(model, (record.recipe or {})["max_length"])
-        return cls(model.to(target).eval(), tokenizer, task, longest, False)  # type: ignore[arg-type]  # transformers types it wrongly
+        return cls(model.to(torch_device).eval(), tokenizer, task, longest, False)  # type: ignore[arg-type]  # transformers types it wrongly
 
     def outputs(self, examples: data.Examples) -> tuple[Tensor, Encoded]:
         encoded = self.encode(examples)
@@ -211,10 +211,10 @@ class Predictor(TablePredictor):
     def simplify_gates(self, examples: data.Examples, **thresholds: Any) -> GateReport:
         """What `unipelt.simplify_gates` does over these examples; with targets, by the task's own metric, or the loss for tasks of tokens."""
         encoded, batches, order = self.encode(examples), [], []
-        for (mine,) in longest_first([encoded.lengths()], self.model.device):
-            batch = self.task.collate([Part(self.task, encoded, mine)], self.tokenizer, self.model.device)
+        for (indices,) in longest_first([encoded.lengths()], self.model.device):
+            batch = self.task.collate([Part(self.task, encoded, indices)], self.tokenizer, self.model.device)
             batches.append(batch.inputs | ({"labels": batch.targets[0]} if examples.targets is not None else {}))
-            order += mine
+            order += indices
         targets = [] if examples.targets is None else [examples.targets[index] for index in order]
 
         def score(logits: Tensor, labels: Tensor) -> float:

@@ -63,7 +63,8 @@ class GateReport:
         return sum(gate.decision in decisions for gate in self.gates) / len(self.gates)
 
     def __str__(self) -> str:
-        fractions = ", ".join(f"{self.fraction(one):.0%} {one}" for one in ("kept", "fixed", "merged", "dropped"))
+        decisions = ("kept", "fixed", "merged", "dropped")
+        fractions = ", ".join(f"{self.fraction(decision):.0%} {decision}" for decision in decisions)
         cost = f"; {self.metric} {self.before:.4f} → {self.after:.4f}" if self.metric else ""
         return f"{len(self.gates)} gates over {self.examples} examples: {fractions}; logits change by at most {self.max_logit_change:.2g}{cost}"
 
@@ -91,14 +92,14 @@ def simplify_gates(
 
     Raises SpecError if there are no gates, or for a threshold out of range, and DataError if there are no examples.
     """
-    tuned = mixture_state(model)
-    _, number = tuned.locate_run(run)
+    attached = mixture_state(model)
+    _, run_index = attached.locate_run(run)
     for name, value in (("max_deviation", max_deviation), ("drop_below", drop_below)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise SpecError(f"{name}={value!r}: expected a number from 0 to 1, as gates are")
-    if not any(isinstance(change.weight, spec.Gate) for change in tuned.mixture.changes):
+    if not any(isinstance(change.weight, spec.Gate) for change in attached.mixture.changes):
         raise SpecError(
-            f"{tuned.mixture.name!r} has no gates, so there is nothing to simplify; unipelt.merge(model, unmergeable='keep') merges what is linear"
+            f"{attached.mixture.name!r} has no gates, so there is nothing to simplify; unipelt.merge(model, unmergeable='keep') merges what is linear"
         )
     if score is not None and not (isinstance(score, tuple) and len(score) == 2 and callable(score[1])):
         raise SpecError(f"score={score!r}: expected a metric's name and its function of logits and labels, as a pair")
@@ -108,21 +109,21 @@ def simplify_gates(
             got = "an empty batch" if isinstance(batch, Mapping) else f"a {type(batch).__name__}" if batches else "none"
             raise DataError(f"data: expected at least one batch of model inputs; got {got}")
 
-    before = _measure(model, batches, number, score)
-    gates = _gate_statistics(tuned, before.gates)
+    before = _measure(model, batches, run_index, score)
+    gates = _gate_statistics(attached, before.gates)
     decisions = _decisions(gates, max_deviation, drop_below)
-    origin = _replace_mixture(model, gates, decisions, number)
+    former_name = _replace_mixture(model, gates, decisions, run_index)
     merge(model, unmergeable="keep")
     after = _measure(model, batches, 0, score)
 
     merged = {
-        attached.location._replace(change=origin[attached.name])
-        for attached in mixture_state(model).changes
-        if attached.merged
+        bound.location._replace(change=former_name[bound.name])
+        for bound in mixture_state(model).changes
+        if bound.merged
     }
     report: dict[str, MeasuredGate] = {}
     for gate in gates:
-        decision = "merged" if gate.attached.location in merged else decisions[gate.attached.name, gate.layer]
+        decision = "merged" if gate.bound.location in merged else decisions[gate.bound.name, gate.layer]
         if gate.path in report and report[gate.path].decision != decision:  # merged at some sites only
             decision = "fixed"
         report[gate.path] = MeasuredGate(path=gate.path, mean=gate.mean, deviation=gate.deviation, decision=decision)
@@ -146,93 +147,97 @@ class Measurement:
 
 @torch.no_grad()
 def _measure(
-    model: PreTrainedModel, batches: Sequence[ModelInputs], run: int, score: tuple[str, Score] | None
+    model: PreTrainedModel, batches: Sequence[ModelInputs], run_index: int, score: tuple[str, Score] | None
 ) -> Measurement:
-    tuned, seen, training = mixture_state(model), defaultdict(list), model.training
-    logits, rows = [], 0
+    attached, gate_values, training = mixture_state(model), defaultdict(list), model.training
+    logits, examples = [], 0
     losses: list[tuple[float, int]] = []
     for batch in batches:
         size = len(next(iter(batch.values())))
-        routed: Any = route(model, [run] * size) if tuned.runs > 1 else nullcontext()
+        with_route: Any = route(model, [run_index] * size) if attached.runs > 1 else nullcontext()
         try:
-            with routed, record_gates(model) as recorded:
+            with with_route, record_gates(model) as recorded:
                 output = model.eval()(**batch)
         finally:
             model.train(training)
         logits.append(output.logits.flatten(0, -2).cpu())
-        rows += size
+        examples += size
         if "labels" in batch:
-            losses.append((output.loss.item(), _counted(model, batch["labels"])))
+            losses.append((output.loss.item(), _labels_in_loss(model, batch["labels"])))
         for path, values in recorded.items():
             for value in values:
-                value = value if isinstance(tuned.get_submodule(path), GroupGate) else value[..., None]
-                seen[path].append(_real(path, value, batch).double().cpu())
-    found = Measurement({path: torch.cat(values) for path, values in seen.items()}, torch.cat(logits), rows)
+                value = value if isinstance(attached.get_submodule(path), GroupGate) else value[..., None]
+                gate_values[path].append(_without_padding(path, value, batch).double().cpu())
+    measurement = Measurement(
+        {path: torch.cat(values) for path, values in gate_values.items()}, torch.cat(logits), examples
+    )
     if all("labels" in batch for batch in batches):
         labels = torch.cat([batch["labels"].flatten().cpu() for batch in batches])
-        if score is None and len(labels) == rows == len(found.logits) and not labels.is_floating_point():
+        if score is None and len(labels) == examples == len(measurement.logits) and not labels.is_floating_point():
             score = "accuracy", lambda logits, labels: (logits.argmax(dim=-1) == labels).double().mean().item()
-        found.metric = score[0] if score else "loss"
-        found.value = score[1](found.logits, labels) if score else fmean(*zip(*losses))
-    return found
+        measurement.metric = score[0] if score else "loss"
+        measurement.value = score[1](measurement.logits, labels) if score else fmean(*zip(*losses))
+    return measurement
 
 
-def _counted(model: PreTrainedModel, labels: Tensor) -> int:
-    """The number of labels in the mean of a batch's loss: rows, or tokens with a label."""
+def _labels_in_loss(model: PreTrainedModel, labels: Tensor) -> int:
+    """The number of labels in the mean of a batch's loss: examples, or tokens with a label."""
     if labels.dim() != 2 or labels.is_floating_point():
         return len(labels)
     causal = model.can_generate() and not model.config.is_encoder_decoder  # each token is predicted from the one before
     return int((labels[:, 1:] if causal else labels).ne(-100).sum())
 
 
-def _real(path: str, value: Tensor, batch: ModelInputs) -> Tensor:
-    """The gate values of rows, or of real tokens, `[n, gates]`."""
-    if value.dim() == 2:
-        return value
+def _without_padding(path: str, values: Tensor, batch: ModelInputs) -> Tensor:
+    """The gate values of examples, or of real tokens, `[n, gates]`."""
+    if values.dim() == 2:
+        return values
     names = ["attention_mask"]
     if spec.Location.parse(path).stack == "decoder":
         names.insert(0, "decoder_attention_mask")
-    mask = next((batch[name] for name in names if name in batch and batch[name].shape == value.shape[:2]), None)
-    return value.flatten(0, 1) if mask is None else value[mask.bool()]
+    mask = next((batch[name] for name in names if name in batch and batch[name].shape == values.shape[:2]), None)
+    return values.flatten(0, 1) if mask is None else values[mask.bool()]
 
 
 @dataclass
 class GateStatistics:
     """Mean and standard deviation of the gate of one change at one module."""
 
-    attached: BoundChange
+    bound: BoundChange
     path: str
     layer: int
     mean: float
     deviation: float
 
 
-def _gate_statistics(tuned: MixtureState, seen: dict[str, Tensor]) -> list[GateStatistics]:
-    paths, found = {module: path for path, module in tuned.named_modules()}, []
-    for attached in tuned.changes:
-        if not isinstance(attached.change.weight, spec.Gate):
+def _gate_statistics(attached: MixtureState, gate_values: dict[str, Tensor]) -> list[GateStatistics]:
+    paths, statistics = {module: path for path, module in attached.named_modules()}, []
+    for bound in attached.changes:
+        if not isinstance(bound.change.weight, spec.Gate):
             continue
-        path, member = paths[attached.weight], attached.member  # type: ignore[index]
-        values = seen[path][:, member]
-        displayed = str(gate_location(tuned, path, member))
-        layer = attached.location.layer or 0
-        found.append(GateStatistics(attached, displayed, layer, values.mean().item(), values.std(correction=0).item()))
-    return found
+        path, column = paths[bound.weight], bound.member  # type: ignore[index]
+        values = gate_values[path][:, column]
+        displayed = str(gate_location(attached, path, column))
+        layer = bound.location.layer or 0
+        statistics.append(
+            GateStatistics(bound, displayed, layer, values.mean().item(), values.std(correction=0).item())
+        )
+    return statistics
 
 
 def _decisions(gates: list[GateStatistics], max_deviation: float, drop_below: float) -> dict[tuple[str, int], str]:
     """The decision for each change and layer. Gates of one group share a softmax, so all of them become constant or none."""
     groups: dict[tuple[str, str, int], list[GateStatistics]] = defaultdict(list)
     for gate in gates:
-        group = gate.attached.change.weight.group  # type: ignore[union-attr]
-        groups[group, "" if group else gate.attached.name, gate.layer].append(gate)
+        group = gate.bound.change.weight.group  # type: ignore[union-attr]
+        groups[group, "" if group else gate.bound.name, gate.layer].append(gate)
     decisions: dict[tuple[str, int], str] = {}
     for members in groups.values():
         constant_gates = all(gate.deviation < max_deviation for gate in members)
         for gate in members:
-            name, form = gate.attached.name, gate.attached.change.form
+            name, form = gate.bound.name, gate.bound.change.form
             needed = isinstance(form, spec.Prefix) and form.function == "softmax"
-            negligible = all(other.mean < drop_below for other in members if other.attached.name == name) and not needed
+            negligible = all(other.mean < drop_below for other in members if other.bound.name == name) and not needed
             decisions[name, gate.layer] = "kept" if not constant_gates else "dropped" if negligible else "fixed"
     return decisions
 
@@ -244,45 +249,45 @@ def _replace_mixture(
 
     A change that keeps its gate in some layers only is split into two changes.
     """
-    mixture, old = with_prefix_tables(mixture_state(model))
-    parts: list[tuple[str, spec.Change]] = []
+    mixture, old_parameters = with_prefix_tables(mixture_state(model))
+    new_changes: list[tuple[str, spec.Change]] = []
     for name, change in mixture.named():
-        every = {layer: decision for (owner, layer), decision in decisions.items() if owner == name}
-        if not every:
-            parts.append((name, change))
-        for kept, weight in (("kept", change.weight), ("fixed", 1.0)):
-            layers = tuple(sorted(layer for layer, decision in every.items() if decision == kept))
+        decision_of = {layer: decision for (owner, layer), decision in decisions.items() if owner == name}
+        if not decision_of:
+            new_changes.append((name, change))
+        for wanted, weight in (("kept", change.weight), ("fixed", 1.0)):
+            layers = tuple(sorted(layer for layer, decision in decision_of.items() if decision == wanted))
             if layers:
-                layers_ = change.layers if len(layers) == len(every) else layers
-                parts.append((name, replace(change, weight=weight, layers=layers_)))
-    new = spec.Mixture(tuple(change for _, change in parts), mixture.name)
+                new_layers = change.layers if len(layers) == len(decision_of) else layers
+                new_changes.append((name, replace(change, weight=weight, layers=new_layers)))
+    new = spec.Mixture(tuple(change for _, change in new_changes), mixture.name)
     changes = dict(new.named())
-    origin = {name: before for name, (before, _) in zip(changes, parts)}
-    gate_at = {gate.attached.location: gate for gate in gates}
+    former_name = {name: former for name, (former, _) in zip(changes, new_changes)}
+    gate_at = {gate.bound.location: gate for gate in gates}
 
     def constant(location: spec.Location) -> float:
         gate = gate_at[location]
-        return gate.mean if decisions[gate.attached.name, gate.layer] == "fixed" else 1.0
+        return gate.mean if decisions[gate.bound.name, gate.layer] == "fixed" else 1.0
 
-    def state(path: str) -> Tensor:
+    def parameter(path: str) -> Tensor:
         """A parameter of the new mixture: the one of its former change, times its constant gate."""
-        at = spec.Location.parse(path)
-        if at.change not in origin:
-            return old[path][run : run + 1]
-        change, before = changes[at.change], origin[at.change]
-        source = at._replace(change=before)
-        value = old[str(source)][run : run + 1]
-        if not any(owner == before for owner, _ in decisions):
+        location = spec.Location.parse(path)
+        if location.change not in former_name:
+            return old_parameters[path][run : run + 1]
+        change, former = changes[location.change], former_name[location.change]
+        source = location._replace(change=former)
+        value = old_parameters[str(source)][run : run + 1]
+        if not any(owner == former for owner, _ in decisions):
             return value
-        scale: Any = next((constant(location) for location in gate_at if str(source).startswith(f"{location}.")), 1.0)
-        if at.layer is None:  # prefixes are stored per stack: [run, layer, …]
-            part = "cross_heads" if at.is_cross else "heads"
+        scale: Any = next((constant(gated) for gated in gate_at if str(source).startswith(f"{gated}.")), 1.0)
+        if location.layer is None:  # prefixes are stored per stack: [run, layer, …]
+            part = "cross_heads" if location.is_cross else "heads"
             layers = sorted({layer for _, layer in decisions if change.layers is None or layer in change.layers})
-            found = [source._replace(layer=layer, part=part) for layer in layers]
-            chosen = [location for location in found if location in gate_at]
-            value = value[:, [gate_at[location].attached.layer for location in chosen]]  # type: ignore[attr-defined]
-            scale = value.new_tensor([constant(location) for location in chosen])[:, None, None]
+            locations = [source._replace(layer=layer, part=part) for layer in layers]
+            locations = [gated for gated in locations if gated in gate_at]
+            value = value[:, [gate_at[gated].bound.layer for gated in locations]]  # type: ignore[attr-defined]
+            scale = value.new_tensor([constant(gated) for gated in locations])[:, None, None]
         return value * scale if takes_weight(change.form, path) else value
 
-    swap(model, new, state, runs=1)
-    return origin
+    swap(model, new, parameter, runs=1)
+    return former_name

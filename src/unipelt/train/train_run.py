@@ -24,8 +24,11 @@ from unipelt.train.runs import FinishedRun, Plan, metrics_of, record_test
 from unipelt.train.setup import DatasetCache, build_fleet, device_of, export_note
 from unipelt.train.state import clear_state
 
-MOST = 64  # runs of an ensemble
-AGAIN = {"epochs": ", as the learning rate's schedule is another", "precision": ", as numbers are rounded otherwise"}
+MOST_RUNS = 64  # runs of an ensemble
+WHY_AGAIN = {
+    "epochs": ", as the learning rate's schedule is another",
+    "precision": ", as numbers are rounded otherwise",
+}
 """why a run trains again from its first step, by the field of the recipe that differs; `auto` may be another precision elsewhere"""
 
 
@@ -39,47 +42,47 @@ def train_run(
     predictions are averaged. All have the examples that the first seed draws, so that no run has seen another's test examples;
     their initial values, the order of their examples and dropout differ.
     """
-    if not 1 <= ensemble <= MOST:
-        raise UserError(f"--ensemble {ensemble}: expected 2 to {MOST} runs")
+    if not 1 <= ensemble <= MOST_RUNS:
+        raise UserError(f"--ensemble {ensemble}: expected 2 to {MOST_RUNS} runs")
     if config.key.full and ensemble > 1:
         raise UserError(
             f"--ensemble {ensemble}: full tunes the base itself, and one base is loaded; expected another --method"
         )
-    configs = [replace(config, seed=config.seed + number) for number in range(ensemble)]
-    members = [f"seed-{one.seed}" for one in configs] if ensemble > 1 else None
+    configs = [replace(config, seed=config.seed + index) for index in range(ensemble)]
+    members = [f"seed-{member.seed}" for member in configs] if ensemble > 1 else None
     with alone_in(folder):
         if not config.key.full and (members or not config.key.baseline):
             spec.mixture(config.method)  # a misspelt method is refused before anything is loaded
-        target, cache = device_of(device), DatasetCache()
+        torch_device, cache = device_of(device), DatasetCache()
         splits, task = cache.splits(config), cache.task(config)
         if members:
             task.average([torch.zeros(1, task.outputs)])  # a task that has no mean is refused before anything is loaded
-        before = _earlier(folder, config, splits, task, members)
+        earlier = _read_earlier(folder, config, splits, task, members)
         if (
-            before is not None
-            and before.done
-            and before.config is not None
-            and before.config.recipe.get("epochs") == config.recipe.get("epochs")
+            earlier is not None
+            and earlier.done
+            and earlier.config is not None
+            and earlier.config.recipe.get("epochs") == config.recipe.get("epochs")
         ):
             clear_state(folder)  # a kill may have come before its removal
             log(f"{folder}: already finished, nothing trained")
-            return before
+            return earlier
         for note in notes_of(config, splits, task):
             log(note)
         log("examples: " + ", ".join(f"{len(examples):,} {name}" for name, examples in splits.parts.items()))
         if config.key.baseline:
-            (finished,) = train_baselines([config], target, cache)
+            (finished,) = train_baselines([config], torch_device, cache)
             save_checkpoint(finished, folder)
             write_record(folder, finished.record)
             return finished.record
         fleet = build_fleet(
-            configs, runs_at_once=min(ensemble, RUNS_AT_ONCE.get(target.type, MOST)), device=target, cache=cache, folder=folder,
-            on_step=on_step, identity=None if before is None else before.identity, examples=splits,
+            configs, runs_at_once=min(ensemble, RUNS_AT_ONCE.get(torch_device.type, MOST_RUNS)), device=torch_device, cache=cache, folder=folder,
+            on_step=on_step, identity=None if earlier is None else earlier.identity, examples=splits,
         )  # fmt: skip
-        if before is not None:
-            _check_recipe(before, fleet.plans[0], folder, log)
-        chosen = asdict(fleet.plans[0].recipe).items()
-        log("recipe: " + ", ".join(f"{name}={value}" for name, value in chosen if value is not None))
+        if earlier is not None:
+            _check_recipe(earlier, fleet.plans[0], folder, log)
+        recipe_items = asdict(fleet.plans[0].recipe).items()
+        log("recipe: " + ", ".join(f"{name}={value}" for name, value in recipe_items if value is not None))
         started = replace(fleet.plans[0].initial_record, config=config, members=members)
         write_record(folder, started)
         if (state := last_state(folder)) is not None:
@@ -92,9 +95,9 @@ def train_run(
                 write_record(folder, replace(started, status=record.status) if members else record)
                 clear_state(folder)
                 raise UserError(seed + record.failed)
-            own = folder / members[finished.plan_index] if members else folder
-            save_checkpoint(finished, own)
-            write_record(own, record)
+            run_folder = folder / members[finished.plan_index] if members else folder
+            save_checkpoint(finished, run_folder)
+            write_record(run_folder, record)
             if members:
                 scores = f"validation {record.metric} {record.validation:.4f}, test {record.test:.4f}"
                 log(f"{seed}{record.status}, {scores}")
@@ -105,37 +108,39 @@ def train_run(
         return record
 
 
-def _earlier(
+def _read_earlier(
     folder: Path, config: RunConfig, splits: data.Splits, task: Task, members: list[str] | None
 ) -> RunRecord | None:
     """What a folder holds of the same run. Raises UserError where it failed, CheckpointError where it is another run."""
-    before = read_record(folder, config)
-    if before is None:
+    earlier = read_record(folder, config)
+    if earlier is None:
         return None
-    if before.members != members:
-        held = f"an ensemble of {len(before.members)} runs" if before.members else "one run"
-        raise CheckpointError(f"--out {folder}: holds {held}; take another folder, or the same --ensemble")
-    if before.failed:
+    if earlier.members != members:
+        content = f"an ensemble of {len(earlier.members)} runs" if earlier.members else "one run"
+        raise CheckpointError(f"--out {folder}: holds {content}; take another folder, or the same --ensemble")
+    if earlier.failed:
         clear_state(folder)
-        raise UserError(f"{folder}: {before.status}; take another --out")
-    if (before.examples, before.labels) != (splits.fingerprints, list(task.labels)):
+        raise UserError(f"{folder}: {earlier.status}; take another --out")
+    if (earlier.examples, earlier.labels) != (splits.fingerprints, list(task.labels)):
         raise CheckpointError(
             f"--out {folder}: its run was started on other examples of {config.task!r}; take another folder, or remove it"
         )
-    return before
+    return earlier
 
 
-def _check_recipe(before: RunRecord, plan: Plan, folder: Path, log: Callable[[str], None]) -> None:
+def _check_recipe(earlier: RunRecord, plan: Plan, folder: Path, log: Callable[[str], None]) -> None:
     """Say why a run that was begun with another recipe trains again, and remove its state. Raises CheckpointError for fewer epochs."""
-    if before.recipe is None or before.recipe == plan.initial_record.recipe:
+    if earlier.recipe is None or earlier.recipe == plan.initial_record.recipe:
         return
-    held, epochs = before.recipe["epochs"], plan.recipe.epochs
-    if epochs < held:
-        raise CheckpointError(f"--out {folder}: holds a run of {held} epochs; got --epochs {epochs}, expected more")
-    kept = "; its checkpoint stays until the new one is written" if before.done else ""
-    name, value = next(one for one in asdict(plan.recipe).items() if before.recipe[one[0]] != one[1])
-    again = f"trains again from the first step{AGAIN.get(name, '')}{kept}"
-    log(f"{option_of(name)} {value} instead of {before.recipe[name]}: {again}")
+    old_epochs, epochs = earlier.recipe["epochs"], plan.recipe.epochs
+    if epochs < old_epochs:
+        raise CheckpointError(
+            f"--out {folder}: holds a run of {old_epochs} epochs; got --epochs {epochs}, expected more"
+        )
+    kept = "; its checkpoint stays until the new one is written" if earlier.done else ""
+    name, value = next(item for item in asdict(plan.recipe).items() if earlier.recipe[item[0]] != item[1])
+    again = f"trains again from the first step{WHY_AGAIN.get(name, '')}{kept}"
+    log(f"{option_of(name)} {value} instead of {earlier.recipe[name]}: {again}")
     clear_state(folder)
 
 
@@ -149,11 +154,11 @@ def _averaged(fleet: Fleet, members: Sequence[Path], started: RunRecord) -> RunR
     metrics = metrics_of(task, logits, first.validation, None)
     temperature = task.fit_temperature(logits, first.validation.targets or [])
     task = task.with_temperature(temperature)
-    epoch = max((one.validation_metrics or {})["epoch"] for one in fleet.records)
+    epoch = max((run.validation_metrics or {})["epoch"] for run in fleet.records)
     record = replace(
         started, status=FINISHED, validation=metrics[task.metric], validation_metrics={"epoch": epoch, **metrics},
         description=task.describe(), temperature=temperature, seconds=fleet.seconds, runs_at_once=fleet.runs_at_once, device=str(fleet.device),
-        steps=sum(one.steps for one in fleet.records),
+        steps=sum(run.steps for run in fleet.records),
     )  # fmt: skip
     if first.test is not None and first.test.targets is not None:
         record_test(record, task, predictor.logits(first.test), first.test)
@@ -161,7 +166,7 @@ def _averaged(fleet: Fleet, members: Sequence[Path], started: RunRecord) -> RunR
 
 
 def notes_of(config: RunConfig, splits: data.Splits, task: Task) -> list[str]:
-    """What there is to say before a run is trained: the columns, the examples, and what cannot be exported."""
+    """Notes before a run is trained: the columns, the examples, and what cannot be exported."""
     return [describe_columns(config, task), *splits.notes, *export_note(config, task)]
 
 
@@ -181,9 +186,9 @@ def save_checkpoint(finished: FinishedRun, folder: Path) -> None:
     assert model is not None and record.config is not None
     base = record.config.model
     if not record.key.full:
-        known = (record.identity or {}).get("tokenizer")
+        tokenizer_id = (record.identity or {}).get("tokenizer")
         save(
-            model, folder, state=finished.state, base=base, task=task, results=record.results, recipe=record.recipe, tokenizer=known
+            model, folder, state=finished.state, base=base, task=task, results=record.results, recipe=record.recipe, tokenizer=tokenizer_id
         )  # fmt: skip
         return
     name_classes(model, task["labels"] or ["value"])
