@@ -122,16 +122,18 @@ def write_whole(folder: Path, files: dict[str, bytes]) -> None:
 
 
 @contextmanager
-def folder_lock(folder: Path, wait: float = 0.0) -> Iterator[bool]:
-    """Keep other writers out of a folder, of this process and of others; nested blocks of one thread are one.
+def folder_lock(folder: Path, wait: float = 0.0, nested: bool = True) -> Iterator[bool]:
+    """Keep other writers out of a folder, of this process and of others.
 
     The lock is the operating system's, on the folder itself: it leaves no file and ends with its process. Yields False
-    where the system, or the file system, has no such locks. wait: seconds. Raises BlockingIOError where another still holds
-    the lock then.
+    where the system, or the file system, has no such locks. wait: seconds. nested: a thread that holds the lock already may
+    enter again. Raises BlockingIOError where another still holds the lock then.
     """
     status = folder.stat()
     mine, end = (status.st_dev, status.st_ino, get_ident()), time.monotonic() + wait
     if mine in _HELD:
+        if not nested:
+            raise BlockingIOError
         yield True
         return
     handle = None

@@ -55,6 +55,12 @@ def fits(value: object, kind: Any) -> bool:
     return type(value) is kind or (kind is float and type(value) is int)
 
 
+def without_none(kind: Any) -> Any:
+    """The type of a field that may also be None: float of `float | None`."""
+    kinds = [one for one in get_args(kind) if one is not type(None)]
+    return kinds[0] if get_origin(kind) is UnionType and len(kinds) == 1 else kind
+
+
 def in_words(kind: Any) -> str:
     """An annotated type as a user would say it."""
     origin, inner = get_origin(kind), get_args(kind)

@@ -29,8 +29,7 @@ SHARES = (4, 2)  # of the training examples of a learning curve: one in so many
 LEAST = 20  # training examples of its runs
 FOLDS, FEW = 5, 2_000  # of a cross-validation, and the most examples for which it is the default
 MINUTES = "minutes"  # name of the last time budget among the notes of a store
-WRITTEN = "copied.json"  # in the folder `runs`: by file that was copied elsewhere, its hashes
-Written = dict[str, list[str]]
+WRITTEN = "copied.json"  # in the folder `runs`: the hashes of files that were copied elsewhere
 
 
 def in_rounds(free: Iterable[RunKey], folds: int = 0) -> dict[str, list[RunKey]]:
@@ -159,39 +158,35 @@ class CheckpointSaver:
         """
         source, notes = self.folder_of(method, lr), []
         with alone_in(target, wait=True):
-            written, there = self._written(), _hashes(target)
             wanted = {name: digest for name, digest in _hashes(source).items() if digest}
             remove_unfinished(target, wanted)  # of a copy that was killed
+            written, there = self._written(), _hashes(target)
             new = {name for name, digest in wanted.items() if there.get(name) != digest}
-            for name in sorted(new & there.keys()):
-                if there[name] in written.get(name, ()):
-                    continue  # as an earlier copy wrote it
+            foreign = {name for name, digest in there.items() if digest not in written}  # of others, or changed since
+            for name in sorted(new & foreign):
                 if name != CARD:
                     raise CheckpointError(
                         f"{target / name}: has changed since this command wrote it, so it is not replaced; move it elsewhere"
                     )
                 new.discard(name)
                 notes.append(f"{target / name}: was changed by hand and stays so")
-            stale = [name for name in there.keys() - wanted.keys() if there[name] in written.get(name, ())]
-            if others := sorted(there.keys() - wanted.keys() - {*stale}):
+            if others := sorted(foreign - wanted.keys()):
                 notes.append(f"{target} also holds {', '.join(others[:5])}{' …' * (len(others) > 5)}, which stays")
-            if new or stale:  # until all files are in place, what was written before counts as ours too
-                mine = {name: [wanted[name]] for name in wanted if name in new or wanted[name] in written.get(name, ())}
-                both = {name: [*written.get(name, ()), *mine.get(name, ())] for name in {*written, *mine}}
-                write_whole(self.folder, {WRITTEN: json.dumps(both).encode()})
+            if new:
+                written |= {wanted[name] for name in new}
+                write_whole(self.folder, {WRITTEN: json.dumps(sorted(written)).encode()})
                 write_whole(target, {name: (source / name).read_bytes() for name in sorted(new)})
-                for name in stale:
-                    (target / name).unlink()
-                write_whole(self.folder, {WRITTEN: json.dumps(mine).encode()})
+            for name in there.keys() - wanted.keys() - foreign:
+                (target / name).unlink()
         return notes
 
-    def _written(self) -> Written:
-        """By name, the hashes of each file that copies wrote."""
+    def _written(self) -> set[str]:
+        """The hashes of all files that copies wrote."""
         try:
             found = json.loads((self.folder / WRITTEN).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            return {}
-        return found if fits(found, dict[str, list[str]]) else {}
+            return set()
+        return set(found) if fits(found, list[str]) else set()
 
 
 def _better(held: RunRecord, mine: RunRecord) -> bool:

@@ -4,11 +4,11 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from unipelt.checkpoint.json_types import check_fields
+from unipelt.checkpoint.json_types import check_fields, without_none
 from unipelt.errors import StoreError
 from unipelt.train.records import RunKey, RunRecord
 
@@ -17,15 +17,13 @@ KEYS = tuple(f.name for f in fields(RunKey))
 NOT_STORED = ("config", "description", "losses", "format")  # fields that other columns and the study's options hold
 VALUES = tuple(f.name for f in fields(RunRecord) if f.name not in NOT_STORED)
 COLUMNS = (*KEYS, *VALUES, "fleet")
-TYPES = {"seed": "INTEGER", "lr": "REAL", "validation": "REAL", "test": "REAL", "majority": "REAL", "complete": "INTEGER",
-          "steps": "INTEGER", "stored": "INTEGER", "seconds": "REAL", "predicting": "REAL", "temperature": "REAL", "runs_at_once": "INTEGER"}  # fmt: skip
-TEXT = {"status", "metric", "device", "fleet"}
-KINDS = get_type_hints(RunRecord) | get_type_hints(RunKey) | {"lr": float}
-JSON = {name for name in VALUES if name not in TYPES and name not in TEXT}
+SQL: dict[Any, str] = {int: "INTEGER", bool: "INTEGER", float: "REAL", str: "TEXT"}
+KINDS = {name: without_none(kind) for name, kind in (get_type_hints(RunRecord) | get_type_hints(RunKey)).items()}
+JSON = {name for name in VALUES if KINDS[name] not in SQL}
 TABLES = f"""
 CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE runs (id TEXT PRIMARY KEY, position INTEGER NOT NULL,
- {", ".join(f"{name} {TYPES.get(name, 'TEXT')}" for name in COLUMNS)}) STRICT;
+ {", ".join(f"{name} {SQL.get(KINDS.get(name), 'TEXT')}" for name in COLUMNS)}) STRICT;
 """
 
 
@@ -36,23 +34,21 @@ def to_key(values: dict[str, Any]) -> RunKey:
 
 def to_values(record: RunRecord) -> list[Any]:
     """The values of the columns VALUES that hold a result."""
-    held = asdict(record)
-    return [
-        None if held[n] is None else json.dumps(held[n]) if n in JSON else int(held[n]) if n == "complete" else held[n]
-        for n in VALUES
-    ]
+    values = {name: getattr(record, name) for name in VALUES}
+    return [json.dumps(one) if name in JSON and one is not None else one for name, one in values.items()]
 
 
 def to_python(name: str, value: Any) -> Any:
     """The Python value of a column. Raises ValueError for another type."""
+    if value is None or name not in KINDS:
+        return value
     if name == "k":
         value = int(value) if value.isdecimal() else value
-    elif name == "complete" and value is not None:
+    elif KINDS[name] is bool:
         value = bool(value)
-    elif name in JSON and value is not None:
+    elif name in JSON:
         value = json.loads(value)
-    if value is not None and name in KINDS:
-        check_fields({name: value}, KINDS)
+    check_fields({name: value}, KINDS)
     return value
 
 

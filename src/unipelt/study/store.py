@@ -187,7 +187,7 @@ class Store:
     def assign(self, group: Callable[[list[RunKey]], dict[str, list[RunKey]]]) -> None:
         """Assign a fleet to each run without one. group: returns the runs of each fleet by its name."""
         with sqlite_errors(self.path), self._writing() as connection:
-            free = self._keys("WHERE fleet IS NULL")
+            free = self._keys("fleet", "WHERE fleet IS NULL")
             for fleet, keys in group([key for key, _ in free]).items():
                 connection.executemany("UPDATE runs SET fleet = ? WHERE id = ?", [(fleet, key.id) for key in keys])
 
@@ -195,13 +195,10 @@ class Store:
         """Every fleet with its runs, in the order of the plan; runs without a fleet are left out."""
         with sqlite_errors(self.path):
             fleets: dict[str, list[RunKey]] = {}
-            found = self._connection.execute(
-                f"SELECT fleet, {', '.join(KEYS)} FROM runs WHERE fleet NOT NULL ORDER BY position"
-            )
-            for name, *values in found.fetchall():
+            for key, name in self._keys("fleet", "WHERE fleet NOT NULL"):
                 if not FLEET.fullmatch(name):  # it is a folder name, which must not point outside the study's folder
                     raise ValueError(f"{name[:80]!r} is not the name of a fleet")
-                fleets.setdefault(name, []).append(to_key(dict(zip(KEYS, values))))
+                fleets.setdefault(name, []).append(key)
             return fleets
 
     def finish(self, records: dict[RunKey, RunRecord]) -> None:
@@ -240,7 +237,7 @@ class Store:
     def statuses(self) -> list[tuple[RunKey, str]]:
         """Every run with its status, in the order of the plan."""
         with sqlite_errors(self.path):
-            return self._keys()
+            return self._keys("status")
 
     def runs(self, columns: Iterable[str] = COLUMNS, ids: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Every run as a dictionary, in the order of the plan; JSON fields are parsed, missing values are None.
@@ -269,15 +266,15 @@ class Store:
         found = self._connection.execute("SELECT value FROM study WHERE name = ?", (name,)).fetchone()
         return json.loads(found[0]) if found else None
 
-    def _keys(self, which: str = "") -> list[tuple[RunKey, str]]:
-        found = self._connection.execute(f"SELECT id, status, {', '.join(KEYS)} FROM runs {which} ORDER BY position")
+    def _keys(self, column: str, which: str = "") -> list[tuple[RunKey, str]]:
+        """Runs with the value of a column, in the order of the plan."""
+        found = self._connection.execute(f"SELECT id, {column}, {', '.join(KEYS)} FROM runs {which} ORDER BY position")
         keys = []
-        for one, status, *values in found.fetchall():
-            keys.append((to_key(dict(zip(KEYS, values))), status))
-            if (
-                keys[-1][0].id != one
-            ):  # otherwise its results would never be stored, and it would be trained again and again
-                raise ValueError(f"run {one!r} is not the one that its columns name")
+        for run_id, value, *values in found.fetchall():
+            key = to_key(dict(zip(KEYS, values)))
+            if key.id != run_id:  # else its results would never be stored, and it would be trained again and again
+                raise ValueError(f"run {run_id!r} is not the one that its columns name")
+            keys.append((key, value))
         return keys
 
     @contextmanager

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from threading import get_ident
 from typing import Any, NamedTuple
 
 from unipelt.checkpoint.disk import folder_lock, write_whole
@@ -18,7 +17,6 @@ from unipelt.train.records import FORMAT, PATHS, RunConfig, RunRecord
 
 RECORD, STATE = "run.json", "training.safetensors"
 WEEK = 7 * 24 * 3600.0  # seconds
-HELD: set[tuple[str, int]] = set()  # real paths of folders and the threads of this process that have them locked
 DEFAULTS = {field.name: field.default for field in fields(RunConfig) if field.default is not MISSING}
 
 
@@ -153,10 +151,6 @@ def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises Busy where another process has the lock, CheckpointError where the folder cannot be made.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    key = os.path.realpath(folder), get_ident()
-    busy = f"--out {folder}: another training is at work in it; wait for its end, or take another folder"
-    if key in HELD:
-        raise Busy(busy)
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -168,13 +162,13 @@ def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
             ) from None
         with ExitStack() as stack:
             try:
-                stack.enter_context(folder_lock(folder, WEEK if wait else 0.0))
+                stack.enter_context(folder_lock(folder, WEEK if wait else 0.0, nested=False))
             except BlockingIOError:
-                raise Busy(busy) from None
-            HELD.add(key)
+                raise Busy(
+                    f"--out {folder}: another training is at work in it; wait for its end, or take another folder"
+                ) from None
             yield
     finally:
-        HELD.discard(key)
         for path in created:
             with suppress(OSError):  # not empty: something was written
                 path.rmdir()
