@@ -160,17 +160,22 @@ def assert_every_attention_is_the_mixture(model: nn.Module, given: dict, arch: s
         equal(output, expected.transpose(1, 2), arch, attn, what=f"{row.name} {layer} {kind}")
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("masks", ["none", "bool", "of each head"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    "masks", ["none", "bool", "of each head", "causal", "causal, padded on the left", "half of the keys"]
+)
 def test_plain_products_are_the_mixture_in_any_kernel(masks: str, gated: bool):
-    """With grouped heads; dropout takes all that the keys give and nothing of what the prefix gives."""
+    """With grouped heads, for rows of scores that are padded and queries that are computed in two halves; dropout takes all that
+    the keys give and nothing of what the prefix gives."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 5, 4, dtype=torch.float64) for heads in (6, 3, 3))
-    p_k, p_v, gate = torch.randn(2, 3, 2, 4).double(), torch.randn(2, 3, 2, 4).double(), torch.rand(2, 5, 1).double()
+    n = 24  # three cache lines
+    q, k, v = (torch.randn(2, heads, n, 4, dtype=torch.float64) for heads in (6, 3, 3))
+    p_k, p_v, gate = torch.randn(2, 3, 2, 4).double(), torch.randn(2, 3, 2, 4).double(), torch.rand(2, n, 1).double()
     gate = gate if gated else torch.ones_like(gate)
-    given = {"none": None, "bool": torch.rand(2, 1, 5, 5) < 0.6, "of each head": torch.randn(2, 6, 5, 5).double()}
-    mask = given[masks]
+    causal, real = torch.ones(n, n, dtype=torch.bool).tril(), torch.arange(n) >= torch.tensor([[0], [3]])
+    given = {"none": None, "bool": torch.rand(2, 1, n, n) < 0.6, "of each head": torch.randn(2, 6, n, n).double()}
+    given |= {"causal": causal[None, None], "causal, padded on the left": causal & real[:, None, None]}
+    mask = (given | {"half of the keys": torch.arange(n)[None, None, None] < 8})[masks]
 
     def kernel(q, k, v, mask, bias, dropout):
         k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
@@ -178,8 +183,10 @@ def test_plain_products_are_the_mixture_in_any_kernel(masks: str, gated: bool):
 
     own = {"prefix_k": p_k, "prefix_v": p_v, "scaling": 0.3}
     expected, _ = gated_prefix_attention(kernel, q, k, v, mask, None, 0.0, gate=gate, softcap=None, **own)
-    found, _ = prefix_products(q, k, v, mask, None, 0.0, gate=gate if gated else None, **own)
-    torch.testing.assert_close(found, expected)
+    for learned in (False, True):
+        q.requires_grad_(learned)
+        found, _ = prefix_products(q, k, v, mask, None, 0.0, gate=gate if gated else None, **own)
+        torch.testing.assert_close(found, expected)
     dropped, _ = prefix_products(q, k, torch.zeros_like(v), mask, None, 0.0, gate=gate, **own)
     torch.testing.assert_close(prefix_products(q, k, v, mask, None, 1.0, gate=gate, **own)[0], dropped)
 

@@ -113,8 +113,8 @@ def table_of(prefix: PrefixMLP) -> PrefixTable:
 Query = Float[Tensor, "batch head query k"]
 Key = Float[Tensor, "batch kv_head key k"]
 Value = Float[Tensor, "batch kv_head key v"]
-VECTOR = 16
-"""columns of a matrix that a CPU's vector units compute at once"""
+CACHE_LINE = 64
+"""bytes"""
 AttentionFunction = Callable[..., tuple[Float[Tensor, "batch query head d"], Tensor | None]]
 """(q, k, v, mask, bias, dropout) → (output, attention weights or None)"""
 
@@ -199,37 +199,38 @@ def prefix_products(
     """softmax([g s q P_kᵀ, s q kᵀ + mask]) [g P_v; v] by plain products, in place of a function that computes softmax(s q kᵀ + mask) v
 
     gate: g per query; None: P_k and P_v are already multiplied by it. Dropout applies to the attention to tokens alone, where that
-    of `prefix_attention` applies to the prefix too. With a mask, P_k and P_v are padded with positions that no query attends to:
-    rows of whole vectors are computed faster. Under a causal mask the first half of the queries is computed without later keys.
+    of `prefix_attention` applies to the prefix too. P_k and P_v are padded with positions that no query attends to: rows of whole
+    cache lines are computed faster. Under a causal mask the first half of the queries is computed without later keys.
     """
-    queries, own, batch = q.shape[-2], k.shape[-2], len(k)
-    padding = 0 if mask is None else -(prefix_k.shape[-2] + own) % VECTOR
-    columns, spans = prefix_k.shape[-2] + padding, [(0, queries, own)]
+    (queries, own, batch), vector = (q.shape[-2], k.shape[-2], len(k)), CACHE_LINE // q.element_size()
+    length, padding = prefix_k.shape[-2], -(prefix_k.shape[-2] + own) % vector
+    columns, spans = length + padding, [(0, queries, own)]
     prefix_k, prefix_v = (F.pad(p, (0, 0, 0, padding)).expand(batch, -1, -1, -1) for p in (prefix_k, prefix_v))
     keys = torch.cat([prefix_k, k], dim=-2) * scaling
     values = torch.cat([as_wide(prefix_v, v), v], dim=-2)
     if mask is not None:
-        half = own - own // 2 // VECTOR * VECTOR
-        if queries == own and no_query_sees(mask[..., :half, half:]):
+        half = own - own // 2 // vector * vector
+        if mask.shape[-2] == queries == own and no_query_sees(mask[..., :half, half:]):
             spans = [(0, half, half), (half, queries, own)]
         mask = pad_mask(mask, columns, q.dtype)
-        mask[..., columns - padding : columns] = -torch.inf
+        mask[..., length:columns] = -torch.inf
     parts = []
     for start, stop, last in spans:
         own_gate = None if gate is None else gate[:, None, start:stop]  # batch 1 query 1
         seen = None if mask is None else mask[..., start:stop, : columns + last]
         pair = keys[:, :, : columns + last], values[:, :, : columns + last]
-        parts.append(_product_attention(q[:, :, start:stop], *pair, columns, own_gate, seen, dropout))
+        parts.append(_product_attention(q[:, :, start:stop], *pair, length, columns, own_gate, seen, dropout))
     return torch.cat(parts, dim=1) if parts[1:] else parts[0], None
 
 
 def _product_attention(
-    q: Query, keys: Float[Tensor, "batch kv_head key k"], values: Float[Tensor, "batch kv_head key v"], columns: int,
-    gate: Float[Tensor, "batch 1 query 1"] | None, mask: Float[Tensor, "_ _ _ key"] | None, dropout: float,
+    q: Query, keys: Float[Tensor, "batch kv_head key k"], values: Float[Tensor, "batch kv_head key v"],
+    length: int, columns: int, gate: Float[Tensor, "batch 1 query 1"] | None, mask: Float[Tensor, "_ _ _ key"] | None, dropout: float,
 ) -> Float[Tensor, "batch query head v"]:  # fmt: skip
-    """softmax([g q P_kᵀ, q kᵀ] + mask) [g P_v; v], the first so many columns of keys [P_k; k] and values [P_v; v] being the prefix.
+    """softmax([g q P_kᵀ, q kᵀ] + mask) [g P_v; v], keys being [P_k; k] and values [P_v; v].
 
-    Query heads that share a key are rows of one product, so no key is repeated.
+    The prefix has `length` positions and fills so many `columns` with its padding, which the mask excludes if there is one. Query
+    heads that share a key are rows of one product, so no key is repeated.
     """
     (heads, queries), (batch, shared) = q.shape[1:3], keys.shape[:2]
     scores = q.reshape(len(q), shared, -1, q.shape[-1]) @ keys.mT
@@ -239,6 +240,8 @@ def _product_attention(
         by_head[..., :columns].mul_(gate)
     if mask is not None:
         by_head += mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (shared, -1))
+    elif columns > length:
+        by_head[..., length:columns] = -torch.inf
     shares = by_head.softmax(dim=-1)
     if gate is not None and not dropout and not shares.requires_grad:
         shares[..., :columns].mul_(gate)
