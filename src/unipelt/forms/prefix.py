@@ -199,15 +199,15 @@ def prefix_products(
     """softmax([g s q P_kᵀ, s q kᵀ + mask]) [g P_v; v] by plain products, in place of a function that computes softmax(s q kᵀ + mask) v
 
     gate: g per query; None: P_k and P_v are already multiplied by it. Dropout applies to the attention to tokens alone, where that
-    of `prefix_attention` applies to the prefix too. P_k and P_v are padded with positions that no query attends to: rows of whole
-    cache lines are computed faster. Under a causal mask the first half of the queries is computed without later keys.
+    of `prefix_attention` applies to the prefix too. Without dropout P_k and P_v are padded with positions that no query attends to:
+    rows of whole cache lines are computed faster. Under a causal mask the first half of the queries is computed without later keys.
     """
     (queries, own, batch), vector = (q.shape[-2], k.shape[-2], len(k)), CACHE_LINE // q.element_size()
-    length, padding = prefix_k.shape[-2], -(prefix_k.shape[-2] + own) % vector
+    length = prefix_k.shape[-2]
+    padding = 0 if dropout else -(length + own) % vector
     columns, spans = length + padding, [(0, queries, own)]
     prefix_k, prefix_v = (F.pad(p, (0, 0, 0, padding)).expand(batch, -1, -1, -1) for p in (prefix_k, prefix_v))
-    keys = torch.cat([prefix_k, k], dim=-2) * scaling
-    values = torch.cat([as_wide(prefix_v, v), v], dim=-2)
+    keys, prefix_v = torch.cat([prefix_k, k], dim=-2) * scaling, as_wide(prefix_v, v)
     if mask is not None:
         half = own - own // 2 // vector * vector
         if mask.shape[-2] == queries == own and no_query_sees(mask[..., :half, half:]):
@@ -218,21 +218,21 @@ def prefix_products(
     for start, stop, last in spans:
         own_gate = None if gate is None else gate[:, None, start:stop]  # batch 1 query 1
         seen = None if mask is None else mask[..., start:stop, : columns + last]
-        pair = keys[:, :, : columns + last], values[:, :, : columns + last]
-        parts.append(_product_attention(q[:, :, start:stop], *pair, length, columns, own_gate, seen, dropout))
+        given = q[:, :, start:stop], keys[:, :, : columns + last], prefix_v, v[:, :, :last]
+        parts.append(_product_attention(*given, length, own_gate, seen, dropout))
     return torch.cat(parts, dim=1) if parts[1:] else parts[0], None
 
 
 def _product_attention(
-    q: Query, keys: Float[Tensor, "batch kv_head key k"], values: Float[Tensor, "batch kv_head key v"],
-    length: int, columns: int, gate: Float[Tensor, "batch 1 query 1"] | None, mask: Float[Tensor, "_ _ _ key"] | None, dropout: float,
+    q: Query, keys: Float[Tensor, "batch kv_head prefix+key k"], prefix_v: Float[Tensor, "batch kv_head prefix v"], v: Value,
+    length: int, gate: Float[Tensor, "batch 1 query 1"] | None, mask: Float[Tensor, "_ _ _ prefix+key"] | None, dropout: float,
 ) -> Float[Tensor, "batch query head v"]:  # fmt: skip
-    """softmax([g q P_kᵀ, q kᵀ] + mask) [g P_v; v], keys being [P_k; k] and values [P_v; v].
+    """softmax([g q P_kᵀ, q kᵀ] + mask) [g P_v; v], keys being [P_k; k].
 
-    The prefix has `length` positions and fills so many `columns` with its padding, which the mask excludes if there is one. Query
-    heads that share a key are rows of one product, so no key is repeated.
+    length: of the prefix without its padding, which the mask excludes if there is one. Query heads that share a key are rows of one
+    product, so no key is repeated.
     """
-    (heads, queries), (batch, shared) = q.shape[1:3], keys.shape[:2]
+    (heads, queries), (batch, shared), columns = q.shape[1:3], keys.shape[:2], prefix_v.shape[-2]
     scores = q.reshape(len(q), shared, -1, q.shape[-1]) @ keys.mT
     by_head = scores.view(batch, shared, -1, queries, keys.shape[-2])
     gate = None if gate is None else gate[:, :, None]
@@ -243,13 +243,18 @@ def _product_attention(
     elif columns > length:
         by_head[..., length:columns] = -torch.inf
     shares = by_head.softmax(dim=-1)
-    if gate is not None and not dropout and not shares.requires_grad:
+    if gate is not None and not shares.requires_grad:
         shares[..., :columns].mul_(gate)
-    elif gate is not None or dropout:
+    elif gate is not None:
+        shares = torch.cat([shares[..., :columns] * gate, shares[..., columns:]], dim=-1)
+    shares = shares.flatten(2, 3)
+    if dropout:
         to_prefix, to_own = shares.tensor_split([columns], dim=-1)
-        to_prefix = to_prefix if gate is None else to_prefix * gate
-        shares = torch.cat([to_prefix, F.dropout(to_own, dropout)], dim=-1)
-    return (shares.flatten(2, 3) @ values).view(batch, heads, queries, -1).transpose(1, 2)
+        output = (F.dropout(to_own, dropout) @ v).flatten(0, 1)
+        output.baddbmm_(to_prefix.flatten(0, 1), prefix_v.flatten(0, 1))
+    else:
+        output = shares @ torch.cat([prefix_v, v], dim=-2)
+    return output.view(batch, heads, queries, -1).transpose(1, 2)
 
 
 def no_query_sees(part: Shaped[Tensor, "_ _ query key"]) -> bool:
