@@ -107,12 +107,12 @@ def advise(pool: Pool, size: int, draw: int, tuned: list[str], folder: Path, rec
         refit(study, key.method, key.lr, key.task, there, device="cpu", log=lambda text: None)
         logits, encoded = baselines.load_predictor(str(there), device="cpu").outputs(rest)
         scores[key.method] = task.score(task.decide(logits, encoded), targets)[task.metric]
-    line = advice.comparison.chosen
+    line = advice.comparison.reference_line
     sign = 1 if METRICS[task.metric].higher_is_better else -1
     best = max(scores, key=lambda method: sign * scores[method])
     return {
-        "metric": task.metric, "take": advice.take, "best": best, "short": sign * (scores[best] - scores[advice.take]),
-        "score": line.score.value, "low": line.score.low, "high": line.score.high, "truth": scores[advice.take],
+        "metric": task.metric, "take": advice.method, "best": best, "short": sign * (scores[best] - scores[advice.method]),
+        "score": line.score.value, "low": line.score.low, "high": line.score.high, "truth": scores[advice.method],
         "seconds": round(time.monotonic() - began, 1), "scores": json.dumps(scores),
     }  # fmt: skip
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipelt.report.comparison import compare
-from unipelt.report.samples import Sample, sample
+from unipelt.report.samples import Sample, make_sample
 from unipelt.tasks.metrics import METRICS
 
 METRIC_NAMES = ("accuracy", "f1", "matthews", "spearman")
@@ -67,7 +67,7 @@ def draw(case: Case, source: np.random.Generator, name: str = "task") -> Sample:
             answers = predictions[m, seed]
             values.setdefault(f"method {m}", {})[seed] = METRICS[case.metric](answers, targets)
             rows.append((f"method {m}", seed, answers.tolist(), targets.tolist()))
-    return sample(name, case.metric, values, rows)
+    return make_sample(name, case.metric, values, rows)
 
 
 def _answers(case: Case, source: np.random.Generator, luck: NDArray, skill: NDArray) -> tuple[NDArray, NDArray]:

@@ -38,7 +38,7 @@ def test_what_train_writes_predict_reads(method: str, run, train_words, unlabell
     for word in (
         "validation  accuracy",
         "test accuracy",
-        "always the largest class",
+        "always the most frequent training class",
         f"predict with `unipelt predict {out}",
     ):
         assert word in said.out
@@ -111,7 +111,7 @@ def test_a_base_that_has_a_head_of_another_task_gets_a_new_one(
 def test_pairs_and_numbers(run, train_words, tmp_path: Path):
     data = write_reviews(tmp_path / "pairs.csv", pairs=True, numbers=True)
     said = run(*train_words(tmp_path / "run", "lora", "--data", data, "--text", "review", "--pair", "other"))
-    assert said.code == 0 and "test spearman" in said.out and "largest class" not in said.out, said.err
+    assert said.code == 0 and "test spearman" in said.out and "most frequent" not in said.out, said.err
     assert "text 'review' and 'other', label 'stars'; regression" in said.err
     given, answered = table(data.read_text()), table(run("predict", tmp_path / "run", "--data", data).out)
     assert all(math.isfinite(float(row.pop("prediction"))) for row in answered)

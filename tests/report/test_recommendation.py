@@ -45,7 +45,7 @@ def numbered(**values: list[float]) -> dict[str, Seeds]:
 def test_validation_chooses_and_test_results_have_no_say(tmp_path: Path):
     low, high = [0.6, 0.61, 0.6], [0.9, 0.91, 0.9]
     made = recommended(tmp_path / "one", numbered(a=high, b=low), numbered(a=low, b=high))
-    assert (made.recommendation.take, [line.method for line in made.recommendation.comparison.lines]) == (
+    assert (made.recommendation.method, [line.method for line in made.recommendation.comparison.lines]) == (
         "a",
         ["a", "b"],
     )
@@ -58,18 +58,18 @@ def test_where_the_difference_is_noise_the_smallest_is_taken(tmp_path: Path):
     noisy = numbered(big=[0.8, 0.7, 0.78], small=[0.79, 0.72, 0.76])
     test = numbered(big=[0.75, 0.74, 0.76], small=[0.74, 0.75, 0.75])
     made = recommended(tmp_path / "noisy", noisy, test)
-    assert made.recommendation.take == "small" and "no difference to it is beyond chance (3 seeds)" in made.why
+    assert made.recommendation.method == "small" and "no difference to it is beyond chance (3 seeds)" in made.why
     assert "big has the best validation accuracy; small is within one standard error of it and smaller." in made.why
     noisy, test = noisy | numbered(constant=[0.78, 0.72, 0.77]), test | numbered(constant=[0.5, 0.5, 0.5])
-    assert recommended(tmp_path / "constant", noisy, test).recommendation.take == "small", "one answer helps nobody"
+    assert recommended(tmp_path / "constant", noisy, test).recommendation.method == "small", "one answer helps nobody"
     clear = numbered(big=[0.9, 0.91, 0.9], small=[0.7, 0.71, 0.7])
     made = recommended(tmp_path / "clear", clear, clear)
-    assert made.recommendation.take == "big" and "it is better than small, beyond chance (3 seeds)" in made.why
+    assert made.recommendation.method == "big" and "it is better than small, beyond chance (3 seeds)" in made.why
     for said in (everything(made), made.files["comparison.csv"].decode()):
         assert "1,000 (100 stored)" in said, "numbers that train and numbers that are kept"
     one = {method: {0: of[0]} for method, of in clear.items()}
     made = recommended(tmp_path / "one", one, one)
-    assert made.recommendation.take == "big" and "nothing is judged: one seed" in made.why
+    assert made.recommendation.method == "big" and "nothing is judged: one seed" in made.why
     said = everything(made)
     assert "beyond chance" not in said and "test examples only" in said and not re.search(r"\breal\b(?!:)", said)
 
@@ -78,7 +78,7 @@ def test_the_least_error_is_the_best(tmp_path: Path):
     errors = numbered(a=[0.5, 0.51, 0.5], b=[0.2, 0.21, 0.19])
     made = recommended(tmp_path / "study", errors, errors, "rmse")
     rows = list(csv.DictReader(io.StringIO(made.files["comparison.csv"].decode())))
-    assert made.recommendation.take == "b" and float(rows[1]["difference to b"]) == pytest.approx(0.3033, abs=1e-3), (
+    assert made.recommendation.method == "b" and float(rows[1]["difference to b"]) == pytest.approx(0.3033, abs=1e-3), (
         "a is worse by"
     )
     assert float(rows[0]["validation rmse"]) == pytest.approx(0.2), "in its own unit"
@@ -87,7 +87,7 @@ def test_the_least_error_is_the_best(tmp_path: Path):
 def test_a_run_that_diverged_counts_as_missing(tmp_path: Path):
     errors = numbered(a=[0.5, 0.51, 0.5], b=[0.2, math.inf, 0.19])
     made = recommended(tmp_path / "study", errors, errors, "rmse")
-    assert made.recommendation.take == "b" and "b and a are compared on seeds 0 and 2" in made.why
+    assert made.recommendation.method == "b" and "b and a are compared on seeds 0 and 2" in made.why
     assert "inf" not in made.files["comparison.csv"].decode()
     with pytest.raises(UserError, match="none of its 1 runs is finished"):
         recommended(tmp_path / "none", numbered(a=[math.inf]), numbered(a=[math.inf]), "rmse")
@@ -112,7 +112,10 @@ def test_methods_are_judged_on_the_seeds_that_they_share(
 ):
     """As a budget, a kill or a failure leaves them."""
     made = recommended(tmp_path / "study", seeds, seeds, rows=100)
-    assert ([line.method for line in made.recommendation.comparison.lines], made.recommendation.take) == (ranked, take)
+    assert ([line.method for line in made.recommendation.comparison.lines], made.recommendation.method) == (
+        ranked,
+        take,
+    )
     assert said in made.why
     shared = {
         line.method: bool(seeds[line.method].keys() & seeds[take].keys())
@@ -128,9 +131,9 @@ def test_methods_are_judged_on_the_seeds_that_they_share(
     ("test", "said"), [([0.5], True), ([0.53], True), ([0.7, 0.9], True), ([0.7], False), ([0.9, 0.91, 0.9], False)]
 )
 def test_one_answer_for_all_examples_is_what_a_method_has_to_beat(test: list[float], said: bool, tmp_path: Path):
-    """Half of the examples are of the largest class; two seeds that are far apart show nothing."""
+    """Half of the examples are of the most frequent class; two seeds that are far apart show nothing."""
     made = recommended(tmp_path / "study", numbered(a=[0.8] * len(test)), numbered(a=test))
-    assert ("It is not shown to be better than always naming the largest class (50.00)." in made.why) == said
+    assert ("It is not shown to be better than always predicting the most frequent class (50.00)." in made.why) == said
 
 
 def everything(made: Report) -> str:
@@ -151,7 +154,7 @@ def test_terminal_page_and_files_show_one_comparison(tmp_path: Path):
     made = recommended(tmp_path / "study", test, test)
     page, shown = made.files["report.html"].decode(), terminal(made)
     table = made.sections[0].shown[0]
-    assert table.columns[:6] == ["method", "validation accuracy ×100", "test accuracy ×100", f"difference to {made.recommendation.take}", "verdict", "seeds"]  # fmt: skip
+    assert table.columns[:6] == ["method", "validation accuracy ×100", "test accuracy ×100", f"difference to {made.recommendation.method}", "verdict", "seeds"]  # fmt: skip
     for row in table.blocks[0].rows:
         assert all(cell.text in page and cell.spread in page for cell in row)
         assert all(f"{cell.text} {cell.aside}".strip() in shown for cell in row[:7])
@@ -161,7 +164,7 @@ def test_terminal_page_and_files_show_one_comparison(tmp_path: Path):
     assert f"<h1>{made.headline}</h1>" in page and f"{made.headline}: {made.why}" in shown
     assert page.count('class="best"') == 1, "nothing else is marked as best beside the recommended method"
     assert not [word for word in ("the paper", "never the worst", "second best") if word in page]
-    assert headline(made.study.compared).startswith(f"K = all: {made.recommendation.take} has"), (
+    assert headline(made.study.compared).startswith(f"K = all: {made.recommendation.method} has"), (
         "which agrees with test results here"
     )
     assert "−0.00" not in shown + page and "-0.0" not in made.files["comparison.csv"].decode()

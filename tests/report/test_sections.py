@@ -44,7 +44,7 @@ def test_terminal_page_and_markdown_say_the_same(kind: str, made: dict[str, Repo
         terminal(one),
         one.files["report.md"].decode(),
     )
-    assert one.recommendation.take == "lora"
+    assert one.recommendation.method == "lora"
     said = [section.sentence for section in one.sections if section.sentence]
     assert len(said) >= 2 and {"Examples to look at", "Would more labels help?"} <= {s.heading for s in one.sections}
     for sentence in (*said, *one.cautions):

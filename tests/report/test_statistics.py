@@ -11,7 +11,7 @@ from scipy import stats
 
 from unipelt.report.claims import claims
 from unipelt.report.comparison import compare, headline
-from unipelt.report.samples import LARGEST, Sample, difference, own, sample
+from unipelt.report.samples import BEST_CONSTANT, Sample, difference, make_sample, own_metric
 from unipelt.report.statistics import (
     BOTH,
     EXAMPLES,
@@ -36,7 +36,7 @@ def made(metric: str, answers: dict[str, list[np.ndarray]], targets: np.ndarray)
     """Runs with these predictions, a list of seeds a method."""
     values = {m: {s: METRICS[metric](p, targets) for s, p in enumerate(of)} for m, of in answers.items()}
     rows = [(m, s, p.tolist(), targets.tolist()) for m, of in answers.items() for s, p in enumerate(of)]
-    return sample("100/task", metric, values, rows)
+    return make_sample("100/task", metric, values, rows)
 
 
 def drawn(
@@ -64,7 +64,7 @@ def test_one_example_is_never_a_difference(examples: int, accuracy: float, seeds
     other = one.copy()
     other[-1] = 1 - other[-1]
     found = compare([made("accuracy", {"one": [one] * seeds, "other": [other] * seeds}, targets)], ["one", "other"])
-    gap = found.others[0].gap
+    gap = found.others[0].difference
     assert gap.p == 1 and gap.low <= 0 <= gap.high and not found.others[0].real
 
 
@@ -104,12 +104,12 @@ def test_the_variance_over_test_examples_is_the_bootstraps(metric: str):
     (a, b), samples = [of.answers[m, 0].predictions for m in "ab"], chance.integers(0, 300, (2000, 300))
     gaps = of.metric.sampled(np.stack([a, b]), of.answers["a", 0].targets, samples)
     found = difference(of, "a", "b")
-    assert found.examples**0.5 == pytest.approx((gaps[0] - gaps[1]).std(), rel=0.2)
+    assert found.examples_variance**0.5 == pytest.approx((gaps[0] - gaps[1]).std(), rel=0.2)
     if metric == "accuracy":  # up to 100 examples, exactly the paired t test's
         small = drawn(metric, examples=90)
         right = [small.answers[m, 0].predictions == small.answers["a", 0].targets for m in "ab"]
         gaps = right[0].astype(float) - right[1]
-        assert difference(small, "a", "b").examples == pytest.approx(gaps.var(ddof=1) / 90)
+        assert difference(small, "a", "b").examples_variance == pytest.approx(gaps.var(ddof=1) / 90)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 4])
@@ -134,8 +134,10 @@ def test_one_seed_is_never_real_and_the_other_way_round_is_the_mirror_image(metr
     assert there.covers == EXAMPLES and there.p < 0.01
     assert (back.value, back.low, back.high, back.p) == pytest.approx((-there.value, -there.high, -there.low, there.p))
     several = compare([drawn(metric, seeds=3, skill=(0.99, 0.2), examples=200)], ["a", "b"])
-    assert [line.verdict for line in several.others] == ["real"] and several.others[0].gap.covers == BOTH
-    assert several.reference == "a" and several.others[0].gap.value < 0, "a gap below 0 is worse, also of an error"
+    assert [line.verdict for line in several.others] == ["real"] and several.others[0].difference.covers == BOTH
+    assert several.reference == "a" and several.others[0].difference.value < 0, (
+        "a gap below 0 is worse, also of an error"
+    )
 
 
 @pytest.mark.parametrize("metric", FAST)
@@ -144,13 +146,13 @@ def test_a_methods_own_interval_stays_within_the_metric(metric: str):
     for seeds in (1, 2):
         for skill in (0.05, 0.6, 0.995):
             of = drawn(metric, seeds, 50, (skill, skill))
-            found = own_estimate(own(of, "a"), of.metric)
+            found = own_estimate(own_metric(of, "a"), of.metric)
             assert low <= found.low <= found.value <= found.high <= high
     of = made("accuracy", {"a": [np.zeros(60)]}, np.zeros(60))
-    assert own_estimate(own(of, "a"), of.metric).low < 0.97, "sixty right answers do not show that all are"
+    assert own_estimate(own_metric(of, "a"), of.metric).low < 0.97, "sixty right answers do not show that all are"
     of = drawn("accuracy", 1, 90)
     peer = stats.binomtest(round(90 * of.values["a"][0]), 90).proportion_ci(method="wilson")
-    found = own_estimate(own(of, "a"), of.metric)
+    found = own_estimate(own_metric(of, "a"), of.metric)
     assert (found.low, found.high) == (pytest.approx(peer.low, abs=4e-3), pytest.approx(peer.high, abs=4e-3))
 
 
@@ -176,9 +178,10 @@ def test_methods_that_are_alike_are_equal():
     of = drawn("accuracy", seeds=3)
     same = Sample(of.name, of.metric, dict.fromkeys("ab", of.values["a"]), {(m, s): of.answers["a", s] for m in "ab" for s in range(3)})  # fmt: skip
     found = compare([same], ["a", "b"])
-    assert [(line.verdict, line.gap.value, line.gap.low, line.gap.high, line.gap.p) for line in found.others] == [
-        ("equal", 0, 0, 0, 1)
-    ]
+    assert [
+        (line.verdict, line.difference.value, line.difference.low, line.difference.high, line.difference.p)
+        for line in found.others
+    ] == [("equal", 0, 0, 0, 1)]
     assert found.answer == "a and b share the best test result"
 
 
@@ -200,18 +203,20 @@ def test_seeds_with_other_test_examples_are_independent_in_them():
             (m, seed, same.answers[m, 0].predictions[order].tolist(), same.answers[m, 0].targets[order].tolist())
             for m in "ab"
         ]
-    apart = sample("x", "accuracy", {m: {0: of[0], 1: of[0]} for m, of in same.values.items()}, rows)
+    apart = make_sample("x", "accuracy", {m: {0: of[0], 1: of[0]} for m, of in same.values.items()}, rows)
     together = made("accuracy", {m: [same.answers[m, 0].predictions] * 2 for m in "ab"}, same.answers["a", 0].targets)
-    assert difference(apart, "a", "b").examples == pytest.approx(difference(together, "a", "b").examples / 2)
+    assert difference(apart, "a", "b").examples_variance == pytest.approx(
+        difference(together, "a", "b").examples_variance / 2
+    )
 
 
 def test_the_largest_class_is_compared_like_a_method():
     targets = np.array([0] * 60 + [1] * 40)
     of = made("accuracy", {"a": [np.zeros(100, int)] * 2, "b": [targets] * 2}, targets)
-    assert of.largest == {0: 0.6, 1: 0.6} and difference(of, "a", LARGEST).value == 0
-    assert of.constant == pytest.approx(0.6) and estimate([difference(of, "b", LARGEST)]).low > 0
-    assert made("f1", {"a": [targets] * 2}, targets).largest == {0: 0, 1: 0}
-    assert drawn("rmse").constant is None and drawn("spearman").largest == {}
+    assert of.best_constant == {0: 0.6, 1: 0.6} and difference(of, "a", BEST_CONSTANT).value == 0
+    assert of.best_constant_score == pytest.approx(0.6) and estimate([difference(of, "b", BEST_CONSTANT)]).low > 0
+    assert made("f1", {"a": [targets] * 2}, targets).best_constant == {0: 0, 1: 0}
+    assert drawn("rmse").best_constant_score is None and drawn("spearman").best_constant == {}
 
 
 def test_a_constant_baseline_is_judged_by_the_best_constant_answer():
@@ -223,7 +228,7 @@ def test_a_constant_baseline_is_judged_by_the_best_constant_answer():
     gap = compare(
         [made("accuracy", {"probe": good, "constant": constant}, targets)], ["probe", "constant"], "probe"
     ).lines[1]
-    assert gap.real and gap.gap is not None and gap.gap.value < gap.gap.high < 0  # type: ignore[operator]
+    assert gap.real and gap.difference is not None and gap.difference.value < gap.difference.high < 0  # type: ignore[operator]
     unnamed = compare(
         [made("accuracy", {"probe": good, "tfidf": constant}, targets)], ["probe", "tfidf"], "probe"
     ).lines[1]
@@ -240,15 +245,17 @@ def test_texts_and_lists_are_compared_too():
     worse = [text if i % 3 == 1 else "another" for i, text in enumerate(targets)]
     rows = [(m, s, said, targets) for m, said in (("a", wrong), ("b", worse)) for s in (0, 1)]
     values = {"a": {0: 2 / 3, 1: 2 / 3}, "b": {0: 1 / 3, 1: 1 / 3}}
-    found = compare([sample("x", "exact_match", values, rows)], ["a", "b"])
+    found = compare([make_sample("x", "exact_match", values, rows)], ["a", "b"])
     assert found.others[0].verdict == "real"
     ragged = [("a", 0, [[1], [0, 1], [1]], [[1], [0, 1], [0]])]
-    assert sample("x", "accuracy", {"a": {0: 2 / 3}}, ragged).answers["a", 0].predictions.dtype == object
+    assert make_sample("x", "accuracy", {"a": {0: 2 / 3}}, ragged).answers["a", 0].predictions.dtype == object
     huge = [(m, s, [1e4 * (s + 1)] * 4, [10.0] * 4) for m in "ab" for s in (0, 1)]  # sums of losses, and tokens
     beyond = {m: {0: 1e304, 1: 1e300} for m in "ab"} | {"b": {0: 1e10, 1: 1e20}}
-    assert compare([sample("x", "perplexity", beyond, huge)], ["a", "b"]).others[0].verdict.startswith("not judged")
-    unknown = compare([sample("x", "of a plug-in", values, rows)], ["a", "b"])
-    assert unknown.others[0].gap.covers == NOTHING
+    assert (
+        compare([make_sample("x", "perplexity", beyond, huge)], ["a", "b"]).others[0].verdict.startswith("not judged")
+    )
+    unknown = compare([make_sample("x", "of a plug-in", values, rows)], ["a", "b"])
+    assert unknown.others[0].difference.covers == NOTHING
 
 
 def test_claims_are_judged_by_their_intervals_and_never_from_one_seed():
@@ -283,9 +290,9 @@ def test_every_pair_counts_where_test_results_choose_the_best():
     free, given_one = compare([of], "abcd"), compare([of], "abcd", compare([of], "abcd").reference)
     for line in free.others:
         other = next(one for one in given_one.lines if one.method == line.method)
-        assert line.gap == other.gap and line.corrected >= other.corrected
-    first = min(free.others, key=lambda line: line.gap.p)
-    assert first.corrected == pytest.approx(min(1, 6 * first.gap.p))
+        assert line.difference == other.difference and line.corrected_p >= other.corrected_p
+    first = min(free.others, key=lambda line: line.difference.p)
+    assert first.corrected_p == pytest.approx(min(1, 6 * first.difference.p))
 
 
 def test_holm():
@@ -314,5 +321,5 @@ def test_a_large_difference_is_found():
 def test_the_seeds_of_a_comparison_are_those_that_two_methods_share():
     of = Sample("x", METRICS["accuracy"], {"a": {0: 0.5, 1: 0.6, 2: 0.6}, "b": {0: 0.4, 2: 0.4}, "c": {1: 0.4}})
     found = compare([of], ["a", "b", "c"])
-    assert found.seeds == "1 to 2 seeds" and found.chosen.score.seeds == 3
+    assert found.seeds_text == "1 to 2 seeds" and found.reference_line.score.seeds == 3
     assert headline({100: found}).endswith("(2 seeds)."), "the next method's"

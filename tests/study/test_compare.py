@@ -54,21 +54,21 @@ def test_the_answer_its_evidence_and_a_model_that_predicts(ask, run, reviews: Pa
     assert len(rows) == 8, "two rates each"
     assert len(Store.read(out).fleets()) == 4
     found = build(out).recommendation
-    assert found and f"{found.take}, ready for" in said.out
+    assert found and f"{found.method}, ready for" in said.out
     record = json.loads((out / "winner" / "run.json").read_text())
-    mine = [row for row in rows if (row["method"], row["lr"]) == (found.take, found.lr)]
-    assert record["config"]["method"] == found.take and record["recipe"]["lr"] == found.lr
+    mine = [row for row in rows if (row["method"], row["lr"]) == (found.method, found.lr)]
+    assert record["config"]["method"] == found.method and record["recipe"]["lr"] == found.lr
     assert record["validation"] == max(row["validation"] for row in mine), "the seed with the best validation metric"
     assert record["test"] in {row["test"] for row in mine}
     predicted = run("predict", out / "winner", "--data", unlabelled)
     assert predicted.code == 0 and len(predicted.out.splitlines()) == 10
     page = (out / "report" / "report.html").read_text()
-    head = rf"<h1>Take {re.escape(found.take)}</h1>\s*<p class=.why.>{re.escape(found.why)}</p>"
+    head = rf"<h1>Take {re.escape(found.method)}</h1>\s*<p class=.why.>{re.escape(found.why)}</p>"
     assert re.search(head, page), "the page says to take what the terminal says"
     table = list(csv.DictReader((out / "report" / "comparison.csv").read_text().splitlines()))
     assert [row["method"] for row in table] == [line.method for line in found.comparison.lines]
-    assert f"\nTake {found.take}: {found.why}\n" in said.out
-    assert f"\nTake {found.take}: {found.why}\n" in run("report", out, "--out", tmp_path / "again").out
+    assert f"\nTake {found.method}: {found.why}\n" in said.out
+    assert f"\nTake {found.method}: {found.why}\n" in run("report", out, "--out", tmp_path / "again").out
 
 
 def test_what_each_method_answered_stands_beside_its_text(ask, run, reviews: Path, tmp_path: Path):
@@ -124,7 +124,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     curve = next(one for one in build(out).sections if one.heading == "Would more labels help?")
     sizes = next(table for table in curve.shown if isinstance(table, Table))
     assert sizes.columns[1] == "out-of-fold accuracy ×100" and "fold" in curve.sentence and "seed" not in curve.sentence
-    trained = 40 if listed.chosen and build(out).recommendation.take in USUAL else 30
+    trained = 40 if listed.chosen and build(out).recommendation.method in USUAL else 30
     assert sizes.blocks[0].rows[-1][0].value == trained, "baselines train on what validates others too"
     whole = [keys for keys in store.fleets().values() if keys[0].k == "all"]
     assert len({row["method"] for row in rows}) == len(whole) == 1 + len(USUAL)
@@ -136,13 +136,16 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     found = build(out).recommendation
     record = json.loads((out / "winner" / "run.json").read_text())
     assert (
-        found and record["config"]["method"] == found.take and record["config"]["folds"] == 1 and record["test"] is None
+        found
+        and record["config"]["method"] == found.method
+        and record["config"]["folds"] == 1
+        and record["test"] is None
     )
     assert record["examples"]["train"]["number"] + record["examples"]["validation"]["number"] == 60
     assert run("predict", out / "winner", "--data", unlabelled).code == 0
     assert run(*words).out == said.out, "asked again"
     shown = run("inspect", out / "winner")
-    assert shown.code == 0 and f"{found.take} on " in shown.out and "None" not in shown.out
+    assert shown.code == 0 and f"{found.method} on " in shown.out and "None" not in shown.out
     assert "holds a study with folds=3, this command has folds=0" in run(*replaced(words, ("--folds", 0))).line
 
 
@@ -230,7 +233,7 @@ def test_a_rerun_changes_only_what_it_wrote(ask, run, reviews: Path, unlabelled:
     more = ask(reviews, out, "--methods", "head", "full", "--num-rates", 1, "--seeds", 3)
     store = Store.read(out)
     assert run(*more).code == 0
-    take = build(out).recommendation.take
+    take = build(out).recommendation.method
     saver = compare.CheckpointSaver(out)
     other = "full" if take == "head" else "head"
     rate = next(row["lr"] for row in store.runs() if row["method"] == other)

@@ -187,12 +187,12 @@ def _fewer(store: "Store", study: StudyConfig, cache: "DatasetCache") -> list[Ru
     from unipelt.study.compare import smaller
 
     try:
-        found = read(store)
+        finished = read(store)
     except UserError:
         return []
-    taken = recommend(found)
-    mine = [run for run in found.chosen if (run.method, run.lr) == (taken.take, taken.lr)]
-    return smaller([run.key for run in mine], study, cache)
+    recommended = recommend(finished)
+    runs = [run for run in finished.chosen if (run.method, run.lr) == (recommended.method, recommended.lr)]
+    return smaller([run.key for run in runs], study, cache)
 
 
 def _epochs(
@@ -257,19 +257,19 @@ def _show_result(
         raise UserError(
             f"--minutes {minutes:g}: too short for one run{took}; run the same command with more minutes to continue"
         )
-    made, console = build(out), terminal()
-    assert made.recommendation, "a comparison has a recommendation"
-    take, winner = made.recommendation.take, out / WINNER
+    report, console = build(out), terminal()
+    assert report.recommendation, "a comparison has a recommendation"
+    method, winner = report.recommendation.method, out / WINNER
     if study.folds:
         with Watch() as watch:
-            watch.log(f"{take}: trains once more, without a test set")
+            watch.log(f"{method}: trains once more, without a test set")
             refit(
-                study, take, made.recommendation.lr, rows[0]["task"], keeper.folder_of(take, made.recommendation.lr),
+                study, method, report.recommendation.lr, rows[0]["task"], keeper.folder_of(method, report.recommendation.lr),
                 device=device, log=lambda text: None, on_step=watch,
             )  # fmt: skip
-    notes = keeper.copy(take, made.recommendation.lr, winner)  # everything is on disk before anything is shown
-    write_whole(out / "report", made.files)
-    show(made, console)
+    notes = keeper.copy(method, report.recommendation.lr, winner)  # everything is on disk before anything is shown
+    write_whole(out / "report", report.files)
+    show(report, console)
     for note in notes:
         console.print(note)
     if len(done) < len(rows):
@@ -278,5 +278,5 @@ def _show_result(
         more = "; run the same command with more --minutes for the rest" if len(done) + len(failed) < len(rows) else ""
         console.print(missing + more)
     refitted = ", trained once more without a test set" if study.folds else ""
-    console.print(f"{winner}: {take}{refitted}, ready for `unipelt predict {winner} --data FILE`")
+    console.print(f"{winner}: {method}{refitted}, ready for `unipelt predict {winner} --data FILE`")
     console.print(f"{out / 'report' / PAGE}: the evidence")

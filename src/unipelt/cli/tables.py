@@ -42,7 +42,11 @@ def result_lines(record: RunRecord) -> list[str]:
             f"  validation  {metric} {last[metric]:.4f}  (after epoch {last['epoch']:.0f} of {(record.recipe or {})['epochs']})"
         )
     if record.done:  # the winner of a cross-validation trains on all examples, so it has no test examples
-        majority = "" if record.majority is None else f"  (always the largest class: accuracy {record.majority:.4f})"
+        majority = (
+            ""
+            if record.majority is None
+            else f"  (always the most frequent training class: accuracy {record.majority:.4f})"
+        )
         how = f"  (mean of {len(record.members)} runs' predictions)" if record.members else ""
         if record.recipe and record.validation_metrics and not record.members:
             how = f"  (epoch {record.validation_metrics['epoch']:.0f} of {record.recipe['epochs']})"

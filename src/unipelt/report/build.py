@@ -14,7 +14,7 @@ from unipelt.report.recommendation import Recommendation, recommend
 from unipelt.report.render import overview, render
 from unipelt.report.scores import score_table
 from unipelt.report.sections import comparison_sections
-from unipelt.report.study import LISTED, Study, read
+from unipelt.report.study import CSV_COLUMNS, Study, read
 from unipelt.report.sweeps import sweep_figures
 from unipelt.report.tables import Section, as_csv, comma_separated
 from unipelt.study.store import EFFICIENCY, Store
@@ -39,7 +39,11 @@ class Report:
     @property
     def missing(self) -> list[str]:
         """What the runs have no data for, and why."""
-        return [f"{one.heading.lower()} ({one.if_empty})" for one in self.sections if one.if_empty and not one.shown]
+        return [
+            f"{section.heading.lower()} ({section.if_empty})"
+            for section in self.sections
+            if section.if_empty and not section.shown
+        ]
 
     @property
     def shown(self) -> list[Section]:
@@ -52,14 +56,14 @@ class Report:
         files = {
             PAGE: render("page.html", report=self, overview=overview(self.study)).encode(),
             "report.md": render("report.md", report=self).encode(),
-            "runs.csv": as_csv([LISTED, *(run.listed for run in self.study.chosen)]).encode(),
+            "runs.csv": as_csv([CSV_COLUMNS, *(run.csv_row for run in self.study.chosen)]).encode(),
         }
-        for one in (one for section in self.shown for one in section.shown):
-            if isinstance(one, Figure):
-                files |= {f"{one.name}.{kind}": data for kind, data in one.files.items()}
+        for item in (item for section in self.shown for item in section.shown):
+            if isinstance(item, Figure):
+                files |= {f"{item.name}.{suffix}": data for suffix, data in item.files.items()}
             else:
-                files[f"{one.name}.csv"] = comma_separated(one).encode()
-                files[f"{one.name}.tex"] = render("table.tex", table=one.short()).encode()
+                files[f"{item.name}.csv"] = comma_separated(item).encode()
+                files[f"{item.name}.tex"] = render("table.tex", table=item.short()).encode()
         return files
 
 
@@ -84,7 +88,7 @@ def _of_own_file(study: Study, store: Store) -> Report:
         Section("Details", [failure_table(study)], folded=True, on_terminal=False),
     ]
     return Report(
-        study=study, headline=f"Take {advice.take}", why=advice.why, cautions=cautions, sections=sections,
+        study=study, headline=f"Take {advice.method}", why=advice.why, cautions=cautions, sections=sections,
         recommendation=advice,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from unipelt.report.names import listed, seeds_text
 from unipelt.report.samples import metric_of
 from unipelt.report.study import Run
 
-UNBALANCED = 5  # times as many examples has the largest class as the smallest
+UNBALANCED = 5  # times as many examples in the most frequent class as in the rarest
 FEW = 100  # validation examples, below which one example moves a metric by over a point
 WORDS = {"train": "training", "validation": "validation", "test": "test"}
 

@@ -38,8 +38,8 @@ class Claim:
 
 def claims(samples: Sequence[Sample]) -> list[Claim]:
     """The verdict on each claim whose methods are there, over all of these tasks."""
-    found = [_beats(samples, text, presets) for text, presets in CLAIMS.items()]
-    return [claim for claim in (*found, _never_worst(samples)) if claim]
+    judged = [_beats(samples, text, presets) for text, presets in CLAIMS.items()]
+    return [claim for claim in (*judged, _never_worst(samples)) if claim]
 
 
 def _beats(samples: Sequence[Sample], text: str, presets: Sequence[str]) -> Claim | None:
@@ -47,33 +47,33 @@ def _beats(samples: Sequence[Sample], text: str, presets: Sequence[str]) -> Clai
     if not methods:
         return None
     ours, *parts = methods
-    gaps, others = [], []
+    differences, others = [], []
     for sample in samples:
         best = max(parts or [method for method in sample.values if method != ours], key=sample.score)
-        gaps.append(difference(sample, ours, best))
+        differences.append(difference(sample, ours, best))
         others.append(best)
-    number = estimate(gaps)
+    estimated = estimate(differences)
     of_each = ", the best of each task" if len(presets) != 2 else ""
-    scales = {sample.metric.shown_as for sample in samples}
-    scaled = number.times(scales.pop() if len(scales) == 1 else 100.0)
-    return Claim(text, verdict(number), scaled, f"{ours} and {', '.join(dict.fromkeys(others))}{of_each}")
+    units = {sample.metric.shown_as for sample in samples}
+    shown = estimated.times(units.pop() if len(units) == 1 else 100.0)
+    return Claim(text, verdict(estimated), shown, f"{ours} and {', '.join(dict.fromkeys(others))}{of_each}")
 
 
 def methods_for(samples: Sequence[Sample], presets: Sequence[str]) -> list[str]:
     """For each of these presets the method that is in the study on every task, with any one set of options, where there is
     another method too; else none."""
     everywhere = set.intersection(*({*sample.values} for sample in samples)) if samples else set()
-    found = [occurrences(preset, {method for sample in samples for method in sample.values}) for preset in presets]
-    if any(len(methods) != 1 or methods[0] not in everywhere for methods in found):
+    matching = [occurrences(preset, {method for sample in samples for method in sample.values}) for preset in presets]
+    if any(len(methods) != 1 or methods[0] not in everywhere for methods in matching):
         return []
-    return [] if any(len(sample.values) < 2 for sample in samples) else [methods[0] for methods in found]
+    return [] if any(len(sample.values) < 2 for sample in samples) else [methods[0] for methods in matching]
 
 
-def verdict(found: Estimate) -> str:
+def verdict(number: Estimate) -> str:
     """Whether a number is above 0, by its interval over test examples and seeds."""
-    if found.covers != BOTH or found.low is None or found.high is None:
+    if number.covers != BOTH or number.low is None or number.high is None:
         return UNDECIDED
-    return "yes" if found.low > 0 else "no" if found.high < 0 else UNDECIDED
+    return "yes" if number.low > 0 else "no" if number.high < 0 else UNDECIDED
 
 
 def _never_worst(samples: Sequence[Sample]) -> Claim | None:
@@ -86,20 +86,22 @@ def _never_worst(samples: Sequence[Sample]) -> Claim | None:
     margins, worst_somewhere = [], False
     for sample in samples:
         lowest = min((method for method in sample.values if method != ours), key=sample.score)
-        gap = [difference(sample, ours, lowest)]
-        margins.append((estimate(gap), lowest, sample))
-        worst_somewhere |= verdict(estimate(gap, LEVEL / len(samples))) == "no"
+        differences = [difference(sample, ours, lowest)]
+        margins.append((estimate(differences), lowest, sample))
+        worst_somewhere |= verdict(estimate(differences, LEVEL / len(samples))) == "no"
     verdicts = {verdict(margin) for margin, *_ in margins}
-    least, lowest, sample = min(margins, key=lambda one: one[0].value if one[0].low is None else one[0].low)
-    said = "no" if worst_somewhere else verdicts.pop() if len(verdicts) == 1 else UNDECIDED
+    least_sure, lowest, sample = min(
+        margins, key=lambda margin: margin[0].value if margin[0].low is None else margin[0].low
+    )
+    answer = "no" if worst_somewhere else verdicts.pop() if len(verdicts) == 1 else UNDECIDED
     task = task_label(sample.name.rpartition("/")[2])
     between = f"{ours} and {lowest}, the lowest other, on {task}, the least sure task"
-    return Claim(NEVER_WORST, said, least.times(sample.metric.shown_as), between)
+    return Claim(NEVER_WORST, answer, least_sure.times(sample.metric.shown_as), between)
 
 
-def claim_table(found: Mapping[int | str, Sequence[Claim]]) -> Table:
+def claim_table(claims_by_size: Mapping[int | str, Sequence[Claim]]) -> Table:
     """A block a size, a row a claim."""
-    blocks = [Block(size_label(k), [*map(_row, judged)]) for k, judged in found.items() if judged]
+    blocks = [Block(size_label(k), [*map(_row, claims)]) for k, claims in claims_by_size.items() if claims]
     note = "Yes or no: the 95 % interval over test examples and training seeds leaves out 0, with two seeds at least; else not decided. Differences are positive where the first method is better."  # fmt: skip
     columns = ["claim", "verdict", "difference", "seeds", "between"]
     return Table("claims", "The papers' claims on these runs", columns, blocks, [note])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unipelt.report.names import listed, seeds_text, size_label
-from unipelt.report.samples import LARGEST, TIE, Sample, difference, metric_label, own
+from unipelt.report.samples import BEST_CONSTANT, TIE, Sample, difference, metric_label, own_metric
 from unipelt.report.statistics import BOTH, SEEDS, Estimate, estimate, holm, own_estimate
 from unipelt.report.tables import Block, Cell, Table, side_by_side
 from unipelt.tasks.metrics import Metric
@@ -17,35 +17,36 @@ Columns = dict[str, dict[str, Cell]]
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One method."""
+    """One method's line of a comparison."""
 
     method: str
     score: Estimate
     """its own test metric, the mean over tasks"""
-    gap: Estimate | None = None
+    difference: Estimate | None = None
     """this method less the reference, positive where it is better; None for the reference itself"""
-    corrected: float | None = None
-    """p of the gap after Holm's correction"""
+    corrected_p: float | None = None
+    """p of the difference after Holm's correction"""
 
     @property
     def real(self) -> bool:
-        """Whether the gap is beyond chance."""
-        return self.gap is not None and self.gap.real(self.corrected)
+        """Whether the difference is beyond chance."""
+        return self.difference is not None and self.difference.real(self.corrected_p)
 
     @property
-    def equal(self) -> bool:
-        return self.gap is not None and abs(self.gap.value) < TIE
+    def same_score(self) -> bool:
+        """Whether the score is that of the reference, up to rounding."""
+        return self.difference is not None and abs(self.difference.value) < TIE
 
     @property
     def verdict(self) -> str:
-        """What the gap means."""
-        if self.gap is None:
+        """What the difference means."""
+        if self.difference is None:
             return ""
-        if self.gap.covers == BOTH:
-            return REAL if self.real else "equal" if self.equal else CHANCE
-        if self.gap.seeds < 2:
-            return ONE_SEED if self.gap.seeds else NO_SEED
-        return f"not judged: no {'predictions' if self.gap.covers == SEEDS else 'interval'}"
+        if self.difference.covers == BOTH:
+            return REAL if self.real else "equal" if self.same_score else CHANCE
+        if self.difference.seeds < 2:
+            return ONE_SEED if self.difference.seeds else NO_SEED
+        return f"not judged: no {'predictions' if self.difference.covers == SEEDS else 'interval'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Comparison:
     """in the order in which they are shown"""
 
     @property
-    def chosen(self) -> Line:
+    def reference_line(self) -> Line:
         """The reference's own line."""
         return next(line for line in self.lines if line.method == self.reference)
 
@@ -71,10 +72,11 @@ class Comparison:
         return [line for line in self.lines if line.method != self.reference]
 
     @property
-    def seeds(self) -> str:
+    def seeds_text(self) -> str:
         """`3 seeds` that two methods share, or `1 to 3 seeds`."""
         return seeds_text(
-            *(line.gap.seeds for line in self.others if line.gap), *[self.chosen.score.seeds] * (not self.others)
+            *(line.difference.seeds for line in self.others if line.difference),
+            *[self.reference_line.score.seeds] * (not self.others),
         )
 
     @property
@@ -82,14 +84,16 @@ class Comparison:
         """Which method is the best, or all that share the best result, and whether the lead over the next one is real."""
         if not self.others:
             return f"{self.reference} alone, nothing to compare it with"
-        tied = [self.reference, *(line.method for line in self.others if line.equal)]
-        who = f"all {len(tied)} methods" if 2 < len(tied) == len(self.lines) else listed(tied)
-        said = f"{who} {'share' if tied[1:] else 'has'} the best {'average' if self.tasks > 1 else 'test result'}"
-        following = next((line for line in self.others if not line.equal), None)
-        if following is None or following.gap is None:
-            return said
-        verdict = following.verdict if following.verdict == CHANCE else f"is {following.verdict.partition(':')[0]}"
-        return f"{said}; the lead over the next method {verdict} ({seeds_text(following.gap.seeds)})"
+        tied = [self.reference, *(line.method for line in self.others if line.same_score)]
+        winners = f"all {len(tied)} methods" if 2 < len(tied) == len(self.lines) else listed(tied)
+        sentence = (
+            f"{winners} {'share' if tied[1:] else 'has'} the best {'average' if self.tasks > 1 else 'test result'}"
+        )
+        next_best = next((line for line in self.others if not line.same_score), None)
+        if next_best is None or next_best.difference is None:
+            return sentence
+        verdict = next_best.verdict if next_best.verdict == CHANCE else f"is {next_best.verdict.partition(':')[0]}"
+        return f"{sentence}; the lead over the next method {verdict} ({seeds_text(next_best.difference.seeds)})"
 
 
 def compare(samples: Sequence[Sample], methods: Sequence[str], reference: str | None = None) -> Comparison:
@@ -98,68 +102,77 @@ def compare(samples: Sequence[Sample], methods: Sequence[str], reference: str | 
     p is corrected by Holm's method: over the methods where a reference is given, which test examples must not have chosen; else
     the reference is the method with the best test metric, and every pair of methods counts.
     """
-    judge = samples[0].metric
+    metric = samples[0].metric
     scores = {method: _score(samples, method) for method in methods}
-    order = sorted(methods, key=lambda method: -round(judge.sign * scores[method].value, 12))
-    first = reference or order[0]
-    rest = [method for method in order if method != first]
-    gaps = {method: _gap(samples, method, first) for method in rest}
+    order = sorted(methods, key=lambda method: -round(metric.sign * scores[method].value, 12))
+    reference_method = reference or order[0]
+    others = [method for method in order if method != reference_method]
+    differences = {method: _estimate_difference(samples, method, reference_method) for method in others}
     pairs = 0 if reference else len(methods) * (len(methods) - 1) // 2
-    corrected = dict(zip(rest, holm([gaps[method].p for method in rest], pairs)))
-    lines = [Line(method=m, score=scores[m], gap=gaps.get(m), corrected=corrected.get(m)) for m in [first, *rest]]
-    alike = len({of.metric.name for of in samples}) == 1
-    label = metric_label(judge if alike else replace(judge, name="average metric"))
-    return Comparison(tasks=len(samples), metric=judge, label=label, reference=first, lines=lines)
+    corrected_p = dict(zip(others, holm([differences[method].p for method in others], pairs)))
+    lines = [
+        Line(method=m, score=scores[m], difference=differences.get(m), corrected_p=corrected_p.get(m))
+        for m in [reference_method, *others]
+    ]
+    one_metric = len({sample.metric.name for sample in samples}) == 1
+    label = metric_label(metric if one_metric else replace(metric, name="average metric"))
+    return Comparison(tasks=len(samples), metric=metric, label=label, reference=reference_method, lines=lines)
 
 
-def _gap(samples: Sequence[Sample], method: str, first: str) -> Estimate:
-    """One method less another.
+def _estimate_difference(samples: Sequence[Sample], method: str, reference: str) -> Estimate:
+    """The method less the reference.
 
-    The class that `constant` names may change with the training examples of a seed, which says nothing of the other method.
-    No constant answer is right more often than the best one, so that one is what the difference must leave behind.
+    `constant` may predict another class for each seed, which adds variance that is not the other method's. No constant answer is
+    right more often than the best one. So the value stays, but p and the bound of the interval that is nearer to 0 come from the
+    comparison with the best constant answer.
     """
-    found = estimate([difference(of, method, first) for of in samples])
-    if CONSTANT not in (method, first) or not all(map(_constant_changes, samples)):
-        return found
-    pair = [LARGEST if one == CONSTANT else one for one in (method, first)]
-    bound = estimate([difference(of, *pair) for of in samples])
+    estimated = estimate([difference(sample, method, reference) for sample in samples])
+    if CONSTANT not in (method, reference) or not all(map(_constant_changes, samples)):
+        return estimated
+    pair = [BEST_CONSTANT if name == CONSTANT else name for name in (method, reference)]
+    bound = estimate([difference(sample, *pair) for sample in samples])
     if method == CONSTANT:
-        return replace(found, high=bound.high, p=bound.p) if bound.value < 0 else found
-    return replace(found, low=bound.low, p=bound.p) if bound.value > 0 else found
+        return replace(estimated, high=bound.high, p=bound.p) if bound.value < 0 else estimated
+    return replace(estimated, low=bound.low, p=bound.p) if bound.value > 0 else estimated
 
 
-def _constant_changes(of: Sample) -> bool:
-    """Whether the metric is accuracy, and `constant` does not name the same class with every seed."""
-    named = {str(one.predictions[0]) for (method, _), one in of.answers.items() if method == CONSTANT}
-    return of.metric.name == "accuracy" and bool(of.largest) and len(named) > 1
+def _constant_changes(sample: Sample) -> bool:
+    """Whether the metric is accuracy, and `constant` does not predict the same class with every seed."""
+    classes = {str(run.predictions[0]) for (method, _), run in sample.answers.items() if method == CONSTANT}
+    return sample.metric.name == "accuracy" and bool(sample.best_constant) and len(classes) > 1
 
 
 def _score(samples: Sequence[Sample], method: str) -> Estimate:
     if len(samples) == 1:
-        return own_estimate(own(samples[0], method), samples[0].metric)
-    return estimate([own(of, method) for of in samples])
+        return own_estimate(own_metric(samples[0], method), samples[0].metric)
+    return estimate([own_metric(sample, method) for sample in samples])
 
 
-def headline(found: Mapping[int | str, Comparison]) -> str:
+def headline(comparisons: Mapping[int | str, Comparison]) -> str:
     """The answer of each size."""
-    if not found:
+    if not comparisons:
         return "Nothing can be compared yet"
-    return " ".join(f"{size_label(k)}: {one.answer}." for k, one in found.items())
+    return " ".join(f"{size_label(k)}: {comparison.answer}." for k, comparison in comparisons.items())
 
 
-def estimate_cell(found: Estimate | None, factor: float = 1.0, signed: bool = False, mark: str = "") -> Cell:
+def estimate_cell(number: Estimate | None, factor: float = 1.0, signed: bool = False, mark: str = "") -> Cell:
     """A number × factor, with its interval."""
-    if found is None:
+    if number is None:
         return Cell()
-    found = found.times(factor)
-    return Cell(found.value, low=found.low, high=found.high, signed=signed, mark=mark)
+    number = number.times(factor)
+    return Cell(number.value, low=number.low, high=number.high, signed=signed, mark=mark)
 
 
-def gap_cell(one: Comparison, line: Line) -> Cell:
+def difference_cell(comparison: Comparison, line: Line) -> Cell:
     """A method's metric less the reference's in the unit of tables, marked where the difference is real."""
     if line.verdict == NO_SEED:
         return Cell()
-    return estimate_cell(line.gap, one.metric.sign * one.metric.shown_as, signed=True, mark=REAL if line.real else "")
+    return estimate_cell(
+        line.difference,
+        comparison.metric.sign * comparison.metric.shown_as,
+        signed=True,
+        mark=REAL if line.real else "",
+    )
 
 
 NOTES = [
@@ -179,30 +192,35 @@ def comparison_notes(lines: Sequence[Line]) -> list[str]:
     return [*NOTES, *(note for method, note in BASELINE_NOTES.items() if method in methods)]
 
 
-def comparison_columns(one: Comparison, score: str, reference: str, word: str) -> Columns:
+def comparison_columns(comparison: Comparison, score_column: str, reference: str, reference_text: str) -> Columns:
     """Score, difference to the reference, verdict and seeds of each method.
 
-    score and reference: how the heads of the columns name them; word: what stands for the reference's own difference.
+    score_column: heading of the scores. reference: name of the reference in the heading of the differences. reference_text: what
+    stands in place of its own difference.
     """
-    scores = {line.method: estimate_cell(line.score, one.metric.shown_as) for line in one.lines}
-    gaps = {one.reference: Cell(word)} | {line.method: gap_cell(one, line) for line in one.others}
-    verdicts = {line.method: Cell(line.verdict) for line in one.lines}
-    seeds = {line.method: Cell.count(line.score.seeds) for line in one.lines}
-    return {score: scores, f"difference to {reference}": gaps, "verdict": verdicts, "seeds": seeds}
+    scores = {line.method: estimate_cell(line.score, comparison.metric.shown_as) for line in comparison.lines}
+    differences = {comparison.reference: Cell(reference_text)} | {
+        line.method: difference_cell(comparison, line) for line in comparison.others
+    }
+    verdicts = {line.method: Cell(line.verdict) for line in comparison.lines}
+    seeds = {line.method: Cell.count(line.score.seeds) for line in comparison.lines}
+    return {score_column: scores, f"difference to {reference}": differences, "verdict": verdicts, "seeds": seeds}
 
 
-def comparison_rows(one: Comparison, columns: Columns) -> list[list[Cell]]:
+def comparison_rows(comparison: Comparison, columns: Columns) -> list[list[Cell]]:
     """A row a method, the reference marked."""
-    rows = side_by_side([line.method for line in one.lines], columns.values())
-    return [[replace(row[0], mark="best" if row[0].value == one.reference else ""), *row[1:]] for row in rows]
+    rows = side_by_side([line.method for line in comparison.lines], columns.values())
+    return [[replace(row[0], mark="best" if row[0].value == comparison.reference else ""), *row[1:]] for row in rows]
 
 
-def comparison_table(name: str, title: str, found: Mapping[str, Comparison]) -> Table:
-    """Every method compared with the best, a block for each comparison. found: by the heading of its block."""
+def comparison_table(name: str, title: str, comparisons: Mapping[str, Comparison]) -> Table:
+    """Every method compared with the best, a block for each comparison. comparisons: by the heading of its block."""
     blocks, columns = [], ["method"]
-    for heading, one in found.items():
-        cells = comparison_columns(one, "test metric", "the best", "best")
+    for heading, comparison in comparisons.items():
+        cells = comparison_columns(comparison, "test metric", "the best", "best")
         columns = ["method", *cells]
-        blocks.append(Block(f"{heading}, {one.label}, {one.seeds}", comparison_rows(one, cells)))
-    notes = comparison_notes([line for one in found.values() for line in one.lines])
+        blocks.append(
+            Block(f"{heading}, {comparison.label}, {comparison.seeds_text}", comparison_rows(comparison, cells))
+        )
+    notes = comparison_notes([line for comparison in comparisons.values() for line in comparison.lines])
     return Table(name, title, columns, blocks, [BEST_NOTE, *notes])

@@ -28,33 +28,37 @@ GATES = "How far each layer opens each part: the gate's mean over test examples 
 
 def answer(study: Study) -> list[Figure]:
     """Each method's average difference to the best, with its interval, a panel a size; none where nothing is compared."""
-    compared = [(k, one) for k, one in study.compared.items() if one.others]
+    compared = [(k, comparison) for k, comparison in study.compared.items() if comparison.others]
     if not compared:
         return []
-    names = [wrapped(line.method) for _, one in compared for line in one.lines]
-    most, lines = max(len(one.lines) for _, one in compared), max(name.count("\n") + 1 for name in names)
+    names = [wrapped(line.method) for _, comparison in compared for line in comparison.lines]
+    most = max(len(comparison.lines) for _, comparison in compared)
+    lines = max(name.count("\n") + 1 for name in names)
     title, height = "Average test metric, less the best method's", 0.9 + most * (0.12 + 0.15 * lines)
     return [multiples("answer", title, ANSWER, compared, partial(_answer, most), height, across=2)]
 
 
-def _answer(most: int, panel: "Axes", compared: tuple[int | str, Comparison]) -> None:
-    """most: the rows of the panel with the most methods."""
-    k, one = compared
-    style, scale = looks(sorted((line.method for line in one.lines), key=method_order)), one.metric.shown_as
+def _answer(max_lines: int, panel: "Axes", compared: tuple[int | str, Comparison]) -> None:
+    """max_lines: of the panel with the most methods."""
+    k, comparison = compared
+    style = looks(sorted((line.method for line in comparison.lines), key=method_order))
+    scale = comparison.metric.shown_as
     panel.axvline(0, color=INK, linewidth=0.8)
-    panel.plot([0], [0], "D", color=style[one.reference]["color"], markersize=6)
-    for row, line in enumerate(one.others, start=1):
-        if line.gap is None:
+    panel.plot([0], [0], "D", color=style[comparison.reference]["color"], markersize=6)
+    for row, line in enumerate(comparison.others, start=1):
+        if line.difference is None:
             continue
-        gap, colour = line.gap.times(scale), style[line.method]["color"]
-        if gap.low is not None and gap.high is not None:
-            panel.plot([gap.low, gap.high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
+        difference, colour = line.difference.times(scale), style[line.method]["color"]
+        if difference.low is not None and difference.high is not None:
+            panel.plot(
+                [difference.low, difference.high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt"
+            )
         face = colour if line.real else "none"
         point = {"markersize": 6, "markerfacecolor": face, "markeredgecolor": colour, "markeredgewidth": 1.5}
-        panel.plot([gap.value], [row], "o", **point)
-    panel.set_yticks(range(len(one.lines)), [wrapped(line.method) for line in one.lines])
-    panel.set_ylim(most - 0.5, -0.5)
-    panel.set_title(f"{size_label(k)}, {one.seeds}")
+        panel.plot([difference.value], [row], "o", **point)
+    panel.set_yticks(range(len(comparison.lines)), [wrapped(line.method) for line in comparison.lines])
+    panel.set_ylim(max_lines - 0.5, -0.5)
+    panel.set_title(f"{size_label(k)}, {comparison.seeds_text}")
     panel.set_xlabel("points behind the best average")
     panel.locator_params(axis="x", nbins=5)
     panel.grid(axis="x")
@@ -63,35 +67,33 @@ def _answer(most: int, panel: "Axes", compared: tuple[int | str, Comparison]) ->
 
 def curves(study: Study) -> list[Figure]:
     """The validation metric over epochs, a figure a size whose runs were evaluated more than once."""
-    found = []
+    figures = []
     for k in study.sizes:
         runs = [run for run in study.chosen if run.k == k and run.record.curve]
         if any(len(run.record.curve or []) > 1 for run in runs):
-            tasks, title = (
-                list(dict.fromkeys(run.task for run in runs)),
-                f"Validation metric over epochs, {size_label(k)}",
-            )
-            found.append(multiples(f"curves-k{k}", title, CURVES, tasks, partial(_curves, runs)))
-    return found
+            tasks = list(dict.fromkeys(run.task for run in runs))
+            title = f"Validation metric over epochs, {size_label(k)}"
+            figures.append(multiples(f"curves-k{k}", title, CURVES, tasks, partial(_curves, runs)))
+    return figures
 
 
 def _curves(runs: Sequence[Run], panel: "Axes", task: str) -> None:
     for method, style in looks(sorted({run.method for run in runs}, key=method_order)).items():
         at_epoch: dict[float, list[float]] = defaultdict(list)
-        own = [run.record for run in runs if (run.task, run.method) == (task, method)]
-        for record in own:
+        records = [run.record for run in runs if (run.task, run.method) == (task, method)]
+        for record in records:
             for point in record.curve or []:
                 if record.metric in point:
                     at_epoch[point["epoch"]].append(metric_of(record.metric).shown_as * point[record.metric])
-        kept = {epoch: values for epoch, values in sorted(at_epoch.items()) if 2 * len(values) >= len(own)}
-        if not kept:
+        drawn = {epoch: values for epoch, values in sorted(at_epoch.items()) if 2 * len(values) >= len(records)}
+        if not drawn:
             continue
-        means = np.array([fmean(values) for values in kept.values()])
-        deviations = np.array([stdev(values) if len(values) > 1 else 0.0 for values in kept.values()])
-        dot = "" if len(kept) > 1 else "o"  # no line goes through one point
-        panel.plot([*kept], means, label=method, marker=dot, markersize=4, **style)
+        means = np.array([fmean(values) for values in drawn.values()])
+        deviations = np.array([stdev(values) if len(values) > 1 else 0.0 for values in drawn.values()])
+        dot = "" if len(drawn) > 1 else "o"  # no line goes through one point
+        panel.plot([*drawn], means, label=method, marker=dot, markersize=4, **style)
         panel.fill_between(
-            [*kept], means - deviations, means + deviations, color=style["color"], alpha=0.12, linewidth=0
+            [*drawn], means - deviations, means + deviations, color=style["color"], alpha=0.12, linewidth=0
         )
     panel.set_title(wrapped(task_label(task)))
     panel.set_xlabel("epoch")
@@ -101,14 +103,14 @@ def _curves(runs: Sequence[Run], panel: "Axes", task: str) -> None:
 
 def gates(study: Study) -> list[Figure]:
     """Mean gate by layer and change, a panel a task, a figure a size and method."""
-    values, found = gate_means(study), []
+    values, figures = gate_means(study), []
     for k, method in dict.fromkeys((k, method) for k, method, _ in values):
         means = [(task, gates) for (size, other, task), gates in values.items() if (size, other) == (k, method)]
         name = f"gates-k{k}-{re.sub(r'[^a-z0-9]+', '-', method.lower()).strip('-')}"
         layers = max(len({layer for layer, _ in gates}) for _, gates in means)
         title = f"Gates of {method}, {size_label(k)}"
-        found.append(multiples(name, title, GATES, means, _gates, height=0.95 + 0.24 * layers))
-    return found
+        figures.append(multiples(name, title, GATES, means, _gates, height=0.95 + 0.24 * layers))
+    return figures
 
 
 def _gates(panel: "Axes", means: tuple[str, Gates]) -> None:
@@ -138,12 +140,12 @@ def heat(panel: "Axes", means: Gates, low: float = 0.0, high: float = 1.0, digit
 
 def gate_means(study: Study) -> dict[tuple[int | str, str, str], Gates]:
     """By (k, method, task): the means over seeds."""
-    found: dict[tuple[int | str, str, str], dict[tuple[str, str], list[float]]] = {}
+    values_by_gate: dict[tuple[int | str, str, str], dict[tuple[str, str], list[float]]] = {}
     for run in study.chosen:
         for path, value in (run.record.gates or {}).items():
-            means = found.setdefault((run.k, run.method, run.task), defaultdict(list))
+            means = values_by_gate.setdefault((run.k, run.method, run.task), defaultdict(list))
             means[gate_labels(path)].append(value["mean"])
-    return {key: {gate: fmean(values) for gate, values in gates.items()} for key, gates in found.items()}
+    return {key: {gate: fmean(values) for gate, values in gates.items()} for key, gates in values_by_gate.items()}
 
 
 def _depth(layer: str) -> list[tuple[int, int, str]]:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from unipelt.report.comparison import estimate_cell
 from unipelt.report.names import in_folds, seeds_text
-from unipelt.report.samples import difference, metric_label, own, sample
+from unipelt.report.samples import difference, make_sample, metric_label, own_metric
 from unipelt.report.statistics import BOTH, estimate, own_estimate
 from unipelt.report.study import Run, answers
 from unipelt.report.tables import Block, Cell, Section, Table
@@ -24,16 +24,18 @@ def learning_curve(store: Store, runs: Mapping[int, Sequence[Run]], folds: bool)
     if len(known) < 2 or runs[known[0]][0].record.metric not in METRICS:
         return None
     first = runs[known[-1]][0]
-    rows = [(str(n), seed, said, right) for n in known for _, seed, said, right in answers(store, runs[n])]
-    sizes = sample(first.task, first.record.metric, {str(n): values[n] for n in known}, rows)
+    rows = [
+        (str(n), seed, predictions, targets) for n in known for _, seed, predictions, targets in answers(store, runs[n])
+    ]
+    sizes = make_sample(first.task, first.record.metric, {str(n): values[n] for n in known}, rows)
     metric, scale = sizes.metric, sizes.metric.shown_as
-    scored, words = ("out-of-fold", in_folds) if folds else ("test", str)
-    scores = [own_estimate(own(sizes, str(n)), metric) for n in known]
+    split, words = ("out-of-fold", in_folds) if folds else ("test", str)
+    scores = [own_estimate(own_metric(sizes, str(n)), metric) for n in known]
     # as the metric changes: below 0 where an error is less
-    gains = [estimate([difference(sizes, str(n), str(less))]) for less, n in pairwise(known)]
+    gains = [estimate([difference(sizes, str(n), str(smaller))]) for smaller, n in pairwise(known)]
     changes = [Cell(""), *(estimate_cell(gain, metric.sign * scale, signed=True) for gain in gains)]
     cells = [[Cell.count(n), estimate_cell(score, scale), change] for n, score, change in zip(known, scores, changes)]
-    column = f"{scored} {metric_label(metric)}"
+    column = f"{split} {metric_label(metric)}"
     seeds = seeds_text(len(values[known[-1]]))
     note = f"{seeds} each, on the same test examples; 95 % intervals. Smaller sets are the beginnings of the whole one."
     title, columns = f"{first.method} by the number of training examples", ["training examples", column, "change"]
@@ -43,11 +45,11 @@ def learning_curve(store: Store, runs: Mapping[int, Sequence[Run]], folds: bool)
     )
     change += f" changes by {changes[-1].text}{' points' if scale != 1 else ''}"
     if gains[-1].covers != BOTH:
-        say = f"Not judged: {change}, with one seed."
+        sentence = f"Not judged: {change}, with one seed."
     elif gains[-1].value <= 0:
-        say = f"No sign of it: {change} ({seeds})."
+        sentence = f"No sign of it: {change} ({seeds})."
     elif gains[-1].real(gains[-1].p):
-        say = f"Probably yes: {change}, beyond chance ({seeds})."
+        sentence = f"Probably yes: {change}, beyond chance ({seeds})."
     else:
-        say = f"Perhaps: {change}, which may be chance ({seeds})."
-    return Section("Would more labels help?", [table], words(say))
+        sentence = f"Perhaps: {change}, which may be chance ({seeds})."
+    return Section("Would more labels help?", [table], words(sentence))

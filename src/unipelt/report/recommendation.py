@@ -15,7 +15,7 @@ from unipelt.report.comparison import (
     comparison_rows,
 )
 from unipelt.report.names import counts_text, in_folds, listed, seeds_text
-from unipelt.report.samples import LARGEST, Sample, Seeds, difference
+from unipelt.report.samples import BEST_CONSTANT, Sample, Seeds, difference
 from unipelt.report.statistics import BOTH, EXAMPLES, LEVEL, estimate
 from unipelt.report.study import Run, Study
 from unipelt.report.tables import Block, Cell, Table
@@ -30,7 +30,7 @@ COST_NOTE = "Stored: numbers that the file of a run holds, without the MLP of a 
 class Recommendation:
     """The method to take, and the evidence."""
 
-    take: str
+    method: str
     lr: float | None
     """None for a baseline"""
     why: str
@@ -50,9 +50,9 @@ def recommend(study: Study) -> Recommendation:
     ((key, sample),) = study.samples.items()
     scores = study.test if study.folds else study.validation  # every example of a fold is a test example once
     validation: dict[str, Seeds] = {}
-    for method, tested in sample.values.items():
-        known = scores.get(key, {}).get(method, {})
-        validation[method] = {seed: sample.metric.sign * known[seed] for seed in tested if seed in known}
+    for method, test_seeds in sample.values.items():
+        all_seeds = scores.get(key, {}).get(method, {})
+        validation[method] = {seed: sample.metric.sign * all_seeds[seed] for seed in test_seeds if seed in all_seeds}
     validation = {method: seeds for method, seeds in validation.items() if seeds}
     if not validation:
         raise UserError(
@@ -62,44 +62,57 @@ def recommend(study: Study) -> Recommendation:
     for run in study.chosen:
         if run.record.test is not None:
             runs[run.method].append(run)
-    sizes = {method: _size(own[-1].record) for method, own in runs.items()}
-    ahead = {one: sum(_lead(validation[one], other) for other in validation.values()) for one in validation}
+    sizes = {method: _size(method_runs[-1].record) for method, method_runs in runs.items()}
+    ahead = {method: sum(_lead(seeds, other) for other in validation.values()) for method, seeds in validation.items()}
     order = sorted(validation, key=lambda method: (-ahead[method], sizes[method], method))
     best = order[0]
     # a constant answer is of no use to anyone, so it has to be the best itself
-    near = [m for m in order if m == best or (m != CONSTANT and _within(validation[best], validation[m]))]
-    take = min(near, key=lambda method: (sizes[method], order.index(method)))
-    found = compare([sample], order, take)
-    lines = {line.method: line for line in found.lines}
-    found = replace(found, lines=[lines[method] for method in order])
+    near_best = [m for m in order if m == best or (m != CONSTANT and _within(validation[best], validation[m]))]
+    recommended = min(near_best, key=lambda method: (sizes[method], order.index(method)))
+    comparison = compare([sample], order, recommended)
+    lines = {line.method: line for line in comparison.lines}
+    comparison = replace(comparison, lines=[lines[method] for method in order])
     why = " ".join(
-        [*_by_validation(validation, take, best, near, sample), *_by_test(found), *_and_largest(found, sample)]
+        [
+            *_by_validation(validation, recommended, best, near_best, sample),
+            *_by_test(comparison),
+            *_and_best_constant(comparison, sample),
+        ]
     )
-    table = _table(found, {method: runs[method] for method in order}, study.folds > 0)
-    return Recommendation(take, runs[take][0].lr, in_folds(why) if study.folds else why, found, table)
+    table = _table(comparison, {method: runs[method] for method in order}, study.folds > 0)
+    return Recommendation(
+        recommended, runs[recommended][0].lr, in_folds(why) if study.folds else why, comparison, table
+    )
 
 
-def _table(found: Comparison, runs: Mapping[str, Sequence[Run]], folds: bool) -> Table:
+def _table(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folds: bool) -> Table:
     """Every method compared with the recommended one, and what it costs. runs: of each method."""
 
     def means(value: Callable[[RunRecord], float | None], factor: float = 1.0, digits: int = 2) -> dict[str, Cell]:
         known = {
-            method: [number for run in own if (number := value(run.record)) is not None] for method, own in runs.items()
+            method: [number for run in method_runs if (number := value(run.record)) is not None]
+            for method, method_runs in runs.items()
         }
-        return {method: Cell(factor * fmean(of), digits=digits) for method, of in known.items() if of}
+        return {method: Cell(factor * fmean(numbers), digits=digits) for method, numbers in known.items() if numbers}
 
-    last = {method: own[-1].record for method, own in runs.items()}
-    columns = {} if folds else {f"validation {found.label}": means(lambda run: run.validation, found.metric.shown_as)}
-    columns |= comparison_columns(
-        found, f"{'out-of-fold' if folds else 'test'} {found.label}", found.reference, "recommended"
+    last_records = {method: method_runs[-1].record for method, method_runs in runs.items()}
+    columns = (
+        {}
+        if folds
+        else {f"validation {comparison.label}": means(lambda run: run.validation, comparison.metric.shown_as)}
     )
-    columns["trained parameters"] = {m: Cell(counts_text(_size(record), record.stored)) for m, record in last.items()}
+    columns |= comparison_columns(
+        comparison, f"{'out-of-fold' if folds else 'test'} {comparison.label}", comparison.reference, "recommended"
+    )
+    columns["trained parameters"] = {
+        m: Cell(counts_text(_size(record), record.stored)) for m, record in last_records.items()
+    }
     narrow = len(columns) + 1
     columns["training time, s"] = means(lambda run: run.seconds, digits=0)
     columns["prediction time, ms an example"] = means(_seconds_per_example, 1000, digits=1)
-    columns["learning rate"] = {method: Cell(own[0].lr, digits=-1) for method, own in runs.items()}
-    names, rows = ["method", *columns], comparison_rows(found, columns)
-    notes = [VALIDATION_NOTE, *comparison_notes(found.lines), COST_NOTE]
+    columns["learning rate"] = {method: Cell(method_runs[0].lr, digits=-1) for method, method_runs in runs.items()}
+    names, rows = ["method", *columns], comparison_rows(comparison, columns)
+    notes = [VALIDATION_NOTE, *comparison_notes(comparison.lines), COST_NOTE]
     if folds:
         names, notes = [*map(in_folds, names)], [FOLDS_NOTE, *map(in_folds, notes[1:])]
     title = "Every method compared with the recommended one"
@@ -117,23 +130,23 @@ def _seconds_per_example(record: RunRecord) -> float | None:
     return record.predicting / record.examples["test"]["number"]
 
 
-def _lead(one: Seeds, other: Seeds) -> int:
-    """1 where one is ahead over the seeds of both, −1 where it is behind, 0 where they are equal or share none."""
-    shared = one.keys() & other.keys()
+def _lead(first: Seeds, second: Seeds) -> int:
+    """1 where the first is ahead over the seeds of both, −1 where it is behind, 0 where they are equal or share none."""
+    shared = first.keys() & second.keys()
     if not shared:
         return 0
-    gap = round(fmean(one[seed] - other[seed] for seed in sorted(shared)), 12)
-    return (gap > 0) - (gap < 0)
+    difference = round(fmean(first[seed] - second[seed] for seed in sorted(shared)), 12)
+    return (difference > 0) - (difference < 0)
 
 
 def _within(best: Seeds, other: Seeds) -> bool:
     """Whether the mean difference over the seeds that both have, at least two, is at most its standard error."""
-    gaps = [best[seed] - other[seed] for seed in best if seed in other]
-    return len(gaps) > 1 and round(fmean(gaps) - stdev(gaps) / len(gaps) ** 0.5, 12) <= 0
+    differences = [best[seed] - other[seed] for seed in best if seed in other]
+    return len(differences) > 1 and round(fmean(differences) - stdev(differences) / len(differences) ** 0.5, 12) <= 0
 
 
 def _by_validation(
-    validation: Mapping[str, Seeds], take: str, best: str, near: Sequence[str], sample: Sample
+    validation: Mapping[str, Seeds], recommended: str, best: str, near_best: Sequence[str], sample: Sample
 ) -> list[str]:
     """A sentence on the validation results, with the seeds if they are not the same for all methods."""
     metric = sample.metric.name.replace("_", " ")
@@ -142,62 +155,70 @@ def _by_validation(
         if method != best:
             shared[tuple(sorted(validation[best].keys() & validation[method].keys()))].append(method)
     if not shared:
-        return [f"There is no other method to compare {take} with."]
+        return [f"There is no other method to compare {recommended} with."]
     if not any(shared):
         return [
-            f"{take} is the smallest. No other method has finished a seed that {take} has, so they cannot be compared."
+            f"{recommended} is the smallest. No other method has finished a seed that {recommended} has, so they cannot be compared."
         ]
-    alike = [other for seeds, others in shared.items() if seeds for other in others]
-    equal = [other for other in alike if not _lead(validation[best], validation[other])]
-    rivals = [method for method in near if method != best]
-    if take != best:
-        are, smaller = ("is", "and smaller") if len(rivals) == 1 else ("are", f"and {take} is the smallest of these")
-        said = [
+    comparable = [other for seeds, others in shared.items() if seeds for other in others]
+    equal = [other for other in comparable if not _lead(validation[best], validation[other])]
+    rivals = [method for method in near_best if method != best]
+    if recommended != best:
+        are, smaller = (
+            ("is", "and smaller") if len(rivals) == 1 else ("are", f"and {recommended} is the smallest of these")
+        )
+        sentences = [
             f"{best} has the best validation {metric}; {listed(rivals)} {are} within one standard error of it {smaller}."
         ]
     elif equal:
-        said = [f"{listed([take, *equal])} have the same validation {metric}; {take} is the smallest."]
+        sentences = [
+            f"{listed([recommended, *equal])} have the same validation {metric}; {recommended} is the smallest."
+        ]
     else:
-        said = [f"{take} has the best validation {metric}."]
-    every = set().union(*validation.values())
+        sentences = [f"{recommended} has the best validation {metric}."]
+    all_seeds = set().union(*validation.values())
     for seeds, others in shared.items():
         if not seeds:
-            said.append(f"{listed([best, *others])} have no finished seed in common and cannot be compared.")
-        elif {*seeds} < every:
+            sentences.append(f"{listed([best, *others])} have no finished seed in common and cannot be compared.")
+        elif {*seeds} < all_seeds:
             which = f"seed {seeds[0]}, the only seed" if len(seeds) == 1 else f"seeds {listed(seeds)}, the only seeds"
             both = "all" if others[1:] else "both"
-            said.append(f"{listed([best, *others])} are compared on {which} that {both} have finished.")
+            sentences.append(f"{listed([best, *others])} are compared on {which} that {both} have finished.")
     if any(len(seeds) == 1 for seeds in shared):
-        said.append("One seed cannot show how much of this is chance; train more with --seeds, or with more --minutes.")
-    return said
+        sentences.append(
+            "One seed cannot show how much of this is chance; train more with --seeds, or with more --minutes."
+        )
+    return sentences
 
 
-def _by_test(found: Comparison) -> list[str]:
+def _by_test(comparison: Comparison) -> list[str]:
     """A sentence on the test results, which select nothing."""
-    gaps = {line.method: line.gap for line in found.others if line.gap and line.gap.covers == BOTH}
-    if not gaps:
-        one_seed = any(line.gap and line.gap.covers == EXAMPLES for line in found.others)
+    differences = {
+        line.method: line.difference for line in comparison.others if line.difference and line.difference.covers == BOTH
+    }
+    if not differences:
+        one_seed = any(line.difference and line.difference.covers == EXAMPLES for line in comparison.others)
         return ["On the test examples nothing is judged: one seed."] if one_seed else []
-    seeds = seeds_text(*(gap.seeds for gap in gaps.values()))
-    real = [line.method for line in found.others if line.real]
-    better, worse = ([m for m in real if (gaps[m].value > 0) == above] for above in (True, False))
-    said = []
+    seeds = seeds_text(*(difference.seeds for difference in differences.values()))
+    real = [line.method for line in comparison.others if line.real]
+    better, worse = ([m for m in real if (differences[m].value > 0) == above] for above in (True, False))
+    sentences = []
     if better:
         are = "is" if len(better) == 1 else "are"
-        said.append(
+        sentences.append(
             f"On the test examples {listed(better)} {are} better, beyond chance ({seeds}); repeat with more seeds."
         )
     if worse:
-        said.append(f"On the test examples it is better than {listed(worse)}, beyond chance ({seeds}).")
-    return said or [f"On the test examples no difference to it is beyond chance ({seeds})."]
+        sentences.append(f"On the test examples it is better than {listed(worse)}, beyond chance ({seeds}).")
+    return sentences or [f"On the test examples no difference to it is beyond chance ({seeds})."]
 
 
-def _and_largest(found: Comparison, sample: Sample) -> list[str]:
+def _and_best_constant(comparison: Comparison, sample: Sample) -> list[str]:
     """Where the method's answers may be worth no more than one answer for all examples."""
-    if not sample.largest or sample.constant is None:
+    if not sample.best_constant or sample.best_constant_score is None:
         return []
-    gap = estimate([difference(sample, found.reference, LARGEST)])
-    if gap.value > 0 and gap.p is not None and gap.p < LEVEL:
+    lead = estimate([difference(sample, comparison.reference, BEST_CONSTANT)])
+    if lead.value > 0 and lead.p is not None and lead.p < LEVEL:
         return []
-    score = sample.metric.shown_as * sample.constant
-    return [f"It is not shown to be better than always naming the largest class ({score:.2f})."]
+    score = sample.metric.shown_as * sample.best_constant_score
+    return [f"It is not shown to be better than always predicting the most frequent class ({score:.2f})."]

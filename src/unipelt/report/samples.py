@@ -18,7 +18,8 @@ TIE = 1e-12  # numbers nearer than this differ by rounding alone
 GROUPS, FEW = 100, 20  # of test examples, at most, that the jackknife leaves out one after another; of a slow metric
 EXCHANGED = 10  # examples with unlike predictions whose every exchange is looked at: 1,024 of them
 COUNTED = 100  # the same where an exchange only changes a sign, as for accuracy
-LARGEST = "largest class"
+BEST_CONSTANT = "most frequent test class"
+"""label of the best constant answer: the most frequent class of the test examples"""
 Array = NDArray[Any]
 Seeds = dict[int, float]
 """seed → metric"""
@@ -35,8 +36,8 @@ class Answers:
     predictions: Array
     targets: Array
     """one object for all runs with the same test examples"""
-    without: Array
-    """the metric without each group of examples, `[group]`"""
+    left_out: Array
+    """the metric when each group of examples is left out, `[group]`"""
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,18 @@ class Sample:
     values: dict[str, Seeds]
     """by method"""
     answers: dict[tuple[str, int], Answers] = field(default_factory=dict)
-    """by method and seed, where predictions are known; method LARGEST names the most frequent class every time"""
-    largest: Seeds = field(default_factory=dict)
-    """the metric of always naming the largest class; empty where there are no classes"""
+    """by method and seed, where predictions are known; method BEST_CONSTANT always predicts the most frequent test class"""
+    best_constant: Seeds = field(default_factory=dict)
+    """the metric of BEST_CONSTANT; empty where there are no classes"""
 
     def of(self, method: str) -> Seeds:
-        return self.largest if method == LARGEST else self.values[method]
+        return self.best_constant if method == BEST_CONSTANT else self.values[method]
 
     @property
-    def constant(self) -> float | None:
-        """Mean metric of always naming the largest class; a constant correlates with nothing: 0. None: not known."""
-        if self.largest:
-            return fmean(self.largest.values())
+    def best_constant_score(self) -> float | None:
+        """Mean metric of BEST_CONSTANT; 0 for a correlation, as a constant correlates with nothing; None: not known."""
+        if self.best_constant:
+            return fmean(self.best_constant.values())
         return 0.0 if self.answers and self.metric.of == "numbers" and self.metric.low < 0 else None
 
     def score(self, method: str) -> float:
@@ -77,32 +78,37 @@ def metric_label(metric: Metric) -> str:
     return metric.name.replace("_", " ") + ("" if metric.shown_as == 1 else " ×100")
 
 
-def sample(name: str, metric: str, values: dict[str, Seeds], rows: Iterable[Row]) -> Sample:
-    """rows: method, seed, predictions and targets of these runs. Runs whose targets are equal share their test examples."""
-    judge = metric_of(metric)
-    if metric not in METRICS:  # nothing can be computed again
-        return Sample(name, judge, values)
+def make_sample(name: str, metric_name: str, values: dict[str, Seeds], rows: Iterable[Row]) -> Sample:
+    """A Sample. rows: method, seed, predictions and targets of its runs. Runs whose targets are equal share their test examples."""
+    metric = metric_of(metric_name)
+    if metric_name not in METRICS:  # nothing can be computed again
+        return Sample(name, metric, values)
     tests: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        _, _, said, right = row
-        if said and right and len(said) == len(right):
-            tests[repr(right)].append(row)
+        _, _, predictions, row_targets = row
+        if predictions and row_targets and len(predictions) == len(row_targets):
+            tests[repr(row_targets)].append(row)
     answers: dict[tuple[str, int], Answers] = {}
-    largest: Seeds = {}
-    for here in tests.values():
-        targets = _array(here[0][3] or [])
-        found = [((method, seed), _array(said or [])) for method, seed, said, _ in here]
-        if judge.of == "classes" and targets.ndim == 1 and targets.dtype != object:
-            kinds, counts = np.unique(targets, return_counts=True)
-            constant = np.full(len(targets), kinds[counts.argmax()])
-            seeds = sorted({seed for (_, seed), _ in found})
-            found += [((LARGEST, seed), constant) for seed in seeds]
-            largest |= dict.fromkeys(seeds, judge(constant, targets))
-        left = judge.sampled(
-            _stacked([one for _, one in found]), targets, kept_examples(len(targets), GROUPS if judge.fast else FEW)
+    best_constant: Seeds = {}
+    for test_rows in tests.values():
+        targets = _array(test_rows[0][3] or [])
+        answered = [((method, seed), _array(predictions or [])) for method, seed, predictions, _ in test_rows]
+        if metric.of == "classes" and targets.ndim == 1 and targets.dtype != object:
+            classes, counts = np.unique(targets, return_counts=True)
+            constant = np.full(len(targets), classes[counts.argmax()])
+            seeds = sorted({seed for (_, seed), _ in answered})
+            answered += [((BEST_CONSTANT, seed), constant) for seed in seeds]
+            best_constant |= dict.fromkeys(seeds, metric(constant, targets))
+        left_out = metric.sampled(
+            _stacked([predictions for _, predictions in answered]),
+            targets,
+            kept_examples(len(targets), GROUPS if metric.fast else FEW),
         )
-        answers |= {key: Answers(one, targets, without) for (key, one), without in zip(found, left)}
-    return Sample(name, judge, values, answers, dict(sorted(largest.items())))
+        answers |= {
+            key: Answers(predictions, targets, metric_values)
+            for (key, predictions), metric_values in zip(answered, left_out)
+        }
+    return Sample(name, metric, values, answers, dict(sorted(best_constant.items())))
 
 
 def _array(values: Sequence[Any]) -> Array:
@@ -110,14 +116,14 @@ def _array(values: Sequence[Any]) -> Array:
     try:
         return np.asarray(values)
     except ValueError:
-        found = np.empty(len(values), dtype=object)
-        found[:] = values
-        return found
+        array = np.empty(len(values), dtype=object)
+        array[:] = values
+        return array
 
 
 def _stacked(arrays: list[Array]) -> Any:
     """`[run, example]`, or a list where their examples differ in shape."""
-    return np.stack(arrays) if len({(one.shape, one.dtype == object) for one in arrays}) == 1 else arrays
+    return np.stack(arrays) if len({(array.shape, array.dtype == object) for array in arrays}) == 1 else arrays
 
 
 @lru_cache(maxsize=4)
@@ -131,80 +137,84 @@ def kept_examples(examples: int, groups: int) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class Difference:
-    """On one task, one method less another; positive where the one is better. Or one method's own metric, less nothing."""
+    """On one task, the first method less the second; positive where the first is better. Or one method's own metric, less nothing."""
 
     value: float
-    examples: float | None = None
-    """variance from the test examples; None: not known"""
+    examples_variance: float | None = None
+    """from the test examples; None: not known"""
     groups: int = 0
-    training: float | None = None
-    """variance from training, of the mean over seeds; None: not known"""
+    training_variance: float | None = None
+    """from training, of the mean over seeds; None: not known"""
     seeds: int = 1
     exchanged: Values | None = None
     """the difference's distribution over every exchange of the two methods' predictions; None: too many examples differ"""
 
 
-def difference(of: Sample, one: str, other: str) -> Difference:
+def difference(sample: Sample, first: str, second: str) -> Difference:
     """Over the seeds that both have; if they share none, over the seeds of each, without an interval."""
-    sign, ours, theirs = of.metric.sign, of.of(one), of.of(other)
+    sign, ours, theirs = sample.metric.sign, sample.of(first), sample.of(second)
     gains = {seed: sign * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs}
     if not gains:
         return Difference(sign * (fmean(ours.values()) - fmean(theirs.values())), seeds=0)
-    found = _spread(of, gains, one, other)
-    exchanged = _exchanged(of, one, other, [*gains]) if found.examples is not None else None
-    return replace(found, value=0.0 if abs(found.value) < TIE else found.value, exchanged=exchanged)
+    result = _with_variances(sample, gains, first, second)
+    known = result.examples_variance is not None
+    exchanged = _exchanged(sample, first, second, [*gains]) if known else None
+    return replace(result, value=0.0 if abs(result.value) < TIE else result.value, exchanged=exchanged)
 
 
-def own(of: Sample, method: str) -> Difference:
+def own_metric(sample: Sample, method: str) -> Difference:
     """A method's own metric."""
-    return _spread(of, of.of(method), method)
+    return _with_variances(sample, sample.of(method), method)
 
 
-def _spread(of: Sample, gains: Seeds, *methods: str) -> Difference:
+def _with_variances(sample: Sample, gains: Seeds, *methods: str) -> Difference:
     """Their mean with both variances; of two methods, gains are differences. Seeds with other test examples are independent of
     each other in them."""
-    number, values = len(gains), [*gains.values()]
-    training = _variance(values, 1) / number if number > 1 else None
-    if not all((method, seed) in of.answers for method in methods for seed in gains):
-        return Difference(fmean(values), training=training, seeds=number)
+    seeds, values = len(gains), [*gains.values()]
+    training_variance = _variance(values, 1) / seeds if seeds > 1 else None
+    if not all((method, seed) in sample.answers for method in methods for seed in gains):
+        return Difference(fmean(values), training_variance=training_variance, seeds=seeds)
     tests: dict[int, list[Array]] = defaultdict(list)
     for seed in gains:
-        answers = [of.answers[method, seed] for method in methods]
-        tests[id(answers[0].targets)].append(np.subtract.reduce([one.without for one in answers]))
-    left = [(len(here) / number, np.mean(here, axis=0)) for here in tests.values()]
-    groups = min(len(means) for _, means in left)
-    examples = sum(share**2 * (len(means) - 1) * _variance(means, 0) for share, means in left) if groups > 1 else None
-    return Difference(fmean(values), examples, groups, training, number)
+        answers = [sample.answers[method, seed] for method in methods]
+        tests[id(answers[0].targets)].append(np.subtract.reduce([run.left_out for run in answers]))
+    left_out_means = [(len(left_outs) / seeds, np.mean(left_outs, axis=0)) for left_outs in tests.values()]
+    groups = min(len(means) for _, means in left_out_means)
+    variances = (share**2 * (len(means) - 1) * _variance(means, 0) for share, means in left_out_means)
+    examples_variance = sum(variances) if groups > 1 else None
+    return Difference(fmean(values), examples_variance, groups, training_variance, seeds)
 
 
-def _variance(values: Sequence[float] | Array, lost: int) -> float:
-    """Infinite where the values are too large, as a perplexity may be; lost: degrees of freedom."""
+def _variance(values: Sequence[float] | Array, lost_freedom: int) -> float:
+    """Infinite where the values are too large, as a perplexity may be; lost_freedom: degrees of freedom."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.var(values, ddof=lost))
+        return float(np.var(values, ddof=lost_freedom))
 
 
-def _exchanged(of: Sample, one: str, other: str, seeds: list[int]) -> Values | None:
+def _exchanged(sample: Sample, first: str, second: str, seeds: list[int]) -> Values | None:
     """Without a true difference, the two methods' predictions for an example may be exchanged: each exchange is as likely."""
-    metric, pairs = of.metric, [(of.answers[one, seed], of.answers[other, seed]) for seed in seeds]
+    metric, pairs = sample.metric, [(sample.answers[first, seed], sample.answers[second, seed]) for seed in seeds]
     targets = pairs[0][0].targets
     if any(run.targets is not targets for pair in pairs for run in pair):
         return None
     answers = [(ours.predictions, theirs.predictions) for ours, theirs in pairs]
-    unlike = [ours != theirs for ours, theirs in answers]
-    differing = np.flatnonzero(np.any([gap.any(axis=-1) if gap.ndim > 1 else gap for gap in unlike], axis=0))
+    differs = [ours != theirs for ours, theirs in answers]
+    differing = np.flatnonzero(np.any([mask.any(axis=-1) if mask.ndim > 1 else mask for mask in differs], axis=0))
     if metric.averages and len(differing) <= COUNTED:
         single = [(slice(i, i + 1), targets[i : i + 1]) for i in differing]
         steps = [sum(metric(a[i], right) - metric(b[i], right) for a, b in answers) for i, right in single]
         return _signs(np.abs(steps), len(targets) * len(seeds))
     if not metric.batched or len(differing) > EXCHANGED:
         return None
-    found = []
+    differences = []
     for swap in product((False, True), repeat=len(differing)):
         mask = np.zeros(targets.shape, dtype=bool)
         mask[differing] = np.reshape(swap, (-1, *[1] * (targets.ndim - 1)))
         sides = [(np.where(mask, theirs, ours), np.where(mask, ours, theirs)) for ours, theirs in answers]
-        found.append(metric.sign * fmean(metric(ours, targets) - metric(theirs, targets) for ours, theirs in sides))
-    return np.array(found), np.full(len(found), 1 / len(found))
+        differences.append(
+            metric.sign * fmean(metric(ours, targets) - metric(theirs, targets) for ours, theirs in sides)
+        )
+    return np.array(differences), np.full(len(differences), 1 / len(differences))
 
 
 def _signs(steps: Array, scale: int) -> Values | None:

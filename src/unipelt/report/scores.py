@@ -9,13 +9,13 @@ from statistics import fmean
 from typing import Any
 
 from unipelt.report.names import ALL, PARTS, occurrences, size_label, task_label
-from unipelt.report.samples import LARGEST, Seeds, metric_label
+from unipelt.report.samples import BEST_CONSTANT, Seeds, metric_label
 from unipelt.report.study import Grid, Study
 from unipelt.report.tables import Block, Cell, Table, side_by_side, with_best
 
 BEST_NOTE = "Bold: best, where every method has at least two seeds; not a test of differences."
 AVERAGE_NOTE = "An average stands only where every task is there; its deviation is that of the seeds' averages."
-LARGEST_NOTE = f"{LARGEST.capitalize()}: the metric of always naming the most frequent class of the test examples, 0 for a correlation."  # fmt: skip
+BEST_CONSTANT_NOTE = f"{BEST_CONSTANT.capitalize()}: the metric of always predicting the most frequent class of the test examples, 0 for a correlation."  # fmt: skip
 BOUND_NOTE = "Best of …: for each task the part of a mixture with the best test mean, as in the paper's table 2. No method can choose it in advance, so it is an upper bound."  # fmt: skip
 SUBSET_NOTE = "* The training set is a subset of the published one, so these are not the paper's numbers for K = all."
 BEST_OF = "best of "
@@ -36,25 +36,31 @@ def printed(k: int | str) -> Grid:
 
 
 def score_table(study: Study) -> Table:
-    """Test metrics by size, method and task, with the best parts of mixtures (the paper's table 2) and the largest class below
-    the methods; below each size the paper's, of the same tasks and methods."""
-    over, blocks, metrics = study.all_tasks, [], defaultdict(list)
+    """Test metrics by size, method and task, with the best parts of mixtures (the paper's table 2) and the best constant answer
+    below the methods; below each size the paper's, of the same tasks and methods."""
+    tasks, blocks, metrics = study.all_tasks, [], defaultdict(list)
     for k in study.sizes:
         ours, theirs = _by_method(study, study.test, k), _by_method(study, printed(k), k)
         heading = f"{size_label(k)} · ours, {study.model} · {study.seeds(k)}"
-        blocks.append(_block(study, k, {**ours, **_best_parts(study, ours), LARGEST: _largest(study, k)}, heading))
+        blocks.append(
+            _block(study, k, {**ours, **_best_parts(study, ours), BEST_CONSTANT: _best_constant(study, k)}, heading)
+        )
         heading = f"{size_label(k)} · the paper, {paper()['base']} · 5 seeds"
         blocks += [_block(study, k, theirs | _best_parts(study, theirs), heading)] if theirs else []
-    for task in over:
+    for task in tasks:
         metrics[metric_label(study.metrics[task])].append(task_label(task))
-    said = "; ".join(f"{metric}: {', '.join(names)}" for metric, names in sorted(metrics.items()))
+    metrics_text = "; ".join(f"{metric}: {', '.join(names)}" for metric, names in sorted(metrics.items()))
     subsets = study.incomplete if ALL in study.sizes else set()
-    notes = [f"Metrics: {said}. {BEST_NOTE}", *[AVERAGE_NOTE] * (len(over) > 1), LARGEST_NOTE]
+    notes = [f"Metrics: {metrics_text}. {BEST_NOTE}", *[AVERAGE_NOTE] * (len(tasks) > 1), BEST_CONSTANT_NOTE]
     notes += [BOUND_NOTE] * any(row[0].text.startswith(BEST_OF) for block in blocks for row in block.rows)
     notes += [SUBSET_NOTE] * bool(subsets)
     if len(blocks) > len(study.sizes):
         notes.append(f"The paper: {paper()['source']}. Its base is {paper()['base']}, ours is {study.model}: compare the order of the methods and their differences, not the scores.")  # fmt: skip
-    columns = ["method", *(task_label(task) + "*" * (task in subsets) for task in over), *["average"] * (len(over) > 1)]
+    columns = [
+        "method",
+        *(task_label(task) + "*" * (task in subsets) for task in tasks),
+        *["average"] * (len(tasks) > 1),
+    ]
     return Table("scores", "Test metric, mean and standard deviation over seeds", columns, blocks, notes)
 
 
@@ -69,24 +75,28 @@ def _by_method(study: Study, grid: Grid, k: int | str) -> dict[str, Row]:
 
 def _best_parts(study: Study, rows: Mapping[str, Row]) -> dict[str, Row]:
     """For each mixture whose parts are there, with one set of options each: on each task the part with the best mean."""
-    found: dict[str, Row] = {}
+    bounds: dict[str, Row] = {}
     for mixture, presets in PARTS.items():
         parts = [occurrences(preset, rows) for preset in (mixture, *presets)]
         if all(len(methods) == 1 for methods in parts):
-            best, (own, *others) = {}, [methods[0] for methods in parts]
-            for task in rows[own]:
+            best, (own_method, *others) = {}, [methods[0] for methods in parts]
+            for task in rows[own_method]:
                 known = [rows[other][task] for other in others if task in rows[other]]
                 if len(known) == len(others):
                     choose = max if study.metrics[task].higher_is_better else min
                     best[task] = choose(known, key=lambda seeds: fmean(seeds.values()))
-            found[f"{BEST_OF}{', '.join(others)}"] = best
-    return found
+            bounds[f"{BEST_OF}{', '.join(others)}"] = best
+    return bounds
 
 
-def _largest(study: Study, k: int | str) -> Row:
-    """The metric of always naming the largest class."""
+def _best_constant(study: Study, k: int | str) -> Row:
+    """The metric of always predicting the most frequent class of the test examples."""
     samples = {task: study.samples[k, task] for task in study.tasks(k)}
-    return {task: {0: one.metric.shown_as * one.constant} for task, one in samples.items() if one.constant is not None}
+    return {
+        task: {0: sample.metric.shown_as * sample.best_constant_score}
+        for task, sample in samples.items()
+        if sample.best_constant_score is not None
+    }
 
 
 def _block(study: Study, k: int | str, rows: Mapping[str, Row], heading: str) -> Block:
@@ -96,9 +106,11 @@ def _block(study: Study, k: int | str, rows: Mapping[str, Row], heading: str) ->
     columns = []
     for task in study.all_tasks:
         known = {name: row[task] for name, row in rows.items() if task in row}
-        most = max((len(seeds) for name, seeds in known.items() if name in methods), default=0)
+        most_seeds = max((len(seeds) for name, seeds in known.items() if name in methods), default=0)
         notes = {
-            name: f"{len(known[name])} of {most} seeds" for name in known if name in methods and len(known[name]) < most
+            name: f"{len(known[name])} of {most_seeds} seeds"
+            for name in known
+            if name in methods and len(known[name]) < most_seeds
         }
         cells = {name: Cell.mean(seeds.values(), notes.get(name, "")) for name, seeds in known.items()}
         columns.append((cells, study.metrics[task].sign))
@@ -115,5 +127,5 @@ def average(tasks: Sequence[Seeds]) -> Cell:
     if not all(tasks):
         return Cell()
     shared = set.intersection(*({*seeds} for seeds in tasks))
-    each = [fmean(seeds[seed] for seeds in tasks) for seed in sorted(shared)]
-    return Cell(fmean(fmean(seeds.values()) for seeds in tasks), Cell.mean(each).sd if each else None)
+    by_seed = [fmean(seeds[seed] for seeds in tasks) for seed in sorted(shared)]
+    return Cell(fmean(fmean(seeds.values()) for seeds in tasks), Cell.mean(by_seed).sd if by_seed else None)

@@ -23,60 +23,69 @@ LOOK = "Examples to look at"
 
 def comparison_sections(study: Study, advice: Recommendation, store: Store) -> tuple[list[str], list[Section]]:
     """What to be careful about, and the sections about the recommended method, from the store of the comparison."""
-    mine, fewer = ([run for run in runs if run.method == advice.take] for runs in (study.chosen, study.fewer))
-    first = mine[0].record
-    said = cautions(store.noted("examples"), first.labels or [], mine, first.truncated, study.folds)
-    one = answered(store, mine, study.folds)
-    found = prediction_sections(one, metric_of(first.metric)) if one else []
-    found += written(store, study.chosen, advice.take)
+    runs, smaller_runs = (
+        [run for run in runs if run.method == advice.method] for runs in (study.chosen, study.smaller)
+    )
+    first = runs[0].record
+    warnings = cautions(store.noted("examples"), first.labels or [], runs, first.truncated, study.folds)
+    answers = answered(store, runs, study.folds)
+    sections = prediction_sections(answers, metric_of(first.metric)) if answers else []
+    sections += written(store, study.chosen, advice.method)
     sizes: dict[int, list[Run]] = defaultdict(list)
-    for run in fewer:
+    for run in smaller_runs:
         sizes[int(run.k)].append(run)
     # baselines train on what validates others too
-    all_but_test = study.folds and advice.take in BASELINES and advice.take != SETFIT
+    all_but_test = study.folds and advice.method in BASELINES and advice.method != SETFIT
     splits = ["train", "validation"] if all_but_test else ["train"]
-    whole = [sum(run.record.examples[split]["number"] for split in splits) for run in mine if run.record.examples]
-    if whole:
-        sizes[min(whole)] = mine  # folds differ by one
+    train_sizes = [sum(run.record.examples[split]["number"] for split in splits) for run in runs if run.record.examples]
+    if train_sizes:
+        sizes[min(train_sizes)] = runs  # folds differ by one
     curve = learning_curve(store, sizes, bool(study.folds))
-    return said, [*found, *([curve] if curve else [])]
+    return warnings, [*sections, *([curve] if curve else [])]
 
 
-def prediction_sections(one: Answered, metric: Metric) -> list[Section]:
+def prediction_sections(answers: Answered, metric: Metric) -> list[Section]:
     """The sections for the kind of answers that a metric judges."""
     if metric.of == "numbers":
-        targets, said = np.array(one.targets, float), np.array(one.predictions, float)
-        if not np.isfinite(said).all():
+        targets, predictions = np.array(answers.targets, float), np.array(answers.predictions, float)
+        if not np.isfinite(predictions).all():
             return []
-        off = breakdown.short(float(np.abs(said - targets).mean()))
-        say = f"On {one.which}, {one.method} is off by {off} on average, in the unit of the labels."
-        bad = "The largest errors; where a label is wrong, correct the file."
+        mean_error = breakdown.short(float(np.abs(predictions - targets).mean()))
+        sentence = f"On {answers.which}, {answers.method} is off by {mean_error} on average, in the unit of the labels."
+        advice = "The largest errors; where a label is wrong, correct the file."
         errors = Section(
-            "Errors", [breakdown.error_table(targets, said), breakdown.residual_figure(targets, said)], say
+            "Errors",
+            [breakdown.error_table(targets, predictions), breakdown.residual_figure(targets, predictions)],
+            sentence,
         )
-        return [errors, Section(LOOK, [mistakes.number_mistakes(one)], bad)]
+        return [errors, Section(LOOK, [mistakes.number_mistakes(answers)], advice)]
     if metric.of == "tags":
-        spans, table = breakdown.span_table(one.targets, one.predictions), mistakes.tag_mistakes(one)
-        bad = f"{len(table.rows):,} of {one.which} have a wrong tag."
-        return [Section("Each type of span", [spans], f"{one.method} on {one.which}."), Section(LOOK, [table], bad)]
+        spans, table = breakdown.span_table(answers.targets, answers.predictions), mistakes.tag_mistakes(answers)
+        advice = f"{len(table.rows):,} of {answers.which} have a wrong tag."
+        return [
+            Section("Each type of span", [spans], f"{answers.method} on {answers.which}."),
+            Section(LOOK, [table], advice),
+        ]
     if metric.of == "classes":
-        return _of_classes(one) if one.labels else []
-    table = mistakes.text_mistakes(one, metric) if metric.of == "texts" else mistakes.loss_mistakes(one)
-    say = f"{one.method} on {one.which}, the worst first. Where a label is wrong, correct the file."
-    return [Section(LOOK, [table], say)]
+        return _of_classes(answers) if answers.labels else []
+    table = mistakes.text_mistakes(answers, metric) if metric.of == "texts" else mistakes.loss_mistakes(answers)
+    sentence = f"{answers.method} on {answers.which}, the worst first. Where a label is wrong, correct the file."
+    return [Section(LOOK, [table], sentence)]
 
 
-def _of_classes(one: Answered) -> list[Section]:
-    answers = np.array(one.targets), np.array(one.predictions), one.labels
-    table = breakdown.class_table(*answers)
-    if one.several:
-        parts, bad = [table], mistakes.label_mistakes(one)
-        say = f"{len(bad.rows):,} labels are missing or wrongly added."
+def _of_classes(answers: Answered) -> list[Section]:
+    arrays = np.array(answers.targets), np.array(answers.predictions), answers.labels
+    table = breakdown.class_table(*arrays)
+    if answers.several:
+        evidence, wrong = [table], mistakes.label_mistakes(answers)
+        sentence = f"{len(wrong.rows):,} labels are missing or wrongly added."
     else:
-        parts, (bad, doubtful) = [table, breakdown.confusion_table(*answers)], mistakes.class_mistakes(one)
+        evidence, (wrong, doubtful) = [table, breakdown.confusion_table(*arrays)], mistakes.class_mistakes(answers)
         worth = f"; {doubtful:,} of their labels are worth checking" if doubtful else ""
-        say = f"{len(bad.rows):,} of {one.which} are answered wrongly{worth}."
-    found = [Section("Each class", parts, f"{one.method} on {one.which}. {breakdown.worst_class(table)}".strip())]
-    if one.probabilities is not None:
-        found.append(confidence_section(one, one.probabilities))
-    return [*found, Section(LOOK, [bad], say)]
+        sentence = f"{len(wrong.rows):,} of {answers.which} are answered wrongly{worth}."
+    sections = [
+        Section("Each class", evidence, f"{answers.method} on {answers.which}. {breakdown.worst_class(table)}".strip())
+    ]
+    if answers.probabilities is not None:
+        sections.append(confidence_section(answers, answers.probabilities))
+    return [*sections, Section(LOOK, [wrong], sentence)]

@@ -53,20 +53,20 @@ class Estimate:
 
 def estimate(differences: Sequence[Difference], level: float = LEVEL) -> Estimate:
     """The mean over tasks, with the interval of all numbers that are not too far from it at this level."""
-    number = len(differences)
-    value = fmean(one.value for one in differences)
-    examples, groups, training, freedom = _joined(differences)
-    seeds = min(one.seeds for one in differences)
-    v, u = (examples or 0.0) / number**2, (training or 0.0) / number**2
+    tasks = len(differences)
+    value = fmean(task.value for task in differences)
+    examples, groups, training, training_freedom = _joined(differences)
+    seeds = min(task.seeds for task in differences)
+    v, u = (examples or 0.0) / tasks**2, (training or 0.0) / tasks**2
     # nothing, or a variance of 0 from the few seeds there are, or values that are too large for one
     if (examples is None and u <= TIE**2) or not isfinite(v + u):
         return Estimate(value, seeds=seeds)
     covers = SEEDS if examples is None else EXAMPLES if training is None else BOTH
-    half = half_width(level, v, groups, u, freedom)
-    low, high, exact = value - half, value + half, exact_p([one.exchanged for one in differences], value)
+    half = half_width(level, v, groups, u, training_freedom)
+    low, high, exact = value - half, value + half, exact_p([task.exchanged for task in differences], value)
     if exact > level:
         low, high = min(low, 0.0), max(high, 0.0)
-    return Estimate(value, low, high, max(exact, tail(abs(value), v, groups, u, freedom)), seeds, covers)
+    return Estimate(value, low, high, max(exact, tail(abs(value), v, groups, u, training_freedom)), seeds, covers)
 
 
 def _joined(differences: Sequence[Difference]) -> tuple[float | None, int, float | None, float]:
@@ -74,38 +74,40 @@ def _joined(differences: Sequence[Difference]) -> tuple[float | None, int, float
 
     The freedom is Welch's and Satterthwaite's (Σ u)² / Σ (u² / (seeds − 1)); a part that is not known for one task is not for all.
     """
-    examples = [one.examples for one in differences if one.examples is not None]
-    training = [(one.training, one.seeds - 1) for one in differences if one.training is not None]
+    examples = [task.examples_variance for task in differences if task.examples_variance is not None]
+    training = [(task.training_variance, task.seeds - 1) for task in differences if task.training_variance is not None]
     v = sum(examples) if len(examples) == len(differences) else None
-    u = sum(part for part, _ in training) if len(training) == len(differences) else None
-    squares = sum(part**2 / freedom for part, freedom in training)
+    u = sum(variance for variance, _ in training) if len(training) == len(differences) else None
+    squares = sum(variance**2 / freedom for variance, freedom in training)
     freedom = u**2 / squares if u is not None and squares > 0 else 1.0
-    return v, min(one.groups for one in differences), u, freedom
+    return v, min(task.groups for task in differences), u, freedom
 
 
-def own_estimate(found: Difference, metric: Metric) -> Estimate:
+def own_estimate(difference: Difference, metric: Metric) -> Estimate:
     """A metric with an interval that stays within its range: Wilson's of a share, with the number of examples whose share would
     vary as much (Wilson 1927; Kott and Carr 1997); of a metric without upper end, of its logarithm."""
-    plain = estimate([replace(found, exchanged=None)])
-    if plain.low is None or plain.high is None or not isfinite(metric.low):
-        return plain
-    half = (plain.high - plain.low) / 2
+    estimated = estimate([replace(difference, exchanged=None)])
+    if estimated.low is None or estimated.high is None or not isfinite(metric.low):
+        return estimated
+    half = (estimated.high - estimated.low) / 2
     if not isfinite(metric.high):
-        wide = exp(min(half / plain.value, 700.0)) if plain.value > 0 else 1.0
-        return replace(plain, low=plain.value / wide, high=plain.value * wide)
-    whole = metric.high - metric.low
-    share, half = (plain.value - metric.low) / whole, half / whole
-    spread = share * (1 - share)
-    if half <= TIE or spread <= TIE:  # all alike: what n alike examples say
-        spread, quantile, number = 0.0, 1.96, float(found.groups)
+        factor = exp(min(half / estimated.value, 700.0)) if estimated.value > 0 else 1.0
+        return replace(estimated, low=estimated.value / factor, high=estimated.value * factor)
+    metric_range = metric.high - metric.low
+    share, half = (estimated.value - metric.low) / metric_range, half / metric_range
+    variance = share * (1 - share)
+    if half <= TIE or variance <= TIE:  # all alike: what n alike examples say
+        variance, quantile, number = 0.0, 1.96, float(difference.groups)
     else:
-        quantile = half / max(((found.examples or 0.0) + (found.training or 0.0)) ** 0.5 / whole, TIE)
-        number = spread * (quantile / half) ** 2
+        quantile = half / max(
+            ((difference.examples_variance or 0.0) + (difference.training_variance or 0.0)) ** 0.5 / metric_range, TIE
+        )
+        number = variance * (quantile / half) ** 2
     shrink = 1 + quantile**2 / number
-    middle = (share + quantile**2 / (2 * number)) / shrink
-    wide = quantile / shrink * (spread / number + quantile**2 / (4 * number**2)) ** 0.5
-    low, high = (metric.low + whole * min(1.0, max(0.0, edge)) for edge in (middle - wide, middle + wide))
-    return replace(plain, low=min(low, plain.value), high=max(high, plain.value))
+    centre = (share + quantile**2 / (2 * number)) / shrink
+    half = quantile / shrink * (variance / number + quantile**2 / (4 * number**2)) ** 0.5
+    low, high = (metric.low + metric_range * min(1.0, max(0.0, edge)) for edge in (centre - half, centre + half))
+    return replace(estimated, low=min(low, estimated.value), high=max(high, estimated.value))
 
 
 @lru_cache(maxsize=64)
@@ -126,8 +128,8 @@ def tail(distance: float, examples: float, groups: int, training: float, freedom
     if distance < TIE:
         return 1.0
     if training <= TIE**2 or examples <= TIE**2:
-        scale, of = (examples, groups - 1) if training <= TIE**2 else (training, freedom)
-        return float(2 * stdtr(of, -distance / scale**0.5)) if scale > TIE**2 else 0.0
+        scale, degrees = (examples, groups - 1) if training <= TIE**2 else (training, freedom)
+        return float(2 * stdtr(degrees, -distance / scale**0.5)) if scale > TIE**2 else 0.0
     points, weights = _nodes(groups - 1)
     return min(1.0, float(2 * (weights * stdtr(freedom, (points * examples**0.5 - distance) / training**0.5)).sum()))
 
@@ -137,30 +139,41 @@ def half_width(level: float, examples: float, groups: int, training: float, free
     from scipy.optimize import brentq
     from scipy.special import stdtrit
 
-    scales = [(scale**0.5, of) for scale, of in ((examples, groups - 1), (training, freedom)) if scale > TIE**2]
+    scales = [
+        (scale**0.5, degrees) for scale, degrees in ((examples, groups - 1), (training, freedom)) if scale > TIE**2
+    ]
     if not scales:
         return 0.0
-    most = sum(scale * -float(stdtrit(of, level / 4)) for scale, of in scales)  # Bonferroni: surely far enough
-    return float(brentq(lambda x: tail(x, examples, groups, training, freedom) - level, TIE, most, xtol=1e-5 * most))
+    upper_bound = sum(
+        scale * -float(stdtrit(degrees, level / 4)) for scale, degrees in scales
+    )  # Bonferroni: surely far enough
+    return float(
+        brentq(
+            lambda distance: tail(distance, examples, groups, training, freedom) - level,
+            TIE,
+            upper_bound,
+            xtol=1e-5 * upper_bound,
+        )
+    )
 
 
-def exact_p(parts: Sequence[Values | None], value: float) -> float:
+def exact_p(distributions: Sequence[Values | None], value: float) -> float:
     """Share of exchanges whose mean over tasks is as far from 0; 0 where too many examples differ for an exact test."""
     values, chances = np.zeros(1), np.ones(1)
-    for part in parts:
-        if part is None or len(values) * len(part[0]) > 100_000:
+    for distribution in distributions:
+        if distribution is None or len(values) * len(distribution[0]) > 100_000:
             return 0.0
-        values = (values[:, None] + part[0]).ravel()
-        chances = (chances[:, None] * part[1]).ravel()
-    return min(1.0, float(chances[np.abs(values) / len(parts) >= abs(value) - TIE].sum()))
+        values = (values[:, None] + distribution[0]).ravel()
+        chances = (chances[:, None] * distribution[1]).ravel()
+    return min(1.0, float(chances[np.abs(values) / len(distributions) >= abs(value) - TIE].sum()))
 
 
 def holm(p: Sequence[float | None], comparisons: int = 0) -> list[float | None]:
     """Holm's step-down correction of the p that are there, as some of this many comparisons."""
     known = sorted((value, index) for index, value in enumerate(p) if value is not None)
     corrected: list[float | None] = [None] * len(p)
-    least = 0.0
+    largest_so_far = 0.0
     for rank, (value, index) in enumerate(known):
-        least = max(least, min(1.0, value * (max(comparisons, len(known)) - rank)))
-        corrected[index] = least
+        largest_so_far = max(largest_so_far, min(1.0, value * (max(comparisons, len(known)) - rank)))
+        corrected[index] = largest_so_far
     return corrected

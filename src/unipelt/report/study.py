@@ -10,7 +10,7 @@ from typing import Any
 from unipelt.errors import UserError
 from unipelt.report.comparison import Comparison, compare
 from unipelt.report.names import method_order, seeds_text, size_label, size_order, task_label, task_order
-from unipelt.report.samples import Row, Sample, Seeds, metric_of, sample
+from unipelt.report.samples import Row, Sample, Seeds, make_sample, metric_of
 from unipelt.study.choose import choose
 from unipelt.study.schema import KEYS, VALUES
 from unipelt.study.store import COMPARISON, PLANNED, Store
@@ -18,7 +18,7 @@ from unipelt.train.records import RunKey, RunRecord
 
 HEAVY = ("predictions", "targets", "logits", "texts")  # read where they are needed, run by run
 COLUMNS = (*KEYS, *(name for name in VALUES if name not in HEAVY))
-LISTED = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")
+CSV_COLUMNS = (*KEYS, "metric", "validation", "test", "status", "steps", "seconds")
 """columns of runs.csv"""
 
 
@@ -42,9 +42,9 @@ class Run(RunKey):
         return not self.record.done and not self.planned
 
     @property
-    def listed(self) -> list[object]:
+    def csv_row(self) -> list[object]:
         """Its row of runs.csv."""
-        return [getattr(self if name in KEYS else self.record, name) for name in LISTED]
+        return [getattr(self if name in KEYS else self.record, name) for name in CSV_COLUMNS]
 
 
 SizeAndTask = tuple[int | str, str]
@@ -53,11 +53,11 @@ Grid = dict[SizeAndTask, dict[str, Seeds]]
 """size and task → method → seed → metric, as tables show it"""
 
 
-def gather(runs: Iterable[Run], kind: str) -> Grid:
-    """The metrics that are there, ×100 where tables show them so. kind: test or validation."""
+def gather(runs: Iterable[Run], split: str) -> Grid:
+    """The metrics that are there, ×100 where tables show them so. split: test or validation."""
     grid: Grid = {}
     for run in runs:
-        value = getattr(run.record, kind)
+        value = getattr(run.record, split)
         if value is not None:
             seeds = grid.setdefault((run.k, run.task), {}).setdefault(run.method, {})
             seeds[run.seed] = metric_of(run.record.metric).shown_as * value
@@ -76,7 +76,7 @@ class Study:
     chosen: list[Run]
     """the finished runs of the chosen learning rates"""
     samples: dict[tuple[int | str, str], Sample]
-    fewer: list[Run] = field(default_factory=list)
+    smaller: list[Run] = field(default_factory=list)
     """of a comparison on one file: finished runs on fewer training examples, for a learning curve"""
 
     def __post_init__(self) -> None:
@@ -87,10 +87,10 @@ class Study:
     @cached_property
     def compared(self) -> dict[int | str, Comparison]:
         """By size, over comparable methods and tasks; a size with a single method has only that one."""
-        found = {k: self.comparable(k) for k in self.sizes}
+        comparable = {k: self.comparable(k) for k in self.sizes}
         return {
             k: compare([self.samples[k, t] for t in tasks], methods)
-            for k, (tasks, methods) in found.items()
+            for k, (tasks, methods) in comparable.items()
             if tasks and methods
         }
 
@@ -98,7 +98,8 @@ class Study:
     def compared_by_size(self) -> dict[str, Comparison]:
         """By heading: the size, and the number of tasks."""
         return {
-            size_label(k) + (f", {one.tasks} tasks" if one.tasks > 1 else ""): one for k, one in self.compared.items()
+            size_label(k) + (f", {comparison.tasks} tasks" if comparison.tasks > 1 else ""): comparison
+            for k, comparison in self.compared.items()
         }
 
     @property
@@ -162,16 +163,16 @@ class Study:
         return [run for run in self.runs if run.failed]
 
     @property
-    def open(self) -> int:
+    def num_planned(self) -> int:
         return sum(run.planned for run in self.runs)
 
     @property
     def progress(self) -> str:
         """How far it is."""
-        said = f"{sum(run.record.done for run in self.runs):,} of {len(self.runs):,} runs finished"
+        text = f"{sum(run.record.done for run in self.runs):,} of {len(self.runs):,} runs finished"
         if self.failed:
-            said += f", {len(self.failed):,} failed"
-        return said + (f", {self.open:,} still to come" if self.open else "")
+            text += f", {len(self.failed):,} failed"
+        return text + (f", {self.num_planned:,} still to come" if self.num_planned else "")
 
 
 def read(store: Store) -> Study:
@@ -189,13 +190,15 @@ def read(store: Store) -> Study:
         )
     samples = {}
     for k, task in gather(chosen, "test"):
-        here = [run for run in chosen if (run.k, run.task) == (k, task) and run.record.test is not None]
+        task_runs = [run for run in chosen if (run.k, run.task) == (k, task) and run.record.test is not None]
         values: dict[str, Seeds] = defaultdict(dict)
-        for run in here:
+        for run in task_runs:
             values[run.method][run.seed] = run.record.test  # type: ignore[assignment]
-        samples[k, task] = sample(f"{k}/{task}", here[0].record.metric, dict(values), answers(store, here))
-    fewer = [run for run in finished if size not in (None, run.k)]
-    return Study(options, own_file, runs, chosen, samples, fewer)
+        samples[k, task] = make_sample(
+            f"{k}/{task}", task_runs[0].record.metric, dict(values), answers(store, task_runs)
+        )
+    smaller = [run for run in finished if size not in (None, run.k)]
+    return Study(options, own_file, runs, chosen, samples, smaller)
 
 
 def _order(row: dict[str, Any]) -> tuple:

@@ -67,9 +67,9 @@ def usual_folds(study: StudyConfig, first: RunKey, cache: DatasetCache) -> tuple
     return FOLDS, ""
 
 
-def refit(study: StudyConfig, take: str, lr: float | None, task: str, folder: Path, **how: Any) -> None:
+def refit(study: StudyConfig, method: str, lr: float | None, task: str, folder: Path, **how: Any) -> None:
     """Train a method on all examples, but for those that validate, as its folds were trained; a finished run is kept."""
-    key = RunKey(task=task, k="all", method=take, seed=0, lr=lr)
+    key = RunKey(task=task, k="all", method=method, seed=0, lr=lr)
     train_run(replace(study.config(key), folds=1), folder, **how)
 
 

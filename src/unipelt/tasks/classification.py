@@ -109,5 +109,5 @@ class Classification(Task):
         return logistic(features, targets, self.outputs, folds, balanced=balanced)
 
     def constant_prediction(self, train: Sequence[int]) -> int:
-        """The largest class."""
+        """The most frequent class."""
         return Counter(train).most_common(1)[0][0]

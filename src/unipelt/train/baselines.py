@@ -1,6 +1,6 @@
 """Baselines, which attach nothing to the base: fitted before any method is trained, and judged as every run is.
 
-`constant` names the largest class or the mean, `tfidf` reads words, `probe` reads what the head of the frozen base reads, and
+`constant` predicts the most frequent class or the mean, `tfidf` reads words, `probe` reads what the head of the frozen base reads, and
 `setfit` what the head of a base reads that was tuned on pairs of texts. For generated text, `zero-shot` is the frozen base as it
 is, and `nearest` gives the answer of the most similar training example. A baseline is saved as a folder with baseline.json, the
 arrays of a linear model, and the run's record.

@@ -146,7 +146,7 @@ class TextFeatures(ABC):
 
 
 class NoFeatures(TextFeatures):
-    """Nothing: the largest class, the mean, or the classes that most examples have."""
+    """Nothing: the most frequent class, the mean, or the classes that most examples have."""
 
     name = "constant"
 
