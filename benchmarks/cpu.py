@@ -2,8 +2,8 @@
 
     python benchmarks/cpu.py [--rounds 7] [--methods lora 'unipelt-apl(layers=6-11)'] [--bf16] [--fix-gates] [--peer-python ENV/bin/python]
 
-`--bf16`: every variant also with bf16 matrix products (autocast), ÷ float32, with the attention that the training loop chooses for
-them, and `peft` LoRA of the same size, as it comes.
+Inference is that of a written checkpoint, whose prefix has no MLP. `--bf16`: every variant also with bf16 matrix products
+(autocast), ÷ float32, with the attention that the training loop chooses for them, and `peft` LoRA of the same size, as it comes.
 
 BERT-base shape, random weights, float32, 8 rows of 128 tokens, one thread. The variants take turns, a round each; a ratio is
 the median over rounds of the ratio within the round, so that the machine's drift cancels. Seconds are the process's own CPU
@@ -57,6 +57,7 @@ def main() -> None:
 
     import unipelt
     from unipelt.inject.state import mixture_state
+    from unipelt.spec import mixture
     from unipelt.study.efficiency import inference_step, training_step
     from unipelt.train.forward import cast_frozen_weights, choose_attention
 
@@ -65,10 +66,18 @@ def main() -> None:
     def model(method: str | None, precision: str = "fp32"):
         torch.manual_seed(0)
         made = BertForSequenceClassification(BertConfig())
+        if method is not None:
+            unipelt.attach(made, method)
         choose_attention(made, precision, LENGTH)
         if method is not None:
-            cast_frozen_weights(unipelt.attach(made, method), precision)
+            cast_frozen_weights(made, precision)
         return made
+
+    def written(method: str, precision: str = "fp32"):
+        """As a checkpoint has it: a prefix without its MLP."""
+        has_mlp = any(getattr(change.form, "mlp", 0) for change in mixture(method).changes)
+        plain = method.removesuffix(")") + (", " if method.endswith(")") else "(") + "mlp=0)"
+        return model(plain if has_mlp else method, precision)
 
     ids = torch.randint(5, 30_000, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(BATCH) % 2}
@@ -85,12 +94,14 @@ def main() -> None:
     mixture_state(disabled).remove_hooks()
     mixture_state(disabled).kernels.restore()
     models = {"full": full, **tuned}
+    for_inference = {"fp32": {name: written(name) for name in tuned}}
     half_models = {name: model(None if name == "full" else name, "bf16") for name in models} if given.bf16 else {}
     if given.bf16:
         from peft import LoraConfig, get_peft_model
 
         plain = model(None)
         lora = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], modules_to_save=["classifier"])
+        for_inference["bf16"] = {name: written(name, "bf16") for name in tuned}
         models["peft lora"] = half_models["peft lora"] = get_peft_model(plain, lora)  # type: ignore[arg-type]
     variants = {}
     for precision in ("fp32", "bf16") if given.bf16 else ("fp32",):
@@ -100,7 +111,8 @@ def main() -> None:
             variants["infer disabled"] = inference_step(disabled, rows)
         for name, made in (half_models if end else models).items():
             variants[f"train {name}{end}"] = training_step(made, rows, precision)
-            variants[f"infer {'plain' if name == 'full' else name}{end}"] = inference_step(made, rows, precision)
+            inferred = for_inference[precision].get(name, made)
+            variants[f"infer {'plain' if name == 'full' else name}{end}"] = inference_step(inferred, rows, precision)
     for name in given.methods if given.fix_gates else ():
         fixed = model(name)
         if any(isinstance(change.weight, unipelt.Gate) for change in mixture_state(fixed).mixture.changes):
