@@ -166,7 +166,7 @@ def main() -> None:
 
                 def shared(config, task, device, max_length, pool=name):
                     """The base of all draws of a pool: each text is read once."""
-                    key = pool, len(task.labels), config.pooling
+                    key = pool, len(task.labels), config.method
                     if key not in bases:
                         bases[key] = plain(config, task, device, max_length)
                     return bases[key]

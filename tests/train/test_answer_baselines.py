@@ -9,9 +9,9 @@ from generation.bases import ANSWERS, CHAT_TEMPLATE, save_base, save_chats, save
 from unipelt.data import Examples
 from unipelt.errors import DataError, UserError
 from unipelt.tasks import registry
-from unipelt.train.baselines import Nearest, ZeroShot, load_predictor, usual_baselines
+from unipelt.train.baselines import Nearest, ZeroShot, frozen_base, load_predictor, usual_baselines
+from unipelt.train.records import RunConfig
 from unipelt.train.runs import metrics_of
-from unipelt.train.setup import device_of
 
 pytest.importorskip("rouge_score")
 
@@ -37,7 +37,8 @@ def test_the_base_as_it_is_has_the_loss_of_a_run_that_changes_nothing(tmp_path: 
     fleet = build_fleet([asked], runs_at_once=1, device=CPU)  # LoRA begins with nothing
     plan = fleet.plans[0]
     task, data = registry.load(tmp_path / "chats.jsonl", generation={"max_new_tokens": 6})
-    zero_shot = ZeroShot(str(tmp_path / "base"), task, 64, device_of("cpu"), "fp32")
+    base = frozen_base(RunConfig(model=str(tmp_path / "base"), task=task.name), task, CPU, 64)
+    zero_shot = ZeroShot(base, "fp32")
     logits, asked, texts = zero_shot.answers(data.train, True)
     metrics = metrics_of(zero_shot.task, logits, asked, texts)
     encoded = plan.task.encode(fleet.tokenizer, data.train, 64)

@@ -80,14 +80,14 @@ def test_the_probe_reads_what_the_head_reads(tiny_base: str, tmp_path: Path):  #
     assert finished.files is not None
     write_whole(tmp_path / "probe", finished.files)
     probe, test = load_predictor(str(tmp_path / "probe")), cache.splits(config).test
-    model = probe.features.frozen.model  # type: ignore[attr-defined]
+    model = probe.features.frozen.predictor.model  # type: ignore[attr-defined]
     head = output_of(model)
     assert head is not None
     with torch.no_grad():
         head.weight[0].copy_(torch.from_numpy(probe.linear.weight))
         head.bias[0].copy_(torch.from_numpy(probe.linear.bias))  # type: ignore[index]
-    encoded: Encoded = probe.task.encode(probe.features.frozen.tokenizer, test, 128)  # type: ignore[attr-defined]
-    (logits,) = predict(model, probe.features.frozen.tokenizer, [encoded])  # type: ignore[attr-defined]
+    encoded: Encoded = probe.task.encode(probe.features.frozen.predictor.tokenizer, test, 128)  # type: ignore[attr-defined]
+    (logits,) = predict(model, probe.features.frozen.predictor.tokenizer, [encoded])  # type: ignore[attr-defined]
     torch.testing.assert_close(logits.double(), probe.outputs(test)[0].double(), atol=1e-4, rtol=1e-4)
 
 

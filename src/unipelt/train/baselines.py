@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,6 @@ from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
 from unipelt.checkpoint.disk import ARRAYS, BASELINE, read_file, read_json, resolve
-from unipelt.checkpoint.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from unipelt.data import Examples, Splits
 from unipelt.data.folds import inner_folds
 from unipelt.errors import CheckpointError, UserError
@@ -131,38 +130,40 @@ def _description(name: str, task: Task, results: dict[str, float], metadata: dic
     return {BASELINE: json.dumps(description, indent=1).encode()}
 
 
+@dataclass
 class ZeroShot:
     """The frozen base as it is, asked with the template and the settings of a trained run."""
 
-    parameters = 0
+    base: FrozenBase
+    precision: str = "auto"
+    known: dict[tuple[str, bool], Answers] = field(default_factory=dict)
+    """by fingerprint of the examples: the seeds of a comparison share their test examples"""
+    parameters: ClassVar[int] = 0
 
-    def __init__(self, base: str, task: Task, max_length: int, device: torch.device, precision: str = "auto"):
-        """Raises UserError where the base cannot be loaded."""
-        model, tokenizer = task.load(base)
-        self.identity = {"base": weights_fingerprint(model, []), "tokenizer": tokenizer_fingerprint(tokenizer)}
-        self.name, self.task, self.precision = base, task.prepare(model, tokenizer), chosen_precision(device, precision)
-        longest = most_tokens(model, max_length)
-        self.predictor = Predictor(model.to(device).eval(), tokenizer, self.task, longest, False)  # type: ignore[arg-type]  # transformers types it wrongly
-        self._known: dict[tuple[str, bool], Answers] = {}
+    @property
+    def task(self) -> Task:
+        return self.base.predictor.task
 
     def answers(self, examples: Examples, texts: bool) -> Answers:
-        key = examples.fingerprint, texts  # the seeds of a comparison share their test examples
-        if key not in self._known:
-            with autocast(self.predictor.model.device, self.precision):
-                self._known[key] = self.predictor.answers(examples, texts)
-        return self._known[key]
+        key, predictor = (examples.fingerprint, texts), self.base.predictor
+        if key not in self.known:
+            with autocast(predictor.model.device, self.precision):
+                self.known[key] = predictor.answers(examples, texts)
+        return self.known[key]
 
     def files(self, results: dict[str, float]) -> dict[str, bytes]:
-        base = {"name": self.name, "max_length": self.predictor.max_length, **self.identity}
-        return _description(ZERO_SHOT, self.task, results, {"base": base})
+        return _description(ZERO_SHOT, self.task, results, {"base": self.base.metadata})
 
 
 def frozen_base(config: RunConfig, task: Task, device: torch.device, max_length: int) -> FrozenBase:
-    """The base of a run with what its head reads. Raises UserError where it cannot be loaded."""
-    head_only = replace(config, method="head", head="train", recipe={})
-    loaded = load_and_attach(head_only, task, outputs=task.outputs, seeds=[0], device=device)
-    pooling = pooling_of(config) if task.pooled else "model"
-    return FrozenBase(loaded.model, loaded.tokenizer, task, max_length, config.model, pooling, loaded.identity)
+    """The base of a run, with a head that reads what the baseline reads. Raises UserError where it cannot be loaded."""
+    if config.method in FEATURES:
+        config = replace(config, pooling=FEATURES[config.method].pooling or config.pooling)
+    plain = replace(config, method=ZERO_SHOT if task.generates_text else "head", head="train", recipe={})
+    model, tokenizer, _, identity = load_and_attach(plain, task, outputs=task.outputs, seeds=[0], device=device)
+    longest = most_tokens(model, max_length)
+    predictor = Predictor(model.eval(), tokenizer, task.prepare(model, tokenizer), longest, False)
+    return FrozenBase(predictor, config.model, pooling_of(config) if task.pooled else "model", identity)
 
 
 def fit_baseline(
@@ -224,18 +225,17 @@ def train_baselines(
     if why := refusal(first.method, task):
         raise UserError(f"{first.method}: {why}")
     longest = first.recipe.get("max_length") or task.default_max_length
-    base: FrozenBase | ZeroShot | None = None
-    if first.method == ZERO_SHOT:
-        base = ZeroShot(first.model, task, longest, device, first.recipe.get("precision", "auto"))
-    elif first.method in FEATURES and (features := FEATURES[first.method]).reads_base:
-        base = frozen_base(replace(first, pooling=features.pooling or first.pooling), task, device, longest)
+    reads_base = first.method == ZERO_SHOT or (first.method in FEATURES and FEATURES[first.method].reads_base)
+    base = frozen_base(first, task, device, longest) if reads_base else None
     if base is not None:
         check_identity(first.model, base.identity, identity)
+    precision = chosen_precision(device, first.recipe.get("precision", "auto"))
+    zero_shot = ZeroShot(base, precision) if base is not None and first.method == ZERO_SHOT else None
     for config in configs:
         started, splits = _clock(base), cache.splits(config)
         baseline: Baseline | Nearest | ZeroShot
-        if isinstance(base, ZeroShot):
-            baseline = base
+        if zero_shot:
+            baseline = zero_shot
         elif config.method == NEAREST:
             baseline = Nearest.fit(task, splits.train)
         else:
@@ -256,9 +256,9 @@ def train_baselines(
         yield FinishedRun(record, files=baseline.files(record.results))
 
 
-def _clock(base: FrozenBase | ZeroShot | None) -> float:
+def _clock(base: FrozenBase | None) -> float:
     """Seconds, counted as if no text were known from an earlier run."""
-    return time.monotonic() + (base.seconds_saved if isinstance(base, FrozenBase) else 0.0)
+    return time.monotonic() + (base.seconds_saved if base else 0.0)
 
 
 def _fit(config: RunConfig, task: Task, splits: Splits, frozen: FrozenBase | None) -> Baseline:
@@ -290,17 +290,14 @@ def load_predictor(run: str, base: str | None = None, device: str = "auto") -> T
     try:
         if name == NEAREST:
             return Nearest(task, list(map(str, description["questions"])), list(map(str, description["answers"])))
-        frozen: FrozenBase | ZeroShot | None = None
-        if metadata := description.get("base"):
-            model, longest, target = base or metadata["name"], metadata["max_length"], device_of(device)
+        frozen: FrozenBase | None = None
+        if name == ZERO_SHOT or "base" in description:
+            metadata = description["base"]
+            config = RunConfig(model=base or metadata["name"], task=task.name, pooling=metadata["pooling"])
+            frozen = frozen_base(config, task, device_of(device), metadata["max_length"])
+            check_identity(config.model, frozen.identity, {key: metadata[key] for key in frozen.identity})
             if name == ZERO_SHOT:
-                frozen = ZeroShot(model, task, longest, target)
-            else:
-                config = RunConfig(model=model, task=task.name, pooling=metadata["pooling"])
-                frozen = frozen_base(config, task, target, longest)
-            check_identity(model, frozen.identity, {key: metadata[key] for key in frozen.identity})
-        if isinstance(frozen, ZeroShot):
-            return replace(frozen.predictor, task=task)
+                return replace(frozen.predictor, task=task)
         arrays = _read_arrays(folder / ARRAYS, description["sha256"])
         features = FEATURES[name].load(description, arrays, frozen)
         return Baseline(task, features, Linear(arrays["weight"], arrays["bias"]))

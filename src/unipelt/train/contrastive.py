@@ -50,16 +50,16 @@ class TunedStates(HeadInputs):
     def fit(cls, train: Examples, frozen: FrozenBase | None) -> Self:
         """Tune the base from its file, and put the tuned weights into the model of `frozen`."""
         assert frozen is not None
-        _load_weights(frozen.model, _tune(frozen, next(iter(train.inputs.values())), train.targets or []))
+        _load_weights(frozen.predictor.model, _tune(frozen, next(iter(train.inputs.values())), train.targets or []))
         return cls(replace(frozen, known={}, seconds=0.0))
 
     @property
     def parameters(self) -> int:
-        return sum(weight.numel() for weight in self.frozen.model.base_model.parameters())
+        return sum(weight.numel() for weight in self.frozen.predictor.model.base_model.parameters())
 
     def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         metadata, _ = super().saved()
-        return metadata, {BODY + name: value.numpy() for name, value in _weights(self.frozen.model).items()}
+        return metadata, {BODY + name: value.numpy() for name, value in _weights(self.frozen.predictor.model).items()}
 
     @classmethod
     def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: FrozenBase | None) -> Self:
@@ -67,7 +67,7 @@ class TunedStates(HeadInputs):
         weights = {
             name.removeprefix(BODY): torch.from_numpy(array) for name, array in arrays.items() if name[:5] == BODY
         }
-        _load_weights(frozen.model, weights)
+        _load_weights(frozen.predictor.model, weights)
         return cls(frozen)
 
 
@@ -93,17 +93,17 @@ def _tune(frozen: FrozenBase, texts: list[str], targets: list[Any]) -> dict[str,
     from setfit import SetFitModel, Trainer, TrainingArguments
     from transformers import PrinterCallback
 
-    device = next(frozen.model.parameters()).device
+    device = next(frozen.predictor.model.parameters()).device
     torch.manual_seed(0)
     steps = min(MOST_STEPS, math.ceil(PAIRS * len(texts) / BATCH))
     with quiet(), _no_bars(), tempfile.TemporaryDirectory() as folder:
-        body = Transformer(base_path(frozen.name), max_seq_length=frozen.max_length)
+        body = Transformer(base_path(frozen.name), max_seq_length=frozen.predictor.max_length)
         pooling = Pooling(body.get_embedding_dimension(), "mean")
         sentences = SentenceTransformer(modules=[body, pooling], device=str(device))
         strategy = "one-vs-rest" if isinstance(targets[0], list) else None
         model = SetFitModel(model_body=sentences, multi_target_strategy=strategy)
         arguments = TrainingArguments(
-            output_dir=folder, batch_size=BATCH, max_steps=steps, body_learning_rate=RATE, max_length=frozen.max_length, report_to="none", seed=0,
+            output_dir=folder, batch_size=BATCH, max_steps=steps, body_learning_rate=RATE, max_length=frozen.predictor.max_length, report_to="none", seed=0,
             save_strategy="no", logging_strategy="no", show_progress_bar=False,
         )  # fmt: skip
         trainer = Trainer(model, arguments, train_dataset=datasets.Dataset.from_dict({"text": texts, "label": targets}))

@@ -123,7 +123,7 @@ def load_and_attach(
     config: RunConfig, task: Task, *, outputs: int, seeds: Sequence[int], device: torch.device
 ) -> Loaded:
     """Load the base with a head of `outputs` outputs and attach the method, one run per seed; for `full`, make all parameters
-    trainable."""
+    trainable; for a baseline, attach nothing."""
     if not task.pooled and config.pooling not in ("auto", "model"):
         raise UserError(f"--pooling {config.pooling}: {task.kind} reads the state of every token; expected model")
     model, tokenizer = task.load(config.model, outputs=outputs, seed=config.seed)
@@ -132,7 +132,7 @@ def load_and_attach(
     if config.key.full:
         counts = {FULL: sum(p.numel() for p in model.requires_grad_(True).parameters())}
     else:
-        counts = _attach(config, task, model, seeds)
+        counts = {} if config.key.baseline else _attach(config, task, model, seeds)
     return Loaded(model.to(device), tokenizer, counts, identity)  # type: ignore[arg-type]  # transformers types it wrongly
 
 

@@ -15,16 +15,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from unipelt.data import Examples
 from unipelt.errors import CheckpointError, UserError
 from unipelt.inject.heads import find_head
-from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import check_tokens
 from unipelt.tasks.linear import Features
-from unipelt.train.forward import predict
+from unipelt.train.predictor import Predictor
 
 WORDS = 50_000  # most words and pairs of words that are counted
 
@@ -33,10 +31,7 @@ WORDS = 50_000  # most words and pairs of words that are counted
 class FrozenBase:
     """A frozen base: the state that its head reads of each text `[feature]`, or of each word `[word, feature]`."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    task: Task
-    max_length: int
+    predictor: Predictor
     name: str
     pooling: str
     identity: dict[str, str]
@@ -47,6 +42,12 @@ class FrozenBase:
     seconds_saved: float = 0.0
     """estimated time that texts would have taken whose states were known already"""
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the folder of a baseline says of its base, as JSON."""
+        length = self.predictor.max_length
+        return {"name": self.name, "pooling": self.pooling, "max_length": length, **self.identity}
+
     def __call__(self, inputs: dict[str, list]) -> list[Float[np.ndarray, "*word feature"]]:
         """The states of texts or lists of words. inputs: by name, as examples have them."""
         keys = [tuple(map(str, values)) for values in zip(*inputs.values())]
@@ -54,10 +55,9 @@ class FrozenBase:
         if new:
             began = time.monotonic()
             new_examples = Examples(inputs={name: [values[i] for i in new.values()] for name, values in inputs.items()})
-            encoded = self.task.encode(self.tokenizer, new_examples, most_tokens(self.model, self.max_length))
-            check_tokens(encoded, self.model, self.model.config._name_or_path)
-            with head_inputs(self.model, self.task.pooled):
-                states = [*predict(self.model, self.tokenizer, [encoded], task=type(self.task))[0].numpy()]
+            encoded = self.predictor.encode(new_examples)
+            with head_inputs(self.predictor.model, self.predictor.task.pooled):
+                states = [*self.predictor.logits(encoded).numpy()]
             if encoded.first_tokens:  # a word that was cut off has no state: zeros
                 states = [
                     np.where(first[:, None] >= 0, tokens[first], 0)
@@ -231,9 +231,7 @@ class HeadInputs(TextFeatures):
         return np.hstack([first, second, np.abs(first - second), first * second])
 
     def saved(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        base = self.frozen
-        metadata = {"name": base.name, "pooling": base.pooling, "max_length": base.max_length, **base.identity}
-        return {"base": metadata}, {}
+        return {"base": self.frozen.metadata}, {}
 
     @classmethod
     def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: FrozenBase | None) -> Self:
