@@ -23,7 +23,6 @@ from unipelt.checkpoint.card import card, card_file
 from unipelt.checkpoint.description import KEY, Description, Head, TaskConfig
 from unipelt.checkpoint.disk import TENSORS, read_file, write_whole
 from unipelt.checkpoint.fingerprint import fingerprint, tokenizer_fingerprint
-from unipelt.checkpoint.fit import not_finite
 from unipelt.checkpoint.header import values_hash
 from unipelt.errors import CheckpointError
 from unipelt.inject.added_tokens import added_rows
@@ -135,3 +134,9 @@ def checkpoint_files(
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: nothing was written: task, results, recipe must be JSON ({error})") from None
     return {TENSORS: data} | card_file(folder, card(description, tensors, model))
+
+
+def not_finite(values: dict[str, Tensor]) -> str | None:
+    """Which tensor holds values that are not finite, in a few words; None: none does."""
+    name = next((name for name, value in values.items() if not value.isfinite().all()), None)
+    return name and f"{name!r} holds values that are not finite: its training has diverged; train again"

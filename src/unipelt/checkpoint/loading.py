@@ -15,19 +15,25 @@ from unipelt.checkpoint.bases import name_classes
 from unipelt.checkpoint.description import Description, Head, parse_description, tensors_file
 from unipelt.checkpoint.disk import read_file, resolve
 from unipelt.checkpoint.fingerprint import check_base, check_tokenizer
-from unipelt.checkpoint.fit import mismatch, without_values
-from unipelt.checkpoint.folder import head_of
+from unipelt.checkpoint.folder import head_of, not_finite
 from unipelt.checkpoint.header import values_hash
 from unipelt.checkpoint.safe import parse_safetensors
 from unipelt.errors import CheckpointError, SpecError, UserError, did_you_mean
 from unipelt.inject.added_tokens import PREFIX, added_rows, misfit, put_added, take_added
 from unipelt.inject.architectures import Stack, entries_for
 from unipelt.inject.attach import attach, class_names, detach
+from unipelt.inject.build import build
+from unipelt.inject.discover import entries_of
+from unipelt.inject.heads import find_head
+from unipelt.inject.hook_points import Base
 from unipelt.inject.hooks import BoundChange
+from unipelt.inject.resolve import find_stacks
 from unipelt.inject.state import NAME, AttachedState, attached_state
 from unipelt.spec.location import HEAD
 
 Folder = str | os.PathLike
+READ = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""dtypes from which a tuned parameter is read; whole numbers, complex ones and 8 bits cannot hold one"""
 
 
 def load(
@@ -106,7 +112,7 @@ def attach_read(
         if not isinstance(model.get_submodule(path), nn.Linear | nn.LayerNorm):
             kind = type(model.get_submodule(path)).__name__
             raise CheckpointError(f"{folder}: a head with a {kind}, {path!r}; expected linears and LayerNorms")
-    shapes, changes = without_values(model, mixture, modules, stacks)
+    shapes, changes = _without_values(model, mixture, modules, stacks)
     tensors = values_of(shapes, changes)
     tensors |= {name: head[name.removeprefix("head.")] for name in shapes if name.startswith("head.")}
     policy: Head = {"policy": "train" if modules else "frozen", "pooling": "model", "modules": modules}
@@ -214,10 +220,10 @@ def _attach(
         listed = " and ".join(f"{name!r} reads pooling={pooling!r}" for pooling, name in poolings.items())
         raise CheckpointError(f"{listed}: the head of one model reads one pooling; expected runs trained alike")
     for run in runs:
-        expected, _ = without_values(model, run.mixture, run.head["modules"], stacks)
+        expected, _ = _without_values(model, run.mixture, run.head["modules"], stacks)
         if own_outputs:
             _take_outputs(expected, run)
-        if problem := mismatch(expected, run.tensors):
+        if problem := _mismatch(expected, run.tensors):
             raise CheckpointError(f"{run.what}: {problem}")
     most = _most_added(runs)
     modules = list(dict.fromkeys(path for run in runs for path in run.head["modules"]))
@@ -240,6 +246,35 @@ def _attach(
     if len(runs) == 1 and first is not None:
         _restore_task_config(model, first)
     return model
+
+
+def _without_values(
+    model: PreTrainedModel, mixture: spec.Mixture, head_modules: list[str], stacks: tuple[Stack, ...] | None
+) -> tuple[dict[str, Shaped[Tensor, "..."]], list[BoundChange]]:
+    """The parameters that one run of a mixture has on a base, and its changes at their modules.
+
+    Both are without values: no memory is taken, whatever a file asks for.
+    """
+    resolved, modules = find_stacks(model, entries_of(model, stacks, True)), frozenset(find_head(model))
+    with torch.device("meta"):
+        state = build(mixture, 1, 0, Base(model, resolved, modules, several=False), head_modules=head_modules)
+    return {name: parameter[0] for name, parameter in state.named_parameters()}, state.changes
+
+
+def _mismatch(own: dict[str, Shaped[Tensor, "..."]], values: dict[str, Shaped[Tensor, "..."]]) -> str | None:
+    """What is wrong with these values for these parameters, in a few words; None: they fit."""
+    missing, unknown = sorted(own.keys() - values.keys()), sorted(values.keys() - own.keys())
+    if missing:
+        return f"has no {missing[0]!r}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+    if unknown:
+        return f"holds {unknown[0]!r}, which its mixture does not have"
+    for name, parameter in own.items():
+        if parameter.shape != values[name].shape:
+            labels = "; load a base with as many labels" if name.startswith(f"{HEAD}.") else ""
+            return f"{name!r} is {tuple(values[name].shape)}, expected {tuple(parameter.shape)}{labels}"
+        if values[name].dtype not in READ:
+            return f"{name!r} is of {values[name].dtype}, expected one of {', '.join(map(str, READ))}"
+    return not_finite({name: value.to(own[name].dtype) for name, value in values.items()})
 
 
 def _take_outputs(shapes: dict[str, Tensor], run: NamedRun) -> None:
