@@ -78,7 +78,7 @@ def test_what_each_method_answered_stands_beside_its_text(ask, run, reviews: Pat
     listed = read(store).chosen
     for method in {run.method for run in listed}:
         one = answered(store, [run for run in listed if run.method == method])
-        assert one and one.which == "12 test examples" and len(one.predictions) == 12, "of the seed that was saved"
+        assert one and one.subject == "12 test examples" and len(one.predictions) == 12, "of the seed that was saved"
         assert [written[text] for text in one.inputs["text"]] == [one.labels[target] for target in one.targets]
         assert all(f"{reviews.name}, example " in name for name in one.names)
         chances = one.probabilities
@@ -132,7 +132,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     texts = sorted(row["review"] for row in written)
     for method in {run.method for run in listed.chosen}:
         one = answered(store, [run for run in listed.chosen if run.method == method], listed.folds)
-        assert one and one.which == "60 out-of-fold answers" and sorted(one.inputs["text"]) == texts, method
+        assert one and one.subject == "60 out-of-fold answers" and sorted(one.inputs["text"]) == texts, method
     found = build(out).recommendation
     record = json.loads((out / "winner" / "run.json").read_text())
     assert (

@@ -22,10 +22,10 @@ def class_table(targets: Array, predictions: Array, labels: Sequence[str]) -> Ta
     rows of 0 and 1."""
     from sklearn.metrics import multilabel_confusion_matrix
 
-    found = multilabel_confusion_matrix(targets, predictions, labels=[*range(len(labels))])
-    counts = ((label, right + missed, right + false, right) for label, ((_, false), (missed, right)) in zip(labels, found))  # fmt: skip
-    said = "examples that have the label" if targets.ndim > 1 else "examples of the class"
-    note = f"Examples: {said}. Predicted: examples that the model gives it. Precision: right / predicted. Recall: right / examples. F1: 2 · right / (examples + predicted)."  # fmt: skip
+    matrices = multilabel_confusion_matrix(targets, predictions, labels=[*range(len(labels))])
+    counts = ((label, right + missed, right + false, right) for label, ((_, false), (missed, right)) in zip(labels, matrices))  # fmt: skip
+    meaning = "examples that have the label" if targets.ndim > 1 else "examples of the class"
+    note = f"Examples: {meaning}. Predicted: examples that the model gives it. Precision: right / predicted. Recall: right / examples. F1: 2 · right / (examples + predicted)."  # fmt: skip
     return _counted("class", "examples", counts, note)
 
 
@@ -33,21 +33,21 @@ def span_table(targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[
     """Precision, recall, F1 and exact counts of each type of span, such as PER, as conlleval counts them."""
     from seqeval.metrics.sequence_labeling import get_entities
 
-    right, said = ({*get_entities([*map(list, of)])} for of in (targets, predictions))
-    kinds = [Counter(span[0] for span in of) for of in (right, said, right & said)]
-    counts = ((kind, *(of[kind] for of in kinds)) for kind in sorted(kinds[0] | kinds[1]))
+    actual, predicted = ({*get_entities([*map(list, tags)])} for tags in (targets, predictions))
+    by_type = [Counter(span[0] for span in spans) for spans in (actual, predicted, actual & predicted)]
+    counts = ((name, *(number[name] for number in by_type)) for name in sorted(by_type[0] | by_type[1]))
     return _counted("type", "spans", counts, "A span is right where its first word, its last word and its type are.")  # type: ignore[arg-type]
 
 
-def _counted(what: str, of: str, counts: Iterable[tuple[str, int, int, int]], note: str) -> Table:
-    """counts: name, number that there is, number that was predicted, and number that is right."""
+def _counted(row_name: str, counted: str, counts: Iterable[tuple[str, int, int, int]], note: str) -> Table:
+    """A row per name. counted: what is counted. counts: name, and how many there are, are predicted, and are right."""
     rows = []
     for name, actual, predicted, right in counts:
         shares = ((right, predicted), (right, actual), (2 * right, actual + predicted))
         cells = (Cell(100 * float(part / whole) if whole else None) for part, whole in shares)
         rows.append([Cell(name), *cells, *map(Cell.count, (actual, predicted, right))])
-    columns = [what, "precision ×100", "recall ×100", "F1 ×100", of, "predicted", "right"]
-    return Table("classes", f"Precision, recall and F1 of each {what}", columns, [Block("", rows)], [note])
+    columns = [row_name, "precision ×100", "recall ×100", "F1 ×100", counted, "predicted", "right"]
+    return Table("classes", f"Precision, recall and F1 of each {row_name}", columns, [Block("", rows)], [note])
 
 
 def worst_class(table: Table) -> str:
@@ -60,18 +60,18 @@ def worst_class(table: Table) -> str:
 
 
 def confusion_table(targets: Array, predictions: Array, labels: Sequence[str]) -> Table:
-    """How many examples of each class are named as which class; of many classes, the most frequent confusions."""
+    """How many examples of each class are predicted as which class; of many classes, the most frequent confusions."""
     from sklearn.metrics import confusion_matrix
 
     counts = confusion_matrix(targets, predictions, labels=[*range(len(labels))])
     if len(labels) > MATRIX:
         wrong = [(-int(counts[i, j]), labels[i], labels[j]) for i, j in zip(*np.nonzero(counts)) if i != j]
-        rows = [[Cell(right), Cell(said), Cell.count(-n)] for n, right, said in sorted(wrong)[:PAIRS]]
+        rows = [[Cell(label), Cell(prediction), Cell.count(-n)] for n, label, prediction in sorted(wrong)[:PAIRS]]
         columns = ["label", "prediction", "examples"]
         return Table("confusion", "The most frequent confusions", columns, [Block("", rows)])
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     marks = np.where(np.eye(len(labels), dtype=bool), "diagonal", "")
-    cells = [map(Cell.count, *of) for of in zip(counts, shares, marks)]
+    cells = [map(Cell.count, *row) for row in zip(counts, shares, marks)]
     note = "Rows are labels, columns predictions; the diagonal is right. The darker a cell, the larger its share of the row."
     rows = [[Cell(label), *row] for label, row in zip(labels, cells)]
     return Table("confusion", "Which classes are confused", ["class", *labels], [Block("", rows)], [note])
@@ -82,9 +82,9 @@ def error_table(targets: Float[Numbers, " example"], predictions: Float[Numbers,
     order = np.argsort(targets, kind="stable")
     rows = [_row("all", np.arange(len(targets)), targets, predictions)]
     if len(targets) >= 10 * FIFTHS:
-        for part in np.array_split(order, FIFTHS):
-            low, high = targets[part[0]], targets[part[-1]]
-            rows.append(_row(f"{short(low)} to {short(high)}", part, targets, predictions))
+        for fifth in np.array_split(order, FIFTHS):
+            low, high = targets[fifth[0]], targets[fifth[-1]]
+            rows.append(_row(f"{short(low)} to {short(high)}", fifth, targets, predictions))
     return Table(
         "errors", "Errors in the unit of the labels", ["label", "examples", "mean absolute error", "half are within", "nine in ten are within", "mean error"], [Block("", rows)],
         ["Mean error: prediction less label. Where it falls from the first fifth to the last, predictions are too near to the mean."],
@@ -96,13 +96,13 @@ def short(value: float) -> str:
     return (f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}").replace("-", "−")
 
 
-def _row(name: str, which: NDArray[np.intp], targets: Numbers, predictions: Numbers) -> list[Cell]:
-    error = predictions[which] - targets[which]
-    off = np.abs(error)
-    digits = min(6, max(0, 2 - int(np.floor(np.log10(max(float(off.mean()), 1e-12))))))
-    values = [float(value) for value in (off.mean(), *np.quantile(off, (0.5, 0.9)))]
+def _row(name: str, examples: NDArray[np.intp], targets: Numbers, predictions: Numbers) -> list[Cell]:
+    error = predictions[examples] - targets[examples]
+    distance = np.abs(error)
+    digits = min(6, max(0, 2 - int(np.floor(np.log10(max(float(distance.mean()), 1e-12))))))
+    values = [float(value) for value in (distance.mean(), *np.quantile(distance, (0.5, 0.9)))]
     mean = Cell(float(error.mean()), digits=digits, signed=True)
-    return [Cell(name), Cell.count(len(which)), *(Cell(value, digits=digits) for value in values), mean]
+    return [Cell(name), Cell.count(len(examples)), *(Cell(value, digits=digits) for value in values), mean]
 
 
 def residual_figure(targets: Numbers, predictions: Numbers) -> Figure:

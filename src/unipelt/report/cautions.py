@@ -8,7 +8,7 @@ from unipelt.report.samples import metric_of
 from unipelt.report.study import Run
 
 UNBALANCED = 5  # times as many examples in the most frequent class as in the rarest
-FEW = 100  # validation examples, below which one example moves a metric by over a point
+FEW_VALIDATION = 100  # validation examples, below which one example moves a metric by over a point
 WORDS = {"train": "training", "validation": "validation", "test": "test"}
 
 
@@ -19,26 +19,26 @@ def cautions(
     split, the texts that lost tokens."""
     if summary is None:
         return _of_training(runs)
-    said = _of_classes(summary, labels)
+    sentences = _of_classes(summary, labels)
     if n := summary["contradictory"]:
         texts = "text has" if n == 1 else "texts have"
-        said.append(f"{n:,} {texts} different labels in different examples: no model can get all of them right.")
+        sentences.append(f"{n:,} {texts} different labels in different examples: no model can get all of them right.")
     if repeated := _counts(summary["repeated"]):
-        said.append(f"Examples that repeat an earlier text: {repeated}. They count several times.")
+        sentences.append(f"Examples that repeat an earlier text: {repeated}. They count several times.")
     if shared := _counts(summary["shared"]):
-        said.append(
+        sentences.append(
             f"Examples whose text is also a training text: {shared}. They make the scores look better than they are."
         )
     counts = summary["examples"]
-    if cut := [f"{n:,} of {counts[split]:,} {WORDS[split]}" for split, n in (truncated or {}).items() if n]:
-        said.append(f"Texts were cut to --max-length tokens: {listed(cut)} texts are longer. A larger --max-length reads them whole and takes more time.")  # fmt: skip
-    few = counts.get("validation", FEW)
-    if 0 < few < FEW and (not folds or any(run.record.curve for run in runs)):
+    if cut_texts := [f"{n:,} of {counts[split]:,} {WORDS[split]}" for split, n in (truncated or {}).items() if n]:
+        sentences.append(f"Texts were cut to --max-length tokens: {listed(cut_texts)} texts are longer. A larger --max-length reads them whole and takes more time.")  # fmt: skip
+    num_validation = counts.get("validation", FEW_VALIDATION)
+    if 0 < num_validation < FEW_VALIDATION and (not folds or any(run.record.curve for run in runs)):
         chosen = "of each fold choose the epoch and the learning rate" if folds else "choose the epoch and the method"
-        said.append(
-            f"Only {few} validation examples {chosen}: one of them moves the accuracy by {100 / few:.1f} points."
+        sentences.append(
+            f"Only {num_validation} validation examples {chosen}: one of them moves the accuracy by {100 / num_validation:.1f} points."
         )
-    return said + _of_training(runs)
+    return sentences + _of_training(runs)
 
 
 def _counts(numbers: Mapping[str, int]) -> str:
@@ -49,15 +49,15 @@ def _counts(numbers: Mapping[str, int]) -> str:
 
 def _of_classes(summary: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
     counts = summary["classes"]["train"]
-    found = {label: counts.get(str(index), 0) for index, label in enumerate(labels)} if counts else {}
-    if len(found) < 2:
+    count_of = {label: counts.get(str(index), 0) for index, label in enumerate(labels)} if counts else {}
+    if len(count_of) < 2:
         return []
-    least, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
-    if found[most] < UNBALANCED * max(found[least], 1):
+    least, most = min(count_of, key=count_of.__getitem__), max(count_of, key=count_of.__getitem__)
+    if count_of[most] < UNBALANCED * max(count_of[least], 1):
         return []
     return [
-        f"Classes are unequal: {found[most]:,} of the {summary['examples']['train']:,} training examples are {most!r} and"
-        f" {found[least]:,} are {least!r}. Accuracy says little about rare classes: look at the F1 of each class, and at"
+        f"Classes are unequal: {count_of[most]:,} of the {summary['examples']['train']:,} training examples are {most!r} and"
+        f" {count_of[least]:,} are {least!r}. Accuracy says little about rare classes: look at the F1 of each class, and at"
         " --metric macro_f1."
     ]  # fmt: skip
 

@@ -16,20 +16,21 @@ Confidence = Float[NDArray[np.float64], " answer"]
 Right = Bool[NDArray[np.bool_], " answer"]
 
 
-def confidence_section(one: Answered, probabilities: Probabilities) -> Section:
+def confidence_section(answers: Answered, probabilities: Probabilities) -> Section:
     """How far the probabilities are off; of one class an example, what a threshold leaves."""
-    if one.several:
-        confidence, right, answers = probabilities.ravel(), np.array(one.targets).ravel() == 1, "a label"
+    if answers.multi_label:
+        confidence, right, kind_of_answer = probabilities.ravel(), np.array(answers.targets).ravel() == 1, "a label"
     else:
-        confidence, right, answers = probabilities.max(axis=1), one.right, "the predicted class"
-    off = 100 * expected_calibration_error(confidence, right)
-    say = f"The probability of {answers} is off by {off:.1f} points on average (expected calibration error, after calibration)."
-    if one.several:
-        return Section(HEADING, [confidence_figure(confidence, right)], say)
-    kept = confidence >= SURE
-    good = f", and {100 * right[kept].mean():.0f} % of these answers are right" if kept.any() else ""
-    say += f" With --min-confidence {SURE:g}, {100 * kept.mean():.0f} % of the examples get an answer{good}."
-    return Section(HEADING, [confidence_figure(confidence, right), confidence_table(confidence, right)], say)
+        confidence, right, kind_of_answer = probabilities.max(axis=1), answers.right, "the predicted class"
+    error = 100 * expected_calibration_error(confidence, right)
+    sentence = f"The probability of {kind_of_answer} is off by {error:.1f} points on average (expected calibration error, after calibration)."
+    if answers.multi_label:
+        return Section(HEADING, [confidence_figure(confidence, right)], sentence)
+    answered = confidence >= SURE
+    share_right = f", and {100 * right[answered].mean():.0f} % of these answers are right" if answered.any() else ""
+    answered_share = f"{100 * answered.mean():.0f} % of the examples"
+    sentence += f" With --min-confidence {SURE:g}, {answered_share} get an answer{share_right}."
+    return Section(HEADING, [confidence_figure(confidence, right), confidence_table(confidence, right)], sentence)
 
 
 def reliability(confidence: Confidence, right: Right) -> tuple[Float[NDArray[np.float64], " bin"], ...]:
@@ -37,24 +38,25 @@ def reliability(confidence: Confidence, right: Right) -> tuple[Float[NDArray[np.
     bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
     number, *sums = (np.bincount(bin_of, weights, BINS) for weights in (np.ones_like(confidence), confidence, right))
     used = number > 0
-    return number[used].astype(float), *(of[used] / number[used] for of in sums)
+    return number[used].astype(float), *(total[used] / number[used] for total in sums)
 
 
 def expected_calibration_error(confidence: Confidence, right: Right) -> float:
     """Σ n_b |right_b − confidence_b| / n          Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599, eq. 3"""
-    number, said, true = reliability(confidence, right)
-    return float(np.average(np.abs(true - said), weights=number))
+    counts, stated, share_right = reliability(confidence, right)
+    return float(np.average(np.abs(share_right - stated), weights=counts))
 
 
 def confidence_table(confidence: Confidence, right: Right) -> Table:
     """By threshold: how many examples are answered, and how many of these answers are right; counts are exact."""
     rows = []
-    for least in THRESHOLDS:
-        kept = confidence >= least
-        number, good = int(kept.sum()), int((kept & right).sum())
-        shares = [100 * number / len(kept), 100 * good / number if number else None]
-        counts = (number, good, number - good)
-        rows.append([Cell(least, digits=-1), *(Cell(share, digits=1) for share in shares), *map(Cell.count, counts)])
+    for threshold in THRESHOLDS:
+        answered = confidence >= threshold
+        number, right_answers = int(answered.sum()), int((answered & right).sum())
+        shares = [100 * number / len(answered), 100 * right_answers / number if number else None]
+        counts = (number, right_answers, number - right_answers)
+        cells = [Cell(share, digits=1) for share in shares]
+        rows.append([Cell(threshold, digits=-1), *cells, *map(Cell.count, counts)])
     return Table(
         "thresholds", "Answer only above a threshold", ["--min-confidence", "answered, %", "right of these, %", "answered", "right", "wrong"], [Block("", rows)],
         ["`unipelt predict --min-confidence` leaves the prediction blank where no class is as probable."],

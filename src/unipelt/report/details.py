@@ -23,8 +23,8 @@ def cost_table(measured: Sequence[Mapping[str, Any]]) -> Table:
     for row in order:
         sizes = (f"{row[name]} {unit}" for name, unit in (("batch", "examples"), ("length", "tokens")) if row.get(name))
         heading = ", ".join(filter(None, ["ours", row.get("model"), *sizes, row.get("machine")]))
-        edges = [row.get(f"{name}_range") or (None, None) for name in names]
-        cells = [Cell(row.get(name), low=low, high=high) for name, (low, high) in zip(names, edges)]
+        ranges = [row.get(f"{name}_range") or (None, None) for name in names]
+        cells = [Cell(row.get(name), low=low, high=high) for name, (low, high) in zip(names, ranges)]
         blocks[heading].append([Cell(row["method"]), *cells])
     for method in dict.fromkeys(row["method"] for row in order if row["method"] in paper()["time"]):
         ratios = dict(zip(("train", "inference"), (percent / 100 for percent in paper()["time"][method])))
@@ -39,12 +39,12 @@ def efficiency_of(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        cost_table(found)
+        ratios = json.loads(path.read_text(encoding="utf-8"))
+        cost_table(ratios)
     except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
         expected = 'a list such as [{"method": "lora", "train": 0.6, "inference": 1.05, "train_memory": 0.5}]'
         raise UserError(f"{path}: cannot be read ({error}); expected {expected}, or remove it") from None
-    return found
+    return ratios
 
 
 def failure_table(study: Study) -> Table:

@@ -42,7 +42,7 @@ class Figure:
     files: dict[str, bytes]
 
 
-def looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+def line_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour for each preset, a dash for each of its variants."""
     presets: dict[str, list[str]] = {}
     for method in methods:
@@ -86,32 +86,32 @@ def finish(name: str, title: str, caption: str, drawing: "Drawing") -> Figure:
     text = svg.getvalue().decode()
     body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r' id="[A-Za-z0-9]+_\d+"', "", body).replace(INK, "currentColor")
-    wide = drawing.get_figwidth() * 96  # a small figure neither grows with a wide page nor leaves a narrow one
-    style = f"max-width: {wide * ENLARGED:.0f}px; min-width: min(40rem, {wide:.0f}px)"
+    pixels = drawing.get_figwidth() * 96  # a small figure neither grows with a wide page nor leaves a narrow one
+    style = f"max-width: {pixels * ENLARGED:.0f}px; min-width: min(40rem, {pixels:.0f}px)"
     body = body.replace("<svg ", f'<svg style="{style}" ', 1)
     return Figure(name, title, caption, body, {"svg": text.replace(INK, "#1b1f24").encode(), "pdf": pdf.getvalue()})
 
 
 def multiples(
     name: str, title: str, caption: str, keys: Sequence[Key], draw: Callable[["Axes", Key], None],
-    height: float = 2.1, across: int = 4,
+    height: float = 2.1, panels_per_row: int = 4,
 ) -> Figure:  # fmt: skip
     """Small multiples: `draw(panel, key)` for each key, and above them a legend of what it labels.
 
-    height: inches of a panel; across: panels in a row, at most.
+    height: inches of a panel; panels_per_row: at most.
     """
-    columns = min(len(keys), across)
+    columns = min(len(keys), panels_per_row)
     rows = -(-len(keys) // columns)
-    width = 0.6 + 10.0 / across * max(columns, 2)
+    width = 0.6 + 10.0 / panels_per_row * max(columns, 2)
     with canvas(name, rows, columns, width, 0.35 + height * rows) as (drawing, axes):
         for panel, key in zip(axes, keys):
             draw(panel, key)
         entries = {wrapped(text): handle for panel in axes for handle, text in zip(*panel.get_legend_handles_labels())}
         if entries:
             longest = max(len(line) for text in entries for line in text.splitlines())
-            beside = min(len(entries), max(1, int(width / (0.5 + LETTER_WIDTH * longest))))
+            legend_columns = min(len(entries), max(1, int(width / (0.5 + LETTER_WIDTH * longest))))
             legend = drawing.legend(
-                entries.values(), entries.keys(), loc="outside upper left", ncols=beside, fontsize=8.5
+                entries.values(), entries.keys(), loc="outside upper left", ncols=legend_columns, fontsize=8.5
             )
             drawing.set_figheight(drawing.get_figheight() + legend.get_window_extent().height / drawing.dpi)
         return finish(name, title, caption, drawing)

@@ -21,8 +21,8 @@ class Answered:
     """Each test example once. No run trained on an example that it answers here."""
 
     method: str
-    which: str
-    """`1,000 test examples`; with folds, `1,000 out-of-fold answers`"""
+    subject: str
+    """how sentences name the examples: `1,000 test examples`; with folds, `1,000 out-of-fold answers`"""
     labels: tuple[str, ...]
     """class names, whose index is a prediction or a target; empty for tasks without classes"""
     predictions: list[Any]
@@ -37,7 +37,7 @@ class Answered:
     """the file and line of each example, such as `reviews.csv, example 3 (line 4)`"""
 
     @property
-    def several(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether an example may have several labels."""
         return isinstance(self.targets[0], list) and bool(self.labels)
 
@@ -60,35 +60,38 @@ def answered(store: Store, runs: Sequence[Run], folds: int = 0) -> Answered | No
     ]  # fmt: skip
     if not rows:
         return None
-    predictions, targets = ([one for row in rows for one in row[name]] for name in ("predictions", "targets"))
+    predictions, targets = ([answer for row in rows for answer in row[name]] for name in ("predictions", "targets"))
     labels = tuple(rows[0]["labels"] or ())
-    several = isinstance(targets[0], list)
-    known = all(row["logits"] and len(row["logits"]) == len(row["predictions"]) for row in rows)
-    each = [to_probabilities(row["logits"], several, row["temperature"] or 1.0) for row in rows] if known else []
-    kept = [store.noted(row["examples"]["test"]["fingerprint"]) if row["examples"] else None for row in rows]
-    texts = [found for found in kept if found and found["names"]]
-    names = [name for found in texts for name in found["names"]]
-    whole = len(names) == len(predictions)
+    multi_label = isinstance(targets[0], list)
+    has_logits = all(row["logits"] and len(row["logits"]) == len(row["predictions"]) for row in rows)
+    temperatures = [row["temperature"] or 1.0 for row in rows]
+    probabilities = [
+        to_probabilities(row["logits"], multi_label, t) for row, t in zip(rows, temperatures) if has_logits
+    ]
+    test_sets = [store.noted(row["examples"]["test"]["fingerprint"]) if row["examples"] else None for row in rows]
+    stored = [test_set for test_set in test_sets if test_set and test_set["names"]]
+    names = [name for test_set in stored for name in test_set["names"]]
+    complete = len(names) == len(predictions)
     inputs: dict[str, list] = {}
-    if whole:
-        inputs = {name: [one for found in texts for one in found["inputs"][name]] for name in texts[0]["inputs"]}
+    if complete:
+        inputs = {name: [text for tests in stored for text in tests["inputs"][name]] for name in stored[0]["inputs"]}
     return Answered(
-        method=chosen[0].method, which=f"{len(targets):,} {'out-of-fold answers' if folds else 'test examples'}", labels=labels,
-        predictions=predictions, targets=targets, probabilities=np.concatenate(each) if known else None,
-        inputs=inputs, names=names if whole else [],
+        method=chosen[0].method, subject=f"{len(targets):,} {'out-of-fold answers' if folds else 'test examples'}", labels=labels,
+        predictions=predictions, targets=targets, probabilities=np.concatenate(probabilities) if has_logits else None,
+        inputs=inputs, names=names if complete else [],
     )  # fmt: skip
 
 
 def _saved(runs: Sequence[Run]) -> Run:
     """The run whose model was saved: the best validation metric, the last of equal ones."""
     sign = metric_of(runs[0].record.metric).sign
-    known = [(sign * run.record.validation, run.seed, run) for run in runs if run.record.validation is not None]
-    return max(known, key=lambda one: one[:2])[2] if known else runs[0]
+    candidates = [(sign * run.record.validation, run.seed, run) for run in runs if run.record.validation is not None]
+    return max(candidates, key=lambda candidate: candidate[:2])[2] if candidates else runs[0]
 
 
-def to_probabilities(logits: Sequence[Sequence[float]], several: bool, temperature: float) -> Probabilities:
+def to_probabilities(logits: Sequence[Sequence[float]], multi_label: bool, temperature: float) -> Probabilities:
     """softmax(logits / temperature), or each label's σ where an example may have several."""
     from scipy.special import expit, softmax
 
     scaled = np.array(logits, dtype=np.float64) / temperature
-    return expit(scaled) if several else softmax(scaled, axis=-1)
+    return expit(scaled) if multi_label else softmax(scaled, axis=-1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unipelt.report.comparison import Comparison
-from unipelt.report.drawing import INK, Figure, looks, multiples, wrapped
+from unipelt.report.drawing import INK, Figure, line_styles, multiples, wrapped
 from unipelt.report.names import gate_labels, method_order, size_label, task_label
 from unipelt.report.samples import metric_of
 from unipelt.report.study import Run, Study
@@ -35,13 +35,13 @@ def answer(study: Study) -> list[Figure]:
     most = max(len(comparison.lines) for _, comparison in compared)
     lines = max(name.count("\n") + 1 for name in names)
     title, height = "Average test metric, less the best method's", 0.9 + most * (0.12 + 0.15 * lines)
-    return [multiples("answer", title, ANSWER, compared, partial(_answer, most), height, across=2)]
+    return [multiples("answer", title, ANSWER, compared, partial(_answer, most), height, panels_per_row=2)]
 
 
 def _answer(max_lines: int, panel: "Axes", compared: tuple[int | str, Comparison]) -> None:
     """max_lines: of the panel with the most methods."""
     k, comparison = compared
-    style = looks(sorted((line.method for line in comparison.lines), key=method_order))
+    style = line_styles(sorted((line.method for line in comparison.lines), key=method_order))
     scale = comparison.metric.shown_as
     panel.axvline(0, color=INK, linewidth=0.8)
     panel.plot([0], [0], "D", color=style[comparison.reference]["color"], markersize=6)
@@ -78,7 +78,7 @@ def curves(study: Study) -> list[Figure]:
 
 
 def _curves(runs: Sequence[Run], panel: "Axes", task: str) -> None:
-    for method, style in looks(sorted({run.method for run in runs}, key=method_order)).items():
+    for method, style in line_styles(sorted({run.method for run in runs}, key=method_order)).items():
         at_epoch: dict[float, list[float]] = defaultdict(list)
         records = [run.record for run in runs if (run.task, run.method) == (task, method)]
         for record in records:

@@ -25,12 +25,14 @@ def label_looks_wrong(
     Threshold of class j: mean of p(j) over the examples labelled j          Northcutt et al. 2021, arXiv:1911.00068, eq. 2
     The probabilities must come from models that did not train on these examples.
     """
-    number, labels = probabilities.shape
-    usual = np.array([probabilities[targets == j, j].mean() if (targets == j).any() else np.inf for j in range(labels)])
-    sure = np.where(probabilities >= usual, probabilities, -np.inf)
-    best = sure.argmax(axis=1)
-    given = probabilities[np.arange(number), targets]
-    return (best != targets) & (sure[np.arange(number), best] > given)
+    examples, classes = probabilities.shape
+    usual = np.array(
+        [probabilities[targets == j, j].mean() if (targets == j).any() else np.inf for j in range(classes)]
+    )
+    confident = np.where(probabilities >= usual, probabilities, -np.inf)
+    best = confident.argmax(axis=1)
+    of_label = probabilities[np.arange(examples), targets]
+    return (best != targets) & (confident[np.arange(examples), best] > of_label)
 
 
 def cut(text: str) -> str:
@@ -41,76 +43,77 @@ def cut(text: str) -> str:
 
 def shown_text(inputs: dict[str, list], index: int) -> str:
     """The text of an example on one line, cut where it is long; two texts with a bar between."""
-    each = (values[index] for values in inputs.values())
-    return cut(" | ".join(one if isinstance(one, str) else " ".join(map(str, one)) for one in each))
+    example = (values[index] for values in inputs.values())
+    return cut(" | ".join(value if isinstance(value, str) else " ".join(map(str, value)) for value in example))
 
 
-def class_mistakes(one: Answered) -> tuple[Table, int]:
+def class_mistakes(answers: Answered) -> tuple[Table, int]:
     """Every wrongly answered example of a task with one class each, the most confident first; and how many labels are worth
     checking."""
-    targets, predictions = np.array(one.targets), np.array(one.predictions)
-    known, doubtful = one.probabilities, np.zeros(len(targets), bool)
-    if known is not None:
-        doubtful = label_looks_wrong(known, targets)
-    found: list[Mistake] = []
-    for i in np.flatnonzero(~one.right).tolist():
-        label, said = targets[i], predictions[i]
-        of_said, of_label = (np.nan, np.nan) if known is None else (known[i, said], known[i, label])
-        cells = [Cell(one.labels[label]), Cell(one.labels[said]), _percent(of_said), _percent(of_label)]
-        found.append((np.nan_to_num(of_said), i, [*cells, Cell("yes" if doubtful[i] else "")]))
+    targets, predictions, labels = np.array(answers.targets), np.array(answers.predictions), answers.labels
+    probabilities, doubtful = answers.probabilities, np.zeros(len(targets), bool)
+    if probabilities is not None:
+        doubtful = label_looks_wrong(probabilities, targets)
+    mistakes: list[Mistake] = []
+    for i in np.flatnonzero(~answers.right).tolist():
+        label, prediction = targets[i], predictions[i]
+        chances = np.full(len(labels), np.nan) if probabilities is None else probabilities[i]
+        cells = [Cell(labels[label]), Cell(labels[prediction]), _percent(chances[prediction]), _percent(chances[label])]
+        mistakes.append((np.nan_to_num(chances[prediction]), i, [*cells, Cell("yes" if doubtful[i] else "")]))
     columns = ["label", "prediction", "probability, %", "of the label, %", "check the label"]
-    return _table(one, columns, found, note=LABEL_NOTE), int(doubtful[~one.right].sum())
+    return _table(answers, columns, mistakes, note=LABEL_NOTE), int(doubtful[~answers.right].sum())
 
 
-def label_mistakes(one: Answered) -> Table:
+def label_mistakes(answers: Answered) -> Table:
     """Of a task with several labels an example: each label that is missing or wrongly added, the most confident first."""
-    targets, words = np.array(one.targets), ("no", "yes")
-    chances = np.full(targets.shape, np.nan) if one.probabilities is None else one.probabilities
-    found: list[Mistake] = []
-    for i, j in zip(*np.nonzero(~one.right)):
+    targets, words = np.array(answers.targets), ("no", "yes")
+    probabilities = np.full(targets.shape, np.nan) if answers.probabilities is None else answers.probabilities
+    mistakes: list[Mistake] = []
+    for i, j in zip(*np.nonzero(~answers.right)):
         label = targets[i, j]
-        cells = [Cell(one.labels[j]), Cell(words[label]), Cell(words[1 - label]), _percent(chances[i, j])]
-        found.append((np.nan_to_num(abs(chances[i, j] - label)), i, cells))
-    return _table(one, ["class", "labelled", "predicted", "probability, %"], found)
+        cells = [Cell(answers.labels[j]), Cell(words[label]), Cell(words[1 - label]), _percent(probabilities[i, j])]
+        mistakes.append((np.nan_to_num(abs(probabilities[i, j] - label)), i, cells))
+    return _table(answers, ["class", "labelled", "predicted", "probability, %"], mistakes)
 
 
-def number_mistakes(one: Answered) -> Table:
+def number_mistakes(answers: Answered) -> Table:
     """Every example of a task of numbers, the largest error first."""
-    found: list[Mistake] = []
-    for i, (label, said) in enumerate(zip(map(float, one.targets), map(float, one.predictions))):
-        found.append((abs(said - label), i, [Cell(label), Cell(said), Cell(said - label, signed=True)]))
-    return _table(one, ["label", "prediction", "error"], found, "The largest errors")
+    mistakes: list[Mistake] = []
+    for i, (label, prediction) in enumerate(zip(map(float, answers.targets), map(float, answers.predictions))):
+        cells = [Cell(label), Cell(prediction), Cell(prediction - label, signed=True)]
+        mistakes.append((abs(prediction - label), i, cells))
+    return _table(answers, ["label", "prediction", "error"], mistakes, "The largest errors")
 
 
-def tag_mistakes(one: Answered) -> Table:
+def tag_mistakes(answers: Answered) -> Table:
     """Every sentence with a wrong tag, those with most of them first: the words whose tags differ."""
-    words = next(iter(one.inputs.values()), None)
-    found: list[Mistake] = []
-    for i, (right, said) in enumerate(zip(one.targets, one.predictions)):
-        differ = [k for k, (a, b) in enumerate(zip(right, said)) if a != b]
-        shown = "; ".join(f"{words[i][k] if words else k + 1}: {right[k]} → {said[k]}" for k in differ)
-        if differ:
-            found.append((len(differ), i, [Cell.count(len(differ)), Cell(cut(shown))]))
-    return _table(one, ["wrong tags", "label → prediction"], found, "The most wrong tags")
+    words = next(iter(answers.inputs.values()), None)
+    mistakes: list[Mistake] = []
+    for i, (labels, predicted) in enumerate(zip(answers.targets, answers.predictions)):
+        wrong = [k for k, (a, b) in enumerate(zip(labels, predicted)) if a != b]
+        shown = "; ".join(f"{words[i][k] if words else k + 1}: {labels[k]} → {predicted[k]}" for k in wrong)
+        if wrong:
+            mistakes.append((len(wrong), i, [Cell.count(len(wrong)), Cell(cut(shown))]))
+    return _table(answers, ["wrong tags", "label → prediction"], mistakes, "The most wrong tags")
 
 
-def text_mistakes(one: Answered, metric: Metric) -> Table:
+def text_mistakes(answers: Answered, metric: Metric) -> Table:
     """Every example of a task of written texts, the worst by the metric first."""
-    found: list[Mistake] = []
-    for i, (label, said) in enumerate(zip(one.targets, one.predictions)):
-        score = metric.shown_as * metric([said], [label])
-        found.append((-score, i, [Cell(score), Cell(cut(str(label))), Cell(cut(str(said)))]))
+    mistakes: list[Mistake] = []
+    for i, (label, prediction) in enumerate(zip(answers.targets, answers.predictions)):
+        score = metric.shown_as * metric([prediction], [label])
+        mistakes.append((-score, i, [Cell(score), Cell(cut(str(label))), Cell(cut(str(prediction)))]))
     columns = [metric.name.replace("_", " "), "label", "prediction"]
-    return _table(one, columns, found, "The texts furthest from their labels")
+    return _table(answers, columns, mistakes, "The texts furthest from their labels")
 
 
-def loss_mistakes(one: Answered) -> Table:
+def loss_mistakes(answers: Answered) -> Table:
     """Every example of a language model, the least expected first: predictions are sums of losses, targets numbers of tokens."""
-    found: list[Mistake] = []
-    for i, (total, tokens) in enumerate(zip(one.predictions, one.targets)):
+    mistakes: list[Mistake] = []
+    for i, (total, tokens) in enumerate(zip(answers.predictions, answers.targets)):
         loss = total / max(1, tokens)
-        found.append((loss, i, [Cell(loss), Cell.count(tokens)]))
-    return _table(one, ["loss a token", "tokens"], found, "The least expected answers")
+        mistakes.append((loss, i, [Cell(loss), Cell.count(tokens)]))
+    return _table(answers, ["loss a token", "tokens"], mistakes, "The least expected answers")
 
 
 def _percent(share: float) -> Cell:
@@ -118,10 +121,12 @@ def _percent(share: float) -> Cell:
     return Cell(None if np.isnan(share) else 100 * float(share), digits=0)
 
 
-def _table(one: Answered, columns: Sequence[str], found: Iterable[Mistake], title: str = CONFIDENT, note: str = "") -> Table:  # fmt: skip
+def _table(answers: Answered, columns: Sequence[str], mistakes: Iterable[Mistake], title: str = CONFIDENT, note: str = "") -> Table:  # fmt: skip
     """The worst mistakes first, each with the number and line of its example, whose file is the same for all, and its text."""
     rows = []
-    for _, i, cells in sorted(found, key=lambda mistake: (-round(float(mistake[0]), 9), mistake[1])):
-        name = one.names[i].rpartition(", ")[2] if one.names else f"example {i + 1}"
-        rows.append([Cell(name), *cells, Cell(shown_text(one.inputs, i) if one.inputs else "")])
-    return Table("mistakes", title, ["example", *columns, "text"], [Block("", rows)], [note] if note else [], most=20)
+    for _, i, cells in sorted(mistakes, key=lambda mistake: (-round(float(mistake[0]), 9), mistake[1])):
+        name = answers.names[i].rpartition(", ")[2] if answers.names else f"example {i + 1}"
+        rows.append([Cell(name), *cells, Cell(shown_text(answers.inputs, i) if answers.inputs else "")])
+    return Table(
+        "mistakes", title, ["example", *columns, "text"], [Block("", rows)], [note] if note else [], max_rows=20
+    )

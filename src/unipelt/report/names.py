@@ -47,8 +47,8 @@ def seeds_text(*numbers: int) -> str:
 
 def in_folds(text: str) -> str:
     """A sentence about seeds and validation examples, in the words of a cross-validation."""
-    for word, other in FOLD_WORDS:
-        text = text.replace(word, other)
+    for word, fold_word in FOLD_WORDS:
+        text = text.replace(word, fold_word)
     return text
 
 
@@ -58,8 +58,8 @@ def preset_of(method: str) -> str:
 
 def occurrences(preset: str, methods: Iterable[str]) -> list[str]:
     """The methods of a preset: the preset itself, else one method for each set of options that occurs."""
-    found = {method for method in methods if preset_of(method) == preset}
-    return [preset] if preset in found else sorted(found, key=method_order)
+    variants = {method for method in methods if preset_of(method) == preset}
+    return [preset] if preset in variants else sorted(variants, key=method_order)
 
 
 def task_order(task: str) -> tuple:
@@ -73,7 +73,8 @@ def size_order(k: int | str) -> tuple:
 def method_order(method: str) -> tuple:
     """Order of methods: the paper's baselines, the other presets, the mixtures; a preset is followed by its variants, by options."""
     name, values = preset_of(method), options_of(method).values()
-    presets = [*BASELINES, *METHODS, *(one for one in PRESETS if one not in METHODS and one not in PARTS), *PARTS]
+    others = (preset for preset in PRESETS if preset not in METHODS and preset not in PARTS)
+    presets = [*BASELINES, *METHODS, *others, *PARTS]
     order = presets.index(name) if name in presets else len(presets)
     options = [(0, value, "") if isinstance(value, int | float) else (1, 0, repr(value)) for value in values]
     return order, name, "(" in method, options, method
@@ -89,8 +90,8 @@ def options_of(method: str) -> dict[str, object]:
 
 def gate_labels(path: str) -> tuple[str, str]:
     """Layer and change of a gate's location."""
-    at = Location.parse(path)
-    return f"{at.stack} {at.layer}", at.change + (" (cross)" if at.is_cross else "")
+    location = Location.parse(path)
+    return f"{location.stack} {location.layer}", location.change + (" (cross)" if location.is_cross else "")
 
 
 def counts_text(trained: int | None, stored: int | None) -> str:

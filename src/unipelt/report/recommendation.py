@@ -107,7 +107,7 @@ def _table(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folds: boo
     columns["trained parameters"] = {
         m: Cell(counts_text(_size(record), record.stored)) for m, record in last_records.items()
     }
-    narrow = len(columns) + 1
+    terminal_columns = len(columns) + 1
     columns["training time, s"] = means(lambda run: run.seconds, digits=0)
     columns["prediction time, ms an example"] = means(_seconds_per_example, 1000, digits=1)
     columns["learning rate"] = {method: Cell(method_runs[0].lr, digits=-1) for method, method_runs in runs.items()}
@@ -116,7 +116,7 @@ def _table(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folds: boo
     if folds:
         names, notes = [*map(in_folds, names)], [FOLDS_NOTE, *map(in_folds, notes[1:])]
     title = "Every method compared with the recommended one"
-    return Table("comparison", title, names, [Block("", rows)], notes, narrow=narrow)
+    return Table("comparison", title, names, [Block("", rows)], notes, terminal_columns=terminal_columns)
 
 
 def _size(record: RunRecord) -> int:

@@ -60,13 +60,13 @@ def overview(study: Study) -> dict[str, str]:
     shown = {"base": study.model, "tasks": tasks, "sizes": study.sizes, "seeds": seeds, **study.options}
     shown |= {"device": first.device, "versions": first.versions}
     words = {name.replace("_", " "): _words(value) for name, value in shown.items() if name != "model"}
-    return {name: said for name, said in words.items() if said}
+    return {name: text for name, text in words.items() if text}
 
 
 def _words(value: Any) -> str:
     """Empty for what was not given."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {words}" for name, one in value.items() if (words := _words(one)))
+        return ", ".join(f"{name} {words}" for name, item in value.items() if (words := _words(item)))
     if isinstance(value, list):
         return ", ".join(map(_words, value))
     return "" if value is None or value is False else str(value)

@@ -51,7 +51,9 @@ def prediction_sections(answers: Answered, metric: Metric) -> list[Section]:
         if not np.isfinite(predictions).all():
             return []
         mean_error = breakdown.short(float(np.abs(predictions - targets).mean()))
-        sentence = f"On {answers.which}, {answers.method} is off by {mean_error} on average, in the unit of the labels."
+        sentence = (
+            f"On {answers.subject}, {answers.method} is off by {mean_error} on average, in the unit of the labels."
+        )
         advice = "The largest errors; where a label is wrong, correct the file."
         errors = Section(
             "Errors",
@@ -61,30 +63,32 @@ def prediction_sections(answers: Answered, metric: Metric) -> list[Section]:
         return [errors, Section(LOOK, [mistakes.number_mistakes(answers)], advice)]
     if metric.of == "tags":
         spans, table = breakdown.span_table(answers.targets, answers.predictions), mistakes.tag_mistakes(answers)
-        advice = f"{len(table.rows):,} of {answers.which} have a wrong tag."
+        advice = f"{len(table.rows):,} of {answers.subject} have a wrong tag."
         return [
-            Section("Each type of span", [spans], f"{answers.method} on {answers.which}."),
+            Section("Each type of span", [spans], f"{answers.method} on {answers.subject}."),
             Section(LOOK, [table], advice),
         ]
     if metric.of == "classes":
         return _of_classes(answers) if answers.labels else []
     table = mistakes.text_mistakes(answers, metric) if metric.of == "texts" else mistakes.loss_mistakes(answers)
-    sentence = f"{answers.method} on {answers.which}, the worst first. Where a label is wrong, correct the file."
+    sentence = f"{answers.method} on {answers.subject}, the worst first. Where a label is wrong, correct the file."
     return [Section(LOOK, [table], sentence)]
 
 
 def _of_classes(answers: Answered) -> list[Section]:
     arrays = np.array(answers.targets), np.array(answers.predictions), answers.labels
     table = breakdown.class_table(*arrays)
-    if answers.several:
+    if answers.multi_label:
         evidence, wrong = [table], mistakes.label_mistakes(answers)
         sentence = f"{len(wrong.rows):,} labels are missing or wrongly added."
     else:
         evidence, (wrong, doubtful) = [table, breakdown.confusion_table(*arrays)], mistakes.class_mistakes(answers)
         worth = f"; {doubtful:,} of their labels are worth checking" if doubtful else ""
-        sentence = f"{len(wrong.rows):,} of {answers.which} are answered wrongly{worth}."
+        sentence = f"{len(wrong.rows):,} of {answers.subject} are answered wrongly{worth}."
     sections = [
-        Section("Each class", evidence, f"{answers.method} on {answers.which}. {breakdown.worst_class(table)}".strip())
+        Section(
+            "Each class", evidence, f"{answers.method} on {answers.subject}. {breakdown.worst_class(table)}".strip()
+        )
     ]
     if answers.probabilities is not None:
         sections.append(confidence_section(answers, answers.probabilities))

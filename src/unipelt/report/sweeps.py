@@ -9,7 +9,7 @@ from functools import partial
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from unipelt.report.drawing import Figure, looks, multiples, wrapped
+from unipelt.report.drawing import Figure, line_styles, multiples, wrapped
 from unipelt.report.names import method_order, options_of, preset_of, size_label, task_label
 from unipelt.report.study import Grid, SizeAndTask
 
@@ -27,23 +27,24 @@ Lines = dict[str, dict[str, float]]
 
 def find_sweeps(methods: Iterable[str]) -> dict[str, Lines]:
     """By option, the sweeps of a number; a method may be a point of several."""
-    found: dict[str, dict[str, dict[float, str]]] = defaultdict(lambda: defaultdict(dict))
+    points_of: dict[str, dict[str, dict[float, str]]] = defaultdict(lambda: defaultdict(dict))
     for method in sorted(set(methods), key=method_order):
         preset, options = preset_of(method), options_of(method)
         defaults = options_of(preset)
         for option, value in options.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                fixed = [f"{name}={own}" for name, own in options.items() if own != defaults[name] and name != option]
+                differing = [name for name in options if options[name] != defaults[name] and name != option]
+                fixed = [f"{name}={options[name]}" for name in differing]
                 label = f"{preset}({', '.join(fixed)})" if fixed else preset
-                found[option][label].setdefault(float(value), method)  # the plain preset comes first
+                points_of[option][label].setdefault(float(value), method)  # the plain preset comes first
     sweeps: dict[str, Lines] = {}
-    for option, lines in sorted(found.items()):
-        long = {
+    for option, lines in sorted(points_of.items()):
+        long_lines = {
             label: {points[value]: value for value in sorted(points)}
             for label, points in lines.items()
             if len(points) >= LEAST
         }
-        sweeps |= {option: long} if long else {}
+        sweeps |= {option: long_lines} if long_lines else {}
     return sweeps
 
 
@@ -52,7 +53,9 @@ def sweep_figures(grid: Grid) -> list[Figure]:
     figures = []
     for option, lines in find_sweeps(method for methods in grid.values() for method in methods).items():
         panels = [
-            key for key, known in grid.items() if any(sum(m in known for m in line) > 1 for line in lines.values())
+            key
+            for key, by_method in grid.items()
+            if any(sum(m in by_method for m in line) > 1 for line in lines.values())
         ]
         if panels:
             draw = partial(_draw, option, lines, grid)
@@ -61,7 +64,7 @@ def sweep_figures(grid: Grid) -> list[Figure]:
 
 
 def _draw(option: str, lines: Lines, grid: Grid, panel: "Axes", key: SizeAndTask) -> None:
-    style = looks([*lines])
+    style = line_styles([*lines])
     for label, line in lines.items():
         points = {value: [*grid[key][method].values()] for method, value in line.items() if method in grid[key]}
         means = [fmean(seeds) for seeds in points.values()]

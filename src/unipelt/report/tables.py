@@ -88,9 +88,9 @@ class Table:
     columns: Sequence[str]
     blocks: Sequence[Block]
     notes: Sequence[str] = field(default=())
-    most: int | None = None
+    max_rows: int | None = None
     """rows of a block that the page, Markdown and LaTeX show; its CSV has all"""
-    narrow: int | None = None
+    terminal_columns: int | None = None
     """columns that a terminal shows; None: all"""
 
     def __bool__(self) -> bool:
@@ -101,23 +101,23 @@ class Table:
         """Each with its block's heading."""
         return [(block.heading, row) for block in self.blocks for row in block.rows]
 
-    def short(self, most: int | None = None) -> "Table":
+    def short(self, max_rows: int | None = None) -> "Table":
         """With at most this many rows of each block (default: its own limit), and a note of how many more there are."""
-        most = self.most if most is None else most
-        left_out = sum(len(block.rows[most:]) for block in self.blocks) if most is not None else 0
+        max_rows = self.max_rows if max_rows is None else max_rows
+        left_out = sum(len(block.rows[max_rows:]) for block in self.blocks) if max_rows is not None else 0
         if not left_out:
             return self
-        blocks = [Block(block.heading, block.rows[:most]) for block in self.blocks]
+        blocks = [Block(block.heading, block.rows[:max_rows]) for block in self.blocks]
         return replace(self, blocks=blocks, notes=[f"{left_out:,} more are in {self.name}.csv.", *self.notes])
 
     def for_terminal(self) -> "Table":
         """With fewer rows and columns, and notes of what is left out."""
-        table = self.short(5 if self.most else 20)
-        if self.narrow is None:
+        table = self.short(5 if self.max_rows else 20)
+        if self.terminal_columns is None:
             return table
-        blocks = [Block(block.heading, [row[: self.narrow] for row in block.rows]) for block in table.blocks]
-        note = f"{self.name}.csv and the page also have: {'; '.join(self.columns[self.narrow :])}."
-        return replace(table, columns=self.columns[: self.narrow], blocks=blocks, notes=[*table.notes, note])
+        blocks = [Block(block.heading, [row[: self.terminal_columns] for row in block.rows]) for block in table.blocks]
+        note = f"{self.name}.csv and the page also have: {'; '.join(self.columns[self.terminal_columns :])}."
+        return replace(table, columns=self.columns[: self.terminal_columns], blocks=blocks, notes=[*table.notes, note])
 
 
 def side_by_side(names: Iterable[str], columns: Iterable[Mapping[str, Cell]]) -> list[list[Cell]]:
@@ -150,11 +150,11 @@ class Section:
 
     @property
     def shown(self) -> "list[Table | Figure]":
-        return [one for one in self.evidence if one]
+        return [item for item in self.evidence if item]
 
     @property
     def tables(self) -> list[Table]:
-        return [one for one in self.shown if isinstance(one, Table)]
+        return [item for item in self.shown if isinstance(item, Table)]
 
     @property
     def title(self) -> str:

@@ -18,12 +18,12 @@ def show(report: Report, console: "Console") -> None:
 
     say(f"{report.study.model}: {report.study.progress}", ": ".join(filter(None, [report.headline, report.why])))
     if report.cautions:
-        say("", "Before you trust the numbers:", *(f"- {one}" for one in report.cautions))
+        say("", "Before you trust the numbers:", *(f"- {caution}" for caution in report.cautions))
     for section in report.sections:
         if not section.on_terminal or not (section.tables or section.sentence):
             continue
         say("", section.title)
-        for table in (one.for_terminal() for one in section.tables):
+        for table in (table.for_terminal() for table in section.tables):
             for index, block in enumerate(table.blocks):
                 say(*[""] * bool(index))
                 console.print(on_terminal(table, block))

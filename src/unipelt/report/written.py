@@ -16,8 +16,8 @@ SCORE = "rougeL"
 METRIC_NAMES = ("loss", *TEXT_METRICS, "exact_match")
 
 
-def written(store: Store, runs: Sequence[Run], take: str) -> list[Section]:
-    """The section of a comparison whose runs wrote texts; none of another task's. take: the recommended method."""
+def written(store: Store, runs: Sequence[Run], recommended: str) -> list[Section]:
+    """The section of a comparison whose runs wrote texts; none of another task's. recommended: the method."""
     texts = {row["id"]: row["texts"] for row in store.runs(("id", "texts"), [run.id for run in runs]) if row["texts"]}
     if not texts:
         return []
@@ -28,13 +28,13 @@ def written(store: Store, runs: Sequence[Run], take: str) -> list[Section]:
             metrics[run.method].append(run.record.test_metrics)
         if run.id in texts:
             first.setdefault(run.method, run)
-    take = take if take in first else next(iter(first))
-    found, fingerprint = [text_metrics(metrics)], _test_examples(first[take])
-    kept = store.noted(fingerprint)
-    if kept and ANSWER in kept["inputs"]:
-        same = {method: texts[run.id] for method, run in first.items() if _test_examples(run) == fingerprint}
-        found.append(examples(kept["inputs"], kept["names"], same, take))
-    return [Section("Written texts", found)]
+    recommended = recommended if recommended in first else next(iter(first))
+    tables, fingerprint = [text_metrics(metrics)], _test_examples(first[recommended])
+    test_set = store.noted(fingerprint)
+    if test_set and ANSWER in test_set["inputs"]:
+        texts_by_method = {method: texts[run.id] for method, run in first.items() if _test_examples(run) == fingerprint}
+        tables.append(examples(test_set["inputs"], test_set["names"], texts_by_method, recommended))
+    return [Section("Written texts", tables)]
 
 
 def _test_examples(run: Run) -> str:
@@ -57,25 +57,28 @@ def text_metrics(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
     )
 
 
-def examples(inputs: dict[str, list], names: list[str], texts: dict[str, list[str]], take: str) -> Table:
+def examples(inputs: dict[str, list], names: list[str], texts: dict[str, list[str]], recommended: str) -> Table:
     """The right answer and each method's of some examples: from the worst answer of the recommended method to its best."""
     answers = inputs[ANSWER]
-    asked = {name: [_plain(value) for value in values] for name, values in inputs.items() if name != ANSWER}
-    mine = [_score(text, right) for text, right in zip(texts[take], answers)]
-    order = sorted(range(len(answers)), key=lambda i: (mine[i] or 0.0, i))
+    shown_inputs = {name: [_plain(value) for value in values] for name, values in inputs.items() if name != ANSWER}
+    scores = [_score(text, right) for text, right in zip(texts[recommended], answers)]
+    order = sorted(range(len(answers)), key=lambda i: (scores[i] or 0.0, i))
     chosen = [order[round(rank * (len(order) - 1) / (SHOWN - 1))] for rank in range(SHOWN)]
     blocks = []
     for i in dict.fromkeys(chosen):
         rows = [[Cell("right answer"), Cell(answers[i]), Cell()]]
-        rows += [[Cell(method), Cell(own[i]), Cell(_score(own[i], answers[i]))] for method, own in texts.items()]
-        blocks.append(Block(f"{names[i].rpartition(', ')[2]}: {shown_text(asked, i)}", rows))
-    note = f"From the worst answer of {take} to its best, by ROUGE-L; of each method the first seed."
+        rows += [
+            [Cell(method), Cell(method_texts[i]), Cell(_score(method_texts[i], answers[i]))]
+            for method, method_texts in texts.items()
+        ]
+        blocks.append(Block(f"{names[i].rpartition(', ')[2]}: {shown_text(shown_inputs, i)}", rows))
+    note = f"From the worst answer of {recommended} to its best, by ROUGE-L; of each method the first seed."
     return Table("written", "Answers side by side", ["", "text", "ROUGE-L"], blocks, [note])
 
 
 def _plain(value: object) -> str:
     """The text of an input; of a chat, its messages."""
-    return " / ".join(one["content"] for one in value) if isinstance(value, list) else str(value)
+    return " / ".join(message["content"] for message in value) if isinstance(value, list) else str(value)
 
 
 def _score(text: str, right: str) -> float | None:
