@@ -23,8 +23,8 @@ def choose(rows: Iterable[Run]) -> list[Run]:
         rates[_group(row)][row["lr"]].append(row["validation"])
     lower = {_group(row) for row in done if row["metric"] in METRICS and not METRICS[row["metric"]].higher_is_better}
     chosen = {
-        group: max(found, key=lambda lr: _rank(lr, found[lr], -1 if group in lower else 1))
-        for group, found in rates.items()
+        group: max(by_rate, key=lambda lr: _rank(lr, by_rate[lr], -1 if group in lower else 1))
+        for group, by_rate in rates.items()
     }
     return [row for row in done if row["lr"] == chosen[_group(row)]]
 

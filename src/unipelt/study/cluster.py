@@ -47,12 +47,12 @@ class Cluster:
             raise UserError(
                 f"RAY_ADDRESS={address}: Ray's client gets no results as they come; expected HOST:PORT or auto"
             )
-        own = {} if address else {"include_dashboard": False, "object_store_memory": OBJECTS}
+        settings = {} if address else {"include_dashboard": False, "object_store_memory": OBJECTS}
         try:
             host, _, port = address.rpartition(":")
             if host and port.isdecimal():  # Ray itself would ask for minutes
                 socket.create_connection((host, int(port)), timeout=10).close()
-            self.ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **own)
+            self.ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **settings)
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
             where = f"RAY_ADDRESS={address}" if address else "--engine ray"
             raise UserError(f"{where}: no cluster ({error}); see `ray status`, or take --engine local") from None
@@ -92,10 +92,10 @@ class Cluster:
         while working:
             if on_work is not None:
                 on_work(f"{len(working)} fleets on Ray")
-            for one in self.ray.wait([*working], timeout=WAIT)[0]:
-                keys = working[one]
+            for result_stream in self.ray.wait([*working], timeout=WAIT)[0]:
+                keys = working[result_stream]
                 try:
-                    store.finish(dict([self.ray.get(next(one))]))
+                    store.finish(dict([self.ray.get(next(result_stream))]))
                     continue
                 except StopIteration:
                     pass
@@ -110,7 +110,7 @@ class Cluster:
                         why = f"its worker died {DEATHS} times ({type(error).__name__})"
                         record = RunRecord(status=f"{FAILED}{why}; try a smaller --runs-at-once, with another --out")
                         store.finish(dict.fromkeys(set(store.pending()) & set(keys), record))
-                del working[one]
+                del working[result_stream]
 
 
 def train(
@@ -118,21 +118,21 @@ def train(
     todo: set[RunKey],
     study: StudyConfig,
     device: str,
-    held: dict[str, str],
+    identities: dict[str, str],
     share: float,
     identity: dict[str, str] | None = None,
 ) -> Iterator[tuple[RunKey, RunRecord]]:
     """Train a fleet in a worker and yield its results. If it is started again it yields the same, because all its runs are trained again.
 
-    held: identity of the examples of each task of the study. share: of a GPU that is the fleet's.
+    identities: of the examples of each task of the study. share: of a GPU that is the fleet's.
 
     Raises DataError where this machine has other examples, or none: this is not counted as a run's failure.
     """
-    for name, mine in dataset_identities(keys, study, _cache()).items():
-        if (expected := held.get(name, mine)) != mine:
-            where = socket.gethostname()
+    for name, identity_here in dataset_identities(keys, study, _cache()).items():
+        if (expected := identities.get(name, identity_here)) != identity_here:
+            host = socket.gethostname()
             raise DataError(
-                f"{where}: its examples of {name} are {mine}, and the study's are {expected}; put the same files there"
+                f"{host}: its examples of {name} are {identity_here}, and the study's are {expected}; put the same files there"
             )
     for run in train_fleet(keys, todo, study, torch.device(device), _cache(), share=share, identity=identity):
         yield run.key, run.record

@@ -48,8 +48,8 @@ def with_baselines(plan: list[RunKey], study: StudyConfig, cache: DatasetCache) 
     task = cache.task(study.config(plan[0]))
     names, notes = offered(dict.fromkeys([*usual_baselines(task), *(key.method for key in plan if key.baseline)]), task)
     firsts = {(key.task, key.k, key.seed): key for key in plan}
-    mine = [replace(key, method=name, lr=None) for name in names for key in firsts.values()]
-    return [*mine, *(key for key in plan if not key.baseline)], notes
+    baselines = [replace(key, method=name, lr=None) for name in names for key in firsts.values()]
+    return [*baselines, *(key for key in plan if not key.baseline)], notes
 
 
 def usual_folds(study: StudyConfig, first: RunKey, cache: DatasetCache) -> tuple[int, str]:
@@ -78,13 +78,15 @@ def smaller(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache) -> 
 
     A run's examples are the first of those that it trains on with all of them, and its test examples are the same.
     """
-    found = []
-    whole = min((len(cache.splits(study.config(key)).train) for key in keys), default=0)  # folds differ by one
-    for fewer in (replace(key, k=whole // share) for key in keys for share in SHARES if whole // share >= LEAST):
+    smaller_runs = []
+    most_examples = min((len(cache.splits(study.config(key)).train) for key in keys), default=0)  # folds differ by one
+    for fewer in (
+        replace(key, k=most_examples // share) for key in keys for share in SHARES if most_examples // share >= LEAST
+    ):
         with suppress(DataError):
             cache.splits(study.config(fewer))
-            found.append(fewer)
-    return found
+            smaller_runs.append(fewer)
+    return smaller_runs
 
 
 def open_store(
@@ -111,13 +113,13 @@ def add_runs(store: Store, study: StudyConfig, keys: list[RunKey], plan: list[Ru
 
 def test_sets(study: StudyConfig, plan: Iterable[RunKey], cache: DatasetCache) -> dict[str, Examples]:
     """The different sets of test examples of these runs, by fingerprint; of generated text with the right answers beside them."""
-    found = {}
+    sets = {}
     for config in map(study.config, plan):
         examples = cache.splits(config).test
-        if examples is not None and examples.fingerprint not in found:
-            more = {ANSWER: list(examples.targets or ())} if cache.task(config).generates_text else {}
-            found[examples.fingerprint] = replace(examples, inputs=examples.inputs | more)
-    return found
+        if examples is not None and examples.fingerprint not in sets:
+            references = {ANSWER: list(examples.targets or ())} if cache.task(config).generates_text else {}
+            sets[examples.fingerprint] = replace(examples, inputs=examples.inputs | references)
+    return sets
 
 
 class CheckpointSaver:
@@ -130,15 +132,15 @@ class CheckpointSaver:
         self.folder = study / "runs"
 
     def __call__(self, run: FinishedRun) -> None:
-        folder, mine = self.folder_of(run.key.method, run.key.lr), run.record
+        folder, record = self.folder_of(run.key.method, run.key.lr), run.record
         with alone_in(folder, wait=True):
-            held = None
+            saved = None
             with suppress(CheckpointError):  # a kill may have left files without a record
-                held = read_record(folder)
-            if held is not None and held.done and held.recipe == mine.recipe and _better(held, mine):
+                saved = read_record(folder)
+            if saved is not None and saved.done and saved.recipe == record.recipe and _better(saved, record):
                 return
             save_checkpoint(run, folder)
-            write_record(folder, mine)
+            write_record(folder, record)
 
     def folder_of(self, method: str, lr: float | None) -> Path:
         """Where the checkpoint of a method and rate is: `runs/lora-0.003`; of a baseline, `runs/probe`."""
@@ -160,9 +162,9 @@ class CheckpointSaver:
         with alone_in(target, wait=True):
             wanted = {name: digest for name, digest in _hashes(source).items() if digest}
             remove_unfinished(target, wanted)  # of a copy that was killed
-            written, there = self._written(), _hashes(target)
-            new = {name for name, digest in wanted.items() if there.get(name) != digest}
-            foreign = {name for name, digest in there.items() if digest not in written}  # of others, or changed since
+            written, present = self._written(), _hashes(target)
+            new = {name for name, digest in wanted.items() if present.get(name) != digest}
+            foreign = {name for name, digest in present.items() if digest not in written}  # of others, or changed since
             for name in sorted(new & foreign):
                 if name != CARD:
                     raise CheckpointError(
@@ -176,33 +178,33 @@ class CheckpointSaver:
                 written |= {wanted[name] for name in new}
                 write_whole(self.folder, {WRITTEN: json.dumps(sorted(written)).encode()})
                 write_whole(target, {name: (source / name).read_bytes() for name in sorted(new)})
-            for name in there.keys() - wanted.keys() - foreign:
+            for name in present.keys() - wanted.keys() - foreign:
                 (target / name).unlink()
         return notes
 
     def _written(self) -> set[str]:
         """The hashes of all files that copies wrote."""
         try:
-            found = json.loads((self.folder / WRITTEN).read_text(encoding="utf-8"))
+            hashes = json.loads((self.folder / WRITTEN).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return set()
-        return set(found) if fits(found, list[str]) else set()
+        return set(hashes) if fits(hashes, list[str]) else set()
 
 
-def _better(held: RunRecord, mine: RunRecord) -> bool:
+def _better(first: RunRecord, second: RunRecord) -> bool:
     """Whether the first record has the better validation metric."""
-    if held.validation is None or mine.validation is None:
-        return mine.validation is None
-    return METRICS[mine.metric].better(held.validation, mine.validation)
+    if first.validation is None or second.validation is None:
+        return second.validation is None
+    return METRICS[second.metric].better(first.validation, second.validation)
 
 
 def _hashes(folder: Path) -> dict[str, str]:
     """sha256 of the content of each visible file; empty for what is not a regular file."""
-    found = {}
+    hashes = {}
     for path in folder.iterdir():
         if path.is_symlink() or not path.is_file():
-            found[path.name] = ""
+            hashes[path.name] = ""
         elif path.name[0] != ".":
             with open(path, "rb") as file:
-                found[path.name] = file_digest(file, "sha256").hexdigest()
-    return found
+                hashes[path.name] = file_digest(file, "sha256").hexdigest()
+    return hashes

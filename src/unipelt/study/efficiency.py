@@ -82,30 +82,36 @@ def measure(
         log(f"{name} on {model}")
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         config = RunConfig(model=model, task="sst2", method=name)
-        built = load_and_attach(config, task, outputs=2, seeds=[0], device=device).model
-        if length > (most := most_tokens(built, length)):
-            raise UserError(f"--max-length {length}: {model} has {most} positions; expected at most that")
-        inputs = _random_batch(built, batch, length)
-        steps[name, "train"], steps[name, "inference"] = training_step(built, inputs), inference_step(built, inputs)
+        attached_model = load_and_attach(config, task, outputs=2, seeds=[0], device=device).model
+        if length > (positions := most_tokens(attached_model, length)):
+            raise UserError(f"--max-length {length}: {model} has {positions} positions; expected at most that")
+        inputs = _random_batch(attached_model, batch, length)
+        steps[name, "train"], steps[name, "inference"] = (
+            training_step(attached_model, inputs),
+            inference_step(attached_model, inputs),
+        )
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             for _ in range(2):  # the first creates the optimizer's state
                 steps[name, "train"]()
             memory[name] = torch.cuda.max_memory_allocated(device) - before
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-    for number in range(rounds + 1):  # the first warms up
+    for round_index in range(rounds + 1):  # the first warms up
         for key, step in steps.items():
             seconds[key].append(_seconds(step, device))
-        log(f"round {number} of {rounds}")
+        log(f"round {round_index} of {rounds}")
     settings = {
         "model": model, "batch": batch, "length": length, "rounds": rounds, "machine": _machine(device), "torch": torch.__version__,
     }  # fmt: skip
     table = []
     for name in names:
         row: dict[str, Any] = {"method": name}
-        for kind in ("train", "inference"):
-            ratios = [own / full for own, full in zip(seconds[name, kind][1:], seconds[FULL, kind][1:])]
-            row |= {kind: median(ratios), f"{kind}_range": [min(ratios), max(ratios)], f"{kind}_seconds": median(seconds[name, kind][1:])}  # fmt: skip
+        for mode in ("train", "inference"):
+            ratios = [
+                method_seconds / full_seconds
+                for method_seconds, full_seconds in zip(seconds[name, mode][1:], seconds[FULL, mode][1:])
+            ]
+            row |= {mode: median(ratios), f"{mode}_range": [min(ratios), max(ratios)], f"{mode}_seconds": median(seconds[name, mode][1:])}  # fmt: skip
         if memory:
             row |= {"train_memory": memory[name] / memory[FULL], "train_memory_bytes": memory[name]}
         table.append(row | settings)

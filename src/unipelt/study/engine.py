@@ -87,17 +87,17 @@ def claimed_fleets(
             if claimed:
                 yield claimed
                 worked = True
-        if not worked and (left := [key for key in store.pending() if only(key)]):
+        if not worked and (waiting_for := [key for key in store.pending() if only(key)]):
             if not waited:
-                log(f"{len(left)} runs are being trained by another process; waiting for it")
+                log(f"{len(waiting_for)} runs are being trained by another process; waiting for it")
             waited = True
             time.sleep(WAIT)
 
 
 def dataset_identities(keys: Iterable[RunKey], study: StudyConfig, cache: DatasetCache) -> dict[str, str]:
     """The identity of the examples of each task, on this machine."""
-    each = {key.task: key for key in keys}
-    return {task: cache.dataset(study.config(key)).identity for task, key in each.items()}
+    key_of_task = {key.task: key for key in keys}
+    return {task: cache.dataset(study.config(key)).identity for task, key in key_of_task.items()}
 
 
 def train_fleet(
@@ -116,7 +116,7 @@ def train_fleet(
     """
     todo, configs = set(todo), []
 
-    def gave_up(chosen: Iterable[RunKey], reason: str) -> Iterator[FinishedRun]:
+    def failed_runs(chosen: Iterable[RunKey], reason: str) -> Iterator[FinishedRun]:
         for key in chosen:
             if key in todo:
                 todo.discard(key)
@@ -127,7 +127,7 @@ def train_fleet(
         try:
             cache.splits(config)
         except DataError as error:
-            yield from gave_up([key], str(error))
+            yield from failed_runs([key], str(error))
         else:
             configs.append(config)
     runs_at_once = 1 if keys[0].full else min(len(configs), study.most_at_once(device.type))
@@ -152,9 +152,9 @@ def train_fleet(
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            _forget(folder)
+            _clear_state(folder)
             if runs_at_once == 1:
-                yield from gave_up(
+                yield from failed_runs(
                     keys, "no memory for one run; try a smaller --batch-size or --max-length, with another --out"
                 )
             runs_at_once //= 2
@@ -163,11 +163,11 @@ def train_fleet(
         except (StoreError, CheckpointError):  # a disk is full: the same command continues from here
             raise
         except UserError as error:  # the base cannot take this method: said in each row, and the study goes on
-            yield from gave_up(keys, str(error))
-    _forget(folder)
+            yield from failed_runs(keys, str(error))
+    _clear_state(folder)
 
 
-def _forget(folder: Path | None) -> None:
+def _clear_state(folder: Path | None) -> None:
     if folder is not None:
         clear_state(folder)
 

@@ -20,11 +20,14 @@ def write_runs(store: Store, path: Path) -> int:
     rows = store.runs()
     columns = {name: [row[name] for row in rows] for name in COLUMNS}
     if path.suffix == ".parquet":
-        columns = {name: [json.dumps(one) if _is_nested(one) else one for one in of] for name, of in columns.items()}
+        columns = {
+            name: [json.dumps(value) if _is_nested(value) else value for value in values]
+            for name, values in columns.items()
+        }
     write_whole(path.parent, {path.name: table_bytes(columns, path.suffix, Dialect(suffix=path.suffix))})
     return len(rows)
 
 
 def _is_nested(value: object) -> bool:
     """Whether a value is no number, text or list of these; Parquet has it as JSON text."""
-    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict | list) for one in value))
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict | list) for item in value))

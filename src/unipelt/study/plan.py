@@ -87,7 +87,7 @@ class Grid:
     def keys(self, hidden: int) -> list[RunKey]:
         """The runs, task by task within a size, so that first results come early. hidden: hidden size of the base."""
         tasks, methods = [*map(normalise_path, self.tasks)], [*map(canonical_method, self.methods)]
-        found = (
+        keys = (
             RunKey(task=task, k=k, method=method, seed=seed, lr=rate)
             for k in self.k
             for method in methods
@@ -95,7 +95,7 @@ class Grid:
             for seed in range(self.seeds)
             for rate in learning_rates(method, hidden, self.lr, self.rates)
         )
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(keys))
 
 
 def canonical_method(method: str) -> str:
@@ -150,7 +150,7 @@ class StudyConfig:
     @property
     def options(self) -> dict[str, Any]:
         """The options that all runs of a study share, on which its results depend."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "data_dir"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "data_dir"}
 
     def most_at_once(self, device: str) -> int:
         """As given, else by the kind of device; a GPU's fleet has fewer where no more fit."""
@@ -158,12 +158,12 @@ class StudyConfig:
 
     def config(self, key: RunKey) -> RunConfig:
         """The configuration of one run; options of files and of GLUE go to the tasks that take them."""
-        given = {"data_dir": self.data_dir, **self.columns}
-        taken = {name: value for name, value in given.items() if _takes(key.task, name)}
+        options = {"data_dir": self.data_dir, **self.columns}
+        accepted = {name: value for name, value in options.items() if _takes(key.task, name)}
         return RunConfig(
             model=self.model, task=key.task, k=key.k, method=key.method, seed=key.seed, pooling=self.pooling, head=self.head,
             folds=self.folds,
-            recipe=accepted_fields(key.method, {**self.recipe, "lr": key.lr}), **taken,
+            recipe=accepted_fields(key.method, {**self.recipe, "lr": key.lr}), **accepted,
         )  # fmt: skip
 
 
@@ -208,16 +208,16 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.=]+", "-", text).strip("-.")[:80]
 
 
-def parse_options(given: dict[str, Any]) -> tuple[Grid, StudyConfig]:
+def parse_options(options: dict[str, Any]) -> tuple[Grid, StudyConfig]:
     """Split options by name into a Grid and a StudyConfig; unknown ones are ignored.
 
     Raises UserError for an option that no task takes.
     """
     names_of = (get_type_hints(Grid), get_type_hints(StudyConfig), get_type_hints(Recipe).keys() - {"lr"}, COLUMNS)
-    grid, config, recipe, columns = ({name: given[name] for name in names if name in given} for names in names_of)
+    grid, config, recipe, columns = ({name: options[name] for name in names if name in options} for names in names_of)
     plan = Grid(**grid)
     check_rates([*plan.methods], recipe)
-    for name in (one for one in given if one in ("data_dir", *COLUMNS)):
+    for name in (name for name in options if name in ("data_dir", *COLUMNS)):
         if not any(_takes(task, name) for task in plan.tasks):
             what = "GLUE tasks" if name == "data_dir" else "files"
             raise UserError(
@@ -229,23 +229,25 @@ def parse_options(given: dict[str, Any]) -> tuple[Grid, StudyConfig]:
 def read_plan(path: str) -> dict[str, Any]:
     """Read the options of a TOML file; they have the names of the command line, with underscores for dashes."""
     try:
-        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--plan {path}: {error.strerror}; expected a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--plan {path}: not TOML ({error})") from None
     grids, settings, recipes = (get_type_hints(kind) for kind in (Grid, StudyConfig, Recipe))
-    kinds = (
+    types = (
         {name: kind for name, kind in get_type_hints(RunConfig).items() if name in COLUMNS} | recipes | settings | grids
     )
-    del kinds["recipe"], kinds["columns"]
-    known = {option_of(name)[2:].replace("-", "_"): name for name in kinds}
-    for name, value in given.items():
-        if name not in known:
-            raise UserError(f"--plan {path}: {name!r}: {did_you_mean(name, known)}")
-        if not fits(value, kinds[known[name]]):
-            raise UserError(f"--plan {path}: {name} = {repr(value)[:80]}: expected {in_words(kinds[known[name]])}")
-    return {known[name]: value for name, value in given.items()}
+    del types["recipe"], types["columns"]
+    field_of_option = {option_of(name)[2:].replace("-", "_"): name for name in types}
+    for name, value in options.items():
+        if name not in field_of_option:
+            raise UserError(f"--plan {path}: {name!r}: {did_you_mean(name, field_of_option)}")
+        if not fits(value, types[field_of_option[name]]):
+            raise UserError(
+                f"--plan {path}: {name} = {repr(value)[:80]}: expected {in_words(types[field_of_option[name]])}"
+            )
+    return {field_of_option[name]: value for name, value in options.items()}
 
 
 def sweep(preset: str, option: str, values: Sequence[str]) -> list[str]:

@@ -35,7 +35,7 @@ def to_key(values: dict[str, Any]) -> RunKey:
 def to_values(record: RunRecord) -> list[Any]:
     """The values of the columns VALUES that hold a result."""
     values = {name: getattr(record, name) for name in VALUES}
-    return [json.dumps(one) if name in JSON and one is not None else one for name, one in values.items()]
+    return [json.dumps(value) if name in JSON and value is not None else value for name, value in values.items()]
 
 
 def to_python(name: str, value: Any) -> Any:
@@ -65,12 +65,12 @@ def check_file(path: Path, begun: bool = False) -> None:
                 return
             if not {"study", "runs"} <= tables:
                 raise StoreError(f"{path}: a database, but not of a study; it is left untouched")
-            found = connection.execute("SELECT value FROM study WHERE name = 'format'").fetchone()
+            format_row = connection.execute("SELECT value FROM study WHERE name = 'format'").fetchone()
         finally:
             connection.close()
-    if found is None or found[0] != str(FORMAT):
+    if format_row is None or format_row[0] != str(FORMAT):
         raise StoreError(
-            f"{path}: of format {found[0] if found else 'unknown'}, this version reads format {FORMAT}; it is left untouched, take another folder"
+            f"{path}: of format {format_row[0] if format_row else 'unknown'}, this version reads format {FORMAT}; it is left untouched, take another folder"
         )
 
 

@@ -101,8 +101,8 @@ class Store:
     def base_identity(self) -> dict[str, str] | None:
         """Fingerprints of base and tokenizer of the finished runs; None before the first."""
         with sqlite_errors(self.path):
-            found = self._connection.execute("SELECT identity FROM runs WHERE identity NOT NULL LIMIT 1").fetchone()
-            return to_python("identity", found[0]) if found else None
+            row = self._connection.execute("SELECT identity FROM runs WHERE identity NOT NULL LIMIT 1").fetchone()
+            return to_python("identity", row[0]) if row else None
 
     def plan(self, keys: Iterable[RunKey], identities: dict[str, str] | None = None) -> int:
         """Add new runs, in order. Plan failed runs again, except while their fleet is unfinished. If more epochs are asked for,
@@ -116,18 +116,18 @@ class Store:
         clear_results = ", ".join(f"{name} = NULL" for name in (*VALUES, "fleet") if name != "status")
         with sqlite_errors(self.path), self._writing() as connection:
             begun = self._check_options(more_epochs=True)
-            found = connection.execute("SELECT task FROM runs GROUP BY task HAVING max(status NOT LIKE 'failed%')")
-            started = {task for (task,) in found}
-            self.check_datasets({task: said for task, said in (identities or {}).items() if task in started})
-            again = self._runs_with_fewer_epochs() if begun else []
-            if again or not begun or (self._asked or {}).get("recipe", {}).get("epochs") is not None:
+            rows = connection.execute("SELECT task FROM runs GROUP BY task HAVING max(status NOT LIKE 'failed%')")
+            started = {task for (task,) in rows}
+            self.check_datasets({task: identity for task, identity in (identities or {}).items() if task in started})
+            repeated = self._runs_with_fewer_epochs() if begun else []
+            if repeated or not begun or (self._asked or {}).get("recipe", {}).get("epochs") is not None:
                 self._store(OPTIONS, self._asked)
-            done = sum(status in DONE for _, status in again)
-            for run_id, _ in again:
+            repeated_finished = sum(status in DONE for _, status in repeated)
+            for run_id, _ in repeated:
                 connection.execute(f"UPDATE runs SET status = ?, {clear_results} WHERE id = ?", (PLANNED, run_id))
             self._store(IDENTITIES, (self._stored(IDENTITIES) or {}) | (identities or {}))
-            first = connection.execute("SELECT coalesce(max(position), -1) + 1 FROM runs").fetchone()[0]
-            for position, key in enumerate(keys, start=first):
+            next_position = connection.execute("SELECT coalesce(max(position), -1) + 1 FROM runs").fetchone()[0]
+            for position, key in enumerate(keys, start=next_position):
                 connection.execute(
                     f"UPDATE runs SET status = ?, {clear_results} WHERE id = ? AND status LIKE 'failed%'"
                     " AND fleet NOT IN (SELECT fleet FROM runs WHERE status = ? AND fleet NOT NULL)",
@@ -138,24 +138,24 @@ class Store:
                     f"INSERT OR IGNORE INTO runs (id, position, status, {', '.join(KEYS)}) VALUES (?, ?, ?, {', '.join('?' * len(KEYS))})",
                     (key.id, position, PLANNED, *values),
                 )
-        return done
+        return repeated_finished
 
     def _runs_with_fewer_epochs(self) -> list[tuple[str, str]]:
         """(id, status) of every run but baselines if more epochs are asked for than the study has; else an empty list."""
-        asked, held = (given.get("recipe", {}).get("epochs") for given in (self._asked or {}, self.options))
-        if asked is None or asked == held:
+        asked, current = (options.get("recipe", {}).get("epochs") for options in (self._asked or {}, self.options))
+        if asked is None or asked == current:
             return []
-        kept = ", ".join("?" * len(BASELINES))  # which have no epochs
-        found = self._connection.execute(
-            f"SELECT id, status, recipe FROM runs WHERE method NOT IN ({kept})", BASELINES
+        placeholders = ", ".join("?" * len(BASELINES))  # which have no epochs
+        rows = self._connection.execute(
+            f"SELECT id, status, recipe FROM runs WHERE method NOT IN ({placeholders})", BASELINES
         ).fetchall()
-        longest = max((to_python("recipe", recipe).get("epochs", 0) for *_, recipe in found if recipe), default=0)
-        if max(longest, held or 0) > asked:
+        longest = max((to_python("recipe", recipe).get("epochs", 0) for *_, recipe in rows if recipe), default=0)
+        if max(longest, current or 0) > asked:
             raise StoreError(
-                f"--out {self.path.parent}: holds runs of {max(longest, held or 0)} epochs; got --epochs {asked}, expected"
+                f"--out {self.path.parent}: holds runs of {max(longest, current or 0)} epochs; got --epochs {asked}, expected"
                 " as many or more"
             )
-        return [(one, status) for one, status, _ in found]
+        return [(run_id, status) for run_id, status, _ in rows]
 
     def _check_options(self, more_epochs: bool = False) -> bool:
         """Return whether there are runs. more_epochs: ignore their number of epochs if one is asked for.
@@ -165,9 +165,11 @@ class Store:
         begun = self._connection.execute("SELECT 1 FROM runs").fetchone() is not None
         asked = json.loads(json.dumps(self._asked or {}))
         but = "epochs" if more_epochs and asked.get("recipe", {}).get("epochs") is not None else ""
-        if begun and (other := other_option(self.options, asked, but=but)):
+        if begun and (difference := other_option(self.options, asked, but=but)):
             folder = self.path.parent
-            raise StoreError(f"--out {folder}: holds a study with {other}; use another folder, or the same options")
+            raise StoreError(
+                f"--out {folder}: holds a study with {difference}; use another folder, or the same options"
+            )
         return begun
 
     def dataset_identities(self) -> dict[str, str]:
@@ -176,11 +178,11 @@ class Store:
 
     def check_datasets(self, identities: dict[str, str]) -> None:
         """Raise StoreError if stored runs of one of these tasks used other examples."""
-        held = self.dataset_identities()
-        for task, said in identities.items():
-            if (expected := held.get(task, said)) != said:
+        stored = self.dataset_identities()
+        for task, identity in identities.items():
+            if (expected := stored.get(task, identity)) != identity:
                 raise StoreError(
-                    f"--out {self.path.parent}: its runs of {task} were trained on other examples: {expected}; got {said}; "
+                    f"--out {self.path.parent}: its runs of {task} were trained on other examples: {expected}; got {identity}; "
                     "restore those examples, or use another folder"
                 )
 
@@ -248,11 +250,13 @@ class Store:
         select = f"SELECT {', '.join(columns)} FROM runs"
         with sqlite_errors(self.path):
             if ids is None:
-                found = self._connection.execute(f"{select} ORDER BY position").fetchall()
+                rows = self._connection.execute(f"{select} ORDER BY position").fetchall()
             else:
-                each = (self._connection.execute(f"{select} WHERE id = ?", (one,)).fetchone() for one in ids)
-                found = [row for row in each if row]
-            return [{name: to_python(name, value) for name, value in zip(columns, row)} for row in found]
+                found_rows = (
+                    self._connection.execute(f"{select} WHERE id = ?", (run_id,)).fetchone() for run_id in ids
+                )
+                rows = [row for row in found_rows if row]
+            return [{name: to_python(name, value) for name, value in zip(columns, row)} for row in rows]
 
     def close(self) -> None:
         self._connection.close()
@@ -263,14 +267,14 @@ class Store:
 
     def _stored(self, name: str) -> Any:
         """A value of the table `study`; None where it has none."""
-        found = self._connection.execute("SELECT value FROM study WHERE name = ?", (name,)).fetchone()
-        return json.loads(found[0]) if found else None
+        row = self._connection.execute("SELECT value FROM study WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else None
 
     def _keys(self, column: str, which: str = "") -> list[tuple[RunKey, str]]:
         """Runs with the value of a column, in the order of the plan."""
-        found = self._connection.execute(f"SELECT id, {column}, {', '.join(KEYS)} FROM runs {which} ORDER BY position")
+        rows = self._connection.execute(f"SELECT id, {column}, {', '.join(KEYS)} FROM runs {which} ORDER BY position")
         keys = []
-        for run_id, value, *values in found.fetchall():
+        for run_id, value, *values in rows.fetchall():
             key = to_key(dict(zip(KEYS, values)))
             if key.id != run_id:  # else its results would never be stored, and it would be trained again and again
                 raise ValueError(f"run {run_id!r} is not the one that its columns name")

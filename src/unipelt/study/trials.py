@@ -69,23 +69,23 @@ def _timed(
     plan = fleet.plans[0]
     steps = [_seconds(lambda: _step(fleet)) for _ in range(1 + TIMED_STEPS)]
     stride = -(-len(plan.validation) // TIMED_EXAMPLES)
-    some = replace(plan.validation.take(range(0, len(plan.validation), stride)), targets=None)
-    predicted = _seconds(lambda: fleet.predict([some] * runs_at_once))
+    sample = replace(plan.validation.take(range(0, len(plan.validation), stride)), targets=None)
+    predicted = _seconds(lambda: fleet.predict([sample] * runs_at_once))
     times, recipe = len(keys) / runs_at_once, plan.recipe
     assert plan.test is not None
     return MethodTiming(
-        method=keys[0].method, step=times * median(steps[1:]), example=times * predicted / len(some),
+        method=keys[0].method, step=times * median(steps[1:]), example=times * predicted / len(sample),
         steps=plan.ends[0], epochs=recipe.epochs, every=recipe.evaluate_every, validation=len(plan.validation),
         test=len(plan.test),
     )  # fmt: skip
 
 
-def epochs_within(works: Sequence[MethodTiming], seconds: float) -> int:
+def epochs_within(timings: Sequence[MethodTiming], seconds: float) -> int:
     """The largest number of epochs, up to the recipe's, that fits into the time; 0 if not one fits."""
     fits = (
         epochs
-        for epochs in range(works[0].epochs, 0, -1)
-        if sum(one.seconds(epochs) for one in works) <= FILL * seconds
+        for epochs in range(timings[0].epochs, 0, -1)
+        if sum(timing.seconds(epochs) for timing in timings) <= FILL * seconds
     )
     return next(fits, 0)
 
@@ -103,32 +103,32 @@ def fit_epochs(
     Only the first seed counts if the plan has one seed, or if few epochs would be left. Returns (None, "") if the recipe's
     epochs fit. Raises UserError if not one epoch of any method fits.
     """
-    works: list[MethodTiming] = []
+    timings: list[MethodTiming] = []
     keys = [key for key in plan if key.seed // max(1, study.folds) == 0]  # one seed, or every fold once
     for method in dict.fromkeys(key.method for key in keys):
         with suppress(UserError):  # errors are recorded per run later
-            works.append(time_method([key for key in keys if key.method == method], study, cache, device))
+            timings.append(time_method([key for key in keys if key.method == method], study, cache, device))
         if time.monotonic() > deadline:
             break
-    if not works:
+    if not timings:
         return None, ""
-    least, left = min(works, key=lambda one: one.seconds(1)), deadline - time.monotonic()
-    if least.seconds(1) > left:
+    fastest, left = min(timings, key=lambda timing: timing.seconds(1)), deadline - time.monotonic()
+    if fastest.seconds(1) > left:
         raise UserError(
-            f"--minutes {minutes:g}: one epoch of {least.method}, with {least.validation} validation and {least.test} test"
-            f" examples, takes about {minutes_of(least.seconds(1))} minutes here; try more minutes, fewer --num-rates or"
+            f"--minutes {minutes:g}: one epoch of {fastest.method}, with {fastest.validation} validation and {fastest.test} test"
+            f" examples, takes about {minutes_of(fastest.seconds(1))} minutes here; try more minutes, fewer --num-rates or"
             " --validation-rows, or a smaller --model"
         )
-    epochs, most = epochs_within(works, left / 2), works[0].epochs
-    one = "every fold" if study.folds else "one seed"
+    epochs, recipe_epochs = epochs_within(timings, left / 2), timings[0].epochs
+    unit = "every fold" if study.folds else "one seed"
     reason = "so that two seeds of every method fit"
     if epochs < MIN_EPOCHS_FOR_TWO_SEEDS or len(keys) == len(plan):
-        epochs, reason = epochs_within(works, left), f"so that {one} of every method fits"
-    if epochs == most:
+        epochs, reason = epochs_within(timings, left), f"so that {unit} of every method fits"
+    if epochs == recipe_epochs:
         return None, ""
     if not epochs:
-        reason = f"which is still too long for {one} of every method"
-    return epochs or 1, f"--minutes {minutes:g}: --epochs {epochs or 1} instead of {most}, {reason}"
+        reason = f"which is still too long for {unit} of every method"
+    return epochs or 1, f"--minutes {minutes:g}: --epochs {epochs or 1} instead of {recipe_epochs}, {reason}"
 
 
 def minutes_of(seconds: float) -> str:
@@ -143,9 +143,9 @@ def _step(fleet: Fleet) -> None:
     fleet.step()
 
 
-def _seconds(do: Callable[[], object]) -> float:
+def _seconds(action: Callable[[], object]) -> float:
     began = time.monotonic()
-    do()
+    action()
     return time.monotonic() - began
 
 
@@ -198,8 +198,8 @@ def trial(configs: Sequence[RunConfig], cache: DatasetCache, device: torch.devic
 
 def _longest(plan: Plan) -> Plan:
     """The plan with one batch that repeats its longest example."""
-    coded = plan.train
-    index = max(range(len(coded)), key=coded.lengths().__getitem__)
-    most = plan.recipe.batch_tokens // coded.lengths()[index] or 1
-    size = min(most if plan.recipe.batch_tokens else plan.recipe.batch_size, len(coded))
-    return replace(plan, train=coded.take([index] * size))
+    encoded = plan.train
+    index = max(range(len(encoded)), key=encoded.lengths().__getitem__)
+    fitting = plan.recipe.batch_tokens // encoded.lengths()[index] or 1
+    size = min(fitting if plan.recipe.batch_tokens else plan.recipe.batch_size, len(encoded))
+    return replace(plan, train=encoded.take([index] * size))
