@@ -130,8 +130,11 @@ class JointLinears:
         if torch.compiler.is_compiling():
             return
         weight = torch.cat([linear.weight for linear in self.linears], dim=1)
-        biases = [x.new_zeros(one.weight.shape[:2]) if one.bias is None else one.bias for one in self.linears]
-        y = _routed(x, weight.to(x.dtype), torch.cat(biases, dim=1).to(x.dtype), route)
+        bias = None
+        if any(linear.bias is not None for linear in self.linears):
+            biases = [x.new_zeros(one.weight.shape[:2]) if one.bias is None else one.bias for one in self.linears]
+            bias = torch.cat(biases, dim=1).to(x.dtype)
+        y = _routed(x, weight.to(x.dtype), bias, route)
         outputs = y.split([linear.weight.shape[1] for linear in self.linears], dim=-1)
         self.known[get_ident()] = x, dict(zip(self.linears, outputs, strict=True))
 
