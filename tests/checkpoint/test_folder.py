@@ -303,7 +303,7 @@ DAMAGED = {
     "half of it": lambda facts: json.dumps(facts)[:200],
     "no text": lambda facts: "\0\xff",
     "a list": lambda facts: [facts],
-    "a later version": lambda facts: facts | {"format": 4},
+    "a later version": lambda facts: facts | {"format": facts["format"] + 1},
     "no version": lambda facts: {key: value for key, value in facts.items() if key != "format"},
     "an unknown key": lambda facts: facts | {"surplus": 1},
     "no mixture": lambda facts: {key: value for key, value in facts.items() if key != "mixture"},

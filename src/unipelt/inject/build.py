@@ -217,20 +217,22 @@ def hooks_of(state: AttachedState, base: Base, pooling: str) -> list[Hook]:
 
 
 def joint_linears(changes: list[BoundChange], paths: set[str]) -> JointLinears | None:
-    """The linears of gates and forms that read what an attention block reads, if there are several.
+    """The linears of gates and forms that read what an attention block reads, if there is a gate among several.
 
-    paths: of the block, for its prefixes, and of its projections, for what changes their outputs.
+    paths: of the block, for its prefixes, and of its projections, for what changes their outputs. Without gates each is computed
+    by itself, so that LoRA gives what it gives in peft, bit for bit.
     """
-    linears: list[RoutedLinear] = []
+    scores: list[RoutedLinear] = []
+    downs: list[RoutedLinear] = []
     for change in changes:
         form: Any = change.form
         if change.path not in paths or change.point.side == "before" or change.point.reads != "input":
             continue
         if isinstance(change.weight, ScoredGate) and change.weight.pool is not mean_of_prompt:
-            linears.append(change.weight.score)
+            scores.append(change.weight.score)
         if isinstance(form, Bottleneck) or (isinstance(form, LowRank) and isinstance(form.dropout, nn.Identity)):
-            linears.append(form.down)
-    return JointLinears(linears) if len(set(linears)) > 1 else None
+            downs.append(form.down)
+    return JointLinears([*scores, *downs]) if scores and len({*scores, *downs}) > 1 else None
 
 
 def module_hooks(forwards: ForwardState, changes: list[BoundChange], side: str) -> dict[str, ModuleHook]:
