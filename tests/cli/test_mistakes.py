@@ -215,7 +215,7 @@ def test_damaged_checkpoints(damage: str, run, finished, unlabelled: Path, tmp_p
     expected = {
         "truncated": "unipelt.safetensors: damaged or not readable",
         "missing": "no unipelt.safetensors in it, though its run is finished; train it again",
-        "version": "format 7, this version reads 3; install the unipelt that wrote it",
+        "version": "format 7, this version reads 4; install the unipelt that wrote it",
         "json": "unipelt.safetensors: ",
         "key": f"has no {name!r}",
         "unknown": "holds 'more', which its mixture does not have",

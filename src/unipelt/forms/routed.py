@@ -105,8 +105,10 @@ class RoutedLinear(nn.Module):
         self, x: Float[Tensor, "batch *seq inputs"], route: Route, onto: Float[Tensor, "batch *seq outputs"] | None = None
     ) -> Float[Tensor, "batch *seq outputs"]:  # fmt: skip
         """onto: a tensor to which y is added in the same pass; only without a bias."""
-        if self.together is not None and onto is None and (y := self.together.output(self, x)) is not None:
-            return y
+        if self.together is not None and onto is None and not torch.compiler.is_compiling():
+            y = self.together.output(self, x)
+            if y is not None:
+                return y
         weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         return _routed(x, weight, bias, route) if onto is None else _added(onto, x, weight, route)
 
@@ -115,7 +117,7 @@ class JointLinears:
     """Linears that read one tensor, in one product: [y₁, y₂, …] = x [W₁; W₂; …]ᵀ + [b₁, b₂, …]
 
     `read` computes them, each linear takes its own when it is called with that tensor, and `end` forgets them. Called with another
-    tensor, a linear computes its output itself.
+    tensor, a linear computes its output itself; so does compiled code, which cannot follow what is kept.
     """
 
     def __init__(self, linears: Iterable[RoutedLinear]):
@@ -126,9 +128,7 @@ class JointLinears:
             linear.together = self
 
     def read(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> None:
-        """Compute all for x. Compiled code computes each by itself."""
-        if torch.compiler.is_compiling():
-            return
+        """Compute all for x."""
         weight = torch.cat([linear.weight for linear in self.linears], dim=1)
         bias = None
         if any(linear.bias is not None for linear in self.linears):
