@@ -186,12 +186,12 @@ OTHERS = {
     "a merged sibling": (
         "bert",
         lambda name, value: value + 0.02 * torch.randn(32, 1) @ torch.randn(1, 32) if "1.attention.self.value.w" in name else value,
-        r"differ \(encoder.layer.1.attention.self.value.weight\)",
+        r"encoder.layer.1.attention.self.value.weight differs in rows 0 to 31",
     ),
     "one bias": (
         "bert",
         lambda name, value: value + 0.01 if "0.output.dense.bias" in name else value,
-        r"differ \(encoder.layer.0.output.dense.bias\)",
+        "encoder.layer.0.output.dense.bias differs",
     ),
 }  # fmt: skip
 

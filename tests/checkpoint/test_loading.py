@@ -79,11 +79,7 @@ def test_a_run_that_cannot_be_added_leaves_the_others(folders: Path, alone: dict
     torch.nn.init.normal_(other.bert.encoder.layer[0].output.dense.weight)
     unipelt.save(attach(other, "lora"), tmp_path / "other")
     unipelt.save(attach(base(), "lora", pooling="mean"), tmp_path / "mean")
-    for folder, words in (
-        ("nowhere", "no such folder"),
-        ("other", "the weights of .* differ"),
-        ("mean", "reads one pooling"),
-    ):
+    for folder, words in (("nowhere", "no such folder"), ("other", "differs in rows"), ("mean", "reads one pooling")):
         with pytest.raises(CheckpointError, match=words):
             unipelt.add(model, tmp_path / folder)
         assert_answers(model, ["A", "B", "A"], alone)

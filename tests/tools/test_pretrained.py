@@ -142,7 +142,7 @@ def test_a_base_with_other_rows_for_added_tokens_is_refused(name: str, head: str
     saved = randomise(unipelt.attach(resized(1), "lora"))
     unipelt.save(saved, tmp_path)
     assert torch.equal(logits(unipelt.load(resized(1), tmp_path), name), logits(saved, name))
-    for other, words in ((resized(2), "weights of .* differ"), (resized(1, 1), "resize its embeddings alike")):
+    for other, words in ((resized(2), "differs in rows"), (resized(1, 1), "resize its embeddings alike")):
         before = state_of(other)
         with pytest.raises(CheckpointError, match=words):
             unipelt.load(other, tmp_path)

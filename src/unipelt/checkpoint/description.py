@@ -32,7 +32,7 @@ class BaseIdentity(TypedDict):
     tokens: int
     """that are its own"""
     values: list[str]
-    """checksums of each tensor of the base model"""
+    """sums over each tensor of the base model"""
     outside: list[str]
     """the same, with the name, of tensors between the base model and the logits"""
 
