@@ -41,7 +41,7 @@ def main() -> None:
             config = RunConfig(
                 model=given.model, task=given.task, k=given.k, method=method, data_dir=given.data_dir, recipe=recipe
             )
-            cache.states.key = ()  # computed again
+            cache.states.keep_only(set())
             fleet = build_fleet([config], runs_at_once=1, device=device, cache=cache)
             frozen, fleet.frozen = fleet.frozen, None
             (plan,) = fleet.plans

@@ -13,7 +13,7 @@ from train.test_resume import Stopped, assert_same, stop_at
 from unipelt import spec
 from unipelt.train import frozen
 from unipelt.train.fleet import Fleet
-from unipelt.train.frozen import StateCache
+from unipelt.train.frozen import StateCache, group_sets
 
 UPPER = {
     "head": spec.mixture("head"),
@@ -75,11 +75,25 @@ def test_examples_that_folds_share_are_computed_once():
         test = [*range(number * 10, number * 10 + 10)]
         train_rows = [index for index in range(40) if index not in test]
         folds[number] = replace(one, train=whole.take(train_rows), validation=whole.take(test), test=whole.take(test))
-    kept, plain = (fleet(folds, UPPER["head"], states=states) for states in (StateCache(), None))
+    cache = StateCache()
+    kept, plain = (fleet(folds, UPPER["head"], states=states) for states in (cache, None))
     calls, expected = Calls(kept, "bert.encoder.layer"), train(plain)
     for number, run in train(kept).items():
         same_run(run, expected[number])
-    assert calls.rows[0] == 40
+    assert calls.rows[0] == 40 and len(cache.kept) == 1
+    apart = group_sets([rows(40, seed=9), rows(30, seed=8)])
+    assert [len(group.examples) for group in apart] == [40, 30], "sets with nothing in common are kept apart"
+
+
+def test_the_next_fleet_computes_only_what_the_last_did_not_read():
+    """Fleets of one study have other training examples and the same test examples."""
+    cache, first = StateCache(), plan(seed=1)
+    second = replace(first, train=rows(20, seed=7))
+    train(fleet([first], UPPER["head"], states=cache))
+    following = fleet([second], UPPER["head"], states=cache)
+    calls = Calls(following, "bert.encoder.layer")
+    train(following)
+    assert calls.rows[0] == 20
 
 
 def test_a_training_with_kept_states_goes_on_bit_identically(tmp_path: Path):
@@ -104,7 +118,12 @@ def test_states_that_memory_lacks_are_kept_on_disk_or_computed_again(
     assert cache.kept and not list(tmp_path.iterdir()), "the file goes with the process"
     assert not [one for one in recwarn if "hidden states" in str(one.message)]
     monkeypatch.setattr(frozen, "SHARE", 0.0)
-    again = train(fleet(plans(), UPPER["head"], states=(empty := StateCache(tmp_path))))
+    empty = StateCache(tmp_path)
+    computing = [fleet(plans(), UPPER["head"], states=states) for states in (empty, None)]
+    calls = [Calls(one, "bert.encoder.layer") for one in computing]
+    again, _ = map(train, computing)
+    examples = sum(len(part) for one in plans() for part in (one.train, one.validation))
+    assert calls[0].rows[0] <= calls[1].rows[0] + examples, "the lack of space is noticed once"
     said = [str(one.message) for one in recwarn if "hidden states" in str(one.message)]
     assert len(said) == 1 and "computed again in each step" in said[0] and not empty.kept
     for number, run in expected.items():

@@ -1,9 +1,9 @@
 """Hidden states below the lowest change of a mixture: computed once for each example, in evaluation mode, and kept.
 
 Where nothing in the layers 0 to n - 1 is tuned, what enters layer n depends on the example alone. A forward of the training
-loop then begins there: the layers below give what was kept. Dropout below layer n is off. The examples that the
-runs of a fleet share are computed once; all are computed together and in one order, so that a training that is resumed reads the
-same bits.
+loop then begins there: the layers below give what was kept. Dropout below layer n is off. Sets that share examples, as the folds
+of a cross-validation do, are one group, which has each example once. A group is computed whole and in one order, so that a
+training that is resumed reads the same bits.
 """
 
 import hashlib
@@ -30,8 +30,42 @@ from unipelt.tasks.batches import Encoded, Part, fill
 from unipelt.train.forward import STATES, logits_of, longest_first, uses_bf16
 from unipelt.train.runs import Plan
 
-SHARE = 0.25  # of the free memory or disk that the states of a fleet may take
+SHARE = 0.25  # of the free memory or disk that one set of examples may take
+MIN_OVERLAP = 0.1  # fraction of the smaller of two sets that is also in the other, for both to be one group
 TOLERANCE = {False: 1e-4, True: 2e-2}  # of the largest logit; True: in bf16
+
+
+@dataclass
+class Group:
+    """Sets that share examples, and each of their examples once."""
+
+    sets: list[tuple[Encoded, list[bytes]]]
+    """each with the tokens of its examples"""
+    examples: dict[bytes, tuple[Encoded, int]]
+    """by its tokens: a set that has it, and its index there"""
+
+    def join(self, other: "Group") -> "Group":
+        """Both as one; the examples of this one come first."""
+        further = {tokens: example for tokens, example in other.examples.items() if tokens not in self.examples}
+        return Group([*self.sets, *other.sets], self.examples | further)
+
+
+def group_sets(sets: Sequence[Encoded]) -> list[Group]:
+    """Put sets of examples of which a tenth is the same into one group."""
+    groups: list[Group] = []
+    for encoded in sets:
+        tokens = [tokens_of(encoded, index) for index in range(len(encoded))]
+        mine, apart = Group([(encoded, tokens)], {}), []
+        for index, own in enumerate(tokens):
+            mine.examples.setdefault(own, (encoded, index))
+        for group in groups:
+            shared = len(group.examples.keys() & mine.examples.keys())
+            if shared >= MIN_OVERLAP * min(len(group.examples), len(mine.examples)):
+                mine = group.join(mine)
+            else:
+                apart.append(group)
+        groups = [*apart, mine]
+    return groups
 
 
 def tokens_of(encoded: Encoded, index: int) -> bytes:
@@ -41,7 +75,7 @@ def tokens_of(encoded: Encoded, index: int) -> bytes:
 
 @dataclass
 class KeptStates:
-    """The states of the examples of one fleet."""
+    """The states of one group of examples."""
 
     values: Float[Tensor, "tokens hidden"]
     """of all examples, one behind another"""
@@ -49,7 +83,7 @@ class KeptStates:
     """where each example begins, and where the last one ends"""
 
     def padded(self, indices: Sequence[int], length: int) -> Float[Tensor, "example seq hidden"]:
-        """The states of some examples, 0 where there is no token."""
+        """The states of some examples of the group, 0 where there is no token."""
         states = self.values.new_zeros(len(indices), length, self.values.shape[-1])
         for row, index in enumerate(indices):
             start, end = self.starts[index], self.starts[index + 1]
@@ -58,17 +92,20 @@ class KeptStates:
 
 
 class StateCache:
-    """What the last fleet kept; the next fleet of the process that reads the same examples on the same base uses it again."""
+    """Kept states of the last fleet's groups of examples; the next fleet of the process that reads the same groups on the same base uses
+    them again."""
 
     def __init__(self, folder: Path | None = None):
-        self.key: tuple = ()
-        """of the base, its layers and the examples whose states are kept"""
-        self.kept: KeptStates | None = None
-        """None: nothing is kept, or there was no space for it"""
+        self.kept: dict[tuple, KeptStates] = {}
         self.folder = folder or Path(tempfile.gettempdir())
+        self.warned = False
+
+    def keep_only(self, wanted: set[tuple]) -> None:
+        """Drop all groups but these."""
+        self.kept = {key: states for key, states in self.kept.items() if key in wanted}
 
     def allocate(self, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """A tensor for the states of so many tokens, in memory or else in an unnamed file; None, with a warning, if neither
+        """A tensor for the states of so many tokens, in memory or else in an unnamed file; None, with one warning, if neither
         has enough space."""
         size = tokens * hidden * dtype.itemsize
         if size <= SHARE * free_memory(device):
@@ -81,40 +118,39 @@ class StateCache:
                     return torch.from_file(file.name, shared=True, size=tokens * hidden, dtype=dtype).view(
                         tokens, hidden
                     )
-        warnings.warn(
-            f"hidden states of {size / 2**30:.1f} GiB fit neither into a quarter of the free memory nor of the disk of "
-            f"{self.folder}: the layers below the lowest change are computed again in each step",
-            stacklevel=2,
-        )
+        if not self.warned:
+            warnings.warn(
+                f"hidden states of {size / 2**30:.1f} GiB fit neither into a quarter of the free memory nor of the disk of "
+                f"{self.folder}: the layers below the lowest change are computed again in each step",
+                stacklevel=2,
+            )
+        self.warned = True
         return None
 
 
 class FrozenStates:
-    """What a fleet's forwards begin with: the states of all its examples, computed when one of them is first read."""
+    """What a fleet's forwards begin with: states by example, computed for a whole group when one of its examples is first read."""
 
     def __init__(
         self, model: PreTrainedModel, layers: FrozenLayers, tokenizer: PreTrainedTokenizerBase, task: type[Task], precision: str,
         sets: Sequence[Encoded], cache: StateCache, base: str,
     ):  # fmt: skip
-        """sets: all that will be read; states of others in the cache are dropped. base: fingerprint of the base."""
+        """sets: all that will be read; whatever else the cache holds is dropped. base: fingerprint of the base."""
         self.model, self.layers, self.tokenizer, self.task = model, layers, tokenizer, task
-        self.sets, self.cache, self.precision = sets, cache, precision
+        self.cache, self.precision = cache, precision
         self.device = next(model.parameters()).device
-        self.examples: list[tuple[Encoded, int]] = []
-        """each example once: a set that has it, and its index there"""
-        self.indices: dict[int, list[int]] = {}
-        """by identity of a set: the index of each of its examples in `examples`"""
-        index_of: dict[bytes, int] = {}
-        for encoded in {id(encoded): encoded for encoded in sets}.values():
-            tokens_of_each = [tokens_of(encoded, index_in_set) for index_in_set in range(len(encoded))]
-            for index_in_set, tokens in enumerate(tokens_of_each):
-                if tokens not in index_of:
-                    index_of[tokens] = len(self.examples)
-                    self.examples.append((encoded, index_in_set))
-            self.indices[id(encoded)] = [index_of[tokens] for tokens in tokens_of_each]
-        self.key = base, len(layers.layers), precision, hashlib.sha256(b"".join(index_of)).digest()
-        if cache.key != self.key:
-            cache.key, cache.kept = (), None
+        self.groups: dict[tuple, Group] = {}
+        self.no_space: set[tuple] = set()
+        """keys of the groups that are computed again in each step"""
+        self.group_of: dict[int, tuple[tuple, list[int]]] = {}
+        """by identity of a set: the key of its group, and the index of each of its examples there"""
+        for group in group_sets([*{id(encoded): encoded for encoded in sets}.values()]):
+            key = base, len(layers.layers), precision, hashlib.sha256(b"".join(group.examples)).digest()
+            self.groups[key] = group
+            index_of = {tokens: index for index, tokens in enumerate(group.examples)}
+            for encoded, own in group.sets:
+                self.group_of[id(encoded)] = key, [index_of[tokens] for tokens in own]
+        cache.keep_only({*self.groups})
 
     def states(
         self, parts: Sequence[Part], inputs: dict[str, Tensor], on_batch: Callable[[int], None] = lambda examples: None
@@ -122,12 +158,14 @@ class FrozenStates:
         """The states that enter the first tuned layer, for a batch made of these parts. on_batch: called with the number of examples
         of each forward that computes states."""
         filled, _ = fill(parts)
-        all_known = all(id(part.encoded) in self.indices for part in filled)  # a trial reads others
-        kept = self._kept(on_batch) if all_known else None
-        if kept is None:
-            return self._compute(inputs)
-        indices = [self.indices[id(part.encoded)][index] for part in filled for index in part.indices]
-        return kept.padded(indices, inputs["input_ids"].shape[1]).to(self.device)
+        found = []
+        for part in filled:
+            key, index_of = self.group_of.get(id(part.encoded), ((), []))
+            kept = self._kept(key, on_batch) if key else None
+            if kept is None:  # no space for them, or examples that are none of the plans', as in a trial
+                return self._compute(inputs)
+            found.append(kept.padded([index_of[index] for index in part.indices], inputs["input_ids"].shape[1]))
+        return torch.cat(found).to(self.device)
 
     @torch.no_grad()
     def _compute(self, inputs: dict[str, Tensor]) -> Float[Tensor, "batch seq hidden"]:
@@ -138,25 +176,27 @@ class FrozenStates:
         self.model.train(training)
         return states[0]
 
-    def _kept(self, on_batch: Callable[[int], None]) -> KeptStates | None:
-        """The states of all examples, computed where the cache has them not; None where there is no space for them."""
-        if self.cache.key == self.key:
-            return self.cache.kept
-        lengths = [len(encoded.features["input_ids"][index]) for encoded, index in self.examples]
+    def _kept(self, key: tuple, on_batch: Callable[[int], None]) -> KeptStates | None:
+        if key in self.cache.kept or key in self.no_space:
+            return self.cache.kept.get(key)
+        examples = [*self.groups[key].examples.values()]
+        lengths = [len(encoded.features["input_ids"][index]) for encoded, index in examples]
         values, starts = None, [0, *accumulate(lengths)]
         for (batch,) in longest_first([lengths], self.device):
-            parts = [Part(None, encoded, [index]) for encoded, index in (self.examples[number] for number in batch)]
+            parts = [Part(None, encoded, [index]) for encoded, index in (examples[of_group] for of_group in batch)]
             inputs, _ = self.task.evaluation_inputs(parts, self.tokenizer, self.device)
             states = self._compute(inputs)
             if values is None:
-                values = self.cache.allocate(starts[-1], states.shape[-1], states.dtype, self.device)
-            if values is None:
-                break
-            for row, number in enumerate(batch):
-                values[starts[number] : starts[number + 1]] = states[row, : lengths[number]].to(values.device)
+                values = self.cache.allocate(sum(lengths), states.shape[-1], states.dtype, self.device)
+                if values is None:
+                    self.no_space.add(key)
+                    return None
+            for row, index in enumerate(batch):
+                values[starts[index] : starts[index] + lengths[index]] = states[row, : lengths[index]].to(values.device)
             on_batch(len(batch))
-        self.cache.key, self.cache.kept = self.key, None if values is None else KeptStates(values, starts)
-        return self.cache.kept
+        assert values is not None
+        self.cache.kept[key] = KeptStates(values, starts)
+        return self.cache.kept[key]
 
     @torch.no_grad()
     def matches_full_forward(self, encoded: Encoded, runs: int) -> bool:
