@@ -223,12 +223,16 @@ def test_a_rerun_changes_only_what_it_wrote(ask, run, reviews: Path, unlabelled:
         "report/notes.txt": "mine",
         "winner/README.md": "mine",
     }
+    copied = out / "winner" / "before.safetensors"  # by hand, for another winner
+    copied.write_bytes((out / "winner" / "unipelt.safetensors").read_bytes())
     for name, text in notes.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(text)
     said = run(*ask(reviews, out, "--methods", "head", "--num-rates", 1, "--seeds", 3))
     assert said.code == 0 and all((out / name).read_text() == text for name, text in notes.items())
-    assert f"{out / 'winner'} also holds export, notes.txt, which stays" in said.out.replace("\n", " ")
+    assert f"{out / 'winner'} also holds before.safetensors, export, notes.txt, which stays" in said.out.replace(
+        "\n", " "
+    )
     assert f"{out / 'winner' / 'README.md'}: was changed by hand and stays so" in said.out.replace("\n", " ")
     more = ask(reviews, out, "--methods", "head", "full", "--num-rates", 1, "--seeds", 3)
     store = Store.read(out)
@@ -238,12 +242,13 @@ def test_a_rerun_changes_only_what_it_wrote(ask, run, reviews: Path, unlabelled:
     other = "full" if take == "head" else "head"
     rate = next(row["lr"] for row in store.runs() if row["method"] == other)
     saver.copy(other, rate, out / "winner")  # as if it had won
+    assert copied.exists(), "a copy under another name is not this command's"
     left = {path.name for path in (out / "winner").iterdir()}
     assert ("model.safetensors" in left) == (other == "full") != ("unipelt.safetensors" in left), (
         "no file of two models"
     )
     assert all((out / name).read_text() == text for name, text in notes.items())
-    weights = next((out / "winner").glob("*.safetensors"))
+    weights = next(path for path in (out / "winner").glob("*.safetensors") if path != copied)
     weights.write_bytes(b"mine")
     with pytest.raises(
         CheckpointError, match=rf"{weights.name}: has changed since this command wrote it, so it is not replaced"

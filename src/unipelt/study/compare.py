@@ -29,7 +29,7 @@ SHARES = (4, 2)  # of the training examples of a learning curve: one in so many
 LEAST = 20  # training examples of its runs
 FOLDS, FEW = 5, 2_000  # of a cross-validation, and the most examples for which it is the default
 MINUTES = "minutes"  # name of the last time budget among the notes of a store
-WRITTEN = "copied.json"  # in the folder `runs`: the hashes of files that were copied elsewhere
+WRITTEN = "copied.json"  # in the folder `runs`: name and hash of each file that was copied elsewhere
 
 
 def in_rounds(free: Iterable[RunKey], folds: int = 0) -> dict[str, list[RunKey]]:
@@ -164,7 +164,8 @@ class CheckpointSaver:
             remove_unfinished(target, wanted)  # of a copy that was killed
             written, present = self._written(), _hashes(target)
             new = {name for name, digest in wanted.items() if present.get(name) != digest}
-            foreign = {name for name, digest in present.items() if digest not in written}  # of others, or changed since
+            # files of others, or changed since
+            foreign = {name for name, digest in present.items() if [name, digest] not in written}
             for name in sorted(new & foreign):
                 if name != CARD:
                     raise CheckpointError(
@@ -172,23 +173,25 @@ class CheckpointSaver:
                     )
                 new.discard(name)
                 notes.append(f"{target / name}: was changed by hand and stays so")
+            stale = present.keys() - wanted.keys() - foreign
             if others := sorted(foreign - wanted.keys()):
                 notes.append(f"{target} also holds {', '.join(others[:5])}{' …' * (len(others) > 5)}, which stays")
-            if new:
-                written |= {wanted[name] for name in new}
-                write_whole(self.folder, {WRITTEN: json.dumps(sorted(written)).encode()})
+            if new or stale:  # until all files are in place, what was written before counts as this command's too
+                in_place = [[name, wanted[name]] for name in sorted(wanted.keys() - foreign)]
+                write_whole(self.folder, {WRITTEN: json.dumps(written + in_place).encode()})
                 write_whole(target, {name: (source / name).read_bytes() for name in sorted(new)})
-            for name in present.keys() - wanted.keys() - foreign:
-                (target / name).unlink()
+                for name in stale:
+                    (target / name).unlink()
+                write_whole(self.folder, {WRITTEN: json.dumps(in_place).encode()})
         return notes
 
-    def _written(self) -> set[str]:
-        """The hashes of all files that copies wrote."""
+    def _written(self) -> list[list[str]]:
+        """[name, hash] of each file that copies wrote."""
         try:
-            hashes = json.loads((self.folder / WRITTEN).read_text(encoding="utf-8"))
+            pairs = json.loads((self.folder / WRITTEN).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            return set()
-        return set(hashes) if fits(hashes, list[str]) else set()
+            return []
+        return pairs if fits(pairs, list[list[str]]) else []
 
 
 def _better(first: RunRecord, second: RunRecord) -> bool:
