@@ -15,16 +15,13 @@ WordsError = click_error("ClickException")  # what typer raises for a wrong opti
 SEVERAL = ("--data", "--train-rows", "--k", "--methods", "--lr", "--values")
 """options of studies that take several values"""
 STOPPED = 130  # the exit code of a command that Ctrl-C ended, by convention of shells
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""parameters of glibc's mallopt(3)"""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt(3)
 
 
 def keep_freed_memory() -> None:
     """Let the C library keep what a step frees for the next step; given back to the system, it would come page by page, zeroed.
 
-    A fifth of a training run's CPU time on MiniLM went into that. Other C libraries than glibc are left as they are.
+    That took up to a fifth of the CPU time of a training on MiniLM. Other C libraries than glibc are left as they are.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

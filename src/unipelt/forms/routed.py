@@ -1,7 +1,7 @@
 """The run axis: every tuned parameter is `[run, ...]`, and the route says which run each row of a batch belongs to."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from threading import get_ident
 from typing import Any, NamedTuple
 
@@ -105,10 +105,8 @@ class RoutedLinear(nn.Module):
         self, x: Float[Tensor, "batch *seq inputs"], route: Route, onto: Float[Tensor, "batch *seq outputs"] | None = None
     ) -> Float[Tensor, "batch *seq outputs"]:  # fmt: skip
         """onto: a tensor to which y is added in the same pass; only without a bias."""
-        if self.together is not None and onto is None and not torch.compiler.is_compiling():
-            y = self.together.output(self, x)
-            if y is not None:
-                return y
+        if self.together is not None and onto is None and (y := self.together.output(self, x)) is not None:
+            return y
         weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         return _routed(x, weight, bias, route) if onto is None else _added(onto, x, weight, route)
 
@@ -120,32 +118,34 @@ class JointLinears:
     tensor, a linear computes its output itself; so does compiled code, which cannot follow what is kept.
     """
 
-    def __init__(self, linears: Iterable[RoutedLinear]):
-        self.linears = list(dict.fromkeys(linears))
+    def __init__(self, linears: list[RoutedLinear]):
+        self.linears = linears
         self.known: dict[int, tuple[Tensor, dict[RoutedLinear, Tensor]]] = {}
         """by thread: what `read` was given, and each linear's output"""
-        for linear in self.linears:
+        for linear in linears:
             linear.together = self
 
     def read(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> None:
         """Compute all for x."""
+        if torch.compiler.is_compiling():
+            return
         weight = torch.cat([linear.weight for linear in self.linears], dim=1)
-        bias = None
-        if any(linear.bias is not None for linear in self.linears):
-            biases = [x.new_zeros(one.weight.shape[:2]) if one.bias is None else one.bias for one in self.linears]
-            bias = torch.cat(biases, dim=1).to(x.dtype)
-        y = _routed(x, weight.to(x.dtype), bias, route)
+        biases = [x.new_zeros(one.weight.shape[:2]) if one.bias is None else one.bias for one in self.linears]
+        y = _routed(x, weight.to(x.dtype), torch.cat(biases, dim=1).to(x.dtype), route)
         outputs = y.split([linear.weight.shape[1] for linear in self.linears], dim=-1)
         self.known[get_ident()] = x, dict(zip(self.linears, outputs, strict=True))
 
     def output(self, linear: RoutedLinear, x: Tensor) -> Tensor | None:
         """What a linear gives for x; None if it is not known."""
-        known = self.known.get(get_ident()) if self.known else None
+        if torch.compiler.is_compiling() or not self.known:
+            return None
+        known = self.known.get(get_ident())
         return known[1][linear] if known is not None and known[0] is x else None
 
     def end(self) -> None:
         """Forget the outputs."""
-        self.known.pop(get_ident(), None)
+        if not torch.compiler.is_compiling():
+            self.known.pop(get_ident(), None)
 
 
 def _routed(x: Tensor, weight: Tensor, bias: Tensor | None, route: Route) -> Tensor:

@@ -232,9 +232,9 @@ def joint_linears(changes: list[BoundChange], paths: set[str]) -> JointLinears |
             scores.append(change.weight.score)
         if isinstance(form, Bottleneck) or (isinstance(form, LowRank) and isinstance(form.dropout, nn.Identity)):
             downs.append(form.down)
-    linears = {*scores, *downs}
+    linears = list(dict.fromkeys([*scores, *downs]))  # changes of a group share a gate
     alike = len({linear.weight.shape[-1] for linear in linears}) == 1  # a latent query reads fewer features
-    return JointLinears([*scores, *downs]) if scores and alike and len(linears) > 1 else None
+    return JointLinears(linears) if scores and alike and len(linears) > 1 else None
 
 
 def module_hooks(forwards: ForwardState, changes: list[BoundChange], side: str) -> dict[str, ModuleHook]:

@@ -73,9 +73,8 @@ class Context(NamedTuple):
 
     def on(self, device: torch.device) -> "Context":
         """The same context on another device: layers of one base may be on several."""
-        tensors = (self.token_weights, self.encoder_weights, self.prompt, self.route.rows)
-        parts = [part.rows for part in self.per_mixture]
-        if all(t.device == device for t in (*tensors, *parts) if isinstance(t, Tensor)):
+        tensors = (*self._tensors(lambda t: t).values(), self.route.rows, *(part.rows for part in self.per_mixture))
+        if all(t.device == device for t in tensors if isinstance(t, Tensor)):
             return self
         weights: Any = self._tensors(lambda t: t.to(device))
         rows = self.rows.to(device) if isinstance(self.rows, Tensor) else self.rows

@@ -183,8 +183,7 @@ class AttentionHook:
             return args, kwargs
         x = args[0] if args else kwargs["hidden_states"]
         context = thread.context.on(x.device)
-        plain = x.dim() == 3 and not context.dropped and context.replica is None and not torch.compiler.is_compiling()
-        if self.joint is not None and plain:
+        if self.joint is not None and x.dim() == 3 and not context.dropped and context.replica is None:
             self.joint.read(x, context.route)
         if self.changes:
             calls = self._calls(x, context)
@@ -200,7 +199,7 @@ class AttentionHook:
 
     def leave(self, attention: nn.Module, args: tuple, output: Any) -> None:
         """Also after a forward that has failed, whose output is None."""
-        if self.joint is not None and not torch.compiler.is_compiling():
+        if self.joint is not None:
             self.joint.end()
         if self.forwards.thread.watching and self.forwards.thread.watching[-1][0] is attention:
             _, watching = self.forwards.thread.watching.pop()
