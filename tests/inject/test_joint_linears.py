@@ -6,7 +6,7 @@ import torch
 from laws.lawbook import attached, equal, result
 
 import unipelt
-from unipelt.forms.routed import JointLinears, RoutedLinear
+from unipelt.forms.routed import JointLinears, Route, RoutedLinear
 
 
 @pytest.mark.parametrize("arch", ["bert", "opt", "gpt2", "llama", "bart"])
@@ -33,3 +33,18 @@ def test_joint_linears_give_what_each_gives_alone(arch: str, by_rows: bool, monk
     equal(together, forward(), arch)
     joined = [linear.together for linear in model.modules() if isinstance(linear, RoutedLinear) and linear.together]
     assert not any(joint.known for joint in joined), "outputs are kept after the forward"
+
+
+def test_a_linear_that_reads_another_tensor_computes_its_output_itself() -> None:
+    linears, route = [RoutedLinear(1, 4, outputs) for outputs in (1, 3)], Route.blocks(1)
+    x, other = torch.randn(2, 2, 5, 4).unbind()
+    for linear in linears:
+        torch.nn.init.normal_(linear.weight)
+    alone = [linear(other, route) for linear in linears]
+    joint = JointLinears(linears)
+    joint.read(x, route)
+    for linear, expected in zip(linears, alone, strict=True):
+        torch.testing.assert_close(linear(other, route), expected)
+    joint.end()
+    for linear, expected in zip(linears, alone, strict=True):
+        torch.testing.assert_close(linear(other, route), expected)
