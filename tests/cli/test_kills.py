@@ -128,6 +128,8 @@ def test_killed_between_two_writes(
         patch.setattr(target, name, killed)
         assert run(*words).code == 130
     state = tmp_path / "run" / STATE
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / ".run.json.0123456789ab.new").write_text("{")  # as kill -9 leaves it
     if moment == "before the checkpoint":
         loop, shown = saved_loop(state), run("inspect", tmp_path / "run").out
         assert (
@@ -139,6 +141,7 @@ def test_killed_between_two_writes(
     assert said.code == 0, said.err
     assert ("resumed after step 20 of 20, in epoch 4 of 4" in said.err) == (there and moment != "before the tidying")
     same_result(tmp_path / "run", finished(method))
+    assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith((".", "training"))]
 
 
 def test_killed_while_a_state_is_written(run, finished, train_words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

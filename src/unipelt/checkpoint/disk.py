@@ -176,11 +176,10 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
                 os.fsync(file.fileno())
         for name, path in new.items():
             os.replace(path, folder / name)
-    except OSError:
+    finally:  # also where Ctrl-C came
         for path in new.values():
             with suppress(OSError):
                 path.unlink()
-        raise
 
 
 def remove_unfinished(folder: Path, names: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unipelt.checkpoint.disk import folder_lock, write_whole
+from unipelt.checkpoint.disk import folder_lock, remove_unfinished, write_whole
 from unipelt.checkpoint.header import tensors_header
 from unipelt.checkpoint.json_types import check_fields, typed
 from unipelt.errors import CheckpointError, UserError
@@ -59,6 +59,8 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
+    """Write a run's record, and remove what a kill has left of another; for the process that has the folder's lock."""
+    remove_unfinished(folder, [RECORD])
     write_whole(folder, {RECORD: json.dumps(asdict(record), indent=1).encode()})
 
 
