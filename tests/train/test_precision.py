@@ -45,21 +45,28 @@ def test_bf16_is_near_float32_and_leaves_parameters_and_moments_there(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("device", "has", "expected"), [("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", False, "bf16")]
+    ("device", "has", "expected"), [("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", True, "bf16")]
 )
 def test_auto_takes_bf16_where_it_is_fast(device: str, has: bool, expected: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(forward, "cpu_has_bf16", lambda: has)
+    monkeypatch.setattr(forward, "has_bf16", lambda device_type: has)
     assert forward.chosen_precision(torch.device(device), "auto") == expected
     assert forward.chosen_precision(torch.device(device), "fp32") == "fp32"
 
 
-@BF16
-def test_the_record_says_which_precision_was_taken(tiny_base: str, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+@pytest.mark.parametrize(("has", "recipe", "expected"), [(True, {}, "bf16"), (False, {"precision": "bf16"}, "fp32")])
+def test_the_record_says_which_precision_was_taken(
+    has: bool, recipe: dict, expected: str, tiny_base: str, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+):  # fmt: skip
     monkeypatch.setattr(setup, "chosen_precision", forward.chosen_precision)
-    config = RunConfig(model=tiny_base, task="docstrings", k=40, method="lora", validation_rows=10, stratify=True)
+    monkeypatch.setattr(forward, "cpu_has_bf16", lambda: has)
+    monkeypatch.setattr(forward, "has_bf16", lambda device_type: has)
+    config = RunConfig(
+        model=tiny_base, task="docstrings", k=40, method="lora", validation_rows=10, stratify=True, recipe=recipe
+    )
     (plan,) = setup.build_fleet([config], runs_at_once=1, device=torch.device("cpu")).plans
-    assert plan.recipe.precision == plan.initial_record.recipe["precision"] == "bf16"
-    assert plan.initial_record.config.recipe == {}, (
+    assert plan.recipe.precision == plan.initial_record.recipe["precision"] == expected
+    assert plan.initial_record.config.recipe == recipe, (
         "what was given stays as it was given, so that the same command continues"
     )
 

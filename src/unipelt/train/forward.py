@@ -180,10 +180,13 @@ def _can_cache(model_class: type[PreTrainedModel]) -> bool:
 
 
 def chosen_precision(device: torch.device, precision: str) -> str:
-    """The precision of a training, fp32 or bf16; auto: bf16 on a GPU, and on a CPU that multiplies in it."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" or (device.type == "cpu" and cpu_has_bf16()) else "fp32"
+    """The precision that a training computes in, fp32 or bf16; auto: bf16 on a GPU, and on a CPU that multiplies in it.
+
+    bf16 that the device lacks becomes fp32, with a warning.
+    """
+    if precision == "auto" and device.type != "cuda":
+        return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+    return "bf16" if precision != "fp32" and has_bf16(device.type) else "fp32"
 
 
 def uses_bf16(device: torch.device, precision: str) -> bool:
