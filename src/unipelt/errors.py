@@ -41,5 +41,5 @@ def did_you_mean(word: object, known: Iterable[str], most: int = 3) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether it says that memory is too small, a device's or the machine's; for the latter torch has no type of its own."""
-    said = isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error))
-    return isinstance(error, MemoryError) or bool(said)
+    match = isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error))
+    return isinstance(error, MemoryError) or bool(match)

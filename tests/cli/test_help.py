@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from unipelt import mixture
-from unipelt.cli import build, one_each
+from unipelt.cli import build, repeat_flags
 from unipelt.cli.fields import docs, flags, recipe_defaults
 from unipelt.cli.help import OTHER, PANELS, description_and_examples
 from unipelt.cli.output import never_fail
@@ -34,7 +34,7 @@ def parse(line: str) -> Any:
     command: Any = ROOT
     program, *words = shlex.split(line)
     assert program == "unipelt"
-    words = one_each(words)
+    words = repeat_flags(words)
     while hasattr(command, "commands"):
         command, words = command.commands[words[0]], words[1:]
     return command.make_context(command.name, words)

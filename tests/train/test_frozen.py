@@ -80,7 +80,7 @@ def test_examples_that_folds_share_are_computed_once():
     calls, expected = Calls(kept, "bert.encoder.layer"), train(plain)
     for number, run in train(kept).items():
         same_run(run, expected[number])
-    assert calls.rows[0] == 40 and len(cache.kept) == 1
+    assert calls.rows[0] == 40 and len(cache.states) == 1
     apart = group_sets([rows(40, seed=9), rows(30, seed=8)])
     assert [len(group.examples) for group in apart] == [40, 30], "sets with nothing in common are kept apart"
 
@@ -115,7 +115,7 @@ def test_states_that_memory_lacks_are_kept_on_disk_or_computed_again(
     expected = train(fleet(plans(), UPPER["head"]))
     monkeypatch.setattr(frozen, "free_memory", lambda device: 0)
     mapped = train(fleet(plans(), UPPER["head"], states=(cache := StateCache(tmp_path))))
-    assert cache.kept and not list(tmp_path.iterdir()), "the file goes with the process"
+    assert cache.states and not list(tmp_path.iterdir()), "the file goes with the process"
     assert not [one for one in recwarn if "hidden states" in str(one.message)]
     monkeypatch.setattr(frozen, "SHARE", 0.0)
     empty = StateCache(tmp_path)
@@ -125,7 +125,7 @@ def test_states_that_memory_lacks_are_kept_on_disk_or_computed_again(
     examples = sum(len(part) for one in plans() for part in (one.train, one.validation))
     assert calls[0].rows[0] <= calls[1].rows[0] + examples, "the lack of space is noticed once"
     said = [str(one.message) for one in recwarn if "hidden states" in str(one.message)]
-    assert len(said) == 1 and "computed again in each step" in said[0] and not empty.kept
+    assert len(said) == 1 and "computed again in each step" in said[0] and not empty.states
     for number, run in expected.items():
         same_run(mapped[number], run)
         same_run(again[number], run)

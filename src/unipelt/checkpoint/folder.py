@@ -53,17 +53,18 @@ def save(
     prefixes, so that training can go on. A README.md that a person wrote or edited is kept. Raises CheckpointError where
     the run cannot be written.
     """
-    own = nullcontext() if state is None else mixture_state(model).with_parameters(state)
-    with own:
-        tuned, run = attached_state(model).locate_run(run if state is None else 0)
+    parameter_context = nullcontext() if state is None else mixture_state(model).with_parameters(state)
+    with parameter_context:
+        attached, run = attached_state(model).locate_run(run if state is None else 0)
         if resumable:
-            mixture, values = tuned.mixture, {name: p.detach() for name, p in tuned.named_parameters()}
+            mixture, values = attached.mixture, {name: p.detach() for name, p in attached.named_parameters()}
         else:
-            mixture, values = with_prefix_tables(tuned)
+            mixture, values = with_prefix_tables(attached)
         tensors = {name: value[run].contiguous().cpu() for name, value in values.items()}
         known = tokenizer if isinstance(tokenizer, str) else tokenizer_fingerprint(tokenizer) if tokenizer else ""
         description = describe_model(
-            model, tuned, mixture, base=base, task=task or {}, results=results or {}, recipe=recipe or {}, tokenizer=known
+            model, attached, mixture, base=base, task=task or {}, results=results or {}, recipe=recipe or {},
+            tokenizer=known,
         )  # fmt: skip
         added = added_rows(model, description.base["tokens"])
         files = checkpoint_files(Path(folder), model, description, tensors, tensors | added)
@@ -82,37 +83,37 @@ def files_of(*parts: Any) -> dict[str, bytes]:
 
 
 def describe_model(
-    model: PreTrainedModel, tuned: MixtureState, mixture: spec.Mixture, *, base: str | None = None, **fields: Any
+    model: PreTrainedModel, state: MixtureState, mixture: spec.Mixture, *, base: str | None = None, **fields: Any
 ) -> Description:
     """The description of a mixture that is attached to a model, without the hash of its tensors."""
-    name, head = base or portable_name(model.config._name_or_path), head_of(tuned)
+    name, head = base or portable_name(model.config._name_or_path), head_of(state)
     with unmerged_weights(attached_state(model)):
         identity = fingerprint(model, head["modules"], name, vocabulary_size(name) if name else None)
     return Description(
         mixture=mixture.to_dict(), base=identity, head=head, sha256="", config=task_config(model),
-        stacks=entries_to_json(tuned.options["stacks"]), **fields,
+        stacks=entries_to_json(state.options["stacks"]), **fields,
     )  # fmt: skip
 
 
 def task_config(model: PreTrainedModel) -> TaskConfig:
     """The model's class, class names, problem type and generation settings, as JSON."""
     config = model.config
-    found: TaskConfig = {"architecture": type(model).__name__}
+    task_settings: TaskConfig = {"architecture": type(model).__name__}
     names = getattr(config, "id2label", None) or {}
     if names and sorted(names) == list(range(len(names))):
-        found["id2label"] = [str(names[index]) for index in range(len(names))]
+        task_settings["id2label"] = [str(names[index]) for index in range(len(names))]
     if problem := getattr(config, "problem_type", None):
-        found["problem_type"] = problem
+        task_settings["problem_type"] = problem
     if model.can_generate() and getattr(model, "generation_config", None) is not None:
         settings = model.generation_config.to_diff_dict()
         settings.pop("transformers_version", None)
-        found["generation"] = json.loads(json.dumps(settings, default=str))
-    return found
+        task_settings["generation"] = json.loads(json.dumps(settings, default=str))
+    return task_settings
 
 
-def head_of(tuned: MixtureState) -> Head:
+def head_of(state: MixtureState) -> Head:
     """How the head of an attached mixture is tuned."""
-    return {"policy": tuned.options["head"], "pooling": tuned.options["pooling"], "modules": list(tuned.head_modules)}
+    return {"policy": state.options["head"], "pooling": state.options["pooling"], "modules": list(state.head_modules)}
 
 
 def checkpoint_files(

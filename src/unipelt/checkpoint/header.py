@@ -28,7 +28,7 @@ def tensors_header(path: Path) -> dict[str, Any]:
 def header_of(file: BinaryIO) -> dict[str, Any]:
     """The header of a file that safetensors has accepted. Raises ValueError for a name that stands twice: safetensors takes one."""
     (length,) = struct.unpack("<Q", file.read(8))
-    return json.loads(file.read(length), object_pairs_hook=_once)
+    return json.loads(file.read(length), object_pairs_hook=_refuse_duplicates)
 
 
 def values_hash(data: bytes) -> str:
@@ -37,8 +37,8 @@ def values_hash(data: bytes) -> str:
     return hashlib.sha256(data[8 + length :]).hexdigest()
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         raise ValueError("a name stands twice in its header")
-    return found
+    return fields

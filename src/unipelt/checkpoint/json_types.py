@@ -8,23 +8,23 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints, 
 Found = TypeVar("Found")
 
 
-def typed(kind: type[Found], found: object) -> Found:
+def typed(kind: type[Found], values: object) -> Found:
     """A dataclass from a JSON object. Raises ValueError for a field that is missing, unknown or of another type."""
-    if not isinstance(found, dict):
-        raise ValueError(f"holds a {type(found).__name__}, expected an object")
-    check_fields(found, get_type_hints(kind))
+    if not isinstance(values, dict):
+        raise ValueError(f"holds a {type(values).__name__}, expected an object")
+    check_fields(values, get_type_hints(kind))
     try:
-        return kind(**found)
+        return kind(**values)
     except TypeError as error:  # a field is missing
         raise ValueError(str(error).removeprefix(f"{kind.__name__}.__init__() ")) from None
 
 
-def check_fields(found: Mapping[str, object], kinds: Mapping[str, Any], inside: str = "") -> None:
+def check_fields(values: Mapping[str, object], kinds: Mapping[str, Any], inside: str = "") -> None:
     """Raises ValueError for the first field that is unknown, or whose value is of another type.
 
     A field that is a TypedDict has the keys that it must have, and may have others that are not known. inside: begins names.
     """
-    for name, value in found.items():
+    for name, value in values.items():
         if name not in kinds and not inside:
             raise ValueError(f"has a field {str(name)[:80]!r}, which is not known")
         kind = kinds.get(name, object)
@@ -33,8 +33,8 @@ def check_fields(found: Mapping[str, object], kinds: Mapping[str, Any], inside: 
                 raise ValueError(f"{inside}{name} has no {key!r}")
             check_fields(value, get_type_hints(kind), f"{inside}{name}.")
         elif not fits(value, kind):
-            given = json.dumps(value, default=str)[:80]
-            raise ValueError(f"{inside}{name} is {given}, expected {in_words(kind)}")
+            text = json.dumps(value, default=str)[:80]
+            raise ValueError(f"{inside}{name} is {text}, expected {in_words(kind)}")
 
 
 def fits(value: object, kind: Any) -> bool:
@@ -47,17 +47,17 @@ def fits(value: object, kind: Any) -> bool:
     if origin is Literal:
         return value in inner
     if origin is UnionType:
-        return any(fits(value, one) for one in inner)
+        return any(fits(value, member) for member in inner)
     if origin is dict:
-        return isinstance(value, dict) and all(fits(one, inner[1]) for one in value.values())
+        return isinstance(value, dict) and all(fits(item, inner[1]) for item in value.values())
     if inner:  # a list or a sequence
-        return isinstance(value, list) and all(fits(one, inner[0]) for one in value)
+        return isinstance(value, list) and all(fits(item, inner[0]) for item in value)
     return type(value) is kind or (kind is float and type(value) is int)
 
 
 def without_none(kind: Any) -> Any:
     """The type of a field that may also be None: float of `float | None`."""
-    kinds = [one for one in get_args(kind) if one is not type(None)]
+    kinds = [member for member in get_args(kind) if member is not type(None)]
     return kinds[0] if get_origin(kind) is UnionType and len(kinds) == 1 else kind
 
 
@@ -65,7 +65,7 @@ def in_words(kind: Any) -> str:
     """An annotated type as a user would say it."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:
-        return " or ".join(in_words(one) for one in inner if one is not type(None))
+        return " or ".join(in_words(member) for member in inner if member is not type(None))
     if origin is Literal:
         return " or ".join(map(str, inner))
     if origin is dict or is_typeddict(kind):

@@ -56,7 +56,7 @@ def load(
     """
     named = {Path(folder).name: folder} if isinstance(folder, str | os.PathLike) else _named(folder)
     runs = [_read(model, name, path, tokenizer) for name, path in named.items()]
-    return _attach(model, runs, stacks, own_outputs=not isinstance(folder, str | os.PathLike))
+    return _attach(model, runs, stacks, resize_heads=not isinstance(folder, str | os.PathLike))
 
 
 def add(model: PreTrainedModel, folder: Folder, name: str | None = None) -> PreTrainedModel:
@@ -87,11 +87,11 @@ def remove(model: PreTrainedModel, name: str) -> PreTrainedModel:
     """
     state = attached_state(model)
     runs, stacks = _runs(model), state.mixtures[0].options["stacks"]
-    left = [run for run in runs if run.name != name]
-    if len(left) == len(runs):
+    remaining = [run for run in runs if run.name != name]
+    if len(remaining) == len(runs):
         raise SpecError(f"no run {name!r} is attached: {did_you_mean(name, [run.name for run in runs])}")
     detach(model)
-    return _attach(model, left, stacks) if left else model
+    return _attach(model, remaining, stacks) if remaining else model
 
 
 def attach_read(
@@ -116,8 +116,8 @@ def attach_read(
     tensors = values_of(shapes, changes)
     tensors |= {name: head[name.removeprefix("head.")] for name in shapes if name.startswith("head.")}
     policy: Head = {"policy": "train" if modules else "frozen", "pooling": "model", "modules": modules}
-    run = NamedRun(folder.name, mixture, tensors, policy, what=f"{folder}: another base, or a damaged folder")
-    return _attach(model, [run], stacks, own_outputs=False)
+    run = NamedRun(folder.name, mixture, tensors, policy, error_prefix=f"{folder}: another base, or a damaged folder")
+    return _attach(model, [run], stacks, resize_heads=False)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class NamedRun:
     """rows of the embeddings for the tokens behind them"""
     description: Description | None = None
     """of a saved run"""
-    what: str = "a run"
+    error_prefix: str = "a run"
     """begins the message of an error"""
 
 
@@ -144,7 +144,7 @@ def _named(folders: Sequence[Folder] | Mapping[str, Folder]) -> dict[str, Folder
         named = dict(folders)
     else:
         short = [Path(folder).name for folder in folders]
-        named = {one if short.count(one) == 1 else str(folder): folder for one, folder in zip(short, folders)}
+        named = {name if short.count(name) == 1 else str(folder): folder for name, folder in zip(short, folders)}
         if len(named) != len(folders):
             raise SpecError(f"the same folder twice in {list(map(str, folders))}; expected different runs")
     if not named:
@@ -184,11 +184,11 @@ def _read(
     check_base(model, description, path.parent)
     if tokenizer is not None:
         check_tokenizer(tokenizer, description.tokenizer, path.parent)
-    what = f"{path}: does not fit its mixture"
+    error_prefix = f"{path}: does not fit its mixture"
     if added and (problem := misfit(model, tokens, added)):
-        raise CheckpointError(f"{what}: {problem}")
+        raise CheckpointError(f"{error_prefix}: {problem}")
     mixture = spec.Mixture.from_dict(description.mixture)
-    return NamedRun(name, mixture, tensors, description.head, tokens, added, description, what)
+    return NamedRun(name, mixture, tensors, description.head, tokens, added, description, error_prefix)
 
 
 def _runs(model: PreTrainedModel) -> list[NamedRun]:
@@ -206,12 +206,12 @@ def _runs(model: PreTrainedModel) -> list[NamedRun]:
 
 
 def _attach(
-    model: PreTrainedModel, runs: list[NamedRun], stacks: tuple[Stack, ...] | None, *, own_outputs: bool = True
+    model: PreTrainedModel, runs: list[NamedRun], stacks: tuple[Stack, ...] | None, *, resize_heads: bool = True
 ) -> PreTrainedModel:
     """Attach runs side by side with their values. Raises CheckpointError where one does not fit; nothing is attached then.
 
-    stacks: None: the rows of the table, or those that the first checkpoint kept. own_outputs: the heads of runs may have
-    other numbers of outputs than the base's.
+    stacks: None: the rows of the table, or those that the first checkpoint kept. resize_heads: give each run's head the
+    number of outputs that it was saved with, which may differ from the base's.
     """
     first = runs[0].description
     stacks = stacks or entries_for(model.base_model.config) or (None if first is None else first.entries())  # type: ignore[union-attr]
@@ -221,10 +221,10 @@ def _attach(
         raise CheckpointError(f"{listed}: the head of one model reads one pooling; expected runs trained alike")
     for run in runs:
         expected, _ = _without_values(model, run.mixture, run.head["modules"], stacks)
-        if own_outputs:
+        if resize_heads:
             _take_outputs(expected, run)
         if problem := _mismatch(expected, run.tensors):
-            raise CheckpointError(f"{run.what}: {problem}")
+            raise CheckpointError(f"{run.error_prefix}: {problem}")
     most = _most_added(runs)
     modules = list(dict.fromkeys(path for run in runs for path in run.head["modules"]))
     attach(
@@ -261,20 +261,20 @@ def _without_values(
     return {name: parameter[0] for name, parameter in state.named_parameters()}, state.changes
 
 
-def _mismatch(own: dict[str, Shaped[Tensor, "..."]], values: dict[str, Shaped[Tensor, "..."]]) -> str | None:
+def _mismatch(parameters: dict[str, Shaped[Tensor, "..."]], values: dict[str, Shaped[Tensor, "..."]]) -> str | None:
     """What is wrong with these values for these parameters, in a few words; None: they fit."""
-    missing, unknown = sorted(own.keys() - values.keys()), sorted(values.keys() - own.keys())
+    missing, unknown = sorted(parameters.keys() - values.keys()), sorted(values.keys() - parameters.keys())
     if missing:
         return f"has no {missing[0]!r}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
     if unknown:
         return f"holds {unknown[0]!r}, which its mixture does not have"
-    for name, parameter in own.items():
+    for name, parameter in parameters.items():
         if parameter.shape != values[name].shape:
             labels = "; load a base with as many labels" if name.startswith(f"{HEAD}.") else ""
             return f"{name!r} is {tuple(values[name].shape)}, expected {tuple(parameter.shape)}{labels}"
         if values[name].dtype not in READ:
             return f"{name!r} is of {values[name].dtype}, expected one of {', '.join(map(str, READ))}"
-    return not_finite({name: value.to(own[name].dtype) for name, value in values.items()})
+    return not_finite({name: value.to(parameters[name].dtype) for name, value in values.items()})
 
 
 def _take_outputs(shapes: dict[str, Tensor], run: NamedRun) -> None:
@@ -299,14 +299,14 @@ def _restore_task_config(model: PreTrainedModel, description: Description) -> No
 
     `detach` gives back what the base had.
     """
-    before, kept = attached_state(model).brought, description.config
-    names = description.task.get("labels") or kept.get("id2label") or []
+    before, config = attached_state(model).brought, description.config
+    names = description.task.get("labels") or config.get("id2label") or []
     before["config"] |= class_names(model)
     if len(names) == getattr(model.config, "num_labels", 0):
         name_classes(model, names)
-    if "problem_type" in kept:
+    if "problem_type" in config:
         before["config"]["problem_type"] = getattr(model.config, "problem_type", None)
-        model.config.problem_type = kept["problem_type"]
-    if "generation" in kept and model.can_generate():
+        model.config.problem_type = config["problem_type"]
+    if "generation" in config and model.can_generate():
         before["generation_config"] = model.generation_config
-        model.generation_config = GenerationConfig.from_dict(kept["generation"])
+        model.generation_config = GenerationConfig.from_dict(config["generation"])

@@ -57,8 +57,8 @@ def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: A
 
 def _task(description: Description, folder: str | os.PathLike) -> tuple[str, str]:
     kind = description.config.get("architecture", "")
-    for end, found in TASKS.items():
+    for end, task_and_class in TASKS.items():
         if kind.endswith(end):
-            return found
+            return task_and_class
     raise CheckpointError(f"{folder}: there is no pipeline for a {kind or 'model of unknown class'}; expected one that ends "
                           f"in {', '.join(TASKS)}")  # fmt: skip

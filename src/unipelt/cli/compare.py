@@ -54,7 +54,7 @@ def compare(
         default=True,
     ),
     out: str = option("Output", "folder of the comparison; the same command resumes a stopped comparison (required)"),
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Try several methods on your examples, recommend one with the evidence for it, and save the trained model.
 
@@ -66,12 +66,12 @@ def compare(
     import time
 
     began = time.monotonic()
-    if "task" not in given:
+    if "task" not in options:
         raise UserError("--data is missing: expected a file with labels, such as reviews.csv")
     if not out:
         raise UserError("--out is missing: expected a folder for the comparison, such as results/reviews")
-    usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in given}
-    grid, study = parse_options(usual | given | {"tasks": [given["task"]], "k": [given.get("k", "all")]})
+    usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in options}
+    grid, study = parse_options(usual | options | {"tasks": [options["task"]], "k": [options.get("k", "all")]})
     from unipelt.cli.progress import StudyWatch
     from unipelt.study.compare import CheckpointSaver, add_runs, open_store, usual_folds, with_baselines
     from unipelt.study.engine import hidden_size, run_study
@@ -79,15 +79,15 @@ def compare(
 
     target, cache, folder = device_of(device), DatasetCache(), Path(out)
     notes: list[str] = []
-    if "folds" not in given:
+    if "folds" not in options:
         folds, why = usual_folds(study, grid.keys(1)[0], cache)
         study, notes = replace(study, folds=folds), [why] if why else []
-    if study.folds and given.get("k", "all") != "all":
+    if study.folds and options.get("k", "all") != "all":
         raise UserError(
-            f"--folds {study.folds}: takes every example, and --train-rows {given['k']} was given; leave one out"
+            f"--folds {study.folds}: takes every example, and --train-rows {options['k']} was given; leave one out"
         )
     if study.folds:
-        grid = replace(grid, seeds=study.folds * given.get("seeds", 1))
+        grid = replace(grid, seeds=study.folds * options.get("seeds", 1))
     # seed by seed, so that a comparison that is stopped has looked at every method alike
     plan = sorted(grid.keys(hidden_size(study.model)), key=lambda key: key.seed)
     if baselines:
@@ -95,36 +95,36 @@ def compare(
         notes += lacking
     notes = [*_data_notes(study, plan, cache), *notes]
     deadline = began + 60 * minutes * (1 - SPARE) if minutes else None
-    asked, held = "epochs" in study.recipe, _held(folder)
-    if not asked and held.epochs:
+    epochs_given, held = "epochs" in study.recipe, _held(folder)
+    if not epochs_given and held.epochs:
         study = replace(study, recipe=study.recipe | {"epochs": held.epochs})
-    first, tuned = ([key for key in plan if key.baseline == which] for which in (True, False))
+    baseline_keys, tuned_keys = ([key for key in plan if key.baseline == which] for which in (True, False))
     keeper = CheckpointSaver(folder)
     keep = None if study.folds else keeper  # of folds the winner alone is kept, trained on all examples
     with StudyWatch() as watch:
         how: dict[str, Any] = {"device": device, "log": watch.log, "cache": cache}
         for note in notes:
             watch.log(note)
-        if first:
-            store, _ = open_store(folder, study, first, plan, cache)
-            left, found = Counter(key.method for key in store.pending()), dict[str, list[RunRecord]]()
+        if baseline_keys:
+            store, _ = open_store(folder, study, baseline_keys, plan, cache)
+            pending, finished = Counter(key.method for key in store.pending()), dict[str, list[RunRecord]]()
             for run in run_study(store, study, only=lambda key: key.baseline, **how):
                 if keep:
                     keep(run)
-                found.setdefault(run.key.method, []).append(run.record)
-                if len(found[run.key.method]) == left[run.key.method]:
-                    watch.log(_baseline_line(run.key.method, found[run.key.method]))
-        if tuned and not asked:
+                finished.setdefault(run.key.method, []).append(run.record)
+                if len(finished[run.key.method]) == pending[run.key.method]:
+                    watch.log(_baseline_line(run.key.method, finished[run.key.method]))
+        if tuned_keys and not epochs_given:
             try:
-                chosen, why = _epochs(study, tuned, cache, target, folder, held, minutes, deadline)
+                chosen, why = _epochs(study, tuned_keys, cache, target, folder, held, minutes, deadline)
                 study = replace(study, recipe=study.recipe | ({"epochs": chosen} if chosen else {}))
             except UserError as error:  # too few minutes to tune anything: the baselines are an answer
-                if not first:
+                if not baseline_keys:
                     raise
-                why, tuned = str(error), []
+                why, tuned_keys = str(error), []
             watch.log(why) if why else None
-        if tuned:
-            if first:
+        if tuned_keys:
+            if baseline_keys:
                 store.close()
             store, again = open_store(folder, study, plan, plan, cache, minutes)
             watch.store = store
@@ -139,7 +139,7 @@ def compare(
             add_runs(store, study, fewer, plan, cache)
             for _ in run_study(store, study, on_step=watch, deadline=deadline, **how):
                 pass  # the model that is saved has learned from all examples
-    _show_result(store, study, keeper, folder, minutes, watch.whole, device)
+    _show_result(store, study, keeper, folder, minutes, watch.fleet_seconds, device)
 
 
 class Held(NamedTuple):
@@ -160,9 +160,9 @@ def _held(out: Path) -> Held:
         return Held()
     store = Store.read(out)
     begun = any(not key.baseline for key, _ in store.statuses())
-    found = Held(begun, store.options.get("recipe", {}).get("epochs"), store.noted(MINUTES) or 0.0)
+    earlier = Held(begun, store.options.get("recipe", {}).get("epochs"), store.noted(MINUTES) or 0.0)
     store.close()
-    return found
+    return earlier
 
 
 def _baseline_line(method: str, records: list[RunRecord]) -> str:
@@ -171,13 +171,13 @@ def _baseline_line(method: str, records: list[RunRecord]) -> str:
 
     from unipelt.tasks.metrics import METRICS
 
-    where = "out-of-fold" if records[0].validation_metrics is None else "validation"
-    known = [(one.test_metrics if where != "validation" else one.validation_metrics) or {} for one in records]
+    split = "out-of-fold" if records[0].validation_metrics is None else "validation"
+    known = [(record.test_metrics if split != "validation" else record.validation_metrics) or {} for record in records]
     names = (records[0].metric, "rougeL", *known[0])  # a text alone has no loss
     metric = next(name for name in names if name in known[0])
-    shown = METRICS[metric].shown_as * fmean(one[metric] for one in known if metric in one)
-    seconds = fmean(one.seconds for one in records)
-    return f"{method}: {where} {metric.replace('_', ' ')} {shown:.2f} in {seconds:.1f} s"
+    shown = METRICS[metric].shown_as * fmean(metrics[metric] for metrics in known if metric in metrics)
+    seconds = fmean(record.seconds for record in records)
+    return f"{method}: {split} {metric.replace('_', ' ')} {shown:.2f} in {seconds:.1f} s"
 
 
 def _fewer(store: "Store", study: StudyConfig, cache: "DatasetCache") -> list[RunKey]:
@@ -235,9 +235,9 @@ def _data_notes(study: StudyConfig, plan: list[RunKey], cache: "DatasetCache") -
 
 
 def _show_result(
-    store: "Store", study: StudyConfig, keeper: "CheckpointSaver", out: Path, minutes: float, whole: float, device: str
+    store: "Store", study: StudyConfig, keeper: "CheckpointSaver", out: Path, minutes: float, needed: float, device: str
 ) -> None:
-    """Save the recommended model and the report, and print the report. whole: seconds that the fleet at work takes."""
+    """Save the recommended model and the report, and print the report. needed: seconds that the fleet at work takes."""
     from unipelt.checkpoint.disk import write_whole
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import terminal
@@ -253,7 +253,7 @@ def _show_result(
     if not done and failed:
         raise UserError(f"{out}: every run failed, the first because {failed[0]['status'].removeprefix('failed: ')}")
     if not done:
-        took = f", which takes {minutes_of(whole)} minutes at most by its steps so far" if whole else ""
+        took = f", which takes {minutes_of(needed)} minutes at most by its steps so far" if needed else ""
         raise UserError(
             f"--minutes {minutes:g}: too short for one run{took}; run the same command with more minutes to continue"
         )

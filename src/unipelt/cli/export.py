@@ -42,14 +42,14 @@ def export(
         unipelt export runs/lora --peft adapters/lora
         unipelt export runs/gated --simplified runs/simplified --data validation.csv
     """
-    given = {
+    outputs = {
         flag: folder
         for flag, folder in (("--merged", merged), ("--peft", peft), ("--simplified", simplified))
         if folder
     }
-    if len(given) != 1:
+    if len(outputs) != 1:
         raise UserError("expected one of --merged FOLDER, --peft FOLDER and --simplified FOLDER")
-    ((flag, out),) = given.items()
+    ((flag, out),) = outputs.items()
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{flag} {target}: not empty; expected a new folder")
@@ -63,23 +63,23 @@ def export(
     from unipelt.train.predictor import Predictor
 
     predictor = Predictor.load(run, model or None, "cpu")
-    if not predictor.tuned:
+    if not predictor.has_mixture:
         raise UserError(
             f"{run}: a full run is already a plain transformers model; load its folder with from_pretrained"
         )
     if simplified:
         rows = predictor.read(data, text=text or None, pair=pair or None, labelled=True)
         thresholds = {"max_deviation": deviation, "drop_below": least}
-        said = predictor.simplify_gates(
+        report = predictor.simplify_gates(
             rows, **{name: value for name, value in thresholds.items() if value is not None}
         )
-        whole = describe(resolve(run))
-        results = {f"{said.metric} with all gates": said.before, f"{said.metric} simplified": said.after}
+        description = describe(resolve(run))
+        results = {f"{report.metric} with all gates": report.before, f"{report.metric} simplified": report.after}
         save(
-            predictor.model, simplified, base=whole.base["name"], task=whole.task, recipe=whole.recipe,
-            results=results if said.metric else {}, tokenizer=predictor.tokenizer,
+            predictor.model, simplified, base=description.base["name"], task=description.task, recipe=description.recipe,
+            results=results if report.metric else {}, tokenizer=predictor.tokenizer,
         )  # fmt: skip
-        print(said)
+        print(report)
     elif data:
         rows = predictor.read(data, text=text or None, pair=pair or None)
         predictor.simplify_gates(rows, max_deviation=1, drop_below=0)

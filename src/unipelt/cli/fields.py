@@ -34,11 +34,11 @@ def docs(settings: type) -> dict[str, str]:
     """The string under each field of a dataclass, by field."""
     (definition,) = ast.parse(inspect.cleandoc(inspect.getsource(settings))).body
     assert isinstance(definition, ast.ClassDef)
-    found = {}
+    help_texts = {}
     for field, doc in zip(definition.body, definition.body[1:]):
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
-            found[ast.unparse(field.target)] = " ".join(str(doc.value.value).split())
-    return found
+            help_texts[ast.unparse(field.target)] = " ".join(str(doc.value.value).split())
+    return help_texts
 
 
 def option(panel: str, help: str, *names: str, default: Any = "", **settings: Any) -> Any:
@@ -71,7 +71,7 @@ def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (),
 
     default: what the help names as default, by field, where that is not the field's own default.
     """
-    made, kinds, values = [], get_type_hints(settings), recipes.VALUES | records.VALUES
+    parameters, kinds, values = [], get_type_hints(settings), recipes.VALUES | records.VALUES
     helps = docs(RunConfig) | docs(settings)
     for field in dataclasses.fields(settings):
         if field.name in but or (only and field.name not in only):
@@ -86,33 +86,35 @@ def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (),
             flag + flag.replace("--", "/--no-") * (kind is bool),
             *([SHORT[field.name]] if field.name in SHORT else []),
         ]
-        one = _one(*get_args(kind)) if several else _one(kind)
-        panel, metavar = _panel(settings, field.name), "|".join(values.get(field.name, ())) or METAVARS.get(one)
-        given = option(panel, text, *names, default=[] if several else None, metavar=metavar)
-        taken: Any = list[one] if several else one | None  # type: ignore[valid-type]
-        made.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=given, annotation=taken))
-    return made
+        value_type = _value_type(*get_args(kind)) if several else _value_type(kind)
+        panel, metavar = _panel(settings, field.name), "|".join(values.get(field.name, ())) or METAVARS.get(value_type)
+        typer_option = option(panel, text, *names, default=[] if several else None, metavar=metavar)
+        annotation: Any = list[value_type] if several else value_type | None  # type: ignore[valid-type]
+        parameters.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=typer_option, annotation=annotation)
+        )
+    return parameters
 
 
 def recipe_defaults() -> dict[str, str]:
     """The recipe's defaults as values: those of the default method on the default base, and how they follow the data's size."""
     sizes = [size for size, *_ in EPOCHS]
-    found = {}
+    defaults = {}
     for field in dataclasses.fields(Recipe):
         values = [getattr(default_recipe(spec.DEFAULT, HIDDEN, size), field.name) for size in (*sizes, sizes[-1] + 1)]
         if values[0] is None:
             continue
         if field.name == "lr":
-            found["lr"] = (
+            defaults["lr"] = (
                 f"by method and by the base's hidden size, see `unipelt methods`; {values[0]:g} for {spec.DEFAULT} on {BASE}"
             )
         elif len(set(values)) == 1:
-            found[field.name] = _shown(values[0])
+            defaults[field.name] = _shown(values[0])
         else:
             firsts = [i for i, value in enumerate(values) if i == len(values) - 1 or value != values[i + 1]]
             parts = [f"up to {sizes[i]:,}: {values[i]}" for i in firsts[:-1]]
-            found[field.name] = "by training examples: " + ", ".join(parts) + f", more: {values[-1]}"
-    return found
+            defaults[field.name] = "by training examples: " + ", ".join(parts) + f", more: {values[-1]}"
+    return defaults
 
 
 def _shown(value: object) -> str:
@@ -128,17 +130,17 @@ def takes(*parameters: inspect.Parameter) -> Callable[[Callable], Callable]:
     """A command with these options before its own. It gets those that were given as keywords, by their fields' names."""
 
     def deco(command: Callable) -> Callable:
-        own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        own_parameters = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
 
-        def run(**words: Any) -> Any:
-            mine = {p.name: words.pop(p.name) for p in own}
-            given = {name: value for name, value in words.items() if value not in (None, [], "")}
-            if "k" in given:
-                given["k"] = [size(k) for k in given["k"]] if isinstance(given["k"], list) else size(given["k"])
-            return command(**mine, **given)
+        def run(**arguments: Any) -> Any:
+            own_arguments = {p.name: arguments.pop(p.name) for p in own_parameters}
+            options = {name: value for name, value in arguments.items() if value not in (None, [], "")}
+            if "k" in options:
+                options["k"] = [size(k) for k in options["k"]] if isinstance(options["k"], list) else size(options["k"])
+            return command(**own_arguments, **options)
 
         run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
-        every = [*parameters, *(p.replace(kind=p.KEYWORD_ONLY) for p in own)]
+        every = [*parameters, *(p.replace(kind=p.KEYWORD_ONLY) for p in own_parameters)]
         run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in every}
         return run
@@ -161,7 +163,7 @@ def _panel(settings: type, name: str) -> str:
     return "Training" if settings is Recipe or name in TRAINING else "Data"
 
 
-def _one(kind: Any) -> Any:
+def _value_type(kind: Any) -> Any:
     """The type of an option's one value: what may be a number or a word is read as a word, and checked later."""
-    kinds = [one for one in get_args(kind) or (kind,) if one is not type(None)]
+    kinds = [member for member in get_args(kind) or (kind,) if member is not type(None)]
     return str if str in kinds else kinds[0]

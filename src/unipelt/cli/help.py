@@ -30,7 +30,7 @@ class Command(TyperCommand):
         """Raises UsageError where an option that takes one value is given twice."""
         if "--help" not in args:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-            for parameter, times in Counter(one for one in order if isinstance(one.name, str)).items():
+            for parameter, times in Counter(item for item in order if isinstance(item.name, str)).items():
                 if times > 1 and parameter.param_type_name == "option" and not parameter.multiple:
                     flag = parameter.opts[0]
                     raise click_error("UsageError")(f"{flag} is given {times} times; expected once", ctx=ctx)
@@ -68,9 +68,9 @@ def _print_page(command: Any, ctx: Any) -> None:
     console.width = min(WIDEST, int(os.environ.get("COLUMNS", 0)) or (console.width if sys.stdout.isatty() else WIDEST))
     text, examples = description_and_examples(command.help)
     arguments = [
-        one.name.upper() if one.required else f"[{one.name.upper()}]"
-        for one in command.get_params(ctx)
-        if one.param_type_name == "argument"
+        argument.name.upper() if argument.required else f"[{argument.name.upper()}]"
+        for argument in command.get_params(ctx)
+        if argument.param_type_name == "argument"
     ]
     arguments = ["COMMAND"] if isinstance(command, TyperGroup) else arguments
     usage = " ".join([ctx.command_path, *arguments, "[options]"])
@@ -78,7 +78,7 @@ def _print_page(command: Any, ctx: Any) -> None:
     console.print(f"\n{text}\n")
     if isinstance(command, TyperGroup):
         known = {name: command.get_command(ctx, name) for name in command.list_commands(ctx)}
-        rows = [(name, first_sentence(one.help)) for name, one in known.items() if one]
+        rows = [(name, first_sentence(subcommand.help)) for name, subcommand in known.items() if subcommand]
         _print_panel(console, "Commands", rows)
     panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], **dict.fromkeys(PANELS), OTHER: []}  # type: ignore[dict-item]
     for parameter in command.get_params(ctx):

@@ -118,26 +118,26 @@ def label_lines(data: str, base: str) -> Iterator[str]:
     from unipelt.tasks import registry
     from unipelt.tasks.generation import Generation
 
-    task, found = registry.load(data)
+    task, dataset = registry.load(data)
     if not isinstance(task, Generation):
         raise UserError(f"--show-labels: {data} is a {task.kind} data set; expected chats, or texts with answers")
     model, tokenizer = task.load(base)
     task = task.prepare(model, tokenizer)
-    encoded = task.encode(tokenizer, found.train, task.default_max_length)
+    encoded = task.encode(tokenizer, dataset.train, task.default_max_length)
     learned = sum(map(len, encoded.answers))
     total = sum(map(len, encoded.features["input_ids"]))
     yield f"{data}: {len(encoded)} examples, {total:,} tokens, {learned:,} of them learned; template {task.hash or 'none'}"
     for index in range(min(SHOWN, len(encoded))):
         tokens, answer = encoded.features["input_ids"][index].tolist(), encoded.answers[index].tolist()
-        yield f"{found.train.name_of(index)}: {len(tokens)} tokens, {len(answer)} learned"
+        yield f"{dataset.train.name_of(index)}: {len(tokens)} tokens, {len(answer)} learned"
         if encoded.decoder_start is not None:
             spans = [(False, tokens), (True, answer)]
         else:
             answered = {position + 1 for position in encoded.positions[index].tolist()}
-            marked = groupby(enumerate(tokens), key=lambda one: one[0] in answered)
-            spans = [(own, [token for _, token in span]) for own, span in marked]
-        for own, span in spans:
-            yield f"  {'learned' if own else 'read   '}  {tokenizer.decode(span)!r}"
+            marked = groupby(enumerate(tokens), key=lambda pair: pair[0] in answered)
+            spans = [(is_learned, [token for _, token in span]) for is_learned, span in marked]
+        for is_learned, span in spans:
+            yield f"  {'learned' if is_learned else 'read   '}  {tokenizer.decode(span)!r}"
 
 
 def kind_of(path: str) -> str:

@@ -46,7 +46,7 @@ def predict(
         default=0.0,
     ),
     gates: bool = switch("Output", "add the value of each gate, one column per layer and change", "--gates"),
-    **given: Any,
+    **generation_options: Any,
 ) -> None:
     """Predict a label, a number or a text for each example of a file, and add it as a column after the others; --proba and
     --gates add theirs after it.
@@ -81,7 +81,7 @@ def predict(
     if out and path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: expected a file that ends in {', '.join(SUFFIXES)}")
     predictor = load_predictor(run, model or None, device)
-    predictor.task = predictor.task.with_options(given)
+    predictor.task = predictor.task.with_options(generation_options)
     columns, dialect = predictor.columns(
         data,
         text=text or None,

@@ -63,12 +63,12 @@ class Watch(Display):
         text += "  evaluating" * (event == "prediction")
         self.bar.update(self.row, completed=record.steps, description=text)
         now, done = time.monotonic(), record.steps - self.first
-        left = (now - self.started) / max(1, done) * (plan.steps - record.steps)
+        seconds_left = (now - self.started) / max(1, done) * (plan.steps - record.steps)
         if not self.told and done >= STEPS:
-            self.log(f"{plan.steps} steps: about {format_duration(left)} at most, evaluations not counted")
+            self.log(f"{plan.steps} steps: about {format_duration(seconds_left)} at most, evaluations not counted")
             self.told = True
         if event == "evaluation" and not sys.stderr.isatty() and (now - self.last > 5 or record.ended):
-            self.log(f"{text}  step {record.steps}/{plan.steps}  at most {left:.0f} s left")
+            self.log(f"{text}  step {record.steps}/{plan.steps}  at most {seconds_left:.0f} s left")
             self.last = now
 
 
@@ -79,9 +79,9 @@ class StudyWatch(Display):
         texts = TextColumn("{task.completed}/{task.total} runs"), BarColumn(), TextColumn("{task.description}")
         super().__init__(*texts, transient=False)
         self.store, self.row = store, self.bar.add_task("", total=None)
-        self.whole = 0.0
+        self.fleet_seconds = 0.0
         """seconds that the fleet at work takes from its first to its last step, at most and by those so far; 0 before them"""
-        self.left = 0.0, 0
+        self.remaining = 0.0, 0
         """seconds and runs that the fleet at work has before it"""
 
     def __exit__(self, *_: object) -> None:
@@ -92,8 +92,8 @@ class StudyWatch(Display):
         running = [fleet.plans[plan_index] for plan_index in fleet.plan_indices]
         tasks, method = sorted({plan.task.name for plan in running}), fleet.plans[0].key.method
         steps, most = sum(record.steps for record in fleet.records), sum(plan.steps for plan in fleet.plans)
-        self.whole = fleet.seconds * most / max(1, steps)
-        self.left = self.whole - fleet.seconds, sum(not record.ended for record in fleet.records)
+        self.fleet_seconds = fleet.seconds * most / max(1, steps)
+        self.remaining = self.fleet_seconds - fleet.seconds, sum(not record.ended for record in fleet.records)
         looking = ", evaluating" * (event == "prediction")
         self.show(f"{len(running)} at once: {method} on {' '.join(tasks)}, {steps} of at most {most} steps{looking}")  # fmt: skip
 
@@ -107,16 +107,16 @@ class StudyWatch(Display):
             return
         rows = self.store.runs(["status", "seconds"])
         done = [row["seconds"] for row in rows if row["status"] != "planned"]
-        if text and (left := self._left(len(rows) - len(done), [one for one in done if one])):
-            text += f", about {format_duration(left)} left at most"
+        if text and (seconds := self._seconds_left(len(rows) - len(done), [value for value in done if value])):
+            text += f", about {format_duration(seconds)} left at most"
         self.bar.update(self.row, completed=len(done), total=len(rows), description=text)
         now = time.monotonic()
         if text and not sys.stderr.isatty():
             self.log(f"{len(done)}/{len(rows)} runs  {text}  {now - self.started:.0f} s")
         self.last = now
 
-    def _left(self, pending: int, seconds: list[float]) -> float:
+    def _seconds_left(self, pending: int, seconds: list[float]) -> float:
         """Seconds until all runs are done: of the current fleet by its steps, of the others by the finished runs."""
-        mine, runs = self.left
-        each = sum(seconds) / len(seconds) if seconds else mine / max(1, runs)
-        return mine + each * max(0, pending - runs) if mine else 0.0
+        seconds_left, runs = self.remaining
+        each = sum(seconds) / len(seconds) if seconds else seconds_left / max(1, runs)
+        return seconds_left + each * max(0, pending - runs) if seconds_left else 0.0

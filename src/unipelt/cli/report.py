@@ -33,8 +33,8 @@ def report(
         raise UserError(
             f"--out {folder}: not empty, and holds no report; expected a new folder, or an old report to replace"
         )
-    made = build(study)
-    write_whole(folder, made.files)
+    study_report = build(study)
+    write_whole(folder, study_report.files)
     console = terminal()
-    show(made, console)
-    console.print(f"{folder / PAGE}: the page; {len(made.files) - 1} tables and figures beside it")
+    show(study_report, console)
+    console.print(f"{folder / PAGE}: the page; {len(study_report.files) - 1} tables and figures beside it")

@@ -79,7 +79,7 @@ def grid(
     plan: str = option(
         "Data", "TOML file with these options, underscores for dashes; options given here take precedence"
     ),
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Train every combination of data set, size, method and seed: tables 1 to 3 of UniPELT.
 
@@ -88,13 +88,13 @@ def grid(
         unipelt study grid --data reviews.csv tickets.csv --methods head lora --seeds 3 --out results/mine
         unipelt study grid --plan plan.toml --seeds 1 --out results/glue
     """
-    _run((read_plan(plan) if plan else {}) | given, out, engine, device, gpus_per_fleet)
+    _run((read_plan(plan) if plan else {}) | options, out, engine, device, gpus_per_fleet)
 
 
 @app.command(cls=Command)
 @takes(*flags(Grid, default=_UNIFIED), *_shared(model=DEFAULTS["model"]))
 def unified(
-    device: str = DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT, **given: Any
+    device: str = DEVICE, engine: str = _ENGINE, gpus_per_fleet: float | None = _GPUS, out: str = _OUT, **options: Any
 ) -> None:
     """Compare the methods of the unified view (He et al. 2022) on generated text, most of them at equal stored size.
 
@@ -103,7 +103,7 @@ def unified(
         unipelt study unified --methods lora parallel-adapter mam --seeds 2 --out results/three
         unipelt study unified --data EdinburghNLP/xsum --model facebook/bart-large --train-rows all --epochs 30 --out results/xsum
     """
-    _run(unified_options(given), out, engine, device, gpus_per_fleet)
+    _run(unified_options(options), out, engine, device, gpus_per_fleet)
 
 
 @app.command(cls=Command)
@@ -123,7 +123,7 @@ def sweep(
     engine: str = _ENGINE,
     gpus_per_fleet: float | None = _GPUS,
     out: str = _OUT,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Vary one option of one method: figures 2 and 3 of UniPELT.
 
@@ -135,7 +135,7 @@ def sweep(
     if not values and option_ != "bottleneck":
         raise UserError(f"--values is missing: expected values of {option_}, such as --values 2 4 8")
     varied = sweep_of(method, option_, values or FIGURE_2)
-    _run({"tasks": ["cola"], "k": [100]} | given | {"methods": varied}, out, engine, device, gpus_per_fleet)
+    _run({"tasks": ["cola"], "k": [100]} | options | {"methods": varied}, out, engine, device, gpus_per_fleet)
 
 
 @app.command(cls=Command)
@@ -146,7 +146,7 @@ def efficiency(
     rounds: int = integer("Training", "timed steps of each method, interleaved (default: 5)", default=5),
     device: str = DEVICE,
     out: str = option("Output", "folder of a study, whose report then shows the table, or a new folder (required)"),
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Measure time and memory of each method compared with full fine-tuning on this machine: table 4 of UniPELT.
 
@@ -157,9 +157,11 @@ def efficiency(
     """
     if not out:
         raise UserError("--out is missing: expected a folder, such as that of a study")
-    where = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists())
-    if not where.is_dir() or not os.access(where, os.W_OK):
-        raise UserError(f"--out {out}: {where} is {'not writable' if where.is_dir() else 'a file'}; expected a folder")
+    existing_path = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists())
+    if not existing_path.is_dir() or not os.access(existing_path, os.W_OK):
+        raise UserError(
+            f"--out {out}: {existing_path} is {'not writable' if existing_path.is_dir() else 'a file'}; expected a folder"
+        )
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import terminal
     from unipelt.report.details import cost_table
@@ -167,12 +169,12 @@ def efficiency(
     from unipelt.study.efficiency import measure, write_efficiency
     from unipelt.train.setup import device_of
 
-    methods = given.pop("methods", METHODS)
-    found = measure(
-        StudyConfig(**given).model, methods, batch=batch, length=length, rounds=rounds, device=device_of(device), log=Watch().log
+    methods = options.pop("methods", METHODS)
+    costs = measure(
+        StudyConfig(**options).model, methods, batch=batch, length=length, rounds=rounds, device=device_of(device), log=Watch().log
     )  # fmt: skip
-    write_efficiency(Path(out), found)
-    table = cost_table(found)
+    write_efficiency(Path(out), costs)
+    table = cost_table(costs)
     for block in table.blocks:
         terminal().print(on_terminal(table, block))
 
@@ -227,8 +229,8 @@ def _engine(
     yield device_of(device), train
 
 
-def _run(given: dict[str, Any], out: str, engine: str, device: str, gpus: float | None) -> None:
-    grid, study = parse_options(given)
+def _run(options: dict[str, Any], out: str, engine: str, device: str, gpus: float | None) -> None:
+    grid, study = parse_options(options)
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
     from unipelt.cli.progress import StudyWatch
@@ -275,9 +277,9 @@ def _notes(keys: list[RunKey], study: StudyConfig, cache: "DatasetCache") -> lis
     notes: dict[str, None] = {}
     for task in dict.fromkeys(key.task for key in keys):
         firsts = {key.k: study.config(key) for key in reversed(keys) if key.task == task}
-        whole = replace(next(iter(firsts.values())), k="all")
-        cache.splits(whole)  # raises where no examples can be drawn at all
-        notes[describe_columns(whole, cache.task(whole))] = None
+        all_config = replace(next(iter(firsts.values())), k="all")
+        cache.splits(all_config)  # raises where no examples can be drawn at all
+        notes[describe_columns(all_config, cache.task(all_config))] = None
         for config in reversed(firsts.values()):
             with suppress(DataError):  # too few examples for this size: each of its runs says so in its status
                 notes |= dict.fromkeys(cache.splits(config).notes)

@@ -32,10 +32,10 @@ def terminal() -> Console:
 
 def result_lines(record: RunRecord) -> list[str]:
     """Method, task, status and numbers of a run, a few short lines."""
-    metric, asked = record.metric, record.key
+    metric, key = record.metric, record.key
     counted = counts_text(sum((record.parameters or {}).values()), record.stored)
     status = "not finished" if record.status == "running" else record.status
-    lines = [f"{asked.method} on {asked.task}: {status}, {counted or 0} trained parameters, {record.seconds:.1f} s"]
+    lines = [f"{key.method} on {key.task}: {status}, {counted or 0} trained parameters, {record.seconds:.1f} s"]
     if record.status == "running" and record.curve:
         last = record.curve[-1]
         lines.append(

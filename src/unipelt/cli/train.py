@@ -19,7 +19,7 @@ def train(
         "number of runs trained on the same examples, with the seeds --seed, --seed + 1, …; `predict` averages their probabilities or numbers; at most 64; not for generation (default: 1)",
     ),
     out: str = option("Output", "folder of the run; the same command resumes a stopped run (required)"),
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Train one method on one data set and save it: a few megabytes beside the unchanged base model.
 
@@ -28,13 +28,13 @@ def train(
         unipelt train --data docstrings --train-rows 800 --method 'lora(r=16)' --out runs/lora
         unipelt train --model bert-base-uncased --data sst2 --train-rows 100 --seed 1 --lr 5e-4 --out runs/sst2
     """
-    recipe = {flag.name: given.pop(flag.name) for flag in _RECIPE if flag.name in given}
-    if "task" not in given:
+    recipe = {flag.name: options.pop(flag.name) for flag in _RECIPE if flag.name in options}
+    if "task" not in options:
         raise UserError("--data is missing: expected a GLUE task, docstrings, or a file such as reviews.csv")
     if not out:
         raise UserError("--out is missing: expected a folder for the run, such as runs/first")
     Recipe(**recipe)
-    config = RunConfig(**given, recipe=recipe)
+    config = RunConfig(**options, recipe=recipe)
     from unipelt.cli.progress import Watch
     from unipelt.cli.tables import result_lines
     from unipelt.train.train_run import train_run

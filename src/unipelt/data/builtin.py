@@ -60,8 +60,8 @@ class Pairs:
     near_duplicates: int
     """pairs left out of test because a train pair is like them"""
 
-    def source(self, name: str, columns: Columns, what: str, kind: str, classes: tuple[str, ...] = ()) -> Source:
-        """A data set with these pairs; validation examples are taken from train. what: they are, in words."""
+    def source(self, name: str, columns: Columns, description: str, kind: str, classes: tuple[str, ...] = ()) -> Source:
+        """A data set with these pairs; validation examples are taken from train. description: of the pairs, in words."""
         assert columns.label is not None
         tables = {
             part: Table(
@@ -71,22 +71,22 @@ class Pairs:
             )
             for part, pairs in {"train": self.train, "test": self.test}.items()
         }
-        where = f"{what} ({self.near_duplicates} near-duplicates of train left out of test)"
-        return Source(name=name, tables=tables, columns=columns, where=where, kind=kind, labels=classes)
+        source = f"{description} ({self.near_duplicates} near-duplicates of train left out of test)"
+        return Source(name=name, tables=tables, columns=columns, where=source, kind=kind, labels=classes)
 
 
 def load_docstrings() -> Source:
     """The built-in classification task."""
-    what = f"docstrings of Python {platform.python_version()}'s standard library"
+    description = f"docstrings of Python {platform.python_version()}'s standard library"
     columns = Columns(text="text", label="area")
-    return docstring_examples().source(BUILT_IN, columns, what, "classification", tuple(AREAS))
+    return docstring_examples().source(BUILT_IN, columns, description, "classification", tuple(AREAS))
 
 
 def load_docstring_summaries() -> Source:
     """The built-in generation task."""
-    what = f"functions of Python {platform.python_version()}'s standard library and their docstrings"
+    description = f"functions of Python {platform.python_version()}'s standard library and their docstrings"
     columns = Columns(text="source", label="target")
-    return docstring_summaries().source(SUMMARIES, columns, what, "generation")
+    return docstring_summaries().source(SUMMARIES, columns, description, "generation")
 
 
 def causal_texts() -> tuple[list[str], list[str]]:
@@ -102,20 +102,20 @@ def docstring_examples(library: Path | None = None) -> Pairs:
     text_of: dict[str, str] = {}
     for index, modules in enumerate(AREAS.values()):
         trees = syntax_trees(library, modules.split())
-        for docstring in (text for tree in trees for text in _of_definitions(tree)):
+        for docstring in (text for tree in trees for text in _docstrings(tree)):
             text = clean(docstring)
             key = " ".join(words(text))
             areas_of[key].add(index)
             text_of.setdefault(key, text)
     # A text that two areas share has no one answer.
-    found = {
+    pairs = {
         key: (text_of[key], min(areas))
         for key, areas in areas_of.items()
         if len(areas) == 1 and _letters(key) >= SHORTEST
     }
-    train, held_out, alike = hash_split(found)
-    test = tuple(found[key] for key in held_out if key not in alike)
-    return Pairs(train=tuple(found[key] for key in train), test=test, near_duplicates=len(alike))
+    train, held_out, alike = hash_split(pairs)
+    test = tuple(pairs[key] for key in held_out if key not in alike)
+    return Pairs(train=tuple(pairs[key] for key in train), test=test, near_duplicates=len(alike))
 
 
 @cache
@@ -158,8 +158,8 @@ def words(text: str) -> list[str]:
 
 def shingles(text: str) -> frozenset[tuple[str, ...]]:
     """Every three words in a row."""
-    found = words(text)
-    return frozenset(tuple(found[start : start + 3]) for start in range(max(1, len(found) - 2)))
+    text_words = words(text)
+    return frozenset(tuple(text_words[start : start + 3]) for start in range(max(1, len(text_words) - 2)))
 
 
 class ShingleIndex:
@@ -172,25 +172,25 @@ class ShingleIndex:
             self.add(text)
 
     def add(self, text: str) -> None:
-        own = shingles(text)
-        for shingle in own:
+        text_shingles = shingles(text)
+        for shingle in text_shingles:
             self.holders[shingle].append(len(self.sizes))
-        self.sizes.append(len(own))
+        self.sizes.append(len(text_shingles))
 
     def __contains__(self, text: str) -> bool:
-        own = shingles(text)
-        shared = Counter(index for shingle in own for index in self.holders.get(shingle, ()))
-        return any(count >= ALIKE * (len(own) + self.sizes[index] - count) for index, count in shared.items())
+        text_shingles = shingles(text)
+        shared = Counter(index for shingle in text_shingles for index in self.holders.get(shingle, ()))
+        return any(count >= ALIKE * (len(text_shingles) + self.sizes[index] - count) for index, count in shared.items())
 
 
 def _different(keys: list[str]) -> list[str]:
     """The keys without those that are near-duplicates of an earlier one."""
-    kept, known = [], ShingleIndex()
+    unique, known = [], ShingleIndex()
     for key in keys:
         if key not in known:
-            kept.append(key)
+            unique.append(key)
             known.add(key)
-    return kept
+    return unique
 
 
 def syntax_trees(library: Path | None, modules: Iterable[str]) -> Iterator[ast.Module]:
@@ -206,7 +206,7 @@ def syntax_trees(library: Path | None, modules: Iterable[str]) -> Iterator[ast.M
             yield tree
 
 
-def _of_definitions(node: ast.AST) -> Iterator[str]:
+def _docstrings(node: ast.AST) -> Iterator[str]:
     """Docstrings of a module and of every definition in it; only statements are searched, expressions hold none."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node)
@@ -214,7 +214,7 @@ def _of_definitions(node: ast.AST) -> Iterator[str]:
             yield docstring
     for block in ("body", "orelse", "handlers", "finalbody"):
         for child in getattr(node, block, ()):
-            yield from _of_definitions(child)
+            yield from _docstrings(child)
 
 
 def _letters(key: str) -> int:
@@ -236,7 +236,7 @@ def _summarised(tree: ast.Module) -> Iterator[tuple[str, str]]:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         docstring, body = ast.get_docstring(node), node.body[1:]
-        if not docstring or not body or all(isinstance(one, ast.Pass | ast.Raise | ast.Expr) for one in body):
+        if not docstring or not body or all(isinstance(child, ast.Pass | ast.Raise | ast.Expr) for child in body):
             continue
         summary = first_sentence(docstring)
         node.body = body

@@ -59,9 +59,9 @@ def choose_columns(
         )
     free = [column for column in table.columns if column not in named and column.casefold() not in INDICES]
     if label is None:
-        found = [column for column in free if column.casefold() in LABELS]
-        free = [column for column in free if column not in found] if text is None else free
-        label = _one_label(table, found) if found and labelled else None
+        candidates = [column for column in free if column.casefold() in LABELS]
+        free = [column for column in free if column not in candidates] if text is None else free
+        label = _only_label(table, candidates) if candidates and labelled else None
     if text is None:
         text, text_pair = _text_columns(table, free)
     if label is None and labelled:
@@ -70,7 +70,7 @@ def choose_columns(
             raise DataError(
                 f"{table.name}: no label column besides the text {text!r}; add one, or name it with --label-column"
             )
-        label = _one_label(table, rest)
+        label = _only_label(table, rest)
     return Columns(text=text, text_pair=text_pair, label=label)
 
 
@@ -110,14 +110,14 @@ def _text_columns(table: Table, free: list[str]) -> tuple[str, str | None]:
         return chosen
     if not pairs and not singles:
         raise DataError(f"{table.name}: no column of text among {listed(table.columns)}; name it with --text-column")
-    found = [*(column for pair in pairs for column in pair), *singles]
+    candidates = [*(column for pair in pairs for column in pair), *singles]
     raise DataError(
-        f"{table.name}: columns {listed(found)} could each be the text; choose with --text-column "
+        f"{table.name}: columns {listed(candidates)} could each be the text; choose with --text-column "
         "(and --text-pair-column for two texts)"
     )
 
 
-def _one_label(table: Table, columns: list[str]) -> str:
+def _only_label(table: Table, columns: list[str]) -> str:
     if len(columns) > 1:
         raise DataError(f"{table.name}: columns {listed(columns)} could each be the label; choose with --label-column")
     return columns[0]

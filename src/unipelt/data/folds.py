@@ -21,14 +21,14 @@ def assign_folds(examples: Examples, classes: Sequence[int] | None, folds: int, 
         kind = StratifiedKFold if single else StratifiedGroupKFold
     else:
         kind = KFold if single else GroupKFold
-    found = [0] * len(examples)
+    assignment = [0] * len(examples)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # check_folds has its own message
-        parts = kind(folds, shuffle=True, random_state=seed).split(found, classes, None if single else names)
-        for number, (_, held) in enumerate(parts):
-            for index in held:
-                found[index] = number
-    return found
+        parts = kind(folds, shuffle=True, random_state=seed).split(assignment, classes, None if single else names)
+        for number, (_, test_indices) in enumerate(parts):
+            for index in test_indices:
+                assignment[index] = number
+    return assignment
 
 
 def inner_folds(examples: Examples, classes: Sequence[int] | None, folds: int = 5) -> list[int]:
@@ -44,9 +44,9 @@ def check_folds(dataset: Dataset, folds: int) -> None:
     """Raises DataError where the examples of a class, or the groups, are too few for so many folds."""
     examples = dataset.train
     units = len(set(examples.groups or examples.keys))
-    what = "groups" if examples.groups else "different texts"
+    unit_name = "groups" if examples.groups else "different texts"
     if units < folds:
-        raise DataError(f"--folds {folds}: {dataset.name} has {units} {what}; expected {folds} or more")
+        raise DataError(f"--folds {folds}: {dataset.name} has {units} {unit_name}; expected {folds} or more")
     for label, count in sorted(Counter(examples.targets if dataset.classes else ()).items()):
         if count < folds:
             assert dataset.classes is not None
@@ -60,10 +60,10 @@ def check_classes(dataset: Dataset, numbers: Sequence[int], folds: int) -> None:
     """Raises DataError where a fold has no example of some class."""
     if dataset.classes is None:
         return
-    there = {*zip(numbers, dataset.train.targets or [])}
+    present_pairs = {*zip(numbers, dataset.train.targets or [])}
     for label in sorted(set(dataset.train.targets or [])):
         for fold in range(folds):
-            if (fold, label) not in there:
+            if (fold, label) not in present_pairs:
                 raise DataError(
                     f"--folds {folds}: fold {fold + 1} of {dataset.name} has no example of class {dataset.classes[label]!r},"
                     " because groups are not split; take fewer folds, or --folds 0 for a held-out test set"

@@ -46,17 +46,17 @@ def load_glue(name: str, data_dir: str | Path | None = None) -> Source:
         from unipelt.data.hub import hub_tables
 
         advice = "give a folder of its Parquet files with --data-dir, or use the built-in task docstrings"
-        tables, where = hub_tables(HUB, name, advice=advice, only=splits), f"{HUB} on the hub"
+        tables, source = hub_tables(HUB, name, advice=advice, only=splits), f"{HUB} on the hub"
     else:
         paths = {split: Path(data_dir) / name / f"{split}.parquet" for split in splits}
         for path in paths.values():
             if not path.is_file():
                 raise DataError(f"{path} does not exist; --data-dir must hold {name}/{path.name}")
-        tables, where = {split: read_table(path) for split, path in paths.items()}, str(Path(data_dir) / name)
+        tables, source = {split: read_table(path) for split, path in paths.items()}, str(Path(data_dir) / name)
     train, test = (_checked(tables[split], row) for split in splits)
     columns = Columns(text=row.columns[0], text_pair=(*row.columns, None)[1], label="label")
     return Source(
-        name=name, tables={"train": train, "test": test}, columns=columns, where=where, labels=row.labels,
+        name=name, tables={"train": train, "test": test}, columns=columns, where=source, labels=row.labels,
         kind="classification" if row.labels else "regression", metric=row.metric, complete=len(train) >= row.size,
     )  # fmt: skip
 

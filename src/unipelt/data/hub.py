@@ -21,12 +21,12 @@ def load_hub(name: str, columns: dict[str, str | None]) -> Source:
             f"{name} has no split 'train' but {', '.join(tables)}; save the split that you want as a file and give that file"
         )
     chosen = choose_columns(tables["train"], **columns)  # type: ignore[arg-type]
-    found = {"train": tables["train"]}
+    used_tables = {"train": tables["train"]}
     for split in ("test", "validation"):
         labels = tables[split].columns.get(chosen.label or "", []) if split in tables else []
         if any(not is_missing(value) and value != -1 for value in labels):  # -1: withheld
-            found[split if "test" in found else "test"] = tables[split]
-    return Source(name=name.split("/")[-1], tables=found, columns=chosen, where=f"{name} on the hub")
+            used_tables[split if "test" in used_tables else "test"] = tables[split]
+    return Source(name=name.split("/")[-1], tables=used_tables, columns=chosen, where=f"{name} on the hub")
 
 
 def hub_tables(name: str, config: str | None, *, advice: str, only: Collection[str] | None = None) -> dict[str, Table]:

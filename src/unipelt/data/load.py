@@ -53,8 +53,8 @@ def find(
     }  # fmt: skip
 
     def refuse_all_but(allowed: Collection[str], because: str) -> None:
-        if given := [flag for flag, value in flags.items() if value is not None and flag not in allowed]:
-            raise DataError(f"{name} {because}; leave out {', '.join(given)}")
+        if refused_flags := [flag for flag, value in flags.items() if value is not None and flag not in allowed]:
+            raise DataError(f"{name} {because}; leave out {', '.join(refused_flags)}")
 
     from unipelt.data.glue import GLUE, load_glue
 
@@ -86,15 +86,15 @@ def _files(
     group: str | None,
     encoding: str | None,
 ) -> Source:
-    tables, where = {"train": read_table(path, encoding)}, str(path)
+    tables, source = {"train": read_table(path, encoding)}, str(path)
     chosen = choose_columns(tables["train"], **columns)  # type: ignore[arg-type]
-    for part, given in others.items():
-        if given is not None:
-            tables[part] = read_table(given, encoding)
+    for part, file in others.items():
+        if file is not None:
+            tables[part] = read_table(file, encoding)
             choose_columns(tables[part], text=chosen.text, text_pair=chosen.text_pair, label=chosen.label)
-            where += f", {part} {given}"
+            source += f", {part} {file}"
     if group is not None and group not in tables["train"].columns:
         raise DataError(
             f"{path} has no column {group!r} (--group-column); {did_you_mean(group, tables['train'].columns)}"
         )
-    return Source(name=path.stem, tables=tables, columns=chosen, where=where)
+    return Source(name=path.stem, tables=tables, columns=chosen, where=source)

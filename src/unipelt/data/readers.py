@@ -71,9 +71,9 @@ def read_jsonl(name: str, contents: bytes, encoding: str | None) -> Table:
     text, dialect = _decoded(name, contents, encoding)
     records: list[dict[str, Any]] = []
     lines = []
-    for line, one in enumerate(text.split("\n"), start=1):
-        if one.strip():
-            record = _json(f"{name}, line {line}", one)
+    for line, line_text in enumerate(text.split("\n"), start=1):
+        if line_text.strip():
+            record = _json(f"{name}, line {line}", line_text)
             if not isinstance(record, dict):
                 raise DataError(
                     f"{name}, line {line} is a JSON {type(record).__name__}, expected an object such as "
@@ -90,11 +90,11 @@ def read_json(name: str, contents: bytes, encoding: str | None) -> Table:
     data = _json(name, text)
     if isinstance(data, dict):
         lists = [value for value in data.values() if isinstance(value, list)]
-        if lists and all(isinstance(one, dict) for one in lists[0]) and len(lists) == 1:
+        if lists and all(isinstance(item, dict) for item in lists[0]) and len(lists) == 1:
             data = lists[0]
         elif lists and len(lists) == len(data) and len({len(value) for value in lists}) == 1:
             return Table(name=name, columns=data, dialect=dialect)
-    if not isinstance(data, list) or not all(isinstance(one, dict) for one in data) or not data:
+    if not isinstance(data, list) or not all(isinstance(item, dict) for item in data) or not data:
         raise DataError(
             f'{name}: expected a list of objects such as [{{"text": "…", "label": "…"}}, …]; write it so, or as CSV or JSONL'
         )
@@ -107,14 +107,14 @@ def read_parquet(name: str, contents: bytes, encoding: str | None) -> Table:
     import pyarrow.parquet
 
     try:
-        found = pyarrow.parquet.read_table(pyarrow.BufferReader(contents))
-        names = [str(one) for one in found.column_names]
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(contents))
+        names = [str(column_name) for column_name in table.column_names]
         values = [
             column.cast(pyarrow.string()) if pyarrow.types.is_temporal(column.type) else column
-            for column in found.columns
+            for column in table.columns
         ]
-        columns = {one: value.to_pylist() for one, value in zip(names, values)}
-        classes = _declared_classes(found.schema.metadata or {}, columns)
+        columns = {column_name: value.to_pylist() for column_name, value in zip(names, values)}
+        classes = _declared_classes(table.schema.metadata or {}, columns)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{name} is no readable Parquet file: {_first_line(error)}; write it again or as CSV"
@@ -138,13 +138,13 @@ def read_excel(name: str, contents: bytes, encoding: str | None) -> Table:
         rows.pop()
     if not rows:
         raise DataError(f"{name}: sheet {sheet!r}, the first, is empty; expected a header and examples")
-    header = ["" if is_missing(one) else str(one).strip() for one in rows[0]]
-    used = [i for i, one in enumerate(header) if one or not all(is_missing(row[i]) for row in rows[1:])]
+    header = ["" if is_missing(cell) else str(cell).strip() for cell in rows[0]]
+    used = [i for i, column in enumerate(header) if column or not all(is_missing(row[i]) for row in rows[1:])]
     _refuse_repeated(name, [header[i] for i in used])
-    others = f"{name}: read from sheet {sheet!r}, the first of {len(sheets)}; move your table there if it is another."
+    note = f"{name}: read from sheet {sheet!r}, the first of {len(sheets)}; move your table there if it is another."
     return Table(
         name=name, columns={header[i]: [row[i] for row in rows[1:]] for i in used}, lines=range(2, len(rows) + 1),
-        notes=(others,) * (len(sheets) > 1),
+        notes=(note,) * (len(sheets) > 1),
     )  # fmt: skip
 
 
@@ -153,9 +153,9 @@ def read_conll(name: str, contents: bytes, encoding: str | None) -> Table:
     text, dialect = _decoded(name, contents, encoding)
     sentences: list[list[list[str]]] = [[]]
     lines: list[int] = []
-    for line, one in enumerate(text.splitlines(), start=1):
-        fields = one.split("\t") if "\t" in one else one.split()
-        if not one.strip() or fields[0] == "-DOCSTART-":
+    for line, line_text in enumerate(text.splitlines(), start=1):
+        fields = line_text.split("\t") if "\t" in line_text else line_text.split()
+        if not line_text.strip() or fields[0] == "-DOCSTART-":
             if sentences[-1]:
                 sentences.append([])
             continue
@@ -164,10 +164,10 @@ def read_conll(name: str, contents: bytes, encoding: str | None) -> Table:
             raise DataError(f"{name}, line {line} has {len(fields)} fields, expected {expected}: a word … and its tag")
         lines += [line] * (not sentences[-1])
         sentences[-1].append(fields)
-    found = [sentence for sentence in sentences if sentence]
-    columns: dict[str, list] = {"tokens": [[fields[0] for fields in sentence] for sentence in found]}
-    if found and len(found[0][0]) > 1:
-        columns["tags"] = [[fields[-1] for fields in sentence] for sentence in found]
+    nonempty = [sentence for sentence in sentences if sentence]
+    columns: dict[str, list] = {"tokens": [[fields[0] for fields in sentence] for sentence in nonempty]}
+    if nonempty and len(nonempty[0][0]) > 1:
+        columns["tags"] = [[fields[-1] for fields in sentence] for sentence in nonempty]
     return Table(name=name, columns=columns, lines=lines, dialect=dialect)
 
 
@@ -205,9 +205,9 @@ def _delimited(name: str, text: str, dialect: Dialect, quoting: Any) -> Table:
         raise DataError(
             f"{name}, line {start}: {error}; close every double quote, and double those inside a field"
         ) from error
-    header = [one.strip() for one in rows[0]]
+    header = [cell.strip() for cell in rows[0]]
     _refuse_repeated(name, header)
-    columns = {one: [row[number] for row in rows[1:]] for number, one in enumerate(header)}
+    columns = {column: [row[number] for row in rows[1:]] for number, column in enumerate(header)}
     return Table(name=name, columns=columns, lines=lines[1:], dialect=dialect)
 
 
@@ -216,31 +216,31 @@ def _first_line(error: Exception) -> str:
 
 
 def _columns(name: str, records: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(one for record in records for one in record)
+    names = dict.fromkeys(column for record in records for column in record)
     if not names:
         raise DataError(f"{name} has objects without any field; expected at least a text")
-    return {one: [record.get(one) for record in records] for one in names}
+    return {column: [record.get(column) for record in records] for column in names}
 
 
-def _json(where: str, text: str) -> Any:
+def _json(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
         line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) and error.lineno > 1 else ""
-        raise DataError(f'{where}{line} is not JSON: {reason}; expected an object such as {{"text": "…"}}') from error
+        raise DataError(f'{name}{line} is not JSON: {reason}; expected an object such as {{"text": "…"}}') from error
 
 
 def _refuse_repeated(name: str, header: Sequence[str]) -> None:
-    if repeated := [one for one, count in Counter(header).items() if count > 1]:
+    if repeated := [column for column, count in Counter(header).items() if count > 1]:
         raise DataError(f"{name}: column {repeated[0][:40]!r} occurs twice in the header; give each its own name")
 
 
 def _decoded(name: str, contents: bytes, encoding: str | None) -> tuple[str, Dialect]:
     """The text of a file, and how it was encoded. Raises DataError that says how to read it instead."""
-    for start, what in BINARY.items():
+    for start, kind in BINARY.items():
         if contents.startswith(start):
-            raise DataError(f"{name} begins like {what}, not like text; give the file the suffix of its format")
+            raise DataError(f"{name} begins like {kind}, not like text; give the file the suffix of its format")
     mark = next((mark for mark in MARKS if contents.startswith(mark)), b"")
     named = MARKS.get(mark) or encoding or "utf-8"
     body = contents[len(mark) :]
@@ -274,10 +274,10 @@ def _declared_classes(metadata: Mapping[bytes, bytes], columns: Collection[str])
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-    found: dict[str, tuple[str, ...]] = {}
+    classes: dict[str, tuple[str, ...]] = {}
     for name, feature in features:
         inner = feature.get("feature", feature) if isinstance(feature, dict) else None  # a list of class labels
         names = inner.get("names") if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" else None
-        if name in columns and isinstance(names, list) and all(isinstance(one, str) for one in names):
-            found |= {name: tuple(names)} if len(set(names)) == len(names) else {}
-    return found
+        if name in columns and isinstance(names, list) and all(isinstance(item, str) for item in names):
+            classes |= {name: tuple(names)} if len(set(names)) == len(names) else {}
+    return classes

@@ -90,8 +90,8 @@ def split(
         )
     groups, fixed = ordered(pool, seed, pool.targets if dataset.classes else None, stratify)
     if train_rows == "all":
-        wanted = max(min_validation, min(validation_rows, len(pool) // 10)) if min_validation else 0
-        taken, rest = last_of(groups, wanted, fixed) if wanted else ([index for group in groups for index in group], [])
+        needed = max(min_validation, min(validation_rows, len(pool) // 10)) if min_validation else 0
+        taken, rest = last_of(groups, needed, fixed) if needed else ([index for group in groups for index in group], [])
     else:
         taken, rest = first_of(groups, count)
     validation = dataset.validation
@@ -108,10 +108,10 @@ def split(
             notes.append(f"{len(validation)} training examples of {name} are kept for validation.")
         elif len(validation) < validation_rows:
             notes.append(f"{len(validation)} examples validate instead of {validation_rows}: {name} has no more.")
-    for part, what in ((validation, "validation"), (test, "test")):
+    for part, kind in ((validation, "validation"), (test, "test")):
         if part is not None and len(part) < MIN_EXAMPLES and not (folds and part is test):
             plural = "s" * (len(part) > 1)
-            notes.append(f"{name} has {len(part)} {what} example{plural}: one example moves a metric by over a tenth.")
+            notes.append(f"{name} has {len(part)} {kind} example{plural}: one example moves a metric by over a tenth.")
     notes += _overlaps(name, train, validation, test)
     return Splits(train=train, validation=validation, test=test, notes=tuple(notes))
 
@@ -176,11 +176,11 @@ def ordered(
     (i + u) / n of the way, where u in (0, 1) is drawn for each class (systematic sampling), so that each beginning of the order
     has each class's share of it; the first group of every class must train.
     """
-    found: dict[str, list[int]] = {}
+    indices_by_name: dict[str, list[int]] = {}
     names = examples.groups or examples.keys
     for index in shuffled(len(examples), seed):
-        found.setdefault(names[index], []).append(index)
-    groups = list(found.values())
+        indices_by_name.setdefault(names[index], []).append(index)
+    groups = list(indices_by_name.values())
     if classes is None:
         return groups, 1
     owner = [
@@ -252,7 +252,7 @@ def _check_sample(dataset: Dataset, train: Examples, seed: int, everything: bool
 def _overlaps(name: str, train: Examples, validation: Examples, test: Examples | None) -> list[str]:
     """Notes on examples of one set whose text or group another set has; possible only if the user gave the sets as files."""
     notes = []
-    for part, what, other, whose in (
+    for part, kind, other, whose in (
         (train, "training", test, "test"), (validation, "validation", train, "training"), (validation, "validation", test, "test"),
     ):  # fmt: skip
         if other is None:
@@ -260,11 +260,11 @@ def _overlaps(name: str, train: Examples, validation: Examples, test: Examples |
         texts, groups = {*other.keys}, {*(other.groups or ())}
         repeated = sum(key in texts for key in part.keys)
         if repeated:
-            notes.append(f"{repeated} {what} examples repeat a {whose} text of {name}; they stay as they are.")
+            notes.append(f"{repeated} {kind} examples repeat a {whose} text of {name}; they stay as they are.")
         shared = sum(group in groups for group in part.groups or ())
         if shared:
             notes.append(
-                f"{shared} {what} examples are of a group that has {whose} examples of {name}; they stay as they are."
+                f"{shared} {kind} examples are of a group that has {whose} examples of {name}; they stay as they are."
             )
     return notes
 
@@ -287,16 +287,16 @@ def summarise(splits: Splits) -> dict[str, Any]:
         "shared": {
             name: sum(key in train for key in part.keys) for name, part in splits.parts.items() if name != "train"
         },
-        "contradictory": sum(len(found) > 1 for found in targets.values()),
+        "contradictory": sum(len(values) > 1 for values in targets.values()),
     }
 
 
 def class_counts(examples: Examples) -> dict[str, int]:
     """Examples by the index of their class, or of each of their classes; nothing for other targets. JSON has texts as keys."""
-    found: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for target in examples.targets or []:
         if isinstance(target, int):
-            found[target] += 1
-        elif isinstance(target, list) and all(isinstance(one, int) for one in target):
-            found.update(dict(enumerate(target)))
-    return {str(index): count for index, count in sorted(found.items())}
+            counts[target] += 1
+        elif isinstance(target, list) and all(isinstance(value, int) for value in target):
+            counts.update(dict(enumerate(target)))
+    return {str(index): count for index, count in sorted(counts.items())}

@@ -12,7 +12,7 @@ from unipelt.errors import DataError, did_you_mean
 
 LISTED = 10  # columns or examples that a message names
 TRANSLATION = "translation"  # a column of wmt16 and other data sets of the hub
-WHOLE = re.compile(r"[+-]?\d+\.0+")
+WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Table:
         if not cells or not all(isinstance(cell, dict) for cell in cells):
             return self
         languages = dict.fromkeys(language for cell in cells for language in cell)
-        texts = {f"{TRANSLATION}.{one}": [cell.get(one) for cell in cells] for one in languages}
+        texts = {f"{TRANSLATION}.{language}": [cell.get(language) for cell in cells] for language in languages}
         return replace(self, columns={name: rows for name, rows in self.columns.items() if name != TRANSLATION} | texts)
 
     def example(self, index: int) -> str:
@@ -61,11 +61,11 @@ class Table:
 
         Raises DataError where values are missing and skip_empty is False, or where no example is complete.
         """
-        kept = range(len(self))
+        indices = range(len(self))
         for column in filter(None, columns):
             declared = bool(self.classes.get(column))
             values = self.columns[column]
-            gaps = {i for i in kept if is_missing(values[i]) or (declared and values[i] == -1)}  # -1: label withheld
+            gaps = {i for i in indices if is_missing(values[i]) or (declared and values[i] == -1)}  # -1: label withheld
             if gaps and not skip_empty:
                 first, *more = sorted(gaps)
                 shown = ", ".join(str(index + 1) for index in more[:LISTED]) + ", …" * (len(more) > LISTED)
@@ -74,10 +74,10 @@ class Table:
                 raise DataError(
                     f"{self.example(first)}: no value in column {column!r}{others}; {remedy}, or add --skip-empty"
                 )
-            kept = [i for i in kept if i not in gaps]  # type: ignore[assignment]
-        if len(self) and not kept:
+            indices = [i for i in indices if i not in gaps]  # type: ignore[assignment]
+        if len(self) and not indices:
             raise DataError(f"{self.name}: no example has a value in every column that is needed; fill them in")
-        return list(kept)
+        return list(indices)
 
     def texts(self, column: str, indices: Iterable[int]) -> list[str]:
         """Cells as texts; a number is its digits, as it is in a CSV file. Raises DataError for any other cell."""
@@ -90,36 +90,36 @@ class Table:
 
     def lists(self, column: str, indices: Iterable[int]) -> list[list[str]]:
         """Cells that are lists, as lists of names: words, or tags. Raises DataError for any other cell."""
-        found = []
+        rows = []
         for index in indices:
             cell, declared = self.columns[column][index], self.classes.get(column, ())
             if not isinstance(cell, list):
                 raise self._other_cell(index, column, "a list")
-            found.append([class_name(declared_name(one, declared, self.example(index), column)) for one in cell])
-        return found
+            rows.append([class_name(declared_name(item, declared, self.example(index), column)) for item in cell])
+        return rows
 
     def names(self, column: str, indices: Iterable[int]) -> list[str]:
         """Cells as class names: declared names where the file has them. Raises DataError for cells that are neither name nor number."""
         values, declared = self.columns[column], self.classes.get(column, ())
-        found = []
+        names = []
         for index in indices:
             value = values[index]
             if not isinstance(value, str | int | float | Decimal):
                 raise self._other_cell(index, column, "a name or a number")
             self._refuse_incomplete_character(index, column)
-            found.append(class_name(declared_name(value, declared, self.example(index), column)))
-        return found
+            names.append(class_name(declared_name(value, declared, self.example(index), column)))
+        return names
 
     def numbers(self, column: str, indices: Iterable[int], largest: float) -> list[float]:
         """Cells as finite numbers of at most `largest` in size. Raises DataError for any other cell."""
-        found = []
+        numbers = []
         for index in indices:
             value = as_number(self.columns[column][index])
             if value is None or not abs(value) <= largest:
                 finite = f"at most {largest:g} in size" if value and math.isfinite(value) else "a finite number"
                 raise self._other_cell(index, column, "a number for a regression" if value is None else finite)
-            found.append(value)
-        return found
+            numbers.append(value)
+        return numbers
 
     def label_index(self, labels: Sequence[str], name: str, index: int, column: str) -> int:
         """The index of a class name that an example has. Raises DataError for a name that training did not have."""
@@ -143,22 +143,22 @@ class Table:
             ) from None
 
 
-def declared_name(value: Any, declared: Sequence[str], where: str, column: str) -> Any:
+def declared_name(value: Any, declared: Sequence[str], source: str, column: str) -> Any:
     """The name that a file declares for an integer; any other value as it is."""
     if not declared or not isinstance(value, int) or isinstance(value, bool):
         return value
     if not 0 <= value < len(declared):
-        raise DataError(f"{where}: label {value} in column {column!r}, expected 0 to {len(declared) - 1}")
+        raise DataError(f"{source}: label {value} in column {column!r}, expected 0 to {len(declared) - 1}")
     return declared[value]
 
 
 def in_order(names: Iterable[str], declared: Sequence[str] = ()) -> tuple[str, ...]:
     """The names that occur: in the file's declared order, whole numbers by size, other names by alphabet."""
-    found = set(names)
-    if found <= set(declared):
-        return tuple(name for name in declared if name in found)
-    whole = all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in found)
-    return tuple(sorted(found, key=lambda name: (int(name), name) if whole else (0, name)))
+    unique = set(names)
+    if unique <= set(declared):
+        return tuple(name for name in declared if name in unique)
+    numeric = all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in unique)
+    return tuple(sorted(unique, key=lambda name: (int(name), name) if numeric else (0, name)))
 
 
 def class_name(value: Any) -> str:
@@ -166,7 +166,7 @@ def class_name(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     name = str(value).strip()
-    return name.split(".")[0] if WHOLE.fullmatch(name) else name
+    return name.split(".")[0] if WHOLE_NUMBER.fullmatch(name) else name
 
 
 def as_number(value: Any) -> float | None:

@@ -30,9 +30,9 @@ class Dora(nn.Module):
     ) -> Float[Tensor, "batch *seq outputs"]:
         """y: x Wᵀ + bias, if it is already known."""
         weight, bias = self.frozen()
-        own = F.linear(x, weight.to(x.dtype)) if y is None else y if bias is None else y - bias.to(y.dtype)
-        c = per_row(self.magnitude / self.norms(), own, route)
-        return (c - 1) * own + c * self.scale * self.up(self.down(x, route), route)
+        base_output = F.linear(x, weight.to(x.dtype)) if y is None else y if bias is None else y - bias.to(y.dtype)
+        c = per_row(self.magnitude / self.norms(), base_output, route)
+        return (c - 1) * base_output + c * self.scale * self.up(self.down(x, route), route)
 
     @torch.no_grad()
     def norms(self) -> Float[Tensor, "run outputs"]:

@@ -42,8 +42,8 @@ class PrefixTable(nn.Module):
     def norm(self, x: Float[Tensor, "rows seq d"], layer: int, route: Route) -> Float[Tensor, "rows seq d"]:
         """LN(x) of one layer"""
         assert self.norm_weight is not None and self.norm_bias is not None
-        own = self.norm_weight[:, layer], self.norm_bias[:, layer]
-        return scale_and_shift(F.layer_norm(x, x.shape[-1:]), *own, route)
+        weight_and_bias = self.norm_weight[:, layer], self.norm_bias[:, layer]
+        return scale_and_shift(F.layer_norm(x, x.shape[-1:]), *weight_and_bias, route)
 
     def forward(self, layer: int, route: Route, batch: int) -> PrefixKeyValue:
         key, value = (route.pick(p[:, layer], batch) for p in (self.key, self.value))
@@ -202,24 +202,24 @@ def prefix_products(
     of `prefix_attention` applies to the prefix too. Without dropout P_k and P_v are padded with positions that no query attends to:
     rows of whole cache lines are computed faster. Under a causal mask the first half of the queries is computed without later keys.
     """
-    (queries, own, batch), vector = (q.shape[-2], k.shape[-2], len(k)), CACHE_LINE // q.element_size()
+    (queries, tokens, batch), vector = (q.shape[-2], k.shape[-2], len(k)), CACHE_LINE // q.element_size()
     length = prefix_k.shape[-2]
-    padding = 0 if dropout else -(length + own) % vector
-    columns, spans = length + padding, [(0, queries, own)]
+    padding = 0 if dropout else -(length + tokens) % vector
+    columns, spans = length + padding, [(0, queries, tokens)]
     prefix_k, prefix_v = (F.pad(p, (0, 0, 0, padding)).expand(batch, -1, -1, -1) for p in (prefix_k, prefix_v))
     keys, prefix_v = torch.cat([prefix_k, k], dim=-2) * scaling, as_wide(prefix_v, v)
     if mask is not None:
-        half = own - own // 2 // vector * vector
-        if mask.shape[-2] == queries == own and no_query_sees(mask[..., :half, half:]):
-            spans = [(0, half, half), (half, queries, own)]
+        half = tokens - tokens // 2 // vector * vector
+        if mask.shape[-2] == queries == tokens and no_query_sees(mask[..., :half, half:]):
+            spans = [(0, half, half), (half, queries, tokens)]
         mask = pad_mask(mask, columns, q.dtype)
         mask[..., length:columns] = -torch.inf
     parts = []
     for start, stop, last in spans:
-        own_gate = None if gate is None else gate[:, None, start:stop]  # batch 1 query 1
-        seen = None if mask is None else mask[..., start:stop, : columns + last]
-        given = q[:, :, start:stop], keys[:, :, : columns + last], prefix_v, v[:, :, :last]
-        parts.append(_product_attention(*given, length, own_gate, seen, dropout))
+        span_gate = None if gate is None else gate[:, None, start:stop]  # batch 1 query 1
+        span_mask = None if mask is None else mask[..., start:stop, : columns + last]
+        span_inputs = q[:, :, start:stop], keys[:, :, : columns + last], prefix_v, v[:, :, :last]
+        parts.append(_product_attention(*span_inputs, length, span_gate, span_mask, dropout))
     return torch.cat(parts, dim=1) if parts[1:] else parts[0], None
 
 
@@ -249,8 +249,8 @@ def _product_attention(
         shares = torch.cat([shares[..., :columns] * gate, shares[..., columns:]], dim=-1)
     shares = shares.flatten(2, 3)
     if dropout:
-        to_prefix, to_own = shares.tensor_split([columns], dim=-1)
-        output = (F.dropout(to_own, dropout) @ v).flatten(0, 1)
+        to_prefix, to_tokens = shares.tensor_split([columns], dim=-1)
+        output = (F.dropout(to_tokens, dropout) @ v).flatten(0, 1)
         output.baddbmm_(to_prefix.flatten(0, 1), prefix_v.flatten(0, 1))
     else:
         output = shares @ torch.cat([prefix_v, v], dim=-2)

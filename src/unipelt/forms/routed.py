@@ -130,7 +130,9 @@ class JointLinears:
         if torch.compiler.is_compiling():
             return
         weight = torch.cat([linear.weight for linear in self.linears], dim=1)
-        biases = [x.new_zeros(one.weight.shape[:2]) if one.bias is None else one.bias for one in self.linears]
+        biases = [
+            x.new_zeros(linear.weight.shape[:2]) if linear.bias is None else linear.bias for linear in self.linears
+        ]
         y = _routed(x, weight.to(x.dtype), torch.cat(biases, dim=1).to(x.dtype), route)
         outputs = y.split([linear.weight.shape[1] for linear in self.linears], dim=-1)
         self.known[get_ident()] = x, dict(zip(self.linears, outputs, strict=True))

@@ -19,23 +19,23 @@ PREFIX = "added."
 
 def token_rows(model: PreTrainedModel) -> dict[str, Shaped[Tensor, "token ..."]]:
     """Views of what has one row for each token, by name; empty for a base without token embeddings."""
-    entry = embedding_module(model, "input")
-    if not isinstance(entry, nn.Embedding):
+    embeddings = embedding_module(model, "input")
+    if not isinstance(embeddings, nn.Embedding):
         return {}
-    found, out = {"input": entry.weight}, embedding_module(model, "output")
-    size = len(entry.weight)
-    weight, bias, last = (
-        getattr(out, "weight", None),
-        getattr(out, "bias", None),
+    rows, output = {"input": embeddings.weight}, embedding_module(model, "output")
+    size = len(embeddings.weight)
+    weight, bias, logits_bias = (
+        getattr(output, "weight", None),
+        getattr(output, "bias", None),
         getattr(model, "final_logits_bias", None),
     )
-    if isinstance(weight, Tensor) and weight is not entry.weight and len(weight) == size:
-        found["output"] = weight
+    if isinstance(weight, Tensor) and weight is not embeddings.weight and len(weight) == size:
+        rows["output"] = weight
     if isinstance(bias, Tensor) and len(bias) == size:
-        found["output_bias"] = bias
-    if isinstance(last, Tensor) and last.shape == (1, size):  # BART
-        found["logits_bias"] = last.T
-    return found
+        rows["output_bias"] = bias
+    if isinstance(logits_bias, Tensor) and logits_bias.shape == (1, size):  # BART
+        rows["logits_bias"] = logits_bias.T
+    return rows
 
 
 def own_rows(model: PreTrainedModel, tokens: int) -> dict[int, Tensor]:
@@ -43,9 +43,9 @@ def own_rows(model: PreTrainedModel, tokens: int) -> dict[int, Tensor]:
     if not tokens:
         return {}
     rows = token_rows(model)
-    last = rows.pop("logits_bias", None)
-    own = {id(value): value[:tokens] for value in rows.values()}
-    return own if last is None else own | {id(model.final_logits_bias): last[:tokens]}
+    logits_bias = rows.pop("logits_bias", None)
+    base_rows = {id(value): value[:tokens] for value in rows.values()}
+    return base_rows if logits_bias is None else base_rows | {id(model.final_logits_bias): logits_bias[:tokens]}
 
 
 def added_rows(model: PreTrainedModel, tokens: int) -> dict[str, Tensor]:
@@ -63,15 +63,15 @@ def take_added(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def misfit(model: PreTrainedModel, tokens: int, added: dict[str, Tensor]) -> str | None:
     """Why saved rows do not belong behind so many tokens of a base, in a few words; None: they do."""
-    own = {PREFIX + name: rows for name, rows in token_rows(model).items()}
-    if own.keys() != added.keys():
-        return f"rows of added tokens for {sorted(added)}; this base has {sorted(own) or 'no token embeddings'}"
-    if not 0 < tokens <= len(own[PREFIX + "input"]):
-        return f"added tokens behind {tokens} own ones; this base has {len(own[PREFIX + 'input'])}"
+    base = {PREFIX + name: rows for name, rows in token_rows(model).items()}
+    if base.keys() != added.keys():
+        return f"rows of added tokens for {sorted(added)}; this base has {sorted(base) or 'no token embeddings'}"
+    if not 0 < tokens <= len(base[PREFIX + "input"]):
+        return f"added tokens behind {tokens} own ones; this base has {len(base[PREFIX + 'input'])}"
     count = len(added[PREFIX + "input"]) if added[PREFIX + "input"].dim() else 0
     for name, rows in added.items():
-        if rows.shape != (count, *own[name].shape[1:]) or not rows.is_floating_point() or not rows.isfinite().all():
-            return f"{name!r} is {tuple(rows.shape)} of {rows.dtype}, expected {(count, *own[name].shape[1:])}, finite"
+        if rows.shape != (count, *base[name].shape[1:]) or not rows.is_floating_point() or not rows.isfinite().all():
+            return f"{name!r} is {tuple(rows.shape)} of {rows.dtype}, expected {(count, *base[name].shape[1:])}, finite"
     return None
 
 
@@ -82,12 +82,12 @@ def put_added(model: PreTrainedModel, tokens: int, added: dict[str, Tensor]) -> 
     Returns what `put_back` needs.
     """
     before, end = len(token_rows(model)["input"]), tokens + len(added[PREFIX + "input"])
-    kept = {name: rows[tokens:end].clone() for name, rows in token_rows(model).items()}
+    old_rows = {name: rows[tokens:end].clone() for name, rows in token_rows(model).items()}
     if before < end:
         model.resize_token_embeddings(end, mean_resizing=False)
     for name, rows in token_rows(model).items():
         rows[tokens:end] = added[PREFIX + name].to(rows)
-    return {"size": before, "from": tokens, "rows": kept}
+    return {"size": before, "from": tokens, "rows": old_rows}
 
 
 @torch.no_grad()
@@ -101,9 +101,9 @@ def put_back(model: PreTrainedModel, before: dict[str, Any]) -> None:
 
 def read_added(model: PreTrainedModel, state: dict[str, Tensor], *_: Any) -> None:
     """Pre-hook of `load_state_dict`: a Trainer that resumes gets the rows of added tokens back too."""
-    given = {name: state.pop(f"{NAME}.{name}") for name in [*_saved(model)] if f"{NAME}.{name}" in state}
+    added = {name: state.pop(f"{NAME}.{name}") for name in [*_saved(model)] if f"{NAME}.{name}" in state}
     with torch.no_grad():
-        for name, rows in given.items():
+        for name, rows in added.items():
             _saved(model)[name][-rows.shape[1] :] = rows[0].to(_saved(model)[name])
 
 

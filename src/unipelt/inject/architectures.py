@@ -87,7 +87,7 @@ DEFAULTS: dict[Kind, dict[str, Any]] = {
 
 
 def entries_to_json(entries: tuple[Stack, ...]) -> list[dict[str, Any]]:
-    """Rows as JSON, without what is as by default."""
+    """The entries as JSON, without fields that have their default value."""
     return [_short(Stack, asdict(entry)) for entry in entries]
 
 
@@ -116,16 +116,16 @@ def _read(kind: Kind, values: Any) -> Any:
     return kind(**{name: _value(hints[name], value, f"{kind.__name__}.{name}") for name, value in values.items()})
 
 
-def _value(hint: Any, value: Any, what: str) -> Any:
+def _value(hint: Any, value: Any, field_name: str) -> Any:
     """A value of JSON as a field of this type."""
     for kind in get_args(hint) if isinstance(hint, UnionType) else (hint,):
         if kind is Attention and value is not None:
             return _read(Attention, value)
         if get_origin(kind) is tuple and isinstance(value, list):
-            return tuple(_value(get_args(kind)[0], one, what) for one in value)
+            return tuple(_value(get_args(kind)[0], item, field_name) for item in value)
         if type(value) is kind:
             return value
-    raise ValueError(f"stacks: {what}={value!r} is not of its kind")
+    raise ValueError(f"stacks: {field_name}={value!r} is not of its kind")
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def _census() -> tuple[str, dict[str, Known]]:
     known: dict[str, Known] = {}
     for name, item in data["types"].items():
         entries = item.get("entries", [])
-        found = known[entries].entries if isinstance(entries, str) else entries_from_json(entries) if entries else ()
-        known[name] = Known(found, item.get("flags"), item.get("refuses", {}), item.get("why", ""))
+        stacks = known[entries].entries if isinstance(entries, str) else entries_from_json(entries) if entries else ()
+        known[name] = Known(stacks, item.get("flags"), item.get("refuses", {}), item.get("why", ""))
     return data["transformers"], known
 
 
@@ -183,5 +183,5 @@ def other_switch(config: Any) -> str | None:
     known = CENSUS.get(config.model_type)
     if known is None or known.flags is None or config.model_type not in ARCHITECTURES:
         return None
-    now, before = USUAL | flags_of(config), USUAL | known.flags
-    return next((f"{name}={now[name]!r}" for name, was in before.items() if now.get(name, was) != was), None)
+    flags, expected = USUAL | flags_of(config), USUAL | known.flags
+    return next((f"{name}={flags[name]!r}" for name, was in expected.items() if flags.get(name, was) != was), None)

@@ -60,7 +60,7 @@ def attach(
     Raises SpecError for a misspelt preset or option. Raises SiteError if the base lacks what a change needs, if nothing would
     train, or if weights are not in memory. The base is unchanged after an error.
     """
-    mixtures, runs_each, seeds = _given(mixture, runs, seeds)
+    mixtures, runs_each, seeds = _as_lists(mixture, runs, seeds)
     for name, value, known in (("head", head, POLICIES), ("pooling", pooling, POOLINGS)):
         if value not in known:
             raise SpecError(f"{name}={value!r}: {did_you_mean(value, known)}")
@@ -82,11 +82,11 @@ def attach_checked(
     say_which_layers_attend(base.config.model_type, stacks)
     states = []
     for number, (mixture, runs) in enumerate(zip(mixtures, runs_each)):
-        tuned = build(mixture, runs, number, base, options=options, fresh_head=fresh_head, head_modules=head_modules)
-        train_head(tuned, head)
-        if refuse_untrained and not any(p.requires_grad for p in tuned.parameters()):
-            _refuse_untrained(model, mixture, head, bool(tuned.head_modules))
-        states.append(tuned)
+        attached = build(mixture, runs, number, base, options=options, fresh_head=fresh_head, head_modules=head_modules)
+        train_head(attached, head)
+        if refuse_untrained and not any(p.requires_grad for p in attached.parameters()):
+            _refuse_untrained(model, mixture, head, bool(attached.head_modules))
+        states.append(attached)
     state: AttachedState = states[0] if len(states) == 1 else AttachedState(states)
     state.depth = max(stack.layers[-1].index + 1 for stack in stacks)
     _cast(state, model)
@@ -171,9 +171,9 @@ def reset_dynamo() -> None:
         torch._dynamo.reset()
 
 
-def _given(mixture: Any, runs: Any, seeds: Any) -> tuple[list[spec.Mixture], list[int], list[int]]:
+def _as_lists(mixture: Any, runs: Any, seeds: Any) -> tuple[list[spec.Mixture], list[int], list[int]]:
     """The mixtures, the number of runs of each, and one seed per run."""
-    mixtures = [spec.mixture(one) for one in (mixture if isinstance(mixture, list | tuple) else [mixture])]
+    mixtures = [spec.mixture(item) for item in (mixture if isinstance(mixture, list | tuple) else [mixture])]
     runs_each = list(runs) if isinstance(runs, list | tuple) else [runs] * len(mixtures)
     if not mixtures:
         raise SpecError("got an empty list; expected a mixture, or a list of at least one, such as ['lora', 'adapter']")
@@ -249,6 +249,6 @@ def _to_devices(state: AttachedState, model: PreTrainedModel) -> None:
         for module in (change.weight, None if isinstance(change, BoundPrefix) else change.form):
             if target is not None and isinstance(module, nn.Module):
                 module.to(target.device)
-    for tuned in state.mixtures:
-        for path, module in tuned.head_modules.items():
+    for attached in state.mixtures:
+        for path, module in attached.head_modules.items():
             module.to(next(model.get_submodule(path).parameters()).device)

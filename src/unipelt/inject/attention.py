@@ -126,7 +126,7 @@ def attend_with_prefixes(
 
     return apply_prefixes(
         calls, plain, query, key, value, attention_mask, bias, dropout, scaling=scaling, softcap=kwargs.get("softcap"),
-        products=name == "sdpa" and all(one is None for one in (bias, kwargs.get("softcap"), kwargs.get("cache"))),
+        products=name == "sdpa" and all(item is None for item in (bias, kwargs.get("softcap"), kwargs.get("cache"))),
     )  # fmt: skip
 
 
@@ -144,44 +144,45 @@ def apply_prefixes(
         prefixes = [prefix.to(q.dtype) for prefix in prefixes]
         _check_head_shapes(prefixes, k, v)
         for prefix in prefixes:
-            own: Any = {"prefix_k": prefix.key, "prefix_v": prefix.value}
+            keywords: Any = {"prefix_k": prefix.key, "prefix_v": prefix.value}
             if prefix.function != "softmax":
                 continue
             if products and attend is plain and (prefix.weight is not None or _slow_when_fused(q, k)):
-                attend = partial(prefix_products, gate=prefix.weight, scaling=scaling, **own)
+                attend = partial(prefix_products, gate=prefix.weight, scaling=scaling, **keywords)
             elif prefix.weight is None:
-                attend = partial(prefix_attention, attend, **own)
+                attend = partial(prefix_attention, attend, **keywords)
             else:
-                own |= {"gate": prefix.weight, "scaling": scaling, "softcap": softcap}
-                attend = partial(gated_prefix_attention, attend, **own)
+                keywords |= {"gate": prefix.weight, "scaling": scaling, "softcap": softcap}
+                attend = partial(gated_prefix_attention, attend, **keywords)
         output, weights = attend(q, k, v, mask, bias, dropout)
         for prefix in prefixes:
             if prefix.function == "relu":
-                read = q if prefix.query is None else prefix.query
-                delta = multi_head_parallel(read, prefix.key, prefix.value)
+                queries = q if prefix.query is None else prefix.query
+                delta = multi_head_parallel(queries, prefix.key, prefix.value)
                 output = output + (delta if prefix.weight is None else delta * prefix.weight[:, :, None])
         return output, weights
 
-    given = query, key, value, mask, bias
+    arguments = query, key, value, mask, bias
     if calls[0][0] is None:
-        return changed(calls[0][1], *given)
-    rows = [mine for mine, _ in calls]
+        return changed(calls[0][1], *arguments)
+    rows = [mixture_rows for mixture_rows, _ in calls]
     parts = [
-        changed(prefixes, *(t if t is None or t.shape[0] == 1 else t[mine] for t in given))[0]
-        for mine, prefixes in calls
+        changed(prefixes, *(t if t is None or t.shape[0] == 1 else t[mixture_rows] for t in arguments))[0]
+        for mixture_rows, prefixes in calls
     ]
     return in_batch_order(rows, parts), None
 
 
 def _check_head_shapes(prefixes: list[PrefixCall], key: Tensor, value: Tensor) -> None:
     """Raise SiteError where prefixes were made for other keys and values than the attention has: its entry is wrong."""
-    own = (key.shape[1], key.shape[-1], value.shape[-1])
+    shape = (key.shape[1], key.shape[-1], value.shape[-1])
     for prefix in prefixes:
-        made = (prefix.key.shape[1], prefix.key.shape[-1], prefix.value.shape[-1])
-        if made != own:
+        prefix_shape = (prefix.key.shape[1], prefix.key.shape[-1], prefix.value.shape[-1])
+        if prefix_shape != shape:
             raise SiteError(
-                f"an attention block has {own[0]} heads of keys and values, of widths {own[1]} and {own[2]}; its entry "
-                f"in stacks= gives {made[0]}, {made[1]} and {made[2]}: name them, Attention(…, shape=({own[0]}, {own[1]}, {own[2]})), "
+                f"an attention block has {shape[0]} heads of keys and values, of widths {shape[1]} and {shape[2]}; its "
+                f"entry in stacks= gives {prefix_shape[0]}, {prefix_shape[1]} and {prefix_shape[2]}: name them, "
+                f"Attention(…, shape=({shape[0]}, {shape[1]}, {shape[2]})), "
                 "or leave stacks= out, and the entry is found"
             )
 
@@ -202,8 +203,8 @@ def causal_mask(query: Tensor, key: Tensor, name: str) -> Shaped[Tensor, "1 1 qu
 
 def eager_of(module: nn.Module) -> Callable:
     """`eager_attention_forward` of the module's own modelling file, or else SDPA."""
-    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return own or ALL_ATTENTION_FUNCTIONS["sdpa"]
+    function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return function or ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
 def configs_of(model: nn.Module) -> list[Any]:
@@ -222,14 +223,14 @@ def prefixes_computed_once(module: nn.Module) -> Iterator[None]:
 
     For forwards without gradients: a text is written with as many forwards as it has tokens.
     """
-    made = [part for part in module.modules() if isinstance(part, PrefixMLP) and "forward" not in vars(part)]
-    for part in made:
-        part.forward = table_of(part).forward  # type: ignore[method-assign]
+    mlps = [mlp for mlp in module.modules() if isinstance(mlp, PrefixMLP) and "forward" not in vars(mlp)]
+    for mlp in mlps:
+        mlp.forward = table_of(mlp).forward  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for part in made:
-            del part.forward
+        for mlp in mlps:
+            del mlp.forward
 
 
 class Kernels:

@@ -90,27 +90,27 @@ class MixtureBuilder:
                 prefix = PrefixTable(self.runs, layers, form.length, shape, form.function, normed)
             return self.modules.setdefault(location, prefix)
         if form.name == "bias":
-            made: nn.Module = Bias(self.runs, point.outputs)
+            module: nn.Module = Bias(self.runs, point.outputs)
         elif form.name == "norm":
             norm = base.model.get_submodule(point.path)
-            made = Norm(self.runs, point.outputs, normaliser(norm), getattr(norm, "bias", None) is not None)
+            module = Norm(self.runs, point.outputs, normaliser(norm), getattr(norm, "bias", None) is not None)
         elif form.name == "dora":
             frozen = self._frozen(base, point.path, point.columns, "dora")
-            made = Dora(self.runs, point.inputs, point.outputs, form.r, form.alpha, frozen)
+            module = Dora(self.runs, point.inputs, point.outputs, form.r, form.alpha, frozen)
         elif form.name == "prompt":
             table: Any = point.stack.module.get_input_embeddings()  # type: ignore[operator]
             embed = partial(embeddings, table) if form.init == "vocabulary" else None
-            made = Prompt(self.runs, form.length, point.outputs, table.num_embeddings, embed)
+            module = Prompt(self.runs, form.length, point.outputs, table.num_embeddings, embed)
         else:
-            made = MAPS[form.name](form, self.runs, point.inputs, point.outputs)
-        return self.modules.setdefault(point.location, made)
+            module = MAPS[form.name](form, self.runs, point.inputs, point.outputs)
+        return self.modules.setdefault(point.location, module)
 
     def _frozen(self, base: Base, path: str, columns: Columns | None, reader: str) -> partial[Any]:
         """What gives the weight and bias of a linear. Raises SiteError where they cannot be read. reader: what reads them."""
         module: Any = base.model.get_submodule(path)
-        if not module.weight.is_meta and (found := unreadable(module)) is not None:
+        if not module.weight.is_meta and (weight := unreadable(module)) is not None:
             raise SiteError(
-                f"{reader} at {path!r}: its weight is {found}, which {reader} reads; load the base in floating point"
+                f"{reader} at {path!r}: its weight is {weight}, which {reader} reads; load the base in floating point"
             )
         return partial(frozen_linear, module, columns)
 
@@ -121,10 +121,10 @@ class MixtureBuilder:
 
         def shared(part: str, make: Callable[..., nn.Module], *settings: Any) -> nn.Module:
             """The module of the layer that has this part in its location, made by the first change that asks for it."""
-            where = location._replace(part=part)
-            if where not in self.modules:
-                self.modules[where] = make(self.runs, *settings)
-            return self.modules[where]
+            part_location = location._replace(part=part)
+            if part_location not in self.modules:
+                self.modules[part_location] = make(self.runs, *settings)
+            return self.modules[part_location]
 
         if isinstance(weight, spec.Learned):
             return shared(f"{cross}scale", LearnedScale, weight.start), 0
@@ -186,8 +186,8 @@ def hooks_of(state: AttachedState, base: Base, pooling: str) -> list[Hook]:
         changes_first = stack.entry.attention.norm is None and any(
             change.point.stack is stack and isinstance(change.form, Bias | Norm) for change in changes
         )
-        own = StackHook(stack.module, forwards, averaged, state.kernels, passes_keywords, changes_first)
-        hooks.append(Hook(stack.path, "pre with keywords", own.enter))
+        stack_hook = StackHook(stack.module, forwards, averaged, state.kernels, passes_keywords, changes_first)
+        hooks.append(Hook(stack.path, "pre with keywords", stack_hook.enter))
         for layer in stack.layers:
             inside = LayerHook(layer.module, forwards, averaged)
             hooks += [Hook(layer.path, "pre with keywords", inside.enter), Hook(layer.path, "always", inside.leave)]
@@ -206,7 +206,7 @@ def hooks_of(state: AttachedState, base: Base, pooling: str) -> list[Hook]:
     hooks += [Hook(path, "pre", hook.before) for path, hook in module_hooks(forwards, changes, "before").items()]
     for path in state.mixtures[0].head_modules:
         hooks.append(
-            Hook(path, "post", HeadHook([tuned.head_modules[path] for tuned in state.mixtures], forwards).after)
+            Hook(path, "post", HeadHook([attached.head_modules[path] for attached in state.mixtures], forwards).after)
         )
     if pooling != "model":
         hooks.append(pooling_hook(state, base, pooling))
@@ -257,7 +257,7 @@ def prompt_hooks(state: AttachedState, base: Base, changes: list[BoundChange]) -
     front = PromptHook(stack.module, state.forwards, bound, len(state.mixtures), decoder is not None)
     output = PromptOutput(front)
     firsts = {change.change.form.first for change in bound}  # type: ignore[union-attr]
-    whole = path_of(base.model, base.model.base_model) or ""
+    base_path = path_of(base.model, base.model.base_model) or ""
     if len(firsts) > 1 or ("prompt" in firsts and (decoder is not None or stack.entry.causal)):
         raise SiteError(
             "a head that reads the prompt's first vector (first='prompt'): expected one encoder, and the same of all prompts"
@@ -265,11 +265,11 @@ def prompt_hooks(state: AttachedState, base: Base, changes: list[BoundChange]) -
     hooks = [Hook(stack.path, "pre with keywords", front.enter)]
     if decoder is not None:
         hooks.append(Hook(decoder.path, "pre with keywords", output.before_decoder))
-        return [*hooks, Hook(whole, "post with keywords", output.after_model)]
+        return [*hooks, Hook(base_path, "post with keywords", output.after_model)]
     if "prompt" in firsts:
         return [*hooks, Hook("", "post", output.after)]
     within = stack.entry.layers.partition(".*")[0].rpartition(".")[0]
-    layers = ".".join(filter(None, (whole, within)))
+    layers = ".".join(filter(None, (base_path, within)))
     return [*hooks, *(Hook(path, "post", output.after) for path in dict.fromkeys((layers, stack.path)))]
 
 
@@ -288,9 +288,9 @@ def averaged_masks(changes: list[BoundChange]) -> dict[str, set[str]]:
     """By stack, the names of the masks over which some gate averages, and PROMPT where one averages over the prompt."""
     masks: dict[str, set[str]] = {}
     for change in changes:
-        mine, pool = masks.setdefault(change.location.stack, set()), getattr(change.weight, "pool", None)
+        names, pool = masks.setdefault(change.location.stack, set()), getattr(change.weight, "pool", None)
         if pool is mean_of_real:
-            mine.add("encoder_attention_mask" if change.point.source else "attention_mask")
+            names.add("encoder_attention_mask" if change.point.source else "attention_mask")
         elif pool is mean_of_prompt:
-            mine.add(PROMPT)
+            names.add(PROMPT)
     return masks

@@ -78,9 +78,10 @@ def refuse_compiled(model: nn.Module) -> None:
     """Raise SiteError for a model that torch.compile has compiled in place; `compile` checks for new hooks at each call, and is allowed."""
     for path, module in model.named_modules():
         if not isinstance(getattr(module, "_compiled_call_impl", None), Compiled | None):
-            what = f"its {path!r} is" if path else "the model is"
+            subject = f"its {path!r} is" if path else "the model is"
             raise SiteError(
-                f"{what} compiled in place, and compiled code ignores new hooks: attach or detach before model.compile()"
+                f"{subject} compiled in place, and compiled code ignores new hooks: "
+                "attach or detach before model.compile()"
             )
 
 
@@ -98,15 +99,15 @@ class Compiled:
         mode: dict[str, Any] = {"mode": "reduce-overhead"} if self.on_gpu and backend == "inductor" else {}
         call = model._call_impl
         # compile a wrapper: dynamo skips torch's own frames, and hooks on the model itself are called there
-        self.compiled = torch.compile(lambda **given: call(**given), backend=backend, dynamic=False, **mode)
+        self.compiled = torch.compile(lambda **kwargs: call(**kwargs), backend=backend, dynamic=False, **mode)
         self.checkpointable = checkpointable(model)
         self.hook_dicts = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self.hook_count = self._count_hooks()
         self.problem_type_set = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = {n: v for n, v in {**dict(zip(self.names, args)), **kwargs}.items() if v is not None}
-        lengths = self._lengths(given) if self.works and self._compiles(given) else None
+        arguments = {n: v for n, v in {**dict(zip(self.names, args)), **kwargs}.items() if v is not None}
+        lengths = self._lengths(arguments) if self.works and self._compiles(arguments) else None
         if lengths is None:
             return self._call_uncompiled(*args, **kwargs)
         thread = attached_state(self.model).forwards.thread
@@ -114,7 +115,7 @@ class Compiled:
         why, output = "", ModelOutput()
         try:
             with self.dynamo_config.patch(recompile_limit=MAX_GRAPHS):
-                output = self.compiled(**self._padded(given, lengths))
+                output = self.compiled(**self._padded(arguments, lengths))
         except self.compile_error as error:
             why = " ".join(str(error).split("\n")[:2])
         else:
@@ -136,45 +137,45 @@ class Compiled:
     def _count_hooks(self) -> int:
         return sum(map(len, self.hook_dicts))
 
-    def _compiles(self, given: dict[str, Any]) -> bool:
+    def _compiles(self, arguments: dict[str, Any]) -> bool:
         """Whether compiled code computes all that this call asks for."""
         config, thread = self.model.config, attached_state(self.model).forwards.thread
-        if any(given.get(name, value) != value for name, value in FIXED_OPTIONS.items()):
+        if any(arguments.get(name, value) != value for name, value in FIXED_OPTIONS.items()):
             return False
         if config.output_attentions or config.output_hidden_states or not config.return_dict:
             return False
         if self._count_hooks() != self.hook_count or uses_gradient_checkpointing(self.checkpointable):
             return False
-        if "labels" in given and config.problem_type is None and not self.problem_type_set:
+        if "labels" in arguments and config.problem_type is None and not self.problem_type_set:
             self.problem_type_set = True  # the model sets it in its first call, which would cause a recompilation
             return False
         return not (thread.off or thread.dropped)
 
-    def _lengths(self, given: dict[str, Any]) -> Lengths | None:
+    def _lengths(self, arguments: dict[str, Any]) -> Lengths | None:
         """The lengths of a call's sequences; None where it cannot be padded exactly."""
-        tensors = {name: value for name, value in given.items() if name not in FIXED_OPTIONS}
+        tensors = {name: value for name, value in arguments.items() if name not in FIXED_OPTIONS}
         known = {*PADDING, *UNPADDED_INPUTS}
         if not all(isinstance(value, Tensor) and name in known for name, value in tensors.items()):
             return None
-        if "pixel_values" in given:
-            return None if "input_ids" in given else {}
-        found: dict[str, int] = {}
+        if "pixel_values" in arguments:
+            return None if "input_ids" in arguments else {}
+        side_lengths: dict[str, int] = {}
         for name, value in tensors.items():
             if _is_sequence(name, value) and (
-                value.dim() != 2 or found.setdefault(self._side(name), value.shape[1]) != value.shape[1]
+                value.dim() != 2 or side_lengths.setdefault(self._side(name), value.shape[1]) != value.shape[1]
             ):
                 return None
-        counted = "position_ids" in given and "attention_mask" not in given  # packed sequences
-        if "input_ids" not in given or counted or self.model.config.pad_token_id is None:
+        counted = "position_ids" in arguments and "attention_mask" not in arguments  # packed sequences
+        if "input_ids" not in arguments or counted or self.model.config.pad_token_id is None:
             return None
         if self.model.config.is_encoder_decoder:
-            found.setdefault("decoder", found[""])
-        lengths = {side: (length, self._bucket(length)) for side, length in found.items()}
+            side_lengths.setdefault("decoder", side_lengths[""])
+        lengths = {side: (length, self._bucket(length)) for side, length in side_lengths.items()}
         return lengths if all(padded for _, padded in lengths.values()) else None
 
     def _bucket(self, length: int) -> int:
         """The padded length; 0 if there is none."""
-        padded = next((one for one in self.lengths if one >= length), 0) if self.lengths else bucket(length)
+        padded = next((limit for limit in self.lengths if limit >= length), 0) if self.lengths else bucket(length)
         return min(padded, self.max_positions) if length <= self.max_positions else 0
 
     def _side(self, name: str) -> str:
@@ -182,15 +183,15 @@ class Compiled:
         of_decoder = name == "labels" or name.startswith("decoder_") or name in SEQUENCE_OUTPUTS
         return "decoder" if of_decoder and self.model.config.is_encoder_decoder else ""
 
-    def _padded(self, given: dict[str, Any], lengths: Lengths) -> dict[str, Any]:
-        padded = given | {name: value for name, value in FIXED_OPTIONS.items() if name in self.names}
+    def _padded(self, arguments: dict[str, Any], lengths: Lengths) -> dict[str, Any]:
+        padded = arguments | {name: value for name, value in FIXED_OPTIONS.items() if name in self.names}
         if lengths:
-            padded.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
+            padded.setdefault("attention_mask", torch.ones_like(arguments["input_ids"]))
         for name, value in padded.items():
             if _is_sequence(name, value):
-                (length, wanted), filling = lengths[self._side(name)], PADDING[name]
+                (length, padded_length), filling = lengths[self._side(name)], PADDING[name]
                 filling = self.model.config.pad_token_id if filling is None else filling
-                padded[name] = F.pad(value, (0, wanted - length), value=filling)
+                padded[name] = F.pad(value, (0, padded_length - length), value=filling)
         return padded
 
     def _cut(self, output: ModelOutput, lengths: Lengths) -> ModelOutput:

@@ -27,7 +27,7 @@ from unipelt.forms.routed import Route
 
 KEYWORD = "unipelt_context"
 PROMPT = "prompt"  # key of the prompt's mask among the masks of gates; unlike the others it is no argument of a stack's forward
-KEPT = "unipelt_gates"  # attribute of a cache: the gates of the prompt that filled it
+CACHE_ATTRIBUTE = "unipelt_gates"  # attribute of a cache: the gates of the prompt that filled it
 
 
 class Context(NamedTuple):
@@ -44,7 +44,7 @@ class Context(NamedTuple):
     encoder_weights: Tensor | None = None
     prompt: Tensor | None = None
     """`[batch, seq, 1]`: the weights in the mean over the prompt, if a gate averages over it"""
-    kept: dict[Any, Tensor] | None = None
+    prompt_gates: dict[Any, Tensor] | None = None
     """values of the prompt's gates by change, stored with the cache; None: no cache"""
     off: bool = False
     """inside `disabled`: no change is applied"""
@@ -60,8 +60,8 @@ class Context(NamedTuple):
     """one context per mixture for its rows, if several mixtures are attached"""
 
     def _tensors(self, move: Callable[[Tensor], Tensor]) -> dict[str, Tensor | None]:
-        given = {name: getattr(self, name) for name in ("token_weights", "encoder_weights", "prompt")}
-        return {name: None if value is None else move(value) for name, value in given.items()}
+        tensors = {name: getattr(self, name) for name in ("token_weights", "encoder_weights", "prompt")}
+        return {name: None if value is None else move(value) for name, value in tensors.items()}
 
     def split(self) -> "Context":
         """The same context with one context per mixture that has rows."""
@@ -93,8 +93,8 @@ class Context(NamedTuple):
 
 def in_batch_order(rows: Sequence[slice | Tensor], per_mixture: Sequence[Tensor]) -> Tensor:
     """Concatenate parts of a batch and restore the order of its rows. rows: the rows of each part."""
-    whole = torch.cat(list(per_mixture))
-    return whole if isinstance(rows[0], slice) else whole[torch.cat(list(rows)).argsort()]  # type: ignore[arg-type]
+    combined = torch.cat(list(per_mixture))
+    return combined if isinstance(rows[0], slice) else combined[torch.cat(list(rows)).argsort()]  # type: ignore[arg-type]
 
 
 class Switches(NamedTuple):
@@ -156,9 +156,9 @@ class PerThread(threading.local):
     @contextmanager
     def having(self, **switches: Any) -> Iterator[None]:
         """Context manager: these switches are set inside the block."""
-        before, now = self.compiled, self.switches._replace(**switches)
-        token = SWITCHES.set(SWITCHES.get({}) | {self.number: now})
-        self.compiled = now
+        before, new_switches = self.compiled, self.switches._replace(**switches)
+        token = SWITCHES.set(SWITCHES.get({}) | {self.number: new_switches})
+        self.compiled = new_switches
         try:
             yield
         finally:
@@ -180,32 +180,33 @@ class ForwardState:
 
     def context(
         self, batch: int, token_weights: Tensor | None = None, encoder_weights: Tensor | None = None, *, repeats: bool = True,
-        prompt: Tensor | None = None, kept: dict[Any, Tensor] | None = None,
+        prompt: Tensor | None = None, prompt_gates: dict[Any, Tensor] | None = None,
     ) -> Context:  # fmt: skip
         """The context of a batch. repeats: allow a batch that is a multiple of the route, as generation with beams makes it.
 
         Raises SiteError for a batch that does not fit the route.
         """
-        own = self.thread
-        route = self.route if own.rows is None else self.route._replace(rows=own.rows)
+        thread = self.thread
+        route = self.route if thread.rows is None else self.route._replace(rows=thread.rows)
         if route.rows is not None and batch != len(route.rows) and not repeats:
             raise SiteError(
                 f"the route has {len(route.rows)} rows, the batch {batch}: expected one run per row in route(model, rows); "
                 "only generation with a cache may repeat the rows of a route"
             )
-        if route.rows is None and batch % route.runs and not own.off:
+        if route.rows is None and batch % route.runs and not thread.off:
             raise SiteError(
                 f"a batch of {batch} rows for {route.runs} runs in equal blocks: expected a multiple of {route.runs}"
             )
-        if own.replica is not None and route.runs > 1:
+        if thread.replica is not None and route.runs > 1:
             raise SiteError(
                 f"DataParallel splits a batch over devices, so that no device knows which of {route.runs} runs its rows belong to: "
                 "expected one run, or one process for each device (DistributedDataParallel)"
             )
         context = Context(
-            route.repeated(batch), batch, token_weights, encoder_weights, prompt, kept, own.off, own.dropped, own.replica,
+            route.repeated(batch), batch, token_weights, encoder_weights, prompt, prompt_gates,
+            thread.off, thread.dropped, thread.replica,
         )  # fmt: skip
-        return context.split() if route.mixture_runs and not own.off else context
+        return context.split() if route.mixture_runs and not thread.off else context
 
     def prompt(
         self,
@@ -217,18 +218,18 @@ class ForwardState:
 
         Raises SiteError if neither gives the prompt.
         """
-        given, (batch, length) = self.thread.prompt, x.shape[:2]
-        kept = None if cache is None else vars(cache).setdefault(KEPT, {})
-        if given is not None:
-            if batch % len(given):
+        prompt, (batch, length) = self.thread.prompt, x.shape[:2]
+        prompt_gates = None if cache is None else vars(cache).setdefault(CACHE_ATTRIBUTE, {})
+        if prompt is not None:
+            if batch % len(prompt):
                 raise SiteError(
-                    f"the prompt's mask has {len(given)} rows, the batch {batch}: expected one for each row"
+                    f"the prompt's mask has {len(prompt)} rows, the batch {batch}: expected one for each row"
                 )
             longer = self.thread.longer  # a soft prompt is part of the prompt
-            own = length if longer is None or longer.full != length else length - longer.prompt
-            given = given.to(x.device).repeat_interleave(batch // len(given), dim=0)[:, :own]
-            given = F.pad(given, (0, own - given.shape[1]))
-            return mean_weights(given if own == length else longer.extend(given), dtype), kept
+            input_length = length if longer is None or longer.full != length else length - longer.prompt
+            prompt = prompt.to(x.device).repeat_interleave(batch // len(prompt), dim=0)[:, :input_length]
+            prompt = F.pad(prompt, (0, input_length - prompt.shape[1]))
+            return mean_weights(prompt if input_length == length else longer.extend(prompt), dtype), prompt_gates
         if cache is None:
             if self.thread.off:
                 return None, None
@@ -237,7 +238,7 @@ class ForwardState:
                 "within `with unipelt.prompt(model, mask):`, a mask that is 1 at the prompt's real tokens"
             )
         in_prompt = torch.ones(batch, length, device=x.device) if mask is None else mask[:, -length:]
-        return mean_weights(in_prompt, dtype), kept
+        return mean_weights(in_prompt, dtype), prompt_gates
 
     def at(self, x: Tensor) -> Context | None:
         """The context for a module with input x; None if changes are disabled."""

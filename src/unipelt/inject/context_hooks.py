@@ -39,10 +39,10 @@ class ContextHook:
             for n in ("attention_mask", "encoder_attention_mask")
         ]
         weights = [None if mask is None else mean_weights(mask, dtype) for mask in masks]
-        prompt, kept = None, None
+        prompt, gates = None, None
         if PROMPT in self.averaged:
-            prompt, kept = self.forwards.prompt(x, self._mask(args, kwargs, "attention_mask"), cache, dtype)
-        return self.forwards.context(len(x), *weights, repeats=cache is not None, prompt=prompt, kept=kept)
+            prompt, gates = self.forwards.prompt(x, self._mask(args, kwargs, "attention_mask"), cache, dtype)
+        return self.forwards.context(len(x), *weights, repeats=cache is not None, prompt=prompt, prompt_gates=gates)
 
     def _mask(self, args: tuple, kwargs: dict[str, Any], name: str) -> Tensor | None:
         mask = argument(self.names, args, kwargs, name)
@@ -67,8 +67,8 @@ class StackHook(ContextHook):
         self.passes_keywords, self.recomputes = passes_keywords, passes_keywords and not changes_first
 
     def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]):
-        given = (argument(self.names, args, kwargs, name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
-        every = [value for value in (*given, *args, *kwargs.values()) if isinstance(value, Tensor)]
+        inputs = (argument(self.names, args, kwargs, name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
+        tensors = [value for value in (*inputs, *args, *kwargs.values()) if isinstance(value, Tensor)]
         thread = self.forwards.thread
         thread.context = None
         if self.kernels is not None and not thread.off:
@@ -82,10 +82,10 @@ class StackHook(ContextHook):
                 f"{type(stack).__name__} recomputes its layers for their gradients (gradient checkpointing), and a recomputed "
                 "layer does not see a route by rows, `disabled` or `dropped`; use equal blocks of rows, or no gradient checkpointing"
             )
-        if not every or not self.passes_keywords:
+        if not tensors or not self.passes_keywords:
             return None
         dtype = next(self.stack.parameters()).dtype  # a replica has tensors in place of parameters
-        return args, {**kwargs, KEYWORD: self.context(args, kwargs, every[0], dtype)}
+        return args, {**kwargs, KEYWORD: self.context(args, kwargs, tensors[0], dtype)}
 
     def real_tokens(self, mask: Any, name: str) -> Shaped[Tensor, "batch seq"]:
         """A mask `[batch, seq]` as it is. Raises SiteError for anything else."""
@@ -169,7 +169,7 @@ class AttentionHook:
         """softmax: of the block's entry. joint: linears of changes that read the block's input."""
         self.forwards, self.changes, self.kernels, self.softmax = forwards, changes, kernels, softmax
         self.joint = joint
-        self.own_context = LayerHook(attention, forwards, averaged)
+        self.context_hook = LayerHook(attention, forwards, averaged)
 
     def enter(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
         thread = self.forwards.thread
@@ -177,7 +177,7 @@ class AttentionHook:
             thread.context = kwargs[KEYWORD]
             kwargs = {name: value for name, value in kwargs.items() if name != KEYWORD}
         elif thread.context is None:
-            self.own_context.enter(attention, args, kwargs)
+            self.context_hook.enter(attention, args, kwargs)
             thread.alone = True
         if thread.context is None or thread.context.off or not (self.joint or self.changes):
             return args, kwargs
@@ -207,13 +207,13 @@ class AttentionHook:
             if output is not None:
                 watching.refuse_incomplete(type(attention).__name__)
         if self.forwards.thread.alone:
-            self.own_context.leave(attention, args, output)
+            self.context_hook.leave(attention, args, output)
 
     def _calls(self, x: Tensor, context: Context) -> Calls:
         calls = []
         for part in context.per_mixture or (context,):
-            mine = x if part.rows is None else x[part.rows]
-            calls.append((part.rows, tuple(c.call(mine, part) for c in self.changes if c.takes_part(part))))
+            inputs = x if part.rows is None else x[part.rows]
+            calls.append((part.rows, tuple(c.call(inputs, part) for c in self.changes if c.takes_part(part))))
         return calls
 
 

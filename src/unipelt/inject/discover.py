@@ -49,10 +49,10 @@ from unipelt.inject.trace import (
 from unipelt.inject.verify import failed_checks
 
 
-def entries_of(model: PreTrainedModel, given: tuple[Stack, ...] | None, search: bool) -> tuple[Stack, ...] | None:
+def entries_of(model: PreTrainedModel, entries: tuple[Stack, ...] | None, search: bool) -> tuple[Stack, ...] | None:
     """The entries to use for a model: those given, None for those of the table, or else those that running it gives."""
-    known = given is not None or not search or entries_for(model.base_model.config) is not None
-    return given if known else discover(model)
+    known = entries is not None or not search or entries_for(model.base_model.config) is not None
+    return entries if known else discover(model)
 
 
 def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
@@ -60,7 +60,7 @@ def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
     base: Any = model.base_model
     name = base.config.model_type
     try:
-        refuse_what_cannot_run(model)
+        refuse_untraceable(model)
         inputs = example_inputs(base)
         trace = Trace(base, inputs)
         entries = stacks_of(base, trace)
@@ -84,7 +84,7 @@ def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
     return entries
 
 
-def refuse_what_cannot_run(model: PreTrainedModel) -> None:
+def refuse_untraceable(model: PreTrainedModel) -> None:
     base = model.base_model
     if any(t.is_meta for t in (*base.parameters(), *base.buffers())):
         raise NotFound("its weights are on the meta device, so it cannot run; load them first")
@@ -118,12 +118,12 @@ def idle_lists(base: nn.Module, trace: Trace) -> list[str]:
 
 def lists_of(base: nn.Module) -> list[tuple[str, nn.Module]]:
     """The outermost numbered lists of modules."""
-    found: list[tuple[str, nn.Module]] = []
+    lists: list[tuple[str, nn.Module]] = []
     for path, module in base.named_modules():
         numbers = [name for name, _ in module.named_children()]
-        if numbers and all(n.isdigit() for n in numbers) and not any(path.startswith(f"{p}.") for p, _ in found):
-            found.append((path, module))
-    return found
+        if numbers and all(n.isdigit() for n in numbers) and not any(path.startswith(f"{p}.") for p, _ in lists):
+            lists.append((path, module))
+    return lists
 
 
 def stacks_of(base: PreTrainedModel, trace: Trace) -> tuple[Stack, ...]:
@@ -137,18 +137,18 @@ def stacks_of(base: PreTrainedModel, trace: Trace) -> tuple[Stack, ...]:
             "nothing in it attends: no attention function is called, and no softmax stands between two products "
             f"(its layers: {layers})"
         )
-    found: dict[str, tuple[dict[str, Any], Call]] = {}
+    layer_entries: dict[str, tuple[dict[str, Any], Call]] = {}
     kinds: dict[tuple, dict[str, Any]] = {}
     for attending in trace.attending:
         reasons = []
         for call in numbered(trace, attending):
-            if call.path in found:
+            if call.path in layer_entries:
                 break
             try:
                 kind = kind_of(call.module)
                 if kind not in kinds:  # layers with the same modules have the same entry
                     kinds[kind] = LayerEntry(trace, call).entry()
-                found[call.path] = kinds[kind], call
+                layer_entries[call.path] = kinds[kind], call
                 break
             except NotFound as error:
                 reasons.append(f"{call.path}: {error}")
@@ -156,7 +156,7 @@ def stacks_of(base: PreTrainedModel, trace: Trace) -> tuple[Stack, ...]:
             why = reasons[0] if reasons else "no module of a numbered list holds it"
             raise NotFound(f"of its attention {attending.path!r} no layer was found ({why})")
     lists: dict[str, list[tuple[dict[str, Any], Call]]] = {}
-    for path, layer in found.items():
+    for path, layer in layer_entries.items():
         lists.setdefault(".".join("*" if part.isdigit() else part for part in path.split(".")[:-1]), []).append(layer)
     return tuple(stack_entry(trace, layers, members) for layers, members in lists.items())
 
@@ -230,16 +230,16 @@ def with_softmax(model: PreTrainedModel, entries: tuple[Stack, ...]) -> tuple[St
     base: Any = model.base_model
     if all(attention.prefix for entry in entries for _, attention in entry.attentions()):
         return entries
-    found: dict[tuple[str, Attention], set[str | None]] = {}
+    softmax_kinds: dict[tuple[str, Attention], set[str | None]] = {}
     with prepared(base), torch.no_grad():
         for run in layer_runs(model, entries):
             for _, attention in run.entry.attentions():
                 if not attention.prefix:
-                    found.setdefault((run.entry.layers, attention), set()).add(run.softmax_of(attention))
+                    softmax_kinds.setdefault((run.entry.layers, attention), set()).add(run.softmax_of(attention))
 
     def fitted(entry: Stack) -> Stack:
         def with_softmax(attention: Attention) -> Attention:
-            kinds = found.get((entry.layers, attention), set())
+            kinds = softmax_kinds.get((entry.layers, attention), set())
             (softmax,) = kinds if len(kinds) == 1 else {None}
             return replace(attention, softmax=softmax, prefix=attention.prefix or softmax is not None)
 

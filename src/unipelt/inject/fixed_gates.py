@@ -22,14 +22,14 @@ def swap(
 
     What a checkpoint brought beside parameters stays: class names, generation settings, rows of added tokens.
     """
-    tuned = mixture_state(model)
-    runs, training = runs or tuned.runs, model.training
-    trains = {name: p.requires_grad for name, p in tuned.named_parameters()}
+    attached = mixture_state(model)
+    runs, training = runs or attached.runs, model.training
+    trains = {name: p.requires_grad for name, p in attached.named_parameters()}
     remove(model)
-    heads, seeds = list(tuned.head_modules), list(range(runs))
-    attach_checked(model, [mixture], [runs], seeds, tuned.options, False, heads, refuse_untrained=False)
+    heads, seeds = list(attached.head_modules), list(range(runs))
+    attach_checked(model, [mixture], [runs], seeds, attached.options, False, heads, refuse_untrained=False)
     new = mixture_state(model)
-    new.names, new.brought = tuned.names, tuned.brought
+    new.names, new.brought = attached.names, attached.brought
     with torch.no_grad():
         for name, parameter in new.named_parameters():
             parameter.copy_(state(name))
@@ -43,42 +43,42 @@ def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float] 
     The change's weight becomes a learned scalar that starts at the value, so that what could not merge now can.
     Raises SpecError for a change that is not there or has no gate, and for a value that is not a finite number; nothing is changed then.
     """
-    tuned = mixture_state(model)
-    gated = {name: c.weight for name, c in tuned.mixture.named() if isinstance(c.weight, spec.Gate)}
+    attached = mixture_state(model)
+    gated = {name: c.weight for name, c in attached.mixture.named() if isinstance(c.weight, spec.Gate)}
     if not isinstance(values, dict):
         raise SpecError(f"values={values!r}: expected a dict of changes' names and values; gated: {', '.join(gated)}")
     for name in values:
         if name not in gated:
             known = (
-                did_you_mean(str(name), gated) if gated else f"{tuned.mixture.name!r} has no gates, or none any more"
+                did_you_mean(str(name), gated) if gated else f"{attached.mixture.name!r} has no gates, or none any more"
             )
             raise SpecError(f"no gated change {name!r} is attached: {known}")
     for group in {gate.group for gate in gated.values()} - {""}:
         members = [name for name, gate in gated.items() if gate.group == group]
         if any(n in values for n in members) and not all(n in values for n in members):
             raise SpecError(f"the gates of group {group!r} share one softmax: fix all of {', '.join(members)}, or none")
-    before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
-    constants = {name: _by_layer(tuned, name, given) for name, given in values.items()}
+    before = {name: p.detach().clone() for name, p in attached.named_parameters()}
+    constants = {name: _by_layer(attached, name, constant) for name, constant in values.items()}
 
     def state(path: str) -> Tensor:
         """The parameters as they are, and each new scale at its value."""
         if path in before:
             return before[path]
-        at = spec.Location.parse(path)
-        return constants[at.change][at.layer]
+        location = spec.Location.parse(path)
+        return constants[location.change][location.layer]
 
-    return swap(model, tuned.mixture.with_weights(dict.fromkeys(values, spec.Learned())), state)
+    return swap(model, attached.mixture.with_weights(dict.fromkeys(values, spec.Learned())), state)
 
 
-def _by_layer(tuned: MixtureState, name: str, given: Any) -> dict[int | None, Tensor]:
+def _by_layer(attached: MixtureState, name: str, constant: Any) -> dict[int | None, Tensor]:
     """A change's constant in each of its layers."""
-    layers = sorted({change.location.layer or 0 for change in tuned.changes if change.name == name})
+    layers = sorted({change.location.layer or 0 for change in attached.changes if change.name == name})
     try:
-        value = torch.as_tensor(given, dtype=torch.float64).detach()
+        value = torch.as_tensor(constant, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError):
         value = torch.tensor(torch.nan)
     if value.dim() > 1 or not value.isfinite().all():
-        raise SpecError(f"{name}: {given!r}, expected a finite number, or {len(layers)} of them, one per layer")
+        raise SpecError(f"{name}: {constant!r}, expected a finite number, or {len(layers)} of them, one per layer")
     if value.dim() and len(value) != len(layers):
         raise SpecError(f"{name}: {len(value)} values for {len(layers)} layers")
     return dict(zip(layers, value.expand(len(layers))))
@@ -86,19 +86,19 @@ def _by_layer(tuned: MixtureState, name: str, given: Any) -> dict[int | None, Te
 
 def stored_parameters(model: PreTrainedModel | MixtureState) -> int:
     """How many numbers a checkpoint of one run holds: its head, and in place of each prefix MLP the prefixes that it gives."""
-    tuned = model if isinstance(model, MixtureState) else mixture_state(model)
-    made = {path: module for path, module in tuned.named_modules() if isinstance(module, PrefixMLP)}
-    kept = [p[0] for name, p in tuned.named_parameters() if not name.startswith(tuple(f"{path}." for path in made))]
-    tables = [len(m.outputs) * m.embedding.shape[1] * m.heads * (m.shape.key + m.shape.value) for m in made.values()]
-    return sum(p.numel() for p in kept) + sum(tables)
+    attached = model if isinstance(model, MixtureState) else mixture_state(model)
+    mlps = {path: module for path, module in attached.named_modules() if isinstance(module, PrefixMLP)}
+    rest = [p[0] for name, p in attached.named_parameters() if not name.startswith(tuple(f"{path}." for path in mlps))]
+    tables = [len(m.outputs) * m.embedding.shape[1] * m.heads * (m.shape.key + m.shape.value) for m in mlps.values()]
+    return sum(p.numel() for p in rest) + sum(tables)
 
 
-def with_prefix_tables(tuned: MixtureState) -> tuple[spec.Mixture, dict[str, Tensor]]:
+def with_prefix_tables(attached: MixtureState) -> tuple[spec.Mixture, dict[str, Tensor]]:
     """The mixture and parameters `[run, …]` with the prefixes that each prefix MLP gives in place of the MLP."""
-    state = {name: p.detach() for name, p in tuned.named_parameters()}
+    state = {name: p.detach() for name, p in attached.named_parameters()}
     changes = []
-    for name, change in tuned.mixture.named():
-        for path, module in tuned.named_modules():
+    for name, change in attached.mixture.named():
+        for path, module in attached.named_modules():
             if isinstance(module, PrefixMLP) and spec.Location.parse(path).change == name:
                 table = table_of(module)
                 state = {key: value for key, value in state.items() if not key.startswith(path + ".")}
@@ -106,4 +106,4 @@ def with_prefix_tables(tuned: MixtureState) -> tuple[spec.Mixture, dict[str, Ten
         if isinstance(change.form, spec.Prefix):
             change = replace(change, form=replace(change.form, mlp=0))
         changes.append(change)
-    return spec.Mixture(tuple(changes), tuned.mixture.name), state
+    return spec.Mixture(tuple(changes), attached.mixture.name), state

@@ -46,7 +46,7 @@ class FrozenLayers:
 
         def note(number: int, layer: nn.Module, args: tuple, output: Any) -> None:
             if isinstance(output, tuple):
-                if any(one is not None for one in output[1:]):
+                if any(extra is not None for extra in output[1:]):
                     raise SiteError("a layer gives more than hidden states")
                 self.tuple_of[number] = len(output)
                 (output, *_) = output
@@ -77,8 +77,8 @@ class FrozenLayers:
 
         def give(number: int) -> Callable[..., Any]:
             length = self.tuple_of.get(number)
-            given = states if length is None else (states, *[None] * (length - 1))
-            return lambda *args, **kwargs: given
+            output = states if length is None else (states, *[None] * (length - 1))
+            return lambda *args, **kwargs: output
 
         skipped = [*self.layers] if self.embeddings is None else [*self.layers, self.embeddings]
         before = [vars(module).get("forward") for module in skipped]
@@ -103,10 +103,10 @@ class FrozenLayers:
 
 def frozen_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The layers of an attached model below its lowest change; none where it has an encoder and a decoder."""
-    tuned = mixture_state(model)
-    stacks = find_stacks(model, tuned.options["stacks"])
+    attached = mixture_state(model)
+    stacks = find_stacks(model, attached.options["stacks"])
     if len(stacks) != 1:
         return []
-    lowest = min((change.location.layer or 0 for change in tuned.changes), default=tuned.depth)
+    lowest = min((change.location.layer or 0 for change in attached.changes), default=attached.depth)
     layers = [layer.module for layer in stacks[0].layers if layer.index < lowest]
     return layers if len({id(layer) for layer in layers}) == len(layers) else []

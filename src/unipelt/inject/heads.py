@@ -78,16 +78,16 @@ def find_head(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> dict[str, HeadLinear | HeadNorm]:
     """The head's modules on the run axis. Raises SiteError for a module that has no per-run form."""
-    found = find_head(model)
+    head_modules = find_head(model)
     if paths is not None:
         modules = dict(model.named_modules())
         for path in paths:
             if path not in modules:
-                raise SiteError(f"the base has no head module {path!r}: {did_you_mean(path, found)}")
-        found = {path: modules[path] for path in paths}
+                raise SiteError(f"the base has no head module {path!r}: {did_you_mean(path, head_modules)}")
+        head_modules = {path: modules[path] for path in paths}
     deviation = getattr(model.config, "initializer_range", 0.02)
     head: dict[str, HeadLinear | HeadNorm] = {}
-    for path, module in found.items():
+    for path, module in head_modules.items():
         if isinstance(module, nn.Linear):
             head[path] = HeadLinear(runs, module, deviation)
         elif isinstance(module, nn.LayerNorm):
@@ -113,8 +113,8 @@ def train_head(state: MixtureState, policy: str) -> None:
 
 def output_of(model: PreTrainedModel | AttachedState) -> HeadLinear | nn.Linear | None:
     """The last linear of the head, where it is trained: tuned runs' own, or that of a model tuned whole."""
-    joined = model if isinstance(model, AttachedState) else getattr(model, NAME, None)
-    modules = joined.active().modules() if joined is not None else find_head(model).values()  # type: ignore[arg-type]
+    attached = model if isinstance(model, AttachedState) else getattr(model, NAME, None)
+    modules = attached.active().modules() if attached is not None else find_head(model).values()  # type: ignore[arg-type]
     linears = [module for module in modules if isinstance(module, HeadLinear | nn.Linear)]
     return linears[-1] if linears and linears[-1].weight.requires_grad else None
 
@@ -126,8 +126,8 @@ def to_units(model: PreTrainedModel, units: list[tuple[float, float]]) -> None:
     for run, (mean, deviation) in enumerate(units):
         if output is None or (mean, deviation) == (0.0, 1.0):
             continue
-        mine = run if isinstance(output, HeadLinear) else slice(None)
-        output.weight[mine] *= deviation
+        index = run if isinstance(output, HeadLinear) else slice(None)
+        output.weight[index] *= deviation
         if output.bias is not None:
-            output.bias[mine] *= deviation
-            output.bias[mine] += mean
+            output.bias[index] *= deviation
+            output.bias[index] += mean

@@ -74,12 +74,12 @@ class BoundChange:
 
     def _prompt_gate(self, gate: nn.Module, x: Tensor, context: Context) -> Tensor:
         """The gate's value for the prompt; with a cache, the one of the forward that filled it."""
-        if context.kept is None:
+        if context.prompt_gates is None:
             return gate(x, context.prompt, context.route)
         key = self.mixture, *self.location
-        if key not in context.kept:
-            context.kept[key] = gate(x, context.prompt, context.route)
-        return context.kept[key]
+        if key not in context.prompt_gates:
+            context.prompt_gates[key] = gate(x, context.prompt, context.route)
+        return context.prompt_gates[key]
 
 
 def module_of(module: nn.Module, context: Context) -> nn.Module:

@@ -51,8 +51,8 @@ class LayerEntry:
         ffn, reader = self.ffn([out for _, out in blocks.values()])
         norm = self.norm_over(ffn)
         for kind, (attention, out) in blocks.items():
-            own = self.norm_over(out)
-            blocks[kind] = replace(attention, norm=self.local(own.path) if own else None), out
+            attention_norm = self.norm_over(out)
+            blocks[kind] = replace(attention, norm=self.local(attention_norm.path) if attention_norm else None), out
         return {
             "attention": blocks["attention"][0],
             "cross": blocks["cross"][0] if "cross" in blocks else None,
@@ -63,13 +63,13 @@ class LayerEntry:
 
     def comes_from_input(self, edge: GradientEdge) -> bool:
         """Whether a tensor is computed from the layer's input, through weights or not."""
-        edges, seen = [edge], set()
+        edges, visited = [edge], set()
         while edges:
             hits = [reached(e, [self.layer.reads, *(p.gives for p in self.weighted)]) for e in edges]
             if any(hit[0] for hit in hits):
                 return True
-            new = [p for i, p in enumerate(self.weighted) if any(hit[i + 1] for hit in hits) and id(p) not in seen]
-            seen |= {id(p) for p in new}
+            new = [p for i, p in enumerate(self.weighted) if any(hit[i + 1] for hit in hits) and id(p) not in visited]
+            visited |= {id(p) for p in new}
             edges = [e for p in new for e in p.reads]
         return False
 
@@ -78,17 +78,17 @@ class LayerEntry:
         linears = [p for p in self.weighted if p.module is not None and self.local(p.path)]
         columns: dict[str, dict[str, list[int]]] = {}
         for which in PROJECTIONS:
-            found = gradients(getattr(attending, which), [p.gives for p in linears])
+            grads = gradients(getattr(attending, which), [p.gives for p in linears])
             columns[which] = {
                 p.path: g.flatten(0, -2).abs().sum(0).nonzero().flatten().tolist()
-                for p, g in zip(linears, found) if g is not None
+                for p, g in zip(linears, grads) if g is not None
             }  # fmt: skip
             if not columns[which]:
                 raise NotFound(f"no linear module gives the {which} of its attention {self.local(attending.path)!r}")
             twice = next((p.path for p in linears if sum(q.path == p.path for q in linears) > 1), None)
             if twice in columns[which]:
                 raise NotFound(f"its {self.local(str(twice))} is called twice, for the {which} of two streams")
-        paths = {which: max(found, key=lambda path: len(found[path])) for which, found in columns.items()}
+        paths = {which: max(by_path, key=lambda path: len(by_path[path])) for which, by_path in columns.items()}
         after = [
             c for c in self.calls if is_linear(c.module) and c.start > attending.time and c.path not in paths.values()
         ]
@@ -239,17 +239,17 @@ class LayerEntry:
     def norms(self) -> tuple[str, ...]:
         """Every norm of the layer, those of queries and keys apart."""
         parts = [edge for a in self.attending for edge in (a.query, a.key, a.value)]
-        found = [c for c in self.calls if is_norm(c.module, self.width)]
-        found = [c for c in found if not any(reached(edge, [c.gives])[0] for edge in parts)]
-        return tuple(dict.fromkeys(self.local(c.path) for c in found))
+        norms = [c for c in self.calls if is_norm(c.module, self.width)]
+        norms = [c for c in norms if not any(reached(edge, [c.gives])[0] for edge in parts)]
+        return tuple(dict.fromkeys(self.local(c.path) for c in norms))
 
     def positions(self) -> tuple[str, ...]:
         """Modules with parameters that read tensors of no entry of the batch, such as relative positions."""
         entries = len(self.trace.masks[0]) if self.trace.masks else 1
-        found = [
+        calls = [
             c for c in self.calls if c.x is not None and len(c.x) == 1 < entries and list(c.module.parameters(False))
         ]
-        return tuple(dict.fromkeys(self.local(c.path) for c in found))
+        return tuple(dict.fromkeys(self.local(c.path) for c in calls))
 
 
 def is_norm(module: nn.Module, width: int) -> bool:

@@ -35,14 +35,14 @@ def kind_of(layer: nn.Module) -> tuple:
 
 
 @dataclass
-class Seen:
+class RunResult:
     """What one run of a layer showed: what modules read and gave, by their path in the layer, and calls of the attention."""
 
     reads: dict[str, Tensor] = field(default_factory=dict)
     gives: dict[str, Tensor] = field(default_factory=dict)
     attends: dict[nn.Module, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
-    own: dict[nn.Module, Watched] = field(default_factory=dict)
-    """of attention that calls no function"""
+    inline: dict[nn.Module, Watched] = field(default_factory=dict)
+    """of attention blocks that compute their own softmax"""
 
 
 class LayerRun:
@@ -60,31 +60,31 @@ class LayerRun:
 
         def look(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             masks = [value for name, value in self.inputs.items() if name.endswith("attention_mask")]
-            given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-            self.has_mask |= any(a.shape == m.shape and a.dtype == m.dtype for a in given for m in masks)
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            self.has_mask |= any(a.shape == m.shape and a.dtype == m.dtype for a in tensors for m in masks)
 
         handles = [
             layer.module.register_forward_pre_hook(keep, with_kwargs=True),
             stack.module.register_forward_pre_hook(look, with_kwargs=True),
         ]
-        whole = self.again()
+        base_run = self.again()
         for handle in handles:
             handle.remove()
-        self.call, self.plain = calls[0], whole
+        self.call, self.plain = calls[0], base_run
         with suppress(*CANNOT_RUN):
             self.plain = self.again()
-        if self.plain is whole or not torch.equal(self.plain.gives[""], whole.gives[""]):
-            self.call, self.plain = None, whole  # it depends on more than its arguments
-        largest = whole.gives[""].abs().max().clamp_min(1e-6)
-        self.near = float(largest * {torch.float64: 1e-9, torch.float32: 1e-5}.get(whole.gives[""].dtype, 2e-2))
+        if self.plain is base_run or not torch.equal(self.plain.gives[""], base_run.gives[""]):
+            self.call, self.plain = None, base_run  # it depends on more than its arguments
+        largest = base_run.gives[""].abs().max().clamp_min(1e-6)
+        self.near = float(largest * {torch.float64: 1e-9, torch.float32: 1e-5}.get(base_run.gives[""].dtype, 2e-2))
 
     def again(
         self, before: Mapping[str, Change] | None = None, after: Mapping[str, Change] | None = None,
         inputs: dict[str, Tensor] | None = None,
-    ) -> Seen:  # fmt: skip
+    ) -> RunResult:  # fmt: skip
         """One run. before: changes to what a module reads; after: to what it gives; by path in the layer. inputs: of the whole base,
         which is run in place of the layer."""
-        seen = Seen()
+        result = RunResult()
 
         def enter(path: str) -> Any:
             def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -94,7 +94,7 @@ class LayerRun:
                     args = tuple(changed if a is x else a for a in args)
                     kwargs, x = {name: changed if a is x else a for name, a in kwargs.items()}, changed
                 if x is not None:
-                    seen.reads.setdefault(path, x.clone())
+                    result.reads.setdefault(path, x.clone())
                 return args, kwargs
 
             return hook
@@ -107,7 +107,7 @@ class LayerRun:
                     output = changed if y is output else type(output)(changed if a is y else a for a in output)
                     y = changed
                 if y is not None:
-                    seen.gives.setdefault(path, y.clone())
+                    result.gives.setdefault(path, y.clone())
                 return output
 
             return hook
@@ -115,7 +115,7 @@ class LayerRun:
         def attend(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
         ):
-            seen.attends.setdefault(module, (query, key, value))
+            result.attends.setdefault(module, (query, key, value))
             return eager_of(module)(module, query, key, value, attention_mask, **kwargs)
 
         def watch(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -127,8 +127,8 @@ class LayerRun:
             mode = watching.pop()
             mode.__exit__(None, None, None)
             if mode.complete:
-                own = seen.own[block] = mode.watched[0]
-                seen.attends.setdefault(block, (own.query, own.key, cast(Tensor, own.value)))
+                computed = result.inline[block] = mode.watched[0]
+                result.attends.setdefault(block, (computed.query, computed.key, cast(Tensor, computed.value)))
 
         watching: list[OwnSoftmax] = []
         with ExitStack() as hooks:
@@ -146,7 +146,7 @@ class LayerRun:
                 self.base(**(inputs or self.inputs))
             else:
                 self.layer.module(*self.call[0], **self.call[1])
-        return seen
+        return result
 
     def noise(
         self, attention: Attention, which: str, factor: float = 1.0, token: int | None = None
@@ -158,9 +158,9 @@ class LayerRun:
             shape = (*y.shape[:-1], outputs)
             added = factor * torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(y)
             if token is not None:
-                one = torch.zeros_like(added)
-                one[:, token] = added[:, token]
-                added = one
+                at_token = torch.zeros_like(added)
+                at_token[:, token] = added[:, token]
+                added = at_token
             return y + added if fused is None else fused.add(y, added)
 
         return {path: change}
@@ -184,7 +184,7 @@ class LayerRun:
         keys there are, or a cache would move what a prefix weighs.
         """
         block = self.layer.get(attention.module)
-        before, after = self.plain.own.get(block), self.again(after=self.noise(attention, "query")).own.get(block)
+        before, after = self.plain.inline.get(block), self.again(after=self.noise(attention, "query")).inline.get(block)
         if before is None or after is None:
             return None
         shape = (before.key.shape[1], before.key.shape[-1], cast(Tensor, before.value).shape[-1])
@@ -193,9 +193,9 @@ class LayerRun:
         if before.scores is None or after.scores is None:
             return "fused"
         near = {torch.float64: 1e-6, torch.float32: 1e-4}.get(before.scores.dtype, 5e-2)  # GPT-J's √d is a float32
-        seen = before.scores > before.scores.amax(dim=-1, keepdim=True) - 1e3
-        moved = torch.where(seen, after.scores - before.scores, 0).double()
-        by = torch.where(seen, (after.query - before.query) @ before.key.mT, 0).double()
+        unmasked = before.scores > before.scores.amax(dim=-1, keepdim=True) - 1e3
+        moved = torch.where(unmasked, after.scores - before.scores, 0).double()
+        by = torch.where(unmasked, (after.query - before.query) @ before.key.mT, 0).double()
         width = before.query.shape[-1]
         scales = {"scaled": width**-0.5, "plain": 1.0}
         kinds = [
@@ -210,13 +210,16 @@ class LayerRun:
         scores = cast(Tensor, before.scores)
         if self.layer.index > 0 or attention is self.entry.cross or scores.shape[-1] != scores.shape[-2]:
             return False
-        shorter = {name: given[:, :-1] if given.dim() == 2 else given for name, given in self.inputs.items()}
-        own = self.again(inputs=shorter).own.get(self.layer.get(attention.module))
-        if own is None or own.scores is None or own.scores.shape[-1] != scores.shape[-1] - 1:
+        shorter = {name: value[:, :-1] if value.dim() == 2 else value for name, value in self.inputs.items()}
+        computed = self.again(inputs=shorter).inline.get(self.layer.get(attention.module))
+        if computed is None or computed.scores is None or computed.scores.shape[-1] != scores.shape[-1] - 1:
             return False
-        whole = scores[..., :-1, :-1]
-        seen = whole > whole.amax(dim=-1, keepdim=True) - 1e3
-        return not bool(torch.where(seen, own.scores - whole, 0).abs().max() <= 10 * near * whole[seen].abs().max())
+        expected = scores[..., :-1, :-1]
+        unmasked = expected > expected.amax(dim=-1, keepdim=True) - 1e3
+        return not bool(
+            torch.where(unmasked, computed.scores - expected, 0).abs().max()
+            <= 10 * near * expected[unmasked].abs().max()
+        )
 
     def but_last(self, x: Tensor) -> Tensor:
         """Every token but the last of each row, also of [batch·seq, d]."""

@@ -39,33 +39,33 @@ def merge(
     """
     if unmergeable not in ("error", "keep"):
         raise SpecError(f"unmergeable={unmergeable!r}: {did_you_mean(str(unmergeable), ('error', 'keep'))}")
-    tuned = mixture_state(model)
-    _, run = tuned.locate_run(run)
-    found = tuned.changes
+    attached = mixture_state(model)
+    _, run = attached.locate_run(run)
+    changes = attached.changes
     users: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             users.setdefault(id(parameter), []).append(path)
 
-    read = {change.query.args[0] for change in found if isinstance(change, BoundPrefix) and change.query}
+    read = {change.query.args[0] for change in changes if isinstance(change, BoundPrefix) and change.query}
 
     def reason(change: BoundChange) -> str | None:
         module = model.get_submodule(change.path)
-        return _reason(change, module, tuned.runs, run) or _shared(module, change.path, users) or _read(module, read)
+        return _reason(change, module, attached.runs, run) or _shared(module, change.path, users) or _read(module, read)
 
     if unmergeable == "keep":
-        if tuned.runs > 1:
+        if attached.runs > 1:
             raise SpecError(
-                f"unmergeable='keep' with {tuned.runs} runs: the base's weights hold one; save and load one run"
+                f"unmergeable='keep' with {attached.runs} runs: the base's weights hold one; save and load one run"
             )
         return _merge_leading(model, reason)
-    shared = [_shared(model.get_submodule(path), path, users) for path in tuned.head_modules]
-    refuse("merge", tuned, found, reason, next((why for why in shared if why), None))
+    shared = [_shared(model.get_submodule(path), path, users) for path in attached.head_modules]
+    refuse("merge", attached, changes, reason, next((why for why in shared if why), None))
     remove(model)  # class names, generation settings and rows of added tokens stay
     with torch.no_grad():
-        for path in dict.fromkeys(change.path for change in found):
-            _write(model.get_submodule(path), [change for change in found if change.path == path], tuned.runs, run)
-        for path, head in tuned.head_modules.items():
+        for path in dict.fromkeys(change.path for change in changes):
+            _write(model.get_submodule(path), [change for change in changes if change.path == path], attached.runs, run)
+        for path, head in attached.head_modules.items():
             for name, parameter in head.named_parameters():
                 target = getattr(model.get_submodule(path), name.rsplit(".", 1)[-1])
                 target.copy_(parameter[run])
@@ -95,11 +95,11 @@ class MergedChanges:
 
 def _merge_leading(model: PreTrainedModel, reason: Callable[[BoundChange], str | None]) -> PreTrainedModel:
     """Merge the leading mergeable changes of each module into its weight; the later ones stay on the hook."""
-    tuned = mixture_state(model)
+    attached = mixture_state(model)
     uncompile(model)
     refuse_compiled(model)
-    tuned.remove_hooks()
-    for hook in list(tuned.hooks):
+    attached.remove_hooks()
+    for hook in list(attached.hooks):
         owner = getattr(hook.method, "__self__", None)
         if hook.kind != "post" or not isinstance(owner, ModuleHook):
             continue
@@ -110,34 +110,36 @@ def _merge_leading(model: PreTrainedModel, reason: Callable[[BoundChange], str |
         for change in leading:
             change.merged = True
             change.form.requires_grad_(False)
-        tuned.merged.append(MergedChanges(model.get_submodule(hook.path), leading))
+        attached.merged.append(MergedChanges(model.get_submodule(hook.path), leading))
         del owner.changes[: len(leading)]
         if not owner.changes:
-            tuned.hooks.remove(hook)
-    with unmerged_weights(tuned):  # which writes them as it ends, or as an outer block of it does
-        tuned.register_hooks(model)
+            attached.hooks.remove(hook)
+    with unmerged_weights(attached):  # which writes them as it ends, or as an outer block of it does
+        attached.register_hooks(model)
     reset_dynamo()
     return model
 
 
 def refuse(
     verb: str,
-    tuned: MixtureState,
-    found: list[BoundChange],
+    attached: MixtureState,
+    changes: list[BoundChange],
     reason: Callable[[BoundChange], str | None],
     head: str | None = None,
 ):
     """Raise SpecError that names each change that has a reason, or a gate. verb: the action; head: why the head cannot be merged, or None."""
-    if tuned.options["pooling"] != "model":
+    if attached.options["pooling"] != "model":
         head = (
-            f"it reads pooling={tuned.options['pooling']!r}, which the plain model does not: "
+            f"it reads pooling={attached.options['pooling']!r}, which the plain model does not: "
             "train with pooling='model' (`unipelt train --pooling model`)"
         )
     reasons = {} if head is None else {"the head": head}
     gated = {
-        change.name: "its gate depends on the input" for change in found if isinstance(change.change.weight, spec.Gate)
+        change.name: "its gate depends on the input"
+        for change in changes
+        if isinstance(change.change.weight, spec.Gate)
     }
-    for change in found:
+    for change in changes:
         if (why := reason(change)) is not None:
             reasons.setdefault(change.name, why)
     if reasons or gated:
@@ -216,14 +218,14 @@ def affine(change: BoundChange, runs: int, run: int) -> tuple[Tensor, Tensor]:
     return (values[1:] - values[0]).T, values[0]
 
 
-def _write(module: Any, found: list[BoundChange], runs: int, run: int) -> None:
+def _write(module: Any, changes: list[BoundChange], runs: int, run: int) -> None:
     """Write the changes of one module into its weight, in order; computed in float64 and rounded once."""
     scale, shift = module.weight, getattr(module, "bias", None)
     weight = (scale.T if isinstance(module, Conv1D) else scale).double()
     bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device) if shift is None else shift.double()
     weight, bias = weight.clone(), bias.clone()
     # a change of the input comes before the module, and so before all that is added to its weight: it is multiplied in last
-    for change in sorted(found, key=lambda change: change.point.side == "before"):
+    for change in sorted(changes, key=lambda change: change.point.side == "before"):
         form: Any = change.form
         columns: Any = change.point.columns
         factor = weight_of(change, run)

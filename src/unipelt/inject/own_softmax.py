@@ -78,8 +78,8 @@ class OwnSoftmax(TorchFunctionMode):
             scores: Tensor = next(_tensors((args, kwargs)))
             query, key, factor = self.product or (scores, scores, 0.0)
             if scores.shape[-2:] == (query.shape[-2], key.shape[-1]) and scores.numel() % self.batch == 0:
-                own = Watched(self._heads(query), self._heads(key).mT, None, self._heads(scores), factor)
-                self.watched.append(own)
+                watched = Watched(self._heads(query), self._heads(key).mT, None, self._heads(scores), factor)
+                self.watched.append(watched)
         return output
 
     def _heads(self, x: Tensor) -> Float[Tensor, "batch head _ _"]:
@@ -87,27 +87,27 @@ class OwnSoftmax(TorchFunctionMode):
 
     def _multiplied(self, output: Tensor, operands: list[Tensor], factor: float) -> Tensor:
         self.product = (operands[0], operands[1], factor) if len(operands) == 2 else None
-        own = self.watched[-1] if self.watched else None
-        if own is None or own.scores is None or own.value is not None or len(operands) < 2:
+        watched = self.watched[-1] if self.watched else None
+        if watched is None or watched.scores is None or watched.value is not None or len(operands) < 2:
             return output
         left, right = operands
-        if left.numel() != own.scores.numel() or left.shape[-2:] != own.scores.shape[-2:]:
+        if left.numel() != watched.scores.numel() or left.shape[-2:] != watched.scores.shape[-2:]:
             return output
-        own.value = self._heads(right)
+        watched.value = self._heads(right)
         if not any(prefixes for _, prefixes in self.calls):
             return output
-        changed = self._changed(own, self._heads(output))
+        changed = self._changed(watched, self._heads(output))
         return changed.to(output.dtype).reshape(output.shape)
 
-    def _changed(self, own: Watched, h: Float[Tensor, "batch head query d"]) -> Float[Tensor, "batch head query d"]:
+    def _changed(self, watched: Watched, h: Float[Tensor, "batch head query d"]) -> Float[Tensor, "batch head query d"]:
         """What it attends to with the prefixes of each mixture in the mixture's own rows."""
-        scores = own.scores
+        scores = watched.scores
         assert scores is not None
         if self.calls[0][0] is None:
-            return self._with(self.calls[0][1], own.query, scores, h, own.factor)
-        every = [(own.query[mine], scores[mine], h[mine], prefixes) for mine, prefixes in self.calls]
-        parts = [self._with(prefixes, q, s, heads, own.factor) for q, s, heads, prefixes in every]
-        return in_batch_order([mine for mine, _ in self.calls], parts)
+            return self._with(self.calls[0][1], watched.query, scores, h, watched.factor)
+        per_mixture = [(watched.query[rows], scores[rows], h[rows], prefixes) for rows, prefixes in self.calls]
+        parts = [self._with(prefixes, q, s, heads, watched.factor) for q, s, heads, prefixes in per_mixture]
+        return in_batch_order([rows for rows, _ in self.calls], parts)
 
     def _with(self, prefixes: tuple, query: Tensor, scores: Tensor, h: Tensor, factor: float) -> Tensor:
         scale = factor * (query.shape[-1] ** -0.5 if self.kind == "scaled" else 1.0)
@@ -115,8 +115,8 @@ class OwnSoftmax(TorchFunctionMode):
         for prefix in (prefix.to(query.dtype) for prefix in prefixes):
             weight: Any = 1.0 if prefix.weight is None else prefix.weight[:, None]  # batch 1 query 1
             if prefix.function == "relu":
-                read = query if prefix.query is None else prefix.query
-                added.append(multi_head_parallel(read, prefix.key, prefix.value).transpose(1, 2) * weight)
+                queries = query if prefix.query is None else prefix.query
+                added.append(multi_head_parallel(queries, prefix.key, prefix.value).transpose(1, 2) * weight)
                 continue
             prefix = _repeated(prefix, query.shape[1])
             logits.append(weight * scale * (query @ prefix.key.mT))
@@ -124,9 +124,9 @@ class OwnSoftmax(TorchFunctionMode):
         if logits:
             mass = scores.logsumexp(dim=-1, keepdim=True)
             shares = F.softmax(torch.cat([*(part.to(mass.dtype) for part in logits), mass], dim=-1), dim=-1).to(h.dtype)
-            *own, rest = shares.split([*(part.shape[-1] for part in logits), 1], dim=-1)
+            *prefix_shares, rest = shares.split([*(part.shape[-1] for part in logits), 1], dim=-1)
             h = rest * h
-            for share, (weight, value) in zip(own, values):
+            for share, (weight, value) in zip(prefix_shares, values):
                 h = h + (weight * (share @ value.to(h.dtype))).to(h.dtype)
         for delta in added:
             h = h + delta.to(h.dtype)
@@ -147,9 +147,9 @@ class OwnSoftmax(TorchFunctionMode):
             return function(q, k, v, mask, dropout, scale=scale, **rest).transpose(1, 2), None
 
         scaling = query.shape[-1] ** -0.5 if scale is None else scale
-        calls = [(mine, tuple(_repeated(prefix, key.shape[1]) for prefix in own)) for mine, own in self.calls]
-        given = query, key, value, attn_mask, None, dropout_p
-        return apply_prefixes(calls, plain, *given, scaling=scaling)[0].transpose(1, 2)
+        calls = [(rows, tuple(_repeated(prefix, key.shape[1]) for prefix in prefixes)) for rows, prefixes in self.calls]
+        arguments = query, key, value, attn_mask, None, dropout_p
+        return apply_prefixes(calls, plain, *arguments, scaling=scaling)[0].transpose(1, 2)
 
     def refuse_incomplete(self, path: str) -> None:
         """Raise SiteError where the prefixes did not enter the one attention that the block computes."""

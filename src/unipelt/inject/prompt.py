@@ -85,38 +85,38 @@ class PromptHook:
     def enter(self, stack: Any, args: tuple, kwargs: dict[str, Any]):
         thread = self.forwards.thread
         thread.longer = None
-        given = dict(zip(self.names, args)) | kwargs
-        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
+        arguments = dict(zip(self.names, args)) | kwargs
+        ids, embedded = arguments.get("input_ids"), arguments.get("inputs_embeds")
         x = ids if embedded is None else embedded
         if thread.off or x is None:
             return None
-        cache = given.get("past_key_values")
+        cache = arguments.get("past_key_values")
         if getattr(cache, "is_compileable", False):
             raise SiteError("a static cache cannot hold a prompt: expected the default cache of generate")
         past = 0 if cache is None else int(cache.get_seq_length())
         context = self.forwards.context(len(x), repeats=cache is not None).on(x.device)
         lengths = self.of_rows(context, x)
-        mask = self._whole_mask(given.get("attention_mask"), x, past)
-        positions = self._positions(given.get("position_ids"), ids, mask, lengths, x, past)
+        mask = self._token_mask(arguments.get("attention_mask"), x, past)
+        positions = self._positions(arguments.get("position_ids"), ids, mask, lengths, x, past)
         order = None if mask is None else self.order(mask, lengths)
-        whole = None if mask is None else _ordered(self.in_front(mask, lengths), order)
+        full_mask = None if mask is None else _ordered(self.in_front(mask, lengths), order)
         if not past:
-            _refuse_unknown(given, x)
+            _refuse_unknown(arguments, x)
             embedded = stack.get_input_embeddings()(ids) if embedded is None else embedded
             embedded = torch.cat([context.apply(self._vectors, embedded), embedded], dim=1)
-            given |= {"input_ids": None, "inputs_embeds": _ordered(embedded, order)}
-            if (types := given.get("token_type_ids")) is not None:
-                given["token_type_ids"] = _ordered(F.pad(types.expand(len(x), -1), (self.longest, 0)), order)
+            arguments |= {"input_ids": None, "inputs_embeds": _ordered(embedded, order)}
+            if (types := arguments.get("token_type_ids")) is not None:
+                arguments["token_type_ids"] = _ordered(F.pad(types.expand(len(x), -1), (self.longest, 0)), order)
             positions = positions if positions is None else _ordered(positions, order)
             columns = None if order is None else order.argsort(dim=1)[:, self.longest :]
-            thread.longer = Longer(self.longest, embedded.shape[1], columns, whole)
-        given["attention_mask"] = whole
-        return (), given if positions is None else given | {"position_ids": positions}
+            thread.longer = Longer(self.longest, embedded.shape[1], columns, full_mask)
+        arguments["attention_mask"] = full_mask
+        return (), arguments if positions is None else arguments | {"position_ids": positions}
 
     def of_rows(self, context: Context, x: Tensor) -> Lengths:
         if self.alike:
             return self.longest
-        return context.apply(lambda own, x: torch.full((len(x), 1), self.lengths[own.mixture], device=x.device), x)
+        return context.apply(lambda part, x: torch.full((len(x), 1), self.lengths[part.mixture], device=x.device), x)
 
     def in_front(self, mask: Shaped[Tensor, "batch seq"], lengths: Lengths) -> Shaped[Tensor, "batch _"]:
         """The mask with the prompt's columns."""
@@ -126,12 +126,12 @@ class PromptHook:
     def order(self, mask: Shaped[Tensor, "batch seq"], lengths: Lengths) -> Int[Tensor, "batch full"]:
         """For each column of the longer input, the column of [P; x] that stands there: padding on the left comes first."""
         longest, length = self.longest, mask.shape[1]
-        left = _left_padding(mask)
-        own = lengths if self.read_by_decoder else longest
+        padding = _left_padding(mask)
+        prompt_size = lengths if self.read_by_decoder else longest
         column = torch.arange(longest + length, device=mask.device).expand(len(mask), -1)
-        prompt_or_token = torch.where(column < left + own, column - left, column) + longest - own
-        behind = torch.where(column < own + length, prompt_or_token, column - own - length)
-        return torch.where(column < left, longest + column, behind)
+        prompt_or_token = torch.where(column < padding + prompt_size, column - padding, column) + longest - prompt_size
+        behind = torch.where(column < prompt_size + length, prompt_or_token, column - prompt_size - length)
+        return torch.where(column < padding, longest + column, behind)
 
     def mask_of_source(
         self, states: Float[Tensor, "batch source d"], mask: Shaped[Tensor, "batch _"] | None
@@ -146,16 +146,16 @@ class PromptHook:
         return _ordered(self.in_front(mask, lengths), self.order(mask, lengths))
 
     def _vectors(self, context: Context, embedded: Tensor) -> Float[Tensor, "rows longest d"]:
-        own = [c.vectors(context, len(embedded)).to(embedded) for c in self.changes if c.takes_part(context)]
+        vectors = [c.vectors(context, len(embedded)).to(embedded) for c in self.changes if c.takes_part(context)]
         missing = self.longest - self.lengths[context.mixture]
         padding = embedded.new_zeros(len(embedded), missing, embedded.shape[-1])
-        return torch.cat([padding, *own] if missing else own, dim=1)
+        return torch.cat([padding, *vectors] if missing else vectors, dim=1)
 
-    def _whole_mask(self, mask: Any, x: Tensor, past: int) -> Shaped[Tensor, "batch _"] | None:
+    def _token_mask(self, mask: Any, x: Tensor, past: int) -> Shaped[Tensor, "batch _"] | None:
         """The mask of all tokens so far, without the prompt; None: all are real."""
-        seen = past - self.longest + x.shape[1] if past else x.shape[1]
+        token_count = past - self.longest + x.shape[1] if past else x.shape[1]
         if mask is None and not self.alike:
-            mask = torch.ones(len(x), seen, dtype=torch.long, device=x.device)
+            mask = torch.ones(len(x), token_count, dtype=torch.long, device=x.device)
         if mask is None:
             return None
         if not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -163,30 +163,30 @@ class PromptHook:
             raise SiteError(
                 f"attention_mask {shape}: with a prompt, expected a mask [batch, seq] with 1 for each token and 0 for padding"
             )
-        if past and mask.shape[1] != seen:
+        if past and mask.shape[1] != token_count:
             raise SiteError(
                 f"a mask of {mask.shape[1]} tokens, {x.shape[1]} of them new, for a cache of {past}, {self.longest} of them the "
-                f"prompt's: expected a mask of {seen}; generation that goes on with an earlier call's cache, or cuts it "
-                "(assisted generation, prefill_chunk_size), cannot be combined with a prompt"
+                f"prompt's: expected a mask of {token_count}; generation that goes on with an earlier call's cache, or "
+                "cuts it (assisted generation, prefill_chunk_size), cannot be combined with a prompt"
             )
         return mask
 
     def _positions(
-        self, given: Tensor | None, ids: Tensor | None, mask: Tensor | None, lengths: Lengths, x: Tensor, past: int
+        self, positions: Tensor | None, ids: Tensor | None, mask: Tensor | None, lengths: Lengths, x: Tensor, past: int
     ) -> Int[Tensor, "*_ seq"] | None:
         """Positions of the prompt and behind it; None: those that the base counts by itself are right."""
         (batch, length), longest, first = x.shape[:2], self.longest, self.first
-        if given is None and self.first and ids is not None and not past:
+        if positions is None and self.first and ids is not None and not past:
             real = ids.ne(self.first - 1).long()
-            given = real.cumsum(dim=1) * real + self.first - 1
+            positions = real.cumsum(dim=1) * real + self.first - 1
         counted = self.alike or self.counts_mask or "position_ids" not in self.names
-        if given is None and mask is not None and not counted:
+        if positions is None and mask is not None and not counted:
             first = _left_padding(mask)  # type: ignore[assignment]  # columns are positions, those of padding too
-            seen = past - longest if past else 0
-            given = torch.arange(seen, seen + length, device=x.device).expand(batch, -1)
-        if given is None:
+            start = past - longest if past else 0
+            positions = torch.arange(start, start + length, device=x.device).expand(batch, -1)
+        if positions is None:
             return None
-        behind = given.expand(*given.shape[:-2], batch, -1) + lengths
+        behind = positions.expand(*positions.shape[:-2], batch, -1) + lengths
         if past:
             return behind
         front = first + (torch.arange(longest, device=x.device) - longest + lengths).clamp(min=0)
@@ -198,13 +198,13 @@ def _left_padding(mask: Shaped[Tensor, "batch seq"]) -> Int[Tensor, "batch 1"]:
     return (mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
 
 
-def _ordered(whole: Shaped[Tensor, "*_ full"] | Float[Tensor, "batch full d"], order: Int[Tensor, "batch full"] | None):
+def _ordered(value: Shaped[Tensor, "*_ full"] | Float[Tensor, "batch full d"], order: Int[Tensor, "batch full"] | None):
     """Each row's columns in another order."""
     if order is None:
-        return whole
-    if whole.is_floating_point() and whole.dim() == 3:
-        return whole.gather(1, order[..., None].expand_as(whole))
-    return whole.gather(-1, order.expand_as(whole))
+        return value
+    if value.is_floating_point() and value.dim() == 3:
+        return value.gather(1, order[..., None].expand_as(value))
+    return value.gather(-1, order.expand_as(value))
 
 
 class PromptOutput:
@@ -220,20 +220,20 @@ class PromptOutput:
     def after_model(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Of an encoder-decoder that has run its encoder."""
         thread, names = self.forwards.thread, parameters_of(model)
-        given = any(argument(names, args, kwargs, name) is not None for name in ("input_ids", "inputs_embeds"))
-        if thread.longer is None or not given or not isinstance(output, ModelOutput):
+        runs_encoder = any(argument(names, args, kwargs, name) is not None for name in ("input_ids", "inputs_embeds"))
+        if thread.longer is None or not runs_encoder or not isinstance(output, ModelOutput):
             return None
         values = {n: _without(v, thread.longer) if n.startswith("encoder_") else v for n, v in output.items()}
         return type(output)(**values)
 
     def before_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]):
         """Pre-hook: the decoder's mask of the encoder's output covers the prompt too."""
-        given = dict(zip(parameters_of(decoder), args)) | kwargs
-        states = given.get("encoder_hidden_states")
+        arguments = dict(zip(parameters_of(decoder), args)) | kwargs
+        states = arguments.get("encoder_hidden_states")
         if self.forwards.thread.off or states is None:
             return None
-        mask = self.front.mask_of_source(states, given.get("encoder_attention_mask"))
-        return None if mask is None else ((), given | {"encoder_attention_mask": mask})
+        mask = self.front.mask_of_source(states, arguments.get("encoder_attention_mask"))
+        return None if mask is None else ((), arguments | {"encoder_attention_mask": mask})
 
 
 def _without(value: Any, longer: Longer) -> Any:
@@ -255,8 +255,8 @@ def of_tokens(value: Shaped[Tensor, "batch *_ full d"], longer: Longer) -> Shape
     return value.gather(-2, columns.expand(*value.shape[:-2], -1, value.shape[-1]))
 
 
-def _refuse_unknown(given: dict[str, Any], x: Tensor) -> None:
-    for name, value in given.items():
+def _refuse_unknown(arguments: dict[str, Any], x: Tensor) -> None:
+    for name, value in arguments.items():
         if name not in HANDLED and isinstance(value, Tensor) and value.shape[:2] == x.shape[:2] and x.shape[1] > 1:
             raise SiteError(
                 f"{name} has a value for each token and none for a prompt: leave it out, or use a prefix in place of the prompt"

@@ -24,11 +24,11 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
     values: dict[str, list[Tensor]] = defaultdict(list)
     gates = {path: m for path, m in attached_state(model).active().named_modules() if isinstance(m, ScoredGate)}
 
-    mine, forwards = get_ident(), attached_state(model).forwards
+    thread_id, forwards = get_ident(), attached_state(model).forwards
 
     def keep(path: str):
         def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:
-            if get_ident() != mine:
+            if get_ident() != thread_id:
                 return
             if (longer := forwards.thread.longer) is not None and output.shape[1] == longer.full:
                 output = of_tokens(output, longer)
@@ -45,19 +45,19 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
             handle.remove()
 
 
-def gate_location(tuned: MixtureState, path: str, member: int = 0) -> spec.Location:
+def gate_location(attached: MixtureState, path: str, member: int = 0) -> spec.Location:
     """The location of the change that a gate weighs; of a gate that a group shares, of its member of this number."""
-    at = spec.Location.parse(path)
-    part = at.part.removesuffix("gate").rstrip("._")
-    members = tuned.mixture.members(at.change)
-    return at._replace(change=members[member], part=part) if members else at._replace(part=part)
+    location = spec.Location.parse(path)
+    part = location.part.removesuffix("gate").rstrip("._")
+    members = attached.mixture.members(location.change)
+    return location._replace(change=members[member], part=part) if members else location._replace(part=part)
 
 
 def trainable_parameters(model: PreTrainedModel | MixtureState) -> dict[str, int]:
     """Numbers of trainable parameters of one run, by change; gates of a group by its name, the head as `head`."""
-    tuned = model if isinstance(model, MixtureState) else mixture_state(model)
-    counts: dict[str, int] = {name: 0 for name, _ in tuned.mixture.named()}
-    for location, parameter in tuned.named_locations():
+    attached = model if isinstance(model, MixtureState) else mixture_state(model)
+    counts: dict[str, int] = {name: 0 for name, _ in attached.mixture.named()}
+    for location, parameter in attached.named_locations():
         if parameter.requires_grad:
             counts[location.change] = counts.get(location.change, 0) + parameter[0].numel()
     return counts

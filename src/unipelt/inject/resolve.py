@@ -29,7 +29,7 @@ def embedding_module(model: nn.Module, which: str) -> nn.Module | None:
 
 def path_of(model: nn.Module, module: nn.Module | None) -> str | None:
     """The path of a module in a model; None where it is not in it."""
-    return next((path for path, own in model.named_modules() if own is module), None)
+    return next((path for path, other in model.named_modules() if other is module), None)
 
 
 class FusedColumns:
@@ -143,11 +143,11 @@ def find_stacks(model: PreTrainedModel, entries: tuple[Stack, ...] | None) -> li
 def _layers(base: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
     """Path and module of each layer of a list; behind a *, children that lack the rest of the path are passed over."""
     first, *rest = f"{pattern}.*".lstrip(".").split(".*")
-    found = [(first, base.get_submodule(first))]
+    modules = [(first, base.get_submodule(first))]
     for part in rest:
-        children = [(_join(path, name), child) for path, module in found for name, child in module.named_children()]
-        found = [(_join(path, part[1:]), inner) for path, child in children if (inner := _submodule(child, part[1:]))]
-    return found
+        children = [(_join(path, name), child) for path, module in modules for name, child in module.named_children()]
+        modules = [(_join(path, part[1:]), inner) for path, child in children if (inner := _submodule(child, part[1:]))]
+    return modules
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module | None:
@@ -243,8 +243,8 @@ def head_shape(layer: Layer, attention: Attention, config: Any) -> HeadShape:
         )
     width = inner // heads
     if attention.key == attention.value:
-        own = features(layer.get(attention.key))[1] - (inner if attention.query == attention.key else 0)
-        return HeadShape(own // 2 // width, width, width)
+        outputs = features(layer.get(attention.key))[1] - (inner if attention.query == attention.key else 0)
+        return HeadShape(outputs // 2 // width, width, width)
     heads = max(features(layer.get(attention.value))[1] // width, 1)
     return HeadShape(heads, features(layer.get(attention.key))[1] // heads, width)
 
@@ -318,10 +318,10 @@ def match_linears(stacks: list[ResolvedStack], model: PreTrainedModel, target: s
     if not named:
         known = sorted({path.rsplit(".", 1)[-1] for path in linears} | {"all-linear", "query", "key", "value"})
         other = next((m for p, m in model.named_modules() if p == target or p.endswith("." + target)), None)
-        what = "matches no linear" if other is None else f"names a {type(other).__name__}, not a linear,"
+        problem = "matches no linear" if other is None else f"names a {type(other).__name__}, not a linear,"
         if other is not None and is_linear(other):
-            what = "is outside of the layers (the head, or the output embeddings), where nothing is changed; inside it names no linear"
-        raise SiteError(f"target_modules={target!r} {what} of this model: {did_you_mean(target, known, most=5)}")
+            problem = "is outside of the layers (the head, or the output embeddings), where nothing is changed; inside it names no linear"
+        raise SiteError(f"target_modules={target!r} {problem} of this model: {did_you_mean(target, known, most=5)}")
     return named
 
 

@@ -12,11 +12,11 @@ def bucket(length: int) -> int:
     return between if max(length, LEAST) <= between else power
 
 
-def most_tokens(model: nn.Module, wanted: int) -> int:
-    """`wanted`, or the number of positions that the base has for an input, beside a soft prompt, where that is less."""
+def most_tokens(model: nn.Module, limit: int) -> int:
+    """`limit`, or the number of positions that the base has for an input, beside a soft prompt, where that is less."""
     positions = getattr(model.config, "max_position_embeddings", None)
     for path, module in model.named_modules():
         if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions = module.num_embeddings - module.padding_idx - 1  # RoBERTa counts from there
     prompt = getattr(getattr(model, "unipelt", None), "prompt_length", 0)
-    return min(wanted, positions - prompt) if positions else wanted
+    return min(limit, positions - prompt) if positions else limit

@@ -40,8 +40,8 @@ class AttachedState(nn.Module):
 
     def __init__(self, mixtures: Sequence["MixtureState"] = ()):
         super().__init__()
-        for number, tuned in enumerate(mixtures):
-            self.add_module(str(number), tuned)
+        for number, state in enumerate(mixtures):
+            self.add_module(str(number), state)
         self.forwards = ForwardState(1)
         self.hooks: list[Hook] = []
         self.handles: list[Any] = []
@@ -60,12 +60,12 @@ class AttachedState(nn.Module):
         self.names: list[str] = []
         """names of the runs, if they were loaded by name"""
         if mixtures:
-            self.set_runs([tuned.runs for tuned in mixtures])
+            self.set_runs([state.runs for state in mixtures])
 
     def set_runs(self, counts: Sequence[int]) -> None:
         """Set how many runs the parameters of each mixture have."""
-        for tuned, runs in zip(self.mixtures, counts):
-            tuned.set_runs([runs])
+        for state, runs in zip(self.mixtures, counts):
+            state.set_runs([runs])
         self.runs = sum(counts)
         self.forwards.route = Route(self.runs, None, tuple(counts))
 
@@ -83,31 +83,31 @@ class AttachedState(nn.Module):
         """The state of each mixture."""
         if isinstance(self, MixtureState):
             return [self]
-        return [tuned for tuned in self.children() if isinstance(tuned, MixtureState)]
+        return [state for state in self.children() if isinstance(state, MixtureState)]
 
     def all_changes(self) -> list[BoundChange]:
         """Every change of every mixture at every module."""
-        return [change for tuned in self.mixtures for change in tuned.changes]
+        return [change for state in self.mixtures for change in state.changes]
 
     def active(self) -> "AttachedState":
         """The state of the only mixture that has runs now, or the whole state if several have."""
-        with_runs = [tuned for tuned in self.mixtures if tuned.runs]
+        with_runs = [state for state in self.mixtures if state.runs]
         return with_runs[0] if len(with_runs) == 1 else self
 
     @property
     def prompt_length(self) -> int:
         """Number of positions that soft prompts add to the input, in the mixture with the most."""
-        forms = [[change.form for change in tuned.mixture.changes] for tuned in self.mixtures]
+        forms = [[change.form for change in state.mixture.changes] for state in self.mixtures]
         return max(sum(form.length for form in each if isinstance(form, spec.Prompt)) for each in forms)
 
     @property
     def name(self) -> str:
-        return ", ".join(tuned.mixture.name for tuned in self.mixtures)
+        return ", ".join(state.mixture.name for state in self.mixtures)
 
     def reset_run(self, run: int, seed: int) -> None:
         """Draw the initial values of one run from its seed."""
-        tuned, index = self.locate_run(run)
-        tuned.reset_own_run(index, seed)
+        state, index = self.locate_run(run)
+        state.reset_run_parameters(index, seed)
 
     def locate_run(self, run: int | None) -> tuple["MixtureState", int]:
         """The mixture of a run, and the index of the run in it. None means the only run.
@@ -117,11 +117,11 @@ class AttachedState(nn.Module):
             run = 0
         if isinstance(run, bool) or not isinstance(run, int) or not 0 <= run < self.runs:
             raise SpecError(f"run={run!r}: the model has runs 0 to {self.runs - 1}; say which one, such as run=0")
-        for tuned in self.mixtures:
-            if run < tuned.runs:
+        for state in self.mixtures:
+            if run < state.runs:
                 break
-            run -= tuned.runs
-        return tuned, run
+            run -= state.runs
+        return state, run
 
     def register_hooks(self, base: nn.Module) -> None:
         """Register every hook, in order."""
@@ -162,7 +162,7 @@ class MixtureState(AttachedState):
         parent.add_module(name, module)
 
     @torch.no_grad()
-    def reset_own_run(self, run: int, seed: int) -> None:
+    def reset_run_parameters(self, run: int, seed: int) -> None:
         """Draw the initial values of one run from its own generator, in the mixture's order; they depend on no other run."""
         if not self.initial_values:
             self.initial_values = {name: _copy(p[0]) for name, p in self.named_parameters() if not p.is_meta}
@@ -280,8 +280,8 @@ def route(model: nn.Module, rows: Sequence[int | str] | Shaped[Tensor, " batch"]
     Raises SpecError for an unknown run. A forward with another number of rows raises SiteError.
     """
     state = attached_state(model)
-    given = None if rows is None else _whole_numbers(state.run_indices(rows), state)
-    with state.forwards.thread.having(rows=given):
+    runs = None if rows is None else _runs_of_rows(state.run_indices(rows), state)
+    with state.forwards.thread.having(rows=runs):
         yield model
 
 
@@ -300,12 +300,12 @@ def prompt(model: nn.Module, mask: Shaped[Tensor, "batch seq"]) -> Iterator[nn.M
         thread.prompt = before
 
 
-def _whole_numbers(rows: Sequence[int] | Tensor, state: AttachedState) -> Tensor:
+def _runs_of_rows(rows: Sequence[int] | Tensor, state: AttachedState) -> Tensor:
     try:
-        given = torch.as_tensor(rows, device=next((p.device for p in state.parameters()), None))
+        runs = torch.as_tensor(rows, device=next((p.device for p in state.parameters()), None))
     except (TypeError, ValueError, RuntimeError):
-        given = torch.empty(0)
-    whole = given.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    if not whole or given.dim() != 1 or len(given) == 0 or int(given.min()) < 0 or int(given.max()) >= state.runs:
+        runs = torch.empty(0)
+    is_integer = runs.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if not is_integer or runs.dim() != 1 or len(runs) == 0 or int(runs.min()) < 0 or int(runs.max()) >= state.runs:
         raise SpecError(f"rows={rows!r}: expected one run of 0 to {state.runs - 1} for each row, as whole numbers")
-    return given.long()
+    return runs.long()

@@ -298,14 +298,14 @@ def takes_keywords(module: nn.Module) -> bool:
 
 def gradients(target: GradientEdge | None, sources: Sequence[GradientEdge | None]) -> list[Tensor | None]:
     """The gradient of a random sum of a tensor in each of others; None where it is zero."""
-    asked = [edge for edge in sources if edge is not None]
-    if target is None or not asked:
+    edges = [edge for edge in sources if edge is not None]
+    if target is None or not edges:
         return [None] * len(sources)
-    made = target.node._input_metadata[target.output_nr]  # type: ignore[attr-defined]
+    metadata = target.node._input_metadata[target.output_nr]  # type: ignore[attr-defined]
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(tuple(made.shape), generator=generator).to(made.device, made.dtype)
-    found = iter(torch.autograd.grad([target], asked, [weight], retain_graph=True, allow_unused=True))
-    every = [None if edge is None else next(found) for edge in sources]
+    weight = torch.randn(tuple(metadata.shape), generator=generator).to(metadata.device, metadata.dtype)
+    grads = iter(torch.autograd.grad([target], edges, [weight], retain_graph=True, allow_unused=True))
+    every = [None if edge is None else next(grads) for edge in sources]
     return [None if g is None or not g.any() else g for g in every]
 
 

@@ -50,9 +50,9 @@ def sites(run: LayerRun) -> Iterator[str]:
             continue
         for which in PROJECTIONS:
             moved = run.again(after=run.noise(attention, which)).attends[block]
-            found = [name for name, a, b in zip(PROJECTIONS, plain, moved) if run.moved(a, b)]
-            if found != [which]:
-                yield f"a change of the {kind}-attention's {which} moves {' and '.join(found) or 'nothing'}"
+            affected = [name for name, a, b in zip(PROJECTIONS, plain, moved) if run.moved(a, b)]
+            if affected != [which]:
+                yield f"a change of the {kind}-attention's {which} moves {' and '.join(affected) or 'nothing'}"
         if attention.softmax and attention.softmax != run.softmax_of(attention):
             yield f"the {kind}-attention's scores are not {attention.softmax!r}"
         shape = (plain[1].shape[1], plain[1].shape[-1], plain[2].shape[-1])
@@ -77,8 +77,8 @@ def sites_by_effect(run: LayerRun, kind: str, attention: Attention) -> Iterator[
             yield f"the effect of a change of the {kind}-attention's {which} is {'linear' if linear else 'not linear'}"
         query = run.plain.gives[attention.query]
         if heads.dim() == 3 and query.shape[:2] == heads.shape[:2] and which == "query":
-            one = run.again(after=run.noise(attention, which, 1.0, token=0)).reads[attention.out] - heads
-            if one[:, 1:].abs().max() > run.near:
+            effect = run.again(after=run.noise(attention, which, 1.0, token=0)).reads[attention.out] - heads
+            if effect[:, 1:].abs().max() > run.near:
                 yield f"a change of one token's {kind}-attention's query reaches other tokens"
 
 
@@ -136,13 +136,13 @@ def positions(run: LayerRun) -> Iterator[str]:
 
 def unnamed_norm(run: LayerRun, output: str, later: Sequence[str]) -> Iterator[str]:
     """A norm over the stream and a sub-layer's output, from which the stream goes on. later: outputs of the sub-layers behind."""
-    given, blank = run.plain.gives[output], run.again(after={output: _zero})
+    added, blank = run.plain.gives[output], run.again(after={output: _zero})
     still = dict.fromkeys(later, _zero)
     for path in run.entry.norms:
         reads, stream = run.plain.reads.get(path), blank.reads.get(path)
-        if reads is None or stream is None or path == run.entry.ffn_residual or reads.numel() != given.numel():
+        if reads is None or stream is None or path == run.entry.ffn_residual or reads.numel() != added.numel():
             continue
-        over = run.moved(reads, stream) and run.moved(stream, _zero(stream)) and _proportional(reads - stream, given)
+        over = run.moved(reads, stream) and run.moved(stream, _zero(stream)) and _proportional(reads - stream, added)
         shaken, plain = (run.again(after=still | more).gives[""] for more in ({path: _shaken}, {}))
         goes_on = run.moved(shaken, plain) if later else not run.moved(run.plain.gives[path], run.plain.gives[""])
         if over and goes_on:
@@ -185,7 +185,7 @@ def norm_places(run: LayerRun, width: int) -> Iterator[str]:
     for path, module in run.layer.module.named_modules():
         if path not in run.plain.reads or not is_norm(module, width):
             continue
-        inside = any(run.moved(one.reads.get(path), still.reads.get(path)) for one in inner)
+        inside = any(run.moved(noisy.reads.get(path), still.reads.get(path)) for noisy in inner)
         if not inside and path not in run.entry.norms:
             yield f"the norm {path!r} is not named"
     for path in run.entry.norms:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from unipelt.report.comparison import estimate_cell
-from unipelt.report.names import OURS, PARTS, occurrences, size_label, task_label
+from unipelt.report.names import PAPER_METHOD, PARTS, occurrences, size_label, task_label
 from unipelt.report.samples import Sample, difference
 from unipelt.report.statistics import BOTH, LEVEL, Estimate, estimate
 from unipelt.report.tables import Block, Cell, Table
@@ -12,15 +12,15 @@ from unipelt.train.records import FULL
 
 UNDECIDED = "not decided"
 CLAIMS = {
-    f"{OURS} beats the best of its parts on average": (OURS, *PARTS[OURS]),
-    f"{OURS} beats full fine-tuning on average": (OURS, FULL),
+    f"{PAPER_METHOD} beats the best of its parts on average": (PAPER_METHOD, *PARTS[PAPER_METHOD]),
+    f"{PAPER_METHOD} beats full fine-tuning on average": (PAPER_METHOD, FULL),
     "parallel adapters beat sequential ones": ("parallel-adapter", "adapter"),
     "changing the FFN beats changing the attention": ("parallel-adapter", "multi-head-parallel-adapter"),
     "a scaled addition beats a plain one": ("scaled-parallel-adapter", "parallel-adapter"),
     "mam is the best": ("mam",),
 }
 """by claim: the method that it calls better, and those of which the best on each task is the other; without any, all others"""
-NEVER_WORST = f"{OURS} is never the worst"
+NEVER_WORST = f"{PAPER_METHOD} is never the worst"
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ def _beats(samples: Sequence[Sample], text: str, presets: Sequence[str]) -> Clai
     methods = methods_for(samples, presets)
     if not methods:
         return None
-    ours, *parts = methods
+    claimed, *parts = methods
     differences, others = [], []
     for sample in samples:
-        best = max(parts or [method for method in sample.values if method != ours], key=sample.score)
-        differences.append(difference(sample, ours, best))
+        best = max(parts or [method for method in sample.values if method != claimed], key=sample.score)
+        differences.append(difference(sample, claimed, best))
         others.append(best)
     estimated = estimate(differences)
     of_each = ", the best of each task" if len(presets) != 2 else ""
     units = {sample.metric.shown_as for sample in samples}
     shown = estimated.times(units.pop() if len(units) == 1 else 100.0)
-    return Claim(text, verdict(estimated), shown, f"{ours} and {', '.join(dict.fromkeys(others))}{of_each}")
+    return Claim(text, verdict(estimated), shown, f"{claimed} and {', '.join(dict.fromkeys(others))}{of_each}")
 
 
 def methods_for(samples: Sequence[Sample], presets: Sequence[str]) -> list[str]:
@@ -79,14 +79,14 @@ def verdict(number: Estimate) -> str:
 def _never_worst(samples: Sequence[Sample]) -> Claim | None:
     """Yes: on every task the lowest other method is surely below. No: on some task even the lowest is surely above, with an
     interval widened to that many tasks (Bonferroni). Its number is that of the least sure task."""
-    methods = methods_for(samples, (OURS,))
+    methods = methods_for(samples, (PAPER_METHOD,))
     if not methods:
         return None
-    (ours,) = methods
+    (claimed,) = methods
     margins, worst_somewhere = [], False
     for sample in samples:
-        lowest = min((method for method in sample.values if method != ours), key=sample.score)
-        differences = [difference(sample, ours, lowest)]
+        lowest = min((method for method in sample.values if method != claimed), key=sample.score)
+        differences = [difference(sample, claimed, lowest)]
         margins.append((estimate(differences), lowest, sample))
         worst_somewhere |= verdict(estimate(differences, LEVEL / len(samples))) == "no"
     verdicts = {verdict(margin) for margin, *_ in margins}
@@ -95,7 +95,7 @@ def _never_worst(samples: Sequence[Sample]) -> Claim | None:
     )
     answer = "no" if worst_somewhere else verdicts.pop() if len(verdicts) == 1 else UNDECIDED
     task = task_label(sample.name.rpartition("/")[2])
-    between = f"{ours} and {lowest}, the lowest other, on {task}, the least sure task"
+    between = f"{claimed} and {lowest}, the lowest other, on {task}, the least sure task"
     return Claim(NEVER_WORST, answer, least_sure.times(sample.metric.shown_as), between)
 
 

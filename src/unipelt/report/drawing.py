@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unipelt.report.names import OURS, preset_of
+from unipelt.report.names import PAPER_METHOD, preset_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def line_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     for method in methods:
         presets.setdefault(preset_of(method), []).append(method)
     return {
-        method: {"color": colour, "linestyle": dash, "zorder": 3 if preset == OURS else 2}
+        method: {"color": colour, "linestyle": dash, "zorder": 3 if preset == PAPER_METHOD else 2}
         for (preset, variants), colour in zip(presets.items(), cycle(COLOURS))
         for method, dash in zip(variants, cycle(DASHES))
     }

@@ -19,7 +19,7 @@ FOLD_WORDS = (
 )  # fmt: skip
 PARTS = {"unipelt-ap": ("adapter", "prefix"), "unipelt-apl": ("adapter", "prefix", "lora")}
 """submodules of a mixture: the best of them for each task is its upper bound in the paper's table 2"""
-OURS = "unipelt-apl"
+PAPER_METHOD = "unipelt-apl"
 """the method that the paper makes its claims for"""
 
 

@@ -152,10 +152,10 @@ class Difference:
 
 def difference(sample: Sample, first: str, second: str) -> Difference:
     """Over the seeds that both have; if they share none, over the seeds of each, without an interval."""
-    sign, ours, theirs = sample.metric.sign, sample.of(first), sample.of(second)
-    gains = {seed: sign * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs}
+    sign, first_seeds, second_seeds = sample.metric.sign, sample.of(first), sample.of(second)
+    gains = {seed: sign * (first_seeds[seed] - second_seeds[seed]) for seed in first_seeds if seed in second_seeds}
     if not gains:
-        return Difference(sign * (fmean(ours.values()) - fmean(theirs.values())), seeds=0)
+        return Difference(sign * (fmean(first_seeds.values()) - fmean(second_seeds.values())), seeds=0)
     result = _with_variances(sample, gains, first, second)
     known = result.examples_variance is not None
     exchanged = _exchanged(sample, first, second, [*gains]) if known else None
@@ -197,8 +197,8 @@ def _exchanged(sample: Sample, first: str, second: str, seeds: list[int]) -> Val
     targets = pairs[0][0].targets
     if any(run.targets is not targets for pair in pairs for run in pair):
         return None
-    answers = [(ours.predictions, theirs.predictions) for ours, theirs in pairs]
-    differs = [ours != theirs for ours, theirs in answers]
+    answers = [(a.predictions, b.predictions) for a, b in pairs]
+    differs = [a != b for a, b in answers]
     differing = np.flatnonzero(np.any([mask.any(axis=-1) if mask.ndim > 1 else mask for mask in differs], axis=0))
     if metric.averages and len(differing) <= COUNTED:
         single = [(slice(i, i + 1), targets[i : i + 1]) for i in differing]
@@ -210,10 +210,8 @@ def _exchanged(sample: Sample, first: str, second: str, seeds: list[int]) -> Val
     for swap in product((False, True), repeat=len(differing)):
         mask = np.zeros(targets.shape, dtype=bool)
         mask[differing] = np.reshape(swap, (-1, *[1] * (targets.ndim - 1)))
-        sides = [(np.where(mask, theirs, ours), np.where(mask, ours, theirs)) for ours, theirs in answers]
-        differences.append(
-            metric.sign * fmean(metric(ours, targets) - metric(theirs, targets) for ours, theirs in sides)
-        )
+        sides = [(np.where(mask, b, a), np.where(mask, a, b)) for a, b in answers]
+        differences.append(metric.sign * fmean(metric(a, targets) - metric(b, targets) for a, b in sides))
     return np.array(differences), np.full(len(differences), 1 / len(differences))
 
 

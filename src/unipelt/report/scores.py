@@ -40,13 +40,13 @@ def score_table(study: Study) -> Table:
     below the methods; below each size the paper's, of the same tasks and methods."""
     tasks, blocks, metrics = study.all_tasks, [], defaultdict(list)
     for k in study.sizes:
-        ours, theirs = _by_method(study, study.test, k), _by_method(study, printed(k), k)
+        rows, paper_rows = _by_method(study, study.test, k), _by_method(study, printed(k), k)
         heading = f"{size_label(k)} · ours, {study.model} · {study.seeds(k)}"
         blocks.append(
-            _block(study, k, {**ours, **_best_parts(study, ours), BEST_CONSTANT: _best_constant(study, k)}, heading)
+            _block(study, k, {**rows, **_best_parts(study, rows), BEST_CONSTANT: _best_constant(study, k)}, heading)
         )
         heading = f"{size_label(k)} · the paper, {paper()['base']} · 5 seeds"
-        blocks += [_block(study, k, theirs | _best_parts(study, theirs), heading)] if theirs else []
+        blocks += [_block(study, k, paper_rows | _best_parts(study, paper_rows), heading)] if paper_rows else []
     for task in tasks:
         metrics[metric_label(study.metrics[task])].append(task_label(task))
     metrics_text = "; ".join(f"{metric}: {', '.join(names)}" for metric, names in sorted(metrics.items()))
@@ -79,8 +79,8 @@ def _best_parts(study: Study, rows: Mapping[str, Row]) -> dict[str, Row]:
     for mixture, presets in PARTS.items():
         parts = [occurrences(preset, rows) for preset in (mixture, *presets)]
         if all(len(methods) == 1 for methods in parts):
-            best, (own_method, *others) = {}, [methods[0] for methods in parts]
-            for task in rows[own_method]:
+            best, (mixture_method, *others) = {}, [methods[0] for methods in parts]
+            for task in rows[mixture_method]:
                 known = [rows[other][task] for other in others if task in rows[other]]
                 if len(known) == len(others):
                     choose = max if study.metrics[task].higher_is_better else min

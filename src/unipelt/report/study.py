@@ -135,9 +135,9 @@ class Study:
         """Tasks and methods of which every pair is there: all tasks where two methods have them all, else the tasks that all
         methods have."""
         tasks, methods = self.averaged(k), self.methods(k)
-        whole = [method for method in methods if all(method in self.test[k, task] for task in tasks)]
-        if len(whole) > 1 or len(methods) == 1:
-            return tasks, whole
+        complete = [method for method in methods if all(method in self.test[k, task] for task in tasks)]
+        if len(complete) > 1 or len(methods) == 1:
+            return tasks, complete
         return [task for task in tasks if len(self.test[k, task]) == len(methods)], methods
 
     def seeds(self, k: int | str) -> str:

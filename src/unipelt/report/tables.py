@@ -104,11 +104,11 @@ class Table:
     def short(self, max_rows: int | None = None) -> "Table":
         """With at most this many rows of each block (default: its own limit), and a note of how many more there are."""
         max_rows = self.max_rows if max_rows is None else max_rows
-        left_out = sum(len(block.rows[max_rows:]) for block in self.blocks) if max_rows is not None else 0
-        if not left_out:
+        omitted = sum(len(block.rows[max_rows:]) for block in self.blocks) if max_rows is not None else 0
+        if not omitted:
             return self
         blocks = [Block(block.heading, block.rows[:max_rows]) for block in self.blocks]
-        return replace(self, blocks=blocks, notes=[f"{left_out:,} more are in {self.name}.csv.", *self.notes])
+        return replace(self, blocks=blocks, notes=[f"{omitted:,} more are in {self.name}.csv.", *self.notes])
 
     def for_terminal(self) -> "Table":
         """With fewer rows and columns, and notes of what is left out."""

@@ -69,8 +69,8 @@ class Change:
             raise SpecError(f"weight={self.weight!r}: expected a finite number, Learned() or Gate()")
         if self.layers is not None:
             ends = re.fullmatch(r"(\d{1,3})-(\d{1,3})", self.layers) if isinstance(self.layers, str) else None
-            given = range(int(ends[1]), int(ends[2]) + 1) if ends else self.layers
-            layers = tuple(given) if isinstance(given, Iterable) else ()
+            layer_numbers = range(int(ends[1]), int(ends[2]) + 1) if ends else self.layers
+            layers = tuple(layer_numbers) if isinstance(layer_numbers, Iterable) else ()
             if not layers or any(type(layer) is not int or layer < 0 for layer in layers):
                 raise SpecError(
                     f"layers={self.layers!r}: expected whole numbers from 0, one at least, or a range such as 6-11"
@@ -110,8 +110,8 @@ class Mixture:
 
     def __post_init__(self):
         if isinstance(self.changes, Change) or not isinstance(self.changes, Iterable):
-            what = f"got {type(self.changes).__name__}"
-            raise SpecError(f"changes: {what}; expected a tuple of changes, such as Mixture((change,))")
+            got = f"got {type(self.changes).__name__}"
+            raise SpecError(f"changes: {got}; expected a tuple of changes, such as Mixture((change,))")
         if not isinstance(self.name, str):
             raise SpecError(f"name={self.name!r}: expected a string")
         object.__setattr__(self, "changes", tuple(self.changes))
@@ -133,11 +133,11 @@ class Mixture:
 
     def named(self) -> list[tuple[str, Change]]:
         """Each change with a name of its own: its label, numbered from the second of its kind."""
-        seen: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         pairs = []
         for change in self.changes:
-            seen[change.label] += 1
-            number = seen[change.label]
+            counts[change.label] += 1
+            number = counts[change.label]
             pairs.append((change.label if number == 1 else f"{change.label}_{number}", change))
         return pairs
 
@@ -197,20 +197,20 @@ def _change_from_dict(data: Any) -> Change:
             raise SpecError(f"a change needs {key!r}; got {sorted(data)}")
     weight = data.get("weight", 1.0)
     if isinstance(weight, dict):
-        weight = _one_of({"gate": Gate, "learned": Learned}, weight, "weight")
-    form = _one_of(FORMS, data["form"], "form")
+        weight = _build_named({"gate": Gate, "learned": Learned}, weight, "weight")
+    form = _build_named(FORMS, data["form"], "form")
     return Change(form=form, site=data["site"], reads=data["reads"], weight=weight, layers=data.get("layers"))
 
 
-def _one_of(known: dict[str, type], data: Any, what: str) -> Any:
+def _build_named(known: dict[str, type], data: Any, kind: str) -> Any:
     if not isinstance(data, dict) or len(data) != 1:
-        raise SpecError(f"a {what} is an object with one name; got {data!r}")
+        raise SpecError(f"a {kind} is an object with one name; got {data!r}")
     ((name, settings),) = data.items()
     if name not in known:
-        raise SpecError(f"{what} {name!r}: {did_you_mean(name, known)}")
+        raise SpecError(f"{kind} {name!r}: {did_you_mean(name, known)}")
     if not isinstance(settings, dict):
-        raise SpecError(f"{what} {name}: its settings are an object; got {settings!r}")
-    _known_keys(settings, [field.name for field in fields(known[name])], f"{what} {name}")
+        raise SpecError(f"{kind} {name}: its settings are an object; got {settings!r}")
+    _known_keys(settings, [field.name for field in fields(known[name])], f"{kind} {name}")
     return known[name](**settings)
 
 
@@ -219,7 +219,7 @@ def _finite(number: Any) -> bool:
     return known and abs(number) <= sys.float_info.max  # NaN is not
 
 
-def _known_keys(data: dict[str, Any], known: Iterable[str], what: str) -> None:
+def _known_keys(data: dict[str, Any], known: Iterable[str], owner: str) -> None:
     for key in data:
         if key not in known:
-            raise SpecError(f"{what} has no {key!r}: {did_you_mean(key, known)}")
+            raise SpecError(f"{owner} has no {key!r}: {did_you_mean(key, known)}")

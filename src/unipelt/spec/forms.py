@@ -143,23 +143,23 @@ def check_settings(form: Form) -> None:
     hints = get_type_hints(type(form))
     for field in fields(form):
         value, hint = getattr(form, field.name), hints[field.name]
-        what = f"{form.name}({field.name}={value!r})"
+        setting = f"{form.name}({field.name}={value!r})"
         if choices := get_args(hint):
             if value not in choices:
-                raise SpecError(f"{what}: {did_you_mean(str(value), choices)}")
+                raise SpecError(f"{setting}: {did_you_mean(str(value), choices)}")
         elif hint is bool:
             if not isinstance(value, bool):
-                raise SpecError(f"{what}: expected true or false")
+                raise SpecError(f"{setting}: expected true or false")
         elif hint is int:
             least = 0 if field.name == "mlp" else 1
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
-                raise SpecError(f"{what}: expected a whole number of at least {least}, and at most {MOST}")
+                raise SpecError(f"{setting}: expected a whole number of at least {least}, and at most {MOST}")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST:
-            raise SpecError(f"{what}: expected a number of at least 0, and at most {MOST}")
+            raise SpecError(f"{setting}: expected a number of at least 0, and at most {MOST}")
         if field.name == "dropout" and not value < 1:
-            raise SpecError(f"{what}: expected a probability below 1")
+            raise SpecError(f"{setting}: expected a probability below 1")
         if field.name == "alpha" and not value:
-            raise SpecError(f"{what}: expected a number above 0, because with 0 the change has no effect")
+            raise SpecError(f"{setting}: expected a number above 0, because with 0 the change has no effect")
     if isinstance(form, Prefix) and form.norm and form.function != "relu":
         raise SpecError("prefix(norm=True): a softmax prefix has no LayerNorm; expected norm=False, or function='relu'")
     if isinstance(form, Prefix) and form.function == "relu" and form.mlp:

@@ -234,11 +234,11 @@ def mixture(text: "str | Mixture") -> Mixture:
     if isinstance(text, Mixture):
         return text
     if not isinstance(text, str):
-        what = f"got {type(text).__name__}"
-        raise SpecError(f"{what}; expected the name of a preset, such as 'lora(r=16)', or a Mixture((change, …))")
-    name, given = _call(text)
+        got = f"got {type(text).__name__}"
+        raise SpecError(f"{got}; expected the name of a preset, such as 'lora(r=16)', or a Mixture((change, …))")
+    name, options = _call(text)
     try:
-        built = PRESETS[name](**given)
+        built = PRESETS[name](**options)
     except SpecError as error:
         raise SpecError(f"{text}: {error}") from None
     except (TypeError, ValueError) as error:
@@ -248,7 +248,7 @@ def mixture(text: "str | Mixture") -> Mixture:
 
 def _call(text: str) -> tuple[str, dict[str, object]]:
     """The name of the preset in a text, and the options given there. Raises SpecError as `mixture` does."""
-    name, _, options = text.strip().partition("(")
+    name, _, options_text = text.strip().partition("(")
     name = name.strip()
     if name == "full":
         raise SpecError(
@@ -257,35 +257,35 @@ def _call(text: str) -> tuple[str, dict[str, object]]:
     if name not in PRESETS:
         raise SpecError(f"preset {name!r}: {did_you_mean(name, [*PRESETS, 'full'])}")
     known = inspect.signature(PRESETS[name]).parameters
-    given = _options(text, options) if options else {}
-    for option in given:
+    options = _options(text, options_text) if options_text else {}
+    for option in options:
         if option not in known:
             raise SpecError(
                 f"preset {name!r} has no option {option!r}: "
                 + (did_you_mean(option, known) if known else "it has none")
             )
-    return name, given
+    return name, options
 
 
 def settings(text: str) -> dict[str, object]:
     """All options of the preset that a text names: those given, and the defaults of the others."""
-    name, given = _call(text)
+    name, options = _call(text)
     known = inspect.signature(PRESETS[name]).parameters
-    return {option: parameter.default for option, parameter in known.items()} | given
+    return {option: parameter.default for option, parameter in known.items()} | options
 
 
 def canonical(text: str) -> str:
     """The canonical text of a preset and its options: `lora( alpha=4,r=2 )` becomes `lora(r=2, alpha=4)`."""
-    name, given = _call(text)
-    order = [option for option in inspect.signature(PRESETS[name]).parameters if option in given]
-    values = [str(given[o]) if LAYER_RANGE.fullmatch(str(given[o])) else repr(given[o]) for o in order]
-    options = ", ".join(f"{option}={value}" for option, value in zip(order, values))
-    return f"{name}({options})" if options else name
+    name, options = _call(text)
+    order = [option for option in inspect.signature(PRESETS[name]).parameters if option in options]
+    values = [str(options[o]) if LAYER_RANGE.fullmatch(str(options[o])) else repr(options[o]) for o in order]
+    options_text = ", ".join(f"{option}={value}" for option, value in zip(order, values))
+    return f"{name}({options_text})" if options_text else name
 
 
-def _options(text: str, options: str) -> dict[str, object]:
+def _options(text: str, options_text: str) -> dict[str, object]:
     try:
-        call = ast.parse(f"f({options}", mode="eval").body
+        call = ast.parse(f"f({options_text}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError
         names = [str(keyword.arg) for keyword in call.keywords]

@@ -39,7 +39,7 @@ class Cluster:
         except ImportError:
             raise UserError("--engine ray needs Ray: pip install 'unipelt[ray]', or --engine local") from None
         self.ray: Any = ray
-        self.asked, self.gpus = device, gpus
+        self.requested_device, self.gpus = device, gpus
 
     def __enter__(self) -> "Cluster":
         address = os.environ.get("RAY_ADDRESS", "")
@@ -54,10 +54,10 @@ class Cluster:
                 socket.create_connection((host, int(port)), timeout=10).close()
             self.ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **settings)
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
-            where = f"RAY_ADDRESS={address}" if address else "--engine ray"
-            raise UserError(f"{where}: no cluster ({error}); see `ray status`, or take --engine local") from None
-        gpus = self.ray.cluster_resources().get("GPU", 0) if self.asked != "cpu" else 0
-        if self.asked == "cuda" and not gpus:
+            option = f"RAY_ADDRESS={address}" if address else "--engine ray"
+            raise UserError(f"{option}: no cluster ({error}); see `ray status`, or take --engine local") from None
+        gpus = self.ray.cluster_resources().get("GPU", 0) if self.requested_device != "cpu" else 0
+        if self.requested_device == "cuda" and not gpus:
             self.ray.shutdown()
             raise UserError("--device cuda: the cluster has no GPU; expected auto or cpu")
         self.device = torch.device("cuda" if gpus else "cpu")

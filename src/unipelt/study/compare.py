@@ -160,10 +160,10 @@ class CheckpointSaver:
         """
         source, notes = self.folder_of(method, lr), []
         with alone_in(target, wait=True):
-            wanted = {name: digest for name, digest in _hashes(source).items() if digest}
-            remove_unfinished(target, wanted)  # of a copy that was killed
+            source_hashes = {name: digest for name, digest in _hashes(source).items() if digest}
+            remove_unfinished(target, source_hashes)  # of a copy that was killed
             written, present = self._written(), _hashes(target)
-            new = {name for name, digest in wanted.items() if present.get(name) != digest}
+            new = {name for name, digest in source_hashes.items() if present.get(name) != digest}
             # files of others, or changed since
             foreign = {name for name, digest in present.items() if [name, digest] not in written}
             for name in sorted(new & foreign):
@@ -173,11 +173,11 @@ class CheckpointSaver:
                     )
                 new.discard(name)
                 notes.append(f"{target / name}: was changed by hand and stays so")
-            stale = present.keys() - wanted.keys() - foreign
-            if others := sorted(foreign - wanted.keys()):
+            stale = present.keys() - source_hashes.keys() - foreign
+            if others := sorted(foreign - source_hashes.keys()):
                 notes.append(f"{target} also holds {', '.join(others[:5])}{' …' * (len(others) > 5)}, which stays")
             if new or stale:  # until all files are in place, what was written before counts as this command's too
-                in_place = [[name, wanted[name]] for name in sorted(wanted.keys() - foreign)]
+                in_place = [[name, source_hashes[name]] for name in sorted(source_hashes.keys() - foreign)]
                 write_whole(self.folder, {WRITTEN: json.dumps(written + in_place).encode()})
                 write_whole(target, {name: (source / name).read_bytes() for name in sorted(new)})
                 for name in stale:

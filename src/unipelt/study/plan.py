@@ -112,13 +112,13 @@ def normalise_path(task: str) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def learning_rates(method: str, hidden: int, given: Sequence[float], rates: int) -> Sequence[float | None]:
-    """The learning rates of a method: those given, else its own and `rates` − 1 lower ones; a baseline has none. hidden: the
+def learning_rates(method: str, hidden: int, given_rates: Sequence[float], rates: int) -> Sequence[float | None]:
+    """The learning rates of a method: `given_rates`, else its own and `rates` − 1 lower ones; a baseline has none. hidden: the
     base's hidden size."""
     if method in BASELINES:
         return [None]
     default = default_recipe(method, hidden, 1).lr
-    return given or [float(f"{default / RATE_FACTOR**step:.2g}") for step in range(rates)]
+    return given_rates or [float(f"{default / RATE_FACTOR**step:.2g}") for step in range(rates)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,9 +219,9 @@ def parse_options(options: dict[str, Any]) -> tuple[Grid, StudyConfig]:
     check_rates([*plan.methods], recipe)
     for name in (name for name in options if name in ("data_dir", *COLUMNS)):
         if not any(_takes(task, name) for task in plan.tasks):
-            what = "GLUE tasks" if name == "data_dir" else "files"
+            task_kind = "GLUE tasks" if name == "data_dir" else "files"
             raise UserError(
-                f"{option_of(name)} is for {what} only, and --data {' '.join(plan.tasks)} names none; remove it"
+                f"{option_of(name)} is for {task_kind} only, and --data {' '.join(plan.tasks)} names none; remove it"
             )
     return plan, StudyConfig(**config, recipe=recipe, columns=columns)
 

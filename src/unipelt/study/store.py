@@ -39,8 +39,8 @@ FLEET = re.compile(r"[\w=+][\w.=+-]*")  # name of a fleet, which is also a folde
 class Store:
     """The runs of one study. Several processes may read and write it at once."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, asked: dict[str, Any] | None = None):
-        self.path, self._connection, self._asked = path, connection, asked
+    def __init__(self, path: Path, connection: sqlite3.Connection, requested: dict[str, Any] | None = None):
+        self.path, self._connection, self._requested = path, connection, requested
 
     @classmethod
     def create(cls, folder: str | os.PathLike, options: dict[str, Any]) -> "Store":
@@ -49,8 +49,8 @@ class Store:
         Raises StoreError if the folder holds something else, or a store whose runs have other options.
         """
         path = Path(folder) / FILE
-        there = [p.name.removeprefix(".") for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        if not path.exists() and any(not name.startswith((FILE, EFFICIENCY)) for name in there):
+        existing_names = [p.name.removeprefix(".") for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        if not path.exists() and any(not name.startswith((FILE, EFFICIENCY)) for name in existing_names):
             raise StoreError(f"--out {folder}: not empty, and holds no study; expected a new folder, or one of a study")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +120,8 @@ class Store:
             started = {task for (task,) in rows}
             self.check_datasets({task: identity for task, identity in (identities or {}).items() if task in started})
             repeated = self._runs_with_fewer_epochs() if begun else []
-            if repeated or not begun or (self._asked or {}).get("recipe", {}).get("epochs") is not None:
-                self._store(OPTIONS, self._asked)
+            if repeated or not begun or (self._requested or {}).get("recipe", {}).get("epochs") is not None:
+                self._store(OPTIONS, self._requested)
             repeated_finished = sum(status in DONE for _, status in repeated)
             for run_id, _ in repeated:
                 connection.execute(f"UPDATE runs SET status = ?, {clear_results} WHERE id = ?", (PLANNED, run_id))
@@ -142,17 +142,17 @@ class Store:
 
     def _runs_with_fewer_epochs(self) -> list[tuple[str, str]]:
         """(id, status) of every run but baselines if more epochs are asked for than the study has; else an empty list."""
-        asked, current = (options.get("recipe", {}).get("epochs") for options in (self._asked or {}, self.options))
-        if asked is None or asked == current:
+        epochs, current = (options.get("recipe", {}).get("epochs") for options in (self._requested or {}, self.options))
+        if epochs is None or epochs == current:
             return []
         placeholders = ", ".join("?" * len(BASELINES))  # which have no epochs
         rows = self._connection.execute(
             f"SELECT id, status, recipe FROM runs WHERE method NOT IN ({placeholders})", BASELINES
         ).fetchall()
         longest = max((to_python("recipe", recipe).get("epochs", 0) for *_, recipe in rows if recipe), default=0)
-        if max(longest, current or 0) > asked:
+        if max(longest, current or 0) > epochs:
             raise StoreError(
-                f"--out {self.path.parent}: holds runs of {max(longest, current or 0)} epochs; got --epochs {asked}, expected"
+                f"--out {self.path.parent}: holds runs of {max(longest, current or 0)} epochs; got --epochs {epochs}, expected"
                 " as many or more"
             )
         return [(run_id, status) for run_id, status, _ in rows]
@@ -163,9 +163,9 @@ class Store:
         Raises StoreError if the runs have other options than those asked for.
         """
         begun = self._connection.execute("SELECT 1 FROM runs").fetchone() is not None
-        asked = json.loads(json.dumps(self._asked or {}))
-        but = "epochs" if more_epochs and asked.get("recipe", {}).get("epochs") is not None else ""
-        if begun and (difference := other_option(self.options, asked, but=but)):
+        requested = json.loads(json.dumps(self._requested or {}))
+        but = "epochs" if more_epochs and requested.get("recipe", {}).get("epochs") is not None else ""
+        if begun and (difference := other_option(self.options, requested, but=but)):
             folder = self.path.parent
             raise StoreError(
                 f"--out {folder}: holds a study with {difference}; use another folder, or the same options"
@@ -252,10 +252,10 @@ class Store:
             if ids is None:
                 rows = self._connection.execute(f"{select} ORDER BY position").fetchall()
             else:
-                found_rows = (
+                fetched_rows = (
                     self._connection.execute(f"{select} WHERE id = ?", (run_id,)).fetchone() for run_id in ids
                 )
-                rows = [row for row in found_rows if row]
+                rows = [row for row in fetched_rows if row]
             return [{name: to_python(name, value) for name, value in zip(columns, row)} for row in rows]
 
     def close(self) -> None:

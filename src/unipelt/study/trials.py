@@ -112,18 +112,18 @@ def fit_epochs(
             break
     if not timings:
         return None, ""
-    fastest, left = min(timings, key=lambda timing: timing.seconds(1)), deadline - time.monotonic()
-    if fastest.seconds(1) > left:
+    fastest, seconds_left = min(timings, key=lambda timing: timing.seconds(1)), deadline - time.monotonic()
+    if fastest.seconds(1) > seconds_left:
         raise UserError(
             f"--minutes {minutes:g}: one epoch of {fastest.method}, with {fastest.validation} validation and {fastest.test} test"
             f" examples, takes about {minutes_of(fastest.seconds(1))} minutes here; try more minutes, fewer --num-rates or"
             " --validation-rows, or a smaller --model"
         )
-    epochs, recipe_epochs = epochs_within(timings, left / 2), timings[0].epochs
+    epochs, recipe_epochs = epochs_within(timings, seconds_left / 2), timings[0].epochs
     unit = "every fold" if study.folds else "one seed"
     reason = "so that two seeds of every method fit"
     if epochs < MIN_EPOCHS_FOR_TWO_SEEDS or len(keys) == len(plan):
-        epochs, reason = epochs_within(timings, left), f"so that {unit} of every method fits"
+        epochs, reason = epochs_within(timings, seconds_left), f"so that {unit} of every method fits"
     if epochs == recipe_epochs:
         return None, ""
     if not epochs:

@@ -33,8 +33,8 @@ PAPER: dict[str, dict[str, Any]] = {
 """by data set: the settings of the scripts of He et al. 2022; they choose the epochs by steps (100,000 and 50,000), so --epochs is the user's"""
 
 
-def unified_options(given: dict[str, Any]) -> dict[str, Any]:
-    """The given options, then the paper's settings of the data set, then this study's defaults."""
-    tasks = given.get("tasks", DEFAULTS["tasks"])
+def unified_options(options: dict[str, Any]) -> dict[str, Any]:
+    """These options, then the paper's settings of the data set, then this study's defaults."""
+    tasks = options.get("tasks", DEFAULTS["tasks"])
     paper = PAPER.get(tasks[0], {}) if len(tasks) == 1 else {}
-    return DEFAULTS | paper | given
+    return DEFAULTS | paper | options

@@ -84,16 +84,16 @@ class Task(ABC):
         """
         assert columns.label is not None, "training data has a label column"
         if not labels:
-            kept = table.complete(cls.required_columns(columns), skip_empty=skip_empty)
-            labels = cls.label_names(table, columns.label, kept, separator)
+            indices = table.complete(cls.required_columns(columns), skip_empty=skip_empty)
+            labels = cls.label_names(table, columns.label, indices, separator)
         offered = cls.metrics(labels)
         if metric is not None and metric not in offered:
             raise DataError(f"--metric {metric}: {name} is {cls.kind} and offers {', '.join(offered)}")
-        own = cls.own_fields(name, separator)
-        return cls(name=name, metric=metric or offered[0], columns=columns, labels=labels, **own)
+        kind_fields = cls.kind_fields(name, separator)
+        return cls(name=name, metric=metric or offered[0], columns=columns, labels=labels, **kind_fields)
 
     @classmethod
-    def own_fields(cls, name: str, separator: str | None) -> dict[str, Any]:
+    def kind_fields(cls, name: str, separator: str | None) -> dict[str, Any]:
         """The values of the fields that only this kind has. Raises DataError for an option that it does not have."""
         if separator is not None:
             raise DataError(
@@ -108,15 +108,15 @@ class Task(ABC):
 
         Targets are read where `columns` names a label. Raises DataError with the line of an example that cannot be used.
         """
-        kept = table.complete(self.required_columns(columns), skip_empty=skip_empty)
-        targets = None if columns.label is None else self.targets(table, columns.label, kept)
-        names = [table.example(index) for index in kept]
-        examples = Examples(inputs=self.inputs(table, columns, kept), targets=targets, names=names)
+        indices = table.complete(self.required_columns(columns), skip_empty=skip_empty)
+        targets = None if columns.label is None else self.targets(table, columns.label, indices)
+        names = [table.example(index) for index in indices]
+        examples = Examples(inputs=self.inputs(table, columns, indices), targets=targets, names=names)
         if group is not None and group in table.columns:  # an empty group cell: the example is grouped by its text
-            named = zip(examples.keys, (table.columns[group][index] for index in kept))
+            named = zip(examples.keys, (table.columns[group][index] for index in indices))
             groups = [key if is_missing(value) else class_name(value) for key, value in named]
             examples = replace(examples, groups=groups)
-        return examples, kept
+        return examples, indices
 
     def inputs(self, table: Table, columns: Columns, indices: Sequence[int]) -> dict[str, list]:
         """The inputs by name, checked."""
@@ -183,10 +183,10 @@ class Task(ABC):
         """Return the task with the values that depend on base and tokenizer."""
         return self
 
-    def with_options(self, given: dict[str, Any]) -> "Task":
+    def with_options(self, options: dict[str, Any]) -> "Task":
         """The task with these options of generation. Raises DataError for a kind that has none."""
-        if given:
-            option = "--" + next(iter(given)).replace("_", "-")
+        if options:
+            option = "--" + next(iter(options)).replace("_", "-")
             raise DataError(f"{option}: {self.name} is {self.kind}; leave it out, or add --kind generation")
         return self
 
@@ -202,11 +202,11 @@ class Task(ABC):
             *values, is_split_into_words=words, truncation=True, max_length=limit, padding=False, split_special_tokens=True,
             return_special_tokens_mask=True,
         )  # fmt: skip
-        truncated = sum(bool(one.overflowing) for one in coded.encodings or ())
+        truncated = sum(bool(encoding.overflowing) for encoding in coded.encodings or ())
         added = coded.pop("special_tokens_mask")
         features = {name: [np.array(tokens, dtype=np.int32) for tokens in coded[name]] for name in coded}
         replace_special_tokens(features["input_ids"], added, tokenizer)
-        firsts = [first_tokens(coded.word_ids(i), len(own)) for i, own in enumerate(values[0])] if words else []
+        firsts = [first_tokens(coded.word_ids(i), len(row)) for i, row in enumerate(values[0])] if words else []
         return Encoded(features, examples.targets, limit, firsts, truncated=truncated)
 
     @classmethod
@@ -214,7 +214,7 @@ class Task(ABC):
         """One batch of several runs' examples in equal blocks; a shorter block is filled with its first example."""
         inputs, filled, weights = model_inputs(parts, tokenizer, device)
         if any(counted := [part.task.example_weights(part) for part in filled]):
-            each = [own or [1.0] * len(part.indices) for own, part in zip(counted, filled)]
+            each = [run_weights or [1.0] * len(part.indices) for run_weights, part in zip(counted, filled)]
             weights = weights * torch.tensor(each, device=device)
         targets = cls.pad_targets([part.task.loss_targets(part) for part in filled], inputs["input_ids"].shape[1])
         outputs = torch.tensor([part.task.outputs for part in parts], device=device)
@@ -250,9 +250,9 @@ class Task(ABC):
     def pad_targets(cls, targets: list[list[Any]], width: int) -> np.ndarray:
         """One array `[run, block, …]` of the loss targets of every run; those of tokens are padded to the `width` of the inputs."""
         if isinstance(targets[0][0], np.ndarray):
-            short = [[width - len(one) for one in own] for own in targets]
+            short = [[width - len(row) for row in rows] for rows in targets]
             targets = [
-                [np.pad(one, (0, n), constant_values=IGNORED) for one, n in zip(*both)] for both in zip(targets, short)
+                [np.pad(row, (0, n), constant_values=IGNORED) for row, n in zip(*both)] for both in zip(targets, short)
             ]
         return np.array(targets)
 
@@ -274,13 +274,13 @@ class Task(ABC):
         self, logits: Float[Tensor, "example ..."], encoded: Encoded, *, probabilities: bool
     ) -> dict[str, list]:
         """Columns for `unipelt predict`: `prediction`, and `p(label)` if probabilities are asked for. Raises DataError if there are none."""
-        columns = {"prediction": [self.shown(one) for one in self.decide(logits, encoded)]}
+        columns = {"prediction": [self.shown(prediction) for prediction in self.decide(logits, encoded)]}
         if probabilities:
-            found = self.probabilities(logits)
-            if found is None:
+            label_probabilities = self.probabilities(logits)
+            if label_probabilities is None:
                 raise DataError(f"--proba: {self.kind} has no class probabilities; remove it")
-            each = zip(self.labels, found.T.tolist())
-            columns |= {f"p({label})": [round(one, 6) for one in values] for label, values in each}
+            each = zip(self.labels, label_probabilities.T.tolist())
+            columns |= {f"p({label})": [round(value, 6) for value in values] for label, values in each}
         return columns
 
     def shown(self, prediction: Any) -> Any:
@@ -335,7 +335,7 @@ class Task(ABC):
         numbers, or if there are more than MAX_LOGITS."""
         if not self.labels or logits.dim() != 2 or len(logits) * self.outputs > MAX_LOGITS:
             return None
-        return [[round(one, 4) for one in row] for row in logits[:, : self.outputs].tolist()]
+        return [[round(logit, 4) for logit in row] for row in logits[:, : self.outputs].tolist()]
 
     def summary(self) -> str:
         """Kind and labels in words, for the log."""

@@ -56,7 +56,7 @@ class Encoded:
     def lengths(self) -> list[int]:
         """Tokens of each example; of an encoder-decoder, of its source or its answer, whichever has more."""
         lengths = [len(tokens) for tokens in self.features["input_ids"]]
-        return [max(one, len(answer)) for one, answer in zip(lengths, self.answers)] if len(self.answers) else lengths
+        return [max(size, len(answer)) for size, answer in zip(lengths, self.answers)] if len(self.answers) else lengths
 
     def take(self, indices: Sequence[int]) -> "Encoded":
         """These examples, in this order."""
@@ -155,7 +155,7 @@ def replace_special_tokens(
     Raises DataError where the tokenizer has no unknown token.
     """
     unknown = tokenizer.unk_token_id
-    special = [one for one in tokenizer.all_special_ids if one != unknown]
+    special = [token_id for token_id in tokenizer.all_special_ids if token_id != unknown]
     for number, (ids, mask) in enumerate(zip(examples, added)):
         written = np.isin(ids, special) & (np.array(mask) == 0)
         if written.any():

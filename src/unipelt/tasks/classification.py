@@ -85,8 +85,8 @@ class Classification(Task):
     @staticmethod
     def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:
         """Mean cross-entropy over the run's own classes."""
-        own = logits.masked_fill(unused_outputs(batch.outputs, logits.shape[-1])[:, None], -torch.inf)
-        return weighted_mean(F.cross_entropy(own.mT, batch.targets, reduction="none"), batch.weights)
+        masked_logits = logits.masked_fill(unused_outputs(batch.outputs, logits.shape[-1])[:, None], -torch.inf)
+        return weighted_mean(F.cross_entropy(masked_logits.mT, batch.targets, reduction="none"), batch.weights)
 
     def decide(self, logits: Float[Tensor, "example output"], encoded: Encoded) -> list[int]:
         return logits[:, : self.outputs].argmax(dim=-1).tolist()

@@ -83,8 +83,8 @@ class Generation(Task):
         return *OF_TOKENS, *TEXT_METRICS, "exact_match"
 
     @classmethod
-    def from_table(cls, name: str, table: Table, columns: Columns, **given: Any) -> Self:
-        task = super().from_table(name, table, columns, **given)
+    def from_table(cls, name: str, table: Table, columns: Columns, **options: Any) -> Self:
+        task = super().from_table(name, table, columns, **options)
         chats = any(isinstance(cell, list) for cell in table.columns[columns.text])
         named = "prompt" if columns.text.casefold() == "prompt" else "source"
         alone = "messages" if chats or columns.text.casefold() in CHATS else "text"
@@ -122,10 +122,10 @@ class Generation(Task):
         """Whether the metric that selects checkpoints needs generated text."""
         return self.metric not in OF_TOKENS
 
-    def with_options(self, given: dict[str, Any]) -> Task:
-        own = {name: value for name, value in given.items() if name in ("max_target_length", "excess_length")}
-        writing = {name: value for name, value in given.items() if name not in own}
-        changed = replace(self, **own, generation_options=self.generation_options | writing)
+    def with_options(self, options: dict[str, Any]) -> Task:
+        task_fields = {name: value for name, value in options.items() if name in ("max_target_length", "excess_length")}
+        generation = {name: value for name, value in options.items() if name not in task_fields}
+        changed = replace(self, **task_fields, generation_options=self.generation_options | generation)
         _ = changed.settings  # refuses settings that are out of range
         return changed
 
@@ -158,13 +158,13 @@ class Generation(Task):
             first = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([labels]))[0, 0].item()  # type: ignore[operator]
             text = next(i for i, token in enumerate(labels) if token not in tokenizer.all_special_ids)
             opening = (first, *labels[:text])
-        mine = replace(self, opening=opening)
-        renderer = mine.renderer(tokenizer, UNLIMITED)
+        task = replace(self, opening=opening)
+        renderer = task.renderer(tokenizer, UNLIMITED)
         most = None if opening else most_tokens(model, UNLIMITED)
         positions = None if most == UNLIMITED else most
-        mine = replace(mine, template=renderer.template, stop=tuple(renderer.stop), positions=positions)
-        mine._set_template(model, tokenizer)
-        return mine
+        task = replace(task, template=renderer.template, stop=tuple(renderer.stop), positions=positions)
+        task._set_template(model, tokenizer)
+        return task
 
     def _set_template(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Leave the chat template and the tokens that end an answer with the base, so that exports have them too."""
@@ -188,7 +188,7 @@ class Generation(Task):
     def encode(self, tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> Encoded:
         """Tokens of each example, and which of them are learned. Raises DataError with the example's line."""
         renderer = self.renderer(tokenizer, max_length)
-        kept: list[int] = []
+        indices: list[int] = []
         rows: list[Rendered] = []
         questions: list[Rendered] = []
         limit = max_length if self.positions is None else min(max_length, self.positions - self.settings.max_new_tokens)
@@ -206,7 +206,7 @@ class Generation(Task):
                     question = asking.render(self.input_kind, value, None, examples.name_of(index))
                 rows.append(row)
                 questions.append(question)
-                kept.append(index)
+                indices.append(index)
             except TooLong:
                 if self.excess_length != "drop" or examples.targets is None:
                     raise
@@ -215,20 +215,22 @@ class Generation(Task):
         tokens = [np.array(row.tokens, dtype=np.int32) for row in rows]
         learned = [np.flatnonzero(row.learned) for row in rows]
         causal = not self.opening
-        features = {"input_ids": tokens, "attention_mask": [np.ones_like(one) for one in tokens]}
+        features = {"input_ids": tokens, "attention_mask": [np.ones_like(ids) for ids in tokens]}
         if causal:
-            firsts = [int(where[0]) if len(where) else row.prompt for where, row in zip(learned, rows)]
-            features[PROMPT] = [(np.arange(len(one)) < n).astype(np.int32) for one, n in zip(tokens, firsts)]
+            firsts = [int(positions[0]) if len(positions) else row.prompt for positions, row in zip(learned, rows)]
+            features[PROMPT] = [(np.arange(len(ids)) < n).astype(np.int32) for ids, n in zip(tokens, firsts)]
         return Encoded(
             features,
-            targets=None if examples.targets is None else [targets[index] for index in kept],
+            targets=None if examples.targets is None else [targets[index] for index in indices],
             longest=max_length,
             positions=[
-                where - causal for where in learned
+                positions - causal for positions in learned
             ],  # a causal model predicts a token at the position before it
-            answers=[row[where] if causal else np.array(one.answer) for row, where, one in zip(tokens, learned, rows)],
-            prompts=[one.tokens[: one.prompt] for one in questions],
-            asked=[[*one.learned[: one.prompt], True].index(True) for one in questions],
+            answers=[
+                ids[positions] if causal else np.array(row.answer) for ids, positions, row in zip(tokens, learned, rows)
+            ],
+            prompts=[rendered.tokens[: rendered.prompt] for rendered in questions],
+            asked=[[*rendered.learned[: rendered.prompt], True].index(True) for rendered in questions],
             decoder_start=None if causal else self.opening[0],
         )
 
@@ -239,8 +241,8 @@ class Generation(Task):
         start = parts[0].encoded.decoder_start
         width = max(1, *(len(answer) for answer, _ in rows))
         targets, positions = np.full((len(rows), width), IGNORED), np.zeros((len(rows), width), dtype=np.int64)
-        for row, (answer, where) in enumerate(rows):
-            targets[row, : len(answer)], positions[row, : len(where)] = answer, where
+        for row, (answer, answer_positions) in enumerate(rows):
+            targets[row, : len(answer)], positions[row, : len(answer_positions)] = answer, answer_positions
         if start is not None:
             shifted = np.concatenate([np.full((len(rows), 1), start), targets[:, :-1]], axis=1)
             ids = np.where(shifted == IGNORED, tokenizer.pad_token_id or 0, shifted)
@@ -291,8 +293,8 @@ class Generation(Task):
     ) -> list[list[str]]:  # fmt: skip
         """The text that each run generates for each of its own examples."""
         return write(
-            model, tokenizer, [one.prompts for one in every], self.settings, stop=self.stop, opening=self.opening,
-            asked=[one.asked for one in every], on_batch=on_batch,
+            model, tokenizer, [encoded.prompts for encoded in every], self.settings, stop=self.stop, opening=self.opening,
+            asked=[encoded.asked for encoded in every], on_batch=on_batch,
         )  # fmt: skip
 
     def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:

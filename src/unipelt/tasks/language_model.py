@@ -59,7 +59,7 @@ def write(
     prompts: per run, tokens. stop: tokens that end an answer. opening: what an encoder-decoder's answers begin with.
     asked: of each prompt, how many of its tokens gates with pool='prompt' average over; not given: all.
     """
-    answers = [[""] * len(own) for own in prompts]
+    answers = [[""] * len(run_prompts) for run_prompts in prompts]
     attached, config = hasattr(model, NAME), _config(tokenizer, how, stop, opening)
     generate: Any = model.generate
     with torch.no_grad(), prefixes_computed_once(model.eval()):
@@ -88,7 +88,7 @@ def _batches(prompts: Sequence[Sequence[Sequence[int]]]) -> Iterator[tuple[list[
 
     Equal blocks need no copy of each row's weights. They are made where every run has as many prompts.
     """
-    orders = [sorted(range(len(own)), key=lambda index: -len(own[index])) for own in prompts]
+    orders = [sorted(range(len(run_prompts)), key=lambda index: -len(run_prompts[index])) for run_prompts in prompts]
     if len(set(map(len, orders))) == 1:
         each = max(1, ROWS // len(orders))
         for start in range(0, len(orders[0]), each):
@@ -114,10 +114,10 @@ def _config(
     tokenizer: PreTrainedTokenizerBase, how: GenerationSettings, stop: Sequence[int], opening: Sequence[int]
 ) -> GenerationConfig:
     """The same settings for transformers."""
-    given = {name: value for name, value in asdict(how).items() if name not in ("seed", "temperature", "top_p")}
+    options = {name: value for name, value in asdict(how).items() if name not in ("seed", "temperature", "top_p")}
     drawn = {"do_sample": how.temperature > 0, "top_k": 0, "top_p": how.top_p, "temperature": how.temperature or 1.0}
     return GenerationConfig(
-        **given, **(drawn if how.temperature else {"do_sample": False}), early_stopping=how.num_beams > 1,
+        **options, **(drawn if how.temperature else {"do_sample": False}), early_stopping=how.num_beams > 1,
         eos_token_id=list(stop), pad_token_id=_pad(tokenizer, stop), decoder_start_token_id=opening[0] if opening else None,
     )  # fmt: skip
 

@@ -56,21 +56,21 @@ def logistic(
     def fit(x: Features, strength: float, examples: NDArray[np.intp]) -> Linear:
         from sklearn.linear_model import LogisticRegression
 
-        own = np.unique(y[examples])
+        present = np.unique(y[examples])
         weight, bias = np.zeros((outputs, x.shape[1])), np.full(outputs, NEVER)
-        bias[own] = 0
-        if len(own) > 1:
+        bias[present] = 0
+        if len(present) > 1:
             model = LogisticRegression(C=strength, max_iter=500, class_weight="balanced" if balanced else None)
             model.fit(x[examples], y[examples])
             bias += float(np.min(model.intercept_))
-            if len(own) == 2:  # one row says both
-                weight[own], bias[own] = np.outer([-0.5, 0.5], model.coef_[0]), [-0.5, 0.5] * model.intercept_
+            if len(present) == 2:  # one row says both
+                weight[present], bias[present] = np.outer([-0.5, 0.5], model.coef_[0]), [-0.5, 0.5] * model.intercept_
             else:
-                weight[own], bias[own] = model.coef_, model.intercept_
+                weight[present], bias[present] = model.coef_, model.intercept_
         return Linear(weight, bias)
 
-    def error(said: Array, held: NDArray[np.intp]) -> float:
-        return float(np.minimum(surprise(said, y[held]), WORST).sum())
+    def error(predictions: Array, held: NDArray[np.intp]) -> float:
+        return float(np.minimum(surprise(predictions, y[held]), WORST).sum())
 
     rare = np.isin(y, kinds[counts < len(set(folds))])
     with _alone():
@@ -89,8 +89,8 @@ def ridge(features: Features, targets: Sequence[float], folds: Sequence[int]) ->
         model = Ridge(alpha=1 / strength).fit(x[examples], y[examples])
         return Linear(model.coef_[None], np.array([model.intercept_]))
 
-    def error(said: Array, held: NDArray[np.intp]) -> float:
-        return float(((said[:, 0] - y[held]) ** 2).sum())
+    def error(predictions: Array, held: NDArray[np.intp]) -> float:
+        return float(((predictions[:, 0] - y[held]) ** 2).sum())
 
     with _alone():
         return _fitted(fit, error, features, folds, np.zeros(len(y), bool))
@@ -102,30 +102,30 @@ def _fitted(
 ) -> Linear:  # fmt: skip
     """The model of all examples, with the strength that has the least error over the held-out folds of the first MOST.
 
-    error: of what was said of examples, and which these are. rare: examples that train whatever the fold.
+    error: of the predictions for held-out examples, and the indices of these. rare: examples that train whatever the fold.
     """
     scaled, mean, deviation = _scaled(features)
     few, back = coordinates(scaled[:MOST])
     numbers, rare = np.asarray(folds)[:MOST], rare[:MOST]
     parts = [((numbers != fold) | rare, (numbers == fold) & ~rare) for fold in sorted(set(numbers))]
     parts = [(train, held) for train, held in parts if train.any() and held.any()]
-    found: list[tuple[float, float, Array | None]] = []
+    candidates: list[tuple[float, float, Array | None]] = []
     for strength in STRENGTHS:
         total, held_out = 0.0, None
         for train, held in parts:
-            said = fit(few, strength, np.flatnonzero(train))(few[held])
-            held_out = np.full((len(numbers), said.shape[1]), np.nan) if held_out is None else held_out
-            held_out[held], total = said, total + error(said, np.flatnonzero(held))
-        found.append((total, strength, held_out))
-    _, strength, held_out = min(found, key=lambda one: one[:2])
+            predictions = fit(few, strength, np.flatnonzero(train))(few[held])
+            held_out = np.full((len(numbers), predictions.shape[1]), np.nan) if held_out is None else held_out
+            held_out[held], total = predictions, total + error(predictions, np.flatnonzero(held))
+        candidates.append((total, strength, held_out))
+    _, strength, held_out = min(candidates, key=lambda candidate: candidate[:2])
     every = np.arange(scaled.shape[0])
     if len(every) > MOST:
-        one = fit(scaled, strength, every)
+        model = fit(scaled, strength, every)
     else:
-        one = fit(few, strength, every)
-        one = Linear(back(one.weight), one.bias)
-    weight = one.weight / deviation
-    return Linear(weight, one.bias - weight @ mean, held_out)
+        model = fit(few, strength, every)
+        model = Linear(back(model.weight), model.bias)
+    weight = model.weight / deviation
+    return Linear(weight, model.bias - weight @ mean, held_out)
 
 
 def coordinates(x: Features) -> tuple[Features, Callable[[Array], Array]]:
@@ -139,10 +139,10 @@ def coordinates(x: Features) -> tuple[Features, Callable[[Array], Array]]:
         return x, lambda weight: weight
     squares = x @ x.T
     values, vectors = np.linalg.eigh(squares if isinstance(squares, np.ndarray) else squares.toarray())
-    kept = values > ROUNDING * values[-1]
-    kept[-1] = True
-    scale = np.sqrt(np.maximum(values[kept], np.finfo(np.float64).tiny))
-    return vectors[:, kept] * scale, lambda weight: (x.T @ ((vectors[:, kept] / scale) @ weight.T)).T
+    mask = values > ROUNDING * values[-1]
+    mask[-1] = True
+    scale = np.sqrt(np.maximum(values[mask], np.finfo(np.float64).tiny))
+    return vectors[:, mask] * scale, lambda weight: (x.T @ ((vectors[:, mask] / scale) @ weight.T)).T
 
 
 def _scaled(features: Features) -> tuple[Features, Array, Array]:

@@ -49,12 +49,12 @@ class Metric:
         if self.of not in ("classes", "numbers"):
             return float(self.function(predictions, targets))
         kind = float if self.of == "numbers" else None
-        found, right = np.asarray(predictions, kind), np.asarray(targets, kind)
+        predicted, right = np.asarray(predictions, kind), np.asarray(targets, kind)
         if right.ndim == 1:
-            return float(self.function(found, right))
+            return float(self.function(predicted, right))
         if self.several is None:
             raise DataError("this metric needs one class per example; take accuracy, micro_f1 or macro_f1")
-        return float(self.several(found.T == 1, right.T == 1))
+        return float(self.several(predicted.T == 1, right.T == 1))
 
     @property
     def fast(self) -> bool:
@@ -75,18 +75,18 @@ class Metric:
         """The metric `[run, sample]` of predictions `[run, example]` on samples of the examples: indices `[sample, example]`."""
         if self.averages and not self.batched:
             indices = range(len(targets))
-            each = [[self._value(one[i : i + 1], targets[i : i + 1]) for i in indices] for one in predictions]
+            each = [[self._value(run[i : i + 1], targets[i : i + 1]) for i in indices] for run in predictions]
             return np.array(each, dtype=np.float64)[:, samples].mean(axis=-1)
         if not self.batched or targets.ndim > 1:
-            found = [[self._value(one[rows], targets[rows]) for rows in samples] for one in predictions]
-            return np.array(found, dtype=np.float64)
+            values = [[self._value(run[rows], targets[rows]) for rows in samples] for run in predictions]
+            return np.array(values, dtype=np.float64)
         size = max(1, 2_000_000 // (samples.shape[1] * len(predictions)))  # samples at once: 2 million values are 16 MB
         pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
         return np.concatenate([self.function(predictions[:, piece], targets[piece]) for piece in pieces], axis=-1)
 
-    def better(self, one: float, other: float) -> bool:
-        """Whether one value is better than another."""
-        return one > other if self.higher_is_better else one < other
+    def better(self, first: float, second: float) -> bool:
+        """Whether the first value is better than the second."""
+        return first > second if self.higher_is_better else first < second
 
 
 def accuracy(predictions: Array, targets: Array) -> Array:
@@ -94,7 +94,7 @@ def accuracy(predictions: Array, targets: Array) -> Array:
     return (predictions == targets).sum(axis=-1) / targets.shape[-1]
 
 
-def _whole_sets(predictions: Array, targets: Array) -> Array:
+def _subset_accuracy(predictions: Array, targets: Array) -> Array:
     """Share of examples whose whole set of labels is right."""
     return (predictions == targets).all(axis=0).sum() / targets.shape[-1]
 
@@ -153,20 +153,20 @@ def matthews(predictions: Array, targets: Array) -> Array:
 
 def pearson(predictions: Array, targets: Array) -> Array:
     """correlation of values; 0 where either side is constant or not finite (a run that diverged)"""
-    one, other = _centred(predictions), _centred(targets)
-    scale = np.sqrt((one**2).sum(axis=-1) * (other**2).sum(axis=-1))
-    across = (one * other).sum(axis=-1)
+    x, y = _centred(predictions), _centred(targets)
+    scale = np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
+    across = (x * y).sum(axis=-1)
     return np.clip(np.divide(across, scale, out=np.zeros_like(scale), where=scale > 0), -1.0, 1.0)
 
 
 def _centred(values: Array) -> Array:
     """Less their mean, in units of the farthest from it; zeros where they are all equal, or not all finite."""
     usable = np.isfinite(values).all(axis=-1, keepdims=True)
-    found = np.where(usable, values, 0.0)
-    found = found / np.maximum(np.abs(found).max(axis=-1, keepdims=True), np.finfo(float).tiny)
-    varied = found.max(axis=-1, keepdims=True) > found.min(axis=-1, keepdims=True)
-    found = np.where(varied, found - found.mean(axis=-1, keepdims=True), 0.0)
-    return found / np.maximum(np.abs(found).max(axis=-1, keepdims=True), np.finfo(float).tiny)
+    centred = np.where(usable, values, 0.0)
+    centred = centred / np.maximum(np.abs(centred).max(axis=-1, keepdims=True), np.finfo(float).tiny)
+    varied = centred.max(axis=-1, keepdims=True) > centred.min(axis=-1, keepdims=True)
+    centred = np.where(varied, centred - centred.mean(axis=-1, keepdims=True), 0.0)
+    return centred / np.maximum(np.abs(centred).max(axis=-1, keepdims=True), np.finfo(float).tiny)
 
 
 def spearman(predictions: Array, targets: Array) -> Array:
@@ -198,14 +198,14 @@ def span_f1(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str
     """2TP / (2TP + FP + FN) of spans in the tags B-X, I-X and O, as conlleval counts them; 0 without any."""
     from seqeval.metrics import f1_score
 
-    found, right = ([[str(tag) for tag in tags] for tags in sentences] for sentences in (predictions, targets))
-    return float(f1_score(right, found, zero_division=0))
+    predicted, right = ([[str(tag) for tag in tags] for tags in sentences] for sentences in (predictions, targets))
+    return float(f1_score(right, predicted, zero_division=0))
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(name="accuracy", of="classes", function=accuracy, batched=True, several=_whole_sets, averages=True),
+        Metric(name="accuracy", of="classes", function=accuracy, batched=True, several=_subset_accuracy, averages=True),
         Metric(name="f1", of="classes", function=f1, batched=True),
         Metric(name="macro_f1", of="classes", function=macro_f1, batched=True, several=_macro),
         Metric(name="micro_f1", of="classes", function=micro_f1, batched=True, several=_micro),

@@ -49,48 +49,48 @@ class MultiLabel(Task):
         return "micro_f1", "macro_f1", "accuracy"
 
     @classmethod
-    def own_fields(cls, name: str, separator: str | None) -> dict[str, Any]:
+    def kind_fields(cls, name: str, separator: str | None) -> dict[str, Any]:
         return {"separator": separator or "|"}
 
     @classmethod
     def label_names(cls, table: Table, column: str, indices: Sequence[int], separator: str | None) -> tuple[str, ...]:
-        found = [name for index in indices for name in _split(table, column, index, separator or "|")]
-        labels = in_order(found, table.classes.get(column, ()))
+        names = [name for index in indices for name in _split(table, column, index, separator or "|")]
+        labels = in_order(names, table.classes.get(column, ()))
         if len(labels) < 2:
             raise DataError(f"{table.name}: column {column!r} names {len(labels)} classes; training needs two or more")
         return labels
 
     def targets(self, table: Table, column: str, indices: Sequence[int]) -> list[list[int]]:
-        found = []
+        rows = []
         for index in indices:
-            own = [0] * len(self.labels)
+            row = [0] * len(self.labels)
             for name in _split(table, column, index, self.separator):
-                own[table.label_index(self.labels, name, index, column)] = 1
-            found.append(own)
-        return found
+                row[table.label_index(self.labels, name, index, column)] = 1
+            rows.append(row)
+        return rows
 
     def notes(self, train: Examples) -> list[str]:
-        none = sum(not any(own) for own in train.targets or ())
+        none = sum(not any(row) for row in train.targets or ())
         return [f"{none} examples name no class: they are read as belonging to none."] * bool(none)
 
     @classmethod
     def pad_targets(cls, targets: list[list[Any]], width: int) -> np.ndarray:
-        most = max(len(own[0]) for own in targets)
-        return np.array([[one + [0] * (most - len(one)) for one in own] for own in targets], dtype=np.float32)
+        most = max(len(rows[0]) for rows in targets)
+        return np.array([[row + [0] * (most - len(row)) for row in rows] for rows in targets], dtype=np.float32)
 
     def with_class_weights(self, targets: Sequence[list[int]]) -> "MultiLabel":
         """Examples with and without a class count as much: n / 2p with it, n / 2(n − p) without."""
-        total, having = len(targets), [sum(own) for own in zip(*targets)]
+        total, having = len(targets), [sum(column) for column in zip(*targets)]
         return replace(
             self, class_weights=tuple((total / (2 * (total - p) or 1), total / (2 * p or 1)) for p in having)
         )
 
     def loss_targets(self, part: Part) -> list[list[float]]:
         """0 and 1; with class weights −w and w, so that the sign says what is right and the size how much it counts."""
-        own = super().loss_targets(part)
+        rows = super().loss_targets(part)
         if not self.class_weights:
-            return own
-        return [[w[1] if one else -w[0] for w, one in zip(self.class_weights, row)] for row in own]
+            return rows
+        return [[w[1] if value else -w[0] for w, value in zip(self.class_weights, row)] for row in rows]
 
     @staticmethod
     def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:
@@ -107,7 +107,7 @@ class MultiLabel(Task):
         return (logits[:, : self.outputs] > 0).int().tolist()
 
     def shown(self, prediction: list[int]) -> str:
-        return self.separator.join(name for name, one in zip(self.labels, prediction) if one)
+        return self.separator.join(name for name, predicted in zip(self.labels, prediction) if predicted)
 
     def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example label"]:
         return (logits[:, : self.outputs] / self.temperature).sigmoid()
@@ -122,11 +122,12 @@ class MultiLabel(Task):
         self, features: Features, targets: Sequence[list[int]], folds: Sequence[int], *, balanced: bool = False
     ) -> Linear:
         """One logistic regression per class, for or against it."""
-        each = [logistic(features, own, 2, folds, balanced=balanced) for own in zip(*targets)]
+        each = [logistic(features, column, 2, folds, balanced=balanced) for column in zip(*targets)]
         weight, bias = (
-            np.stack([own[1] - own[0] for own in parts]) for parts in zip(*((one.weight, one.bias) for one in each))
+            np.stack([pair[1] - pair[0] for pair in parts])
+            for parts in zip(*((model.weight, model.bias) for model in each))
         )
-        held_out = [one.held_out[:, 1] - one.held_out[:, 0] for one in each if one.held_out is not None]
+        held_out = [model.held_out[:, 1] - model.held_out[:, 0] for model in each if model.held_out is not None]
         return Linear(weight, bias, np.stack(held_out, axis=1) if len(held_out) == len(each) else None)
 
     def constant_prediction(self, train: Sequence[list[int]]) -> list[int]:
@@ -139,9 +140,9 @@ def _written_list(cell: Any) -> Any:
     if not isinstance(cell, str) or not (cell.startswith("[") and cell.endswith("]")):
         return cell
     with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-        found = literal_eval(cell)
-        if isinstance(found, list) and all(isinstance(one, str | int) for one in found):
-            return found
+        values = literal_eval(cell)
+        if isinstance(values, list) and all(isinstance(value, str | int) for value in values):
+            return values
     return cell
 
 

@@ -30,7 +30,7 @@ def load(
     source = data.find(name, group_column=group_column, **files)
     train, columns = source.tables["train"], source.columns
     kind = (
-        kind or source.kind or next(one.kind for one in TASKS.values() if one.matches(train, columns, label_separator))
+        kind or source.kind or next(cls.kind for cls in TASKS.values() if cls.matches(train, columns, label_separator))
     )
     task = TASKS[kind].from_table(
         source.name, train, columns, labels=source.labels, metric=metric or source.metric,
@@ -40,11 +40,11 @@ def load(
     parts: dict[str, data.Examples] = {}
     notes: list[str] = []
     for part, table in source.tables.items():
-        parts[part], kept = task.read(table, columns, group=group_column, skip_empty=skip_empty)
+        parts[part], indices = task.read(table, columns, group=group_column, skip_empty=skip_empty)
         notes += table.notes
-        if len(kept) < len(table):
+        if len(indices) < len(table):
             notes.append(
-                f"{table.name}: {len(table) - len(kept)} of {len(table)} examples are incomplete and left out."
+                f"{table.name}: {len(table) - len(indices)} of {len(table)} examples are incomplete and left out."
             )
     _refuse_copies(parts, source)
     return task, Dataset(
@@ -62,7 +62,7 @@ def task_of(description: Mapping[str, Any]) -> Task:
     try:
         columns = Columns(**fields.pop("columns"))
         labels = fields.pop("labels")
-        if not isinstance(labels, list | tuple) or not all(isinstance(one, str) for one in labels):
+        if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
             raise TypeError(f"labels {labels!r}, expected names")
         if not fields.get("temperature", 1.0) > 0:
             raise TypeError(f"temperature {fields['temperature']!r}, expected a number above 0")
@@ -76,11 +76,11 @@ def task_of(description: Mapping[str, Any]) -> Task:
 
 def _refuse_copies(parts: dict[str, data.Examples], source: data.Source) -> None:
     """Raise DataError where a --validation or --test file has the examples of another set."""
-    seen: dict[str, str] = {}
+    names: dict[str, str] = {}
     for part, examples in parts.items():
         name = source.tables[part].name
-        if examples.fingerprint in seen:
+        if examples.fingerprint in names:
             raise DataError(
-                f"--{part} {name}: has the same examples as {seen[examples.fingerprint]}; give other examples, or leave it out and some are held out"
+                f"--{part} {name}: has the same examples as {names[examples.fingerprint]}; give other examples, or leave it out and some are held out"
             )
-        seen[examples.fingerprint] = name
+        names[examples.fingerprint] = name

@@ -68,7 +68,7 @@ class Regression(Task):
         if bias is None or ordinary:
             return self
         mean = fmean(targets) if bias else 0.0
-        return replace(self, mean=mean, deviation=math.sqrt(fmean((one - mean) ** 2 for one in targets)) or 1.0)
+        return replace(self, mean=mean, deviation=math.sqrt(fmean((target - mean) ** 2 for target in targets)) or 1.0)
 
     def in_target_units(self) -> "Regression":
         return replace(self, mean=0.0, deviation=1.0)

@@ -66,8 +66,8 @@ class Renderer:
     @cached_property
     def bos(self) -> list[int]:
         """What the tokenizer puts before a text."""
-        letter, whole = self.tokenizer("a", add_special_tokens=False)["input_ids"], self.tokenizer("a")["input_ids"]
-        return whole[: next((n for n in range(len(whole)) if whole[n : n + len(letter)] == letter), 0)]
+        letter, encoded = self.tokenizer("a", add_special_tokens=False)["input_ids"], self.tokenizer("a")["input_ids"]
+        return encoded[: next((n for n in range(len(encoded)) if encoded[n : n + len(letter)] == letter), 0)]
 
     @cached_property
     def line_break(self) -> list[int]:
@@ -87,83 +87,83 @@ class Renderer:
             raise UserError("the tokenizer has no eos token and no template that ends a turn; set its eos_token")
         return sorted(ends)
 
-    def render(self, kind: str, value: Any, target: str | None, where: str) -> Rendered:
+    def render(self, kind: str, value: Any, target: str | None, name: str) -> Rendered:
         """The tokens of one example. kind: one of INPUTS. target: the last answer; None for an example to be answered.
 
-        where: names the example in messages, such as `chat.jsonl, row 3`. Raises TooLong, DataError.
+        name: of the example in messages, such as `chat.jsonl, row 3`. Raises TooLong, DataError.
         """
         if self.encoder_decoder:
-            rendered = self._encode_pair(kind, value, target, where)
+            rendered = self._encode_pair(kind, value, target, name)
         elif kind == "text":
-            rendered = self._text(value, where)
+            rendered = self._text(value, name)
         elif self.template:
             messages = value if kind == "messages" else [{"role": "user", "content": value}]
-            rendered = self._chat(messages, target, where)
+            rendered = self._chat(messages, target, name)
         elif kind == "messages":
             raise DataError(
-                f"{where}: a chat, but the tokenizer has no chat template; take an instruction-tuned base such as smollm2"
+                f"{name}: a chat, but the tokenizer has no chat template; take an instruction-tuned base such as smollm2"
             )
         else:
-            rendered = self._plain(kind, value, target, where)
+            rendered = self._plain(kind, value, target, name)
         if not any(rendered.learned) and (target is not None or kind == "text"):
-            raise DataError(f"{where}: no token of it is learned; fill in its text or remove the example")
+            raise DataError(f"{name}: no token of it is learned; fill in its text or remove the example")
         return rendered
 
     # Chats
 
-    def _chat(self, messages: Sequence[Message], target: str | None, where: str) -> Rendered:
+    def _chat(self, messages: Sequence[Message], target: str | None, name: str) -> Rendered:
         messages, trimmed = list(messages), False
         for message in messages if target is None else [*messages, {"role": ASSISTANT, "content": target}]:
             for special in self.tokenizer.all_special_tokens:
                 if special in message["content"]:
-                    raise DataError(f"{where}: holds {special!r}, which the chat template uses itself; remove it")
+                    raise DataError(f"{name}: holds {special!r}, which the chat template uses itself; remove it")
         while True:
-            rendered = self._turns(messages, target, where, trimmed)
+            rendered = self._turns(messages, target, name, trimmed)
             excess = len(rendered.tokens) - self.max_length
             if excess <= 0:
                 return rendered
             shorter = self._shortened(messages, excess) if self.trim else None
             if shorter is None:
-                raise self._too_long(where, len(rendered.tokens))
+                raise self._too_long(name, len(rendered.tokens))
             messages, trimmed = shorter, True
 
-    def _turns(self, messages: list[Message], target: str | None, where: str, trimmed: bool) -> Rendered:
+    def _turns(self, messages: list[Message], target: str | None, name: str, trimmed: bool) -> Rendered:
         """Render the chat, and mark each answer by rendering the chat up to it, with and without the answer."""
         chat = messages if target is None else [*messages, {"role": ASSISTANT, "content": target}]
-        whole = self._chat_tokens(chat, where, answer_follows=target is None)
-        learned, prompt = [False] * len(whole), len(whole)
+        tokens = self._chat_tokens(chat, name, answer_follows=target is None)
+        learned, prompt = [False] * len(tokens), len(tokens)
         for index, message in enumerate(chat):
             if message["role"] != ASSISTANT:
                 continue
-            before = self._chat_tokens(chat[:index], where, answer_follows=True)
-            through = whole if index == len(chat) - 1 else self._chat_tokens(chat[: index + 1], where)
-            if whole[: len(before)] != before or whole[: len(through)] != through:
+            before = self._chat_tokens(chat[:index], name, answer_follows=True)
+            through = tokens if index == len(chat) - 1 else self._chat_tokens(chat[: index + 1], name)
+            if tokens[: len(before)] != before or tokens[: len(through)] != through:
                 raise DataError(
-                    f"{where}: the tokens before an answer differ from those of the whole chat, so prompts "
+                    f"{name}: the tokens before an answer differ from those of the whole chat, so prompts "
                     "in training would differ from those in generation; use a chat template that does not change earlier turns"
                 )
             end = len(before) + self._end(through[len(before) :])
             if set(through[len(before) : end]) <= self.special_ids:
                 raise DataError(
-                    f"{where}: the chat template leaves out an answer, so no token of it is learned; use another template"
+                    f"{name}: the chat template leaves out an answer, so no token of it is learned; use another template"
                 )
             learned[len(before) : end] = [True] * (end - len(before))
             if index == len(chat) - 1 and target is not None:
-                whole, learned, prompt = whole[:end], learned[:end], len(before)  # cut after the last answer
+                tokens, learned, prompt = tokens[:end], learned[:end], len(before)  # cut after the last answer
         if target is not None:
-            if whole[-1] not in self.stop:
-                whole, learned = [*whole, self._eos()], [*learned, True]
-            self._check_answer(where, len(whole) - prompt)
-        return Rendered(whole, learned, prompt, trimmed=trimmed)
+            if tokens[-1] not in self.stop:
+                tokens, learned = [*tokens, self._eos()], [*learned, True]
+            self._check_answer(name, len(tokens) - prompt)
+        return Rendered(tokens, learned, prompt, trimmed=trimmed)
 
-    def _chat_tokens(self, messages: list[Message], where: str, *, answer_follows: bool = False) -> list[int]:
+    def _chat_tokens(self, messages: list[Message], name: str, *, answer_follows: bool = False) -> list[int]:
         """Rendered text, tokenised without special tokens: the template writes its own, bos included."""
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_follows)
         except Exception as error:  # jinja's own errors, and whatever the template raises
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise DataError(
-                f"{where}: the tokenizer's chat template cannot render it ({reason}); change the example"
+                f"{name}: the tokenizer's chat template cannot render it ({reason}); change the example"
             ) from None
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -194,7 +194,7 @@ class Renderer:
 
     # Without a template
 
-    def _plain(self, kind: str, value: str, target: str | None, where: str) -> Rendered:
+    def _plain(self, kind: str, value: str, target: str | None, name: str) -> Rendered:
         """prompt + completion + eos, tokenised apart: so the prompt is the same when its completion is not known.
 
         A long prompt keeps its end, a long source its beginning. A line break follows a source.
@@ -205,11 +205,11 @@ class Renderer:
         if target is not None:
             answer = self.tokenizer(target, add_special_tokens=False)["input_ids"]
             answer += [self._eos()] if answer[-1:] != [self._eos()] else []
-            self._check_answer(where, len(answer))
+            self._check_answer(name, len(answer))
         most = self.max_length - len(bos) - len(line) - len(answer)
         trimmed = len(before) > most
         if trimmed and (not self.trim or most < 1):
-            raise self._too_long(where, self.max_length - most + len(before))
+            raise self._too_long(name, self.max_length - most + len(before))
         if trimmed:
             before = before[:most] if kind == "source" else before[-most:]
         prompt = [*bos, *before, *line]
@@ -217,16 +217,16 @@ class Renderer:
         learned[:1] = [False]  # no token before the first predicts it
         return Rendered(prompt + answer, learned, len(prompt), trimmed=trimmed)
 
-    def _text(self, text: str, where: str) -> Rendered:
+    def _text(self, text: str, name: str) -> Rendered:
         """Plain language modelling: every token after bos is learned, eos at the end included."""
         bos, tokens = self._opening(text)
-        whole = [*bos, *tokens]
-        whole += [self._eos()] if whole[-1:] != [self._eos()] else []
-        if len(whole) > self.max_length:
+        sequence = [*bos, *tokens]
+        sequence += [self._eos()] if sequence[-1:] != [self._eos()] else []
+        if len(sequence) > self.max_length:
             if not self.trim:
-                raise self._too_long(where, len(whole))
-            return Rendered(whole[: self.max_length], [False, *[True] * (self.max_length - 1)], 1, trimmed=True)
-        return Rendered(whole, [False, *[True] * (len(whole) - 1)], 1)
+                raise self._too_long(name, len(sequence))
+            return Rendered(sequence[: self.max_length], [False, *[True] * (self.max_length - 1)], 1, trimmed=True)
+        return Rendered(sequence, [False, *[True] * (len(sequence) - 1)], 1)
 
     def _opening(self, text: str) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before a text, such as bos, unless the text begins with it; and the text's tokens."""
@@ -235,18 +235,18 @@ class Renderer:
 
     # Encoder-decoders
 
-    def _encode_pair(self, kind: str, value: str, target: str | None, where: str) -> Rendered:
+    def _encode_pair(self, kind: str, value: str, target: str | None, name: str) -> Rendered:
         if kind in ("messages", "text"):
-            raise DataError(f"{where}: {kind!r} needs a causal base; an encoder-decoder reads source and target")
+            raise DataError(f"{name}: {kind!r} needs a causal base; an encoder-decoder reads source and target")
         source = self.tokenizer(value)["input_ids"]
         trimmed = len(source) > self.max_length
         if trimmed and not self.trim:
-            raise self._too_long(where, len(source))
+            raise self._too_long(name, len(source))
         if trimmed:
             source = self.tokenizer(value, truncation=True, max_length=self.max_length)["input_ids"]
         answer = [] if target is None else self.tokenizer(text_target=target)["input_ids"]
         if target is not None:
-            self._check_answer(where, len(answer))
+            self._check_answer(name, len(answer))
         return Rendered(source, [True] * len(answer), len(source), answer, trimmed)
 
     # Refusals
@@ -256,15 +256,15 @@ class Renderer:
             raise UserError("the tokenizer has no eos token, so no answer would ever end; set its eos_token")
         return self.tokenizer.eos_token_id
 
-    def _check_answer(self, where: str, tokens: int) -> None:
+    def _check_answer(self, name: str, tokens: int) -> None:
         if self.max_target_length is not None and tokens > self.max_target_length:
             raise TooLong(
-                f"{where}: its answer has {tokens} tokens, more than --max-target-length {self.max_target_length}; "
+                f"{name}: its answer has {tokens} tokens, more than --max-target-length {self.max_target_length}; "
                 "allow more, or leave out such examples of the training set with --excess-length drop"
             )
 
-    def _too_long(self, where: str, tokens: int) -> TooLong:
+    def _too_long(self, name: str, tokens: int) -> TooLong:
         return TooLong(
-            f"{where}: {tokens} tokens, more than --max-length {self.max_length}, and an answer is never cut; allow more, or "
+            f"{name}: {tokens} tokens, more than --max-length {self.max_length}, and an answer is never cut; allow more, or "
             "leave out such examples of the training set with --excess-length drop"
         )

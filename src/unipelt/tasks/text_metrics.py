@@ -29,7 +29,7 @@ def _rouge(name: str) -> Callable[[Texts, Texts], float]:
     def function(predictions: Texts, targets: Texts) -> float:
         scorer = _package("rouge_score.rouge_scorer").RougeScorer([name], use_stemmer=False)
         lines = sentences if name == "rougeLsum" else str
-        values = [scorer.score(lines(right), lines(found))[name].fmeasure for found, right in zip(predictions, targets)]
+        values = [scorer.score(lines(target), lines(text))[name].fmeasure for text, target in zip(predictions, targets)]
         return 100.0 * math.fsum(values) / len(values)
 
     function.__doc__ = f"Mean F-measure of {name}, 0 to 100.          Lin 2004"
@@ -53,7 +53,7 @@ def chrf(predictions: Texts, targets: Texts) -> float:
 
 def exact_match(predictions: Texts, targets: Texts) -> float:
     """Share of predictions that equal their targets; white space at both ends does not count."""
-    return sum(found.strip() == right.strip() for found, right in zip(predictions, targets)) / len(targets)
+    return sum(prediction.strip() == target.strip() for prediction, target in zip(predictions, targets)) / len(targets)
 
 
 def loss(predictions: Sequence[float], targets: Sequence[float]) -> float:

@@ -44,15 +44,15 @@ class TokenClassification(Task):
         return {"tokens": table.lists(columns.text, indices)}
 
     def targets(self, table: Table, column: str, indices: Sequence[int]) -> list[list[str]]:
-        found = table.lists(column, indices)
-        for index, words, tags in zip(indices, table.lists(self.columns.text, indices), found):
+        tag_lists = table.lists(column, indices)
+        for index, words, tags in zip(indices, table.lists(self.columns.text, indices), tag_lists):
             if len(tags) != len(words):
                 raise DataError(
                     f"{table.example(index)}: {len(words)} words, {len(tags)} tags; expected a tag per word"
                 )
             for tag in tags:
                 table.label_index(self.labels, tag, index, column)
-        return found
+        return tag_lists
 
     def loss_targets(self, part: Part) -> list[np.ndarray]:
         rows = []
@@ -68,8 +68,8 @@ class TokenClassification(Task):
     def loss(logits: Float[Tensor, "run block seq output"], batch: Batch) -> Float[Tensor, " run"]:
         """Mean cross-entropy over the run's own words and classes."""
         beyond = unused_outputs(batch.outputs, logits.shape[-1])[:, None, None]
-        own = logits.masked_fill(beyond, -torch.inf).movedim(-1, 1)
-        each = F.cross_entropy(own, batch.targets, reduction="none", ignore_index=IGNORED)
+        masked_logits = logits.masked_fill(beyond, -torch.inf).movedim(-1, 1)
+        each = F.cross_entropy(masked_logits, batch.targets, reduction="none", ignore_index=IGNORED)
         return weighted_mean(each, token_weights(batch))
 
     @staticmethod
@@ -83,8 +83,8 @@ class TokenClassification(Task):
         self, features: Features, targets: Sequence[list[str]], folds: Sequence[int], *, balanced: bool = False
     ) -> Linear:
         """Logistic regression of each word's tag."""
-        tags = [self.labels.index(tag) for own in targets for tag in own]
-        each = [fold for own, fold in zip(targets, folds) for _ in own]
+        tags = [self.labels.index(tag) for row in targets for tag in row]
+        each = [fold for row, fold in zip(targets, folds) for _ in row]
         return logistic(features, tags, self.outputs, each, balanced=balanced)
 
     def decide(self, logits: Float[Tensor, "example seq output"], encoded: Encoded) -> list[list[str]]:
@@ -92,4 +92,4 @@ class TokenClassification(Task):
         best = logits[..., : self.outputs].argmax(dim=-1).tolist()
         outside = "O" if "O" in self.labels else self.labels[0]
         pairs = zip(best, encoded.first_tokens)
-        return [[self.labels[own[token]] if token >= 0 else outside for token in tokens] for own, tokens in pairs]
+        return [[self.labels[ids[token]] if token >= 0 else outside for token in tokens] for ids, tokens in pairs]

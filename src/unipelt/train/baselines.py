@@ -209,8 +209,8 @@ def usual_baselines(task: Task) -> list[str]:
 def offered(names: Iterable[str], task: Task) -> tuple[list[str], list[str]]:
     """Those of these baselines that a task has, and why it does not have the others."""
     lacking = {name: why for name in names if (why := refusal(name, task))}
-    left_out = [f"{name}: left out, as {why}" for name, why in lacking.items()]
-    return [name for name in names if name not in lacking], left_out
+    notes = [f"{name}: left out, as {why}" for name, why in lacking.items()]
+    return [name for name in names if name not in lacking], notes
 
 
 def train_baselines(
@@ -284,8 +284,8 @@ def load_predictor(run: str, base: str | None = None, device: str = "auto") -> T
     description = read_json(folder / BASELINE, "a folder with a baseline")
     name = description.get("baseline")
     if description.get("format") != FORMAT or name not in (*FEATURES, *ANSWERING):
-        what = f"format {description.get('format')!r} of {name!r}"
-        raise CheckpointError(f"{folder / BASELINE}: {what}; this version reads format {FORMAT}")
+        content = f"format {description.get('format')!r} of {name!r}"
+        raise CheckpointError(f"{folder / BASELINE}: {content}; this version reads format {FORMAT}")
     task = task_of(description.get("task") or {})
     try:
         if name == NEAREST:

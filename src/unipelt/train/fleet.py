@@ -147,9 +147,9 @@ class Fleet:
             if is_finite:
                 record.losses += loss
                 continue
-            what = f"loss is not finite ({loss})" if not math.isfinite(loss) else "gradient is not finite"
+            problem = f"loss is not finite ({loss})" if not math.isfinite(loss) else "gradient is not finite"
             lower = f"try a lower --lr than {self.plans[plan_index].recipe.lr:g}"
-            record.status = f"{FAILED}the {what} at step {record.steps}; {lower}"
+            record.status = f"{FAILED}the {problem} at step {record.steps}; {lower}"
 
     def _after(self, event: str) -> None:
         """Tell the observer what has happened. After the deadline save the state and raise OutOfTime."""
@@ -232,9 +232,9 @@ class Fleet:
             if plan.evaluate(self.records[self.plan_indices[index]], run_logits, generated):
                 self.best[index].copy_(self.matrix.values[index])
 
-    def _generate(self, plans: list[Plan], split: str, wanted: list[bool]) -> list[list[str] | None]:
+    def _generate(self, plans: list[Plan], split: str, needs_text: list[bool]) -> list[list[str] | None]:
         """The generated texts of each run for a split; None for all if no run needs them."""
-        if not any(wanted):
+        if not any(needs_text):
             return [None] * len(plans)
         sets = [getattr(plan, split) for plan in plans]
         with autocast(self.device, plans[0].recipe.precision):
@@ -329,10 +329,10 @@ class Fleet:
         """Continue from the last saved state; whether there was one."""
         if self.folder is None:
             return False
-        found = find_state(self.folder, self.records, [*self._tensors()], self.matrix.values.shape[1])
-        if found is None:
+        saved_state = find_state(self.folder, self.records, [*self._tensors()], self.matrix.values.shape[1])
+        if saved_state is None:
             return False
-        tensors, loop = found
+        tensors, loop = saved_state
         values, self.best, self.optimizer.exp_avg, self.optimizer.exp_avg_sq = (
             tensors[name].to(self.matrix.values, copy=True) for name in self._tensors()
         )  # copied, because memory-mapped tensors are aligned differently, which changes the last bits of sums

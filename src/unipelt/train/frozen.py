@@ -55,16 +55,16 @@ def group_sets(sets: Sequence[Encoded]) -> list[Group]:
     groups: list[Group] = []
     for encoded in sets:
         tokens = [tokens_of(encoded, index) for index in range(len(encoded))]
-        mine, apart = Group([(encoded, tokens)], {}), []
-        for index, own in enumerate(tokens):
-            mine.examples.setdefault(own, (encoded, index))
+        merged, apart = Group([(encoded, tokens)], {}), []
+        for index, example in enumerate(tokens):
+            merged.examples.setdefault(example, (encoded, index))
         for group in groups:
-            shared = len(group.examples.keys() & mine.examples.keys())
-            if shared >= MIN_OVERLAP * min(len(group.examples), len(mine.examples)):
-                mine = group.join(mine)
+            shared = len(group.examples.keys() & merged.examples.keys())
+            if shared >= MIN_OVERLAP * min(len(group.examples), len(merged.examples)):
+                merged = group.join(merged)
             else:
                 apart.append(group)
-        groups = [*apart, mine]
+        groups = [*apart, merged]
     return groups
 
 
@@ -96,13 +96,13 @@ class StateCache:
     them again."""
 
     def __init__(self, folder: Path | None = None):
-        self.kept: dict[tuple, KeptStates] = {}
+        self.states: dict[tuple, KeptStates] = {}
         self.folder = folder or Path(tempfile.gettempdir())
         self.warned = False
 
-    def keep_only(self, wanted: set[tuple]) -> None:
+    def keep_only(self, keys: set[tuple]) -> None:
         """Drop all groups but these."""
-        self.kept = {key: states for key, states in self.kept.items() if key in wanted}
+        self.states = {key: states for key, states in self.states.items() if key in keys}
 
     def allocate(self, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """A tensor for the states of so many tokens, in memory or else in an unnamed file; None, with one warning, if neither
@@ -148,8 +148,8 @@ class FrozenStates:
             key = base, len(layers.layers), precision, hashlib.sha256(b"".join(group.examples)).digest()
             self.groups[key] = group
             index_of = {tokens: index for index, tokens in enumerate(group.examples)}
-            for encoded, own in group.sets:
-                self.group_of[id(encoded)] = key, [index_of[tokens] for tokens in own]
+            for encoded, example_tokens in group.sets:
+                self.group_of[id(encoded)] = key, [index_of[tokens] for tokens in example_tokens]
         cache.keep_only({*self.groups})
 
     def states(
@@ -158,14 +158,14 @@ class FrozenStates:
         """The states that enter the first tuned layer, for a batch made of these parts. on_batch: called with the number of examples
         of each forward that computes states."""
         filled, _ = fill(parts)
-        found = []
+        part_states = []
         for part in filled:
             key, index_of = self.group_of.get(id(part.encoded), ((), []))
-            kept = self._kept(key, on_batch) if key else None
-            if kept is None:  # no space for them, or examples that are none of the plans', as in a trial
+            states = self._group_states(key, on_batch) if key else None
+            if states is None:  # no space for them, or examples that are none of the plans', as in a trial
                 return self._compute(inputs)
-            found.append(kept.padded([index_of[index] for index in part.indices], inputs["input_ids"].shape[1]))
-        return torch.cat(found).to(self.device)
+            part_states.append(states.padded([index_of[index] for index in part.indices], inputs["input_ids"].shape[1]))
+        return torch.cat(part_states).to(self.device)
 
     @torch.no_grad()
     def _compute(self, inputs: dict[str, Tensor]) -> Float[Tensor, "batch seq hidden"]:
@@ -176,9 +176,9 @@ class FrozenStates:
         self.model.train(training)
         return states[0]
 
-    def _kept(self, key: tuple, on_batch: Callable[[int], None]) -> KeptStates | None:
-        if key in self.cache.kept or key in self.no_space:
-            return self.cache.kept.get(key)
+    def _group_states(self, key: tuple, on_batch: Callable[[int], None]) -> KeptStates | None:
+        if key in self.cache.states or key in self.no_space:
+            return self.cache.states.get(key)
         examples = [*self.groups[key].examples.values()]
         lengths = [len(encoded.features["input_ids"][index]) for encoded, index in examples]
         values, starts = None, [0, *accumulate(lengths)]
@@ -195,8 +195,8 @@ class FrozenStates:
                 values[starts[index] : starts[index] + lengths[index]] = states[row, : lengths[index]].to(values.device)
             on_batch(len(batch))
         assert values is not None
-        self.cache.kept[key] = KeptStates(values, starts)
-        return self.cache.kept[key]
+        self.cache.states[key] = KeptStates(values, starts)
+        return self.cache.states[key]
 
     @torch.no_grad()
     def matches_full_forward(self, encoded: Encoded, runs: int) -> bool:

@@ -67,7 +67,7 @@ class TablePredictor:
             raise UserError("--min-confidence: this run does not choose one of several classes; leave it out")
         if self.task.generates_text and proba:
             raise UserError("--proba: generated text has no class probabilities; leave it out")
-        table, examples, kept = self.read_table(path, text=text, pair=pair, encoding=encoding)
+        table, examples, indices = self.read_table(path, text=text, pair=pair, encoding=encoding)
         gated = self.gates(examples) if gates else {}
         if gates and not gated:
             raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
@@ -89,7 +89,7 @@ class TablePredictor:
                 raise UserError(f"{path}: has a column {name!r} already, which predict writes; rename it")
         for name, values in added.items():
             columns[name] = [None] * len(table)
-            for index, value in zip(kept, values):
+            for index, value in zip(indices, values):
                 columns[name][index] = value
         return columns, table.dialect
 
@@ -126,7 +126,7 @@ class Predictor(TablePredictor):
     tokenizer: PreTrainedTokenizerBase
     task: Task
     max_length: int
-    tuned: bool
+    has_mixture: bool
     runs: int = 1
     """of an ensemble: number of runs whose predictions are averaged"""
 

@@ -171,11 +171,11 @@ EPOCHS = ((100, 50, 4, 5), (500, 25, 2, 5), (1000, 20, 2, 5), (5000, 10, 1, 10))
 LARGE = (3, 1, 10)  # with more examples
 
 
-def default_recipe(method: str, hidden_size: int, samples: int, **given: Any) -> Recipe:
-    """The recipe of a method on a base with `hidden_size` units and `samples` training examples; what is given comes first."""
+def default_recipe(method: str, hidden_size: int, samples: int, **overrides: Any) -> Recipe:
+    """The recipe of a method on a base with `hidden_size` units and `samples` training examples; overrides come first."""
     name = method.partition("(")[0].strip()
     name = "unipelt" if name.startswith("unipelt") else name
     large, small = RATES.get(name, RATES["unipelt"])
     epochs, every, patience = next((settings for limit, *settings in EPOCHS if samples <= limit), LARGE)
     recipe = Recipe(lr=small if hidden_size < SMALL else large, epochs=epochs, evaluate_every=every, patience=patience)
-    return replace(recipe, **{key: value for key, value in given.items() if value is not None})
+    return replace(recipe, **{key: value for key, value in overrides.items() if value is not None})

@@ -108,12 +108,12 @@ def _record(values: Any) -> RunRecord:
     return record
 
 
-def other_option(theirs: dict[str, Any], ours: dict[str, Any], but: str = "") -> str:
+def other_option(stored: dict[str, Any], requested: dict[str, Any], but: str = "") -> str:
     """`seed=0, this command has seed=5` for the first option that differs, those of a recipe and of columns one by one; else empty.
 
     but: an option that may differ.
     """
-    old, new = _options(theirs), _options(ours)
+    old, new = _options(stored), _options(requested)
     for name in new | old:
         if name != but and _resolved(name, old) != _resolved(name, new):
             return f"{name}={_shown(old.get(name))}, this command has {name}={_shown(new.get(name))}"

@@ -210,8 +210,8 @@ def plan_of(config: RunConfig, splits: data.Splits, cache: DatasetCache, loaded:
     if recipe.head_start == PROBE:
         why = "has no head" if not task.trains_head else "has no head that pools" if not task.pooled else ""
         if why or not bias:
-            what = f"{task.kind} {why}" if why else f"the head of {type(model).__name__} has no bias"
-            raise UserError(f"--head-start {PROBE}: {what}; use --head-start {RANDOM}")
+            problem = f"{task.kind} {why}" if why else f"the head of {type(model).__name__} has no bias"
+            raise UserError(f"--head-start {PROBE}: {problem}; use --head-start {RANDOM}")
         folds = inner_folds(splits.train, splits.train.targets if task.classes else None)
     return Plan(
         initial_record=record, task=training_task.fit(targets, bias=bias), recipe=recipe, train=encoded["train"], validation=encoded["validation"],

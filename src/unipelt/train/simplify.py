@@ -255,8 +255,8 @@ def _replace_mixture(
         decision_of = {layer: decision for (owner, layer), decision in decisions.items() if owner == name}
         if not decision_of:
             new_changes.append((name, change))
-        for wanted, weight in (("kept", change.weight), ("fixed", 1.0)):
-            layers = tuple(sorted(layer for layer, decision in decision_of.items() if decision == wanted))
+        for outcome, weight in (("kept", change.weight), ("fixed", 1.0)):
+            layers = tuple(sorted(layer for layer, decision in decision_of.items() if decision == outcome))
             if layers:
                 new_layers = change.layers if len(layers) == len(decision_of) else layers
                 new_changes.append((name, replace(change, weight=weight, layers=new_layers)))

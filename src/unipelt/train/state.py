@@ -73,8 +73,8 @@ def find_state(
             raise CheckpointError(
                 f"{folder}: its training began with another {name}; put that back, or remove {folder / STATE} to start again"
             )
-    saved, asked = ([(run.key, run.recipe, run.examples) for run in runs] for runs in (loop.records, records))
-    if saved != asked:
+    saved, current = ([(run.key, run.recipe, run.examples) for run in runs] for runs in (loop.records, records))
+    if saved != current:
         return None
     if any(name not in tensors or tensors[name].shape != (len(loop.plan_indices), columns) for name in names):
         raise CheckpointError(
@@ -111,9 +111,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Loop]:
 def clear_state(folder: Path) -> None:
     """Remove the state and what kills have left of others; for the process that has the folder's lock."""
     (folder / STATE).unlink(missing_ok=True)
-    for left in folder.glob(f".{STATE}.*"):
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
+    for leftover in folder.glob(f".{STATE}.*"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
         else:
             with suppress(OSError):
-                left.unlink()
+                leftover.unlink()

@@ -137,9 +137,9 @@ def _check_recipe(earlier: RunRecord, plan: Plan, folder: Path, log: Callable[[s
         raise CheckpointError(
             f"--out {folder}: holds a run of {old_epochs} epochs; got --epochs {epochs}, expected more"
         )
-    kept = "; its checkpoint stays until the new one is written" if earlier.done else ""
+    checkpoint_note = "; its checkpoint stays until the new one is written" if earlier.done else ""
     name, value = next(item for item in asdict(plan.recipe).items() if earlier.recipe[item[0]] != item[1])
-    again = f"trains again from the first step{WHY_AGAIN.get(name, '')}{kept}"
+    again = f"trains again from the first step{WHY_AGAIN.get(name, '')}{checkpoint_note}"
     log(f"{option_of(name)} {value} instead of {earlier.recipe[name]}: {again}")
     clear_state(folder)
 

@@ -122,7 +122,7 @@ def _check_base(model: PreTrainedModel, config: dict[str, Any], path: Path) -> N
 
 
 def _changes(
-    part: dict[str, Any], stacks: list[ResolvedStack], kind: str, whole: dict[str, Any], path: Path
+    part: dict[str, Any], stacks: list[ResolvedStack], kind: str, config: dict[str, Any], path: Path
 ) -> Iterator[spec.Change]:
     """The changes that one config of `adapters` describes."""
     architecture = part.get("architecture") or "bottleneck"
@@ -135,16 +135,16 @@ def _changes(
             and value not in expected
             and not (architecture == "prefix_tuning" and part.get("flat"))
         ):
-            known = ", ".join(repr(one) for one in expected)
+            known = ", ".join(repr(choice) for choice in expected)
             raise CheckpointError(f"{path}: {architecture}: {option}={value!r} cannot be read; expected {known}")
         if expected is None and value and option not in READ[architecture].split() and not HARMLESS.fullmatch(option):
             raise CheckpointError(f"{path}: {architecture}: the option {option}={value!r} is not known")
     yield from {"bottleneck": _bottleneck, "lora": _lora, "prefix_tuning": _prefix}[architecture](
-        part, stacks, kind, whole, path
+        part, stacks, kind, config, path
     )
 
 
-def _bottleneck(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, whole: dict[str, Any], path: Path):
+def _bottleneck(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, config: dict[str, Any], path: Path):
     after, parallel = part.get("original_ln_before", False), part.get("is_parallel", False)
     gated, scale = part.get("use_gating", False), part.get("scaling", 1.0)
     before_norm = stacks[0].entry.ffn_residual is not None
@@ -165,9 +165,9 @@ def _bottleneck(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, wh
     sites = [site for site, option in (("attention", "mh_adapter"), ("ffn", "output_adapter")) if part.get(option)]
     factor = part["reduction_factor"]
     sizes: dict[int, set[int]] = {}
-    for number in _kept(part, stacks):
-        one = factor.get(str(number), factor.get("default")) if isinstance(factor, dict) else factor
-        sizes.setdefault(max(int(whole["hidden_size"] // one), 1), set()).add(number)
+    for number in _changed_layers(part, stacks):
+        reduction = factor.get(str(number), factor.get("default")) if isinstance(factor, dict) else factor
+        sizes.setdefault(max(int(config["hidden_size"] // reduction), 1), set()).add(number)
     for site in sites:
         reads = ("residual" if before_norm else "input") if parallel else ("normed sum" if after else "output")
         if kind == "albert" and site == "attention":  # there `adapters` takes the block's input for its output
@@ -183,9 +183,9 @@ def _bottleneck(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, wh
             yield spec.Change(form=form, site=site, reads=reads, weight=weight, layers=layers)  # type: ignore[arg-type]
 
 
-def _lora(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, whole: dict[str, Any], path: Path):
+def _lora(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, config: dict[str, Any], path: Path):
     gated, r = part.get("use_gating", False), part["r"]
-    faulty = re.match(r"adapters\.(0|1\.0)\.", whole.get("version", "")) and part is whole["config"]
+    faulty = re.match(r"adapters\.(0|1\.0)\.", config.get("version", "")) and part is config["config"]
     alpha = r if gated or faulty else part["alpha"]  # a gate takes α/r's place; `adapters` before 1.1 forgot it
     form = spec.LowRank(r=r, alpha=float(alpha), dropout=float(part.get("dropout") or 0))
     sites = []
@@ -195,13 +195,13 @@ def _lora(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, whole: d
     for option, linear in zip(("intermediate_lora", "output_lora"), FFN_LINEARS[kind]):
         if part.get(option):
             sites.append(LINEARS + rf"(.*\.)?\d+\.{linear if kind == 't5' else re.escape(linear)}")
-    layers = _layers(set(_kept(part, stacks)), stacks, path)
+    layers = _layers(set(_changed_layers(part, stacks)), stacks, path)
     for site in sites:
         weight = spec.Gate(pool="reference") if gated else 1.0
         yield spec.Change(form=form, site=site, reads="input", weight=weight, layers=layers)
 
 
-def _prefix(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, whole: dict[str, Any], path: Path):
+def _prefix(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, config: dict[str, Any], path: Path):
     if kind == "t5":
         raise CheckpointError(f"{path}: `adapters` counts T5's relative positions from its prefix: cannot be read")
     for option in ("encoder_prefix", "cross_prefix"):
@@ -209,27 +209,27 @@ def _prefix(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, whole:
             raise CheckpointError(f"{path}: {option}=False cannot be read; expected prefixes in every attention")
     mlp = 0 if part.get("flat") else part["bottleneck_size"]
     weight = spec.Gate(pool="reference") if part.get("use_gating") else 1.0
-    layers = _layers(set(_kept(part, stacks)), stacks, path)
+    layers = _layers(set(_changed_layers(part, stacks)), stacks, path)
     form = spec.Prefix(length=part["prefix_length"], mlp=mlp, init="torch")
     yield spec.Change(form=form, site="heads", reads="queries", weight=weight, layers=layers)
 
 
-def _kept(part: dict[str, Any], stacks: list[ResolvedStack]) -> list[int]:
+def _changed_layers(part: dict[str, Any], stacks: list[ResolvedStack]) -> list[int]:
     """The layers that leave_out does not name, by their number over all stacks."""
     return [n for n in range(sum(len(stack.layers) for stack in stacks)) if n not in (part.get("leave_out") or ())]
 
 
 def _layers(numbers: set[int], stacks: list[ResolvedStack], path: Path) -> tuple[int, ...] | None:
     """Layers counted in each stack, from their numbers over all stacks."""
-    start, found = 0, set()
+    start, layer_sets = 0, set()
     for stack in stacks:
-        found.add(tuple(layer.index for layer in stack.layers if start + layer.index in numbers))
+        layer_sets.add(tuple(layer.index for layer in stack.layers if start + layer.index in numbers))
         start += len(stack.layers)
-    if len(found) > 1:
+    if len(layer_sets) > 1:
         raise CheckpointError(
             f"{path}: leave_out or reduction_factor differs between encoder and decoder: cannot be read"
         )
-    layers = found.pop()
+    layers = layer_sets.pop()
     return None if len(numbers) == start else layers
 
 
@@ -237,15 +237,15 @@ def _head(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     """The head file's tensors by the names of this model, without what the model has already."""
     if not any((folder / name).is_file() for name in (HEAD_TENSORS, HEAD_PICKLED)):
         return {}
-    modules, own, new = dict(model.named_modules()), model.state_dict(), find_head(model)
+    modules, existing, new = dict(model.named_modules()), model.state_dict(), find_head(model)
     head = {}
     for key, value in sorted(read_tensors(folder, HEAD_TENSORS, HEAD_PICKLED).items()):
         path = key.rpartition(".")[0]
         if ".prefix_tunings." in key:  # T5's head file has them once more
             continue
-        if key.startswith("heads.") or key not in own:
+        if key.startswith("heads.") or key not in existing:
             raise CheckpointError(f"{folder}: a head with {key!r}, which this {type(model).__name__} does not have")
-        if path in new or own[key].shape != value.shape or not torch.equal(own[key].to(value), value):
+        if path in new or existing[key].shape != value.shape or not torch.equal(existing[key].to(value), value):
             head[key] = value
-    return {f"{path}.{name}": head.get(f"{path}.{name}", own[f"{path}.{name}"])
+    return {f"{path}.{name}": head.get(f"{path}.{name}", existing[f"{path}.{name}"])
             for path in {key.rpartition(".")[0] for key in head} for name, _ in modules[path].named_parameters()}  # fmt: skip

@@ -36,14 +36,14 @@ class Names:
     changes: dict[str, spec.Change]
     stacks: list[ResolvedStack]
 
-    def key(self, own: str) -> str:
-        at = spec.Location.parse(own)
-        if at.layer is None:
-            return self._prefix(at.stack, *at.part.split("."))
-        stack = next(stack for stack in self.stacks if stack.entry.name == at.stack)
+    def key(self, name: str) -> str:
+        location = spec.Location.parse(name)
+        if location.layer is None:
+            return self._prefix(location.stack, *location.part.split("."))
+        stack = next(stack for stack in self.stacks if stack.entry.name == location.stack)
         base = stack.path.removesuffix(stack.entry.module).rstrip(".")
-        layer = stack.layers[at.layer].path.removeprefix(base + "." if base else "")
-        change, site = self.changes[at.change], at.part
+        layer = stack.layers[location.layer].path.removeprefix(base + "." if base else "")
+        change, site = self.changes[location.change], location.part
         if change.form.name == "bottleneck":
             if site.endswith("scale.scale"):
                 site, part = site.removesuffix("scale.scale") + str(change.site), "scaling"
@@ -57,16 +57,16 @@ class Names:
         linear = getattr(attention, site.removeprefix("cross_"), site)
         return f"{layer}.{linear}.loras.{self.adapter}.{part}"
 
-    def value(self, own: str, tensor: Tensor) -> Tensor:
+    def value(self, name: str, tensor: Tensor) -> Tensor:
         """Their tensor in our shape; where it cannot have it, as it is."""
-        at = spec.Location.parse(own)
-        if at.part.endswith("scale.scale"):
+        location = spec.Location.parse(name)
+        if location.part.endswith("scale.scale"):
             return tensor.squeeze()
-        if at.layer is not None:
+        if location.layer is not None:
             return tensor
-        depth, rest = self._depth(at.stack, at.change), at.part.split(".")
+        depth, rest = self._depth(location.stack, location.change), location.part.split(".")
         if rest[-1] in ("key", "value"):
-            length, slot = self.changes[at.change].form.length, ("key", "value").index(rest[-1])  # type: ignore[union-attr]
+            length, slot = self.changes[location.change].form.length, ("key", "value").index(rest[-1])  # type: ignore[union-attr]
             if tensor.numel() % (length * depth * 2) == 0:
                 return tensor.view(length, depth, 2, -1)[:, :, slot].transpose(0, 1)
         if "outputs" in rest and len(tensor) % depth == 0:

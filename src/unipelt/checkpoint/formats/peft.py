@@ -94,19 +94,19 @@ def load_peft(
 
 def _check_heads(model: PreTrainedModel, config: dict[str, Any], heads: dict[str, Tensor], folder: Path) -> None:
     saved = wrapped_modules(model, config.get("modules_to_save") or [])
-    wanted = {f"{path}.{name}" for path in saved for name, _ in model.get_submodule(path).named_parameters()}
-    if unknown := sorted(heads.keys() - wanted):
+    expected = {f"{path}.{name}" for path in saved for name, _ in model.get_submodule(path).named_parameters()}
+    if unknown := sorted(heads.keys() - expected):
         raise CheckpointError(
             f"{folder}: holds {unknown[0]!r}, which is neither a part of its method nor in modules_to_save"
         )
-    if missing := sorted(wanted - heads.keys()):
+    if missing := sorted(expected - heads.keys()):
         raise CheckpointError(f"{folder}: has no {missing[0]!r}, which modules_to_save names")
 
 
 def wrapped_modules(model: PreTrainedModel, names: list[str]) -> list[str]:
     """The modules that peft keeps a copy of for these modules_to_save, the outermost of each."""
-    found = [p for p, _ in model.named_modules() if p.split(".")[0] != NAME and any(p.endswith(n) for n in names)]
-    return [path for path in found if not any(path.startswith(outer + ".") for outer in found)]
+    paths = [p for p, _ in model.named_modules() if p.split(".")[0] != NAME and any(p.endswith(n) for n in names)]
+    return [path for path in paths if not any(path.startswith(outer + ".") for outer in paths)]
 
 
 def _read_linears(
@@ -128,8 +128,8 @@ def _read_linears(
     linears, rest = _split_keys(model, config, tensors, folder)
 
     def values(shapes: dict[str, Tensor], changes: list[BoundChange]) -> dict[str, Tensor]:
-        own = ((change, linears[change.path].values) for change in changes)
-        return {f"{change.location}.{name}": value for change, found in own for name, value in found.items()}
+        pairs = ((change, linears[change.path].values) for change in changes)
+        return {f"{change.location}.{name}": value for change, by_name in pairs for name, value in by_name.items()}
 
     return tuple(_changes(stacks, model, linears, folder)), values, rest
 
@@ -139,12 +139,12 @@ def _split_keys(
 ) -> tuple[dict[str, Linear], dict[str, Tensor]]:
     """What changes each linear, all that the config names and nothing else, and the tensors that are left."""
     kind = "LoRA" if config["peft_type"] == "LORA" else "IA³"
-    wanted = ["down", "up"] + (["magnitude"] if config.get("use_dora") else []) if kind == "LoRA" else ["vector"]
+    names = ["down", "up"] + (["magnitude"] if config.get("use_dora") else []) if kind == "LoRA" else ["vector"]
     parts: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for key, value in sorted(tensors.items()):
         path, _, last = key.removesuffix(".weight").rpartition(".")
-        if PARTS.get(last) in wanted:
+        if PARTS.get(last) in names:
             parts.setdefault(path, {})[PARTS[last]] = value
         else:
             rest[key] = value
@@ -152,12 +152,12 @@ def _split_keys(
     linears = {path for path, module in modules.items() if is_linear(module)}
     for path in parts:
         if path not in linears:
-            what = f"a {type(modules[path]).__name__}, not a linear" if path in modules else "not in this base"
+            reason = f"a {type(modules[path]).__name__}, not a linear" if path in modules else "not in this base"
             raise CheckpointError(
-                f"{folder}: a {kind} on {path!r}, which is {what}: {did_you_mean(path, linears, most=1)}"
+                f"{folder}: a {kind} on {path!r}, which is {reason}: {did_you_mean(path, linears, most=1)}"
             )
     targets = {path for path in linears if targeted(model, config, path)} if config.get("target_modules") else {*parts}
-    for path in sorted(targets ^ parts.keys()) + [path for path, part in parts.items() if len(part) != len(wanted)]:
+    for path in sorted(targets ^ parts.keys()) + [path for path, part in parts.items() if len(part) != len(names)]:
         lacks = (
             f"has no whole {kind} for" if path in targets else f"has a {kind}, which target_modules does not name, for"
         )
@@ -170,11 +170,11 @@ def _lora(config: dict[str, Any], path: str, parts: dict[str, Tensor]) -> Linear
     """One linear's LoRA or DoRA, with the rank and the α that the config's patterns give it."""
 
     def pattern(name: str, default: Any) -> Any:
-        found = (value for key, value in (config.get(name) or {}).items() if re.match(rf"(.*\.)?({key})$", path))
-        return next(found, default)
+        matches = (value for key, value in (config.get(name) or {}).items() if re.match(rf"(.*\.)?({key})$", path))
+        return next(matches, default)
 
     r, alpha = pattern("rank_pattern", config.get("r", 8)), pattern("alpha_pattern", config.get("lora_alpha", 8))
-    alpha = float(_times(alpha / math.sqrt(r), r) if config.get("use_rslora") else alpha)
+    alpha = float(_alpha_of_scale(alpha / math.sqrt(r), r) if config.get("use_rslora") else alpha)
     values = {"down.weight": parts["down"], "up.weight": parts["up"]}
     if "magnitude" in parts:
         form: spec.Form = spec.Dora(r=r, alpha=alpha)
@@ -202,8 +202,8 @@ def _changes(
         raise CheckpointError(f"{folder}: a {kind} on {beyond[0]!r}, outside the layers of the base; peft can merge it")
     index = {path: next((s.layer_of(path).index for s in stacks if s.layer_of(path)), None) for path in reached}  # type: ignore[union-attr]
     groups: dict[tuple, list[str]] = {}
-    for path, one in linears.items():
-        groups.setdefault((path.rsplit(".", 1)[-1], *one.change.items()), []).append(path)
+    for path, linear in linears.items():
+        groups.setdefault((path.rsplit(".", 1)[-1], *linear.change.items()), []).append(path)
     for (name, *settings), paths in groups.items():
         matched = match_linears(stacks, model, name, head)
         layers = tuple(sorted({layer for path in paths if (layer := index[path]) is not None}))
@@ -239,7 +239,7 @@ def targeted(model: PreTrainedModel, config: dict[str, Any], path: str) -> bool:
     return False
 
 
-def _times(scale: float, r: int) -> float:
+def _alpha_of_scale(scale: float, r: int) -> float:
     """An α for which α / r is exactly this scale."""
     alpha = scale * r
     for candidate in (alpha, math.nextafter(alpha, 0), math.nextafter(alpha, math.inf)):

@@ -41,12 +41,12 @@ Method = tuple[dict[str, Any], dict[str, Tensor]]
 """fields of the config, and tensors by the names of the base's modules"""
 
 
-class Given(NamedTuple):
+class ExportedRun(NamedTuple):
     """One run that is written."""
 
     model: PreTrainedModel
-    tuned: MixtureState
-    found: list[BoundChange]
+    state: MixtureState
+    changes: list[BoundChange]
     run: int
     wrapped: list[str]
     """modules that peft keeps copies of"""
@@ -61,26 +61,26 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
 
     Raises SpecError that names each change that a peft folder cannot hold, and why.
     """
-    tuned = mixture_state(model)
-    _, run = tuned.locate_run(run)
-    found = tuned.changes
-    refuse("export to peft", tuned, found, _reasons(tuned, found))
+    state = mixture_state(model)
+    _, run = state.locate_run(run)
+    changes = state.changes
+    refuse("export to peft", state, changes, _reasons(state, changes))
     if added_rows(model, vocabulary_size(getattr(model.config, "_name_or_path", "")) or 0):
         raise SpecError(
             "export to peft: tokens were added to the base, and peft's folder is written without embeddings; use "
             "unipelt.save, or unipelt.export_merged"
         )
-    if not found:
-        raise SpecError(f"export to peft: {tuned.mixture.name!r} changes nothing in the base; use unipelt.save")
+    if not changes:
+        raise SpecError(f"export to peft: {state.mixture.name!r} changes nothing in the base; use unipelt.save")
     task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
-    saved = sorted({_saved_name(model, path) for path in tuned.head_modules})
+    saved = sorted({_saved_name(model, path) for path in state.head_modules})
     wrapped = saved + [name for name in CLASSIFIERS if task == "SEQ_CLS" and name not in saved]
-    name = found[0].change.form.name
-    write: Callable[[Given], Method] = {"scaling": _ia3, "prefix": _prefix, "prompt": _prompt}.get(name, _lora)
-    method, tensors = write(Given(model, tuned, found, run, wrapped))
+    name = changes[0].change.form.name
+    write: Callable[[ExportedRun], Method] = {"scaling": _ia3, "prefix": _prefix, "prompt": _prompt}.get(name, _lora)
+    method, tensors = write(ExportedRun(model, state, changes, run, wrapped))
     for path in wrapped_modules(model, wrapped):
         tensors |= {f"{path}.{name}": value for name, value in model.get_submodule(path).state_dict().items()}
-    for path, head in tuned.head_modules.items():
+    for path, head in state.head_modules.items():
         tensors |= {f"{path}.{name.rsplit('.', 1)[-1]}": p[run] for name, p in head.named_parameters()}
     inside = "base_model." if KEY in tensors else "base_model.model."  # where peft has the base
     tensors = {name if name == KEY else inside + name: value for name, value in tensors.items()}
@@ -95,10 +95,12 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
     return Path(folder)
 
 
-def _reasons(tuned: MixtureState, found: list[BoundChange]) -> Callable[[BoundChange], str | None]:
+def _reasons(state: MixtureState, changes: list[BoundChange]) -> Callable[[BoundChange], str | None]:
     """Why a change is in no folder of peft's, by attached change."""
-    forms = {change.form.name for change in tuned.mixture.changes} & METHODS.keys()
-    seen = Counter(attached.path for attached in found if attached.change.form.name in ("low_rank", "dora", "scaling"))
+    forms = {change.form.name for change in state.mixture.changes} & METHODS.keys()
+    counts = Counter(
+        attached.path for attached in changes if attached.change.form.name in ("low_rank", "dora", "scaling")
+    )
 
     def reason(attached: BoundChange) -> str | None:
         form, weight = attached.change.form, attached.change.weight
@@ -107,37 +109,37 @@ def _reasons(tuned: MixtureState, found: list[BoundChange]) -> Callable[[BoundCh
         if len(forms) > 1:
             others = ", ".join(sorted(METHODS[name] for name in forms - {form.name}))
             return f"a peft folder holds one method, and beside {METHODS[form.name]} there is {others}"
-        if attached.path in seen and attached.point.columns is not None:
+        if attached.path in counts and attached.point.columns is not None:
             name = attached.path.rsplit(".", 1)[-1]
             return f"it changes a part of the fused {name!r}, peft's LoRA whole linears: use site='linear:{name}', or merge"
-        if seen[attached.path] > 1:
-            return f"{attached.path!r} has {seen[attached.path]} changes, a peft folder one a linear"
+        if counts[attached.path] > 1:
+            return f"{attached.path!r} has {counts[attached.path]} changes, a peft folder one a linear"
         if form.name == "dora" and weight != 1:
             return f"its weight is {weight}, and peft's DoRA has none; expected 1"
         if isinstance(form, spec.Prefix) and form.function != "softmax":
             return f"peft has no prefix with function={form.function!r}"
-        if isinstance(form, spec.Prefix) and (attached.change.layers is not None or len(tuned.mixture.changes) > 1):
+        if isinstance(form, spec.Prefix) and (attached.change.layers is not None or len(state.mixture.changes) > 1):
             return "peft has one prefix, in every layer"
         return None
 
     return reason
 
 
-def _lora(given: Given) -> Method:
-    model, _, found, run, wrapped = given
-    is_dora = isinstance(found[0].change.form, spec.Dora)
-    dropouts = {getattr(attached.change.form, "dropout", 0.0) for attached in found}
+def _lora(exported: ExportedRun) -> Method:
+    model, _, changes, run, wrapped = exported
+    is_dora = isinstance(changes[0].change.form, spec.Dora)
+    dropouts = {getattr(attached.change.form, "dropout", 0.0) for attached in changes}
     if len(dropouts) > 1:
         raise SpecError(f"export to peft: dropouts {sorted(dropouts)}, expected one: a peft folder has one for all")
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    for attached in found:
+    for attached in changes:
         path, form, settings = attached.path, attached.form, attached.change.form
         tensors |= {f"{path}.lora_A.weight": form.down.weight[run], f"{path}.lora_B.weight": form.up.weight[run]}  # type: ignore[union-attr, index, operator]
         if is_dora:
             tensors[f"{path}.lora_magnitude_vector"] = form.magnitude[run]  # type: ignore[index, operator]
-        ranks[path], alphas[path] = settings.r, settings.alpha * given.weight(attached)  # type: ignore[union-attr]
+        ranks[path], alphas[path] = settings.r, settings.alpha * exported.weight(attached)  # type: ignore[union-attr]
     usual_rank, usual_alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
     config = {
         "peft_type": "LORA",
@@ -156,12 +158,12 @@ def _lora(given: Given) -> Method:
     return config, tensors
 
 
-def _ia3(given: Given) -> Method:
-    model, _, found, run, wrapped = given
+def _ia3(exported: ExportedRun) -> Method:
+    model, _, changes, run, wrapped = exported
     vectors: dict[str, Tensor] = {}
-    for attached in found:
+    for attached in changes:
         form: Any = attached.form
-        scale = 1 + given.weight(attached) * form.offset[run]
+        scale = 1 + exported.weight(attached) * form.offset[run]
         vectors[attached.path] = scale[None] if attached.point.side == "before" else scale[:, None]
     targets = _target_modules(model, set(vectors), wrapped)
     inner = [path for path, vector in vectors.items() if len(vector) == 1]
@@ -180,29 +182,29 @@ def _ia3(given: Given) -> Method:
     return config, {f"{path}.ia3_l": vector for path, vector in vectors.items()}
 
 
-def _prompt(given: Given) -> Method:
-    model, tuned, found, run, _ = given
-    stacks = find_stacks(model, tuned.options["stacks"])
+def _prompt(exported: ExportedRun) -> Method:
+    model, state, changes, run, _ = exported
+    stacks = find_stacks(model, state.options["stacks"])
     expected = first_of(model, stacks)
-    if any(attached.change.form.first != expected for attached in found):  # type: ignore[union-attr]
+    if any(attached.change.form.first != expected for attached in changes):  # type: ignore[union-attr]
         raise SpecError(
             "export to peft: peft's classifier reads the prompt's first vector, this one the input's first token; train with "
             "Prompt(first='prompt'), or use unipelt.save"
         )
-    vectors = torch.cat([given.weight(attached) * attached.form.vectors[run] for attached in found])  # type: ignore[index, operator]
+    vectors = torch.cat([exported.weight(attached) * attached.form.vectors[run] for attached in changes])  # type: ignore[index, operator]
     config = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
     return config | _shape(model, len(vectors), vectors.shape[1]), {KEY: vectors}
 
 
-def _prefix(given: Given) -> Method:
-    model, tuned, found, run, _ = given
-    layout = PrefixLayout(model, find_stacks(model, tuned.options["stacks"]))
-    _, state = with_prefix_tables(tuned)
+def _prefix(exported: ExportedRun) -> Method:
+    model, state, changes, run, _ = exported
+    layout = PrefixLayout(model, find_stacks(model, state.options["stacks"]))
+    _, tables = with_prefix_tables(state)
     key, value = (
-        next(v for n, v in state.items() if n.endswith(f".{end}") and not n.startswith("head."))[run]
+        next(v for n, v in tables.items() if n.endswith(f".{end}") and not n.startswith("head."))[run]
         for end in ("key", "value")
     )
-    weights = {attached.location.layer: given.weight(attached) for attached in found}
+    weights = {attached.location.layer: exported.weight(attached) for attached in changes}
     scale = torch.tensor([weights[layer.index] for layer in layout.stack.layers]).to(key)[:, None, None]
     vectors = layout.to_peft(scale * key, scale * value)
     config = {"peft_type": "PREFIX_TUNING", "encoder_hidden_size": layout.width, "prefix_projection": False}

@@ -61,10 +61,10 @@ def _prefix(
     stacks: list[ResolvedStack], model: PreTrainedModel, vectors: Tensor, length: int, folder: Path
 ) -> tuple[spec.Change, dict[str, Tensor]]:
     """The change, and its parameters by their last name."""
-    table = PrefixLayout(model, stacks)
-    if vectors.shape != (expected := (length, table.layers * 2 * table.width)):
+    layout = PrefixLayout(model, stacks)
+    if vectors.shape != (expected := (length, layout.layers * 2 * layout.width)):
         raise CheckpointError(f"{folder}: {KEY!r} is {tuple(vectors.shape)}, expected {expected}; load its own base")
-    key, value = table.of_peft(vectors)
+    key, value = layout.of_peft(vectors)
     change = spec.Change(form=spec.Prefix(length=length, mlp=0), site="heads", reads="queries")
     return change, {"key": key, "value": value}
 
@@ -97,9 +97,11 @@ class PrefixLayout:
         config: Any = model.base_model.config  # type: ignore[union-attr]
         (stack, *others), name = stacks, config.model_type
         if others or not stack.entry.causal:
-            what = "is an encoder-decoder" if others else "is an encoder"
+            architecture = "is an encoder-decoder" if others else "is an encoder"
             reason = "reaches only its decoder's self-attention" if others else "moves the positions of its tokens"
-            raise SpecError(f"a prefix of peft's on {name!r}, which {what}: there it {reason}; peft itself can use it")
+            raise SpecError(
+                f"a prefix of peft's on {name!r}, which {architecture}: there it {reason}; peft itself can use it"
+            )
         groups = by_head_shape(stack.layers, stack.entry.attention, config)
         if len(groups) > 1 or groups[0][0].key != groups[0][0].value:
             raise SpecError(f"a prefix of peft's on {name!r}: its layers or its keys and values are of unlike widths")
@@ -111,42 +113,44 @@ class PrefixLayout:
         modelling = sys.modules[type(stack.layers[0].get(stack.entry.attention.module)).__module__]
         self.rotate: Any = getattr(modelling, "apply_rotary_pos_emb", None)
         if self.rotary is None or self.rotate is None or kinds & {"dynamic", "longrope", "yarn"}:
-            what = "no rotary positions" if self.rotary is None else f"positions of kind {', '.join(map(str, kinds))}"
+            positions = (
+                "no rotary positions" if self.rotary is None else f"positions of kind {', '.join(map(str, kinds))}"
+            )
             raise SpecError(
-                f"a prefix of peft's moves the positions of all tokens by its length, and {name!r} has {what}, so no prefix of "
+                f"a prefix of peft's moves the positions of all tokens by its length, and {name!r} has {positions}, so no prefix of "
                 "ours does the same; peft itself can use it"
             )
 
     def _rope(self) -> list[dict[str, Any]]:
         """Its parameters, of each kind of layer where these differ."""
-        given = getattr(self.config, "rope_parameters", None) or {}
-        nested = [value for value in given.values() if isinstance(value, dict)]
-        return nested or [given]
+        rope_parameters = getattr(self.config, "rope_parameters", None) or {}
+        nested = [value for value in rope_parameters.values() if isinstance(value, dict)]
+        return nested or [rope_parameters]
 
     def of_peft(
         self, vectors: Float[Tensor, "prefix both"]
     ) -> tuple[Float[Tensor, "layer prefix width"], Float[Tensor, "layer prefix width"]]:
         """Keys and values of each layer, from peft's, whose keys have no position and whose tokens are further on."""
         key, value = vectors.unflatten(1, (self.layers, 2, self.width)).permute(2, 1, 0, 3)
-        return self._turned(key, -len(vectors)), value.contiguous()
+        return self._rotated(key, -len(vectors)), value.contiguous()
 
     def to_peft(
         self, key: Float[Tensor, "layer prefix width"], value: Float[Tensor, "layer prefix width"]
     ) -> Float[Tensor, "prefix both"]:
         """The inverse."""
-        both = torch.stack([self._turned(key, key.shape[1]), value])
+        both = torch.stack([self._rotated(key, key.shape[1]), value])
         return both.permute(2, 1, 0, 3).flatten(1)
 
-    def _turned(self, key: Float[Tensor, "layer prefix width"], by: int) -> Float[Tensor, "layer prefix width"]:
+    def _rotated(self, key: Float[Tensor, "layer prefix width"], by: int) -> Float[Tensor, "layer prefix width"]:
         """Keys rotated as a token's at position `by` are, in float64."""
-        heads, turned, device = self.shape.heads, [], next(self.model.parameters()).device
+        heads, rotated, device = self.shape.heads, [], next(self.model.parameters()).device
         kinds = getattr(self.config, "layer_types", None)
         rotary: Any = self.rotary
         typed = "layer_type" in inspect.signature(type(rotary).forward).parameters
         position = torch.full((1, key.shape[1]), by, device=device)
-        for layer, one in zip(self.stack.layers, key):
-            x = one.detach().to(device).double().unflatten(-1, (heads, -1)).transpose(0, 1)[None]  # batch head prefix d
+        for layer, k in zip(self.stack.layers, key):
+            x = k.detach().to(device).double().unflatten(-1, (heads, -1)).transpose(0, 1)[None]  # batch head prefix d
             extra = {"layer_type": kinds[layer.index]} if typed and kinds else {}
             cos, sin = rotary(x, position, **extra)
-            turned.append(self.rotate(x, x, cos, sin)[1][0].transpose(0, 1).flatten(1))
-        return torch.stack(turned).to(key)
+            rotated.append(self.rotate(x, x, cos, sin)[1][0].transpose(0, 1).flatten(1))
+        return torch.stack(rotated).to(key)
