@@ -55,9 +55,9 @@ def test_mistaken_words(words: list[str], expected: str, run):
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--method", "lroa"], "preset 'lroa': did you mean 'lora'"),
-        (["--method", "fulll"], "preset 'fulll': did you mean 'full'?"),
-        (["--method", "LoRA"], "preset 'LoRA': did you mean 'lora'"),
+        (["--method", "lroa"], "method 'lroa': did you mean 'lora'"),
+        (["--method", "fulll"], "method 'fulll': did you mean 'full'?"),
+        (["--method", "LoRA"], "method 'LoRA': did you mean 'lora'"),
         (["--method", "lora(r=1000000000000000)"], "lora(r=1000000000000000): low_rank(r=1000000000000000): expected a whole number of at least 1, and at most"),
         (["--method", "lora(rank=4)"], "'rank'"),
         (["--method", "lora(r=0)"], "r"),

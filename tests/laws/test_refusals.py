@@ -81,9 +81,9 @@ def test_relative_positions_belong_to_no_run(preset: str):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("lorra", r"preset 'lorra': did you mean 'lora'"),
+        ("lorra", r"method 'lorra': did you mean 'lora'"),
         ("unipelt", r"did you mean .*'unipelt-apl?'"),
-        ("lora(rank=4)", r"preset 'lora' has no option 'rank'"),
+        ("lora(rank=4)", r"method 'lora' has no option 'rank'"),
         ("lora(aplha=4)", r"no option 'aplha': did you mean 'alpha'"),
         ("bitfit(size=3)", r"no option 'size': it has none"),
         ("lora(4)", r"expected NAME\(option=value"),
@@ -127,7 +127,7 @@ def test_a_misspelt_mixture_names_the_nearest(text: str, words: str):
     [
         ("head", "trian", "did you mean 'train'"),
         ("head", 3, "head=3: known: frozen, paper, train"),
-        ("mixture", 3, "got int; expected the name of a preset"),
+        ("mixture", 3, "got int; expected the name of a method"),
         (
             "mixture",
             Change(form=LowRank(), site="query", reads="input"),

@@ -333,7 +333,7 @@ def test_given_splits_are_taken_as_they_are(ask, run, reviews: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--methods", "lroa"], "preset 'lroa': did you mean 'lora'"),
+        (["--methods", "lroa"], "method 'lroa': did you mean 'lora'"),
         (["--k", "4000"], "--train-rows 4000: reviews has 48 training examples"),
         (["--k", "9" * 5000], ": expected a whole number from 1, or all"),
         (["--k", "few"], "--train-rows few: expected a whole number from 1, or all"),

@@ -36,7 +36,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--data", "sts2"], "'sts2' is not a task or a file; did you mean 'stsb' or 'sst2'?"),
         (["--data", "UNLABELLED"], "no label column besides the text 'review'"),
         (["--data", "SHORT"], "has 12 examples and no test set"),
-        (["--methods", "lroa"], "preset 'lroa': did you mean 'lora'?"),
+        (["--methods", "lroa"], "method 'lroa': did you mean 'lora'?"),
         (["--methods", "lora(r=)"], "'lora(r=)': expected NAME(option=value, …)"),
         (["--seeds", "0"], "--seeds 0: expected 1 to 10000"),
         (["--seeds", "10001"], "--seeds 10001: expected 1 to 10000"),

@@ -127,7 +127,7 @@ def bitfit() -> Mixture:
 
 @preset("head")
 def head() -> Mixture:
-    """nothing but the head: a linear probe          the baseline of every study"""
+    """trains the head alone, by gradient descent          baseline without changes"""
     return Mixture(())
 
 
@@ -235,7 +235,7 @@ def mixture(text: "str | Mixture") -> Mixture:
         return text
     if not isinstance(text, str):
         got = f"got {type(text).__name__}"
-        raise SpecError(f"{got}; expected the name of a preset, such as 'lora(r=16)', or a Mixture((change, …))")
+        raise SpecError(f"{got}; expected the name of a method, such as 'lora(r=16)', or a Mixture((change, …))")
     name, options = _call(text)
     try:
         built = PRESETS[name](**options)
@@ -255,13 +255,13 @@ def _call(text: str) -> tuple[str, dict[str, object]]:
             "'full' is not a mixture: full fine-tuning trains the base itself; use `unipelt train --method full`, or train the model without attach"
         )
     if name not in PRESETS:
-        raise SpecError(f"preset {name!r}: {did_you_mean(name, [*PRESETS, 'full'])}")
+        raise SpecError(f"method {name!r}: {did_you_mean(name, [*PRESETS, 'full'])}")
     known = inspect.signature(PRESETS[name]).parameters
     options = _options(text, options_text) if options_text else {}
     for option in options:
         if option not in known:
             raise SpecError(
-                f"preset {name!r} has no option {option!r}: "
+                f"method {name!r} has no option {option!r}: "
                 + (did_you_mean(option, known) if known else "it has none")
             )
     return name, options
