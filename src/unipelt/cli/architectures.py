@@ -55,7 +55,7 @@ def takes(name: str) -> str:
     return f"{name}: {'all methods but ' + ', '.join(refused) if refused else 'all methods'}"
 
 
-def row_lines(name: str) -> Iterator[str]:
+def base_lines(name: str) -> Iterator[str]:
     """The entries of a base, where they come from, and which checks they fail. Raises SiteError if none is found."""
     from transformers import AutoModel
 

@@ -12,20 +12,18 @@ def export(
     run: str = typer.Argument(..., help=RUN_FOLDER),
     data: str = option(
         "Data",
-        "file with texts, over which gates are measured. --simplified needs it; if it has labels, it prints how the metric changes. With --merged or --peft each gate becomes its mean",
+        "file with texts on which the gates are measured. Required with --simplified; if the file has labels, the change of the metric is printed. With --merged or --peft each gate is replaced by its mean",
     ),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
     model: str = BASE_OF_RUN,
-    deviation: float | None = number(
+    max_deviation: float | None = number(
         "Model",
         "with --simplified: gates whose standard deviation over --data is below this become constants (default: 0.05)",
-        "--max-deviation",
     ),
-    least: float | None = number(
+    drop_below: float | None = number(
         "Model",
         "with --simplified: a constant gate below this value is removed with its change (default: 0.02)",
-        "--drop-below",
     ),
     merged: str = option("Output", "folder for a plain transformers model: base, changes and head merged"),
     peft: str = option("Output", "folder for a peft adapter: LoRA, DoRA, IA³, a prefix or a prompt"),
@@ -35,7 +33,8 @@ def export(
 ) -> None:
     """Write a run as a plain transformers model, as a peft adapter, or with constants in place of gates that hardly vary.
 
-    A change that cannot be merged exactly is an error that names the change and the reason.
+    A change that cannot be merged is an error that names the change and the reason. A gate can be merged only with
+    --data, which replaces it by its mean.
 
     Examples:
         unipelt export runs/lora --merged models/lora
@@ -54,7 +53,7 @@ def export(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{flag} {target}: not empty; expected a new folder")
     if simplified and not data:
-        raise UserError("--simplified needs --data: a file with texts, over which the gates are measured")
+        raise UserError("--simplified needs --data: a file with texts on which the gates are measured")
     from unipelt.checkpoint.description import describe
     from unipelt.checkpoint.disk import resolve
     from unipelt.checkpoint.export import export_merged
@@ -69,7 +68,7 @@ def export(
         )
     if simplified:
         rows = predictor.read(data, text=text or None, pair=pair or None, labelled=True)
-        thresholds = {"max_deviation": deviation, "drop_below": least}
+        thresholds = {"max_deviation": max_deviation, "drop_below": drop_below}
         report = predictor.simplify_gates(
             rows, **{name: value for name, value in thresholds.items() if value is not None}
         )

@@ -61,7 +61,7 @@ BASE_OF_RUN = option("Model", "folder or Hub name of the base (default: the one 
 
 
 # Options that several commands have.
-DEVICE_HELP = "auto, cpu or cuda (default: auto, the GPU where there is one)"
+DEVICE_HELP = "device (default: auto, the GPU if there is one)"
 DEVICE = option("Training", DEVICE_HELP, default="auto", metavar="auto|cpu|cuda")
 OVERWRITE = switch("Output", "replace --out where it exists (default: refuse)", "--overwrite")
 

@@ -25,7 +25,8 @@ LEAST_SPAN = 0.05  # of gate values, from the darkest to the lightest colour: no
 def inspect(
     run: str = typer.Argument("", help=RUN_FOLDER),
     data: str = option(
-        "Data", "file with texts, on which the gates are measured; with --show-labels with chats or answers"
+        "Data",
+        "file with texts on which gates are measured; for --show-labels with chats, or texts with answers",
     ),
     text: str = TEXT_COLUMN,
     pair: str = TEXT_PAIR_COLUMN,
@@ -62,13 +63,13 @@ def inspect(
             print(line)
         return
     if show_modules:
-        from unipelt.cli.architectures import row_lines
+        from unipelt.cli.architectures import base_lines
 
         if run or data:
             raise UserError("--show-modules shows a base alone; leave out the run and --data")
         if not model:
             raise UserError("--show-modules needs --model: a folder or the Hub name of a base")
-        for line in row_lines(model):
+        for line in base_lines(model):
             print(line)
         return
     if not run:

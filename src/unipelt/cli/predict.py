@@ -32,7 +32,7 @@ def predict(
         "Data", "encoding of a text file, such as cp1252 (default: utf-8, or what the file's byte order mark says)"
     ),
     model: str = BASE_OF_RUN,
-    device: str = option("Model", DEVICE_HELP, default="auto"),
+    device: str = option("Model", DEVICE_HELP, default="auto", metavar="auto|cpu|cuda"),
     out: str = option(
         "Output",
         "file to write, .csv, .tsv, .json, .jsonl, .parquet or .xlsx (default: standard output, in the input's format; CSV for Parquet and Excel)",
@@ -48,8 +48,8 @@ def predict(
     gates: bool = switch("Output", "add the value of each gate, one column per layer and change", "--gates"),
     **generation_options: Any,
 ) -> None:
-    """Predict a label, a number or a text for each example of a file, and add it as a column after the others; --proba and
-    --gates add theirs after it.
+    """Predict a label, a number or a text for each example of a file, and add it as the last column; --proba and
+    --gates add more columns after the prediction.
 
     With --out, a text file keeps the delimiter, encoding and byte order mark of the input; standard output is UTF-8. An example
     without a text gets a blank prediction.

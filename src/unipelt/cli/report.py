@@ -37,4 +37,4 @@ def report(
     write_whole(folder, study_report.files)
     console = terminal()
     show(study_report, console)
-    console.print(f"{folder / PAGE}: the page; {len(study_report.files) - 1} tables and figures beside it")
+    console.print(f"{folder / PAGE}: the page, with {len(study_report.files) - 1} files of tables, figures and runs")

@@ -52,7 +52,7 @@ class Grid:
     tasks: Sequence[str] = tuple(GLUE)
     """GLUE tasks, built-in tasks (docstrings, docstring-summaries), files, or data sets on the Hub (owner/name)"""
     k: Sequence[int | str] = SIZES
-    """numbers of training examples; all: every example except the validation examples (a tenth, at most 1,000)"""
+    """numbers of training examples; all: every example that is not held out for validation or test"""
     methods: Sequence[str] = METHODS
     """methods with their options, such as lora(r=16); full: full fine-tuning; setfit: SetFit on the same base"""
     seeds: int = 5

@@ -51,7 +51,7 @@ class RunKey:
     k: int | str
     """training examples, or all"""
     method: str
-    """a preset with its options, or full"""
+    """a method with its options, or full"""
     seed: int
     lr: float | None
     """peak learning rate; None: the method's default"""
@@ -90,11 +90,11 @@ class RunConfig:
     seed: int = 0
     """random seed of the choice of examples, their order, the initial values and dropout"""
     pooling: str = "auto"
-    """state that the head reads: model (as the model itself does), cls (first token) or mean; auto: mean or cls where the base
-    is a sentence-transformers model that says so, else model"""
+    """state that the head reads: model (as the model itself does), cls (first token) or mean; auto: the pooling that a
+    sentence-transformers base declares (mean or cls), else model"""
     head: str = "train"
-    """whether the head trains: train (always), frozen (never), or paper (as in UniPELT's code: only with adapters; its bias with
-    bitfit)"""
+    """whether the head trains: train (always), frozen (never), or paper (as in UniPELT's code: the head trains with
+    adapters, and with the method head; with bitfit only its bias)"""
     data_dir: str | None = None
     """folder with GLUE as Parquet files (default: downloaded from the Hub)"""
     text_column: str | None = None
@@ -121,8 +121,8 @@ class RunConfig:
     """file with the validation examples, which select the checkpoint (default: with --train-rows, examples that neither train nor
     test; without it, a tenth of those that do not test)"""
     test: str | None = None
-    """file with the test examples (default: 20 % of the examples, at most 1,000; the validation set of a GLUE task;
-    `compare` cross-validates small data instead)"""
+    """file with the test examples (default: the data set's own test set, GLUE's validation set, or 20 % of the examples, at
+    most 1,000; `compare` cross-validates small data instead)"""
     validation_rows: int = 1000
     """maximum number of validation examples, 10 or more; a --validation file is used whole"""
     test_rows: int | None = None
