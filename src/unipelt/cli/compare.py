@@ -1,4 +1,4 @@
-"""`unipelt compare`: the best model for a file of labelled rows, with the evidence."""
+"""`unipelt compare`: the best model for a file of labelled examples, with the evidence."""
 
 from collections import Counter
 from dataclasses import replace
@@ -9,7 +9,7 @@ from unipelt.cli.fields import DEVICE, flags, number, option, recipe_defaults, t
 from unipelt.errors import UserError
 from unipelt.study.plan import COLUMNS, Grid, StudyConfig, parse_options
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RunConfig, RunKey, RunRecord
+from unipelt.train.records import DONE, FAILED, RunConfig, RunKey, RunRecord
 
 if TYPE_CHECKING:
     import torch
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from unipelt.train.setup import DatasetCache
 
 WINNER = "winner"
-WORTH = 1.5  # times as many epochs must fit for finished runs to be trained again
-SPARE = 0.06  # share of the minutes that is kept for the last test and the report
+RETRAIN_FACTOR = 1.5  # times as many epochs must fit for finished runs to be trained again
+RESERVED_SHARE = 0.06  # share of the minutes that is kept for the last test and the report
 USUAL: dict[str, Any] = {"methods": ["head", "lora", "adapter", "unipelt-apl"], "seeds": 3, "rates": 2}
 _FOLDS = {
-    "folds": "5 for up to 2,000 examples; 0 for more, with --train-rows, --validation or --test, and for generation"
+    "folds": "5 for up to 2,000 examples; 0 for more, for data with its own test set, with --train-rows, --validation or --test, for generation, and where a class has fewer than 5 examples"
 }
 _USUAL = {name: " ".join(value) if isinstance(value, list) else str(value) for name, value in USUAL.items()}
-_USUAL["seeds"] += "; with folds, the number of cross-validations: 1"
+_USUAL["seeds"] += "; with folds, --seeds is the number of cross-validations, by default 1"
 
 
 @takes(
@@ -36,7 +36,7 @@ _USUAL["seeds"] += "; with folds, the number of cross-validations: 1"
 def compare(
     minutes: float = number(
         "Training",
-        "time budget in minutes; without --epochs the number of epochs is lowered until two seeds of every method fit, or one seed; repeat the command with more minutes to continue (default: no limit)",
+        "time budget in minutes; without --epochs it shortens training to fit two seeds per method, or one; rerun with more minutes to continue (default: no limit)",
         default=0.0,
         min=0.0,
     ),
@@ -72,7 +72,7 @@ def compare(
         raise UserError("--out is missing: expected a folder for the comparison, such as results/reviews")
     usual = {name: value for name, value in USUAL.items() if name != "rates" or "lr" not in options}
     grid, study = parse_options(usual | options | {"tasks": [options["task"]], "k": [options.get("k", "all")]})
-    from unipelt.cli.progress import StudyWatch
+    from unipelt.cli.progress import TRAINED_AGAIN, StudyWatch
     from unipelt.study.compare import CheckpointSaver, add_runs, open_store, usual_folds, with_baselines
     from unipelt.study.engine import hidden_size, run_study
     from unipelt.train.setup import DatasetCache, device_of
@@ -94,13 +94,13 @@ def compare(
         plan, lacking = with_baselines(plan, study, cache)
         notes += lacking
     notes = [*_data_notes(study, plan, cache), *notes]
-    deadline = began + 60 * minutes * (1 - SPARE) if minutes else None
-    epochs_given, held = "epochs" in study.recipe, _held(folder)
-    if not epochs_given and held.epochs:
-        study = replace(study, recipe=study.recipe | {"epochs": held.epochs})
+    deadline = began + 60 * minutes * (1 - RESERVED_SHARE) if minutes else None
+    epochs_given, earlier = "epochs" in study.recipe, _earlier_budget(folder)
+    if not epochs_given and earlier.epochs:
+        study = replace(study, recipe=study.recipe | {"epochs": earlier.epochs})
     baseline_keys, tuned_keys = ([key for key in plan if key.baseline == which] for which in (True, False))
-    keeper = CheckpointSaver(folder)
-    keep = None if study.folds else keeper  # of folds the winner alone is kept, trained on all examples
+    saver = CheckpointSaver(folder)
+    save_run = None if study.folds else saver  # with folds only the winner is saved, trained again on all examples
     with StudyWatch() as watch:
         how: dict[str, Any] = {"device": device, "log": watch.log, "cache": cache}
         for note in notes:
@@ -109,14 +109,14 @@ def compare(
             store, _ = open_store(folder, study, baseline_keys, plan, cache)
             pending, finished = Counter(key.method for key in store.pending()), dict[str, list[RunRecord]]()
             for run in run_study(store, study, only=lambda key: key.baseline, **how):
-                if keep:
-                    keep(run)
+                if save_run:
+                    save_run(run)
                 finished.setdefault(run.key.method, []).append(run.record)
                 if len(finished[run.key.method]) == pending[run.key.method]:
                     watch.log(_baseline_line(run.key.method, finished[run.key.method]))
         if tuned_keys and not epochs_given:
             try:
-                chosen, why = _epochs(study, tuned_keys, cache, target, folder, held, minutes, deadline)
+                chosen, why = _epochs(study, tuned_keys, cache, target, folder, earlier, minutes, deadline)
                 study = replace(study, recipe=study.recipe | ({"epochs": chosen} if chosen else {}))
             except UserError as error:  # too few minutes to tune anything: the baselines are an answer
                 if not baseline_keys:
@@ -129,38 +129,36 @@ def compare(
             store, again = open_store(folder, study, plan, plan, cache, minutes)
             watch.store = store
             if again:
-                watch.log(
-                    f"{again} finished runs are trained again: with other epochs the learning rate's schedule is another"
-                )
+                watch.log(TRAINED_AGAIN.format(again))
             for run in run_study(store, study, on_step=watch, deadline=deadline, **how):
-                if keep:
-                    keep(run)
+                if save_run:
+                    save_run(run)
         if learning_curve and not store.pending() and (fewer := _fewer(store, study, cache)):
             add_runs(store, study, fewer, plan, cache)
             for _ in run_study(store, study, on_step=watch, deadline=deadline, **how):
                 pass  # the model that is saved has learned from all examples
-    _show_result(store, study, keeper, folder, minutes, watch.fleet_seconds, device)
+    _show_result(store, study, saver, folder, minutes, watch.fleet_seconds, device)
 
 
-class Held(NamedTuple):
-    """What a comparison was begun with."""
+class EarlierBudget(NamedTuple):
+    """Epochs and minutes of a comparison that exists."""
 
-    begun: bool = False
+    tuned: bool = False
     """whether it has runs that are tuned"""
     epochs: int | None = None
     minutes: float = 0.0
 
 
-def _held(out: Path) -> Held:
-    """What the comparison in a folder was begun with."""
+def _earlier_budget(out: Path) -> EarlierBudget:
+    """Epochs and minutes of the comparison in a folder, if there is one."""
     from unipelt.study.compare import MINUTES
     from unipelt.study.store import FILE, Store
 
     if not (out / FILE).exists():
-        return Held()
+        return EarlierBudget()
     store = Store.read(out)
-    begun = any(not key.baseline for key, _ in store.statuses())
-    earlier = Held(begun, store.options.get("recipe", {}).get("epochs"), store.noted(MINUTES) or 0.0)
+    tuned = any(not key.baseline for key, _ in store.statuses())
+    earlier = EarlierBudget(tuned, store.options.get("recipe", {}).get("epochs"), store.noted(MINUTES) or 0.0)
     store.close()
     return earlier
 
@@ -196,8 +194,8 @@ def _fewer(store: "Store", study: StudyConfig, cache: "DatasetCache") -> list[Ru
 
 
 def _epochs(
-    study: StudyConfig, plan: list[RunKey], cache: "DatasetCache", device: "torch.device", out: Path, was: Held, minutes: float,
-    deadline: float | None,
+    study: StudyConfig, plan: list[RunKey], cache: "DatasetCache", device: "torch.device", out: Path,
+    earlier: EarlierBudget, minutes: float, deadline: float | None,
 ) -> tuple[int | None, str]:  # fmt: skip
     """(epochs, note) where --epochs is not given: as many as fit into the minutes; None: the recipe's own.
 
@@ -206,19 +204,21 @@ def _epochs(
     from unipelt.study.trials import fit_epochs
     from unipelt.train.recipes import default_recipe
 
-    held, before = was.epochs, was.minutes
-    if was.begun and (held is None or not before or 0 < minutes <= before):  # the same budget again, or none before
-        return held, f"--epochs {held}: as {out} was begun with" if held else ""
-    if deadline is None and held is None:
+    epochs, before = earlier.epochs, earlier.minutes
+    if earlier.tuned and (
+        epochs is None or not before or 0 < minutes <= before
+    ):  # the same budget again, or none before
+        return epochs, f"--epochs {epochs}: as {out} was begun with" if epochs else ""
+    if deadline is None and epochs is None:
         return None, ""
     chosen, why = fit_epochs(plan, study, cache, device, minutes, deadline) if deadline is not None else (None, "")
-    if held is None:
+    if epochs is None:
         return chosen, why
     first = study.config(plan[0])
     longest = chosen or default_recipe(first.method, 1, len(cache.splits(first).train)).epochs
-    if longest < WORTH * held:  # every run would be trained again for little
-        return held, f"--epochs {held}: as {out} was begun with"
-    return longest, f"--epochs {longest} instead of {held}, as there is more time"
+    if longest < RETRAIN_FACTOR * epochs:  # every run would be trained again for little
+        return epochs, f"--epochs {epochs}: as {out} was begun with"
+    return longest, f"--epochs {longest} instead of {epochs}, as there is more time"
 
 
 def _data_notes(study: StudyConfig, plan: list[RunKey], cache: "DatasetCache") -> list[str]:
@@ -235,7 +235,7 @@ def _data_notes(study: StudyConfig, plan: list[RunKey], cache: "DatasetCache") -
 
 
 def _show_result(
-    store: "Store", study: StudyConfig, keeper: "CheckpointSaver", out: Path, minutes: float, needed: float, device: str
+    store: "Store", study: StudyConfig, saver: "CheckpointSaver", out: Path, minutes: float, needed: float, device: str
 ) -> None:
     """Save the recommended model and the report, and print the report. needed: seconds that the fleet at work takes."""
     from unipelt.checkpoint.disk import write_whole
@@ -244,14 +244,13 @@ def _show_result(
     from unipelt.report.build import PAGE, build
     from unipelt.report.terminal import show
     from unipelt.study.compare import refit
-    from unipelt.study.store import DONE
     from unipelt.study.trials import minutes_of
 
     rows = store.runs(["task", "status"])
     done = [row for row in rows if row["status"] in DONE]
-    failed = [row for row in rows if row["status"].startswith("failed")]
+    failed = [row["status"].removeprefix(FAILED) for row in rows if row["status"].startswith(FAILED)]
     if not done and failed:
-        raise UserError(f"{out}: every run failed, the first because {failed[0]['status'].removeprefix('failed: ')}")
+        raise UserError(f"{out}: every run failed, the first because {failed[0]}")
     if not done:
         took = f", which takes {minutes_of(needed)} minutes at most by its steps so far" if needed else ""
         raise UserError(
@@ -264,17 +263,17 @@ def _show_result(
         with Watch() as watch:
             watch.log(f"{method}: trains once more, without a test set")
             refit(
-                study, method, report.recommendation.lr, rows[0]["task"], keeper.folder_of(method, report.recommendation.lr),
-                device=device, log=lambda text: None, on_step=watch,
+                study, method, report.recommendation.lr, rows[0]["task"],
+                saver.folder_of(method, report.recommendation.lr), device=device, log=lambda text: None, on_step=watch,
             )  # fmt: skip
-    notes = keeper.copy(method, report.recommendation.lr, winner)  # everything is on disk before anything is shown
+    notes = saver.copy(method, report.recommendation.lr, winner)  # everything is on disk before anything is shown
     write_whole(out / "report", report.files)
     show(report, console)
     for note in notes:
         console.print(note)
     if len(done) < len(rows):
         missing = f"{len(done)} of {len(rows)} runs are done"
-        missing += f", {len(failed)} failed: {failed[0]['status'].removeprefix('failed: ')}" if failed else ""
+        missing += f", {len(failed)} failed: {failed[0]}" if failed else ""
         more = "; run the same command with more --minutes for the rest" if len(done) + len(failed) < len(rows) else ""
         console.print(missing + more)
     refitted = ", trained once more without a test set" if study.folds else ""

@@ -80,7 +80,7 @@ def _print_page(command: Any, ctx: Any) -> None:
         known = {name: command.get_command(ctx, name) for name in command.list_commands(ctx)}
         rows = [(name, first_sentence(subcommand.help)) for name, subcommand in known.items() if subcommand]
         _print_panel(console, "Commands", rows)
-    panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], **dict.fromkeys(PANELS), OTHER: []}  # type: ignore[dict-item]
+    panels: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Arguments", *PANELS, OTHER)}
     for parameter in command.get_params(ctx):
         if parameter.param_type_name == "argument":
             panels["Arguments"].append((parameter.name.upper(), parameter.help or ""))
@@ -88,15 +88,12 @@ def _print_page(command: Any, ctx: Any) -> None:
         names = ", ".join([*parameter.opts, *parameter.secondary_opts])
         if not parameter.is_flag:
             names += f" {parameter.metavar or 'TEXT'}{' …' * parameter.multiple}"
-        panel = parameter.rich_help_panel or OTHER
-        panels[panel] = [
-            *(panels.get(panel) or []),
-            (names, "show this page" if "--help" in parameter.opts else parameter.help or ""),
-        ]
+        text = "show this page" if "--help" in parameter.opts else parameter.help or ""
+        panels[parameter.rich_help_panel or OTHER].append((names, text))
     if not isinstance(command, TyperGroup):
         panels[OTHER].append(("--debug", "show the traceback of an error"))
     for title, rows in panels.items():
-        _print_panel(console, title, rows or [])
+        _print_panel(console, title, rows)
     if examples:
         console.print("Examples:", style="bold")
         for example in examples:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from unipelt.study.store import Store
     from unipelt.train.fleet import Fleet
 
+TRAINED_AGAIN = "{} finished runs are trained again, because other epochs change the learning rate's schedule"
 STEPS = 3  # after the first, by which the time of a training is estimated
 
 

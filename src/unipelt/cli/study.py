@@ -17,7 +17,7 @@ from unipelt.study.plan import COLUMNS, METHODS, Grid, StudyConfig, parse_option
 from unipelt.study.plan import sweep as sweep_of
 from unipelt.study.unified import DEFAULTS, unified_options
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import RunConfig, RunKey
+from unipelt.train.records import DONE, FAILED, RunConfig, RunKey
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Train = Callable[..., None]
 """trains what is planned: called with a store and its study, and with watch, which shows how far it is"""
 app = typer.Typer(
-    help="""Run the papers' studies: every combination of data, size, method and seed, trained many runs at once.
+    help="""Run the papers' studies. Many runs train at once over one copy of the base.
 
     Examples:
         unipelt study grid --data sst2 rte --train-rows 100 500 --methods lora unipelt-apl full --out results/glue
@@ -139,10 +139,15 @@ def sweep(
 
 
 @app.command(cls=Command)
-@takes(*flags(StudyConfig, only=["model"]), *flags(Grid, only=["methods"], default=_PAPERS))
+@takes(*flags(StudyConfig, only=["model"]))
 def efficiency(
-    batch: int = integer("Data", "examples per step (default: 16)", "--batch-size", default=16),
-    length: int = integer("Data", "tokens per example (default: 128)", "--max-length", default=128),
+    methods: list[str] = option(
+        "Model",
+        f"methods with their options, such as lora(r=16); full fine-tuning is always measured (default: {_PAPERS['methods']})",
+        default=[],
+    ),
+    batch: int = integer("Training", "examples per step (default: 16)", "--batch-size", default=16),
+    length: int = integer("Training", "tokens per example (default: 128)", "--max-length", default=128),
     rounds: int = integer("Training", "timed steps of each method, interleaved (default: 5)", default=5),
     device: str = DEVICE,
     out: str = option("Output", "folder of a study, whose report then shows the table, or a new folder (required)"),
@@ -169,9 +174,9 @@ def efficiency(
     from unipelt.study.efficiency import measure, write_efficiency
     from unipelt.train.setup import device_of
 
-    methods = options.pop("methods", METHODS)
     costs = measure(
-        StudyConfig(**options).model, methods, batch=batch, length=length, rounds=rounds, device=device_of(device), log=Watch().log
+        StudyConfig(**options).model, methods or METHODS, batch=batch, length=length, rounds=rounds,
+        device=device_of(device), log=Watch().log,
     )  # fmt: skip
     write_efficiency(Path(out), costs)
     table = cost_table(costs)
@@ -233,10 +238,10 @@ def _run(options: dict[str, Any], out: str, engine: str, device: str, gpus: floa
     grid, study = parse_options(options)
     if not out:
         raise UserError("--out is missing: expected a folder for the study, such as results/glue")
-    from unipelt.cli.progress import StudyWatch
+    from unipelt.cli.progress import TRAINED_AGAIN, StudyWatch
     from unipelt.study.engine import dataset_identities, hidden_size
     from unipelt.study.plan import group_into_fleets
-    from unipelt.study.store import DONE, Store
+    from unipelt.study.store import Store
     from unipelt.train.setup import DatasetCache
 
     keys = grid.keys(hidden_size(study.model))
@@ -248,9 +253,7 @@ def _run(options: dict[str, Any], out: str, engine: str, device: str, gpus: floa
         notes = _notes(missing, study, cache)
         again = store.plan(keys, dataset_identities(missing, study, cache))
         if again:
-            notes.append(
-                f"{again} finished runs are trained again, because another number of epochs changes the learning rate's schedule"
-            )
+            notes.append(TRAINED_AGAIN.format(again))
         at_once, mixed = study.most_at_once(target.type), target.type != "cpu"
         store.assign(
             lambda free: group_into_fleets(free, at_once, mixed, lambda key: cache.task(study.config(key)).kind)
@@ -260,10 +263,10 @@ def _run(options: dict[str, Any], out: str, engine: str, device: str, gpus: floa
                 watch.log(note)
             train(store, study, watch=watch)
     statuses = [status for _, status in store.statuses()]
-    failed = [status for status in statuses if status.startswith("failed")]
+    failed = [status.removeprefix(FAILED) for status in statuses if status.startswith(FAILED)]
     if failed and len(failed) == len(statuses):
-        raise UserError(f"{out}: every run failed, the first because {failed[0].removeprefix('failed: ')}")
-    print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0][8:]}; repeat the command to try again" if failed else ""))  # fmt: skip
+        raise UserError(f"{out}: every run failed, the first because {failed[0]}")
+    print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0]}; repeat the command to try again" if failed else ""))  # fmt: skip
     print(f"  tables and figures: `unipelt report {out}`; all runs: `unipelt study export {out} --out runs.csv`")
 
 
