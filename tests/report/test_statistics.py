@@ -1,6 +1,7 @@
 """Variances, exact tests, intervals and corrections against what is known of them; what may be called real, and what never."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def made(metric: str, answers: dict[str, list[np.ndarray]], targets: np.ndarray)
     """Runs with these predictions, a list of seeds a method."""
     values = {m: {s: METRICS[metric](p, targets) for s, p in enumerate(of)} for m, of in answers.items()}
     rows = [(m, s, p.tolist(), targets.tolist()) for m, of in answers.items() for s, p in enumerate(of)]
-    return make_sample("100/task", metric, values, rows)
+    return make_sample("task", metric, values, rows)
 
 
 def drawn(
@@ -171,12 +172,12 @@ def test_without_predictions_the_interval_is_the_paired_t_test_and_nothing_is_ju
 
 def seeds(**methods: list[float]) -> Sample:
     values = {method.replace("_", "-"): dict(enumerate(of)) for method, of in methods.items()}
-    return Sample("100/task", METRICS["accuracy"], values)
+    return Sample("task", METRICS["accuracy"], values)
 
 
 def test_methods_that_are_alike_are_equal():
     of = drawn("accuracy", seeds=3)
-    same = Sample(of.name, of.metric, dict.fromkeys("ab", of.values["a"]), {(m, s): of.answers["a", s] for m in "ab" for s in range(3)})  # fmt: skip
+    same = Sample(of.task, of.metric, dict.fromkeys("ab", of.values["a"]), {(m, s): of.answers["a", s] for m in "ab" for s in range(3)})  # fmt: skip
     found = compare([same], ["a", "b"])
     assert [
         (line.verdict, line.difference.value, line.difference.low, line.difference.high, line.difference.p)
@@ -263,7 +264,7 @@ def test_claims_are_judged_by_their_intervals_and_never_from_one_seed():
 
     def named(skill: tuple[float, ...], seeds: int = 3, luck: int = 0) -> Sample:
         of = drawn("accuracy", seeds, 400, skill, luck)
-        return Sample(of.name, of.metric, {names[m]: v for m, v in of.values.items()}, {(names[m], s): v for (m, s), v in of.answers.items() if m in names})  # fmt: skip
+        return Sample(of.task, of.metric, {names[m]: v for m, v in of.values.items()}, {(names[m], s): v for (m, s), v in of.answers.items() if m in names})  # fmt: skip
 
     above, below = named((0.95, 0.7, 0.6, 0.5, 0.75)), named((0.3, 0.7, 0.6, 0.5, 0.75), luck=1)
 
@@ -274,6 +275,9 @@ def test_claims_are_judged_by_their_intervals_and_never_from_one_seed():
     assert verdicts(above, below)[2] == "no", "the worst on one task is the worst once"
     assert verdicts(named((0.95, 0.7, 0.6, 0.5, 0.75), 1)) == ["not decided"] * 3
     assert claims([]) == []
+    assert claims([replace(above, task="EdinburghNLP/xsum")])[-1].between.endswith(
+        "prefix, the lowest other, on EdinburghNLP/xsum, the least sure task"
+    )
     best_part = estimate([difference(above, "unipelt-apl", "lora")])
     assert claims([above])[0].number == best_part.times(100), "lora is the best part"
     less = Sample(
@@ -323,3 +327,6 @@ def test_the_seeds_of_a_comparison_are_those_that_two_methods_share():
     found = compare([of], ["a", "b", "c"])
     assert found.seeds_text == "1 to 2 seeds" and found.reference_line.score.seeds == 3
     assert headline({100: found}).endswith("(2 seeds)."), "the next method's"
+    apart = Sample("x", METRICS["accuracy"], {"a": {0: 0.5}, "b": {1: 0.4}})
+    expected = "it has no seed in common with the next method, so its lead is not judged."
+    assert headline({100: compare([apart], "ab")}) == f"K = 100: a has the best test result; {expected}"

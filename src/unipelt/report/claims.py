@@ -94,7 +94,7 @@ def _never_worst(samples: Sequence[Sample]) -> Claim | None:
         margins, key=lambda margin: margin[0].value if margin[0].low is None else margin[0].low
     )
     answer = "no" if worst_somewhere else verdicts.pop() if len(verdicts) == 1 else UNDECIDED
-    task = task_label(sample.name.rpartition("/")[2])
+    task = task_label(sample.task)
     between = f"{claimed} and {lowest}, the lowest other, on {task}, the least sure task"
     return Claim(NEVER_WORST, answer, least_sure.times(sample.metric.shown_as), between)
 

@@ -92,6 +92,8 @@ class Comparison:
         next_best = next((line for line in self.others if not line.same_score), None)
         if next_best is None or next_best.difference is None:
             return sentence
+        if next_best.verdict == NO_SEED:
+            return f"{sentence}; it has no seed in common with the next method, so its lead is not judged"
         verdict = next_best.verdict if next_best.verdict == CHANCE else f"is {next_best.verdict.partition(':')[0]}"
         return f"{sentence}; the lead over the next method {verdict} ({seeds_text(next_best.difference.seeds)})"
 

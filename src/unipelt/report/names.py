@@ -46,7 +46,7 @@ def seeds_text(*numbers: int) -> str:
 
 
 def in_folds(text: str) -> str:
-    """A sentence about seeds and validation examples, in the words of a cross-validation."""
+    """A sentence about seeds and validation examples, in the words of a cross-validation; it must name no option, such as `--seeds`."""
     for word, fold_word in FOLD_WORDS:
         text = text.replace(word, fold_word)
     return text

@@ -74,7 +74,7 @@ def recommend(study: Study) -> Recommendation:
     comparison = replace(comparison, lines=[lines[method] for method in order])
     why = " ".join(
         [
-            *_by_validation(validation, recommended, best, near_best, sample),
+            *_by_validation(validation, sizes, recommended, best, near_best, sample),
             *_by_test(comparison),
             *_and_best_constant(comparison, sample),
         ]
@@ -146,9 +146,9 @@ def _within(best: Seeds, other: Seeds) -> bool:
 
 
 def _by_validation(
-    validation: Mapping[str, Seeds], recommended: str, best: str, near_best: Sequence[str], sample: Sample
-) -> list[str]:
-    """A sentence on the validation results, with the seeds if they are not the same for all methods."""
+    validation: Mapping[str, Seeds], sizes: Mapping[str, int], recommended: str, best: str, near_best: Sequence[str], sample: Sample
+) -> list[str]:  # fmt: skip
+    """Sentences on the validation results, with the seeds if they are not the same for all methods."""
     metric = sample.metric.name.replace("_", " ")
     shared: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for method in validation:
@@ -171,9 +171,9 @@ def _by_validation(
             f"{best} has the best validation {metric}; {listed(rivals)} {are} within one standard error of it {smaller}."
         ]
     elif equal:
-        sentences = [
-            f"{listed([recommended, *equal])} have the same validation {metric}; {recommended} is the smallest."
-        ]
+        smallest = all(sizes[recommended] <= sizes[other] for other in equal)
+        reason = f"; {recommended} is the smallest" if smallest else ""
+        sentences = [f"{listed([recommended, *equal])} have the same validation {metric}{reason}."]
     else:
         sentences = [f"{recommended} has the best validation {metric}."]
     all_seeds = set().union(*validation.values())
@@ -185,9 +185,7 @@ def _by_validation(
             both = "all" if others[1:] else "both"
             sentences.append(f"{listed([best, *others])} are compared on {which} that {both} have finished.")
     if any(len(seeds) == 1 for seeds in shared):
-        sentences.append(
-            "One seed cannot show how much of this is chance; train more with --seeds, or with more --minutes."
-        )
+        sentences.append("One seed cannot show how much of this is chance; train more seeds, or allow more --minutes.")
     return sentences
 
 

@@ -44,7 +44,7 @@ class Answers:
 class Sample:
     """The runs of one task and size."""
 
-    name: str
+    task: str
     metric: Metric
     values: dict[str, Seeds]
     """by method"""
@@ -78,11 +78,11 @@ def metric_label(metric: Metric) -> str:
     return metric.name.replace("_", " ") + ("" if metric.shown_as == 1 else " ×100")
 
 
-def make_sample(name: str, metric_name: str, values: dict[str, Seeds], rows: Iterable[Row]) -> Sample:
+def make_sample(task: str, metric_name: str, values: dict[str, Seeds], rows: Iterable[Row]) -> Sample:
     """A Sample. rows: method, seed, predictions and targets of its runs. Runs whose targets are equal share their test examples."""
     metric = metric_of(metric_name)
     if metric_name not in METRICS:  # nothing can be computed again
-        return Sample(name, metric, values)
+        return Sample(task, metric, values)
     tests: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         _, _, predictions, row_targets = row
@@ -108,7 +108,7 @@ def make_sample(name: str, metric_name: str, values: dict[str, Seeds], rows: Ite
             key: Answers(predictions, targets, metric_values)
             for (key, predictions), metric_values in zip(answered, left_out)
         }
-    return Sample(name, metric, values, answers, dict(sorted(best_constant.items())))
+    return Sample(task, metric, values, answers, dict(sorted(best_constant.items())))
 
 
 def _array(values: Sequence[Any]) -> Array:

@@ -194,9 +194,7 @@ def read(store: Store) -> Study:
         values: dict[str, Seeds] = defaultdict(dict)
         for run in task_runs:
             values[run.method][run.seed] = run.record.test  # type: ignore[assignment]
-        samples[k, task] = make_sample(
-            f"{k}/{task}", task_runs[0].record.metric, dict(values), answers(store, task_runs)
-        )
+        samples[k, task] = make_sample(task, task_runs[0].record.metric, dict(values), answers(store, task_runs))
     smaller = [run for run in finished if size not in (None, run.k)]
     return Study(options, own_file, runs, chosen, samples, smaller)
 
