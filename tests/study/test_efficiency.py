@@ -1,12 +1,13 @@
 """What methods cost: ratios of one machine's steps, in the file that the report reads."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from cli.conftest import SMALL
 
-from unipelt.report.build import efficiency_of
+from unipelt.report.details import read_cost_table
 from unipelt.study import efficiency
 from unipelt.study.efficiency import measure
 from unipelt.study.store import EFFICIENCY, Store
@@ -27,8 +28,9 @@ def test_what_is_measured_is_what_the_report_reads(run, tiny_base: str, tmp_path
     ]
     said = run("study", "efficiency", "--model", tiny_base, *given, "--device", "cpu", "--out", tmp_path / "study")
     assert said.code == 0, said.err
-    found = efficiency_of(tmp_path / "study" / EFFICIENCY)
-    assert found is not None
+    path = tmp_path / "study" / EFFICIENCY
+    found = json.loads(path.read_text())
+    assert [row["method"] for row in found] == [row.text for row, *_ in read_cost_table(path).blocks[0].rows]
     assert [row["method"] for row in found] == ["full", SMALL["lora"], SMALL["unipelt-apl"]], "each once"
     for row in found:
         assert row["method"] in said.out and (row["batch"], row["length"], row["rounds"]) == (2, 8, 2)

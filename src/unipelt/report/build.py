@@ -6,10 +6,11 @@ from functools import cached_property
 from pathlib import Path
 
 from unipelt.report.claims import claim_table, claims
-from unipelt.report.comparison import comparison_table, headline
-from unipelt.report.details import cost_table, efficiency_of, failure_table
+from unipelt.report.comparison import compare, comparison_table, headline
+from unipelt.report.details import failure_table, read_cost_table
 from unipelt.report.drawing import Figure
 from unipelt.report.figures import answer, curves, gates
+from unipelt.report.names import size_label, task_label
 from unipelt.report.recommendation import Recommendation, recommend
 from unipelt.report.render import overview, render
 from unipelt.report.scores import score_table
@@ -95,11 +96,18 @@ def _of_own_file(study: Study, store: Store) -> Report:
 
 def _of_study(study: Study, folder: Path) -> Report:
     judged = claim_table({k: claims(study.samples_of(k)) for k in study.sizes})
-    compared = comparison_table("comparison", "Every method compared with the best", study.compared_by_size)
-    by_task = comparison_table(
-        "differences", "Every method compared with the best of each task", study.compared_by_task
-    )
-    costs = cost_table(efficiency_of(folder / EFFICIENCY))
+    by_size = {
+        size_label(k) + (f", {comparison.tasks} tasks" if comparison.tasks > 1 else ""): comparison
+        for k, comparison in study.compared.items()
+    }
+    compared = comparison_table("comparison", "Every method compared with the best", by_size)
+    by_task = {  # none in a study of one task, where it would be the same
+        f"{size_label(k)}, {task_label(task)}": compare([sample], [*sample.values])
+        for (k, task), sample in study.samples.items()
+        if len(study.all_tasks) > 1 and len(sample.values) > 1
+    }
+    differences = comparison_table("differences", "Every method compared with the best of each task", by_task)
+    costs = read_cost_table(folder / EFFICIENCY)
     no_costs = f"no {EFFICIENCY}: run `unipelt study efficiency`"
     sections = [
         Section("Comparison", [*answer(study), compared]),
@@ -109,6 +117,6 @@ def _of_study(study: Study, folder: Path) -> Report:
         Section("One option varied", sweep_figures(study.test), if_empty="no preset with three values of one option"),
         Section("Gates", gates(study), if_empty="no run has recorded any"),
         Section("Learning curves", curves(study), if_empty="no run was evaluated twice"),
-        Section("Details", [by_task, failure_table(study)], folded=True, on_terminal=False),
+        Section("Details", [differences, failure_table(study)], folded=True, on_terminal=False),
     ]
     return Report(study=study, headline=headline(study.compared), sections=sections)

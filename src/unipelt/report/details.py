@@ -34,20 +34,17 @@ def cost_table(measured: Sequence[Mapping[str, Any]]) -> Table:
     return Table("table4-cost", title, columns, [Block(*block) for block in blocks.items()], [note])
 
 
-def efficiency_of(path: Path) -> list[dict[str, Any]]:
-    """A benchmark's ratios; none where there is no such file. Raises UserError for a damaged one."""
-    if not path.exists():
-        return []
+def read_cost_table(path: Path) -> Table:
+    """The table of a benchmark's file; empty where there is none. Raises UserError for a damaged file."""
     try:
-        ratios = json.loads(path.read_text(encoding="utf-8"))
-        cost_table(ratios)
+        return cost_table(json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
     except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
         expected = 'a list such as [{"method": "lora", "train": 0.6, "inference": 1.05, "train_memory": 0.5}]'
         raise UserError(f"{path}: cannot be read ({error}); expected {expected}, or remove it") from None
-    return ratios
 
 
 def failure_table(study: Study) -> Table:
+    """How many runs failed, by method, task, size, learning rate and reason."""
     counted = Counter(
         (run.method, task_label(run.task), size_label(run.k), f"{run.lr:g}" if run.lr else "", run.record.failed)
         for run in study.failed

@@ -14,9 +14,9 @@ from unipelt.report.samples import metric_of
 from unipelt.report.study import Run, Study
 from unipelt.report.tables import Section
 from unipelt.report.written import written
-from unipelt.study.plan import BASELINES, SETFIT
 from unipelt.study.store import Store
 from unipelt.tasks.metrics import Metric
+from unipelt.train.records import BASELINES, SETFIT
 
 LOOK = "Examples to look at"
 

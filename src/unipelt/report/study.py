@@ -4,17 +4,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isfinite
+from math import inf, isfinite
+from statistics import fmean
 from typing import Any
 
 from unipelt.errors import UserError
 from unipelt.report.comparison import Comparison, compare
-from unipelt.report.names import method_order, seeds_text, size_label, size_order, task_label, task_order
+from unipelt.report.names import method_order, seeds_text, size_order, task_order
 from unipelt.report.samples import Row, Sample, Seeds, make_sample, metric_of
-from unipelt.study.choose import choose
 from unipelt.study.schema import KEYS, VALUES
-from unipelt.study.store import COMPARISON, PLANNED, Store
-from unipelt.train.records import RunKey, RunRecord
+from unipelt.study.store import COMPARISON, Store
+from unipelt.tasks.metrics import Metric
+from unipelt.train.records import PLANNED, RunKey, RunRecord
 
 HEAVY = ("predictions", "targets", "logits", "texts")  # read where they are needed, run by run
 COLUMNS = (*KEYS, *(name for name in VALUES if name not in HEAVY))
@@ -32,14 +33,6 @@ class Run(RunKey):
     def key(self) -> RunKey:
         """It alone, without the record."""
         return RunKey(**{name: getattr(self, name) for name in KEYS})
-
-    @property
-    def planned(self) -> bool:
-        return self.record.status == PLANNED
-
-    @property
-    def failed(self) -> bool:
-        return not self.record.done and not self.planned
 
     @property
     def csv_row(self) -> list[object]:
@@ -75,9 +68,16 @@ class Study:
     """every planned run"""
     chosen: list[Run]
     """the finished runs of the chosen learning rates"""
-    samples: dict[tuple[int | str, str], Sample]
+    samples: dict[SizeAndTask, Sample]
     smaller: list[Run] = field(default_factory=list)
     """of a comparison on one file: finished runs on fewer training examples, for a learning curve"""
+    test: Grid = field(init=False)
+    """of the chosen runs"""
+    validation: Grid = field(init=False)
+    metrics: dict[str, Metric] = field(init=False)
+    """by task"""
+    sizes: list[int | str] = field(init=False)
+    """that have a test metric, in order"""
 
     def __post_init__(self) -> None:
         self.test, self.validation = gather(self.chosen, "test"), gather(self.chosen, "validation")
@@ -92,24 +92,6 @@ class Study:
             k: compare([self.samples[k, t] for t in tasks], methods)
             for k, (tasks, methods) in comparable.items()
             if tasks and methods
-        }
-
-    @property
-    def compared_by_size(self) -> dict[str, Comparison]:
-        """By heading: the size, and the number of tasks."""
-        return {
-            size_label(k) + (f", {comparison.tasks} tasks" if comparison.tasks > 1 else ""): comparison
-            for k, comparison in self.compared.items()
-        }
-
-    @property
-    def compared_by_task(self) -> dict[str, Comparison]:
-        """By heading, each size and task with two methods; none in a study of one task, where it would be the same."""
-        several = len({task for _, task in self.samples}) > 1
-        return {
-            f"{size_label(k)}, {task_label(task)}": compare([sample], [*sample.values])
-            for (k, task), sample in self.samples.items()
-            if several and len(sample.values) > 1
         }
 
     def tasks(self, k: int | str) -> list[str]:
@@ -160,11 +142,11 @@ class Study:
 
     @property
     def failed(self) -> list[Run]:
-        return [run for run in self.runs if run.failed]
+        return [run for run in self.runs if run.record.failed]
 
     @property
     def num_planned(self) -> int:
-        return sum(run.planned for run in self.runs)
+        return sum(run.record.status == PLANNED for run in self.runs)
 
     @property
     def progress(self) -> str:
@@ -177,26 +159,49 @@ class Study:
 
 def read(store: Store) -> Study:
     """Read a store, also one that is still being written. Raises UserError where no run is finished."""
-    options, rows = store.options, sorted(store.runs(COLUMNS), key=_order)
-    runs, finished = [*map(_run, rows)], [*map(_run, choose(rows))]
+    options, runs = store.options, [*map(_run, sorted(store.runs(COLUMNS), key=_order))]
+    finished = choose_rates(runs)
     own_file = options.pop(COMPARISON, None) is not None
     size = options.pop("k", None) if own_file else None
     chosen = [run for run in finished if size in (None, run.k)]
-    if not any(run.record.test is not None for run in chosen):
-        failed = sum(run.failed for run in runs)
+    tested: dict[SizeAndTask, list[Run]] = defaultdict(list)
+    for run in chosen:
+        if run.record.test is not None:
+            tested[run.k, run.task].append(run)
+    if not tested:
+        failed = sum(bool(run.record.failed) for run in runs)
         raise UserError(
             f"{store.path}: none of its {len(runs)} runs is finished ({failed} failed); expected at least one; "
             "let `unipelt study` or `unipelt compare` continue"
         )
     samples = {}
-    for k, task in gather(chosen, "test"):
-        task_runs = [run for run in chosen if (run.k, run.task) == (k, task) and run.record.test is not None]
+    for (k, task), task_runs in tested.items():
         values: dict[str, Seeds] = defaultdict(dict)
         for run in task_runs:
             values[run.method][run.seed] = run.record.test  # type: ignore[assignment]
         samples[k, task] = make_sample(task, task_runs[0].record.metric, dict(values), answers(store, task_runs))
     smaller = [run for run in finished if size not in (None, run.k)]
     return Study(options, own_file, runs, chosen, samples, smaller)
+
+
+def choose_rates(runs: Iterable[Run]) -> list[Run]:
+    """The finished runs of each task, size and method at one learning rate; test results do not count.
+
+    It is the rate with the most finished seeds, then with the best mean validation metric, then the lowest.
+    """
+    rates: dict[tuple, dict[float | None, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.record.done:
+            rates[run.task, run.k, run.method][run.lr].append(run)
+    return [run for by_rate in rates.values() for run in max(by_rate.values(), key=_rank)]
+
+
+def _rank(runs: Sequence[Run]) -> tuple:
+    known = sorted(
+        run.record.validation for run in runs if run.record.validation is not None
+    )  # a sum depends on its order
+    mean = metric_of(runs[0].record.metric).sign * fmean(known) if len(known) == len(runs) else -inf
+    return len(runs), mean, -(runs[0].lr or 0.0)
 
 
 def _order(row: dict[str, Any]) -> tuple:

@@ -26,7 +26,6 @@ from unipelt.train.records import (
     RunKey,
     option_of,
 )
-from unipelt.train.records import SETFIT as SETFIT
 
 METHODS = (
     FULL, "bitfit", "head", "adapter", "prefix", "prefix(length=50)", "lora",

@@ -22,14 +22,12 @@ from unipelt.study.schema import (
     to_python,
     to_values,
 )
-from unipelt.train.records import BASELINES, RunKey, RunRecord
-from unipelt.train.records import DONE as DONE
+from unipelt.train.records import BASELINES, DONE, PLANNED, RunKey, RunRecord
 from unipelt.train.run_folder import other_option
 
 FILE = "study.sqlite"
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 COMPARISON = "data"  # name of the option that stores the file of a comparison; no other study has it
-PLANNED = "planned"
 ANSWER = "answer"  # name, among the inputs of stored examples, of the reference text
 OPTIONS, IDENTITIES = "options", "identities"
 """names in the table `study`: the options of the study, and by task the identity of its examples"""

@@ -13,7 +13,7 @@ FORMAT = 4  # of a record's file
 FULL = "full"
 RUNS_AT_ONCE = {"cpu": 4, "cuda": 64}
 """at most, by kind of device: on a CPU 64 examples a step; more are no faster there, and the longest of more batches is longer"""
-RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped early", "failed: "
+PLANNED, RUNNING, FINISHED, STOPPED, FAILED = "planned", "running", "finished", "stopped early", "failed: "
 DONE = (FINISHED, STOPPED)  # statuses of a run that has a result
 VALUES: dict[str, tuple[str, ...]] = {
     "pooling": ("auto", "model", "cls", "mean"),
@@ -168,7 +168,7 @@ class RunRecord:
     description: dict[str, Any] = field(default_factory=dict)
     """the task: kind, name, metric, labels, columns"""
     status: str = RUNNING
-    """running, also where it waits for others, finished, stopped early, or `failed: ` and the reason"""
+    """planned (in a study's store only), running, also where it waits for others, finished, stopped early, or `failed: ` and the reason"""
     metric: str = ""
     """name of the task's metric, of which `validation` and `test` are values"""
     validation: float | None = None
