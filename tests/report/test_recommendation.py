@@ -155,7 +155,7 @@ def test_terminal_page_and_files_show_one_comparison(tmp_path: Path):
     test = numbered(a=[0.8, 0.82, 0.79], b=[0.7, 0.9, 0.6], small=[0.6, 0.61, 0.59])
     made = recommended(tmp_path / "study", test, test)
     page, shown = made.files["report.html"].decode(), terminal(made)
-    table = made.sections[0].shown[0]
+    table = made.sections[0].visible[0]
     assert table.columns[:6] == ["method", "validation accuracy ×100", "test accuracy ×100", f"difference to {made.recommendation.method}", "verdict", "seeds"]  # fmt: skip
     for row in table.blocks[0].rows:
         assert all(cell.text in page and cell.spread in page for cell in row)

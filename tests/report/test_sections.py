@@ -15,8 +15,10 @@ from unipelt.report.build import Report, build
 from unipelt.report.cautions import cautions
 from unipelt.report.confidence import expected_calibration_error, reliability
 from unipelt.report.mistakes import LETTERS, label_looks_wrong
+from unipelt.report.study import Run
 from unipelt.report.terminal import show
 from unipelt.study.store import Store
+from unipelt.train.records import RunRecord
 
 KINDS = ["classification", "multi-label", "regression", "tags", "texts", "losses"]
 
@@ -176,11 +178,13 @@ def test_cautions_are_said_where_they_hold_and_nowhere_else(made: dict[str, Repo
     clean = store.noted("examples") | {"repeated": {}, "shared": {}, "contradictory": 0}
     clean["classes"] = {"train": {"0": 100, "1": 90}}
     store.close()
-    assert cautions(clean, ["a", "b"], [], {"train": 0}) == []
+    record = RunRecord(labels=["a", "b"], truncated={"train": 0})
+    runs = [Run(task="reviews.csv", k="all", method="lora", seed=0, lr=1e-3, record=record)]
+    assert cautions(clean, runs) == []
     few = clean | {"examples": {"train": 90, "validation": 10, "test": 20}}
-    assert "Only 10 validation examples" in " ".join(cautions(few, ["a", "b"], [], None))
+    assert "Only 10 validation examples" in " ".join(cautions(few, runs))
     clean["contradictory"], clean["shared"] = 1, {"test": 2}
-    assert ["1 text has different labels" in one or "2 test" in one for one in cautions(clean, ["a", "b"], [], None)] == [True, True]  # fmt: skip
+    assert ["1 text has different labels" in one or "2 test" in one for one in cautions(clean, runs)] == [True, True]
 
 
 def test_many_classes_list_the_most_frequent_confusions(tmp_path: Path):

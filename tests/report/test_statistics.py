@@ -16,7 +16,7 @@ from unipelt.report.samples import BEST_CONSTANT, Sample, difference, make_sampl
 from unipelt.report.statistics import (
     BOTH,
     EXAMPLES,
-    NOTHING,
+    NO_INTERVAL,
     SEEDS,
     estimate,
     exact_p,
@@ -84,7 +84,7 @@ def test_one_seed_of_accuracy_has_mcnemars_exact_p(ours: int, theirs: int):
 def test_few_differing_examples_are_all_exchanged(metric: str):
     """The distribution of exchanges is that of calling the metric on every exchange, and is symmetric."""
     of = drawn(metric, seeds=2)
-    targets, first = of.answers["a", 0].targets, [of.answers["a", seed].predictions for seed in (0, 1)]
+    targets, first = of.runs["a", 0].targets, [of.runs["a", seed].predictions for seed in (0, 1)]
     second = [np.where(np.arange(len(targets)) < 4, np.roll(one, 1), one) for one in first]
     few = made(metric, {"a": first, "b": second}, targets)
     values, chances = difference(few, "a", "b").exchanged
@@ -102,13 +102,13 @@ def test_few_differing_examples_are_all_exchanged(metric: str):
 @pytest.mark.parametrize("metric", FAST)
 def test_the_variance_over_test_examples_is_the_bootstraps(metric: str):
     of, chance = drawn(metric, examples=300), np.random.default_rng(1)
-    (a, b), samples = [of.answers[m, 0].predictions for m in "ab"], chance.integers(0, 300, (2000, 300))
-    gaps = of.metric.sampled(np.stack([a, b]), of.answers["a", 0].targets, samples)
+    (a, b), samples = [of.runs[m, 0].predictions for m in "ab"], chance.integers(0, 300, (2000, 300))
+    gaps = of.metric.sampled(np.stack([a, b]), of.runs["a", 0].targets, samples)
     found = difference(of, "a", "b")
     assert found.examples_variance**0.5 == pytest.approx((gaps[0] - gaps[1]).std(), rel=0.2)
     if metric == "accuracy":  # up to 100 examples, exactly the paired t test's
         small = drawn(metric, examples=90)
-        right = [small.answers[m, 0].predictions == small.answers["a", 0].targets for m in "ab"]
+        right = [small.runs[m, 0].predictions == small.runs["a", 0].targets for m in "ab"]
         gaps = right[0].astype(float) - right[1]
         assert difference(small, "a", "b").examples_variance == pytest.approx(gaps.var(ddof=1) / 90)
 
@@ -165,7 +165,7 @@ def test_without_predictions_the_interval_is_the_paired_t_test_and_nothing_is_ju
     assert (found.low, found.high, found.p) == (pytest.approx(low, rel=1e-3), pytest.approx(high, rel=1e-3), pytest.approx(peer.pvalue))  # fmt: skip
     assert found.covers == SEEDS and compare([of], ["one", "other"]).others[0].verdict == "not judged: no predictions"
     equal = seeds(one=[0.7] * 3, other=[0.6] * 3)
-    assert estimate([difference(equal, "one", "other")]).covers == NOTHING, (
+    assert estimate([difference(equal, "one", "other")]).covers == NO_INTERVAL, (
         "three equal gaps do not show a variance of 0"
     )
 
@@ -177,13 +177,13 @@ def seeds(**methods: list[float]) -> Sample:
 
 def test_methods_that_are_alike_are_equal():
     of = drawn("accuracy", seeds=3)
-    same = Sample(of.task, of.metric, dict.fromkeys("ab", of.values["a"]), {(m, s): of.answers["a", s] for m in "ab" for s in range(3)})  # fmt: skip
+    same = Sample(of.task, of.metric, dict.fromkeys("ab", of.values["a"]), {(m, s): of.runs["a", s] for m in "ab" for s in range(3)})  # fmt: skip
     found = compare([same], ["a", "b"])
     assert [
         (line.verdict, line.difference.value, line.difference.low, line.difference.high, line.difference.p)
         for line in found.others
     ] == [("equal", 0, 0, 0, 1)]
-    assert found.answer == "a and b share the best test result"
+    assert found.summary == "a and b share the best test result"
 
 
 def test_only_seeds_that_both_have_are_compared():
@@ -201,11 +201,11 @@ def test_seeds_with_other_test_examples_are_independent_in_them():
     for seed in (0, 1):
         order = chance.permutation(100)
         rows += [
-            (m, seed, same.answers[m, 0].predictions[order].tolist(), same.answers[m, 0].targets[order].tolist())
+            (m, seed, same.runs[m, 0].predictions[order].tolist(), same.runs[m, 0].targets[order].tolist())
             for m in "ab"
         ]
     apart = make_sample("x", "accuracy", {m: {0: of[0], 1: of[0]} for m, of in same.values.items()}, rows)
-    together = made("accuracy", {m: [same.answers[m, 0].predictions] * 2 for m in "ab"}, same.answers["a", 0].targets)
+    together = made("accuracy", {m: [same.runs[m, 0].predictions] * 2 for m in "ab"}, same.runs["a", 0].targets)
     assert difference(apart, "a", "b").examples_variance == pytest.approx(
         difference(together, "a", "b").examples_variance / 2
     )
@@ -249,14 +249,14 @@ def test_texts_and_lists_are_compared_too():
     found = compare([make_sample("x", "exact_match", values, rows)], ["a", "b"])
     assert found.others[0].verdict == "real"
     ragged = [("a", 0, [[1], [0, 1], [1]], [[1], [0, 1], [0]])]
-    assert make_sample("x", "accuracy", {"a": {0: 2 / 3}}, ragged).answers["a", 0].predictions.dtype == object
+    assert make_sample("x", "accuracy", {"a": {0: 2 / 3}}, ragged).runs["a", 0].predictions.dtype == object
     huge = [(m, s, [1e4 * (s + 1)] * 4, [10.0] * 4) for m in "ab" for s in (0, 1)]  # sums of losses, and tokens
     beyond = {m: {0: 1e304, 1: 1e300} for m in "ab"} | {"b": {0: 1e10, 1: 1e20}}
     assert (
         compare([make_sample("x", "perplexity", beyond, huge)], ["a", "b"]).others[0].verdict.startswith("not judged")
     )
     unknown = compare([make_sample("x", "of a plug-in", values, rows)], ["a", "b"])
-    assert unknown.others[0].difference.covers == NOTHING
+    assert unknown.others[0].difference.covers == NO_INTERVAL
 
 
 def test_claims_are_judged_by_their_intervals_and_never_from_one_seed():
@@ -264,7 +264,7 @@ def test_claims_are_judged_by_their_intervals_and_never_from_one_seed():
 
     def named(skill: tuple[float, ...], seeds: int = 3, luck: int = 0) -> Sample:
         of = drawn("accuracy", seeds, 400, skill, luck)
-        return Sample(of.task, of.metric, {names[m]: v for m, v in of.values.items()}, {(names[m], s): v for (m, s), v in of.answers.items() if m in names})  # fmt: skip
+        return Sample(of.task, of.metric, {names[m]: v for m, v in of.values.items()}, {(names[m], s): v for (m, s), v in of.runs.items() if m in names})  # fmt: skip
 
     above, below = named((0.95, 0.7, 0.6, 0.5, 0.75)), named((0.3, 0.7, 0.6, 0.5, 0.75), luck=1)
 
@@ -280,11 +280,9 @@ def test_claims_are_judged_by_their_intervals_and_never_from_one_seed():
     )
     best_part = estimate([difference(above, "unipelt-apl", "lora")])
     assert claims([above])[0].number == best_part.times(100), "lora is the best part"
-    less = Sample(
-        "x", above.metric, {m: v for m, v in above.values.items() if m not in ("prefix", "lora")}, above.answers
-    )
+    less = Sample("x", above.metric, {m: v for m, v in above.values.items() if m not in ("prefix", "lora")}, above.runs)
     assert [claim.verdict for claim in claims([less])] == ["yes", "yes"], "without the parts two claims are left"
-    twice = Sample("x", above.metric, above.values | {"lora(r=4)": above.values["lora"], "lora(r=16)": above.values["lora"]}, above.answers)  # fmt: skip
+    twice = Sample("x", above.metric, above.values | {"lora(r=4)": above.values["lora"], "lora(r=16)": above.values["lora"]}, above.runs)  # fmt: skip
     del twice.values["lora"]
     assert len(claims([twice])) == 2, "which of the two sets of options is meant is not known"
 

@@ -18,7 +18,7 @@ from unipelt.report.render import latex, render
 from unipelt.report.scores import paper, printed, score_table
 from unipelt.report.study import Study, read
 from unipelt.report.sweeps import find_sweeps
-from unipelt.report.tables import Block, Cell, Table, comma_separated
+from unipelt.report.tables import Block, Cell, Table, table_csv
 from unipelt.study.store import Store
 from unipelt.train.records import RunKey as Run
 from unipelt.train.records import RunRecord
@@ -126,8 +126,8 @@ def test_ties_are_no_lead(tmp_path: Path):
     assert not {cell.mark for block in score_table(tied).blocks for row in block.rows for cell in row} - {""}
     several = cells(["rte", "sst2"], [100, 500], ["full", "lora", "adapter"], range(3))
     mixed = study(tmp_path / "mixed", flat(several, lambda cell: 0.3 + 0.1 * (cell.k == 500 and cell.method == "lora")))
-    assert mixed.compared[100].answer == "all 3 methods share the best average"
-    assert mixed.compared[500].answer.startswith("lora has the best average; the lead over the next method ")
+    assert mixed.compared[100].summary == "all 3 methods share the best average"
+    assert mixed.compared[500].summary.startswith("lora has the best average; the lead over the next method ")
     assert headline(tied.compared) in build(tmp_path / "study").files["report.html"].decode()
     alone = study(tmp_path / "alone", flat(cells(["rte"], [100], ["lora"], [0]), lambda cell: 0.5))
     assert headline(alone.compared) == "K = 100: lora alone, nothing to compare it with."
@@ -296,7 +296,7 @@ def test_markdown_and_csv_keep_their_columns():
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {4}
     assert r"| **0.00** (−1.00 to +1.00) |" in render("table.md", table=nasty())
     assert "<script>" not in render("table.md", table=nasty()).replace("\\<", "")
-    header, first, second = csv.reader(io.StringIO(comma_separated(nasty())))
+    header, first, second = csv.reader(io.StringIO(table_csv(nasty())))
     assert header == ["block", NASTY, "a", "a sd", "a note", "b", "b low", "b high"]
     assert first == [NASTY, NASTY, "-1.5", "0.25", NASTY, "0.0", "-1.0", "1.0"] and second[0] == ""
 

@@ -17,7 +17,7 @@ from cli.conftest import SMALL, replaced, write_reviews
 from unipelt.checkpoint import disk
 from unipelt.errors import CheckpointError
 from unipelt.report.build import build
-from unipelt.report.evidence import answered
+from unipelt.report.evidence import predicted_examples
 from unipelt.report.study import read
 from unipelt.report.tables import Table
 from unipelt.study import compare, engine
@@ -77,7 +77,7 @@ def test_what_each_method_answered_stands_beside_its_text(ask, run, reviews: Pat
     written = {row["review"]: row["stars"] for row in csv.DictReader(reviews.read_text().splitlines())}
     listed = read(store).chosen
     for method in {run.method for run in listed}:
-        one = answered(store, [run for run in listed if run.method == method])
+        one = predicted_examples(store, [run for run in listed if run.method == method])
         assert one and one.subject == "12 test examples" and len(one.predictions) == 12, "of the seed that was saved"
         assert [written[text] for text in one.inputs["text"]] == [one.labels[target] for target in one.targets]
         assert all(f"{reviews.name}, example " in name for name in one.names)
@@ -89,7 +89,7 @@ def test_the_recommended_method_is_trained_on_fewer_examples_too(
     ask, run, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """On the first of its own, tested on the same; they choose nothing, and the saved model is one of all examples."""
-    monkeypatch.setattr(compare, "LEAST", 5)
+    monkeypatch.setattr(compare, "MIN_EXAMPLES", 5)
     words = ask(reviews, tmp_path / "out", "--methods", "head", "--num-rates", 1)
     assert run(*words, "--no-learning-curve").code == 0
     without = build(tmp_path / "out")
@@ -108,7 +108,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     ask, run, reviews: Path, unlabelled: Path, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
     """With baselines, which are shown first: the order, the out-of-fold answers, the model that is kept."""
-    monkeypatch.setattr(compare, "LEAST", 10)
+    monkeypatch.setattr(compare, "MIN_EXAMPLES", 10)
     out = tmp_path / "out"
     words = [
         word
@@ -122,7 +122,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     store = Store.read(out)
     rows, listed = store.runs(["method", "seed", "test"]), read(store)
     curve = next(one for one in build(out).sections if one.heading == "Would more labels help?")
-    sizes = next(table for table in curve.shown if isinstance(table, Table))
+    sizes = next(table for table in curve.visible if isinstance(table, Table))
     assert sizes.columns[1] == "out-of-fold accuracy ×100" and "fold" in curve.sentence and "seed" not in curve.sentence
     trained = 40 if listed.chosen and build(out).recommendation.method in USUAL else 30
     assert sizes.blocks[0].rows[-1][0].value == trained, "baselines train on what validates others too"
@@ -131,7 +131,7 @@ def test_folds_test_every_example_once_and_the_winner_trains_on_all(
     written = csv.DictReader(reviews.read_text().splitlines())
     texts = sorted(row["review"] for row in written)
     for method in {run.method for run in listed.chosen}:
-        one = answered(store, [run for run in listed.chosen if run.method == method], listed.folds)
+        one = predicted_examples(store, [run for run in listed.chosen if run.method == method], listed.folds)
         assert one and one.subject == "60 out-of-fold answers" and sorted(one.inputs["text"]) == texts, method
     found = build(out).recommendation
     record = json.loads((out / "winner" / "run.json").read_text())

@@ -55,7 +55,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--out", ""], "--out is missing"),
         (["--engine", "moon"], "--engine moon: expected local or ray"),
         (["--gpus-per-fleet", "7"], "--gpus-per-fleet 7: needs --engine ray; add it, or leave --gpus-per-fleet out"),
-        (["--engine", "ray", "--gpus-per-fleet", "2"], "--gpus-per-fleet 2.0: expected above 0, to 1"),
+        (["--engine", "ray", "--gpus-per-fleet", "2"], "--gpus-per-fleet 2.0: expected a number above 0 and at most 1"),
         (["--engine", "ray", "--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
         (["--plan", "no.toml"], "--plan no.toml: No such file or directory; expected a TOML file"),
     ],

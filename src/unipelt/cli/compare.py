@@ -173,7 +173,7 @@ def _baseline_line(method: str, records: list[RunRecord]) -> str:
     known = [(record.test_metrics if split != "validation" else record.validation_metrics) or {} for record in records]
     names = (records[0].metric, "rougeL", *known[0])  # a text alone has no loss
     metric = next(name for name in names if name in known[0])
-    shown = METRICS[metric].shown_as * fmean(metrics[metric] for metrics in known if metric in metrics)
+    shown = METRICS[metric].display_factor * fmean(metrics[metric] for metrics in known if metric in metrics)
     seconds = fmean(record.seconds for record in records)
     return f"{method}: {split} {metric.replace('_', ' ')} {shown:.2f} in {seconds:.1f} s"
 
@@ -182,7 +182,7 @@ def _fewer(store: "Store", study: StudyConfig, cache: "DatasetCache") -> list[Ru
     """The runs of the recommended method on fewer examples; none where no run is finished."""
     from unipelt.report.recommendation import recommend
     from unipelt.report.study import read
-    from unipelt.study.compare import smaller
+    from unipelt.study.compare import learning_curve_keys
 
     try:
         finished = read(store)
@@ -190,7 +190,7 @@ def _fewer(store: "Store", study: StudyConfig, cache: "DatasetCache") -> list[Ru
         return []
     recommended = recommend(finished)
     runs = [run for run in finished.chosen if (run.method, run.lr) == (recommended.method, recommended.lr)]
-    return smaller([run.key for run in runs], study, cache)
+    return learning_curve_keys([run.key for run in runs], study, cache)
 
 
 def _epochs(

@@ -9,7 +9,7 @@ from unipelt.report.claims import claim_table, claims
 from unipelt.report.comparison import compare, comparison_table, headline
 from unipelt.report.details import failure_table, read_cost_table
 from unipelt.report.drawing import Figure
-from unipelt.report.figures import answer, curves, gates
+from unipelt.report.figures import curves, difference_figures, gates
 from unipelt.report.names import size_label, task_label
 from unipelt.report.recommendation import Recommendation, recommend
 from unipelt.report.render import overview, render
@@ -17,7 +17,7 @@ from unipelt.report.scores import score_table
 from unipelt.report.sections import comparison_sections
 from unipelt.report.study import CSV_COLUMNS, Study, read
 from unipelt.report.sweeps import sweep_figures
-from unipelt.report.tables import Section, as_csv, comma_separated
+from unipelt.report.tables import Section, csv_text, table_csv
 from unipelt.study.store import EFFICIENCY, Store
 
 PAGE = "report.html"
@@ -43,13 +43,13 @@ class Report:
         return [
             f"{section.heading.lower()} ({section.if_empty})"
             for section in self.sections
-            if section.if_empty and not section.shown
+            if section.if_empty and not section.visible
         ]
 
     @property
-    def shown(self) -> list[Section]:
+    def visible(self) -> list[Section]:
         """The sections that have something to show."""
-        return [section for section in self.sections if section.shown or section.sentence]
+        return [section for section in self.sections if section.visible or section.sentence]
 
     @cached_property
     def files(self) -> dict[str, bytes]:
@@ -57,13 +57,13 @@ class Report:
         files = {
             PAGE: render("page.html", report=self, overview=overview(self.study)).encode(),
             "report.md": render("report.md", report=self).encode(),
-            "runs.csv": as_csv([CSV_COLUMNS, *(run.csv_row for run in self.study.chosen)]).encode(),
+            "runs.csv": csv_text([CSV_COLUMNS, *(run.csv_row for run in self.study.chosen)]).encode(),
         }
-        for item in (item for section in self.shown for item in section.shown):
+        for item in (item for section in self.visible for item in section.visible):
             if isinstance(item, Figure):
                 files |= {f"{item.name}.{suffix}": data for suffix, data in item.files.items()}
             else:
-                files[f"{item.name}.csv"] = comma_separated(item).encode()
+                files[f"{item.name}.csv"] = table_csv(item).encode()
                 files[f"{item.name}.tex"] = render("table.tex", table=item.short()).encode()
         return files
 
@@ -73,7 +73,7 @@ def build(folder: Path) -> Report:
     store = Store.read(folder)
     try:
         study = read(store)
-        return _of_own_file(study, store) if study.own_file else _of_study(study, folder)
+        return _of_own_file(study, store) if study.is_comparison else _of_study(study, folder)
     finally:
         store.close()
 
@@ -110,7 +110,7 @@ def _of_study(study: Study, folder: Path) -> Report:
     costs = read_cost_table(folder / EFFICIENCY)
     no_costs = f"no {EFFICIENCY}: run `unipelt study efficiency`"
     sections = [
-        Section("Comparison", [*answer(study), compared]),
+        Section("Comparison", [*difference_figures(study), compared]),
         Section("The papers' claims", [judged], if_empty="no runs of the methods that they are about"),
         Section("Scores", [score_table(study)], on_terminal=False),
         Section("Costs", [costs], on_terminal=False, if_empty=no_costs),

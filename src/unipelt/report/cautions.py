@@ -12,14 +12,12 @@ FEW_VALIDATION = 100  # validation examples, below which one example moves a met
 WORDS = {"train": "training", "validation": "validation", "test": "test"}
 
 
-def cautions(
-    summary: Mapping[str, Any] | None, labels: Sequence[str], runs: Sequence[Run], truncated: Mapping[str, int] | None, folds: int = 0
-) -> list[str]:  # fmt: skip
-    """summary: `data.splits.summarise`, of the first seed. runs: the finished runs of the recommended method. truncated: by
-    split, the texts that lost tokens."""
+def cautions(summary: Mapping[str, Any] | None, runs: Sequence[Run], folds: int = 0) -> list[str]:
+    """summary: `data.splits.summarise`, of the first seed. runs: the finished runs of the recommended method."""
     if summary is None:
         return _of_training(runs)
-    sentences = _of_classes(summary, labels)
+    first = runs[0].record
+    sentences = _of_classes(summary, first.labels or [])
     if n := summary["contradictory"]:
         texts = "text has" if n == 1 else "texts have"
         sentences.append(f"{n:,} {texts} different labels in different examples: no model can get all of them right.")
@@ -30,7 +28,7 @@ def cautions(
             f"Examples whose text is also a training text: {shared}. They make the scores look better than they are."
         )
     counts = summary["examples"]
-    if cut_texts := [f"{n:,} of {counts[split]:,} {WORDS[split]}" for split, n in (truncated or {}).items() if n]:
+    if cut_texts := [f"{n:,} of {counts[split]:,} {WORDS[split]}" for split, n in (first.truncated or {}).items() if n]:
         sentences.append(f"Texts were cut to --max-length tokens: {listed(cut_texts)} texts are longer. A larger --max-length reads them whole and takes more time.")  # fmt: skip
     num_validation = counts.get("validation", FEW_VALIDATION)
     if 0 < num_validation < FEW_VALIDATION and (not folds or any(run.record.curve for run in runs)):

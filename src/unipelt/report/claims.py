@@ -19,7 +19,8 @@ CLAIMS = {
     "a scaled addition beats a plain one": ("scaled-parallel-adapter", "parallel-adapter"),
     "mam is the best": ("mam",),
 }
-"""by claim: the method that it calls better, and those of which the best on each task is the other; without any, all others"""
+"""claim → (the method said to be better, the methods it is compared with: on each task with the best of them). With one entry:
+compared with the best of all other methods."""
 NEVER_WORST = f"{PAPER_METHOD} is never the worst"
 
 
@@ -54,7 +55,7 @@ def _beats(samples: Sequence[Sample], text: str, presets: Sequence[str]) -> Clai
         others.append(best)
     estimated = estimate(differences)
     of_each = ", the best of each task" if len(presets) != 2 else ""
-    units = {sample.metric.shown_as for sample in samples}
+    units = {sample.metric.display_factor for sample in samples}
     shown = estimated.times(units.pop() if len(units) == 1 else 100.0)
     return Claim(text, verdict(estimated), shown, f"{claimed} and {', '.join(dict.fromkeys(others))}{of_each}")
 
@@ -96,7 +97,7 @@ def _never_worst(samples: Sequence[Sample]) -> Claim | None:
     answer = "no" if worst_somewhere else verdicts.pop() if len(verdicts) == 1 else UNDECIDED
     task = task_label(sample.task)
     between = f"{claimed} and {lowest}, the lowest other, on {task}, the least sure task"
-    return Claim(NEVER_WORST, answer, least_sure.times(sample.metric.shown_as), between)
+    return Claim(NEVER_WORST, answer, least_sure.times(sample.metric.display_factor), between)
 
 
 def claim_table(claims_by_size: Mapping[int | str, Sequence[Claim]]) -> Table:

@@ -80,7 +80,7 @@ class Comparison:
         )
 
     @property
-    def answer(self) -> str:
+    def summary(self) -> str:
         """Which method is the best, or all that share the best result, and whether the lead over the next one is real."""
         if not self.others:
             return f"{self.reference} alone, nothing to compare it with"
@@ -140,7 +140,7 @@ def _estimate_difference(samples: Sequence[Sample], method: str, reference: str)
 
 def _constant_changes(sample: Sample) -> bool:
     """Whether the metric is accuracy, and `constant` does not predict the same class with every seed."""
-    classes = {str(run.predictions[0]) for (method, _), run in sample.answers.items() if method == CONSTANT}
+    classes = {str(run.predictions[0]) for (method, _), run in sample.runs.items() if method == CONSTANT}
     return sample.metric.name == "accuracy" and bool(sample.best_constant) and len(classes) > 1
 
 
@@ -151,10 +151,10 @@ def _score(samples: Sequence[Sample], method: str) -> Estimate:
 
 
 def headline(comparisons: Mapping[int | str, Comparison]) -> str:
-    """The answer of each size."""
+    """The summary of each size."""
     if not comparisons:
         return "Nothing can be compared yet"
-    return " ".join(f"{size_label(k)}: {comparison.answer}." for k, comparison in comparisons.items())
+    return " ".join(f"{size_label(k)}: {comparison.summary}." for k, comparison in comparisons.items())
 
 
 def estimate_cell(number: Estimate | None, factor: float = 1.0, signed: bool = False, mark: str = "") -> Cell:
@@ -163,18 +163,6 @@ def estimate_cell(number: Estimate | None, factor: float = 1.0, signed: bool = F
         return Cell()
     number = number.times(factor)
     return Cell(number.value, low=number.low, high=number.high, signed=signed, mark=mark)
-
-
-def difference_cell(comparison: Comparison, line: Line) -> Cell:
-    """A method's metric less the reference's in the unit of tables, marked where the difference is real."""
-    if line.verdict == NO_SEED:
-        return Cell()
-    return estimate_cell(
-        line.difference,
-        comparison.metric.sign * comparison.metric.shown_as,
-        signed=True,
-        mark=REAL if line.real else "",
-    )
 
 
 NOTES = [
@@ -186,7 +174,7 @@ BASELINE_NOTES = {
     "tfidf": "tfidf: logistic or ridge regression on words and pairs of words.",
     "probe": "probe: logistic or ridge regression on the frozen base's pooled hidden state.",
 }
-BEST_NOTE = "The best is chosen by test results, so the correction counts every pair of methods."
+BEST_BY_TEST_NOTE = "The best is chosen by test results, so the correction counts every pair of methods."
 
 
 def comparison_notes(lines: Sequence[Line]) -> list[str]:
@@ -200,10 +188,12 @@ def comparison_columns(comparison: Comparison, score_column: str, reference: str
     score_column: heading of the scores. reference: name of the reference in the heading of the differences. reference_text: what
     stands in place of its own difference.
     """
-    scores = {line.method: estimate_cell(line.score, comparison.metric.shown_as) for line in comparison.lines}
-    differences = {comparison.reference: Cell(reference_text)} | {
-        line.method: difference_cell(comparison, line) for line in comparison.others
-    }
+    scores = {line.method: estimate_cell(line.score, comparison.metric.display_factor) for line in comparison.lines}
+    scale = comparison.metric.sign * comparison.metric.display_factor
+    differences = {comparison.reference: Cell(reference_text)}
+    for line in comparison.others:
+        difference = None if line.verdict == NO_SEED else line.difference
+        differences[line.method] = estimate_cell(difference, scale, signed=True, mark=REAL if line.real else "")
     verdicts = {line.method: Cell(line.verdict) for line in comparison.lines}
     seeds = {line.method: Cell.count(line.score.seeds) for line in comparison.lines}
     return {score_column: scores, f"difference to {reference}": differences, "verdict": verdicts, "seeds": seeds}
@@ -225,4 +215,4 @@ def comparison_table(name: str, title: str, comparisons: Mapping[str, Comparison
             Block(f"{heading}, {comparison.label}, {comparison.seeds_text}", comparison_rows(comparison, cells))
         )
     notes = comparison_notes([line for comparison in comparisons.values() for line in comparison.lines])
-    return Table(name, title, columns, blocks, [BEST_NOTE, *notes])
+    return Table(name, title, columns, blocks, [BEST_BY_TEST_NOTE, *notes])

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from unipelt.report.drawing import BLUE, INK, Figure, canvas, finish
-from unipelt.report.evidence import Answered, Probabilities
+from unipelt.report.evidence import PredictedExamples, Probabilities
 from unipelt.report.tables import Block, Cell, Section, Table
 
 BINS = 10
@@ -16,15 +16,15 @@ Confidence = Float[NDArray[np.float64], " answer"]
 Right = Bool[NDArray[np.bool_], " answer"]
 
 
-def confidence_section(answers: Answered, probabilities: Probabilities) -> Section:
+def confidence_section(examples: PredictedExamples, probabilities: Probabilities) -> Section:
     """How far the probabilities are off; of one class an example, what a threshold leaves."""
-    if answers.multi_label:
-        confidence, right, kind_of_answer = probabilities.ravel(), np.array(answers.targets).ravel() == 1, "a label"
+    if examples.multi_label:
+        confidence, right, kind_of_answer = probabilities.ravel(), np.array(examples.targets).ravel() == 1, "a label"
     else:
-        confidence, right, kind_of_answer = probabilities.max(axis=1), answers.right, "the predicted class"
+        confidence, right, kind_of_answer = probabilities.max(axis=1), examples.right, "the predicted class"
     error = 100 * expected_calibration_error(confidence, right)
     sentence = f"The probability of {kind_of_answer} is off by {error:.1f} points on average (expected calibration error, after calibration)."
-    if answers.multi_label:
+    if examples.multi_label:
         return Section(HEADING, [confidence_figure(confidence, right)], sentence)
     answered = confidence >= SURE
     share_right = f", and {100 * right[answered].mean():.0f} % of these answers are right" if answered.any() else ""

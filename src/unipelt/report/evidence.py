@@ -17,7 +17,7 @@ Probabilities = Float[NDArray[np.float64], "example label"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class PredictedExamples:
     """Each test example once. No run trained on an example that it answers here."""
 
     method: str
@@ -47,7 +47,7 @@ class Answered:
         return np.array(self.predictions) == np.array(self.targets)
 
 
-def answered(store: Store, runs: Sequence[Run], folds: int = 0) -> Answered | None:
+def predicted_examples(store: Store, runs: Sequence[Run], folds: int = 0) -> PredictedExamples | None:
     """The answers of the run whose model was saved; of a cross-validation, those of every fold of the first repeat.
 
     runs: finished runs of one method and learning rate. None where they have no predictions.
@@ -64,10 +64,10 @@ def answered(store: Store, runs: Sequence[Run], folds: int = 0) -> Answered | No
     labels = tuple(rows[0]["labels"] or ())
     multi_label = isinstance(targets[0], list)
     has_logits = all(row["logits"] and len(row["logits"]) == len(row["predictions"]) for row in rows)
-    temperatures = [row["temperature"] or 1.0 for row in rows]
-    probabilities = [
-        to_probabilities(row["logits"], multi_label, t) for row, t in zip(rows, temperatures) if has_logits
-    ]
+    probabilities = None
+    if has_logits:
+        chances = [to_probabilities(row["logits"], multi_label, row["temperature"] or 1.0) for row in rows]
+        probabilities = np.concatenate(chances)
     test_sets = [store.noted(row["examples"]["test"]["fingerprint"]) if row["examples"] else None for row in rows]
     stored = [test_set for test_set in test_sets if test_set and test_set["names"]]
     names = [name for test_set in stored for name in test_set["names"]]
@@ -75,9 +75,9 @@ def answered(store: Store, runs: Sequence[Run], folds: int = 0) -> Answered | No
     inputs: dict[str, list] = {}
     if complete:
         inputs = {name: [text for tests in stored for text in tests["inputs"][name]] for name in stored[0]["inputs"]}
-    return Answered(
+    return PredictedExamples(
         method=chosen[0].method, subject=f"{len(targets):,} {'out-of-fold answers' if folds else 'test examples'}", labels=labels,
-        predictions=predictions, targets=targets, probabilities=np.concatenate(probabilities) if has_logits else None,
+        predictions=predictions, targets=targets, probabilities=probabilities,
         inputs=inputs, names=names if complete else [],
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The figures of a study: the answer, learning curves, gates."""
+"""The figures of a study: differences to the best method, learning curves, gates."""
 
 import re
 from collections import defaultdict
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 Gates = dict[tuple[str, str], float]
 """(layer, change) → mean gate"""
-ANSWER = "Difference of the average test metric to the best method's (diamond), with its 95 % interval: over test examples and training seeds; with one seed over test examples only. Filled: real after Holm's correction; hollow: may be chance, or one seed."  # fmt: skip
+DIFFERENCES = "Difference of the average test metric to the best method's (diamond), with its 95 % interval: over test examples and training seeds; with one seed over test examples only. Filled: real after Holm's correction; hollow: may be chance, or one seed."  # fmt: skip
 CURVES = "The best validation metric chooses the epoch. Line: mean over seeds, band: one standard deviation; drawn while at least half of the seeds still train."  # fmt: skip
 GATES = "How far each layer opens each part: the gate's mean over test examples and seeds, from 0 (closed) to 1 (open)."
 
 
-def answer(study: Study) -> list[Figure]:
+def difference_figures(study: Study) -> list[Figure]:
     """Each method's average difference to the best, with its interval, a panel a size; none where nothing is compared."""
     compared = [(k, comparison) for k, comparison in study.compared.items() if comparison.others]
     if not compared:
@@ -35,14 +35,14 @@ def answer(study: Study) -> list[Figure]:
     most = max(len(comparison.lines) for _, comparison in compared)
     lines = max(name.count("\n") + 1 for name in names)
     title, height = "Average test metric, less the best method's", 0.9 + most * (0.12 + 0.15 * lines)
-    return [multiples("answer", title, ANSWER, compared, partial(_answer, most), height, panels_per_row=2)]
+    return [multiples("answer", title, DIFFERENCES, compared, partial(_differences, most), height, panels_per_row=2)]
 
 
-def _answer(max_lines: int, panel: "Axes", compared: tuple[int | str, Comparison]) -> None:
+def _differences(max_lines: int, panel: "Axes", compared: tuple[int | str, Comparison]) -> None:
     """max_lines: of the panel with the most methods."""
     k, comparison = compared
     style = line_styles(sorted((line.method for line in comparison.lines), key=method_order))
-    scale = comparison.metric.shown_as
+    scale = comparison.metric.display_factor
     panel.axvline(0, color=INK, linewidth=0.8)
     panel.plot([0], [0], "D", color=style[comparison.reference]["color"], markersize=6)
     for row, line in enumerate(comparison.others, start=1):
@@ -84,7 +84,7 @@ def _curves(runs: Sequence[Run], panel: "Axes", task: str) -> None:
         for record in records:
             for point in record.curve or []:
                 if record.metric in point:
-                    at_epoch[point["epoch"]].append(metric_of(record.metric).shown_as * point[record.metric])
+                    at_epoch[point["epoch"]].append(metric_of(record.metric).display_factor * point[record.metric])
         drawn = {epoch: values for epoch, values in sorted(at_epoch.items()) if 2 * len(values) >= len(records)}
         if not drawn:
             continue

@@ -7,7 +7,7 @@ from unipelt.report.comparison import estimate_cell
 from unipelt.report.names import in_folds, seeds_text
 from unipelt.report.samples import difference, make_sample, metric_label, own_metric
 from unipelt.report.statistics import BOTH, estimate, own_estimate
-from unipelt.report.study import Run, answers
+from unipelt.report.study import Run, prediction_rows
 from unipelt.report.tables import Block, Cell, Section, Table
 from unipelt.study.store import Store
 from unipelt.tasks.metrics import METRICS
@@ -25,13 +25,15 @@ def learning_curve(store: Store, runs: Mapping[int, Sequence[Run]], folds: bool)
         return None
     first = runs[known[-1]][0]
     rows = [
-        (str(n), seed, predictions, targets) for n in known for _, seed, predictions, targets in answers(store, runs[n])
+        (str(n), seed, predictions, targets)
+        for n in known
+        for _, seed, predictions, targets in prediction_rows(store, runs[n])
     ]
     sizes = make_sample(first.task, first.record.metric, {str(n): values[n] for n in known}, rows)
-    metric, scale = sizes.metric, sizes.metric.shown_as
-    split, words = ("out-of-fold", in_folds) if folds else ("test", str)
+    metric, scale = sizes.metric, sizes.metric.display_factor
+    split, reword = ("out-of-fold", in_folds) if folds else ("test", str)
     scores = [own_estimate(own_metric(sizes, str(n)), metric) for n in known]
-    # as the metric changes: below 0 where an error is less
+    # in the metric's own direction: a smaller error is a negative change
     gains = [estimate([difference(sizes, str(n), str(smaller))]) for smaller, n in pairwise(known)]
     changes = [Cell(""), *(estimate_cell(gain, metric.sign * scale, signed=True) for gain in gains)]
     cells = [[Cell.count(n), estimate_cell(score, scale), change] for n, score, change in zip(known, scores, changes)]
@@ -39,7 +41,7 @@ def learning_curve(store: Store, runs: Mapping[int, Sequence[Run]], folds: bool)
     seeds = seeds_text(len(values[known[-1]]))
     note = f"{seeds} each, on the same test examples; 95 % intervals. Smaller sets are the beginnings of the whole one."
     title, columns = f"{first.method} by the number of training examples", ["training examples", column, "change"]
-    table = Table("learning-curve", title, columns, [Block("", cells)], [words(note)])
+    table = Table("learning-curve", title, columns, [Block("", cells)], [reword(note)])
     change = (
         f"from {known[-2]:,} to {known[-1]:,} training examples, the {metric.name.replace('_', ' ')} of {first.method}"
     )
@@ -52,4 +54,4 @@ def learning_curve(store: Store, runs: Mapping[int, Sequence[Run]], folds: bool)
         sentence = f"Probably yes: {change}, beyond chance ({seeds})."
     else:
         sentence = f"Perhaps: {change}, which may be chance ({seeds})."
-    return Section("Would more labels help?", [table], words(sentence))
+    return Section("Would more labels help?", [table], reword(sentence))

@@ -74,9 +74,9 @@ def recommend(study: Study) -> Recommendation:
     comparison = replace(comparison, lines=[lines[method] for method in order])
     why = " ".join(
         [
-            *_by_validation(validation, sizes, recommended, best, near_best, sample),
-            *_by_test(comparison),
-            *_and_best_constant(comparison, sample),
+            *_validation_sentences(validation, sizes, recommended, best, near_best, sample),
+            *_test_sentences(comparison),
+            *_best_constant_sentences(comparison, sample),
         ]
     )
     table = _table(comparison, {method: runs[method] for method in order}, study.folds > 0)
@@ -99,7 +99,7 @@ def _table(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folds: boo
     columns = (
         {}
         if folds
-        else {f"validation {comparison.label}": means(lambda run: run.validation, comparison.metric.shown_as)}
+        else {f"validation {comparison.label}": means(lambda run: run.validation, comparison.metric.display_factor)}
     )
     columns |= comparison_columns(
         comparison, f"{'out-of-fold' if folds else 'test'} {comparison.label}", comparison.reference, "recommended"
@@ -145,7 +145,7 @@ def _within(best: Seeds, other: Seeds) -> bool:
     return len(differences) > 1 and round(fmean(differences) - stdev(differences) / len(differences) ** 0.5, 12) <= 0
 
 
-def _by_validation(
+def _validation_sentences(
     validation: Mapping[str, Seeds], sizes: Mapping[str, int], recommended: str, best: str, near_best: Sequence[str], sample: Sample
 ) -> list[str]:  # fmt: skip
     """Sentences on the validation results, with the seeds if they are not the same for all methods."""
@@ -189,8 +189,8 @@ def _by_validation(
     return sentences
 
 
-def _by_test(comparison: Comparison) -> list[str]:
-    """A sentence on the test results, which select nothing."""
+def _test_sentences(comparison: Comparison) -> list[str]:
+    """Sentences on the test results, which select nothing."""
     differences = {
         line.method: line.difference for line in comparison.others if line.difference and line.difference.covers == BOTH
     }
@@ -211,12 +211,12 @@ def _by_test(comparison: Comparison) -> list[str]:
     return sentences or [f"On the test examples no difference to it is beyond chance ({seeds})."]
 
 
-def _and_best_constant(comparison: Comparison, sample: Sample) -> list[str]:
+def _best_constant_sentences(comparison: Comparison, sample: Sample) -> list[str]:
     """Where the method's answers may be worth no more than one answer for all examples."""
     if not sample.best_constant or sample.best_constant_score is None:
         return []
     lead = estimate([difference(sample, comparison.reference, BEST_CONSTANT)])
     if lead.value > 0 and lead.p is not None and lead.p < LEVEL:
         return []
-    score = sample.metric.shown_as * sample.best_constant_score
+    score = sample.metric.display_factor * sample.best_constant_score
     return [f"It is not shown to be better than always predicting the most frequent class ({score:.2f})."]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from unipelt.tasks.metrics import METRICS, Metric
 
 TIE = 1e-12  # numbers nearer than this differ by rounding alone
-GROUPS, FEW = 100, 20  # of test examples, at most, that the jackknife leaves out one after another; of a slow metric
+GROUPS = 100  # of test examples, at most, that the jackknife leaves out one after another
+SLOW_GROUPS = 20  # the same for a slow metric
 EXCHANGED = 10  # examples with unlike predictions whose every exchange is looked at: 1,024 of them
 COUNTED = 100  # the same where an exchange only changes a sign, as for accuracy
 BEST_CONSTANT = "most frequent test class"
@@ -23,15 +24,15 @@ BEST_CONSTANT = "most frequent test class"
 Array = NDArray[Any]
 Seeds = dict[int, float]
 """seed → metric"""
-Row = tuple[str, int, list[Any] | None, list[Any] | None]
+PredictionRow = tuple[str, int, list[Any] | None, list[Any] | None]
 """method, seed, predictions and targets of a run"""
 Values = tuple[Array, Array]
 """values and their probabilities"""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """One run's answers to the test examples."""
+class RunPredictions:
+    """One run's predictions for the test examples."""
 
     predictions: Array
     targets: Array
@@ -48,12 +49,13 @@ class Sample:
     metric: Metric
     values: dict[str, Seeds]
     """by method"""
-    answers: dict[tuple[str, int], Answers] = field(default_factory=dict)
+    runs: dict[tuple[str, int], RunPredictions] = field(default_factory=dict)
     """by method and seed, where predictions are known; method BEST_CONSTANT always predicts the most frequent test class"""
     best_constant: Seeds = field(default_factory=dict)
     """the metric of BEST_CONSTANT; empty where there are no classes"""
 
-    def of(self, method: str) -> Seeds:
+    def seeds_of(self, method: str) -> Seeds:
+        """A method's metric by seed."""
         return self.best_constant if method == BEST_CONSTANT else self.values[method]
 
     @property
@@ -61,7 +63,7 @@ class Sample:
         """Mean metric of BEST_CONSTANT; 0 for a correlation, as a constant correlates with nothing; None: not known."""
         if self.best_constant:
             return fmean(self.best_constant.values())
-        return 0.0 if self.answers and self.metric.of == "numbers" and self.metric.low < 0 else None
+        return 0.0 if self.runs and self.metric.of == "numbers" and self.metric.low < 0 else None
 
     def score(self, method: str) -> float:
         """Mean over seeds, higher is better; values that differ by rounding alone are equal."""
@@ -75,40 +77,40 @@ def metric_of(name: str) -> Metric:
 
 def metric_label(metric: Metric) -> str:
     """`accuracy ×100`: the name of a metric in the unit that tables show it in."""
-    return metric.name.replace("_", " ") + ("" if metric.shown_as == 1 else " ×100")
+    return metric.name.replace("_", " ") + ("" if metric.display_factor == 1 else " ×100")
 
 
-def make_sample(task: str, metric_name: str, values: dict[str, Seeds], rows: Iterable[Row]) -> Sample:
+def make_sample(task: str, metric_name: str, values: dict[str, Seeds], rows: Iterable[PredictionRow]) -> Sample:
     """A Sample. rows: method, seed, predictions and targets of its runs. Runs whose targets are equal share their test examples."""
     metric = metric_of(metric_name)
     if metric_name not in METRICS:  # nothing can be computed again
         return Sample(task, metric, values)
-    tests: dict[str, list[Row]] = defaultdict(list)
+    tests: dict[str, list[PredictionRow]] = defaultdict(list)
     for row in rows:
         _, _, predictions, row_targets = row
         if predictions and row_targets and len(predictions) == len(row_targets):
             tests[repr(row_targets)].append(row)
-    answers: dict[tuple[str, int], Answers] = {}
+    runs: dict[tuple[str, int], RunPredictions] = {}
     best_constant: Seeds = {}
     for test_rows in tests.values():
         targets = _array(test_rows[0][3] or [])
-        answered = [((method, seed), _array(predictions or [])) for method, seed, predictions, _ in test_rows]
+        predicted = [((method, seed), _array(predictions or [])) for method, seed, predictions, _ in test_rows]
         if metric.of == "classes" and targets.ndim == 1 and targets.dtype != object:
             classes, counts = np.unique(targets, return_counts=True)
             constant = np.full(len(targets), classes[counts.argmax()])
-            seeds = sorted({seed for (_, seed), _ in answered})
-            answered += [((BEST_CONSTANT, seed), constant) for seed in seeds]
+            seeds = sorted({seed for (_, seed), _ in predicted})
+            predicted += [((BEST_CONSTANT, seed), constant) for seed in seeds]
             best_constant |= dict.fromkeys(seeds, metric(constant, targets))
         left_out = metric.sampled(
-            _stacked([predictions for _, predictions in answered]),
+            _stacked([predictions for _, predictions in predicted]),
             targets,
-            kept_examples(len(targets), GROUPS if metric.fast else FEW),
+            kept_examples(len(targets), GROUPS if metric.fast else SLOW_GROUPS),
         )
-        answers |= {
-            key: Answers(predictions, targets, metric_values)
-            for (key, predictions), metric_values in zip(answered, left_out)
+        runs |= {
+            key: RunPredictions(predictions, targets, metric_values)
+            for (key, predictions), metric_values in zip(predicted, left_out)
         }
-    return Sample(task, metric, values, answers, dict(sorted(best_constant.items())))
+    return Sample(task, metric, values, runs, dict(sorted(best_constant.items())))
 
 
 def _array(values: Sequence[Any]) -> Array:
@@ -137,7 +139,7 @@ def kept_examples(examples: int, groups: int) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class Difference:
-    """On one task, the first method less the second; positive where the first is better. Or one method's own metric, less nothing."""
+    """On one task, the first method less the second; positive where the first is better. Or one method's own metric."""
 
     value: float
     examples_variance: float | None = None
@@ -152,7 +154,7 @@ class Difference:
 
 def difference(sample: Sample, first: str, second: str) -> Difference:
     """Over the seeds that both have; if they share none, over the seeds of each, without an interval."""
-    sign, first_seeds, second_seeds = sample.metric.sign, sample.of(first), sample.of(second)
+    sign, first_seeds, second_seeds = sample.metric.sign, sample.seeds_of(first), sample.seeds_of(second)
     gains = {seed: sign * (first_seeds[seed] - second_seeds[seed]) for seed in first_seeds if seed in second_seeds}
     if not gains:
         return Difference(sign * (fmean(first_seeds.values()) - fmean(second_seeds.values())), seeds=0)
@@ -164,7 +166,7 @@ def difference(sample: Sample, first: str, second: str) -> Difference:
 
 def own_metric(sample: Sample, method: str) -> Difference:
     """A method's own metric."""
-    return _with_variances(sample, sample.of(method), method)
+    return _with_variances(sample, sample.seeds_of(method), method)
 
 
 def _with_variances(sample: Sample, gains: Seeds, *methods: str) -> Difference:
@@ -172,12 +174,12 @@ def _with_variances(sample: Sample, gains: Seeds, *methods: str) -> Difference:
     each other in them."""
     seeds, values = len(gains), [*gains.values()]
     training_variance = _variance(values, 1) / seeds if seeds > 1 else None
-    if not all((method, seed) in sample.answers for method in methods for seed in gains):
+    if not all((method, seed) in sample.runs for method in methods for seed in gains):
         return Difference(fmean(values), training_variance=training_variance, seeds=seeds)
     tests: dict[int, list[Array]] = defaultdict(list)
     for seed in gains:
-        answers = [sample.answers[method, seed] for method in methods]
-        tests[id(answers[0].targets)].append(np.subtract.reduce([run.left_out for run in answers]))
+        runs = [sample.runs[method, seed] for method in methods]
+        tests[id(runs[0].targets)].append(np.subtract.reduce([run.left_out for run in runs]))
     left_out_means = [(len(left_outs) / seeds, np.mean(left_outs, axis=0)) for left_outs in tests.values()]
     groups = min(len(means) for _, means in left_out_means)
     variances = (share**2 * (len(means) - 1) * _variance(means, 0) for share, means in left_out_means)
@@ -193,16 +195,16 @@ def _variance(values: Sequence[float] | Array, lost_freedom: int) -> float:
 
 def _exchanged(sample: Sample, first: str, second: str, seeds: list[int]) -> Values | None:
     """Without a true difference, the two methods' predictions for an example may be exchanged: each exchange is as likely."""
-    metric, pairs = sample.metric, [(sample.answers[first, seed], sample.answers[second, seed]) for seed in seeds]
+    metric, pairs = sample.metric, [(sample.runs[first, seed], sample.runs[second, seed]) for seed in seeds]
     targets = pairs[0][0].targets
     if any(run.targets is not targets for pair in pairs for run in pair):
         return None
-    answers = [(a.predictions, b.predictions) for a, b in pairs]
-    differs = [a != b for a, b in answers]
+    predictions = [(a.predictions, b.predictions) for a, b in pairs]
+    differs = [a != b for a, b in predictions]
     differing = np.flatnonzero(np.any([mask.any(axis=-1) if mask.ndim > 1 else mask for mask in differs], axis=0))
     if metric.averages and len(differing) <= COUNTED:
         single = [(slice(i, i + 1), targets[i : i + 1]) for i in differing]
-        steps = [sum(metric(a[i], right) - metric(b[i], right) for a, b in answers) for i, right in single]
+        steps = [sum(metric(a[i], right) - metric(b[i], right) for a, b in predictions) for i, right in single]
         return _signs(np.abs(steps), len(targets) * len(seeds))
     if not metric.batched or len(differing) > EXCHANGED:
         return None
@@ -210,7 +212,7 @@ def _exchanged(sample: Sample, first: str, second: str, seeds: list[int]) -> Val
     for swap in product((False, True), repeat=len(differing)):
         mask = np.zeros(targets.shape, dtype=bool)
         mask[differing] = np.reshape(swap, (-1, *[1] * (targets.ndim - 1)))
-        sides = [(np.where(mask, b, a), np.where(mask, a, b)) for a, b in answers]
+        sides = [(np.where(mask, b, a), np.where(mask, a, b)) for a, b in predictions]
         differences.append(metric.sign * fmean(metric(a, targets) - metric(b, targets) for a, b in sides))
     return np.array(differences), np.full(len(differences), 1 / len(differences))
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from unipelt.report.names import ALL, PARTS, occurrences, size_label, task_label
 from unipelt.report.samples import BEST_CONSTANT, Seeds, metric_label
-from unipelt.report.study import Grid, Study
+from unipelt.report.study import MetricGrid, Study
 from unipelt.report.tables import Block, Cell, Table, side_by_side, with_best
 
-BEST_NOTE = "Bold: best, where every method has at least two seeds; not a test of differences."
+BOLD_NOTE = "Bold: best, where every method has at least two seeds; not a test of differences."
 AVERAGE_NOTE = "An average stands only where every task is there; its deviation is that of the seeds' averages."
 BEST_CONSTANT_NOTE = f"{BEST_CONSTANT.capitalize()}: the metric of always predicting the most frequent class of the test examples, 0 for a correlation."  # fmt: skip
 BOUND_NOTE = "Best of …: for each task the part of a mixture with the best test mean, as in the paper's table 2. No method can choose it in advance, so it is an upper bound."  # fmt: skip
@@ -29,7 +29,7 @@ def paper() -> dict[str, Any]:
     return tomllib.loads(files("unipelt.report").joinpath("paper.toml").read_text(encoding="utf-8"))
 
 
-def printed(k: int | str) -> Grid:
+def printed(k: int | str) -> MetricGrid:
     """The paper's test metrics by task; none for a size that the paper lacks, or of which it prints only an average."""
     rows = paper()["scores"].get(str(k), {}).items()
     return {(k, task): {method: {0: row[i]} for method, row in rows} for i, task in enumerate(paper()["tasks"])}
@@ -51,7 +51,7 @@ def score_table(study: Study) -> Table:
         metrics[metric_label(study.metrics[task])].append(task_label(task))
     metrics_text = "; ".join(f"{metric}: {', '.join(names)}" for metric, names in sorted(metrics.items()))
     subsets = study.incomplete if ALL in study.sizes else set()
-    notes = [f"Metrics: {metrics_text}. {BEST_NOTE}", *[AVERAGE_NOTE] * (len(tasks) > 1), BEST_CONSTANT_NOTE]
+    notes = [f"Metrics: {metrics_text}. {BOLD_NOTE}", *[AVERAGE_NOTE] * (len(tasks) > 1), BEST_CONSTANT_NOTE]
     notes += [BOUND_NOTE] * any(row[0].text.startswith(BEST_OF) for block in blocks for row in block.rows)
     notes += [SUBSET_NOTE] * bool(subsets)
     if len(blocks) > len(study.sizes):
@@ -64,7 +64,7 @@ def score_table(study: Study) -> Table:
     return Table("scores", "Test metric, mean and standard deviation over seeds", columns, blocks, notes)
 
 
-def _by_method(study: Study, grid: Grid, k: int | str) -> dict[str, Row]:
+def _by_method(study: Study, grid: MetricGrid, k: int | str) -> dict[str, Row]:
     """The metrics of a grid, for the methods and tasks of this size in the study."""
     rows: dict[str, Row] = {}
     for method in study.methods(k):
@@ -93,7 +93,7 @@ def _best_constant(study: Study, k: int | str) -> Row:
     """The metric of always predicting the most frequent class of the test examples."""
     samples = {task: study.samples[k, task] for task in study.tasks(k)}
     return {
-        task: {0: sample.metric.shown_as * sample.best_constant_score}
+        task: {0: sample.metric.display_factor * sample.best_constant_score}
         for task, sample in samples.items()
         if sample.best_constant_score is not None
     }

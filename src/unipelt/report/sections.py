@@ -7,13 +7,13 @@ import numpy as np
 from unipelt.report import breakdown, mistakes
 from unipelt.report.cautions import cautions
 from unipelt.report.confidence import confidence_section
-from unipelt.report.evidence import Answered, answered
+from unipelt.report.evidence import PredictedExamples, predicted_examples
+from unipelt.report.generated_texts import generated_texts
 from unipelt.report.learning import learning_curve
 from unipelt.report.recommendation import Recommendation
 from unipelt.report.samples import metric_of
 from unipelt.report.study import Run, Study
 from unipelt.report.tables import Section
-from unipelt.report.written import written
 from unipelt.study.store import Store
 from unipelt.tasks.metrics import Metric
 from unipelt.train.records import BASELINES, SETFIT
@@ -26,11 +26,10 @@ def comparison_sections(study: Study, advice: Recommendation, store: Store) -> t
     runs, smaller_runs = (
         [run for run in runs if run.method == advice.method] for runs in (study.chosen, study.smaller)
     )
-    first = runs[0].record
-    warnings = cautions(store.noted("examples"), first.labels or [], runs, first.truncated, study.folds)
-    answers = answered(store, runs, study.folds)
-    sections = prediction_sections(answers, metric_of(first.metric)) if answers else []
-    sections += written(store, study.chosen, advice.method)
+    warnings = cautions(store.noted("examples"), runs, study.folds)
+    examples = predicted_examples(store, runs, study.folds)
+    sections = prediction_sections(examples, metric_of(runs[0].record.metric)) if examples else []
+    sections += generated_texts(store, study.chosen, advice.method)
     sizes: dict[int, list[Run]] = defaultdict(list)
     for run in smaller_runs:
         sizes[int(run.k)].append(run)
@@ -44,15 +43,15 @@ def comparison_sections(study: Study, advice: Recommendation, store: Store) -> t
     return warnings, [*sections, *([curve] if curve else [])]
 
 
-def prediction_sections(answers: Answered, metric: Metric) -> list[Section]:
-    """The sections for the kind of answers that a metric judges."""
+def prediction_sections(examples: PredictedExamples, metric: Metric) -> list[Section]:
+    """The sections for the kind of predictions that a metric judges."""
     if metric.of == "numbers":
-        targets, predictions = np.array(answers.targets, float), np.array(answers.predictions, float)
+        targets, predictions = np.array(examples.targets, float), np.array(examples.predictions, float)
         if not np.isfinite(predictions).all():
             return []
         mean_error = breakdown.short(float(np.abs(predictions - targets).mean()))
         sentence = (
-            f"On {answers.subject}, {answers.method} is off by {mean_error} on average, in the unit of the labels."
+            f"On {examples.subject}, {examples.method} is off by {mean_error} on average, in the unit of the labels."
         )
         advice = "The largest errors; where a label is wrong, correct the file."
         errors = Section(
@@ -60,36 +59,36 @@ def prediction_sections(answers: Answered, metric: Metric) -> list[Section]:
             [breakdown.error_table(targets, predictions), breakdown.residual_figure(targets, predictions)],
             sentence,
         )
-        return [errors, Section(LOOK, [mistakes.number_mistakes(answers)], advice)]
+        return [errors, Section(LOOK, [mistakes.number_mistakes(examples)], advice)]
     if metric.of == "tags":
-        spans, table = breakdown.span_table(answers.targets, answers.predictions), mistakes.tag_mistakes(answers)
-        advice = f"{len(table.rows):,} of {answers.subject} have a wrong tag."
+        spans, table = breakdown.span_table(examples.targets, examples.predictions), mistakes.tag_mistakes(examples)
+        advice = f"{len(table.rows):,} of {examples.subject} have a wrong tag."
         return [
-            Section("Each type of span", [spans], f"{answers.method} on {answers.subject}."),
+            Section("Each type of span", [spans], f"{examples.method} on {examples.subject}."),
             Section(LOOK, [table], advice),
         ]
     if metric.of == "classes":
-        return _of_classes(answers) if answers.labels else []
-    table = mistakes.text_mistakes(answers, metric) if metric.of == "texts" else mistakes.loss_mistakes(answers)
-    sentence = f"{answers.method} on {answers.subject}, the worst first. Where a label is wrong, correct the file."
+        return _of_classes(examples) if examples.labels else []
+    table = mistakes.text_mistakes(examples, metric) if metric.of == "texts" else mistakes.loss_mistakes(examples)
+    sentence = f"{examples.method} on {examples.subject}, the worst first. Where a label is wrong, correct the file."
     return [Section(LOOK, [table], sentence)]
 
 
-def _of_classes(answers: Answered) -> list[Section]:
-    arrays = np.array(answers.targets), np.array(answers.predictions), answers.labels
+def _of_classes(examples: PredictedExamples) -> list[Section]:
+    arrays = np.array(examples.targets), np.array(examples.predictions), examples.labels
     table = breakdown.class_table(*arrays)
-    if answers.multi_label:
-        evidence, wrong = [table], mistakes.label_mistakes(answers)
+    if examples.multi_label:
+        evidence, wrong = [table], mistakes.label_mistakes(examples)
         sentence = f"{len(wrong.rows):,} labels are missing or wrongly added."
     else:
-        evidence, (wrong, doubtful) = [table, breakdown.confusion_table(*arrays)], mistakes.class_mistakes(answers)
+        evidence, (wrong, doubtful) = [table, breakdown.confusion_table(*arrays)], mistakes.class_mistakes(examples)
         worth = f"; {doubtful:,} of their labels are worth checking" if doubtful else ""
-        sentence = f"{len(wrong.rows):,} of {answers.subject} are answered wrongly{worth}."
+        sentence = f"{len(wrong.rows):,} of {examples.subject} are answered wrongly{worth}."
     sections = [
         Section(
-            "Each class", evidence, f"{answers.method} on {answers.subject}. {breakdown.worst_class(table)}".strip()
+            "Each class", evidence, f"{examples.method} on {examples.subject}. {breakdown.worst_class(table)}".strip()
         )
     ]
-    if answers.probabilities is not None:
-        sections.append(confidence_section(answers, answers.probabilities))
+    if examples.probabilities is not None:
+        sections.append(confidence_section(examples, examples.probabilities))
     return [*sections, Section(LOOK, [wrong], sentence)]

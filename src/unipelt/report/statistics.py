@@ -22,7 +22,7 @@ from unipelt.tasks.metrics import Metric
 
 LEVEL = 0.05
 NODES = 1001
-NOTHING, EXAMPLES, SEEDS = "nothing", "test examples only", "training seeds only"
+NO_INTERVAL, EXAMPLES, SEEDS = "nothing", "test examples only", "training seeds only"
 BOTH = "test examples and training seeds"
 
 
@@ -36,7 +36,7 @@ class Estimate:
     p: float | None = None
     seeds: int = 0
     """that each method has, at least"""
-    covers: str = NOTHING
+    covers: str = NO_INTERVAL
     """what the interval allows for"""
 
     def real(self, p: float | None) -> bool:
@@ -44,7 +44,7 @@ class Estimate:
         return self.covers == BOTH and p is not None and p < LEVEL
 
     def times(self, factor: float) -> "Estimate":
-        """In another unit; of the other less the one if the factor is negative."""
+        """Multiplied by a factor; a negative one swaps the ends of the interval."""
         low, high = (None if edge is None else factor * edge + 0.0 for edge in (self.low, self.high))
         return replace(
             self, value=factor * self.value + 0.0, low=low if factor > 0 else high, high=high if factor > 0 else low
@@ -55,7 +55,7 @@ def estimate(differences: Sequence[Difference], level: float = LEVEL) -> Estimat
     """The mean over tasks, with the interval of all numbers that are not too far from it at this level."""
     tasks = len(differences)
     value = fmean(task.value for task in differences)
-    examples, groups, training, training_freedom = _joined(differences)
+    examples, groups, training, training_freedom = _sum_over_tasks(differences)
     seeds = min(task.seeds for task in differences)
     v, u = (examples or 0.0) / tasks**2, (training or 0.0) / tasks**2
     # nothing, or a variance of 0 from the few seeds there are, or values that are too large for one
@@ -69,7 +69,7 @@ def estimate(differences: Sequence[Difference], level: float = LEVEL) -> Estimat
     return Estimate(value, low, high, max(exact, tail(abs(value), v, groups, u, training_freedom)), seeds, covers)
 
 
-def _joined(differences: Sequence[Difference]) -> tuple[float | None, int, float | None, float]:
+def _sum_over_tasks(differences: Sequence[Difference]) -> tuple[float | None, int, float | None, float]:
     """Sums over tasks: variance and groups of test examples, variance and degrees of freedom of training.
 
     The freedom is Welch's and Satterthwaite's (Σ u)² / Σ (u² / (seeds − 1)); a part that is not known for one task is not for all.
@@ -96,7 +96,7 @@ def own_estimate(difference: Difference, metric: Metric) -> Estimate:
     metric_range = metric.high - metric.low
     share, half = (estimated.value - metric.low) / metric_range, half / metric_range
     variance = share * (1 - share)
-    if half <= TIE or variance <= TIE:  # all alike: what n alike examples say
+    if half <= TIE or variance <= TIE:  # no variance: Wilson's interval for `groups` equal examples
         variance, quantile, number = 0.0, 1.96, float(difference.groups)
     else:
         quantile = half / max(
@@ -139,22 +139,16 @@ def half_width(level: float, examples: float, groups: int, training: float, free
     from scipy.optimize import brentq
     from scipy.special import stdtrit
 
-    scales = [
-        (scale**0.5, degrees) for scale, degrees in ((examples, groups - 1), (training, freedom)) if scale > TIE**2
-    ]
+    def excess(distance: float) -> float:
+        return tail(distance, examples, groups, training, freedom) - level
+
+    parts = ((examples, groups - 1), (training, freedom))
+    scales = [(variance**0.5, degrees) for variance, degrees in parts if variance > TIE**2]
     if not scales:
         return 0.0
-    upper_bound = sum(
-        scale * -float(stdtrit(degrees, level / 4)) for scale, degrees in scales
-    )  # Bonferroni: surely far enough
-    return float(
-        brentq(
-            lambda distance: tail(distance, examples, groups, training, freedom) - level,
-            TIE,
-            upper_bound,
-            xtol=1e-5 * upper_bound,
-        )
-    )
+    # by Bonferroni, surely far enough
+    upper_bound = sum(scale * -float(stdtrit(degrees, level / 4)) for scale, degrees in scales)
+    return float(brentq(excess, TIE, upper_bound, xtol=1e-5 * upper_bound))
 
 
 def exact_p(distributions: Sequence[Values | None], value: float) -> float:

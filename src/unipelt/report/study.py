@@ -11,7 +11,7 @@ from typing import Any
 from unipelt.errors import UserError
 from unipelt.report.comparison import Comparison, compare
 from unipelt.report.names import method_order, seeds_text, size_order, task_order
-from unipelt.report.samples import Row, Sample, Seeds, make_sample, metric_of
+from unipelt.report.samples import PredictionRow, Sample, Seeds, make_sample, metric_of
 from unipelt.study.schema import KEYS, VALUES
 from unipelt.study.store import COMPARISON, Store
 from unipelt.tasks.metrics import Metric
@@ -42,18 +42,18 @@ class Run(RunKey):
 
 SizeAndTask = tuple[int | str, str]
 """size (K) and task"""
-Grid = dict[SizeAndTask, dict[str, Seeds]]
+MetricGrid = dict[SizeAndTask, dict[str, Seeds]]
 """size and task → method → seed → metric, as tables show it"""
 
 
-def gather(runs: Iterable[Run], split: str) -> Grid:
+def gather(runs: Iterable[Run], split: str) -> MetricGrid:
     """The metrics that are there, ×100 where tables show them so. split: test or validation."""
-    grid: Grid = {}
+    grid: MetricGrid = {}
     for run in runs:
         value = getattr(run.record, split)
         if value is not None:
             seeds = grid.setdefault((run.k, run.task), {}).setdefault(run.method, {})
-            seeds[run.seed] = metric_of(run.record.metric).shown_as * value
+            seeds[run.seed] = metric_of(run.record.metric).display_factor * value
     return grid
 
 
@@ -62,7 +62,7 @@ class Study:
     """What a store holds, by the learning rates that validation chose."""
 
     options: dict[str, Any]
-    own_file: bool
+    is_comparison: bool
     """whether it compares methods on one file, so that the paper's questions are not asked"""
     runs: list[Run]
     """every planned run"""
@@ -71,9 +71,9 @@ class Study:
     samples: dict[SizeAndTask, Sample]
     smaller: list[Run] = field(default_factory=list)
     """of a comparison on one file: finished runs on fewer training examples, for a learning curve"""
-    test: Grid = field(init=False)
+    test: MetricGrid = field(init=False)
     """of the chosen runs"""
-    validation: Grid = field(init=False)
+    validation: MetricGrid = field(init=False)
     metrics: dict[str, Metric] = field(init=False)
     """by task"""
     sizes: list[int | str] = field(init=False)
@@ -109,7 +109,7 @@ class Study:
 
     def averaged(self, k: int | str) -> list[str]:
         """The tasks of a size whose metrics have one direction and unit, so that their mean has a meaning."""
-        units = {task: (self.metrics[task].sign, self.metrics[task].shown_as) for task in self.tasks(k)}
+        units = {task: (self.metrics[task].sign, self.metrics[task].display_factor) for task in self.tasks(k)}
         ((most, _),) = Counter(units.values()).most_common(1)
         return [task for task, unit in units.items() if unit == most]
 
@@ -161,8 +161,8 @@ def read(store: Store) -> Study:
     """Read a store, also one that is still being written. Raises UserError where no run is finished."""
     options, runs = store.options, [*map(_run, sorted(store.runs(COLUMNS), key=_order))]
     finished = choose_rates(runs)
-    own_file = options.pop(COMPARISON, None) is not None
-    size = options.pop("k", None) if own_file else None
+    is_comparison = options.pop(COMPARISON, None) is not None
+    size = options.pop("k", None) if is_comparison else None
     chosen = [run for run in finished if size in (None, run.k)]
     tested: dict[SizeAndTask, list[Run]] = defaultdict(list)
     for run in chosen:
@@ -179,9 +179,10 @@ def read(store: Store) -> Study:
         values: dict[str, Seeds] = defaultdict(dict)
         for run in task_runs:
             values[run.method][run.seed] = run.record.test  # type: ignore[assignment]
-        samples[k, task] = make_sample(task, task_runs[0].record.metric, dict(values), answers(store, task_runs))
+        rows = prediction_rows(store, task_runs)
+        samples[k, task] = make_sample(task, task_runs[0].record.metric, dict(values), rows)
     smaller = [run for run in finished if size not in (None, run.k)]
-    return Study(options, own_file, runs, chosen, samples, smaller)
+    return Study(options, is_comparison, runs, chosen, samples, smaller)
 
 
 def choose_rates(runs: Iterable[Run]) -> list[Run]:
@@ -219,7 +220,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and isfinite(value) else None
 
 
-def answers(store: Store, runs: Sequence[Run]) -> Iterator[Row]:
+def prediction_rows(store: Store, runs: Sequence[Run]) -> Iterator[PredictionRow]:
     """Method, seed, predictions and targets of each run."""
     for row in store.runs(("method", "seed", "predictions", "targets"), [run.id for run in runs]):
         yield row["method"], row["seed"], row["predictions"], row["targets"]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from unipelt.report.drawing import Figure, line_styles, multiples, wrapped
 from unipelt.report.names import method_order, options_of, preset_of, size_label, task_label
-from unipelt.report.study import Grid, SizeAndTask
+from unipelt.report.study import MetricGrid, SizeAndTask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LEAST = 3
+MIN_VALUES = 3
 """values that make a sweep; two are a pair of methods"""
 CAPTION = "Test metric, mean and standard deviation over seeds, each point at its own chosen learning rate."
 
@@ -42,13 +42,13 @@ def find_sweeps(methods: Iterable[str]) -> dict[str, Lines]:
         long_lines = {
             label: {points[value]: value for value in sorted(points)}
             for label, points in lines.items()
-            if len(points) >= LEAST
+            if len(points) >= MIN_VALUES
         }
         sweeps |= {option: long_lines} if long_lines else {}
     return sweeps
 
 
-def sweep_figures(grid: Grid) -> list[Figure]:
+def sweep_figures(grid: MetricGrid) -> list[Figure]:
     """The test metric against one option, a panel a size and task, a line a preset."""
     figures = []
     for option, lines in find_sweeps(method for methods in grid.values() for method in methods).items():
@@ -63,7 +63,7 @@ def sweep_figures(grid: Grid) -> list[Figure]:
     return figures
 
 
-def _draw(option: str, lines: Lines, grid: Grid, panel: "Axes", key: SizeAndTask) -> None:
+def _draw(option: str, lines: Lines, grid: MetricGrid, panel: "Axes", key: SizeAndTask) -> None:
     style = line_styles([*lines])
     for label, line in lines.items():
         points = {value: [*grid[key][method].values()] for method, value in line.items() if method in grid[key]}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from unipelt.report.drawing import Figure
 
-NOTHING = "–"
+EMPTY = "–"
 PARTS = ("sd", "low", "high", "note")
 """of a cell, that get a column of their own in CSV"""
 
@@ -27,7 +27,7 @@ class Cell:
     """of a 95 % interval"""
     high: float | None = None
     mark: str = ""
-    """best, real (a difference that is), yes, no or diagonal"""
+    """CSS class: best, real (a difference beyond chance), yes or no (a claim), diagonal (of a confusion matrix)"""
     note: str = ""
     digits: int = 2
     """behind the point; −1: as short as it is exact"""
@@ -49,7 +49,7 @@ class Cell:
     def text(self) -> str:
         if isinstance(self.value, str):
             return self.value
-        return NOTHING if self.value is None else self.number(self.value)
+        return EMPTY if self.value is None else self.number(self.value)
 
     @property
     def aside(self) -> str:
@@ -149,12 +149,12 @@ class Section:
     """what is said where there is no evidence"""
 
     @property
-    def shown(self) -> "list[Table | Figure]":
+    def visible(self) -> "list[Table | Figure]":
         return [item for item in self.evidence if item]
 
     @property
     def tables(self) -> list[Table]:
-        return [item for item in self.shown if isinstance(item, Table)]
+        return [item for item in self.visible if isinstance(item, Table)]
 
     @property
     def title(self) -> str:
@@ -178,19 +178,19 @@ def on_terminal(table: Table, block: Block) -> "RichTable":
     return shown
 
 
-def comma_separated(table: Table) -> str:
-    """A line a row of the table, its block first; a column of its own for each spread and note that is there."""
+def table_csv(table: Table) -> str:
+    """CSV: a line per row of the table, its block first; a column of its own for each part of a cell that occurs."""
     columns: list[list[object]] = [["block", *(heading for heading, _ in table.rows)]]
     for index, name in enumerate(table.columns):
         cells = [row[index] for _, row in table.rows]
         columns.append([name, *(cell.value for cell in cells)])
         parts = {f"{name} {part}": [getattr(cell, part) for cell in cells] for part in PARTS}
         columns += [[part, *values] for part, values in parts.items() if not {*values} <= {None, ""}]
-    return as_csv([*zip(*columns)])
+    return csv_text([*zip(*columns)])
 
 
-def as_csv(rows: Sequence[Sequence[object]]) -> str:
-    """0 without a sign."""
+def csv_text(rows: Sequence[Sequence[object]]) -> str:
+    """CSV of these rows; a zero has no sign."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([value + 0.0 if isinstance(value, float) else value for value in row] for row in rows)

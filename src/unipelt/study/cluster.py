@@ -29,7 +29,7 @@ class Cluster:
 
     def __init__(self, device: str = "auto", gpus: float = 1.0):
         if not 0 < gpus <= 1:
-            raise UserError(f"--gpus-per-fleet {gpus}: expected above 0, to 1")
+            raise UserError(f"--gpus-per-fleet {gpus}: expected a number above 0 and at most 1")
         if device not in ("auto", "cpu", "cuda"):
             raise UserError(f"--device {device}: expected auto, cpu or cuda; Ray gives each fleet its own GPU")
         # before Ray is imported: nothing is told to its makers, and a worker without a GPU warns of nothing

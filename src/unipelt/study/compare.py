@@ -16,7 +16,7 @@ from unipelt.data.splits import summarise
 from unipelt.errors import CheckpointError, DataError
 from unipelt.study.engine import dataset_identities
 from unipelt.study.plan import StudyConfig, file_name, fleet_name
-from unipelt.study.store import ANSWER, COMPARISON, Store
+from unipelt.study.store import COMPARISON, REFERENCE, Store
 from unipelt.tasks.metrics import METRICS
 from unipelt.train.baselines import offered, usual_baselines
 from unipelt.train.records import RunKey, RunRecord
@@ -26,20 +26,20 @@ from unipelt.train.setup import DatasetCache
 from unipelt.train.train_run import save_checkpoint, train_run
 
 SHARES = (4, 2)  # of the training examples of a learning curve: one in so many
-LEAST = 20  # training examples of its runs
+MIN_EXAMPLES = 20  # training examples of its runs
 FOLDS, FEW = 5, 2_000  # of a cross-validation, and the most examples for which it is the default
 MINUTES = "minutes"  # name of the last time budget among the notes of a store
 WRITTEN = "copied.json"  # in the folder `runs`: name and hash of each file that was copied elsewhere
 
 
-def in_rounds(free: Iterable[RunKey], folds: int = 0) -> dict[str, list[RunKey]]:
+def group_by_seed(keys: Iterable[RunKey], folds: int = 0) -> dict[str, list[RunKey]]:
     """One fleet per method and seed, or all folds of one cross-validation; full fine-tuning alone; all seeds of a baseline,
     which read the same texts."""
     fleets: dict[tuple, list[RunKey]] = {}
-    for key in free:
+    for key in keys:
         seed = None if key.baseline else key.seed // max(1, folds)
         fleets.setdefault((seed, key.method, (key.lr, key.seed) if key.full else None), []).append(key)
-    return {fleet_name(keys): keys for keys in fleets.values()}
+    return {fleet_name(fleet): fleet for fleet in fleets.values()}
 
 
 def with_baselines(plan: list[RunKey], study: StudyConfig, cache: DatasetCache) -> tuple[list[RunKey], list[str]]:
@@ -68,21 +68,21 @@ def usual_folds(study: StudyConfig, first: RunKey, cache: DatasetCache) -> tuple
 
 
 def refit(study: StudyConfig, method: str, lr: float | None, task: str, folder: Path, **how: Any) -> None:
-    """Train a method on all examples, but for those that validate, as its folds were trained; a finished run is kept."""
+    """Train a method without a test set, on all but its validation examples; a finished run is only read."""
     key = RunKey(task=task, k="all", method=method, seed=0, lr=lr)
     train_run(replace(study.config(key), folds=1), folder, **how)
 
 
-def smaller(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache) -> list[RunKey]:
-    """Would more labels help? The runs of a method and learning rate, one per seed, on fewer examples; not where so few leave out a class.
+def learning_curve_keys(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache) -> list[RunKey]:
+    """The runs of a learning curve: each of these keys with a quarter and with half of its training examples. Sizes below 20
+    examples, or without an example of some class, are left out.
 
     A run's examples are the first of those that it trains on with all of them, and its test examples are the same.
     """
     smaller_runs = []
     most_examples = min((len(cache.splits(study.config(key)).train) for key in keys), default=0)  # folds differ by one
-    for fewer in (
-        replace(key, k=most_examples // share) for key in keys for share in SHARES if most_examples // share >= LEAST
-    ):
+    sizes = [most_examples // share for share in SHARES if most_examples // share >= MIN_EXAMPLES]
+    for fewer in (replace(key, k=size) for key in keys for size in sizes):
         with suppress(DataError):
             cache.splits(study.config(fewer))
             smaller_runs.append(fewer)
@@ -92,7 +92,8 @@ def smaller(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache) -> 
 def open_store(
     folder: Path, study: StudyConfig, keys: list[RunKey], plan: list[RunKey], cache: DatasetCache, minutes: float = 0.0
 ) -> tuple[Store, int]:
-    """The store of a comparison with these runs of its plan, and how many of its finished runs are trained again."""
+    """Open the store of a comparison, plan these runs and store its test examples; returns it and the number of finished runs
+    that train again."""
     store = Store.create(folder, {COMPARISON: plan[0].task, "k": plan[0].k, **study.options})
     for name, examples in test_sets(study, plan, cache).items():
         names = [examples.name_of(index) for index in range(len(examples))]
@@ -107,7 +108,7 @@ def open_store(
 def add_runs(store: Store, study: StudyConfig, keys: list[RunKey], plan: list[RunKey], cache: DatasetCache) -> int:
     """Plan these runs of a comparison's plan and form their fleets; returns how many finished ones are trained again."""
     again = store.plan(keys, dataset_identities(plan, study, cache))
-    store.assign(partial(in_rounds, folds=study.folds))
+    store.assign(partial(group_by_seed, folds=study.folds))
     return again
 
 
@@ -117,7 +118,7 @@ def test_sets(study: StudyConfig, plan: Iterable[RunKey], cache: DatasetCache) -
     for config in map(study.config, plan):
         examples = cache.splits(config).test
         if examples is not None and examples.fingerprint not in sets:
-            references = {ANSWER: list(examples.targets or ())} if cache.task(config).generates_text else {}
+            references = {REFERENCE: list(examples.targets or ())} if cache.task(config).generates_text else {}
             sets[examples.fingerprint] = replace(examples, inputs=examples.inputs | references)
     return sets
 

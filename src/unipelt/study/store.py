@@ -28,7 +28,7 @@ from unipelt.train.run_folder import other_option
 FILE = "study.sqlite"
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
 COMPARISON = "data"  # name of the option that stores the file of a comparison; no other study has it
-ANSWER = "answer"  # name, among the inputs of stored examples, of the reference text
+REFERENCE = "answer"  # name, among the inputs of stored examples, of the reference text
 OPTIONS, IDENTITIES = "options", "identities"
 """names in the table `study`: the options of the study, and by task the identity of its examples"""
 FLEET = re.compile(r"[\w=+][\w.=+-]*")  # name of a fleet, which is also a folder name

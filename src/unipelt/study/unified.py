@@ -14,7 +14,7 @@ METHODS = (
     "parallel-adapter", "scaled-parallel-adapter", "mam(prefix=16, bottleneck=43)",
     "unipelt-ap(bottleneck=43)", "unipelt-apl(bottleneck=29)",
 )  # fmt: skip
-"""from adapter on, sizes give smollm2 1.65 to 1.68 million stored numbers, so that equals are compared"""
+"""from adapter on, sizes are chosen so that smollm2 stores 1.65 to 1.68 million numbers with each method"""
 WITH_BIASES = (FULL, "bitfit", *METHODS[1:])
 """for the paper's bases; smollm2 has no biases"""
 DEFAULTS: dict[str, Any] = {"model": "smollm2", "tasks": (SUMMARIES,), "k": (500,), "methods": METHODS, "seeds": 3}

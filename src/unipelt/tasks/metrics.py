@@ -67,7 +67,7 @@ class Metric:
         return 1.0 if self.higher_is_better else -1.0
 
     @property
-    def shown_as(self) -> float:
+    def display_factor(self) -> float:
         """What tables multiply it with: shares and correlations stand ×100."""
         return 100.0 if self.high == 1.0 else 1.0
 

@@ -6,7 +6,7 @@ import pytest
 from cli.conftest import run  # noqa: F401
 from generation.bases import save_base, save_pairs
 
-from unipelt.report.written import SHOWN, examples
+from unipelt.report.generated_texts import SHOWN, examples
 
 pytest.importorskip("rouge_score")
 
@@ -34,7 +34,7 @@ def test_a_comparison_of_generated_text_shows_them(run, tmp_path: Path):  # noqa
     assert said.code == 0, said.err
     assert "winner: " in said.out
     page = (out / "report" / "report.html").read_text()
-    assert "Answers side by side" in page and "right answer" in page and "Metrics of the written texts" in page
+    assert "Answers side by side" in page and "right answer" in page and "Metrics of the generated texts" in page
     rows = (out / "report" / "text-metrics.csv").read_text()
     assert "rougeL" in rows and "lora" in rows and "unipelt-apl" in rows
     answered = run("predict", out / "winner", "--data", data)

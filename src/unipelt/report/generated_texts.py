@@ -1,4 +1,4 @@
-"""What the methods of a comparison wrote, side by side: text metrics of each, and examples with their scores."""
+"""Texts that the methods of a comparison generated, side by side: text metrics of each, and examples with their scores."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from unipelt.errors import UserError
 from unipelt.report.mistakes import shown_text
 from unipelt.report.study import Run
 from unipelt.report.tables import Block, Cell, Section, Table, side_by_side
-from unipelt.study.store import ANSWER, Store
+from unipelt.study.store import REFERENCE, Store
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.text_metrics import TEXT_METRICS
 
@@ -16,8 +16,8 @@ SCORE = "rougeL"
 METRIC_NAMES = ("loss", *TEXT_METRICS, "exact_match")
 
 
-def written(store: Store, runs: Sequence[Run], recommended: str) -> list[Section]:
-    """The section of a comparison whose runs wrote texts; none of another task's. recommended: the method."""
+def generated_texts(store: Store, runs: Sequence[Run], recommended: str) -> list[Section]:
+    """The section of a comparison whose runs generated texts; none of another task's. recommended: the method."""
     texts = {row["id"]: row["texts"] for row in store.runs(("id", "texts"), [run.id for run in runs]) if row["texts"]}
     if not texts:
         return []
@@ -31,10 +31,10 @@ def written(store: Store, runs: Sequence[Run], recommended: str) -> list[Section
     recommended = recommended if recommended in first else next(iter(first))
     tables, fingerprint = [text_metrics(metrics)], _test_examples(first[recommended])
     test_set = store.noted(fingerprint)
-    if test_set and ANSWER in test_set["inputs"]:
+    if test_set and REFERENCE in test_set["inputs"]:
         texts_by_method = {method: texts[run.id] for method, run in first.items() if _test_examples(run) == fingerprint}
         tables.append(examples(test_set["inputs"], test_set["names"], texts_by_method, recommended))
-    return [Section("Written texts", tables)]
+    return [Section("Generated texts", tables)]
 
 
 def _test_examples(run: Run) -> str:
@@ -47,20 +47,20 @@ def text_metrics(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
     names = [name for name in METRIC_NAMES if any(name in run for runs in metrics.values() for run in runs)]
     columns = []
     for name in names:
-        values = {method: [METRICS[name].shown_as * run[name] for run in runs if name in run] for method, runs in metrics.items()}  # fmt: skip
+        values = {method: [METRICS[name].display_factor * run[name] for run in runs if name in run] for method, runs in metrics.items()}  # fmt: skip
         columns.append({method: Cell.mean(known) for method, known in values.items() if known})
     columns.append({method: Cell.count(len(runs)) for method, runs in metrics.items()})
     note = "Test examples; mean and standard deviation over the seeds. ROUGE without stemming."
     heads = ["method", *(name.replace("_", " ") for name in names), "seeds"]
     return Table(
-        "text-metrics", "Metrics of the written texts", heads, [Block("", side_by_side(metrics, columns))], [note]
+        "text-metrics", "Metrics of the generated texts", heads, [Block("", side_by_side(metrics, columns))], [note]
     )
 
 
 def examples(inputs: dict[str, list], names: list[str], texts: dict[str, list[str]], recommended: str) -> Table:
     """The right answer and each method's of some examples: from the worst answer of the recommended method to its best."""
-    answers = inputs[ANSWER]
-    shown_inputs = {name: [_plain(value) for value in values] for name, values in inputs.items() if name != ANSWER}
+    answers = inputs[REFERENCE]
+    shown_inputs = {name: [_plain(value) for value in values] for name, values in inputs.items() if name != REFERENCE}
     scores = [_score(text, right) for text, right in zip(texts[recommended], answers)]
     order = sorted(range(len(answers)), key=lambda i: (scores[i] or 0.0, i))
     chosen = [order[round(rank * (len(order) - 1) / (SHOWN - 1))] for rank in range(SHOWN)]
