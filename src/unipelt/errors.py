@@ -18,7 +18,7 @@ class SiteError(UserError):
 
 
 class DataError(UserError):
-    """A file, column, row or label that cannot be used."""
+    """A file, column, example or label that cannot be used."""
 
 
 class CheckpointError(UserError):
@@ -40,6 +40,6 @@ def did_you_mean(word: object, known: Iterable[str], most: int = 3) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory is too small, a device's or the machine's; for the latter torch has no type of its own."""
+    """Whether an error says that a device's or the machine's memory ran out; for the latter torch has no type."""
     match = isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", str(error))
     return isinstance(error, MemoryError) or bool(match)

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict, get_type_hints
 
 import unipelt
 from unipelt import spec
-from unipelt.checkpoint.disk import FOREIGN, TENSORS
+from unipelt.checkpoint.disk import ADAPTER_CONFIG, TENSORS
 from unipelt.checkpoint.header import tensors_header
 from unipelt.checkpoint.json_types import check_fields
 from unipelt.errors import CheckpointError, SpecError
@@ -151,9 +151,9 @@ def equations(mixture: spec.Mixture, model_type: str) -> dict[str, str]:
 
 def _hint(folder: Path) -> str:
     """Which function reads another library's folder, or which folder inside this one is a run."""
-    if not (folder / FOREIGN).is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         inside = sorted(folder.glob(f"*/{TENSORS}"))
         return f"; {inside[0].parent} is one" if inside else ""
-    peft = "peft_type" in (folder / FOREIGN).read_text(encoding="utf-8", errors="replace")
+    peft = "peft_type" in (folder / ADAPTER_CONFIG).read_text(encoding="utf-8", errors="replace")
     reader = "load_peft" if peft else "load_adapterhub"
     return f"; this one is {'peft' if peft else 'AdapterHub'}'s: unipelt.{reader} reads it"

@@ -29,7 +29,7 @@ TENSORS, CARD = "unipelt.safetensors", "README.md"
 """the files of our own folder"""
 BASELINE, ARRAYS = "baseline.json", "baseline.safetensors"
 """the files of a baseline's folder"""
-FOREIGN = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 """a file of peft's and AdapterHub's folders"""
 TOKENIZER = "tokenizer_config.json"
 """a file of a folder that has a tokenizer of its own, because tokens were added to the base's"""
@@ -43,7 +43,7 @@ _HELD: set[tuple[int, int, int]] = set()  # device and inode of folders, and the
 
 def resolve(
     folder: str | os.PathLike,
-    files: tuple[str, ...] = (TENSORS, CARD, FOREIGN, BASELINE, ARRAYS, *TOKENIZERS),
+    files: tuple[str, ...] = (TENSORS, CARD, ADAPTER_CONFIG, BASELINE, ARRAYS, *TOKENIZERS),
 ) -> Path:
     """The local folder of a path, or of a Hub repository such as `owner/name`, of which only `files` are downloaded.
 

@@ -192,7 +192,7 @@ def _blocks(tensor: Tensor) -> Iterator[tuple[Float[Tensor, "2"], Float[Tensor, 
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """A tensor as a matrix; a vector is one row for each ROWS values, or one row where it is shorter."""
+    """A tensor as a matrix; a vector is one row."""
     value = tensor.detach()
     return value.reshape(1, -1) if value.dim() < 2 else value.flatten(1)
 

@@ -210,8 +210,8 @@ def _attach(
 ) -> PreTrainedModel:
     """Attach runs side by side with their values. Raises CheckpointError where one does not fit; nothing is attached then.
 
-    stacks: None: the rows of the table, or those that the first checkpoint kept. resize_heads: give each run's head the
-    number of outputs that it was saved with, which may differ from the base's.
+    stacks: None: the entries known for the architecture, or those that the first checkpoint kept. resize_heads: give each
+    run's head the number of outputs that it was saved with, which may differ from the base's.
     """
     first = runs[0].description
     stacks = stacks or entries_for(model.base_model.config) or (None if first is None else first.entries())  # type: ignore[union-attr]

@@ -1,9 +1,9 @@
 """What `save_pretrained`, a Trainer and `push_to_hub` write of an attached model: a folder that `unipelt.load` reads.
 
 A Trainer resumes from it, but it does not hold the base: transformers must not read it as a whole model with random weights.
-Its config therefore names no file of weights but a sentence, which `from_pretrained` refuses with a message that shows it. Who
-gives `from_pretrained` a config of their own gets a KeyError: the parameters are listed in an index that lacks the
-`metadata` which `from_pretrained` reads and a Trainer does not; the sentence is in its place.
+Its config names a sentence in place of a weights file, so `from_pretrained` refuses the folder and shows that sentence. With a
+config given by the caller, `from_pretrained` raises KeyError, because the index has the sentence where `metadata` should be; a
+Trainer does not read `metadata`.
 """
 
 import json

@@ -54,7 +54,7 @@ def load_glue(name: str, data_dir: str | Path | None = None) -> Source:
                 raise DataError(f"{path} does not exist; --data-dir must hold {name}/{path.name}")
         tables, source = {split: read_table(path) for split, path in paths.items()}, str(Path(data_dir) / name)
     train, test = (_checked(tables[split], row) for split in splits)
-    columns = Columns(text=row.columns[0], text_pair=(*row.columns, None)[1], label="label")
+    columns = Columns(text=row.columns[0], text_pair=row.columns[1] if len(row.columns) > 1 else None, label="label")
     return Source(
         name=name, tables={"train": train, "test": test}, columns=columns, where=source, labels=row.labels,
         kind="classification" if row.labels else "regression", metric=row.metric, complete=len(train) >= row.size,
@@ -62,7 +62,7 @@ def load_glue(name: str, data_dir: str | Path | None = None) -> Source:
 
 
 def _checked(table: Table, row: GlueTask) -> Table:
-    """GLUE's integers are indices already, whatever names the file declares."""
+    """GLUE's integers are indices already, whatever names the file declares. Raises DataError where a column is missing."""
     missing = [column for column in (*row.columns, "label") if column not in table.columns]
     if missing:
         raise DataError(f"{table.name} has no column {missing[0]!r}; found: {', '.join(table.columns)}")

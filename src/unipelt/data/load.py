@@ -1,4 +1,4 @@
-"""One name for every kind of data: a GLUE task, the built-in task, a file, or a data set of the Hugging Face hub."""
+"""One name for every kind of data: a GLUE task, a built-in task, a file, or a data set of the Hugging Face hub."""
 
 import re
 from collections.abc import Collection
@@ -71,7 +71,7 @@ def find(
         refuse_all_but(flags.keys() - {"--data-dir"}, "is a file, and --data-dir is where GLUE's files are")
         return _files(path, columns, {"validation": validation, "test": test}, group_column, encoding)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(/[\w.-]+)?", name):
-        refuse_all_but([*flags][:3], "is a data set of the hub and brings its own test set")
+        refuse_all_but([*flags][:3], "is a data set of the hub and brings its own test set")  # but columns
         from unipelt.data.hub import load_hub
 
         return load_hub(name, columns)
@@ -86,6 +86,7 @@ def _files(
     group: str | None,
     encoding: str | None,
 ) -> Source:
+    """The data set of one file, and of the others where they are given. Raises DataError."""
     tables, source = {"train": read_table(path, encoding)}, str(path)
     chosen = choose_columns(tables["train"], **columns)  # type: ignore[arg-type]
     for part, file in others.items():

@@ -58,7 +58,7 @@ class Change:
     weight: Weight = 1.0
     """1, a scale s, Learned() or Gate()"""
     layers: tuple[int, ...] | None = None
-    """layers that are changed, counted from 0 in each stack, as numbers or as a range such as '6-11'; none given: all"""
+    """layers that are changed, counted from 0 in each stack; a range such as '6-11' becomes its numbers; None: all"""
 
     def __post_init__(self):
         object.__setattr__(self, "site", tuple(self.site) if isinstance(self.site, list) else self.site)

@@ -37,7 +37,7 @@ class Location(NamedTuple):
         stack, layer, name, part = [*path.split(".", 3), "", "", ""][:4]
         if not name or not (layer.isdecimal() or layer == WHOLE_STACK):
             raise SpecError(
-                f"{path!r} is not a location; expected stack.layer.change.part, such as encoder.0.adapter.ffn"
+                f"{path!r} is not a location; expected stack.layer.change.part, such as encoder.0.bottleneck_ffn.ffn"
             )
         change = name.replace("%2E", ".").replace("%25", "%")
         return cls(stack, None if layer == WHOLE_STACK else int(layer), change, part)

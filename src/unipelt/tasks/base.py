@@ -1,6 +1,6 @@
 """The interface of a task: everything that depends on what is predicted.
 
-Code outside tasks/ does not branch on the kind of a task.
+Code outside tasks/ asks a task for its properties, such as `generates_text`, and never for its class.
 """
 
 from abc import ABC, abstractmethod
@@ -228,7 +228,7 @@ class Task(ABC):
         return model_inputs(parts, tokenizer, device)[0], lambda logits: logits
 
     def generate(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, every: Sequence[Encoded],
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded_by_run: Sequence[Encoded],
         on_batch: Callable[[int], None] = lambda rows: None,
     ) -> list[list[str]]:  # fmt: skip
         """The text that each run generates for each of its own examples; only for tasks with `generates_text`.
@@ -291,12 +291,12 @@ class Task(ABC):
         """The calibrated probability of each label for each example; None for a task without any."""
         return None
 
-    def average(self, every: Sequence[Float[Tensor, "example ..."]]) -> Float[Tensor, "example ..."]:
+    def average(self, run_logits: Sequence[Float[Tensor, "example ..."]]) -> Float[Tensor, "example ..."]:
         """The logits of an ensemble: the mean of the runs' numbers, or the logits of the mean of their probabilities.
 
         Raises DataError for a task that has neither.
         """
-        return torch.stack(list(every)).mean(dim=0)
+        return torch.stack(list(run_logits)).mean(dim=0)
 
     def fit_temperature(self, logits: Float[Tensor, "example ..."], targets: Sequence[Any]) -> float | None:
         """The temperature by which logits are divided so that probabilities are calibrated on these examples; None without any."""

@@ -1,4 +1,4 @@
-"""Encoded examples, and batches of several runs' examples in equal blocks, results do not depend on padding."""
+"""Encoded examples, and batches that hold an equal block of examples per run. Padding changes no result."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,10 +37,10 @@ class Encoded:
     """generated text: target tokens at these positions, `[answer]` per example"""
     prompts: Sequence[list[int]] = ()
     """generated text: tokens of the prompt"""
-    asked: Sequence[int] = ()
+    gate_prompt_lengths: Sequence[int] = ()
     """how many of each prompt's tokens stand before the first answer: what gates with pool='prompt' average over"""
     decoder_start: int | None = None
-    """decoder start tokens of an encoder-decoder; None for a causal model"""
+    """decoder start token of an encoder-decoder; None for a causal model"""
     truncated: int = 0
     """examples that lost tokens to the largest length"""
 
@@ -60,7 +60,7 @@ class Encoded:
 
     def take(self, indices: Sequence[int]) -> "Encoded":
         """These examples, in this order."""
-        names = ("targets", "first_tokens", "positions", "answers", "prompts", "asked")
+        names = ("targets", "first_tokens", "positions", "answers", "prompts", "gate_prompt_lengths")
         fields: dict[str, list] = {name: getattr(self, name) for name in names}
         chosen: dict[str, Any] = {name: [values[i] for i in indices] for name, values in fields.items() if values}
         features = {name: [values[i] for i in indices] for name, values in self.features.items()}

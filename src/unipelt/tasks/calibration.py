@@ -40,7 +40,7 @@ def surprise(logits: NDArray[np.float64], targets: Int[np.ndarray, "example ..."
     return np.logaddexp.reduce(logits, axis=1) - np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
 
 
-def mean_softmax(every: Sequence[Float[Tensor, "*example class"]]) -> Float[Tensor, "*example class"]:
+def mean_softmax(run_logits: Sequence[Float[Tensor, "*example class"]]) -> Float[Tensor, "*example class"]:
     """log of the mean over runs of their probabilities: logits whose softmax is that mean."""
-    logs = torch.stack([logits.double().log_softmax(dim=-1) for logits in every])
-    return logs.logsumexp(dim=0) - math.log(len(every))
+    logs = torch.stack([logits.double().log_softmax(dim=-1) for logits in run_logits])
+    return logs.logsumexp(dim=0) - math.log(len(run_logits))

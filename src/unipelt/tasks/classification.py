@@ -97,8 +97,8 @@ class Classification(Task):
     def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example label"]:
         return (logits[:, : self.outputs] / self.temperature).softmax(dim=-1)
 
-    def average(self, every: Sequence[Float[Tensor, "example output"]]) -> Float[Tensor, "example label"]:
-        return mean_softmax([logits[:, : self.outputs] for logits in every])
+    def average(self, run_logits: Sequence[Float[Tensor, "example output"]]) -> Float[Tensor, "example label"]:
+        return mean_softmax([logits[:, : self.outputs] for logits in run_logits])
 
     def fit_temperature(self, logits: Float[Tensor, "example output"], targets: Sequence[Any]) -> float | None:
         return fit_temperature(logits[:, : self.outputs].double().numpy(), np.array(targets))

@@ -190,22 +190,22 @@ class Generation(Task):
         renderer = self.renderer(tokenizer, max_length)
         indices: list[int] = []
         rows: list[Rendered] = []
-        questions: list[Rendered] = []
+        prompts: list[Rendered] = []
         limit = max_length if self.positions is None else min(max_length, self.positions - self.settings.max_new_tokens)
         if limit < 1:
             raise DataError(
                 f"--max-new-tokens {self.settings.max_new_tokens}: the base reads at most {self.positions} tokens; expected fewer than that"
             )
-        asking = replace(renderer, max_length=limit, trim=True)
+        prompt_renderer = replace(renderer, max_length=limit, trim=True)
         values, targets = next(iter(examples.inputs.values())), examples.targets or [None] * len(examples)
         for index, (value, target) in enumerate(zip(values, targets)):
             try:
                 row = renderer.render(self.input_kind, value, target, examples.name_of(index))
                 question = row
                 if row.trimmed or row.prompt > limit:  # an answer that is not known takes no tokens from the prompt
-                    question = asking.render(self.input_kind, value, None, examples.name_of(index))
+                    question = prompt_renderer.render(self.input_kind, value, None, examples.name_of(index))
                 rows.append(row)
-                questions.append(question)
+                prompts.append(question)
                 indices.append(index)
             except TooLong:
                 if self.excess_length != "drop" or examples.targets is None:
@@ -229,8 +229,8 @@ class Generation(Task):
             answers=[
                 ids[positions] if causal else np.array(row.answer) for ids, positions, row in zip(tokens, learned, rows)
             ],
-            prompts=[rendered.tokens[: rendered.prompt] for rendered in questions],
-            asked=[[*rendered.learned[: rendered.prompt], True].index(True) for rendered in questions],
+            prompts=[rendered.tokens[: rendered.prompt] for rendered in prompts],
+            gate_prompt_lengths=[[*rendered.learned[: rendered.prompt], True].index(True) for rendered in prompts],
             decoder_start=None if causal else self.opening[0],
         )
 
@@ -284,17 +284,18 @@ class Generation(Task):
     def decide(self, logits: Float[Tensor, "example 2"], encoded: Encoded) -> list[tuple[float, int]]:
         return [(total, int(count)) for total, count in logits.double().tolist()]
 
-    def average(self, every: Sequence[Float[Tensor, "example 2"]]) -> Float[Tensor, "example 2"]:
+    def average(self, run_logits: Sequence[Float[Tensor, "example 2"]]) -> Float[Tensor, "example 2"]:
         raise DataError("--ensemble: texts cannot be averaged; leave --ensemble out and train one run")
 
     def generate(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, every: Sequence[Encoded],
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded_by_run: Sequence[Encoded],
         on_batch: Callable[[int], None] = lambda rows: None,
     ) -> list[list[str]]:  # fmt: skip
         """The text that each run generates for each of its own examples."""
         return write(
-            model, tokenizer, [encoded.prompts for encoded in every], self.settings, stop=self.stop, opening=self.opening,
-            asked=[encoded.asked for encoded in every], on_batch=on_batch,
+            model, tokenizer, [encoded.prompts for encoded in encoded_by_run], self.settings, stop=self.stop,
+            opening=self.opening, gate_prompt_lengths=[encoded.gate_prompt_lengths for encoded in encoded_by_run],
+            on_batch=on_batch,
         )  # fmt: skip
 
     def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:

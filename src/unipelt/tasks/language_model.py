@@ -52,12 +52,13 @@ def token_losses(
 
 def write(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Sequence[int]]], how: GenerationSettings, *,
-    stop: Sequence[int], opening: Sequence[int] = (), asked: Sequence[Sequence[int]] = (), on_batch: Callable[[int], None] = lambda rows: None,
+    stop: Sequence[int], opening: Sequence[int] = (), gate_prompt_lengths: Sequence[Sequence[int]] = (),
+    on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[list[str]]:  # fmt: skip
     """An answer to each prompt of each run, in their order; batches hold prompts of like length, of any run.
 
     prompts: per run, tokens. stop: tokens that end an answer. opening: what an encoder-decoder's answers begin with.
-    asked: of each prompt, how many of its tokens gates with pool='prompt' average over; not given: all.
+    gate_prompt_lengths: of each prompt, how many of its tokens gates with pool='prompt' average over; not given: all.
     """
     answers = [[""] * len(run_prompts) for run_prompts in prompts]
     attached, config = hasattr(model, NAME), _config(tokenizer, how, stop, opening)
@@ -67,11 +68,11 @@ def write(
             inputs = _padded(model, tokenizer, [prompts[run][index] for run, index in batch], opening)
             routed = nullcontext() if blocks or not attached else route(model, [run for run, _ in batch])
             known: AbstractContextManager = nullcontext()
-            if asked and not opening and attached:
-                counts = torch.tensor([[asked[run][index]] for run, index in batch], device=model.device)
+            if gate_prompt_lengths and not opening and attached:
+                counts = torch.tensor([[gate_prompt_lengths[run][index]] for run, index in batch], device=model.device)
                 real = inputs["attention_mask"]
                 known = prompt(model, real * (real.cumsum(dim=1) <= counts))
-            with routed, known, torch.random.fork_rng(enabled=how.temperature > 0), _only(model, config):
+            with routed, known, torch.random.fork_rng(enabled=how.temperature > 0), _with_config(model, config):
                 if how.temperature:
                     torch.manual_seed(how.seed + number)
                 written = generate(**inputs)
@@ -101,7 +102,7 @@ def _batches(prompts: Sequence[Sequence[Sequence[int]]]) -> Iterator[tuple[list[
 
 
 @contextmanager
-def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+def _with_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Inside the block none of the base's own settings for generation counts."""
     before, model.generation_config = model.generation_config, config
     try:

@@ -14,9 +14,9 @@ from unipelt.tasks.calibration import surprise
 
 STRENGTHS = tuple(10.0**power for power in range(-2, 5))
 """C of a logistic regression, 1 / α of a ridge regression, on features whose squares sum to about 1"""
-MOST = 2_000  # examples by which C is chosen
-NEVER = -30.0  # logit of a class without training examples, below the others
-WORST = 6 * np.log(10)  # largest log loss of one example
+MAX_SELECTION = 2_000  # examples by which C is chosen
+ABSENT_LOGIT = -30.0  # logit of a class without training examples, below the others
+MAX_LOSS = 6 * np.log(10)  # largest log loss of one example
 ROUNDING = 1e-10  # share of the largest square below which a direction is rounding
 Array = NDArray[np.float64]
 Features = Any  # float `[example, feature]`: an array, or a sparse matrix of scipy
@@ -29,7 +29,7 @@ class Linear:
     weight: Float[np.ndarray, "output feature"]
     bias: Float[np.ndarray, " output"]
     held_out: Float[np.ndarray, "example output"] | None = None
-    """y of the first MOST training examples by a model that was fitted without their fold; NaN where there is none"""
+    """y of the first MAX_SELECTION training examples by a model that was fitted without their fold; NaN where there is none"""
 
     def __call__(self, features: Features) -> Float[np.ndarray, "example output"]:
         return np.asarray(features @ self.weight.T) + self.bias
@@ -57,7 +57,7 @@ def logistic(
         from sklearn.linear_model import LogisticRegression
 
         present = np.unique(y[examples])
-        weight, bias = np.zeros((outputs, x.shape[1])), np.full(outputs, NEVER)
+        weight, bias = np.zeros((outputs, x.shape[1])), np.full(outputs, ABSENT_LOGIT)
         bias[present] = 0
         if len(present) > 1:
             model = LogisticRegression(C=strength, max_iter=500, class_weight="balanced" if balanced else None)
@@ -70,11 +70,11 @@ def logistic(
         return Linear(weight, bias)
 
     def error(predictions: Array, held: NDArray[np.intp]) -> float:
-        return float(np.minimum(surprise(predictions, y[held]), WORST).sum())
+        return float(np.minimum(surprise(predictions, y[held]), MAX_LOSS).sum())
 
     rare = np.isin(y, kinds[counts < len(set(folds))])
-    with _alone():
-        return _fitted(fit, error, features, folds, rare)
+    with _single_threaded():
+        return _fit_with_best_strength(fit, error, features, folds, rare)
 
 
 def ridge(features: Features, targets: Sequence[float], folds: Sequence[int]) -> Linear:
@@ -92,21 +92,21 @@ def ridge(features: Features, targets: Sequence[float], folds: Sequence[int]) ->
     def error(predictions: Array, held: NDArray[np.intp]) -> float:
         return float(((predictions[:, 0] - y[held]) ** 2).sum())
 
-    with _alone():
-        return _fitted(fit, error, features, folds, np.zeros(len(y), bool))
+    with _single_threaded():
+        return _fit_with_best_strength(fit, error, features, folds, np.zeros(len(y), bool))
 
 
-def _fitted(
+def _fit_with_best_strength(
     fit: Fit, error: Callable[[Array, NDArray[np.intp]], float], features: Features, folds: Sequence[int],
     rare: NDArray[np.bool_],
 ) -> Linear:  # fmt: skip
-    """The model of all examples, with the strength that has the least error over the held-out folds of the first MOST.
+    """The model of all examples, with the strength of least error over the held-out folds of the first MAX_SELECTION.
 
     error: of the predictions for held-out examples, and the indices of these. rare: examples that train whatever the fold.
     """
     scaled, mean, deviation = _scaled(features)
-    few, back = coordinates(scaled[:MOST])
-    numbers, rare = np.asarray(folds)[:MOST], rare[:MOST]
+    few, back = coordinates(scaled[:MAX_SELECTION])
+    numbers, rare = np.asarray(folds)[:MAX_SELECTION], rare[:MAX_SELECTION]
     parts = [((numbers != fold) | rare, (numbers == fold) & ~rare) for fold in sorted(set(numbers))]
     parts = [(train, held) for train, held in parts if train.any() and held.any()]
     candidates: list[tuple[float, float, Array | None]] = []
@@ -119,7 +119,7 @@ def _fitted(
         candidates.append((total, strength, held_out))
     _, strength, held_out = min(candidates, key=lambda candidate: candidate[:2])
     every = np.arange(scaled.shape[0])
-    if len(every) > MOST:
+    if len(every) > MAX_SELECTION:
         model = fit(scaled, strength, every)
     else:
         model = fit(few, strength, every)
@@ -156,7 +156,7 @@ def _scaled(features: Features) -> tuple[Features, Array, Array]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _single_threaded() -> Iterator[None]:
     """One thread, as fits are small: threads that wait for each other took 50 times as long on a busy machine.
 
     scikit-learn warns where the solver would take more iterations than it may: what it has then is used.

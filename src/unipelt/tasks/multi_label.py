@@ -94,7 +94,7 @@ class MultiLabel(Task):
 
     @staticmethod
     def loss(logits: Float[Tensor, "run block output"], batch: Batch) -> Float[Tensor, " run"]:
-        """Mean binary cross-entropy over the run's own classes, each weighed as `numeric` says."""
+        """Mean binary cross-entropy over the run's classes, each weighted by the size of its target (see `loss_targets`)."""
         beyond = unused_outputs(batch.outputs, logits.shape[-1])[:, None]
         targets = F.pad(batch.targets, (0, logits.shape[-1] - batch.targets.shape[-1])).to(logits.dtype)
         weights = torch.where(targets == 0, 1.0, targets.abs())
@@ -112,8 +112,8 @@ class MultiLabel(Task):
     def probabilities(self, logits: Float[Tensor, "example output"]) -> Float[Tensor, "example label"]:
         return (logits[:, : self.outputs] / self.temperature).sigmoid()
 
-    def average(self, every: Sequence[Float[Tensor, "example output"]]) -> Float[Tensor, "example label"]:
-        return torch.stack([logits[:, : self.outputs].double().sigmoid() for logits in every]).mean(dim=0).logit()
+    def average(self, run_logits: Sequence[Float[Tensor, "example output"]]) -> Float[Tensor, "example label"]:
+        return torch.stack([logits[:, : self.outputs].double().sigmoid() for logits in run_logits]).mean(dim=0).logit()
 
     def fit_temperature(self, logits: Float[Tensor, "example output"], targets: Sequence[Any]) -> float | None:
         return fit_temperature(logits[:, : self.outputs].double().numpy(), np.array(targets))

@@ -90,7 +90,7 @@ class Renderer:
     def render(self, kind: str, value: Any, target: str | None, name: str) -> Rendered:
         """The tokens of one example. kind: one of INPUTS. target: the last answer; None for an example to be answered.
 
-        name: of the example in messages, such as `chat.jsonl, row 3`. Raises TooLong, DataError.
+        name: of the example in messages, such as `chat.jsonl, example 3`. Raises TooLong, DataError.
         """
         if self.encoder_decoder:
             rendered = self._encode_pair(kind, value, target, name)

@@ -76,8 +76,8 @@ class TokenClassification(Task):
     def count(batch: Batch) -> Float[Tensor, " run"]:
         return token_weights(batch).sum(dim=(1, 2))
 
-    def average(self, every: Sequence[Float[Tensor, "example seq output"]]) -> Float[Tensor, "example seq label"]:
-        return mean_softmax([logits[..., : self.outputs] for logits in every])
+    def average(self, run_logits: Sequence[Float[Tensor, "example seq output"]]) -> Float[Tensor, "example seq label"]:
+        return mean_softmax([logits[..., : self.outputs] for logits in run_logits])
 
     def fit_linear(
         self, features: Features, targets: Sequence[list[str]], folds: Sequence[int], *, balanced: bool = False

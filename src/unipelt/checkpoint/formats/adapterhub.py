@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import spec
+from unipelt.checkpoint.disk import ADAPTER_CONFIG as CONFIG
 from unipelt.checkpoint.disk import read_json, resolve
 from unipelt.checkpoint.formats.adapterhub_keys import BERTS, Names, plain_keys
 from unipelt.checkpoint.loading import attach_read
@@ -23,7 +24,7 @@ from unipelt.inject.hooks import BoundChange
 from unipelt.inject.resolve import ResolvedStack, find_stacks
 from unipelt.spec.compatibility import LINEARS
 
-CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
+TENSORS, PICKLED = "adapter.safetensors", "pytorch_adapter.bin"
 HEAD_TENSORS, HEAD_PICKLED = "model_head.safetensors", "pytorch_model_head.bin"
 
 FFN_LINEARS = {  # what intermediate_lora and output_lora change, in this order: for Llama that is how `adapters` has it
@@ -144,7 +145,9 @@ def _changes(
     )
 
 
-def _bottleneck(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, config: dict[str, Any], path: Path):
+def _bottleneck(
+    part: dict[str, Any], stacks: list[ResolvedStack], kind: str, config: dict[str, Any], path: Path
+) -> Iterator[spec.Change]:
     after, parallel = part.get("original_ln_before", False), part.get("is_parallel", False)
     gated, scale = part.get("use_gating", False), part.get("scaling", 1.0)
     before_norm = stacks[0].entry.ffn_residual is not None
@@ -183,7 +186,9 @@ def _bottleneck(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, co
             yield spec.Change(form=form, site=site, reads=reads, weight=weight, layers=layers)  # type: ignore[arg-type]
 
 
-def _lora(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, config: dict[str, Any], path: Path):
+def _lora(
+    part: dict[str, Any], stacks: list[ResolvedStack], kind: str, config: dict[str, Any], path: Path
+) -> Iterator[spec.Change]:
     gated, r = part.get("use_gating", False), part["r"]
     faulty = re.match(r"adapters\.(0|1\.0)\.", config.get("version", "")) and part is config["config"]
     alpha = r if gated or faulty else part["alpha"]  # a gate takes α/r's place; `adapters` before 1.1 forgot it
@@ -201,7 +206,9 @@ def _lora(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, config: 
         yield spec.Change(form=form, site=site, reads="input", weight=weight, layers=layers)
 
 
-def _prefix(part: dict[str, Any], stacks: list[ResolvedStack], kind: str, config: dict[str, Any], path: Path):
+def _prefix(
+    part: dict[str, Any], stacks: list[ResolvedStack], kind: str, config: dict[str, Any], path: Path
+) -> Iterator[spec.Change]:
     if kind == "t5":
         raise CheckpointError(f"{path}: `adapters` counts T5's relative positions from its prefix: cannot be read")
     for option in ("encoder_prefix", "cross_prefix"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unipelt import spec
-from unipelt.checkpoint.disk import FOREIGN as CONFIG
+from unipelt.checkpoint.disk import ADAPTER_CONFIG as CONFIG
 from unipelt.checkpoint.disk import read_json, resolve
 from unipelt.checkpoint.formats import peft_tokens
 from unipelt.checkpoint.loading import attach_read

@@ -22,7 +22,7 @@ from unipelt import spec
 from unipelt.checkpoint.bases import hub_name, vocabulary_size
 from unipelt.checkpoint.disk import write_whole
 from unipelt.checkpoint.formats.peft import CONFIG, TENSORS, targeted, wrapped_modules
-from unipelt.checkpoint.formats.peft_tokens import KEY, PrefixLayout, first_of
+from unipelt.checkpoint.formats.peft_tokens import KEY, PrefixLayout, prompt_first
 from unipelt.errors import SpecError
 from unipelt.inject.added_tokens import added_rows
 from unipelt.inject.fixed_gates import with_prefix_tables
@@ -96,7 +96,7 @@ def export_peft(model: PreTrainedModel, folder: str | os.PathLike, *, run: int |
 
 
 def _reasons(state: MixtureState, changes: list[BoundChange]) -> Callable[[BoundChange], str | None]:
-    """Why a change is in no folder of peft's, by attached change."""
+    """Return a function: why peft's folder cannot hold an attached change; None where it can."""
     forms = {change.form.name for change in state.mixture.changes} & METHODS.keys()
     counts = Counter(
         attached.path for attached in changes if attached.change.form.name in ("low_rank", "dora", "scaling")
@@ -185,7 +185,7 @@ def _ia3(exported: ExportedRun) -> Method:
 def _prompt(exported: ExportedRun) -> Method:
     model, state, changes, run, _ = exported
     stacks = find_stacks(model, state.options["stacks"])
-    expected = first_of(model, stacks)
+    expected = prompt_first(model, stacks)
     if any(attached.change.form.first != expected for attached in changes):  # type: ignore[union-attr]
         raise SpecError(
             "export to peft: peft's classifier reads the prompt's first vector, this one the input's first token; train with "

@@ -76,13 +76,13 @@ def _prompt(
     if len(vectors) % length or vectors.shape[1] != table.embedding_dim:
         expected = (length, table.embedding_dim)
         raise CheckpointError(f"{folder}: {KEY!r} is {tuple(vectors.shape)}, expected {expected}; load its own base")
-    form = spec.Prompt(length=length, first=first_of(model, stacks))
+    form = spec.Prompt(length=length, first=prompt_first(model, stacks))
     change = spec.Change(form=form, site="embeddings", reads="nothing")
     return change, {"vectors": vectors[:length]}  # behind them those of a decoder, which peft does not use
 
 
-def first_of(model: PreTrainedModel, stacks: list[ResolvedStack]) -> Any:
-    """What a classifier reads in peft: an encoder's first position is the prompt's."""
+def prompt_first(model: PreTrainedModel, stacks: list[ResolvedStack]) -> Any:
+    """`Prompt.first` as in peft, where a classifier on an encoder reads the prompt's first position."""
     alone = len(stacks) == 1 and not stacks[0].entry.causal
     return "prompt" if alone and type(model).__name__.endswith("ForSequenceClassification") else "input"
 
