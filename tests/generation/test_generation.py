@@ -138,7 +138,12 @@ def test_gates_of_the_prompt_are_those_of_training_when_a_chat_is_answered(tmp_p
     plan = fleet.plans[0]
     row = max(range(len(plan.train)), key=lambda row: len(plan.train.prompts[row]))
     one = plan.train.take([row])
-    assert one.asked[0] == one.features["prompt_mask"][0].sum() == one.positions[0][0] + 1 < len(one.prompts[0])
+    assert (
+        one.gate_prompt_lengths[0]
+        == one.features["prompt_mask"][0].sum()
+        == one.positions[0][0] + 1
+        < len(one.prompts[0])
+    )
     with record_gates(fleet.model) as training:
         fleet.predict([one])
     with record_gates(fleet.model) as writing:

@@ -109,10 +109,8 @@ def text_mistakes(examples: PredictedExamples, metric: Metric) -> Table:
 
 def loss_mistakes(examples: PredictedExamples) -> Table:
     """Every example of a language model, the least expected first: predictions are sums of losses, targets numbers of tokens."""
-    mistakes: list[Mistake] = []
-    for i, (total, tokens) in enumerate(zip(examples.predictions, examples.targets)):
-        loss = total / max(1, tokens)
-        mistakes.append((loss, i, [Cell(loss), Cell.count(tokens)]))
+    losses = [total / max(1, tokens) for total, tokens in zip(examples.predictions, examples.targets)]
+    mistakes = [(losses[i], i, [Cell(losses[i]), Cell.count(n)]) for i, n in enumerate(examples.targets)]
     return _table(examples, ["loss a token", "tokens"], mistakes, "The least expected answers")
 
 

@@ -198,9 +198,8 @@ def choose_rates(runs: Iterable[Run]) -> list[Run]:
 
 
 def _rank(runs: Sequence[Run]) -> tuple:
-    known = sorted(
-        run.record.validation for run in runs if run.record.validation is not None
-    )  # a sum depends on its order
+    # sorted: a sum depends on its order
+    known = sorted(run.record.validation for run in runs if run.record.validation is not None)
     mean = metric_of(runs[0].record.metric).sign * fmean(known) if len(known) == len(runs) else -inf
     return len(runs), mean, -(runs[0].lr or 0.0)
 
