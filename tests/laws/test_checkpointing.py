@@ -95,6 +95,7 @@ INSIDE = {
     "a route by rows": lambda model: unipelt.route(model, [1, 0, 1, 1]),
     "a layer dropped": lambda model: unipelt.dropped(model, 1),
 }
+REFUSED = INSIDE | {"a prompt": lambda model: unipelt.prompt(model, torch.ones(4, 2))}
 
 
 @pytest.mark.parametrize("mixtures", [1, 2])
@@ -119,15 +120,17 @@ def test_a_recomputed_layer_knows_the_route_and_the_switches_of_its_forward(arch
         equal(found[1][name], gradient, arch, what=name)
 
 
-@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize("inside", REFUSED)
 @pytest.mark.parametrize(("arch", "preset"), [("deberta-v2", "adapter"), ("llama", "houlsby")])
 def test_layers_that_cannot_know_are_refused(arch: str, preset: str, inside: str):
     """Those that pass no keywords on, and those that are changed before their attention block."""
     model = attached(arch, preset, runs=RUNS).train()
     model.gradient_checkpointing_enable()
     with (
-        INSIDE[inside](model),
-        pytest.raises(UserError, match="use equal blocks of rows, or no gradient checkpointing"),
+        REFUSED[inside](model),
+        pytest.raises(
+            UserError, match=r"does not see.*`prompt`, .*; use equal blocks of rows, or no gradient checkpointing"
+        ),
     ):
         model(**tiny.inputs(arch, model, batch=4))
 

@@ -14,6 +14,7 @@ from unipelt import Stack
 from unipelt.errors import SiteError
 from unipelt.inject.discover import discover
 from unipelt.inject.resolve import Layer, projection
+from unipelt.inject.trace import Trace, example_inputs
 from unipelt.inject.verify import failed_checks
 
 
@@ -59,6 +60,15 @@ def test_the_line_says_what_was_found(caplog):
     model.config.model_type = "berd"
     unipelt.attach(model, "lora")
     assert caplog.messages == ["berd: found by running it: encoder of encoder.layer.*"]
+
+
+def test_an_attention_of_a_tensor_without_gradient_leaves_the_one_before_as_it_was():
+    base = tiny.build("bert").base_model
+    trace = Trace(base, example_inputs(base))
+    before = trace.attending[-1].gives
+    x = torch.randn(1, 4, 5, 8, requires_grad=True)
+    trace._attend(base.encoder.layer[0].attention.self, x.detach(), x, x, scaling=1.0)
+    assert len(trace.attending) == 2 and trace.attending[-1].gives == before
 
 
 def unknown(name: str) -> hf.PreTrainedModel:

@@ -1,5 +1,6 @@
 """Changes in some layers alone: nothing runs backward below the lowest of them, and AdapterDrop leaves the lowest out."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,19 @@ import torch
 from torch import Tensor, nn
 
 import unipelt
-from laws.lawbook import attached, equal, first, gradients, on_each, result, scalar, small, stacks, without_dropout
+from laws.lawbook import (
+    attached,
+    equal,
+    first,
+    gradients,
+    on_each,
+    result,
+    rows,
+    scalar,
+    small,
+    stacks,
+    without_dropout,
+)
 from unipelt import Mixture
 from unipelt.errors import SpecError
 from unipelt.inject.state import attached_state, mixture_state
@@ -114,6 +127,15 @@ def test_all_layers_dropped_leave_the_head_alone(mixtures: int, runs: list[int])
             parameter.copy_(attached_state(model).get_parameter(name))
         with unipelt.dropped(model, 2):
             assert torch.equal(result(model(**given)), result(plain(**given)))
+
+
+def test_a_prefix_passes_over_a_stack_without_its_layers():
+    """Also one that no prefix could enter."""
+    encoder, decoder = rows("bart")
+    closed = decoder.with_attentions(lambda attention: replace(attention, prefix=False))
+    model = tiny.build("bart", encoder_layers=3)
+    unipelt.attach(model, small("prefix", layers=(2,)), stacks=(encoder, closed))
+    assert {change.path for change in mixture_state(model).changes} == {"model.encoder.layers.2.self_attn"}
 
 
 def test_a_compiled_model_looks_again():

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 import unipelt
 from laws.lawbook import attached, equal, result, rows, small, stacks
-from unipelt import UserError
+from unipelt import Change, Gate, Mixture, UserError
+from unipelt import LowRank as Low
 from unipelt.forms.low_rank import LowRank
 from unipelt.inject.architectures import Attention
 from unipelt.inject.state import mixture_state
@@ -130,6 +131,19 @@ def test_every_target_must_match():
 def test_a_target_that_cannot_be_changed_says_what_it_is(arch: str, top: str, target: str, said: str):
     with pytest.raises(UserError, match=f"target_modules='{target}' {said}"):
         unipelt.attach(tiny.build(arch, top), f"lora(target_modules='{target}')")
+
+
+@pytest.mark.parametrize(
+    ("target", "gate", "words"),
+    [
+        ("pooler.dense", Gate(), "does not read the states of tokens"),
+        ("intermediate.dense", Gate(group="g"), "a gate of group 'g' reads the input of an attention projection"),
+    ],
+)
+def test_a_gate_on_a_linear_whose_input_it_cannot_read_is_refused(target: str, gate: Gate, words: str):
+    changes = [Change(form=Low(r=2), site=site, reads="input", weight=gate) for site in (f"linear:{target}", "query")]
+    with pytest.raises(UserError, match=words):
+        unipelt.attach(tiny.build("bert"), Mixture(tuple(changes)))
 
 
 def test_all_linear_leaves_embeddings_and_head_alone():

@@ -64,7 +64,10 @@ class StackHook(ContextHook):
         attention block."""
         super().__init__(stack, forwards, averaged)
         self.stack, self.modules, self.kernels = stack, checkpointable(stack), kernels
-        self.passes_keywords, self.recomputes = passes_keywords, passes_keywords and not changes_first
+        self.passes_keywords, self.context_survives_recomputation = (
+            passes_keywords,
+            passes_keywords and not changes_first,
+        )
 
     def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]):
         inputs = (argument(self.names, args, kwargs, name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
@@ -74,13 +77,13 @@ class StackHook(ContextHook):
         if self.kernels is not None and not thread.off:
             self.kernels.wrap()  # the user may have set another attention implementation since the last forward
         if (
-            not self.recomputes
+            not self.context_survives_recomputation
             and (thread.rows is not None or thread.prompt is not None or thread.off or thread.dropped)
             and uses_gradient_checkpointing(self.modules)
         ):
             raise SiteError(
-                f"{type(stack).__name__} recomputes its layers for their gradients (gradient checkpointing), and a recomputed "
-                "layer does not see a route by rows, `disabled` or `dropped`; use equal blocks of rows, or no gradient checkpointing"
+                f"{type(stack).__name__} uses gradient checkpointing, and a recomputed layer does not see `route` by rows, "
+                "`prompt`, `disabled` or `dropped`; use equal blocks of rows, or no gradient checkpointing"
             )
         if not tensors or not self.passes_keywords:
             return None

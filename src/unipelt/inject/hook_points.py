@@ -181,7 +181,12 @@ def in_attention(
 
 
 def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) -> Iterator[HookPoint]:
-    """The attention blocks that get prefixes; layers whose heads have one shape have one table."""
+    """The attention blocks that get prefixes; layers whose heads have one shape have one table.
+
+    Raises SiteError for attention that no prefix enters.
+    """
+    if not layers:
+        return
     for kind, attention in stack.entry.attentions():
         if not attention.prefix:
             raise SiteError(
@@ -262,9 +267,14 @@ def linears(name: str, change: spec.Change, target: str, base: Base) -> Iterator
         if inside is not None and change.layers is not None and inside.index not in change.layers:
             continue
         gate = change.weight if isinstance(change.weight, spec.Gate) else None
-        if gate is not None and (inside is None or (gate.group and path not in known)):
+        if gate is not None and inside is None:
             raise SiteError(
                 f"{path!r} does not read the states of tokens, which a gate needs; gate another linear, or set a fixed weight"
+            )
+        if gate is not None and gate.group and path not in known:
+            raise SiteError(
+                f"{path!r}: a gate of group {gate.group!r} reads the input of an attention projection; "
+                "expected a query, key or value projection, or Gate() without a group"
             )
         kind, attention = known.get(path, ("", stack.entry.attention))
         is_query = path.rsplit(".", 1)[-1] == attention.query.rsplit(".", 1)[-1]

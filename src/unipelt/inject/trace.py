@@ -161,20 +161,23 @@ class Trace:
         self.inside_kernel = True
         output, weights = eager_of(module)(module, query, key, value, attention_mask, **kwargs)
         self.inside_kernel = False
-        self.add_attending(self.paths.get(id(module), "?"), (query, key, value), output, True)
+        attending = self.add_attending(self.paths.get(id(module), "?"), (query, key, value), output, True)
         if output.requires_grad:  # cut off, as a product with weights is
             leaf = output.detach().requires_grad_()
-            self.attending[-1].gives = get_gradient_edge(leaf)
+            if attending is not None:
+                attending.gives = get_gradient_edge(leaf)
             output = leaf.clone()
         return output, weights
 
-    def add_attending(self, path: str, tensors: Sequence[Tensor], output: Tensor, dispatched: bool) -> None:
+    def add_attending(self, path: str, tensors: Sequence[Tensor], output: Tensor, dispatched: bool) -> Attending | None:
+        """Record one attention. tensors: its query, key and value; None, and no record, if one of these needs no gradient."""
         if not all(t.requires_grad for t in (*tensors, output)):
-            return
+            return None
         query, key, value = tensors
         q, k, v, y = (get_gradient_edge(t) for t in (*tensors, output))
         shape = (query.shape[1], key.shape[1], key.shape[-1], value.shape[-1]) if query.dim() == 4 else None
         self.attending.append(Attending(path, self.tick(), q, k, v, y, dispatched, shape))
+        return self.attending[-1]
 
 
 class _Products(TorchFunctionMode):
