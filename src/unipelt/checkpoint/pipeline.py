@@ -8,7 +8,7 @@ from unipelt.checkpoint.description import Description, describe
 from unipelt.checkpoint.disk import resolve
 from unipelt.checkpoint.loading import load
 from unipelt.errors import CheckpointError
-from unipelt.inject.heads import to_units
+from unipelt.inject.heads import rescale_outputs
 from unipelt.inject.merge import merge
 
 TASKS = {
@@ -48,7 +48,7 @@ def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: A
     tokenizer = run_tokenizer(path, tokenizer)
     model = merge(load(model, path, tokenizer=tokenizer), unmergeable="keep").eval()
     with torch.no_grad():  # logits / temperature, as `unipelt predict` has it
-        to_units(model, [(0.0, 1.0 / description.task.get("temperature", 1.0))])
+        rescale_outputs(model, [(0.0, 1.0 / description.task.get("temperature", 1.0))])
     if isinstance(template := description.task.get("template"), str):
         tokenizer.chat_template = template  # that of the training
     make: Any = transformers.pipeline

@@ -95,9 +95,6 @@ class LearnedScale(nn.Module):
     ) -> Float[Tensor, "_ 1 1"]:
         return route.pick(self.scale, x.shape[0])[:, None, None]
 
-    def reset_parameters(self, run: int, generator: torch.Generator) -> None:
-        """Do nothing: the scale starts at `start`."""
-
 
 def upcast(scores: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """At least float32: half precision is not enough to average over a sequence."""

@@ -20,7 +20,7 @@ class KroneckerLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
         rule, left, right = (route.pick(p, x.shape[0]).to(x.dtype) for p in (self.rule, self.left, self.right))
-        rows = x.reshape(len(rule), -1, rule.shape[-1], left.shape[-2])  # run (batch seq) n inputs/n
+        rows = x.reshape(len(rule), -1, rule.shape[-1], left.shape[-2])  # 1 (batch seq) n inputs/n, or batch seq …
         y = torch.einsum("bsac,bicr,biro,biae->bseo", rows, left, right, rule)
         return y.reshape(*x.shape[:-1], -1) + per_row(self.bias, x, route)
 

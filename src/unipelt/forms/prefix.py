@@ -50,8 +50,6 @@ class PrefixTable(nn.Module):
         return split_heads(key, self.heads), split_heads(value, self.heads)
 
     def reset_parameters(self, run: int, generator: torch.Generator) -> None:
-        if self.norm_weight is not None and self.norm_bias is not None and not self.norm_weight.is_meta:
-            self.norm_weight.data[run], self.norm_bias.data[run] = 1, 0
         draw_normal(self.key, run, generator, 0.02)
         if self.function == "softmax":  # a relu prefix keeps P_v = 0: Δ = 0 at step 0
             draw_normal(self.value, run, generator, 0.02)

@@ -75,9 +75,9 @@ class Stack:
     def attentions(self) -> list[tuple[str, Attention]]:
         return [("self", self.attention), *([("cross", self.cross)] if self.cross else [])]
 
-    def with_attentions(self, change: Callable[[Attention], Attention], **fields: Any) -> "Stack":
-        """The same entry with each attention as `change` gives it, and with other values of these fields."""
-        return replace(self, attention=change(self.attention), cross=self.cross and change(self.cross), **fields)
+    def with_attentions(self, change: Callable[[Attention], Attention], **values: Any) -> "Stack":
+        """The same entry with each attention as `change` gives it, and with these values of other fields."""
+        return replace(self, attention=change(self.attention), cross=self.cross and change(self.cross), **values)
 
 
 Kind = type[Attention] | type[Stack]
@@ -111,8 +111,10 @@ def _read(kind: Kind, values: Any) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"stacks: expected an object with the fields of {kind.__name__}, got {type(values).__name__}")
     hints = get_type_hints(kind)
-    if wrong := [*(values.keys() - hints.keys()), *(hints.keys() - values.keys() - DEFAULTS[kind].keys())]:
-        raise ValueError(f"stacks: {kind.__name__} with or without {wrong[0]!r}")
+    if unknown := values.keys() - hints.keys():
+        raise ValueError(f"stacks: {kind.__name__} has the unknown field {min(unknown)!r}")
+    if missing := hints.keys() - values.keys() - DEFAULTS[kind].keys():
+        raise ValueError(f"stacks: {kind.__name__} lacks the field {min(missing)!r}")
     return kind(**{name: _value(hints[name], value, f"{kind.__name__}.{name}") for name, value in values.items()})
 
 
@@ -125,7 +127,7 @@ def _value(hint: Any, value: Any, field_name: str) -> Any:
             return tuple(_value(get_args(kind)[0], item, field_name) for item in value)
         if type(value) is kind:
             return value
-    raise ValueError(f"stacks: {field_name}={value!r} is not of its kind")
+    raise ValueError(f"stacks: {field_name}={value!r}: expected {hint}")
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ def attach(
     mixture: a mixture, or a list of them; each then changes only the rows of its own runs.
     runs: number of sets of parameters (see `route`); for a list of mixtures, one number or one per mixture.
     seeds: one per run, from which its initial values are drawn (default: 0, 1, …).
-    head: `train` (always), `frozen` (never), or `paper`: as in UniPELT's code, the head trains with an adapter, only its bias
-    trains with BitFit, and it is frozen otherwise.
+    head: `train` (always), `frozen` (never), or `paper`: as in UniPELT's code, the head trains with adapters (bottleneck or
+    Kronecker) and with the method head; only its bias trains with BitFit; else it is frozen.
     pooling: what the head reads: `model` (the model's own pooling), `cls` (the first token) or `mean`.
     stacks: entries for an architecture that the table lacks (default: found by running the model on a few tokens).
     fresh_head: draw the initial values of a head that trains from the seeds, instead of starting from the base's values.

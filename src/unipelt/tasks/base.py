@@ -229,11 +229,11 @@ class Task(ABC):
 
     def generate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded_by_run: Sequence[Encoded],
-        on_batch: Callable[[int], None] = lambda rows: None,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> list[list[str]]:  # fmt: skip
         """The text that each run generates for each of its own examples; only for tasks with `generates_text`.
 
-        on_batch: called with the number of examples of each finished batch.
+        on_batch: called after each batch.
         """
         raise NotImplementedError
 

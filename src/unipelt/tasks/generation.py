@@ -289,7 +289,7 @@ class Generation(Task):
 
     def generate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded_by_run: Sequence[Encoded],
-        on_batch: Callable[[int], None] = lambda rows: None,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> list[list[str]]:  # fmt: skip
         """The text that each run generates for each of its own examples."""
         return write(

@@ -53,7 +53,7 @@ def token_losses(
 def write(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Sequence[int]]], how: GenerationSettings, *,
     stop: Sequence[int], opening: Sequence[int] = (), gate_prompt_lengths: Sequence[Sequence[int]] = (),
-    on_batch: Callable[[int], None] = lambda rows: None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> list[list[str]]:  # fmt: skip
     """An answer to each prompt of each run, in their order; batches hold prompts of like length, of any run.
 
@@ -80,7 +80,7 @@ def write(
             texts = tokenizer.batch_decode(written[:, before:], skip_special_tokens=True)
             for (run, index), text in zip(batch, texts):
                 answers[run][index] = text.strip()
-            on_batch(len(batch))
+            on_batch()
     return answers
 
 

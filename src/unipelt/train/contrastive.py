@@ -65,7 +65,7 @@ class TunedStates(HeadInputs):
     def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: FrozenBase | None) -> Self:
         assert frozen is not None
         weights = {
-            name.removeprefix(BODY): torch.from_numpy(array) for name, array in arrays.items() if name[:5] == BODY
+            name.removeprefix(BODY): torch.from_numpy(array) for name, array in arrays.items() if name.startswith(BODY)
         }
         _load_weights(frozen.predictor.model, weights)
         return cls(frozen)

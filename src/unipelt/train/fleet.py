@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unipelt.inject.heads import to_units
+from unipelt.inject.heads import rescale_outputs
 from unipelt.inject.state import NAME, MixtureState
 from unipelt.tasks.batches import Encoded, Part
 from unipelt.train.capture import CapturedStep, CudaGraphs
@@ -160,7 +160,7 @@ class Fleet:
                 self._save()
             raise OutOfTime
 
-    def _on_batch(self, examples: int) -> None:
+    def _on_batch(self) -> None:
         self._after("prediction")
 
     def _is_due(self, plan_index: int) -> bool:
@@ -260,7 +260,7 @@ class Fleet:
         texts: list[list[str] | None] = [None] * len(plans)
         predicting: float | None = None
         with self._with_parameters(best):
-            to_units(self.model, [plan.task.target_scale for plan in plans])
+            rescale_outputs(self.model, [plan.task.target_scale for plan in plans])
             if all(plan.test is not None for plan in plans):
                 began = time.monotonic()
                 predictions = [*self._predict([plan.test for plan in plans], gates=self.attached is not None)]  # type: ignore[misc]

@@ -5,7 +5,7 @@ The tuned parameters, the optimizer and the loss stay float32 in each precision.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -69,12 +69,13 @@ def longest_first(lengths: Sequence[Sequence[int]], device: torch.device) -> Ite
 
 def step_batches(
     task: type[Task], parts: Sequence[Sequence[Part]], tokenizer: PreTrainedTokenizerBase, device: torch.device,
-    frozen: "FrozenStates | None" = None, on_batch: Callable[[int], None] = lambda examples: None,
+    frozen: "FrozenStates | None" = None, on_batch: Callable[[], None] = lambda: None,
 ) -> tuple[list[Batch], list[Float[Tensor, " run"]]]:  # fmt: skip
-    """The batches and shares of a training step; a share is the run's examples, or answer tokens, divided by the step's.
+    """The batches and shares of a training step; a share is the fraction of a run's examples (or answer tokens) of this step that
+    one forward has.
 
     parts: each run's, one for each of its forwards; a run that has fewer than others takes part in the rest with weight 0.
-    frozen, on_batch: as in predict.
+    frozen, on_batch: as in predict_with_gates.
     """
     batches = []
     for forward in range(max(map(len, parts))):
@@ -95,14 +96,13 @@ def step_batches(
 @torch.no_grad()
 def predict_with_gates(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Sequence[Encoded], *, task: type[Task] = Task,
-    precision: str = "auto", frozen: "FrozenStates | None" = None, on_batch: Callable[[int], None] = lambda examples: None,
+    precision: str = "auto", frozen: "FrozenStates | None" = None, on_batch: Callable[[], None] = lambda: None,
     gates: bool = True,
 ) -> list[tuple[Float[Tensor, "example ..."], dict[str, Float[Tensor, " example"]]]]:  # fmt: skip
     """Logits of every run for its own examples, in their order, and each gate's values by the location of the change that it weighs.
 
     A gate with a value for each token is averaged over the example's tokens. frozen: what the layers below the lowest change
-    give, which are then not computed. on_batch: called with the number of examples of each forward. gates: whether they are
-    recorded.
+    give, which are then not computed. on_batch: called after each forward. gates: whether they are recorded.
     """
     model.eval()
     layers, device = None if frozen is None else frozen.layers, next(model.parameters()).device
@@ -123,7 +123,7 @@ def predict_with_gates(
                     run_results = results[run][name]
                     sizes = [slice(size) for size in run_values.shape[1:]]  # the first batch has the longest sequences
                     run_results[(torch.tensor(part.indices), *sizes)] = run_values[: len(part.indices)]  # type: ignore[index]
-            on_batch(sum(len(part.indices) for part in parts))
+            on_batch()
     return [(result.pop(""), result) for result in results]
 
 
@@ -132,6 +132,17 @@ def predict(
 ) -> list[Float[Tensor, "example ..."]]:
     """Logits of every run for its own examples, in their order. how: as in predict_with_gates."""
     return [logits for logits, _ in predict_with_gates(model, tokenizer, data, gates=False, **how)]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Context manager: the model is in evaluation mode, afterwards in its former mode."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def _by_example(

@@ -27,7 +27,7 @@ from unipelt.inject.frozen import FrozenLayers, frozen_layers
 from unipelt.inject.state import NAME, MixtureState, disabled
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Encoded, Part, fill
-from unipelt.train.forward import STATES, logits_of, longest_first, uses_bf16
+from unipelt.train.forward import STATES, evaluating, logits_of, longest_first, uses_bf16
 from unipelt.train.runs import Plan
 
 SHARE = 0.25  # of the free memory or disk that one set of examples may take
@@ -153,10 +153,12 @@ class FrozenStates:
         cache.keep_only({*self.groups})
 
     def states(
-        self, parts: Sequence[Part], inputs: dict[str, Tensor], on_batch: Callable[[int], None] = lambda examples: None
+        self, parts: Sequence[Part], inputs: dict[str, Tensor], on_batch: Callable[[], None] = lambda: None
     ) -> Float[Tensor, "batch seq hidden"]:
-        """The states that enter the first tuned layer, for a batch made of these parts. on_batch: called with the number of examples
-        of each forward that computes states."""
+        """The states that enter the first tuned layer, for a batch made of these parts.
+
+        on_batch: called after each forward that computes states of a whole group.
+        """
         filled, _ = fill(parts)
         part_states = []
         for part in filled:
@@ -169,14 +171,11 @@ class FrozenStates:
 
     @torch.no_grad()
     def _compute(self, inputs: dict[str, Tensor]) -> Float[Tensor, "batch seq hidden"]:
-        training = self.model.training
-        self.model.eval()
-        with disabled(self.model), self.layers.stopped() as states:
+        with evaluating(self.model), disabled(self.model), self.layers.stopped() as states:
             logits_of(self.model, inputs, self.precision)
-        self.model.train(training)
         return states[0]
 
-    def _group_states(self, key: tuple, on_batch: Callable[[int], None]) -> KeptStates | None:
+    def _group_states(self, key: tuple, on_batch: Callable[[], None]) -> KeptStates | None:
         if key in self.cache.states or key in self.no_space:
             return self.cache.states.get(key)
         examples = [*self.groups[key].examples.values()]
@@ -193,7 +192,7 @@ class FrozenStates:
                     return None
             for row, index in enumerate(batch):
                 values[starts[index] : starts[index] + lengths[index]] = states[row, : lengths[index]].to(values.device)
-            on_batch(len(batch))
+            on_batch()
         assert values is not None
         self.cache.states[key] = KeptStates(values, starts)
         return self.cache.states[key]
@@ -203,19 +202,15 @@ class FrozenStates:
         """Whether the logits of a few examples are the same with kept states; some layers have side effects that the states lack."""
         parts = [Part(None, encoded, [*range(min(2, len(encoded)))])] * runs
         inputs, _ = self.task.evaluation_inputs(parts, self.tokenizer, self.device)
-        training = self.model.training
-        self.model.eval()
         try:
-            full_logits = logits_of(self.model, inputs, self.precision)
-            states = self._compute(inputs)
-            self._compute(
-                {name: values.flip(0) for name, values in inputs.items()}
-            )  # so that nothing a layer remembers is of these inputs
-            kept_logits = logits_of(self.model, {**inputs, STATES: states}, self.precision, self.layers)
+            with evaluating(self.model):
+                full_logits = logits_of(self.model, inputs, self.precision)
+                states = self._compute(inputs)
+                others = {name: values.flip(0) for name, values in inputs.items()}
+                self._compute(others)  # so that nothing a layer remembers is of these inputs
+                kept_logits = logits_of(self.model, {**inputs, STATES: states}, self.precision, self.layers)
         except (SiteError, RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             return False
-        finally:
-            self.model.train(training)
         tolerance = TOLERANCE[uses_bf16(self.device, self.precision)]
         return bool((full_logits - kept_logits).abs().max() <= tolerance * full_logits.abs().max())
 

@@ -145,8 +145,8 @@ def check_rates(methods: list[str], fields: dict[str, Any]) -> None:
             raise UserError(f"--{name.replace('_', '-')}: {', '.join(methods)[:200]} {has}")
 
 
-# Peak learning rates: for a base of 512 hidden units or more those of a third party's script that cites UniPELT (REFERENCE.md,
-# section 2); for a smaller one what MiniLM's validation sets chose (experiments/LOG.md).
+# Peak learning rates: for a base of 512 hidden units or more those of a third party's script that cites UniPELT;
+# for a smaller one what MiniLM's validation sets chose (experiments/LOG.md).
 RATES: dict[str, tuple[float, float]] = {
     "full": (2e-5, 1e-4),
     "head": (1e-3, 1e-2),

@@ -25,6 +25,7 @@ from unipelt.inject.hooks import BoundChange
 from unipelt.inject.merge import merge
 from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import MixtureState, mixture_state, route
+from unipelt.train.forward import evaluating
 
 MAX_DEVIATION, DROP_BELOW = 0.05, 0.02  # at most 0.5 points lost on validation examples: experiments/LOG.md
 
@@ -149,17 +150,14 @@ class Measurement:
 def _measure(
     model: PreTrainedModel, batches: Sequence[ModelInputs], run_index: int, score: tuple[str, Score] | None
 ) -> Measurement:
-    attached, gate_values, training = mixture_state(model), defaultdict(list), model.training
+    attached, gate_values = mixture_state(model), defaultdict(list)
     logits, examples = [], 0
     losses: list[tuple[float, int]] = []
     for batch in batches:
         size = len(next(iter(batch.values())))
         with_route: Any = route(model, [run_index] * size) if attached.runs > 1 else nullcontext()
-        try:
-            with with_route, record_gates(model) as recorded:
-                output = model.eval()(**batch)
-        finally:
-            model.train(training)
+        with evaluating(model), with_route, record_gates(model) as recorded:
+            output = model(**batch)
         logits.append(output.logits.flatten(0, -2).cpu())
         examples += size
         if "labels" in batch:

@@ -87,7 +87,9 @@ def head_inputs(model: PreTrainedModel, pooled: bool) -> Iterator[None]:
         first = inputs[0]
         inputs.clear()
         if pooled and first.dim() > 2:
-            raise UserError(f"{type(model).__name__}: its head reads no single state of a text, which probe needs")
+            raise UserError(
+                f"{type(model).__name__}: its head does not read one state per text, which this baseline needs; leave it out"
+            )
         output.logits = first
         return output
 
@@ -235,4 +237,5 @@ class HeadInputs(TextFeatures):
 
     @classmethod
     def load(cls, metadata: dict[str, Any], arrays: dict[str, np.ndarray], frozen: FrozenBase | None) -> Self:
-        return cls.fit(Examples(inputs={"text": []}), frozen)
+        assert frozen is not None
+        return cls(frozen)
