@@ -32,7 +32,7 @@ from unipelt.train.run_folder import alone_in
         (["train", "--data", "sst2", "--out", "x", "--k", "9" * 5000], ": expected a whole number from 1, or all"),
         (["train", "--data", "sst2", "--out", "x", "--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
         (["train", "--data", "sst2", "--out", "x", "--seed", "4294967296"], "--seed 4294967296: expected 0 to 4294967295"),
-        (["train", "--data", "sst2", "--out", "x", "--lr", "0"], "--lr 0.0: expected above 0, to 10.0"),
+        (["train", "--data", "sst2", "--out", "x", "--lr", "0"], "--lr 0.0: expected a number above 0, at most 10"),
         (["train", "--data", "sst2", "--out", "x", "--warmup", "2"], "--warmup 2.0: expected 0.0 to 1.0"),
         (["train", "--data", "sst2", "--out", "x", "--pooling", "meen"], "--pooling meen: did you mean 'mean'?"),
         (["train", "--data", "sst2", "--out", "x", "--head", "freeze"], "--head freeze: did you mean 'frozen'?"),

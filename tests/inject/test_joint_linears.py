@@ -31,7 +31,7 @@ def test_joint_linears_give_what_each_gives_alone(arch: str, by_rows: bool, monk
     assert taken and all(taken)
     monkeypatch.setattr(JointLinears, "read", lambda *_: None)
     equal(together, forward(), arch)
-    joined = [linear.together for linear in model.modules() if isinstance(linear, RoutedLinear) and linear.together]
+    joined = [linear.joint for linear in model.modules() if isinstance(linear, RoutedLinear) and linear.joint]
     assert not any(joint.known for joint in joined), "outputs are kept after the forward"
 
 

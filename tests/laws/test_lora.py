@@ -124,8 +124,8 @@ def test_every_target_must_match():
     ("arch", "top", "target", "said"),
     [
         ("bert", "classifier", "LayerNorm", "names a LayerNorm, not a linear"),
-        ("bert", "classifier", "classifier", "is outside of the layers"),
-        ("llama", "generator", "lm_head", "is outside of the layers"),
+        ("bert", "classifier", "classifier", "names a linear outside of the stacks"),
+        ("llama", "generator", "lm_head", "names a linear outside of the stacks"),
     ],
 )
 def test_a_target_that_cannot_be_changed_says_what_it_is(arch: str, top: str, target: str, said: str):

@@ -40,7 +40,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--methods", "lora(r=)"], "'lora(r=)': expected NAME(option=value, …)"),
         (["--seeds", "0"], "--seeds 0: expected 1 to 10000"),
         (["--seeds", "10001"], "--seeds 10001: expected 1 to 10000"),
-        (["--lr", "nan"], "--lr nan: expected above 0"),
+        (["--lr", "nan"], "--lr nan: expected a number above 0"),
         (["--num-rates", "2"], "--num-rates 2: cannot be combined with --lr; give one of them"),
         (["--num-rates", "6"], "--num-rates 6: expected 1 to 5"),
         (["--kind", "regresion"], "--kind regresion: did you mean 'regression'?"),

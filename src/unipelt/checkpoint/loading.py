@@ -195,7 +195,7 @@ def _runs(model: PreTrainedModel) -> list[NamedRun]:
     """The runs of an attached model with their values; a run without a name has its number."""
     state = attached_state(model)
     runs: list[NamedRun] = []
-    tokens = state.brought["tokens"]["from"] if "tokens" in state.brought else 0
+    tokens = state.before_load["tokens"]["from"] if "tokens" in state.before_load else 0
     added = added_rows(model, tokens)
     for part in state.mixtures:
         for number in range(part.runs):
@@ -242,7 +242,7 @@ def _attach(
                 if name in run.tensors:  # else a head module that only other runs tune: the base's own values
                     parameter[0].copy_(run.tensors[name])
     if most.added:
-        state.brought["tokens"] = put_added(model, most.tokens, most.added)
+        state.before_load["tokens"] = put_added(model, most.tokens, most.added)
     if len(runs) == 1 and first is not None:
         _restore_task_config(model, first)
     return model
@@ -299,7 +299,7 @@ def _restore_task_config(model: PreTrainedModel, description: Description) -> No
 
     `detach` gives back what the base had.
     """
-    before, config = attached_state(model).brought, description.config
+    before, config = attached_state(model).before_load, description.config
     names = description.task.get("labels") or config.get("id2label") or []
     before["config"] |= class_names(model)
     if len(names) == getattr(model.config, "num_labels", 0):

@@ -13,7 +13,7 @@ Linear = tuple[Float[Tensor, "outputs inputs"], Float[Tensor, " outputs"] | None
 
 
 class Dora(nn.Module):
-    """Δ(x) = (c − 1) ⊙ x Wᵀ + c ⊙ (α / r) x Aᵀ Bᵀ, c = m / ‖W + (α / r) B A‖ of each row, which is x (W' − W)ᵀ
+    """Δ(x) = x (W' − W)ᵀ = (c − 1) ⊙ x Wᵀ + c ⊙ s x Aᵀ Bᵀ, s = α / r, W' = c ⊙ (W + s B A), c = m / ‖W + s B A‖ per row
 
     The norm counts as a constant in the gradients (§4.3). frozen: returns the base's W and bias, which are not parameters of this module.
     """

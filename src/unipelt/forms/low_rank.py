@@ -15,18 +15,18 @@ class LowRank(nn.Module):
         self.down = RoutedLinear(runs, inputs, r, bias=False)
         self.up = RoutedLinear(runs, r, outputs, bias=False)
         self.scale = alpha / r
-        # compiled code takes what an nn.Dropout(0) gives for another tensor, and would read it in another product
+        # not nn.Dropout(0): its output is a new tensor, and linears are joined only if they read the same tensor
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> Float[Tensor, "batch *seq outputs"]:
         delta = self.up(self.down(self.dropout(x), route), route)
-        return delta if self.scale == 1 else delta * self.scale  # a pass over the output less
+        return delta if self.scale == 1 else delta * self.scale  # saves one pass over the output
 
     def onto(
         self, h: Float[Tensor, "batch *seq outputs"], x: Float[Tensor, "batch *seq inputs"], weight: Float[Tensor, "batch _ 1"],
         route: Route,
     ) -> Float[Tensor, "batch *seq outputs"]:  # fmt: skip
-        """h + w Δ(x), the weight multiplied into r hidden numbers, where it would else be d"""
+        """h + w Δ(x). The weight multiplies the r hidden features, which are fewer than the outputs."""
         hidden = self.down(self.dropout(x), route)
         weight = weight if self.scale == 1 else weight * self.scale
         return self.up(hidden * weight.to(hidden.dtype), route, onto=h)

@@ -129,10 +129,8 @@ def pad_mask(mask: Shaped[Tensor, "*rows key"], columns: int, dtype: torch.dtype
 
 
 def as_wide(prefix_v: Float[Tensor, "*rows prefix d"], v: Float[Tensor, "*_ key e"]) -> Float[Tensor, "*rows prefix e"]:
-    """P_v with as many columns as v: padded with 0, or all 0.
-
-    A gated prefix around this one adds a column to v that gives its λ, or passes that column alone; P_v is 0 there.
-    """
+    """P_v with as many columns as v. An outer gated prefix appends to v the column that yields λ, or passes only that column;
+    P_v is 0 in it."""
     more = v.shape[-1] - prefix_v.shape[-1]
     if more == 0:
         return prefix_v  # padding by nothing would copy it

@@ -93,8 +93,8 @@ def draw_kaiming(parameter: Tensor, run: int, generator: torch.Generator, fan_in
 class RoutedLinear(nn.Module):
     """y = x Wᵣᵀ + bᵣ, r being the run of the row. Starts at 0; forms with other initial values draw them."""
 
-    together: "JointLinears | None" = None
-    """with the others that read the same tensor"""
+    joint: "JointLinears | None" = None
+    """the linears with which this one is computed in one product; None: it is computed alone"""
 
     def __init__(self, runs: int, inputs: int, outputs: int, bias: bool = True):
         super().__init__()
@@ -105,7 +105,7 @@ class RoutedLinear(nn.Module):
         self, x: Float[Tensor, "batch *seq inputs"], route: Route, onto: Float[Tensor, "batch *seq outputs"] | None = None
     ) -> Float[Tensor, "batch *seq outputs"]:  # fmt: skip
         """onto: a tensor to which y is added in the same pass; only without a bias."""
-        if self.together is not None and onto is None and (y := self.together.output(self, x)) is not None:
+        if self.joint is not None and onto is None and (y := self.joint.output(self, x)) is not None:
             return y
         weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         return _routed(x, weight, bias, route) if onto is None else _added(onto, x, weight, route)
@@ -123,7 +123,7 @@ class JointLinears:
         self.known: dict[int, tuple[Tensor, dict[RoutedLinear, Tensor]]] = {}
         """by thread: what `read` was given, and each linear's output"""
         for linear in linears:
-            linear.together = self
+            linear.joint = self
 
     def read(self, x: Float[Tensor, "batch *seq inputs"], route: Route) -> None:
         """Compute all for x."""
@@ -151,6 +151,7 @@ class JointLinears:
 
 
 def _routed(x: Tensor, weight: Tensor, bias: Tensor | None, route: Route) -> Tensor:
+    """x Wᵀ + b by run"""
     if route.rows is None and route.runs == 1:
         if bias is not None and weight.shape[1] == 1:  # a gate; autocast on a CPU leaves addmv in float32, uncopied
             return torch.addmv(bias.squeeze(0), x.flatten(0, -2), weight.flatten()).view(*x.shape[:-1], 1)
@@ -164,11 +165,12 @@ def _routed(x: Tensor, weight: Tensor, bias: Tensor | None, route: Route) -> Ten
 
 
 def _added(h: Tensor, x: Tensor, weight: Tensor, route: Route) -> Tensor:
+    """h + x Wᵀ by run"""
     rows, weight = _by_run(x.to(h.dtype), weight.to(h.dtype), route)
-    summed = h.reshape(*rows.shape[:-1], -1)
+    addend = h.reshape(*rows.shape[:-1], -1)
     if len(weight) == 1:
-        return torch.addmm(summed.squeeze(0), rows.squeeze(0), weight.squeeze(0).T).view(h.shape)
-    return torch.baddbmm(summed, rows, weight.mT).view(h.shape)
+        return torch.addmm(addend.squeeze(0), rows.squeeze(0), weight.squeeze(0).T).view(h.shape)
+    return torch.baddbmm(addend, rows, weight.mT).view(h.shape)
 
 
 def _by_run(x: Tensor, weight: Tensor, route: Route) -> tuple[Tensor, Tensor]:

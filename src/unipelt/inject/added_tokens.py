@@ -49,7 +49,7 @@ def own_rows(model: PreTrainedModel, tokens: int) -> dict[int, Tensor]:
 
 
 def added_rows(model: PreTrainedModel, tokens: int) -> dict[str, Tensor]:
-    """The rows behind the base's own `tokens`, by the name under which they are saved."""
+    """The rows after the base's own `tokens`, by the name under which they are saved."""
     rows = token_rows(model)
     if not tokens or not rows or len(rows["input"]) <= tokens:
         return {}
@@ -62,12 +62,12 @@ def take_added(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def misfit(model: PreTrainedModel, tokens: int, added: dict[str, Tensor]) -> str | None:
-    """Why saved rows do not belong behind so many tokens of a base, in a few words; None: they do."""
+    """Why saved rows cannot follow the base's own `tokens` rows; None: they can."""
     base = {PREFIX + name: rows for name, rows in token_rows(model).items()}
     if base.keys() != added.keys():
         return f"rows of added tokens for {sorted(added)}; this base has {sorted(base) or 'no token embeddings'}"
     if not 0 < tokens <= len(base[PREFIX + "input"]):
-        return f"added tokens behind {tokens} own ones; this base has {len(base[PREFIX + 'input'])}"
+        return f"added tokens after {tokens} tokens of the base; this base has {len(base[PREFIX + 'input'])}"
     count = len(added[PREFIX + "input"]) if added[PREFIX + "input"].dim() else 0
     for name, rows in added.items():
         if rows.shape != (count, *base[name].shape[1:]) or not rows.is_floating_point() or not rows.isfinite().all():
@@ -77,7 +77,7 @@ def misfit(model: PreTrainedModel, tokens: int, added: dict[str, Tensor]) -> str
 
 @torch.no_grad()
 def put_added(model: PreTrainedModel, tokens: int, added: dict[str, Tensor]) -> dict[str, Any]:
-    """Give a base the rows of added tokens behind its own `tokens`, and more rows where it has too few.
+    """Give a base the rows of added tokens after its own `tokens`, and more rows where it has too few.
 
     Returns what `put_back` needs.
     """

@@ -49,8 +49,8 @@ def attach(
     mixture: a mixture, or a list of them; each then changes only the rows of its own runs.
     runs: number of sets of parameters (see `route`); for a list of mixtures, one number or one per mixture.
     seeds: one per run, from which its initial values are drawn (default: 0, 1, …).
-    head: `train` (always), `frozen` (never), or `paper`: as in UniPELT's code, the head trains with adapters (bottleneck or
-    Kronecker) and with the method head; only its bias trains with BitFit; else it is frozen.
+    head: `train` (always), `frozen` (never), or `paper`: as in UniPELT's code, the head trains with adapters (bottleneck
+    or Kronecker) and with the method head; only its bias trains with BitFit; else it is frozen.
     pooling: what the head reads: `model` (the model's own pooling), `cls` (the first token) or `mean`.
     stacks: entries for an architecture that the table lacks (default: found by running the model on a few tokens).
     fresh_head: draw the initial values of a head that trains from the seeds, instead of starting from the base's values.
@@ -74,7 +74,7 @@ def attach_checked(
     model: PreTrainedModel, mixtures: list[spec.Mixture], runs_each: list[int], seeds: list[int], options: dict[str, Any],
     fresh_head: bool, head_modules: list[str] | None, *, refuse_untrained: bool,
 ) -> PreTrainedModel:  # fmt: skip
-    """Attach mixtures whose options are checked. refuse_untrained: whether each mixture must train something."""
+    """Attach mixtures whose options are checked. Raises SiteError; refuse_untrained: also for one that would train nothing."""
     head, pooling = options["head"], options["pooling"]
     stacks = find_stacks(model, options["stacks"])
     options = options | {"stacks": tuple(stack.entry for stack in stacks)}
@@ -105,7 +105,7 @@ def attach_checked(
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
         "attributes": {name: vars(model)[name] for name in (*SAVING, PEFT_FLAG) if name in vars(model)},
     }
-    state.brought = {"config": class_names(model)}
+    state.before_load = {"config": class_names(model)}
     model.requires_grad_(False)
     # a Trainer's checkpoint holds only the trained parameters; list exactly the missing keys, or Trainer warns when it resumes
     model._keys_to_ignore_on_save = list(model.state_dict())
@@ -123,18 +123,18 @@ def attach_checked(
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Restore the base: weights, hooks, requires_grad, attention implementation and attributes."""
-    brought = remove(model).brought
-    for name, value in brought["config"].items():
+    replaced = remove(model).before_load
+    for name, value in replaced["config"].items():
         setattr(model.config, name, value)
-    if "generation_config" in brought:
-        model.generation_config = brought["generation_config"]
-    if "tokens" in brought:
-        put_back(model, brought["tokens"])
+    if "generation_config" in replaced:
+        model.generation_config = replaced["generation_config"]
+    if "tokens" in replaced:
+        put_back(model, replaced["tokens"])
     return model
 
 
 def remove(model: PreTrainedModel) -> AttachedState:
-    """Detach, but leave what a checkpoint has brought besides parameters. Returns what was attached."""
+    """Detach, but leave what a checkpoint has replaced besides parameters. Returns what was attached."""
     state = attached_state(model)
     uncompile(model)
     refuse_compiled(model)
@@ -172,7 +172,7 @@ def reset_dynamo() -> None:
 
 
 def _as_lists(mixture: Any, runs: Any, seeds: Any) -> tuple[list[spec.Mixture], list[int], list[int]]:
-    """The mixtures, the number of runs of each, and one seed per run."""
+    """The mixtures, the number of runs of each, and one seed per run. Raises SpecError where the numbers do not fit."""
     mixtures = [spec.mixture(item) for item in (mixture if isinstance(mixture, list | tuple) else [mixture])]
     runs_each = list(runs) if isinstance(runs, list | tuple) else [runs] * len(mixtures)
     if not mixtures:
@@ -197,6 +197,7 @@ def _refuse_untrained(model: PreTrainedModel, mixture: spec.Mixture, policy: str
 
 
 def _check_model(model: PreTrainedModel) -> None:
+    """Raise SiteError for a model to which nothing can be attached."""
     if hasattr(model, "_orig_mod"):
         raise SiteError(
             "the model is compiled, and compiled code ignores new hooks: attach to the plain model, then compile it"

@@ -45,9 +45,9 @@ class PrefixCall(NamedTuple):
     key: Float[Tensor, "rows head prefix k"]
     value: Float[Tensor, "rows head prefix v"]
     weight: Float[Tensor, "rows _ 1"] | None
-    """the gate that is still to be applied, one for each query or for all; None: P_v, and for softmax P_k, are multiplied by it"""
+    """the gate, one for each query or for all; None: already multiplied into P_v (and into P_k for softmax)"""
     query: Float[Tensor, "rows head query k"] | None = None
-    """in place of the attention's own"""
+    """query that a relu prefix reads; None: the attention's own"""
 
     def to(self, dtype: torch.dtype) -> "PrefixCall":
         """In the kernel's own precision: concatenating keys of two precisions would give the wider one."""

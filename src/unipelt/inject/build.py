@@ -30,7 +30,7 @@ from unipelt.forms.prompt import Prompt
 from unipelt.forms.routed import JointLinears, RoutedLinear
 from unipelt.inject.attention import BoundPrefix
 from unipelt.inject.context import PROMPT, ForwardState
-from unipelt.inject.context_hooks import AttentionHook, Checkpointed, InputCapture, LayerHook, ReplicaHook, StackHook
+from unipelt.inject.context_hooks import AttentionHook, EmbeddingsHook, InputCapture, LayerHook, ReplicaHook, StackHook
 from unipelt.inject.heads import build_head
 from unipelt.inject.hook_points import Base, HookPoint, hook_points
 from unipelt.inject.hooks import BoundChange, HeadHook, ModuleHook, Pooling
@@ -106,11 +106,11 @@ class MixtureBuilder:
         return self.modules.setdefault(point.location, module)
 
     def _frozen(self, base: Base, path: str, columns: Columns | None, reader: str) -> partial[Any]:
-        """What gives the weight and bias of a linear. Raises SiteError where they cannot be read. reader: what reads them."""
+        """A function that returns a linear's weight and bias. Raises SiteError if they are not floating point. reader: of them."""
         module: Any = base.model.get_submodule(path)
         if not module.weight.is_meta and (weight := unreadable(module)) is not None:
             raise SiteError(
-                f"{reader} at {path!r}: its weight is {weight}, which {reader} reads; load the base in floating point"
+                f"{reader} at {path!r}: its weight is {weight}; expected floating point; load the base unquantised"
             )
         return partial(frozen_linear, module, columns)
 
@@ -140,7 +140,7 @@ class MixtureBuilder:
 
 
 def pool_of(gate: spec.Gate, point: HookPoint) -> Callable:
-    """How a gate makes one value of its tokens' at a point."""
+    """The function that pools a gate's scores over tokens. Raises SiteError for pool='prompt' but in a decoder alone."""
     if gate.pool == "reference":
         return mean_of_all
     entry = point.stack.entry
@@ -159,7 +159,7 @@ def build(
     mixture: spec.Mixture, runs: int, number: int, base: Base, *, options: dict[str, Any] | None = None,
     fresh_head: bool = False, head_modules: list[str] | None = None,
 ) -> MixtureState:  # fmt: skip
-    """The modules and changes of a mixture, and a head, for so many runs. Raises SiteError where the base has no place for one."""
+    """The modules and changes of a mixture, and a head, for this many runs. Raises SiteError where the base lacks a site."""
     builder = MixtureBuilder(mixture, runs, number)
     for name, change in mixture.named():
         for point in hook_points(name, change, base):
@@ -173,7 +173,7 @@ def build(
 
 
 def hooks_of(state: AttachedState, base: Base, pooling: str) -> list[Hook]:
-    """The hooks that join changes and heads to a base. Raises SiteError for a pooling that the model has not."""
+    """The hooks that join changes and heads to a base. Raises SiteError for a pooling or for prompts that the base lacks."""
     forwards, changes = state.forwards, state.all_changes()
     masks = averaged_masks(changes)
     hooks = [Hook("", "pre", ReplicaHook(forwards, NAME).enter)]
@@ -212,7 +212,7 @@ def hooks_of(state: AttachedState, base: Base, pooling: str) -> list[Hook]:
         hooks.append(pooling_hook(state, base, pooling))
     token_path = path_of(base.model, embedding_module(base.model, "input"))
     if token_path is not None:
-        hooks.append(Hook(token_path, "post", Checkpointed(base.model, forwards).after))
+        hooks.append(Hook(token_path, "post", EmbeddingsHook(base.model, forwards).after))
     return hooks
 
 

@@ -82,8 +82,8 @@ class StackHook(ContextHook):
             and uses_gradient_checkpointing(self.modules)
         ):
             raise SiteError(
-                f"{type(stack).__name__} uses gradient checkpointing, and a recomputed layer does not see `route` by rows, "
-                "`prompt`, `disabled` or `dropped`; use equal blocks of rows, or no gradient checkpointing"
+                f"{type(stack).__name__} uses gradient checkpointing, and a recomputed layer does not see `route` by "
+                "rows, `prompt`, `disabled` or `dropped`; use equal blocks of rows, or no gradient checkpointing"
             )
         if not tensors or not self.passes_keywords:
             return None
@@ -220,8 +220,8 @@ class AttentionHook:
         return calls
 
 
-class Checkpointed:
-    """Reentrant gradient checkpointing drops the gradients of a layer whose input needs none: then the embeddings need one."""
+class EmbeddingsHook:
+    """Forward hook of the embeddings: their output requires a gradient, or reentrant checkpointing would train no layer."""
 
     def __init__(self, model: nn.Module, forwards: ForwardState):
         self.modules, self.forwards = checkpointable(model), forwards

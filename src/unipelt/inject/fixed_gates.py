@@ -20,7 +20,7 @@ def swap(
 ) -> PreTrainedModel:
     """Detach what is attached, attach `mixture` with the same options, and give each parameter, by path, what `state` says.
 
-    What a checkpoint brought beside parameters stays: class names, generation settings, rows of added tokens.
+    What a checkpoint has replaced besides parameters stays: class names, generation settings, rows of added tokens.
     """
     attached = mixture_state(model)
     runs, training = runs or attached.runs, model.training
@@ -29,7 +29,7 @@ def swap(
     heads, seeds = list(attached.head_modules), list(range(runs))
     attach_checked(model, [mixture], [runs], seeds, attached.options, False, heads, refuse_untrained=False)
     new = mixture_state(model)
-    new.names, new.brought = attached.names, attached.brought
+    new.names, new.before_load = attached.names, attached.before_load
     with torch.no_grad():
         for name, parameter in new.named_parameters():
             parameter.copy_(state(name))
@@ -41,7 +41,8 @@ def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float] 
     """Replace gates by constants, by change name: one value for all layers, or one per layer that the change is in.
 
     The change's weight becomes a learned scalar that starts at the value, so that what could not merge now can.
-    Raises SpecError for a change that is not there or has no gate, and for a value that is not a finite number; nothing is changed then.
+    Raises SpecError for a change that is not there or has no gate, and for a value that is not a finite number; SiteError if
+    not one mixture is attached. Nothing is changed then.
     """
     attached = mixture_state(model)
     gated = {name: c.weight for name, c in attached.mixture.named() if isinstance(c.weight, spec.Gate)}

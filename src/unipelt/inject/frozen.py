@@ -18,7 +18,7 @@ class Computed(Exception):
 
 
 class FrozenLayers:
-    """The layers of a model below its lowest change. model: whose dropout before them is off in training too."""
+    """The layers of a model below its lowest change. While `giving`, dropout in and before them is off, in training too."""
 
     def __init__(self, model: nn.Module, layers: Sequence[nn.Module]):
         self.layers = list(layers)
@@ -35,7 +35,7 @@ class FrozenLayers:
 
     @contextmanager
     def stopped(self) -> Iterator[list[Tensor]]:
-        """Inside the block a forward ends behind these layers; the list gets what the last one gave, `[batch, seq, hidden]`."""
+        """Inside the block a forward ends after these layers; the list gets what the last one gave, `[batch, seq, hidden]`."""
         states: list[Tensor] = []
         outputs: dict[nn.Module, Any] = {}
 

@@ -77,7 +77,7 @@ def find_head(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> dict[str, HeadLinear | HeadNorm]:
-    """The head's modules on the run axis. Raises SiteError for a path that is not there, and a module that has no per-run form."""
+    """The head's modules on the run axis. Raises SiteError for an unknown path, and for a module that has no per-run form."""
     head_modules = find_head(model)
     if paths is not None:
         modules = dict(model.named_modules())
@@ -101,8 +101,8 @@ def build_head(model: PreTrainedModel, paths: list[str] | None, runs: int) -> di
 
 
 def train_head(state: MixtureState, policy: str) -> None:
-    """Set what of the head trains. `paper`, as in UniPELT's code: the head trains with adapters (bottleneck or Kronecker) and with
-    the method head; only its bias trains with BitFit; else it is frozen."""
+    """Set what of the head trains. `paper`, as in UniPELT's code: the head trains with adapters (bottleneck or Kronecker) and
+    with the method head; only its bias trains with BitFit; else it is frozen."""
     forms = {change.form.name for change in state.mixture.changes}
     if policy == "paper":
         adapted = forms & {"bottleneck", "kronecker"} or not forms
@@ -122,7 +122,7 @@ def output_of(model: PreTrainedModel | AttachedState) -> HeadLinear | nn.Linear 
 
 @torch.no_grad()
 def rescale_outputs(model: PreTrainedModel, scales: list[tuple[float, float]]) -> None:
-    """Rescale the output y of each run's last linear, in place: y ← mean + deviation · y. scales: (mean, deviation) of each run."""
+    """Rescale the output of each run's last linear, in place: y ← mean + deviation · y. scales: (mean, deviation) by run."""
     output = output_of(model)
     for run, (mean, deviation) in enumerate(scales):
         if output is None or (mean, deviation) == (0.0, 1.0):

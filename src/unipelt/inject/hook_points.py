@@ -157,7 +157,7 @@ def ffn_hidden(name: str, stack: ResolvedStack, layer: Layer) -> HookPoint:
 def in_attention(
     name: str, stack: ResolvedStack, layer: Layer, kind: str, attention: Attention, site: str, reads: str, config: Any
 ) -> HookPoint:
-    """kind: `self` or `cross`."""
+    """kind: `self` or `cross`. Raises SiteError for 'normed sum' in pre-LN models."""
     label = site if kind == "self" else f"cross_{site}"
     if site in ("query", "key", "value"):
         path, inputs, outputs, columns = projection(layer, attention, site, config)
@@ -181,10 +181,7 @@ def in_attention(
 
 
 def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) -> Iterator[HookPoint]:
-    """The attention blocks that get prefixes; layers whose heads have one shape have one table.
-
-    Raises SiteError for attention that no prefix enters.
-    """
+    """The attention blocks that get prefixes, one table for heads of one shape. Raises SiteError where none can enter."""
     if not layers:
         return
     for kind, attention in stack.entry.attentions():
@@ -214,7 +211,7 @@ def norms(name: str, stack: ResolvedStack, layer: Layer) -> Iterator[HookPoint]:
 
 
 def embeddings(name: str, length: int, base: Base) -> HookPoint:
-    """The embedded input of the base: that of the encoder, where there is one."""
+    """The embedded input of the base, or of its encoder. Raises SiteError where a prompt of this length cannot precede it."""
     stack = base.stacks[0]
     table = embedding_module(stack.module, "input")
     width = getattr(table, "embedding_dim", None)
@@ -232,7 +229,7 @@ def embeddings(name: str, length: int, base: Base) -> HookPoint:
 
 
 def biases(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
-    """Every bias vector of the base, those outside of its layers too."""
+    """Every bias vector of the base, those outside of its layers too. Raises SiteError where there is none."""
     paths = {module: path for path, module in reversed([*base.model.named_modules()])}
     points = []
     for path, module in base.model.base_model.named_modules():
@@ -251,7 +248,7 @@ def biases(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
 
 
 def linears(name: str, change: spec.Change, target: str, base: Base) -> Iterator[HookPoint]:
-    """The linears that a target names, those of the stacks outside of their layers too."""
+    """The linears that a target names, also outside of layers. Raises SiteError where there is none, or one cannot be gated."""
     if target == "all-linear" and any(p.dim() == 3 for p in base.model.base_model.parameters()):
         logging.getLogger("unipelt").warning(
             "all-linear: the experts of %s are not nn.Linear modules, so they are not changed", base.config.model_type

@@ -47,11 +47,12 @@ def merge(
         for parameter in module.parameters(recurse=False):
             users.setdefault(id(parameter), []).append(path)
 
-    read = {change.query.args[0] for change in changes if isinstance(change, BoundPrefix) and change.query}
+    query_modules = {change.query.args[0] for change in changes if isinstance(change, BoundPrefix) and change.query}
 
     def reason(change: BoundChange) -> str | None:
         module = model.get_submodule(change.path)
-        return _reason(change, module, attached.runs, run) or _shared(module, change.path, users) or _read(module, read)
+        why = _reason(change, module, attached.runs, run) or _shared(module, change.path, users)
+        return why or _read_by_prefix(module, query_modules)
 
     if unmergeable == "keep":
         if attached.runs > 1:
@@ -114,19 +115,16 @@ def _merge_leading(model: PreTrainedModel, reason: Callable[[BoundChange], str |
         del owner.changes[: len(leading)]
         if not owner.changes:
             attached.hooks.remove(hook)
-    with unmerged_weights(attached):  # which writes them as it ends, or as an outer block of it does
+    with unmerged_weights(attached):  # leaving the (outermost) block writes the merged changes into the weights
         attached.register_hooks(model)
     reset_dynamo()
     return model
 
 
 def refuse(
-    verb: str,
-    attached: MixtureState,
-    changes: list[BoundChange],
-    reason: Callable[[BoundChange], str | None],
+    verb: str, attached: MixtureState, changes: list[BoundChange], reason: Callable[[BoundChange], str | None],
     head: str | None = None,
-):
+):  # fmt: skip
     """Raise SpecError that names each change that has a reason, or a gate. verb: the action; head: why the head cannot be merged, or None."""
     if attached.options["pooling"] != "model":
         head = (
@@ -189,10 +187,9 @@ def _unwritable(change: BoundChange, module: nn.Module) -> str | None:
     return f"{change.path!r} is quantised or not loaded ({weight}); load the base in full precision and merge there"
 
 
-def _read(module: nn.Module, read: set[Any]) -> str | None:
-    return (
-        "a prefix with a LayerNorm reads the weight of its module, which would be another" if module in read else None
-    )
+def _read_by_prefix(module: nn.Module, query_modules: set[Any]) -> str | None:
+    why = "prefix(norm=True) computes its own query from this weight, which merging would change"
+    return why if module in query_modules else None
 
 
 def _shared(module: nn.Module, path: str, users: dict[int, list[str]]) -> str | None:

@@ -31,7 +31,7 @@ class Longer(NamedTuple):
     full: int
     """length of both together"""
     columns: Int[Tensor, "batch seq"] | None
-    """where each row's tokens are in it; None: behind the prompt"""
+    """where each row's tokens are in it; None: after the prompt"""
     mask: Shaped[Tensor, "batch full"] | None
 
     def extend(self, mask: Shaped[Tensor, "batch seq"]) -> Shaped[Tensor, "batch full"]:
@@ -56,7 +56,7 @@ class BoundPrompt(BoundChange):
 class PromptHook:
     """Stack pre-hook: puts each row's prompts, in tuple order, in front of all that has a value for each token.
 
-    A row whose mixture has a shorter prompt than another's, or none, has padding before it; behind its tokens where a decoder
+    A row whose mixture has a shorter prompt than another's, or none, has padding before it; after its tokens where a decoder
     reads the stack, which then takes no positions.
     """
 
@@ -130,8 +130,8 @@ class PromptHook:
         prompt_size = lengths if self.read_by_decoder else longest
         column = torch.arange(longest + length, device=mask.device).expand(len(mask), -1)
         prompt_or_token = torch.where(column < padding + prompt_size, column - padding, column) + longest - prompt_size
-        behind = torch.where(column < prompt_size + length, prompt_or_token, column - prompt_size - length)
-        return torch.where(column < padding, longest + column, behind)
+        after = torch.where(column < prompt_size + length, prompt_or_token, column - prompt_size - length)
+        return torch.where(column < padding, longest + column, after)
 
     def mask_of_source(
         self, states: Float[Tensor, "batch source d"], mask: Shaped[Tensor, "batch _"] | None
@@ -174,7 +174,7 @@ class PromptHook:
     def _positions(
         self, positions: Tensor | None, ids: Tensor | None, mask: Tensor | None, lengths: Lengths, x: Tensor, past: int
     ) -> Int[Tensor, "*_ seq"] | None:
-        """Positions of the prompt and behind it; None: those that the base counts by itself are right."""
+        """Positions of the prompt and after it; None: those that the base counts by itself are right."""
         (batch, length), longest, first = x.shape[:2], self.longest, self.first
         if positions is None and self.first and ids is not None and not past:
             real = ids.ne(self.first - 1).long()
@@ -186,11 +186,11 @@ class PromptHook:
             positions = torch.arange(start, start + length, device=x.device).expand(batch, -1)
         if positions is None:
             return None
-        behind = positions.expand(*positions.shape[:-2], batch, -1) + lengths
+        after = positions.expand(*positions.shape[:-2], batch, -1) + lengths
         if past:
-            return behind
+            return after
         front = first + (torch.arange(longest, device=x.device) - longest + lengths).clamp(min=0)
-        return torch.cat([front.expand(*behind.shape[:-1], -1), behind], dim=-1)
+        return torch.cat([front.expand(*after.shape[:-1], -1), after], dim=-1)
 
 
 def _left_padding(mask: Shaped[Tensor, "batch seq"]) -> Int[Tensor, "batch 1"]:
@@ -214,11 +214,11 @@ class PromptOutput:
         self.front, self.forwards = front, front.forwards
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        """Of what holds the layers, so that a pooler behind them reads the input's first token; of the stack or the model."""
+        """Forward hook of the stack, the model, or what holds the layers, before a pooler reads the first token: cut the prompt."""
         return None if self.forwards.thread.longer is None else _without(output, self.forwards.thread.longer)
 
     def after_model(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        """Of an encoder-decoder that has run its encoder."""
+        """Forward hook of an encoder-decoder: cut the prompt off the encoder's outputs, if this call ran the encoder."""
         thread, names = self.forwards.thread, parameters_of(model)
         runs_encoder = any(argument(names, args, kwargs, name) is not None for name in ("input_ids", "inputs_embeds"))
         if thread.longer is None or not runs_encoder or not isinstance(output, ModelOutput):

@@ -141,7 +141,7 @@ def find_stacks(model: PreTrainedModel, entries: tuple[Stack, ...] | None) -> li
 
 
 def _layers(base: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
-    """Path and module of each layer of a list; behind a *, children that lack the rest of the path are passed over."""
+    """Path and module of each layer of a list; after a *, children that lack the rest of the path are passed over."""
     first, *rest = f"{pattern}.*".lstrip(".").split(".*")
     modules = [(first, base.get_submodule(first))]
     for part in rest:
@@ -320,7 +320,7 @@ def match_linears(stacks: list[ResolvedStack], model: PreTrainedModel, target: s
         other = next((m for p, m in model.named_modules() if p == target or p.endswith("." + target)), None)
         problem = "matches no linear" if other is None else f"names a {type(other).__name__}, not a linear,"
         if other is not None and is_linear(other):
-            problem = "is outside of the layers (the head, or the output embeddings), where nothing is changed; inside it names no linear"
+            problem = "names a linear outside of the stacks, such as the head's, that no change can tune, and no other"
         raise SiteError(f"target_modules={target!r} {problem} of this model: {did_you_mean(target, known, most=5)}")
     return named
 

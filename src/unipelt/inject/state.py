@@ -53,9 +53,9 @@ class AttachedState(nn.Module):
         """number of layers of the deepest stack"""
         self.base_state: dict[str, Any] = {}
         """what `detach` restores: requires_grad of each parameter, and attributes of the base"""
-        self.brought: dict[str, Any] = {}
-        """what the base had in place of what a checkpoint brings besides parameters: `config`, its class names; `generation_config`;
-        `tokens`, rows of added ones"""
+        self.before_load: dict[str, Any] = {}
+        """values of the base that loading a checkpoint replaced, for `detach`: `config` (class names), `generation_config`,
+        `tokens` (rows of added tokens)"""
         self.kernels: Any = None
         self.names: list[str] = []
         """names of the runs, if they were loaded by name"""

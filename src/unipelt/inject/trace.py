@@ -170,7 +170,7 @@ class Trace:
         return output, weights
 
     def add_attending(self, path: str, tensors: Sequence[Tensor], output: Tensor, dispatched: bool) -> Attending | None:
-        """Record one attention. tensors: its query, key and value; None, and no record, if one of these needs no gradient."""
+        """Record one attention; None if one of these tensors needs no gradient. tensors: its query, key and value."""
         if not all(t.requires_grad for t in (*tensors, output)):
             return None
         query, key, value = tensors

@@ -89,8 +89,7 @@ class Fleet:
     def train(self) -> Iterator[FinishedRun]:
         """Train all plans, from the last saved state if there is one, and yield each run when it ends.
 
-        After a kill, a run that had been yielded may be yielded again: one whose index had no other plan yet when the last state was
-        saved.
+        After a kill, a run may be yielded twice: if the last state was saved before another plan took its index.
 
         Raises OutOfTime after the deadline, and CheckpointError if a state cannot be read or written.
         """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STATES = "frozen_states"  # of a batch's inputs: what its frozen layers give, `[batch, seq, hidden]`
 CPU_ROWS = 32  # a forward, without gradients: more do not fit into a CPU's caches
-GPU_TOKENS, GPU_ROWS = 65_536, 512  # a forward on a GPU: so many tokens, and so many rows at least
+GPU_TOKENS, GPU_ROWS = 65_536, 512  # a forward on a GPU: this many tokens, and this many rows at least
 LEAST_ROWS = 8  # of each run
 SHORT = 192  # tokens: up to it a CPU's fused bf16 attention, which is made for long ones, is slower than plain products
 
@@ -56,8 +56,8 @@ def rows_per_run(device: torch.device, runs: int, longest: int) -> int:
 
 
 def longest_first(lengths: Sequence[Sequence[int]], device: torch.device) -> Iterator[list[list[int]]]:
-    """The examples of each run for forwards without gradients, from its longest to its shortest, which comes again where none are
-    left: the first forward needs the most memory. lengths: tokens of each run's examples."""
+    """The examples of each run for each forward without gradients, longest first: the first forward needs the most memory. A run
+    with fewer examples repeats its shortest. lengths: tokens of each run's examples."""
     orders = [sorted(range(len(run_lengths)), key=lambda index: -run_lengths[index]) for run_lengths in lengths]
     start = 0
     while start < max(map(len, orders)):
@@ -71,8 +71,7 @@ def step_batches(
     task: type[Task], parts: Sequence[Sequence[Part]], tokenizer: PreTrainedTokenizerBase, device: torch.device,
     frozen: "FrozenStates | None" = None, on_batch: Callable[[], None] = lambda: None,
 ) -> tuple[list[Batch], list[Float[Tensor, " run"]]]:  # fmt: skip
-    """The batches and shares of a training step; a share is the fraction of a run's examples (or answer tokens) of this step that
-    one forward has.
+    """The batches and shares of a training step; a share is the part of a run's examples, or answer tokens, that a forward has.
 
     parts: each run's, one for each of its forwards; a run that has fewer than others takes part in the rest with weight 0.
     frozen, on_batch: as in predict_with_gates.
@@ -169,7 +168,7 @@ def _by_example(
 def logits_of(
     model: PreTrainedModel, inputs: dict[str, Tensor], precision: str = "auto", frozen: FrozenLayers | None = None
 ) -> Float[Tensor, "row ..."]:
-    """Logits in float32 at least; nothing is kept for a next token, which a decoder would copy all keys and values for.
+    """Logits in float32 at least; a decoder's cache is off, because filling it would copy all keys and values.
 
     Inputs under POSITIONS, PROMPT and STATES are no arguments of the model: where logits are read, what was asked, and what the
     frozen layers give.
@@ -203,7 +202,7 @@ def chosen_precision(device: torch.device, precision: str) -> str:
 def uses_bf16(device: torch.device, precision: str) -> bool:
     """Whether matrix products are computed in bf16: it is asked for, and the device has it.
 
-    precision: fp32, bf16, or auto: bf16 on a GPU, where saved runs predict so too.
+    precision: fp32, bf16, or auto: bf16 on a GPU only (unlike chosen_precision, which also takes it on a CPU that has it).
     """
     return (precision == "bf16" or (precision == "auto" and device.type == "cuda")) and has_bf16(device.type)
 

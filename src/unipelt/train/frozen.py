@@ -78,7 +78,7 @@ class KeptStates:
     """The states of one group of examples."""
 
     values: Float[Tensor, "tokens hidden"]
-    """of all examples, one behind another"""
+    """of all examples, one after another"""
     starts: list[int]
     """where each example begins, and where the last one ends"""
 
@@ -105,7 +105,7 @@ class StateCache:
         self.states = {key: states for key, states in self.states.items() if key in keys}
 
     def allocate(self, tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """A tensor for the states of so many tokens, in memory or else in an unnamed file; None, with one warning, if neither
+        """A tensor for the states of this many tokens, in memory or else in an unnamed file; None, with one warning, if neither
         has enough space."""
         size = tokens * hidden * dtype.itemsize
         if size <= SHARE * free_memory(device):

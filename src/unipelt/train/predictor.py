@@ -56,7 +56,7 @@ class TablePredictor:
         self, path: str, *, text: str | None, pair: str | None, encoding: str | None = None, proba: bool = False,
         gates: bool = False, min_confidence: float = 0.0,
     ) -> tuple[dict[str, list[Any]], data.Dialect]:  # fmt: skip
-        """The columns of a file, and behind them `prediction`, probabilities `p(label)` and gates `gate(location)`; and how the
+        """The columns of a file, and after them `prediction`, probabilities `p(label)` and gates `gate(location)`; and how the
         file is written. An example without a text has none of them.
 
         min_confidence: the probability of the most probable class below which the prediction is left blank.

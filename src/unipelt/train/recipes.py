@@ -94,7 +94,7 @@ class Recipe:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {least} to {most}")
         for name, rate in {"lr": self.lr, **{f"lr_{kind}": rate for kind, rate in self.rates.items()}}.items():
             if not 0 < rate <= 10:
-                raise UserError(f"--{name.replace('_', '-')} {rate}: expected above 0, to 10.0")
+                raise UserError(f"--{name.replace('_', '-')} {rate}: expected a number above 0, at most 10")
         for name, known in VALUES.items():
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"--{name.replace('_', '-')} {value}: expected {', '.join(known[:-1])} or {known[-1]}")

@@ -43,7 +43,7 @@ class Loop(NamedTuple):
 
 
 def last_state(folder: Path) -> Loop | None:
-    """The loop of an unfinished training; None before its first state."""
+    """The loop of an unfinished training; None before its first state. Raises CheckpointError where the state is damaged."""
     path = folder / STATE
     if not path.exists():
         return None
@@ -147,8 +147,7 @@ class Busy(CheckpointError):
 def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
     """Make a folder and lock it until the block ends; a folder that was made and stays empty is removed again.
 
-    What the block itself writes there is not kept out. The lock ends with its process. wait: for another process's lock
-    to end.
+    Only other processes are kept out. The lock ends with its process. wait: for another process's lock to end.
 
     Raises Busy where another process has the lock, CheckpointError where the folder cannot be made.
     """

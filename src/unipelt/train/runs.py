@@ -41,7 +41,7 @@ class Plan:
         return self.initial_record.key
 
     def epoch(self, epoch: int) -> list[list[list[int]]]:
-        """The steps of an epoch, each the batches whose gradients it adds up, each the examples of one forward."""
+        """The steps of an epoch: `[step][forward][example]`; a step adds up the gradients of its forwards."""
         recipe, accumulated = self.recipe, self.recipe.gradient_accumulation
         batches = epoch_batches(self.train.lengths(), recipe.batch_size, self.key.seed, epoch, recipe.batch_tokens)
         return [batches[start : start + accumulated] for start in range(0, len(batches), accumulated)]
@@ -103,12 +103,9 @@ class Plan:
         return is_best
 
     def result(
-        self,
-        record: RunRecord,
-        logits: Float[Tensor, "example ..."] | None,
-        texts: list[str] | None,
+        self, record: RunRecord, logits: Float[Tensor, "example ..."] | None, texts: list[str] | None,
         gates: dict[str, Float[Tensor, " example"]],
-    ) -> RunRecord:
+    ) -> RunRecord:  # fmt: skip
         """The record of the run when it has ended, from the logits, texts and gate values of its test examples."""
         if not record.done:
             return replace(record, validation=None, validation_metrics=None, temperature=None)
@@ -158,9 +155,9 @@ def epoch_batches(
 ) -> list[list[int]]:
     """The batches of one epoch, in an order that the seed draws; within a few batches, examples of similar length are together.
 
-    batch_tokens: where it is given, a batch has as many examples as have so many tokens, padding included, and one at least.
-    The positions of short and long batches depend on the epoch alone, so that the runs of a fleet have their short batches in
-    the same steps.
+    batch_tokens: largest number of tokens of a batch, padding included (a longer example is a batch of its own); 0: batches
+    have batch_size examples. The positions of short and long batches depend on the epoch alone, so that the runs of a fleet
+    have their short batches in the same steps.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()

@@ -32,15 +32,9 @@ def save_state(folder: Path, tensors: dict[str, Tensor], loop: Loop) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         new_folder = Path(mkdtemp(prefix=f".{STATE}.", dir=folder))  # safetensors writes temporary files beside its own
-        save_file(
-            tensors,
-            new_folder / STATE,
-            metadata={
-                "loop": json.dumps(
-                    {"plan_indices": loop.plan_indices, "records": [asdict(record) for record in loop.records]}
-                )
-            },
-        )
+        records = [asdict(record) for record in loop.records]
+        metadata = {"loop": json.dumps({"plan_indices": loop.plan_indices, "records": records})}
+        save_file(tensors, new_folder / STATE, metadata=metadata)
         with open(new_folder / STATE, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(new_folder / STATE, folder / STATE)

@@ -87,9 +87,8 @@ def head_inputs(model: PreTrainedModel, pooled: bool) -> Iterator[None]:
         first = inputs[0]
         inputs.clear()
         if pooled and first.dim() > 2:
-            raise UserError(
-                f"{type(model).__name__}: its head does not read one state per text, which this baseline needs; leave it out"
-            )
+            missing = "its head does not read one state per text, which this baseline needs; leave it out"
+            raise UserError(f"{type(model).__name__}: {missing}")
         output.logits = first
         return output
 

@@ -38,7 +38,7 @@ def train_run(
 ) -> RunRecord:  # fmt: skip
     """Train one run into a folder, or resume it; a finished run is only read. Raises UserError.
 
-    ensemble: so many runs as a fleet, with seeds from the config's on, each in a folder `seed-…` inside of this one; their
+    ensemble: this many runs as a fleet, with seeds from the config's on, each in a folder `seed-…` inside of this one; their
     predictions are averaged. All have the examples that the first seed draws, so that no run has seen another's test examples;
     their initial values, the order of their examples and dropout differ.
     """
