@@ -54,7 +54,7 @@ def measure(task: str, seed: int, given: argparse.Namespace, cache: Any) -> list
         attach(model, replace(mixture, changes=rest), head=head, pooling=pooling_of(config), fresh_head=True)
         left = mixture_state(model)
         left.load_state_dict({name: state[name][None] for name, _ in left.named_parameters()})
-        (logits,) = predict(model, fleet.tokenizer, [plan.test], task=type(plan.task), precision="bf16")
+        (logits,) = predict(model, fleet.tokenizer, [plan.test], task_type=type(plan.task), precision="bf16")
         metrics = scored.score(scored.decide(logits, plan.test), plan.test.targets or [])
         rows.append(row(label, metrics[record.metric]))
     return rows

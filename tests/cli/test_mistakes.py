@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from values import rewrite
 
 from cli.conftest import same_result, write_reviews
-from unipelt.train.run_folder import alone_in
+from unipelt.train.run_folder import locked_folder
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_folders_that_are_not_this_runs(run, finished, train_words, tmp_path: Pa
 
 def test_one_training_at_a_time_in_a_folder(run, train_words, tmp_path: Path):
     out = tmp_path / "deep" / "run"
-    with alone_in(out):
+    with locked_folder(out):
         line = run(*train_words(out, "lora")).line
     assert f"--out {out}: another training is at work in it; wait for its end, or take another folder" in line
     assert not out.parent.exists(), "what a training made and left empty goes again"

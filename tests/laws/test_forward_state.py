@@ -34,7 +34,7 @@ def gated(arch: str) -> Mixture:
 def nothing_left(model: nn.Module) -> bool:
     thread = attached_state(model).forwards.thread
     kept = thread.context is None and not thread.captured and thread.rows is None
-    return kept and not thread.off and not thread.dropped and not thread.alone
+    return kept and not thread.disabled and not thread.dropped and not thread.made_by_attention
 
 
 @pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
@@ -191,7 +191,7 @@ def test_tasks_of_an_event_loop_each_have_their_own_route_and_switches():
     for found, expected in zip(asyncio.run(every()), alone):
         torch.testing.assert_close(found, expected)
     own = attached_state(model).forwards.thread
-    assert (own.rows, own.off, own.dropped) == (None, False, 0)
+    assert (own.rows, own.disabled, own.dropped) == (None, False, 0)
 
 
 def test_gates_are_recorded_of_ones_own_thread():

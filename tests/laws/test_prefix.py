@@ -18,7 +18,7 @@ from unipelt.forms.prefix import (
     HeadShape,
     PrefixMLP,
     gated_prefix_attention,
-    prefix_products,
+    prefix_attention_unfused,
     table_of,
 )
 from unipelt.inject.attention import prefixes_computed_once
@@ -185,10 +185,10 @@ def test_plain_products_are_the_mixture_in_any_kernel(masks: str, gated: bool):
     expected, _ = gated_prefix_attention(kernel, q, k, v, mask, None, 0.0, gate=gate, softcap=None, **own)
     for learned in (False, True):
         q.requires_grad_(learned)
-        found, _ = prefix_products(q, k, v, mask, None, 0.0, gate=gate if gated else None, **own)
+        found, _ = prefix_attention_unfused(q, k, v, mask, None, 0.0, gate=gate if gated else None, **own)
         torch.testing.assert_close(found, expected)
-    dropped, _ = prefix_products(q, k, torch.zeros_like(v), mask, None, 0.0, gate=gate, **own)
-    torch.testing.assert_close(prefix_products(q, k, v, mask, None, 1.0, gate=gate, **own)[0], dropped)
+    dropped, _ = prefix_attention_unfused(q, k, torch.zeros_like(v), mask, None, 0.0, gate=gate, **own)
+    torch.testing.assert_close(prefix_attention_unfused(q, k, v, mask, None, 1.0, gate=gate, **own)[0], dropped)
 
 
 def watched(arch: str, softmax: str) -> tuple[Stack, ...]:
@@ -326,14 +326,14 @@ def test_prefixes_that_are_computed_once_are_the_same_and_later_the_mlp_counts_a
     + [(arch, preset) for arch in ("bert", "llama", "bart") for preset in ("prefix", "mam", "unipelt-central")],
 )
 def test_a_model_with_prefixes_without_mlps_gives_the_same_logits(arch: str, preset: str):
-    from unipelt.inject.fixed_gates import swap, with_prefix_tables
+    from unipelt.inject.fixed_gates import replace_mixture, with_prefix_tables
 
     model = attached(arch, preset)
     given = tiny.inputs(arch, model)
     with torch.no_grad():
         before = result(model(**given))
         mixture, state = with_prefix_tables(mixture_state(model))
-        swap(model, mixture, state.__getitem__)
+        replace_mixture(model, mixture, state.__getitem__)
         equal(result(model(**given)), before, arch)
     assert not any(isinstance(module, PrefixMLP) for module in mixture_state(model).modules())
 

@@ -11,7 +11,7 @@ import unipelt
 from train.fleets import fleet, plan, train
 from train.test_resume import Stopped, assert_same, stop_at
 from unipelt.errors import UserError
-from unipelt.inject.attention import kernel_of
+from unipelt.inject.attention import attention_implementation
 from unipelt.train import forward, setup
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig
@@ -89,7 +89,7 @@ def test_short_texts_in_bf16_on_a_cpu_take_eager_attention():
     ]:  # fmt: skip
         model = unipelt.attach(BertModel(BertConfig(**TINY)), method)
         forward.choose_attention(model, asked, longest)
-        kernels[asked, longest, method] = kernel_of(model.config)
+        kernels[asked, longest, method] = attention_implementation(model.config)
     assert list(kernels.values()) == ["eager", "sdpa", "sdpa", "sdpa"], kernels
 
 

@@ -20,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from unipelt.checkpoint.description import BaseIdentity, Description
 from unipelt.errors import CheckpointError
-from unipelt.inject.added_tokens import own_rows, token_rows
+from unipelt.inject.added_tokens import rows_of_base, token_rows
 from unipelt.inject.state import NAME
 
 ROWS = 256
@@ -138,7 +138,7 @@ def _tensors(model: PreTrainedModel, head: list[str], tokens: int = 0) -> tuple[
     """The parameters and saved buffers of the base model, and those outside of it, such as output embeddings that are not tied;
     without the head's and the tuned ones, and without the rows of more than so many tokens."""
     excluded = {id(p) for path in head for p in model.get_submodule(path).parameters()}
-    base_rows, tensors = own_rows(model, tokens), []
+    base_rows, tensors = rows_of_base(model, tokens), []
     for module in (cast(PreTrainedModel, model.base_model), model):
         saved, named = module.state_dict(keep_vars=True), [*module.named_parameters(), *module.named_buffers()]
         tensors.append([

@@ -19,7 +19,7 @@ from unipelt.checkpoint.folder import head_of, not_finite
 from unipelt.checkpoint.header import values_hash
 from unipelt.checkpoint.safe import parse_safetensors
 from unipelt.errors import CheckpointError, SpecError, UserError, did_you_mean
-from unipelt.inject.added_tokens import PREFIX, added_rows, misfit, put_added, take_added
+from unipelt.inject.added_tokens import PREFIX, added_rows, put_added, rows_problem, take_added
 from unipelt.inject.architectures import Stack, entries_for
 from unipelt.inject.attach import attach, class_names, detach
 from unipelt.inject.build import build
@@ -185,7 +185,7 @@ def _read(
     if tokenizer is not None:
         check_tokenizer(tokenizer, description.tokenizer, path.parent)
     error_prefix = f"{path}: does not fit its mixture"
-    if added and (problem := misfit(model, tokens, added)):
+    if added and (problem := rows_problem(model, tokens, added)):
         raise CheckpointError(f"{error_prefix}: {problem}")
     mixture = spec.Mixture.from_dict(description.mixture)
     return NamedRun(name, mixture, tensors, description.head, tokens, added, description, error_prefix)

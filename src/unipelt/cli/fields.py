@@ -71,7 +71,7 @@ def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (),
 
     default: what the help names as default, by field, where that is not the field's own default.
     """
-    parameters, kinds, values = [], get_type_hints(settings), recipes.VALUES | records.VALUES
+    parameters, kinds, values = [], get_type_hints(settings), recipes.CHOICES | records.CHOICES
     helps = docs(RunConfig) | docs(settings)
     for field in dataclasses.fields(settings):
         if field.name in but or (only and field.name not in only):

@@ -187,7 +187,7 @@ def gated_prefix_attention(
     return h + lam * delta, weights
 
 
-def prefix_products(
+def prefix_attention_unfused(
     q: Query, k: Key, v: Value, mask: Shaped[Tensor, "_ _ _ key"] | None, bias: None, dropout: float, *,
     prefix_k: Float[Tensor, "_ kv_head prefix k"], prefix_v: Float[Tensor, "_ kv_head prefix _"],
     gate: Float[Tensor, "batch query 1"] | None, scaling: float,
@@ -206,7 +206,7 @@ def prefix_products(
     keys, prefix_v = torch.cat([prefix_k, k], dim=-2) * scaling, as_wide(prefix_v, v)
     if mask is not None:
         half = tokens - tokens // 2 // vector * vector
-        if mask.shape[-2] == queries == tokens and no_query_sees(mask[..., :half, half:]):
+        if mask.shape[-2] == queries == tokens and is_fully_masked(mask[..., :half, half:]):
             spans = [(0, half, half), (half, queries, tokens)]
         mask = pad_mask(mask, columns, q.dtype)
         mask[..., length:columns] = -torch.inf
@@ -253,7 +253,7 @@ def _product_attention(
     return output.view(batch, heads, queries, -1).transpose(1, 2)
 
 
-def no_query_sees(part: Shaped[Tensor, "_ _ query key"]) -> bool:
+def is_fully_masked(part: Shaped[Tensor, "_ _ query key"]) -> bool:
     """Whether a mask lets no query attend to any key; where looking is not free (on a GPU, in compiled code), False."""
     free = part.dtype == torch.bool and part.device.type == "cpu" and not torch.compiler.is_compiling()
     return free and part.numel() > 0 and not bool(part.any())

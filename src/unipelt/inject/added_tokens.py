@@ -24,11 +24,8 @@ def token_rows(model: PreTrainedModel) -> dict[str, Shaped[Tensor, "token ..."]]
         return {}
     rows, output = {"input": embeddings.weight}, embedding_module(model, "output")
     size = len(embeddings.weight)
-    weight, bias, logits_bias = (
-        getattr(output, "weight", None),
-        getattr(output, "bias", None),
-        getattr(model, "final_logits_bias", None),
-    )
+    weight, bias = (getattr(output, name, None) for name in ("weight", "bias"))
+    logits_bias = getattr(model, "final_logits_bias", None)
     if isinstance(weight, Tensor) and weight is not embeddings.weight and len(weight) == size:
         rows["output"] = weight
     if isinstance(bias, Tensor) and len(bias) == size:
@@ -38,7 +35,7 @@ def token_rows(model: PreTrainedModel) -> dict[str, Shaped[Tensor, "token ..."]]
     return rows
 
 
-def own_rows(model: PreTrainedModel, tokens: int) -> dict[int, Tensor]:
+def rows_of_base(model: PreTrainedModel, tokens: int) -> dict[int, Tensor]:
     """What the base itself has of each tensor with a row for each token, by the tensor's id."""
     if not tokens:
         return {}
@@ -61,7 +58,7 @@ def take_added(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensors.pop(name) for name in [*tensors] if name.startswith(PREFIX)}
 
 
-def misfit(model: PreTrainedModel, tokens: int, added: dict[str, Tensor]) -> str | None:
+def rows_problem(model: PreTrainedModel, tokens: int, added: dict[str, Tensor]) -> str | None:
     """Why saved rows cannot follow the base's own `tokens` rows; None: they can."""
     base = {PREFIX + name: rows for name, rows in token_rows(model).items()}
     if base.keys() != added.keys():
@@ -99,7 +96,7 @@ def put_back(model: PreTrainedModel, before: dict[str, Any]) -> None:
         rows[before["from"] : before["from"] + len(before["rows"][name])] = before["rows"][name]
 
 
-def read_added(model: PreTrainedModel, state: dict[str, Tensor], *_: Any) -> None:
+def load_added_rows(model: PreTrainedModel, state: dict[str, Tensor], *_: Any) -> None:
     """Pre-hook of `load_state_dict`: a Trainer that resumes gets the rows of added tokens back too."""
     added = {name: state.pop(f"{NAME}.{name}") for name in [*_saved(model)] if f"{NAME}.{name}" in state}
     with torch.no_grad():

@@ -12,15 +12,15 @@ from transformers import PreTrainedModel
 
 from unipelt import spec
 from unipelt.errors import SiteError, SpecError, did_you_mean
-from unipelt.inject.added_tokens import put_back, read_added
+from unipelt.inject.added_tokens import load_added_rows, put_back
 from unipelt.inject.architectures import Stack
-from unipelt.inject.attention import BoundPrefix, Kernels
+from unipelt.inject.attention import AttentionImplementations, BoundPrefix
 from unipelt.inject.build import build, hooks_of
 from unipelt.inject.compiled import refuse_compiled, uncompile
 from unipelt.inject.discover import entries_of
 from unipelt.inject.heads import POLICIES, POOLINGS, find_head, train_head
 from unipelt.inject.hook_points import Base
-from unipelt.inject.resolve import find_stacks, say_which_layers_attend
+from unipelt.inject.resolve import find_stacks, warn_of_skipped_layers
 from unipelt.inject.state import NAME, AttachedState, attached_state
 
 SAVING = ("_keys_to_ignore_on_save", "_weight_conversions", "save_pretrained")
@@ -79,7 +79,7 @@ def attach_checked(
     stacks = find_stacks(model, options["stacks"])
     options = options | {"stacks": tuple(stack.entry for stack in stacks)}
     base = Base(model, stacks, frozenset(find_head(model)), several=sum(runs_each) > 1)
-    say_which_layers_attend(base.config.model_type, stacks)
+    warn_of_skipped_layers(base.config.model_type, stacks)
     states = []
     for number, (mixture, runs) in enumerate(zip(mixtures, runs_each)):
         attached = build(mixture, runs, number, base, options=options, fresh_head=fresh_head, head_modules=head_modules)
@@ -96,7 +96,7 @@ def attach_checked(
     for path, module in state.named_modules():
         module.path = path  # type: ignore[assignment]  # DataParallel's copies are found by this path
     if any(isinstance(change, BoundPrefix) and change.point.stack.dispatches for change in state.all_changes()):
-        state.kernels = Kernels(model)
+        state.kernels = AttentionImplementations(model)
     state.hooks = hooks_of(state, base, pooling)
     if state.kernels is not None:
         state.kernels.wrap()
@@ -114,7 +114,7 @@ def attach_checked(
     if getattr(model, "is_quantized", False):
         setattr(model, PEFT_FLAG, True)
     model.add_module(NAME, state)
-    state.base_state["reading"] = model.register_load_state_dict_pre_hook(read_added)
+    state.base_state["reading"] = model.register_load_state_dict_pre_hook(load_added_rows)
     state.train(model.training)
     state.register_hooks(model)
     reset_dynamo()

@@ -25,7 +25,7 @@ from unipelt.forms.prefix import (
     gated_prefix_attention,
     multi_head_parallel,
     prefix_attention,
-    prefix_products,
+    prefix_attention_unfused,
     split_heads,
     table_of,
 )
@@ -34,7 +34,7 @@ from unipelt.inject.hooks import BoundChange, module_of
 
 PREFIXES = "unipelt_prefixes"
 MARK = "unipelt_"
-KERNELS = ("eager", "sdpa")
+IMPLEMENTATIONS = ("eager", "sdpa")
 LONGEST_PLAIN = 512  # keys: a score for each pair of tokens is kept, and its memory grows with the square
 
 
@@ -72,7 +72,7 @@ class BoundPrefix(BoundChange):
         assert self.point.table is not None
         return self.point.table.slot
 
-    def call(self, x: Float[Tensor, "rows seq d"], context: Context) -> PrefixCall:
+    def prefix_call(self, x: Float[Tensor, "rows seq d"], context: Context) -> PrefixCall:
         function = cast(spec.Prefix, self.change.form).function
         pair = module_of(self.form, context)(self.layer, context.route, x.shape[0])
         key, value = (p.to(x.device) for p in pair)
@@ -94,14 +94,9 @@ class BoundPrefix(BoundChange):
 
 
 def attend_with_prefixes(
-    name: str,
-    module: nn.Module,
-    query: Float[Tensor, "batch head query d"],
-    key: Float[Tensor, "batch kv_head key d"],
-    value: Float[Tensor, "batch kv_head key v"],
-    attention_mask: Shaped[Tensor, "_ _ query key"] | None,
-    **kwargs: Any,
-) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:
+    name: str, module: nn.Module, query: Float[Tensor, "batch head query d"], key: Float[Tensor, "batch kv_head key d"],
+    value: Float[Tensor, "batch kv_head key v"], attention_mask: Shaped[Tensor, "_ _ query key"] | None, **kwargs: Any,
+) -> tuple[Float[Tensor, "batch query head v"], Tensor | None]:  # fmt: skip
     """The output of transformers' attention function `name` with every prefix of the call applied, in tuple order.
 
     Of mixtures side by side, each attends in its own rows; as these have unlike numbers of keys, no weights are returned.
@@ -148,7 +143,7 @@ def apply_prefixes(
             if prefix.function != "softmax":
                 continue
             if products and attend is plain and (prefix.weight is not None or _slow_when_fused(q, k)):
-                attend = partial(prefix_products, gate=prefix.weight, scaling=scaling, **keywords)
+                attend = partial(prefix_attention_unfused, gate=prefix.weight, scaling=scaling, **keywords)
             elif prefix.weight is None:
                 attend = partial(prefix_attention, attend, **keywords)
             else:
@@ -212,7 +207,7 @@ def configs_of(model: nn.Module) -> list[Any]:
     return list({id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values())
 
 
-for _kernel in KERNELS:
+for _kernel in IMPLEMENTATIONS:
     AttentionInterface.register(MARK + _kernel, partial(attend_with_prefixes, _kernel))
     AttentionMaskInterface.register(MARK + _kernel, ALL_MASK_ATTENTION_FUNCTIONS[_kernel])
 
@@ -233,19 +228,19 @@ def prefixes_computed_once(module: nn.Module) -> Iterator[None]:
             del mlp.forward
 
 
-class Kernels:
-    """Keeps every config of a model on the wrapper of the kernel that its user has set, also after the user sets another."""
+class AttentionImplementations:
+    """Keeps each config of a model on the wrapper of the attention implementation that its user has set, or sets later."""
 
     def __init__(self, model: nn.Module):
         self.configs = [config for config in configs_of(model) if hasattr(config, "_attn_implementation")]
 
     def wrap(self) -> None:
-        """Raises SiteError for a kernel that cannot take prefixes."""
+        """Wrap each config's implementation; again at each forward, as the user may set another. Raises SiteError for an unknown one."""
         for config in self.configs:
-            kernel = kernel_of(config)
-            if kernel not in KERNELS:
+            kernel = attention_implementation(config)
+            if kernel not in IMPLEMENTATIONS:
                 raise SiteError(
-                    f"attention implementation {kernel!r} with a prefix: expected one of {', '.join(KERNELS)}; "
+                    f"attention implementation {kernel!r} with a prefix: expected one of {', '.join(IMPLEMENTATIONS)}; "
                     "call model.set_attn_implementation('sdpa')"
                 )
             if config._attn_implementation != MARK + kernel:
@@ -253,9 +248,9 @@ class Kernels:
 
     def restore(self) -> None:
         for config in self.configs:
-            config._attn_implementation_internal = kernel_of(config)
+            config._attn_implementation_internal = attention_implementation(config)
 
 
-def kernel_of(config: Any) -> str:
-    """transformers' own name of the kernel that a config asks for."""
+def attention_implementation(config: Any) -> str:
+    """transformers' name of the attention implementation that a config asks for, without unipelt's mark."""
     return (config._attn_implementation or "eager").removeprefix(MARK)

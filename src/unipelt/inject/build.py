@@ -35,7 +35,7 @@ from unipelt.inject.heads import build_head
 from unipelt.inject.hook_points import Base, HookPoint, hook_points
 from unipelt.inject.hooks import BoundChange, HeadHook, ModuleHook, Pooling
 from unipelt.inject.prompt import BoundPrompt, PromptHook, PromptOutput
-from unipelt.inject.resolve import Columns, FusedColumns, embedding_module, normaliser, path_of, unreadable
+from unipelt.inject.resolve import Columns, FusedColumns, embedding_module, normaliser, path_of, weight_problem
 from unipelt.inject.state import NAME, AttachedState, Hook, MixtureState
 from unipelt.spec import Location
 from unipelt.spec.location import HEAD
@@ -98,9 +98,9 @@ class MixtureBuilder:
             frozen = self._frozen(base, point.path, point.columns, "dora")
             module = Dora(self.runs, point.inputs, point.outputs, form.r, form.alpha, frozen)
         elif form.name == "prompt":
-            table: Any = point.stack.module.get_input_embeddings()  # type: ignore[operator]
-            embed = partial(embeddings, table) if form.init == "vocabulary" else None
-            module = Prompt(self.runs, form.length, point.outputs, table.num_embeddings, embed)
+            token_table: Any = point.stack.module.get_input_embeddings()  # type: ignore[operator]
+            embed = partial(embeddings, token_table) if form.init == "vocabulary" else None
+            module = Prompt(self.runs, form.length, point.outputs, token_table.num_embeddings, embed)
         else:
             module = MAPS[form.name](form, self.runs, point.inputs, point.outputs)
         return self.modules.setdefault(point.location, module)
@@ -108,7 +108,7 @@ class MixtureBuilder:
     def _frozen(self, base: Base, path: str, columns: Columns | None, reader: str) -> partial[Any]:
         """A function that returns a linear's weight and bias. Raises SiteError if they are not floating point. reader: of them."""
         module: Any = base.model.get_submodule(path)
-        if not module.weight.is_meta and (weight := unreadable(module)) is not None:
+        if not module.weight.is_meta and (weight := weight_problem(module)) is not None:
             raise SiteError(
                 f"{reader} at {path!r}: its weight is {weight}; expected floating point; load the base unquantised"
             )

@@ -34,7 +34,7 @@ UNSLICED_OUTPUTS = ("loss", "pooler_output")
 SEQUENCE_OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
 """outputs `[batch, seq, …]`; the logits of a classifier have no such dimension, and keep their shape"""
 MAX_GRAPHS = 256  # dynamo's own limit counts the shapes of one module, of which there are few here, in four modes
-Lengths = dict[str, tuple[int, int]]
+PaddedLengths = dict[str, tuple[int, int]]
 """(length, padded length) of the encoder's or only sequence, key "", and of the decoder's, key "decoder"; none of images"""
 
 
@@ -149,9 +149,9 @@ class Compiled:
         if "labels" in arguments and config.problem_type is None and not self.problem_type_set:
             self.problem_type_set = True  # the model sets it in its first call, which would cause a recompilation
             return False
-        return not (thread.off or thread.dropped)
+        return not (thread.disabled or thread.dropped)
 
-    def _lengths(self, arguments: dict[str, Any]) -> Lengths | None:
+    def _lengths(self, arguments: dict[str, Any]) -> PaddedLengths | None:
         """The lengths of a call's sequences; None where it cannot be padded exactly."""
         tensors = {name: value for name, value in arguments.items() if name not in FIXED_OPTIONS}
         known = {*PADDING, *UNPADDED_INPUTS}
@@ -183,7 +183,7 @@ class Compiled:
         of_decoder = name == "labels" or name.startswith("decoder_") or name in SEQUENCE_OUTPUTS
         return "decoder" if of_decoder and self.model.config.is_encoder_decoder else ""
 
-    def _padded(self, arguments: dict[str, Any], lengths: Lengths) -> dict[str, Any]:
+    def _padded(self, arguments: dict[str, Any], lengths: PaddedLengths) -> dict[str, Any]:
         padded = arguments | {name: value for name, value in FIXED_OPTIONS.items() if name in self.names}
         if lengths:
             padded.setdefault("attention_mask", torch.ones_like(arguments["input_ids"]))
@@ -194,7 +194,7 @@ class Compiled:
                 padded[name] = F.pad(value, (0, padded_length - length), value=filling)
         return padded
 
-    def _cut(self, output: ModelOutput, lengths: Lengths) -> ModelOutput:
+    def _cut(self, output: ModelOutput, lengths: PaddedLengths) -> ModelOutput:
         cut = {}
         for name, value in output.items():
             classes = name == "logits" and value.dim() == 2

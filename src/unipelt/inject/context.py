@@ -42,11 +42,11 @@ class Context(NamedTuple):
     batch: int
     token_weights: Tensor | None = None
     encoder_weights: Tensor | None = None
-    prompt: Tensor | None = None
+    prompt_weights: Tensor | None = None
     """`[batch, seq, 1]`: the weights in the mean over the prompt, if a gate averages over it"""
     prompt_gates: dict[Any, Tensor] | None = None
     """values of the prompt's gates by change, stored with the cache; None: no cache"""
-    off: bool = False
+    disabled: bool = False
     """inside `disabled`: no change is applied"""
     dropped: int = 0
     """number of lowest layers whose changes are skipped: see `dropped`"""
@@ -60,7 +60,7 @@ class Context(NamedTuple):
     """one context per mixture for its rows, if several mixtures are attached"""
 
     def _tensors(self, move: Callable[[Tensor], Tensor]) -> dict[str, Tensor | None]:
-        tensors = {name: getattr(self, name) for name in ("token_weights", "encoder_weights", "prompt")}
+        tensors = {name: getattr(self, name) for name in ("token_weights", "encoder_weights", "prompt_weights")}
         return {name: None if value is None else move(value) for name, value in tensors.items()}
 
     def split(self) -> "Context":
@@ -101,7 +101,7 @@ class Switches(NamedTuple):
     """What `route`, `disabled` and `dropped` have set."""
 
     rows: Tensor | None = None
-    off: bool = False
+    disabled: bool = False
     dropped: int = 0
 
 
@@ -119,22 +119,22 @@ class PerThread(threading.local):
         self.number = number
         self.compiled = PLAIN
         """the switches as compiled code knows them: of the thread's innermost block"""
-        self.prompt: Tensor | None = None
+        self.prompt_mask: Tensor | None = None
         """`[batch, seq]`, 1 at the prompt's real tokens"""
         self.replica: nn.Module | None = None
         self.context: Context | None = None
-        self.alone = False
+        self.made_by_attention = False
         """whether an attention block was called without its layer and made the context"""
         self.captured: dict[str, Tensor] = {}
-        self.longer: Any = None
+        self.prompted_input: Any = None
         """the input of this forward with its soft prompt, if it has one"""
-        self.watching: list[tuple[nn.Module, Any]] = []
+        self.softmax_interceptors: list[tuple[nn.Module, Any]] = []
         """running attention blocks that compute their softmax themselves, each with the object that watches it"""
 
-    def watch(self, on: bool) -> None:
+    def intercept_products(self, on: bool) -> None:
         """Pause or resume the interception of matrix products, so that a change's own products are not taken for the attention's."""
-        for _, watching in self.watching:
-            watching.paused = not on
+        for _, interceptor in self.softmax_interceptors:
+            interceptor.paused = not on
 
     @property
     def switches(self) -> Switches:
@@ -146,15 +146,15 @@ class PerThread(threading.local):
         return self.switches.rows
 
     @property
-    def off(self) -> bool:
-        return self.switches.off
+    def disabled(self) -> bool:
+        return self.switches.disabled
 
     @property
     def dropped(self) -> int:
         return self.switches.dropped
 
     @contextmanager
-    def having(self, **switches: Any) -> Iterator[None]:
+    def set_switches(self, **switches: Any) -> Iterator[None]:
         """Context manager: these switches are set inside the block."""
         before, new_switches = self.compiled, self.switches._replace(**switches)
         token = SWITCHES.set(SWITCHES.get({}) | {self.number: new_switches})
@@ -180,7 +180,7 @@ class ForwardState:
 
     def context(
         self, batch: int, token_weights: Tensor | None = None, encoder_weights: Tensor | None = None, *, repeats: bool = True,
-        prompt: Tensor | None = None, prompt_gates: dict[Any, Tensor] | None = None,
+        prompt_weights: Tensor | None = None, prompt_gates: dict[Any, Tensor] | None = None,
     ) -> Context:  # fmt: skip
         """The context of a batch. repeats: allow a batch that is a multiple of the route, as generation with beams makes it.
 
@@ -193,7 +193,7 @@ class ForwardState:
                 f"the route has {len(route.rows)} rows, the batch {batch}: expected one run per row in route(model, rows); "
                 "only generation with a cache may repeat the rows of a route"
             )
-        if route.rows is None and batch % route.runs and not thread.off:
+        if route.rows is None and batch % route.runs and not thread.disabled:
             raise SiteError(
                 f"a batch of {batch} rows for {route.runs} runs in equal blocks: expected a multiple of {route.runs}"
             )
@@ -203,12 +203,12 @@ class ForwardState:
                 "expected one run, or one process for each device (DistributedDataParallel)"
             )
         context = Context(
-            route.repeated(batch), batch, token_weights, encoder_weights, prompt, prompt_gates,
-            thread.off, thread.dropped, thread.replica,
+            route.repeated(batch), batch, token_weights, encoder_weights, prompt_weights, prompt_gates,
+            thread.disabled, thread.dropped, thread.replica,
         )  # fmt: skip
-        return context.split() if route.mixture_runs and not thread.off else context
+        return context.split() if route.mixture_runs and not thread.disabled else context
 
-    def prompt(
+    def prompt_weights(
         self,
         x: Shaped[Tensor, "batch seq *d"], mask: Shaped[Tensor, "batch key"] | None, cache: Any, dtype: torch.dtype,
     ) -> tuple[Float[Tensor, "batch seq 1"] | None, dict[Any, Tensor] | None]:  # fmt: skip
@@ -218,20 +218,20 @@ class ForwardState:
 
         Raises SiteError if neither gives the prompt.
         """
-        prompt, (batch, length) = self.thread.prompt, x.shape[:2]
+        prompt, (batch, length) = self.thread.prompt_mask, x.shape[:2]
         prompt_gates = None if cache is None else vars(cache).setdefault(CACHE_ATTRIBUTE, {})
         if prompt is not None:
             if batch % len(prompt):
                 raise SiteError(
                     f"the prompt's mask has {len(prompt)} rows, the batch {batch}: expected one for each row"
                 )
-            longer = self.thread.longer  # a soft prompt is part of the prompt
-            input_length = length if longer is None or longer.full != length else length - longer.prompt
+            longer = self.thread.prompted_input  # a soft prompt is part of the prompt
+            input_length = length if longer is None or longer.full != length else length - longer.prompt_length
             prompt = prompt.to(x.device).repeat_interleave(batch // len(prompt), dim=0)[:, :input_length]
             prompt = F.pad(prompt, (0, input_length - prompt.shape[1]))
             return mean_weights(prompt if input_length == length else longer.extend(prompt), dtype), prompt_gates
         if cache is None:
-            if self.thread.off:
+            if self.thread.disabled:
                 return None, None
             raise SiteError(
                 "a gate with pool='prompt' needs to know which tokens are the prompt: generate with a cache, or call the model "
@@ -240,12 +240,12 @@ class ForwardState:
         in_prompt = torch.ones(batch, length, device=x.device) if mask is None else mask[:, -length:]
         return mean_weights(in_prompt, dtype), prompt_gates
 
-    def at(self, x: Tensor) -> Context | None:
+    def context_for(self, x: Tensor) -> Context | None:
         """The context for a module with input x; None if changes are disabled."""
         context = self.thread.context
         if context is None:
             context = self.context(x.shape[0])
-        return None if context.off else context.on(x.device)
+        return None if context.disabled else context.on(x.device)
 
 
 def parameters_of(module: nn.Module) -> list[str]:

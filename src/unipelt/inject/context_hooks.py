@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unipelt.errors import SiteError
 from unipelt.forms.gate import mean_weights
 from unipelt.forms.routed import JointLinears
-from unipelt.inject.attention import PREFIXES, BoundPrefix, Calls, Kernels
+from unipelt.inject.attention import PREFIXES, AttentionImplementations, BoundPrefix, Calls
 from unipelt.inject.context import (
     KEYWORD,
     PROMPT,
@@ -41,8 +41,10 @@ class ContextHook:
         weights = [None if mask is None else mean_weights(mask, dtype) for mask in masks]
         prompt, gates = None, None
         if PROMPT in self.averaged:
-            prompt, gates = self.forwards.prompt(x, self._mask(args, kwargs, "attention_mask"), cache, dtype)
-        return self.forwards.context(len(x), *weights, repeats=cache is not None, prompt=prompt, prompt_gates=gates)
+            prompt, gates = self.forwards.prompt_weights(x, self._mask(args, kwargs, "attention_mask"), cache, dtype)
+        return self.forwards.context(
+            len(x), *weights, repeats=cache is not None, prompt_weights=prompt, prompt_gates=gates
+        )
 
     def _mask(self, args: tuple, kwargs: dict[str, Any], name: str) -> Tensor | None:
         mask = argument(self.names, args, kwargs, name)
@@ -57,8 +59,8 @@ class StackHook(ContextHook):
     """Stack pre-hook: makes the context of a forward and passes it to the layers as a keyword."""
 
     def __init__(
-        self, stack: nn.Module, forwards: ForwardState, averaged: set[str], kernels: Kernels | None, passes_keywords: bool,
-        changes_first: bool,
+        self, stack: nn.Module, forwards: ForwardState, averaged: set[str], kernels: AttentionImplementations | None,
+        passes_keywords: bool, changes_first: bool,
     ):  # fmt: skip
         """passes_keywords: whether the layers receive the keyword; changes_first: whether a layer has changes before its
         attention block."""
@@ -74,11 +76,11 @@ class StackHook(ContextHook):
         tensors = [value for value in (*inputs, *args, *kwargs.values()) if isinstance(value, Tensor)]
         thread = self.forwards.thread
         thread.context = None
-        if self.kernels is not None and not thread.off:
+        if self.kernels is not None and not thread.disabled:
             self.kernels.wrap()  # the user may have set another attention implementation since the last forward
         if (
             not self.context_survives_recomputation
-            and (thread.rows is not None or thread.prompt is not None or thread.off or thread.dropped)
+            and (thread.rows is not None or thread.prompt_mask is not None or thread.disabled or thread.dropped)
             and uses_gradient_checkpointing(self.modules)
         ):
             raise SiteError(
@@ -115,7 +117,7 @@ class LayerHook(ContextHook):
     def leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
         """Clear the context; called after a failed forward too."""
         thread = self.forwards.thread
-        thread.context, thread.alone = None, False
+        thread.context, thread.made_by_attention = None, False
         thread.captured.clear()
 
     def real_tokens(self, mask: Any, name: str) -> Shaped[Tensor, "batch seq"]:
@@ -167,7 +169,7 @@ class AttentionHook:
 
     def __init__(
         self, attention: nn.Module, forwards: ForwardState, averaged: set[str], changes: list[BoundPrefix],
-        kernels: Kernels | None, softmax: str | None, joint: JointLinears | None,
+        kernels: AttentionImplementations | None, softmax: str | None, joint: JointLinears | None,
     ):  # fmt: skip
         """softmax: of the block's entry. joint: linears of changes that read the block's input."""
         self.forwards, self.changes, self.kernels, self.softmax = forwards, changes, kernels, softmax
@@ -181,8 +183,8 @@ class AttentionHook:
             kwargs = {name: value for name, value in kwargs.items() if name != KEYWORD}
         elif thread.context is None:
             self.context_hook.enter(attention, args, kwargs)
-            thread.alone = True
-        if thread.context is None or thread.context.off or not (self.joint or self.changes):
+            thread.made_by_attention = True
+        if thread.context is None or thread.context.disabled or not (self.joint or self.changes):
             return args, kwargs
         x = args[0] if args else kwargs["hidden_states"]
         context = thread.context.on(x.device)
@@ -191,9 +193,9 @@ class AttentionHook:
         if self.changes:
             calls = self._calls(x, context)
             if self.softmax is not None:
-                watching = OwnSoftmax(len(x), calls, self.softmax)
-                watching.__enter__()
-                thread.watching.append((attention, watching))
+                interceptor = OwnSoftmax(len(x), calls, self.softmax)
+                interceptor.__enter__()
+                thread.softmax_interceptors.append((attention, interceptor))
                 return args, kwargs
             if self.kernels is not None:
                 self.kernels.wrap()
@@ -204,19 +206,20 @@ class AttentionHook:
         """Also after a forward that has failed, whose output is None."""
         if self.joint is not None:
             self.joint.end()
-        if self.forwards.thread.watching and self.forwards.thread.watching[-1][0] is attention:
-            _, watching = self.forwards.thread.watching.pop()
-            watching.__exit__(None, None, None)
+        interceptors = self.forwards.thread.softmax_interceptors
+        if interceptors and interceptors[-1][0] is attention:
+            _, interceptor = interceptors.pop()
+            interceptor.__exit__(None, None, None)
             if output is not None:
-                watching.refuse_incomplete(type(attention).__name__)
-        if self.forwards.thread.alone:
+                interceptor.refuse_incomplete(type(attention).__name__)
+        if self.forwards.thread.made_by_attention:
             self.context_hook.leave(attention, args, output)
 
     def _calls(self, x: Tensor, context: Context) -> Calls:
         calls = []
         for part in context.per_mixture or (context,):
             inputs = x if part.rows is None else x[part.rows]
-            calls.append((part.rows, tuple(c.call(inputs, part) for c in self.changes if c.takes_part(part))))
+            calls.append((part.rows, tuple(c.prefix_call(inputs, part) for c in self.changes if c.takes_part(part))))
         return calls
 
 
@@ -227,7 +230,7 @@ class EmbeddingsHook:
         self.modules, self.forwards = checkpointable(model), forwards
 
     def after(self, embeddings: nn.Module, args: tuple, output: Any) -> None:
-        if not isinstance(output, Tensor) or output.requires_grad or self.forwards.thread.off:
+        if not isinstance(output, Tensor) or output.requires_grad or self.forwards.thread.disabled:
             return
         if uses_gradient_checkpointing(self.modules, "reentrant"):
             output.requires_grad_(True)

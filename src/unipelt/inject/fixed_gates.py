@@ -15,10 +15,10 @@ from unipelt.inject.attach import attach_checked, remove
 from unipelt.inject.state import MixtureState, mixture_state
 
 
-def swap(
-    model: PreTrainedModel, mixture: spec.Mixture, state: Callable[[str], Tensor], runs: int | None = None
+def replace_mixture(
+    model: PreTrainedModel, mixture: spec.Mixture, value_of: Callable[[str], Tensor], runs: int | None = None
 ) -> PreTrainedModel:
-    """Detach what is attached, attach `mixture` with the same options, and give each parameter, by path, what `state` says.
+    """Detach, attach `mixture` with the same options, and set each parameter to `value_of(path)`.
 
     What a checkpoint has replaced besides parameters stays: class names, generation settings, rows of added tokens.
     """
@@ -32,7 +32,7 @@ def swap(
     new.names, new.before_load = attached.names, attached.before_load
     with torch.no_grad():
         for name, parameter in new.named_parameters():
-            parameter.copy_(state(name))
+            parameter.copy_(value_of(name))
             parameter.requires_grad_(trains.get(name, True))
     return model.train(training)
 
@@ -61,14 +61,14 @@ def fix_gates(model: PreTrainedModel, values: dict[str, float | Sequence[float] 
     before = {name: p.detach().clone() for name, p in attached.named_parameters()}
     constants = {name: _by_layer(attached, name, constant) for name, constant in values.items()}
 
-    def state(path: str) -> Tensor:
+    def value_of(path: str) -> Tensor:
         """The parameters as they are, and each new scale at its value."""
         if path in before:
             return before[path]
         location = spec.Location.parse(path)
         return constants[location.change][location.layer]
 
-    return swap(model, attached.mixture.with_weights(dict.fromkeys(values, spec.Learned())), state)
+    return replace_mixture(model, attached.mixture.with_weights(dict.fromkeys(values, spec.Learned())), value_of)
 
 
 def _by_layer(attached: MixtureState, name: str, constant: Any) -> dict[int | None, Tensor]:

@@ -13,7 +13,7 @@ from unipelt.inject.resolve import find_stacks
 from unipelt.inject.state import mixture_state
 
 
-class Computed(Exception):
+class StopForward(Exception):
     """Ends a forward once the states are there."""
 
 
@@ -23,7 +23,7 @@ class FrozenLayers:
     def __init__(self, model: nn.Module, layers: Sequence[nn.Module]):
         self.layers = list(layers)
         self.dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-        self.before: dict[nn.Module, None] = {}
+        self.dropouts_run: dict[nn.Module, None] = {}
         """the dropout that a forward runs before these layers or in them"""
         self.tuple_of: dict[int, int] = {}
         """by layer: the length of the tuple that it returns, where it returns one"""
@@ -52,7 +52,7 @@ class FrozenLayers:
                 (output, *_) = output
             if number == len(self.layers) - 1:
                 states.append(output)
-                raise Computed
+                raise StopForward
 
         handles = [
             layer.register_forward_hook(lambda *called, number=number: note(number, *called))
@@ -63,9 +63,9 @@ class FrozenLayers:
         for module in self.outside:
             handles.append(module.register_forward_hook(lambda m, _, output: outputs.update({m: output})))
         for dropout in self.dropouts:
-            handles.append(dropout.register_forward_hook(lambda module, *called: self.before.setdefault(module)))
+            handles.append(dropout.register_forward_hook(lambda module, *called: self.dropouts_run.setdefault(module)))
         try:
-            with suppress(Computed):
+            with suppress(StopForward):
                 yield states
         finally:
             for handle in handles:
@@ -82,7 +82,7 @@ class FrozenLayers:
 
         skipped = [*self.layers] if self.embeddings is None else [*self.layers, self.embeddings]
         before = [vars(module).get("forward") for module in skipped]
-        trains = [dropout for dropout in self.before if dropout.training]
+        trains = [dropout for dropout in self.dropouts_run if dropout.training]
         try:
             for dropout in trains:
                 dropout.training = False

@@ -94,7 +94,7 @@ def hook_points(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
     if change.form.name == "bias":
         points = list(biases(name, change, base))
     elif change.form.name == "prompt":
-        points = [embeddings(name, change.form.length, base)]  # type: ignore[union-attr]
+        points = [prompt_point(name, change.form.length, base)]  # type: ignore[union-attr]
     else:
         points = []
         for site in change.sites:
@@ -124,7 +124,7 @@ def in_stack(name: str, change: spec.Change, site: str, stack: ResolvedStack, co
                 yield in_attention(name, stack, layer, kind, attention, site, change.reads, config)
 
 
-def at(stack: ResolvedStack, layer: Layer | None, name: str, label: str, path: str, **rest: Any) -> HookPoint:
+def make_point(stack: ResolvedStack, layer: Layer | None, name: str, label: str, path: str, **rest: Any) -> HookPoint:
     """The hook point of a change at the module of this path, from the model. label: the part of its location."""
     location = Location(stack.entry.name, None if layer is None else layer.index, name, label)
     return HookPoint(stack=stack, location=location, path=path, **rest)
@@ -133,7 +133,7 @@ def at(stack: ResolvedStack, layer: Layer | None, name: str, label: str, path: s
 def ffn(name: str, stack: ResolvedStack, layer: Layer, site: str, reads: str) -> HookPoint:
     entry, d_model = stack.entry, features(layer.get(stack.entry.attention.out))[1]
     output, ffn_input = f"{layer.path}.{entry.ffn_output}", f"{layer.path}.{entry.ffn_input}"
-    point = at(stack, layer, name, site, output, inputs=d_model, outputs=d_model)
+    point = make_point(stack, layer, name, site, output, inputs=d_model, outputs=d_model)
     if site == "layer":
         return replace(point, path=layer.path, reads="output", captured=layer.path if reads == "input" else None)
     if reads == "normed sum":
@@ -151,7 +151,8 @@ def ffn_hidden(name: str, stack: ResolvedStack, layer: Layer) -> HookPoint:
     """The FFN's hidden activations: the input of its last linear."""
     path = last_linear(layer, stack.entry)
     width = features(layer.get(path))[0]
-    return at(stack, layer, name, "ffn_hidden", f"{layer.path}.{path}", inputs=width, outputs=width, side="before")
+    path = f"{layer.path}.{path}"
+    return make_point(stack, layer, name, "ffn_hidden", path, inputs=width, outputs=width, side="before")
 
 
 def in_attention(
@@ -161,13 +162,13 @@ def in_attention(
     label = site if kind == "self" else f"cross_{site}"
     if site in ("query", "key", "value"):
         path, inputs, outputs, columns = projection(layer, attention, site, config)
-        return at(
+        return make_point(
             stack, layer, name, label, f"{layer.path}.{path}", inputs=outputs if reads == "output" else inputs,
             outputs=outputs, reads=reads, source=kind == "cross" and site != "query", columns=columns,
         )  # fmt: skip
     inner, d_model = features(layer.get(attention.out))
     block = f"{layer.path}.{attention.module}"
-    point = at(stack, layer, name, label, f"{layer.path}.{attention.out}", inputs=d_model, outputs=d_model)
+    point = make_point(stack, layer, name, label, f"{layer.path}.{attention.out}", inputs=d_model, outputs=d_model)
     if site == "heads":
         return replace(point, side="before", outputs=inner, captured=block)
     if reads == "normed sum":
@@ -196,7 +197,7 @@ def prefixes(name: str, layers: list[Layer], stack: ResolvedStack, config: Any) 
             d_model = features(alike[0].get(attention.out))[1]
             for slot, layer in enumerate(alike):
                 path, *_, columns = projection(layer, attention, "query", config)
-                yield at(
+                yield make_point(
                     stack, layer, name, "heads" if kind == "self" else "cross_heads", f"{layer.path}.{attention.module}",
                     side="attention", inputs=d_model, outputs=0, table=TableSlot(table, shape, len(alike), slot),
                     query=f"{layer.path}.{path}", columns=columns,
@@ -207,10 +208,10 @@ def norms(name: str, stack: ResolvedStack, layer: Layer) -> Iterator[HookPoint]:
     for path in stack.entry.norms:
         scale: Any = getattr(layer.get(path), "weight", None) if layer.has(path) else None
         if scale is not None:  # some layers lack a norm, such as ModernBERT's first
-            yield at(stack, layer, name, path, f"{layer.path}.{path}", inputs=len(scale), outputs=len(scale))
+            yield make_point(stack, layer, name, path, f"{layer.path}.{path}", inputs=len(scale), outputs=len(scale))
 
 
-def embeddings(name: str, length: int, base: Base) -> HookPoint:
+def prompt_point(name: str, length: int, base: Base) -> HookPoint:
     """The embedded input of the base, or of its encoder. Raises SiteError where a prompt of this length cannot precede it."""
     stack = base.stacks[0]
     table = embedding_module(stack.module, "input")
@@ -225,7 +226,7 @@ def embeddings(name: str, length: int, base: Base) -> HookPoint:
             f"{name}: length={length} of the {positions} positions that {base.config.model_type} has leaves none for the input; "
             "expected fewer"
         )
-    return at(stack, None, name, "embeddings", stack.path, inputs=0, outputs=width, side="front")
+    return make_point(stack, None, name, "embeddings", stack.path, inputs=0, outputs=width, side="front")
 
 
 def biases(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
@@ -238,10 +239,9 @@ def biases(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
             continue
         stack, layer = owner_of(paths[module], base)
         if change.layers is None or (layer is not None and layer.index in change.layers):
-            size, columns = len(bias), Channels() if isinstance(module, CHANNELS) else None
-            points.append(
-                at(stack, layer, name, path, paths[module], inputs=size, outputs=size, reads="output", columns=columns)
-            )
+            sizes: Any = dict.fromkeys(("inputs", "outputs"), len(bias))
+            columns = Channels() if isinstance(module, CHANNELS) else None
+            points.append(make_point(stack, layer, name, path, paths[module], **sizes, reads="output", columns=columns))
     if not points:
         raise SiteError(f"bitfit: {base.config.model_type} has no biases to tune; use lora or adapter")
     return points
@@ -278,7 +278,7 @@ def linears(name: str, change: spec.Change, target: str, base: Base) -> Iterator
         inputs, outputs = features(base.model.get_submodule(path))
         label = path.removeprefix(inside.path + ".") if inside else path
         before = change.form.name == "scaling" and change.reads == "input"
-        yield at(
+        yield make_point(
             stack, inside, name, label, path, inputs=outputs if change.reads == "output" else inputs,
             outputs=inputs if before else outputs, reads=change.reads, side="before" if before else "after",
             source=kind == "cross" and not is_query,

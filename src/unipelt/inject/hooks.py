@@ -75,10 +75,10 @@ class BoundChange:
     def _prompt_gate(self, gate: nn.Module, x: Tensor, context: Context) -> Tensor:
         """The gate's value for the prompt; with a cache, the one of the forward that filled it."""
         if context.prompt_gates is None:
-            return gate(x, context.prompt, context.route)
+            return gate(x, context.prompt_weights, context.route)
         key = self.mixture, *self.location
         if key not in context.prompt_gates:
-            context.prompt_gates[key] = gate(x, context.prompt, context.route)
+            context.prompt_gates[key] = gate(x, context.prompt_weights, context.route)
         return context.prompt_gates[key]
 
 
@@ -99,13 +99,13 @@ class ModuleHook:
 
     def before(self, module: nn.Module, args: tuple) -> tuple | None:
         """Pre-hook: changes the module's input, such as the concatenated heads before the output projection."""
-        self.forwards.thread.watch(False)
-        output = self._before(args)
-        self.forwards.thread.watch(True)
-        return output
+        self.forwards.thread.intercept_products(False)
+        changed_args = self._before(args)
+        self.forwards.thread.intercept_products(True)
+        return changed_args
 
     def _before(self, args: tuple) -> tuple | None:
-        context = self.forwards.at(args[0])
+        context = self.forwards.context_for(args[0])
         if context is None:
             return None
 
@@ -119,14 +119,14 @@ class ModuleHook:
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Forward hook: changes the module's output."""
-        self.forwards.thread.watch(False)
+        self.forwards.thread.intercept_products(False)
         changed = self._after(module, args, output)
-        self.forwards.thread.watch(True)
+        self.forwards.thread.intercept_products(True)
         return changed
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> Any:
         y = output[0] if isinstance(output, tuple) else output
-        context = self.forwards.at(args[0] if args else y)
+        context = self.forwards.context_for(args[0] if args else y)
         if context is None:
             return None
         x = self._rows(args[0], context) if args else None
@@ -189,7 +189,7 @@ class HeadHook:
         self.modules, self.forwards = modules, forwards
 
     def after(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        context = self.forwards.at(args[0])
+        context = self.forwards.context_for(args[0])
         return None if context is None else context.apply(self._output, args[0])
 
     def _output(self, context: Context, x: Tensor) -> Float[Tensor, "rows *seq widest"]:
@@ -206,11 +206,11 @@ class Pooling:
         self.mean, self.names, self.forwards = mean, parameters_of(base), forwards
 
     def after(self, base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        if self.forwards.thread.off:
+        if self.forwards.thread.disabled:
             return None
         states, mask = output.last_hidden_state, argument(self.names, args, kwargs, "attention_mask")
         if self.mean:
-            mask = None if mask is None else mask[:, -states.shape[1] :]  # without a prompt's
+            mask = None if mask is None else mask[:, -states.shape[1] :]  # without the prompt's columns
             weights = None if mask is None else mean_weights(mask, states.dtype)
             pooled = mean_of_real(states, weights)[:, 0].to(states.dtype)
         else:

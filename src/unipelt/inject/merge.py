@@ -20,7 +20,7 @@ from unipelt.inject.attach import remove, reset_dynamo
 from unipelt.inject.attention import BoundPrefix
 from unipelt.inject.compiled import refuse_compiled, uncompile
 from unipelt.inject.hooks import BoundChange, ModuleHook
-from unipelt.inject.resolve import is_linear, unreadable
+from unipelt.inject.resolve import is_linear, weight_problem
 from unipelt.inject.state import MixtureState, mixture_state, unmerged_weights
 
 
@@ -182,7 +182,7 @@ def _reason(change: BoundChange, module: nn.Module, runs: int, run: int) -> str 
 
 
 def _unwritable(change: BoundChange, module: nn.Module) -> str | None:
-    if (weight := unreadable(module)) is None:
+    if (weight := weight_problem(module)) is None:
         return None
     return f"{change.path!r} is quantised or not loaded ({weight}); load the base in full precision and merge there"
 

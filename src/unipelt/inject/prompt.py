@@ -20,14 +20,14 @@ from unipelt.inject.hooks import BoundChange, module_of
 
 HANDLED = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 """arguments of a stack that have a value for each token, and get one for the prompt"""
-Lengths = int | Int[Tensor, "batch 1"]
+PromptLengths = int | Int[Tensor, "batch 1"]
 """each row's own prompt length; a number where all have the same"""
 
 
-class Longer(NamedTuple):
+class PromptedInput(NamedTuple):
     """An input with its prompt."""
 
-    prompt: int
+    prompt_length: int
     full: int
     """length of both together"""
     columns: Int[Tensor, "batch seq"] | None
@@ -37,7 +37,7 @@ class Longer(NamedTuple):
     def extend(self, mask: Shaped[Tensor, "batch seq"]) -> Shaped[Tensor, "batch full"]:
         """A mask of the input's tokens with 1 at the prompt."""
         if self.columns is None or self.mask is None:
-            return F.pad(mask, (self.prompt, 0), value=1)
+            return F.pad(mask, (self.prompt_length, 0), value=1)
         return self.mask.to(mask.dtype).scatter(1, self.columns, mask)
 
 
@@ -84,18 +84,18 @@ class PromptHook:
 
     def enter(self, stack: Any, args: tuple, kwargs: dict[str, Any]):
         thread = self.forwards.thread
-        thread.longer = None
+        thread.prompted_input = None
         arguments = dict(zip(self.names, args)) | kwargs
         ids, embedded = arguments.get("input_ids"), arguments.get("inputs_embeds")
         x = ids if embedded is None else embedded
-        if thread.off or x is None:
+        if thread.disabled or x is None:
             return None
         cache = arguments.get("past_key_values")
         if getattr(cache, "is_compileable", False):
             raise SiteError("a static cache cannot hold a prompt: expected the default cache of generate")
         past = 0 if cache is None else int(cache.get_seq_length())
         context = self.forwards.context(len(x), repeats=cache is not None).on(x.device)
-        lengths = self.of_rows(context, x)
+        lengths = self.lengths_of_rows(context, x)
         mask = self._token_mask(arguments.get("attention_mask"), x, past)
         positions = self._positions(arguments.get("position_ids"), ids, mask, lengths, x, past)
         order = None if mask is None else self.order(mask, lengths)
@@ -109,21 +109,21 @@ class PromptHook:
                 arguments["token_type_ids"] = _ordered(F.pad(types.expand(len(x), -1), (self.longest, 0)), order)
             positions = positions if positions is None else _ordered(positions, order)
             columns = None if order is None else order.argsort(dim=1)[:, self.longest :]
-            thread.longer = Longer(self.longest, embedded.shape[1], columns, full_mask)
+            thread.prompted_input = PromptedInput(self.longest, embedded.shape[1], columns, full_mask)
         arguments["attention_mask"] = full_mask
         return (), arguments if positions is None else arguments | {"position_ids": positions}
 
-    def of_rows(self, context: Context, x: Tensor) -> Lengths:
+    def lengths_of_rows(self, context: Context, x: Tensor) -> PromptLengths:
         if self.alike:
             return self.longest
         return context.apply(lambda part, x: torch.full((len(x), 1), self.lengths[part.mixture], device=x.device), x)
 
-    def in_front(self, mask: Shaped[Tensor, "batch seq"], lengths: Lengths) -> Shaped[Tensor, "batch _"]:
+    def in_front(self, mask: Shaped[Tensor, "batch seq"], lengths: PromptLengths) -> Shaped[Tensor, "batch _"]:
         """The mask with the prompt's columns."""
         front = torch.arange(self.longest, device=mask.device) >= self.longest - lengths
         return torch.cat([front.to(mask.dtype).expand(len(mask), -1), mask], dim=1)
 
-    def order(self, mask: Shaped[Tensor, "batch seq"], lengths: Lengths) -> Int[Tensor, "batch full"]:
+    def order(self, mask: Shaped[Tensor, "batch seq"], lengths: PromptLengths) -> Int[Tensor, "batch full"]:
         """For each column of the longer input, the column of [P; x] that stands there: padding on the left comes first."""
         longest, length = self.longest, mask.shape[1]
         padding = _left_padding(mask)
@@ -138,7 +138,7 @@ class PromptHook:
     ) -> Shaped[Tensor, "batch source"] | None:
         """The mask of an encoder's output with the prompt; None: as it was given, or for an output without a prompt."""
         context = self.forwards.context(len(states), repeats=True).on(states.device)
-        lengths, full = self.of_rows(context, states), states.shape[1]
+        lengths, full = self.lengths_of_rows(context, states), states.shape[1]
         if mask is None and not self.alike:
             mask = torch.ones(len(states), full - self.longest, dtype=torch.long, device=states.device)
         if mask is None or mask.dim() != 2 or mask.shape[1] + self.longest != full:
@@ -172,8 +172,9 @@ class PromptHook:
         return mask
 
     def _positions(
-        self, positions: Tensor | None, ids: Tensor | None, mask: Tensor | None, lengths: Lengths, x: Tensor, past: int
-    ) -> Int[Tensor, "*_ seq"] | None:
+        self, positions: Tensor | None, ids: Tensor | None, mask: Tensor | None, lengths: PromptLengths, x: Tensor,
+        past: int,
+    ) -> Int[Tensor, "*_ seq"] | None:  # fmt: skip
         """Positions of the prompt and after it; None: those that the base counts by itself are right."""
         (batch, length), longest, first = x.shape[:2], self.longest, self.first
         if positions is None and self.first and ids is not None and not past:
@@ -215,28 +216,29 @@ class PromptOutput:
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Forward hook of the stack, the model, or what holds the layers, before a pooler reads the first token: cut the prompt."""
-        return None if self.forwards.thread.longer is None else _without(output, self.forwards.thread.longer)
+        longer = self.forwards.thread.prompted_input
+        return None if longer is None else _without(output, longer)
 
     def after_model(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of an encoder-decoder: cut the prompt off the encoder's outputs, if this call ran the encoder."""
         thread, names = self.forwards.thread, parameters_of(model)
         runs_encoder = any(argument(names, args, kwargs, name) is not None for name in ("input_ids", "inputs_embeds"))
-        if thread.longer is None or not runs_encoder or not isinstance(output, ModelOutput):
+        if thread.prompted_input is None or not runs_encoder or not isinstance(output, ModelOutput):
             return None
-        values = {n: _without(v, thread.longer) if n.startswith("encoder_") else v for n, v in output.items()}
+        values = {n: _without(v, thread.prompted_input) if n.startswith("encoder_") else v for n, v in output.items()}
         return type(output)(**values)
 
     def before_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]):
         """Pre-hook: the decoder's mask of the encoder's output covers the prompt too."""
         arguments = dict(zip(parameters_of(decoder), args)) | kwargs
         states = arguments.get("encoder_hidden_states")
-        if self.forwards.thread.off or states is None:
+        if self.forwards.thread.disabled or states is None:
             return None
         mask = self.front.mask_of_source(states, arguments.get("encoder_attention_mask"))
         return None if mask is None else ((), arguments | {"encoder_attention_mask": mask})
 
 
-def _without(value: Any, longer: Longer) -> Any:
+def _without(value: Any, longer: PromptedInput) -> Any:
     """Hidden states `[batch, full, d]` and attention weights `[batch, head, full, key]` without the prompt's rows."""
     if isinstance(value, ModelOutput):
         return type(value)(**{name: _without(inner, longer) for name, inner in value.items()})
@@ -247,10 +249,10 @@ def _without(value: Any, longer: Longer) -> Any:
     return value
 
 
-def of_tokens(value: Shaped[Tensor, "batch *_ full d"], longer: Longer) -> Shaped[Tensor, "batch *_ seq d"]:
+def of_tokens(value: Shaped[Tensor, "batch *_ full d"], longer: PromptedInput) -> Shaped[Tensor, "batch *_ seq d"]:
     """The rows of the input's tokens."""
     if longer.columns is None:
-        return value[..., longer.prompt :, :]
+        return value[..., longer.prompt_length :, :]
     columns = longer.columns.view(len(value), *[1] * (value.dim() - 3), -1, 1)
     return value.gather(-2, columns.expand(*value.shape[:-2], -1, value.shape[-1]))
 

@@ -30,7 +30,7 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
         def hook(gate: nn.Module, args: tuple, output: Tensor) -> None:
             if get_ident() != thread_id:
                 return
-            if (longer := forwards.thread.longer) is not None and output.shape[1] == longer.full:
+            if (longer := forwards.thread.prompted_input) is not None and output.shape[1] == longer.full:
                 output = of_tokens(output, longer)
             value = output.squeeze(-1) if isinstance(gate, Gate) else output
             values[path].append(value[:, 0] if output.shape[1] == 1 else value)

@@ -171,7 +171,7 @@ def _missing(layer: Layer, entry: Stack) -> str | None:
     return next((path for path in _paths(entry) if not layer.has(path)), None)
 
 
-def say_which_layers_attend(name: str, stacks: list[ResolvedStack]) -> None:
+def warn_of_skipped_layers(name: str, stacks: list[ResolvedStack]) -> None:
     """One line for each stack some of whose layers have no attention, or no FFN, and so take no changes."""
     for stack in stacks:
         if stack.others:
@@ -186,7 +186,7 @@ def _join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
-def unreadable(module: nn.Module) -> str | None:
+def weight_problem(module: nn.Module) -> str | None:
     """The type of a module's weight where it is not a plain floating-point parameter that could be written."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
@@ -228,6 +228,10 @@ def features(linear: nn.Module) -> tuple[int, int]:
     return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
 
 
+HEADS = ("num_heads", "n_heads", "num_attention_heads")
+"""names under which attention modules keep their number of heads"""
+
+
 def head_shape(layer: Layer, attention: Attention, config: Any) -> HeadShape:
     """Number of key/value heads and the widths of a key and a value. Raises SiteError where nothing tells them."""
     module = layer.get(attention.module)
@@ -255,10 +259,6 @@ def by_head_shape(layers: list[Layer], attention: Attention, config: Any) -> lis
     for layer in layers:
         groups.setdefault(head_shape(layer, attention, config), []).append(layer)
     return list(groups.items())
-
-
-HEADS = ("num_heads", "n_heads", "num_attention_heads")
-"""names under which attention modules keep their number of heads"""
 
 
 def _number(number: int | str, module: nn.Module, config: Any) -> int:

@@ -232,7 +232,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     Changes that `merge(…, unmergeable="keep")` has written into weights are removed inside the block, for all threads.
     """
     state = attached_state(model)
-    with state.forwards.thread.having(off=True), unmerged_weights(state):
+    with state.forwards.thread.set_switches(disabled=True), unmerged_weights(state):
         yield model
 
 
@@ -266,7 +266,7 @@ def dropped(model: nn.Module, layers: int) -> Iterator[nn.Module]:
     if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= state.depth:
         raise SpecError(f"layers={layers!r}: expected a whole number from 0 to {state.depth}, the layers of the base")
     thread = state.forwards.thread
-    with thread.having(dropped=max(thread.dropped, layers)):
+    with thread.set_switches(dropped=max(thread.dropped, layers)):
         yield model
 
 
@@ -281,7 +281,7 @@ def route(model: nn.Module, rows: Sequence[int | str] | Shaped[Tensor, " batch"]
     """
     state = attached_state(model)
     runs = None if rows is None else _runs_of_rows(state.run_indices(rows), state)
-    with state.forwards.thread.having(rows=runs):
+    with state.forwards.thread.set_switches(rows=runs):
         yield model
 
 
@@ -293,11 +293,11 @@ def prompt(model: nn.Module, mask: Shaped[Tensor, "batch seq"]) -> Iterator[nn.M
     its first forward reads the prompt. A forward whose batch is not a multiple of the mask's rows raises SiteError.
     """
     thread = attached_state(model).forwards.thread
-    before, thread.prompt = thread.prompt, mask
+    before, thread.prompt_mask = thread.prompt_mask, mask
     try:
         yield model
     finally:
-        thread.prompt = before
+        thread.prompt_mask = before
 
 
 def _runs_of_rows(rows: Sequence[int] | Tensor, state: AttachedState) -> Tensor:

@@ -20,7 +20,7 @@ from unipelt.study.store import COMPARISON, REFERENCE, Store
 from unipelt.tasks.metrics import METRICS
 from unipelt.train.baselines import offered, usual_baselines
 from unipelt.train.records import RunKey, RunRecord
-from unipelt.train.run_folder import alone_in, read_record, write_record
+from unipelt.train.run_folder import locked_folder, read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache
 from unipelt.train.train_run import save_checkpoint, train_run
@@ -134,7 +134,7 @@ class CheckpointSaver:
 
     def __call__(self, run: FinishedRun) -> None:
         folder, record = self.folder_of(run.key.method, run.key.lr), run.record
-        with alone_in(folder, wait=True):
+        with locked_folder(folder, wait=True):
             saved = None
             with suppress(CheckpointError):  # a kill may have left files without a record
                 saved = read_record(folder)
@@ -160,7 +160,7 @@ class CheckpointSaver:
         Raises CheckpointError where a file cannot be copied, or where one that must be replaced was changed meanwhile.
         """
         source, notes = self.folder_of(method, lr), []
-        with alone_in(target, wait=True):
+        with locked_folder(target, wait=True):
             source_hashes = {name: digest for name, digest in _hashes(source).items() if digest}
             remove_unfinished(target, source_hashes)  # of a copy that was killed
             written, present = self._written(), _hashes(target)

@@ -19,7 +19,7 @@ from unipelt.study.trials import measure_runs_at_once
 from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Observer, OutOfTime
 from unipelt.train.records import FAILED, RunKey, RunRecord
-from unipelt.train.run_folder import Busy, alone_in
+from unipelt.train.run_folder import Busy, locked_folder
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache, build_fleet, device_of
 from unipelt.train.state import clear_state
@@ -77,7 +77,7 @@ def claimed_fleets(
                 folder = store.path.parent / "fleets" / fleet
                 if not pending.isdisjoint(keys):
                     with suppress(Busy):
-                        claims.enter_context(alone_in(folder))
+                        claims.enter_context(locked_folder(folder))
                         if not set(store.pending()).isdisjoint(keys):  # another process may have ended it
                             claimed.append((folder, keys))
                 if claimed and not at_once:

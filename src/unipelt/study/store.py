@@ -23,7 +23,7 @@ from unipelt.study.schema import (
     to_values,
 )
 from unipelt.train.records import BASELINES, DONE, PLANNED, RunKey, RunRecord
-from unipelt.train.run_folder import other_option
+from unipelt.train.run_folder import first_difference
 
 FILE = "study.sqlite"
 EFFICIENCY = "efficiency.json"  # what methods cost, beside the store
@@ -163,7 +163,7 @@ class Store:
         begun = self._connection.execute("SELECT 1 FROM runs").fetchone() is not None
         requested = json.loads(json.dumps(self._requested or {}))
         but = "epochs" if more_epochs and requested.get("recipe", {}).get("epochs") is not None else ""
-        if begun and (difference := other_option(self.options, requested, but=but)):
+        if begun and (difference := first_difference(self.options, requested, but=but)):
             folder = self.path.parent
             raise StoreError(
                 f"--out {folder}: holds a study with {difference}; use another folder, or the same options"

@@ -27,9 +27,9 @@ from unipelt.train.head_start import start_heads
 from unipelt.train.optimizer import AdamW, ParameterMatrix
 from unipelt.train.recipes import kind_of
 from unipelt.train.records import FAILED
-from unipelt.train.run_folder import Loop
+from unipelt.train.run_folder import LoopState
 from unipelt.train.runs import FinishedRun, Plan
-from unipelt.train.state import find_state, save_state
+from unipelt.train.state import restore_state, save_state
 
 SAVE_EVERY = 30.0  # seconds after which the state is saved where no evaluation has come before
 SAVE_SHARE = 0.05  # largest share of the time that saving states may take
@@ -59,7 +59,7 @@ class Fleet:
         self.saving = 0.0
         """seconds that the last save took"""
         self.device = next(model.parameters()).device
-        self.loss, self.task = plans[0].task.loss, type(plans[0].task)
+        self.loss, self.task_type = plans[0].task.loss, type(plans[0].task)
         self.attached: MixtureState | None = getattr(model, NAME, None)
         self.runs_at_once = 1 if self.attached is None else self.attached.runs
         """number of runs at once when the training began"""
@@ -126,8 +126,8 @@ class Fleet:
 
     def _predict(self, data: list[Encoded], gates: bool) -> list[tuple[Tensor, dict[str, Tensor]]]:
         return predict_with_gates(
-            self.model, self.tokenizer, data, task=self.task, precision=self.plans[0].recipe.precision, frozen=self.frozen,
-            on_batch=self._on_batch, gates=gates,
+            self.model, self.tokenizer, data, task_type=self.task_type, precision=self.plans[0].recipe.precision,
+            frozen=self.frozen, on_batch=self._on_batch, gates=gates,
         )  # fmt: skip
 
     def start_heads(self, indices: list[int]) -> None:
@@ -179,7 +179,7 @@ class Fleet:
             [Part(plan.task, plan.train, examples) for examples in self._examples(plan_index)]
             for plan_index, plan in zip(self.plan_indices, plans)
         ]
-        batches, shares = step_batches(self.task, parts, self.tokenizer, self.device, self.frozen, self._on_batch)
+        batches, shares = step_batches(self.task_type, parts, self.tokenizer, self.device, self.frozen, self._on_batch)
         decay = [plan.recipe.weight_decay for plan in plans]
         return StepInputs(
             batches, shares, self._vector([step + 1.0 for step in steps]),
@@ -318,7 +318,7 @@ class Fleet:
         self._bind(values)
 
     def _save(self) -> None:
-        save_state(self.folder, self._tensors(), Loop(self.plan_indices, self.records))  # type: ignore[arg-type]
+        save_state(self.folder, self._tensors(), LoopState(self.plan_indices, self.records))  # type: ignore[arg-type]
 
     def _tensors(self) -> dict[str, Tensor]:
         adam = self.optimizer
@@ -328,7 +328,7 @@ class Fleet:
         """Continue from the last saved state; whether there was one."""
         if self.folder is None:
             return False
-        saved_state = find_state(self.folder, self.records, [*self._tensors()], self.matrix.values.shape[1])
+        saved_state = restore_state(self.folder, self.records, [*self._tensors()], self.matrix.values.shape[1])
         if saved_state is None:
             return False
         tensors, loop = saved_state

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unipelt.forms.gate import GroupGate
-from unipelt.inject.attention import kernel_of, prefixes_computed_once
+from unipelt.inject.attention import attention_implementation, prefixes_computed_once
 from unipelt.inject.frozen import FrozenLayers
 from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import NAME, MixtureState, attached_state, prompt
@@ -68,7 +68,7 @@ def longest_first(lengths: Sequence[Sequence[int]], device: torch.device) -> Ite
 
 
 def step_batches(
-    task: type[Task], parts: Sequence[Sequence[Part]], tokenizer: PreTrainedTokenizerBase, device: torch.device,
+    task_type: type[Task], parts: Sequence[Sequence[Part]], tokenizer: PreTrainedTokenizerBase, device: torch.device,
     frozen: "FrozenStates | None" = None, on_batch: Callable[[], None] = lambda: None,
 ) -> tuple[list[Batch], list[Float[Tensor, " run"]]]:  # fmt: skip
     """The batches and shares of a training step; a share is the part of a run's examples, or answer tokens, that a forward has.
@@ -79,7 +79,7 @@ def step_batches(
     batches = []
     for forward in range(max(map(len, parts))):
         forward_parts = [(run_parts[forward:] or run_parts)[0] for run_parts in parts]
-        batch = task.collate(forward_parts, tokenizer, device)
+        batch = task_type.collate(forward_parts, tokenizer, device)
         if frozen is not None:
             batch.inputs[STATES] = frozen.states(forward_parts, batch.inputs, on_batch)
         if forward:  # every run has a first forward
@@ -88,15 +88,15 @@ def step_batches(
         batches.append(batch)
     if len(batches) == 1:
         return batches, []
-    counts = torch.stack([task.count(batch) for batch in batches]).to(batches[0].weights.dtype)
+    counts = torch.stack([task_type.count(batch) for batch in batches]).to(batches[0].weights.dtype)
     return batches, list(counts / counts.sum(dim=0).clamp(min=1))
 
 
 @torch.no_grad()
 def predict_with_gates(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Sequence[Encoded], *, task: type[Task] = Task,
-    precision: str = "auto", frozen: "FrozenStates | None" = None, on_batch: Callable[[], None] = lambda: None,
-    gates: bool = True,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Sequence[Encoded], *,
+    task_type: type[Task] = Task, precision: str = "auto", frozen: "FrozenStates | None" = None,
+    on_batch: Callable[[], None] = lambda: None, gates: bool = True,
 ) -> list[tuple[Float[Tensor, "example ..."], dict[str, Float[Tensor, " example"]]]]:  # fmt: skip
     """Logits of every run for its own examples, in their order, and each gate's values by the location of the change that it weighs.
 
@@ -109,7 +109,7 @@ def predict_with_gates(
     with prefixes_computed_once(model):
         for batch in longest_first([encoded.lengths() for encoded in data], device):
             parts = [Part(None, encoded, indices) for encoded, indices in zip(data, batch)]
-            inputs, select_logits = task.evaluation_inputs(parts, tokenizer, device)
+            inputs, select_logits = task_type.evaluation_inputs(parts, tokenizer, device)
             if frozen is not None:
                 inputs[STATES] = frozen.states(parts, inputs, on_batch)
             recording: AbstractContextManager[dict[str, list[Tensor]]] = nullcontext({})
@@ -221,7 +221,7 @@ def choose_attention(model: PreTrainedModel, precision: str, longest: int) -> No
     attached = getattr(model, NAME, None)
     if attached is not None and attached.kernels is not None:
         return  # prefixes take sdpa apart themselves
-    if short and uses_bf16(model.device, precision) and kernel_of(model.config) == "sdpa":
+    if short and uses_bf16(model.device, precision) and attention_implementation(model.config) == "sdpa":
         model.set_attn_implementation("eager")
 
 

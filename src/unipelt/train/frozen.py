@@ -132,11 +132,11 @@ class FrozenStates:
     """What a fleet's forwards begin with: states by example, computed for a whole group when one of its examples is first read."""
 
     def __init__(
-        self, model: PreTrainedModel, layers: FrozenLayers, tokenizer: PreTrainedTokenizerBase, task: type[Task], precision: str,
-        sets: Sequence[Encoded], cache: StateCache, base: str,
+        self, model: PreTrainedModel, layers: FrozenLayers, tokenizer: PreTrainedTokenizerBase, task_type: type[Task],
+        precision: str, sets: Sequence[Encoded], cache: StateCache, base_fingerprint: str,
     ):  # fmt: skip
-        """sets: all that will be read; whatever else the cache holds is dropped. base: fingerprint of the base."""
-        self.model, self.layers, self.tokenizer, self.task = model, layers, tokenizer, task
+        """sets: all that will be read; whatever else the cache holds is dropped. base_fingerprint: of its weights."""
+        self.model, self.layers, self.tokenizer, self.task_type = model, layers, tokenizer, task_type
         self.cache, self.precision = cache, precision
         self.device = next(model.parameters()).device
         self.groups: dict[tuple, Group] = {}
@@ -145,7 +145,7 @@ class FrozenStates:
         self.group_of: dict[int, tuple[tuple, list[int]]] = {}
         """by identity of a set: the key of its group, and the index of each of its examples there"""
         for group in group_sets([*{id(encoded): encoded for encoded in sets}.values()]):
-            key = base, len(layers.layers), precision, hashlib.sha256(b"".join(group.examples)).digest()
+            key = base_fingerprint, len(layers.layers), precision, hashlib.sha256(b"".join(group.examples)).digest()
             self.groups[key] = group
             index_of = {tokens: index for index, tokens in enumerate(group.examples)}
             for encoded, example_tokens in group.sets:
@@ -183,7 +183,7 @@ class FrozenStates:
         values, starts = None, [0, *accumulate(lengths)]
         for (batch,) in longest_first([lengths], self.device):
             parts = [Part(None, encoded, [index]) for encoded, index in (examples[of_group] for of_group in batch)]
-            inputs, _ = self.task.evaluation_inputs(parts, self.tokenizer, self.device)
+            inputs, _ = self.task_type.evaluation_inputs(parts, self.tokenizer, self.device)
             states = self._compute(inputs)
             if values is None:
                 values = self.cache.allocate(sum(lengths), states.shape[-1], states.dtype, self.device)
@@ -201,7 +201,7 @@ class FrozenStates:
     def matches_full_forward(self, encoded: Encoded, runs: int) -> bool:
         """Whether the logits of a few examples are the same with kept states; some layers have side effects that the states lack."""
         parts = [Part(None, encoded, [*range(min(2, len(encoded)))])] * runs
-        inputs, _ = self.task.evaluation_inputs(parts, self.tokenizer, self.device)
+        inputs, _ = self.task_type.evaluation_inputs(parts, self.tokenizer, self.device)
         try:
             with evaluating(self.model):
                 full_logits = logits_of(self.model, inputs, self.precision)
@@ -228,7 +228,7 @@ def free_memory(device: torch.device) -> float:
 def reusable_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plans: Sequence[Plan], cache: StateCache, base: str
 ) -> FrozenStates | None:
-    """The hidden states that a fleet with these plans need not compute again.
+    """The hidden states that a fleet with these plans need not compute again. base: fingerprint of its weights.
 
     None if nothing is attached (full fine-tuning), if no layer lies below the lowest change, or if logits with kept states differ.
     """

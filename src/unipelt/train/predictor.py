@@ -175,7 +175,7 @@ class Predictor(TablePredictor):
 
     def logits(self, encoded: Encoded) -> Float[Tensor, "example ..."]:
         """Logits; of an ensemble those of its mean, from one batch routed to its runs."""
-        run_logits = predict(self.model, self.tokenizer, [encoded] * self.runs, task=type(self.task))
+        run_logits = predict(self.model, self.tokenizer, [encoded] * self.runs, task_type=type(self.task))
         return run_logits[0] if self.runs == 1 else self.task.average(run_logits)
 
     def gates(self, examples: data.Examples) -> dict[str, Float[Tensor, " example"]]:
@@ -183,7 +183,8 @@ class Predictor(TablePredictor):
         if not any(isinstance(module, ScoredGate) for module in self.model.modules()):
             return {}
         copies = [self.encode(examples)] * self.runs
-        run_gates = [gates for _, gates in predict_with_gates(self.model, self.tokenizer, copies, task=type(self.task))]
+        outputs = predict_with_gates(self.model, self.tokenizer, copies, task_type=type(self.task))
+        run_gates = [gates for _, gates in outputs]
         return {name: torch.stack([gates[name] for gates in run_gates]).mean(dim=0) for name in run_gates[0]}
 
     @classmethod

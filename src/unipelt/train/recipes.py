@@ -21,7 +21,7 @@ BASELINES = ("constant", "tfidf", "probe", SETFIT, "zero-shot", "nearest")
 GATE, HEAD = "gate", "head"  # further kinds of parameters with a learning rate of their own
 EQUAL, BALANCED = "none", "balanced"  # class weights
 RANDOM, PROBE = "random", "probe"  # how a head starts
-VALUES = {"class_weights": (BALANCED, EQUAL), "head_start": (PROBE, RANDOM), "precision": ("auto", "fp32", "bf16")}
+CHOICES = {"class_weights": (BALANCED, EQUAL), "head_start": (PROBE, RANDOM), "precision": ("auto", "fp32", "bf16")}
 """the values of fields with few, by field"""
 
 
@@ -95,7 +95,7 @@ class Recipe:
         for name, rate in {"lr": self.lr, **{f"lr_{kind}": rate for kind, rate in self.rates.items()}}.items():
             if not 0 < rate <= 10:
                 raise UserError(f"--{name.replace('_', '-')} {rate}: expected a number above 0, at most 10")
-        for name, known in VALUES.items():
+        for name, known in CHOICES.items():
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"--{name.replace('_', '-')} {value}: expected {', '.join(known[:-1])} or {known[-1]}")
 
@@ -171,11 +171,11 @@ EPOCHS = ((100, 50, 4, 5), (500, 25, 2, 5), (1000, 20, 2, 5), (5000, 10, 1, 10))
 LARGE = (3, 1, 10)  # with more examples
 
 
-def default_recipe(method: str, hidden_size: int, samples: int, **overrides: Any) -> Recipe:
-    """The recipe of a method on a base with `hidden_size` units and `samples` training examples; overrides come first."""
+def default_recipe(method: str, hidden_size: int, examples: int, **overrides: Any) -> Recipe:
+    """The recipe of a method on a base with `hidden_size` units and `examples` training examples; overrides come first."""
     name = method.partition("(")[0].strip()
     name = "unipelt" if name.startswith("unipelt") else name
     large, small = RATES.get(name, RATES["unipelt"])
-    epochs, every, patience = next((settings for limit, *settings in EPOCHS if samples <= limit), LARGE)
+    epochs, every, patience = next((settings for limit, *settings in EPOCHS if examples <= limit), LARGE)
     recipe = Recipe(lr=small if hidden_size < SMALL else large, epochs=epochs, evaluate_every=every, patience=patience)
     return replace(recipe, **{key: value for key, value in overrides.items() if value is not None})

@@ -15,7 +15,7 @@ RUNS_AT_ONCE = {"cpu": 4, "cuda": 64}
 """at most, by kind of device: on a CPU 64 examples a step; more are no faster there, and the longest of more batches is longer"""
 PLANNED, RUNNING, FINISHED, STOPPED, FAILED = "planned", "running", "finished", "stopped early", "failed: "
 DONE = (FINISHED, STOPPED)  # statuses of a run that has a result
-VALUES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "pooling": ("auto", "model", "cls", "mean"),
     "head": ("train", "frozen", "paper"),
     "excess_length": ("trim-prompt", "drop", "error"),
@@ -146,7 +146,7 @@ class RunConfig:
     """fields of the recipe that are given; the method's defaults fill the rest"""
 
     def __post_init__(self):
-        for name, known in VALUES.items():
+        for name, known in CHOICES.items():
             if (value := getattr(self, name)) is not None and value not in known:
                 raise UserError(f"{option_of(name)} {value}: {did_you_mean(str(value), known)}")
         if not 0 <= self.seed < SEEDS:

@@ -20,7 +20,7 @@ WEEK = 7 * 24 * 3600.0  # seconds
 DEFAULTS = {field.name: field.default for field in fields(RunConfig) if field.default is not MISSING}
 
 
-class Loop(NamedTuple):
+class LoopState(NamedTuple):
     """The state of a fleet's loop, beside its tensors."""
 
     plan_indices: list[int]
@@ -29,7 +29,7 @@ class Loop(NamedTuple):
     """of every plan"""
 
     @classmethod
-    def from_json(cls, text: str) -> "Loop":
+    def from_json(cls, text: str) -> "LoopState":
         """Raises ValueError or UserError where the text is not what a training wrote."""
         values = json.loads(text)
         types = {"plan_indices": list[int], "records": list[dict[str, Any]]}
@@ -42,19 +42,19 @@ class Loop(NamedTuple):
         return cls(indices, records)
 
 
-def last_state(folder: Path) -> Loop | None:
+def last_state(folder: Path) -> LoopState | None:
     """The loop of an unfinished training; None before its first state. Raises CheckpointError where the state is damaged."""
     path = folder / STATE
     if not path.exists():
         return None
     metadata = tensors_header(path).get("__metadata__")
     try:
-        return Loop.from_json(metadata["loop"] if isinstance(metadata, dict) else "")
+        return LoopState.from_json(metadata["loop"] if isinstance(metadata, dict) else "")
     except (KeyError, TypeError, ValueError, RecursionError, UserError) as error:
-        raise damaged(path, error) from None
+        raise damaged_error(path, error) from None
 
 
-def damaged(path: Path, error: Exception) -> CheckpointError:
+def damaged_error(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: damaged ({error}); remove {path.parent} to start again")
 
 
@@ -82,9 +82,9 @@ def read_record(folder: Path, config: RunConfig | None = None) -> RunRecord | No
         values = json.loads(path.read_text(encoding="utf-8"))
         record = _record(values)
     except (ValueError, OSError, RecursionError, UserError) as error:
-        raise damaged(path, error) from None
+        raise damaged_error(path, error) from None
     if config is not None:
-        difference = other_option(asdict(record)["config"], json.loads(json.dumps(asdict(config))), but="epochs")
+        difference = first_difference(asdict(record)["config"], json.loads(json.dumps(asdict(config))), but="epochs")
         if difference:
             raise CheckpointError(
                 f"--out {folder}: holds a run with {difference}; use another folder, or delete this one"
@@ -108,7 +108,7 @@ def _record(values: Any) -> RunRecord:
     return record
 
 
-def other_option(stored: dict[str, Any], requested: dict[str, Any], but: str = "") -> str:
+def first_difference(stored: dict[str, Any], requested: dict[str, Any], but: str = "") -> str:
     """`seed=0, this command has seed=5` for the first option that differs, those of a recipe and of columns one by one; else empty.
 
     but: an option that may differ.
@@ -144,7 +144,7 @@ class Busy(CheckpointError):
 
 
 @contextmanager
-def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
+def locked_folder(folder: Path, wait: bool = False) -> Iterator[None]:
     """Make a folder and lock it until the block ends; a folder that was made and stays empty is removed again.
 
     Only other processes are kept out. The lock ends with its process. wait: for another process's lock to end.

@@ -20,7 +20,7 @@ from unipelt import spec
 from unipelt.errors import DataError, SpecError
 from unipelt.forms import takes_weight
 from unipelt.forms.gate import GroupGate
-from unipelt.inject.fixed_gates import swap, with_prefix_tables
+from unipelt.inject.fixed_gates import replace_mixture, with_prefix_tables
 from unipelt.inject.hooks import BoundChange
 from unipelt.inject.merge import merge
 from unipelt.inject.record import gate_location, record_gates
@@ -125,9 +125,10 @@ def simplify_gates(
     report: dict[str, MeasuredGate] = {}
     for gate in gates:
         decision = "merged" if gate.bound.location in merged else decisions[gate.bound.name, gate.layer]
-        if gate.path in report and report[gate.path].decision != decision:  # merged at some sites only
+        path = gate.location
+        if path in report and report[path].decision != decision:  # merged at some sites only
             decision = "fixed"
-        report[gate.path] = MeasuredGate(path=gate.path, mean=gate.mean, deviation=gate.deviation, decision=decision)
+        report[path] = MeasuredGate(path=path, mean=gate.mean, deviation=gate.deviation, decision=decision)
     return GateReport(
         gates=tuple(report.values()), examples=before.examples, metric=before.metric, before=before.value, after=after.value,
         max_logit_change=(after.logits - before.logits).abs().max().item(),
@@ -202,7 +203,7 @@ class GateStatistics:
     """Mean and standard deviation of the gate of one change at one module."""
 
     bound: BoundChange
-    path: str
+    location: str
     layer: int
     mean: float
     deviation: float
@@ -215,11 +216,9 @@ def _gate_statistics(attached: MixtureState, gate_values: dict[str, Tensor]) -> 
             continue
         path, column = paths[bound.weight], bound.member  # type: ignore[index]
         values = gate_values[path][:, column]
-        displayed = str(gate_location(attached, path, column))
+        location = str(gate_location(attached, path, column))
         layer = bound.location.layer or 0
-        statistics.append(
-            GateStatistics(bound, displayed, layer, values.mean().item(), values.std(correction=0).item())
-        )
+        statistics.append(GateStatistics(bound, location, layer, values.mean().item(), values.std(correction=0).item()))
     return statistics
 
 
@@ -287,5 +286,5 @@ def _replace_mixture(
             scale = value.new_tensor([constant(gated) for gated in locations])[:, None, None]
         return value * scale if takes_weight(change.form, path) else value
 
-    swap(model, new, parameter, runs=1)
+    replace_mixture(model, new, parameter, runs=1)
     return former_name

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from unipelt.errors import CheckpointError, UserError
 from unipelt.train.records import RunRecord
-from unipelt.train.run_folder import STATE, Loop, damaged
+from unipelt.train.run_folder import STATE, LoopState, damaged_error
 
 
-def save_state(folder: Path, tensors: dict[str, Tensor], loop: Loop) -> None:
+def save_state(folder: Path, tensors: dict[str, Tensor], loop: LoopState) -> None:
     """Write tensors, loop and the state of the random generators.
 
     They are written into a folder of a new name, then put in place; what a kill leaves there, `clear_state` removes.
@@ -48,10 +48,10 @@ def save_state(folder: Path, tensors: dict[str, Tensor], loop: Loop) -> None:
             shutil.rmtree(new_folder, ignore_errors=True)
 
 
-def find_state(
+def restore_state(
     folder: Path, records: Sequence[RunRecord], names: Sequence[str], columns: int
-) -> tuple[dict[str, Tensor], Loop] | None:
-    """The last state of the training of these runs, with the random generators set to it: `names` are tensors `[run, columns]`.
+) -> tuple[dict[str, Tensor], LoopState] | None:
+    """The last state of the training of these runs; sets the random generators to it. names: of tensors `[run, columns]`.
 
     None where there is none, or where it is one of other plans, of fewer epochs, say: the next state replaces it.
 
@@ -80,26 +80,17 @@ def find_state(
         if cuda is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(cuda)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise damaged(path, error) from None
+        raise damaged_error(path, error) from None
     return tensors, loop
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Loop]:
+def _read(path: Path) -> tuple[dict[str, Tensor], LoopState]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, Loop.from_json((file.metadata() or {})["loop"])
-    except (
-        SafetensorError,
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        RecursionError,
-        UserError,
-    ) as error:
-        raise damaged(path, error) from None
+            return tensors, LoopState.from_json((file.metadata() or {})["loop"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, UserError) as error:
+        raise damaged_error(path, error) from None
 
 
 def clear_state(folder: Path) -> None:

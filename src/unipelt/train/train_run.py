@@ -19,7 +19,7 @@ from unipelt.train.baselines import train_baselines
 from unipelt.train.fleet import Fleet, Observer
 from unipelt.train.predictor import Predictor
 from unipelt.train.records import FINISHED, RUNS_AT_ONCE, RunConfig, RunRecord, option_of
-from unipelt.train.run_folder import alone_in, last_state, read_record, write_record
+from unipelt.train.run_folder import last_state, locked_folder, read_record, write_record
 from unipelt.train.runs import FinishedRun, Plan, metrics_of, record_test
 from unipelt.train.setup import DatasetCache, build_fleet, device_of, export_note
 from unipelt.train.state import clear_state
@@ -50,7 +50,7 @@ def train_run(
         )
     configs = [replace(config, seed=config.seed + index) for index in range(ensemble)]
     members = [f"seed-{member.seed}" for member in configs] if ensemble > 1 else None
-    with alone_in(folder):
+    with locked_folder(folder):
         if not config.key.full and (members or not config.key.baseline):
             spec.mixture(config.method)  # a misspelt method is refused before anything is loaded
         torch_device, cache = device_of(device), DatasetCache()
