@@ -32,17 +32,17 @@ from unipelt.errors import SiteError
 from unipelt.inject.architectures import Attention, Stack, entries_for
 from unipelt.inject.attention import eager_of
 from unipelt.inject.layer_entry import LayerEntry
-from unipelt.inject.layer_run import kind_of, layer_runs
+from unipelt.inject.layer_run import kind_of, layer_forwards
 from unipelt.inject.resolve import ResolvedStack, find_stacks
 from unipelt.inject.trace import (
-    KEYWORD,
+    TRACE,
     Attending,
     Call,
     NotFound,
     Trace,
     attention_function,
     example_inputs,
-    prepared,
+    frozen_eval,
     reached,
     takes_keywords,
 )
@@ -85,6 +85,7 @@ def discover(model: PreTrainedModel) -> tuple[Stack, ...]:
 
 
 def refuse_untraceable(model: PreTrainedModel) -> None:
+    """Raise NotFound for a model that cannot be traced."""
     base = model.base_model
     if any(t.is_meta for t in (*base.parameters(), *base.buffers())):
         raise NotFound("its weights are on the meta device, so it cannot run; load them first")
@@ -154,7 +155,7 @@ def stacks_of(base: PreTrainedModel, trace: Trace) -> tuple[Stack, ...]:
                 reasons.append(f"{call.path}: {error}")
         else:
             why = reasons[0] if reasons else "no module of a numbered list holds it"
-            raise NotFound(f"of its attention {attending.path!r} no layer was found ({why})")
+            raise NotFound(f"no layer was found around its attention {attending.path!r} ({why})")
     lists: dict[str, list[tuple[dict[str, Any], Call]]] = {}
     for path, layer in layer_entries.items():
         lists.setdefault(".".join("*" if part.isdigit() else part for part in path.split(".")[:-1]), []).append(layer)
@@ -162,11 +163,11 @@ def stacks_of(base: PreTrainedModel, trace: Trace) -> tuple[Stack, ...]:
 
 
 def with_order_of_tokens(model: PreTrainedModel, entries: tuple[Stack, ...]) -> tuple[Stack, ...]:
-    """The entries with whether each token sees later ones, and so with the names of their stacks."""
+    """The entries with `causal` as measured, and `name` set from it. Raises NotFound for more than an encoder and a decoder."""
     base: Any = model.base_model
     causal: dict[str, set[bool]] = {entry.layers: set() for entry in entries}
-    with prepared(base), torch.no_grad():
-        for run in layer_runs(model, entries):
+    with frozen_eval(base), torch.no_grad():
+        for run in layer_forwards(model, entries):
             causal[run.entry.layers].add(not run.sees_later_tokens())
     named: list[Stack] = []
     for entry in entries:
@@ -181,7 +182,8 @@ def with_order_of_tokens(model: PreTrainedModel, entries: tuple[Stack, ...]) -> 
 
 
 def with_keywords(model: PreTrainedModel, inputs: dict[str, Tensor], entries: tuple[Stack, ...]) -> tuple[Stack, ...]:
-    """The entries with what arrives of keywords that are given to stacks and to attention blocks."""
+    """The entries with `keywords` and `prefix` set: whether a keyword given to a stack reaches its attention blocks, and one given
+    to a block its attention function."""
     base: Any = model.base_model
     arrived: set[nn.Module] = set()
     handed: set[nn.Module] = set()
@@ -189,14 +191,14 @@ def with_keywords(model: PreTrainedModel, inputs: dict[str, Tensor], entries: tu
     def function(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
-        if kwargs.pop(KEYWORD, None) is not None:
+        if kwargs.pop(TRACE, None) is not None:
             arrived.add(module)
         return eager_of(module)(module, query, key, value, attention_mask, **kwargs)
 
     def give(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
-        if KEYWORD in kwargs:
+        if TRACE in kwargs:
             handed.add(module)
-        return args, {**kwargs, KEYWORD: True}
+        return args, {**kwargs, TRACE: True}
 
     stacks = find_stacks(model, entries)
     receivers = {stack.module for stack in stacks}.union(*(blocks_of(stack) for stack in stacks))
@@ -205,7 +207,7 @@ def with_keywords(model: PreTrainedModel, inputs: dict[str, Tensor], entries: tu
             if takes_keywords(module):
                 hooks.callback(module.register_forward_pre_hook(give, with_kwargs=True).remove)
         try:
-            with prepared(base), attention_function(base, function), torch.no_grad():
+            with frozen_eval(base), attention_function(base, function), torch.no_grad():
                 base(**inputs)
         except TypeError:
             handed.clear()
@@ -231,19 +233,19 @@ def with_softmax(model: PreTrainedModel, entries: tuple[Stack, ...]) -> tuple[St
     if all(attention.prefix for entry in entries for _, attention in entry.attentions()):
         return entries
     softmax_kinds: dict[tuple[str, Attention], set[str | None]] = {}
-    with prepared(base), torch.no_grad():
-        for run in layer_runs(model, entries):
+    with frozen_eval(base), torch.no_grad():
+        for run in layer_forwards(model, entries):
             for _, attention in run.entry.attentions():
                 if not attention.prefix:
                     softmax_kinds.setdefault((run.entry.layers, attention), set()).add(run.softmax_of(attention))
 
     def fitted(entry: Stack) -> Stack:
-        def with_softmax(attention: Attention) -> Attention:
+        def with_kind(attention: Attention) -> Attention:
             kinds = softmax_kinds.get((entry.layers, attention), set())
             (softmax,) = kinds if len(kinds) == 1 else {None}
             return replace(attention, softmax=softmax, prefix=attention.prefix or softmax is not None)
 
-        entry = entry.with_attentions(with_softmax)
+        entry = entry.with_attentions(with_kind)
         return replace(entry, keywords=entry.keywords or not entry.attention.prefix)
 
     return tuple(fitted(entry) for entry in entries)
@@ -270,7 +272,8 @@ def stack_entry(trace: Trace, layers: str, members: list[tuple[dict[str, Any], C
 
 
 def find_softmax_attention(trace: Trace) -> None:
-    """Attention that dispatches to nothing: a product of query and key, a softmax, a product with the value."""
+    """Append to trace.attending each attention that computes its own softmax: a product of query and key, a softmax, a product
+    with the value."""
     linears = [p for p in trace.weighted if p.module is not None]
     gives = [p.gives for p in linears]
     for softmax in trace.softmaxes:

@@ -90,9 +90,7 @@ def stored_parameters(model: PreTrainedModel | MixtureState) -> int:
     attached = model if isinstance(model, MixtureState) else mixture_state(model)
     mlps = {path: module for path, module in attached.named_modules() if isinstance(module, PrefixMLP)}
     rest = [p[0] for name, p in attached.named_parameters() if not name.startswith(tuple(f"{path}." for path in mlps))]
-    tables = [
-        len(m.outputs) * m.embedding.shape[1] * m.heads * (m.shape.key + m.shape.value) for m in mlps.values()
-    ]
+    tables = [len(m.outputs) * m.embedding.shape[1] * m.heads * (m.shape.key + m.shape.value) for m in mlps.values()]
     return sum(p.numel() for p in rest) + sum(tables)
 
 

@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge
 from unipelt.errors import SiteError
 from unipelt.inject.architectures import Attention
 from unipelt.inject.resolve import Layer, features, head_shape, is_linear
-from unipelt.inject.trace import Attending, Call, NotFound, Trace, gradients, output_tensor, prepared, reached
+from unipelt.inject.trace import Attending, Call, NotFound, Trace, frozen_eval, gradients, output_tensor, reached
 
 PROJECTIONS = ("query", "key", "value")
 
@@ -44,7 +44,7 @@ class LayerEntry:
                 raise NotFound(f"it has two attentions, {blocks[kind][0].module} and {self.local(attending.path)}")
             blocks.setdefault(kind, self.attention(attending))
         if "attention" not in blocks:
-            raise NotFound("it has a cross-attention alone")
+            raise NotFound("it has a cross-attention and no self-attention")
         self.width = features(blocks["attention"][1].module)[1]
         if self.layer.x.shape[-1] != self.width:  # type: ignore[union-attr]
             raise NotFound(f"its attention gives {self.width} features, its stream has {self.layer.x.shape[-1]}")  # type: ignore[union-attr]
@@ -74,7 +74,7 @@ class LayerEntry:
         return False
 
     def attention(self, attending: Attending) -> tuple[Attention, Call]:
-        """Where the projections of one attention are, and the call of the one behind it."""
+        """Where the projections of one attention are, and the call of the linear after it."""
         linears = [p for p in self.weighted if p.module is not None and self.local(p.path)]
         columns: dict[str, dict[str, list[int]]] = {}
         for which in PROJECTIONS:
@@ -114,9 +114,11 @@ class LayerEntry:
                 if labels[column] != "other":
                     raise NotFound(f"{self.local(shared)} gives {labels[column]} and {which} in one column")
                 labels[column] = which
-        runs = [(label, len(list(alike))) for label, alike in groupby(labels)]
-        period = next(n for n in range(1, len(runs) + 1) if len(runs) % n == 0 and runs == runs[:n] * (len(runs) // n))
-        order, groups = tuple(label for label, _ in runs[:period]), len(runs) // period
+        spans = [(label, len(list(alike))) for label, alike in groupby(labels)]
+        period = next(
+            n for n in range(1, len(spans) + 1) if len(spans) % n == 0 and spans == spans[:n] * (len(spans) // n)
+        )
+        order, groups = tuple(label for label, _ in spans[:period]), len(spans) // period
         if len(set(order)) < len(order):
             raise NotFound(f"the columns of {self.local(shared)} are in no regular order")
         width = attending.query.node._input_metadata[attending.query.output_nr].shape[-1]  # type: ignore[attr-defined]
@@ -177,13 +179,13 @@ class LayerEntry:
         raise NotFound(why)
 
     def keeps_tokens_apart(self, branch: Call) -> bool:
-        """Whether another first token, in the module's input alone, moves what it gives at no other token."""
+        """Whether changing the first token of the module's input changes its output at no other token."""
         if branch.x is None or branch.x.dim() != 3 or branch.x.shape[1] < 2:
             return True
         changed = branch.x.detach().clone()
         changed[:, 0] += 1
         outputs = []
-        with prepared(self.trace.base), torch.no_grad():
+        with frozen_eval(self.trace.base), torch.no_grad():
             for x in (branch.x, changed):
                 args = (x if a is branch.x else a for a in branch.args)
                 kwargs = {name: x if a is branch.x else a for name, a in branch.kwargs.items()}

@@ -15,10 +15,10 @@ from unipelt.inject.own_softmax import OwnSoftmax, Watched
 from unipelt.inject.resolve import Layer, ResolvedStack, find_stacks, head_shape, projection
 from unipelt.inject.trace import CANNOT_RUN, attention_function, example_inputs, first_tensor, output_tensor
 
-Change = Callable[[Tensor], Tensor]
+Edit = Callable[[Tensor], Tensor]
 
 
-def layer_runs(model: PreTrainedModel, entries: tuple[Stack, ...]) -> Iterator["LayerRun"]:
+def layer_forwards(model: PreTrainedModel, entries: tuple[Stack, ...]) -> Iterator["LayerForward"]:
     """One layer of each kind of each stack."""
     for stack in find_stacks(model, entries):
         tried: set[tuple] = set()
@@ -26,7 +26,7 @@ def layer_runs(model: PreTrainedModel, entries: tuple[Stack, ...]) -> Iterator["
             kind = kind_of(layer.module)
             if kind not in tried:
                 tried.add(kind)
-                yield LayerRun(model.base_model, stack, layer)
+                yield LayerForward(model.base_model, stack, layer)
 
 
 def kind_of(layer: nn.Module) -> tuple:
@@ -35,7 +35,7 @@ def kind_of(layer: nn.Module) -> tuple:
 
 
 @dataclass
-class RunResult:
+class ForwardResult:
     """What one run of a layer showed: what modules read and gave, by their path in the layer, and calls of the attention."""
 
     reads: dict[str, Tensor] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class RunResult:
     """of attention blocks that compute their own softmax"""
 
 
-class LayerRun:
+class LayerForward:
     """Runs one layer on what it reads in a forward of the base, with changes to what its modules read or give."""
 
     def __init__(self, base: Any, stack: ResolvedStack, layer: Layer):
@@ -79,12 +79,12 @@ class LayerRun:
         self.near = float(largest * {torch.float64: 1e-9, torch.float32: 1e-5}.get(base_run.gives[""].dtype, 2e-2))
 
     def again(
-        self, before: Mapping[str, Change] | None = None, after: Mapping[str, Change] | None = None,
+        self, before: Mapping[str, Edit] | None = None, after: Mapping[str, Edit] | None = None,
         inputs: dict[str, Tensor] | None = None,
-    ) -> RunResult:  # fmt: skip
+    ) -> ForwardResult:  # fmt: skip
         """One run. before: changes to what a module reads; after: to what it gives; by path in the layer. inputs: of the whole base,
         which is run in place of the layer."""
-        result = RunResult()
+        result = ForwardResult()
 
         def enter(path: str) -> Any:
             def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -148,9 +148,7 @@ class LayerRun:
                 self.layer.module(*self.call[0], **self.call[1])
         return result
 
-    def noise(
-        self, attention: Attention, which: str, factor: float = 1.0, token: int | None = None
-    ) -> dict[str, Change]:
+    def noise(self, attention: Attention, which: str, factor: float = 1.0, token: int | None = None) -> dict[str, Edit]:
         """Something added to a projection's query, key or value, in all tokens or in one."""
         path, _, outputs, fused = projection(self.layer, attention, which, self.base.config)
 

@@ -57,7 +57,7 @@ class OwnSoftmax(TorchFunctionMode):
     @property
     def complete(self) -> bool:
         """Whether exactly one attention was seen, from its scores to its output."""
-        return len(self.watched) == 1 >= self.softmaxes and self.watched[0].value is not None
+        return len(self.watched) == 1 and self.softmaxes <= 1 and self.watched[0].value is not None
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -100,16 +100,16 @@ class OwnSoftmax(TorchFunctionMode):
         return changed.to(output.dtype).reshape(output.shape)
 
     def _changed(self, watched: Watched, h: Float[Tensor, "batch head query d"]) -> Float[Tensor, "batch head query d"]:
-        """What it attends to with the prefixes of each mixture in the mixture's own rows."""
+        """The attention's output with each mixture's prefixes applied to its own rows."""
         scores = watched.scores
         assert scores is not None
         if self.calls[0][0] is None:
-            return self._with(self.calls[0][1], watched.query, scores, h, watched.factor)
+            return self._with_prefixes(self.calls[0][1], watched.query, scores, h, watched.factor)
         per_mixture = [(watched.query[rows], scores[rows], h[rows], prefixes) for rows, prefixes in self.calls]
-        parts = [self._with(prefixes, q, s, heads, watched.factor) for q, s, heads, prefixes in per_mixture]
+        parts = [self._with_prefixes(prefixes, q, s, heads, watched.factor) for q, s, heads, prefixes in per_mixture]
         return in_batch_order([rows for rows, _ in self.calls], parts)
 
-    def _with(self, prefixes: tuple, query: Tensor, scores: Tensor, h: Tensor, factor: float) -> Tensor:
+    def _with_prefixes(self, prefixes: tuple, query: Tensor, scores: Tensor, h: Tensor, factor: float) -> Tensor:
         scale = factor * (query.shape[-1] ** -0.5 if self.kind == "scaled" else 1.0)
         logits, values, added = [], [], []
         for prefix in (prefix.to(query.dtype) for prefix in prefixes):
@@ -151,13 +151,13 @@ class OwnSoftmax(TorchFunctionMode):
         arguments = query, key, value, attn_mask, None, dropout_p
         return apply_prefixes(calls, plain, *arguments, scaling=scaling)[0].transpose(1, 2)
 
-    def refuse_incomplete(self, path: str) -> None:
+    def refuse_incomplete(self, block_name: str) -> None:
         """Raise SiteError where the prefixes did not enter the one attention that the block computes."""
         fused = self.complete and self.watched[0].scores is None
         if not self.complete or (self.kind == "fused" and not fused):
             raise SiteError(
-                f"{path} computes its attention in another way than when its entry was found, so no prefix entered it: set the "
-                "attention implementation with which the entry was found, or use a mixture without a prefix"
+                f"{block_name} computes its attention in another way than when its entry was found, so no prefix entered "
+                "it: set the attention implementation with which the entry was found, or use a mixture without a prefix"
             )
 
 
@@ -168,7 +168,7 @@ def _contracts_last(equation: str) -> bool:
 
 
 def _repeated(prefix: PrefixCall, heads: int) -> PrefixCall:
-    """A prefix of grouped keys and values for so many heads."""
+    """A prefix of grouped keys and values for this many heads."""
     repeat = heads // prefix.key.shape[1]
     key, value = (p.repeat_interleave(repeat, dim=1) for p in (prefix.key, prefix.value))
     return prefix._replace(key=key, value=value)

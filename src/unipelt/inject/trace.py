@@ -21,8 +21,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from unipelt.inject.attention import configs_of, eager_of
 from unipelt.inject.resolve import is_linear
 
-KERNEL = "unipelt_trace"
-KEYWORD = "unipelt_trace"
+TRACE = "unipelt_trace"
+"""name of the attention function of a trace, and of the keyword that tells whether keywords arrive"""
 LOOKUPS = ("embedding", "embedding_bag", "conv1d", "conv2d", "conv3d")
 PRODUCTS = (
     *LOOKUPS, "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "mv", "bilinear",
@@ -108,7 +108,7 @@ class Trace:
                     module.register_forward_hook(self._leave),
                 ):
                     stack.callback(handle.remove)
-            stack.enter_context(prepared(base))
+            stack.enter_context(frozen_eval(base))
             stack.enter_context(attention_function(base, self._attend))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(_Products(self))
@@ -143,12 +143,12 @@ class Trace:
         call = self.open.pop()
         y = output_tensor(output)
         if isinstance(output, Tensor) and is_linear(module) and call.reads is not None:
-            output = y = self.weigh(output, [call.reads], module)
+            output = y = self.cut_off(output, [call.reads], module)
         call.end = self.tick()
         call.gives = get_gradient_edge(y) if y is not None and y.requires_grad else None
         return output
 
-    def weigh(self, y: Tensor, reads: list[GradientEdge], module: nn.Module | None) -> Tensor:
+    def cut_off(self, y: Tensor, reads: list[GradientEdge], module: nn.Module | None) -> Tensor:
         """Cut a product with weights off from what it was computed from."""
         leaf = y.detach().requires_grad_()
         path = self.inside if module is None else self.paths[id(module)]
@@ -200,7 +200,7 @@ class _Products(TorchFunctionMode):
             tensors = [t for t in flat(operands) if isinstance(t, Tensor)]
             live = [get_gradient_edge(t) for t in tensors if t.requires_grad]
             if (name in LOOKUPS and not live) or (live and len(live) < len(tensors)):
-                return trace.weigh(output, live, None)
+                return trace.cut_off(output, live, None)
             if len(live) > 1:
                 output = output.clone()  # no view, which loses its place in the graph when it is written in place
                 trace.products.append(Product(trace.inside, None, trace.tick(), live, get_gradient_edge(output)))
@@ -262,7 +262,7 @@ def put(restoring: ExitStack, owner: Any, name: str, value: Any) -> None:
 
 
 @contextmanager
-def prepared(base: PreTrainedModel) -> Iterator[None]:
+def frozen_eval(base: PreTrainedModel) -> Iterator[None]:
     """In evaluation, frozen, without a cache, and with experts computed by plain products; afterwards as it was."""
     with ExitStack() as restoring:
         for module in base.modules():
@@ -280,12 +280,12 @@ def prepared(base: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def attention_function(base: PreTrainedModel, function: Any) -> Iterator[None]:
     """Every attention that dispatches through AttentionInterface calls this function."""
-    AttentionInterface.register(KERNEL, function)
-    AttentionMaskInterface.register(KERNEL, _eager_mask)
+    AttentionInterface.register(TRACE, function)
+    AttentionMaskInterface.register(TRACE, _eager_mask)
     with ExitStack() as restoring:
         for config in configs_of(base):
             if hasattr(config, "_attn_implementation"):
-                put(restoring, config, "_attn_implementation_internal", KERNEL)
+                put(restoring, config, "_attn_implementation_internal", TRACE)
         yield
 
 

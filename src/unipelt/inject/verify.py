@@ -16,16 +16,16 @@ from transformers import PreTrainedModel
 
 from unipelt.inject.architectures import Attention, Stack
 from unipelt.inject.layer_entry import PROJECTIONS, is_norm
-from unipelt.inject.layer_run import LayerRun, last_token_shaken, layer_runs
+from unipelt.inject.layer_run import LayerForward, last_token_shaken, layer_forwards
 from unipelt.inject.resolve import features, head_shape
-from unipelt.inject.trace import prepared
+from unipelt.inject.trace import frozen_eval
 
 
 def failed_checks(model: PreTrainedModel, entries: tuple[Stack, ...]) -> Iterator[str]:
     """Each check that these entries fail on a model, in words. Raises SiteError if an entry does not fit."""
     base: Any = model.base_model
-    with prepared(base), torch.no_grad():
-        for run in layer_runs(model, entries):
+    with frozen_eval(base), torch.no_grad():
+        for run in layer_forwards(model, entries):
             for failures in (complete(run.entry), sites(run), ffn(run), positions(run)):
                 yield from (f"{run.layer.path}: {failure}" for failure in failures)
 
@@ -33,14 +33,17 @@ def failed_checks(model: PreTrainedModel, entries: tuple[Stack, ...]) -> Iterato
 def complete(entry: Stack) -> Iterator[str]:
     """An entry has every field that it needs, once."""
     if (entry.ffn_norm is None) == (entry.ffn_residual is None):
-        yield "the entry has a norm over the FFN and the stream, or names where its residual branches off: one of the two"
+        has = "neither" if entry.ffn_norm is None else "both"
+        yield f"expected exactly one of ffn_norm (post-LN) and ffn_residual (pre-LN); the entry has {has}"
     if len({*entry.norms}) < len(entry.norms):
         yield "a norm is named twice"
     if (entry.name == "decoder") != (entry.causal or entry.cross is not None):
-        yield f"a stack that is {'' if entry.causal else 'not '}causal is called {entry.name!r}"
+        expected = "decoder" if entry.causal or entry.cross else "encoder"
+        found = f"causal={entry.causal} and {'a' if entry.cross else 'no'} cross-attention"
+        yield f"name={entry.name!r}: expected {expected!r} for {found}"
 
 
-def sites(run: LayerRun) -> Iterator[str]:
+def sites(run: LayerForward) -> Iterator[str]:
     """What is added to one of query, key and value moves that one alone."""
     for kind, attention in run.entry.attentions():
         block = run.layer.get(attention.module)
@@ -64,8 +67,9 @@ def sites(run: LayerRun) -> Iterator[str]:
         yield f"{type(others[0]).__name__} attends too, and the entry does not name it"
 
 
-def sites_by_effect(run: LayerRun, kind: str, attention: Attention) -> Iterator[str]:
-    """A value's effect is linear; a query's is not, and stays in its own token; a key's is not, and does not."""
+def sites_by_effect(run: LayerForward, kind: str, attention: Attention) -> Iterator[str]:
+    """Failures judged by the effect on the heads: adding noise to the value acts linearly, to the query or key not; noise on one
+    token's query reaches no other token."""
     heads = run.plain.reads[attention.out]
     for which in PROJECTIONS:
         once, twice = (run.again(after=run.noise(attention, which, n)).reads[attention.out] - heads for n in (1, 2))
@@ -82,7 +86,7 @@ def sites_by_effect(run: LayerRun, kind: str, attention: Attention) -> Iterator[
                 yield f"a change of one token's {kind}-attention's query reaches other tokens"
 
 
-def ffn(run: LayerRun) -> Iterator[str]:
+def ffn(run: LayerForward) -> Iterator[str]:
     """The FFN's input matters through its output alone, token by token."""
     shaken_input, output = {run.entry.ffn_input: _shaken}, {run.entry.ffn_output: _zero}
     plain, shaken = run.plain.gives[""], run.again(before=shaken_input)
@@ -104,7 +108,7 @@ def ffn(run: LayerRun) -> Iterator[str]:
         yield "one token's FFN reads other tokens"
 
 
-def positions(run: LayerRun) -> Iterator[str]:
+def positions(run: LayerForward) -> Iterator[str]:
     """The attention's output, the norms, the residual and the order of tokens are as the entry says."""
     entry, plain, layer = run.entry, run.plain, run.layer
     width = plain.reads[""].shape[-1]
@@ -134,8 +138,8 @@ def positions(run: LayerRun) -> Iterator[str]:
     yield from norm_places(run, width)
 
 
-def unnamed_norm(run: LayerRun, output: str, later: Sequence[str]) -> Iterator[str]:
-    """A norm over the stream and a sub-layer's output, from which the stream goes on. later: outputs of the sub-layers behind."""
+def unnamed_norm(run: LayerForward, output: str, later: Sequence[str]) -> Iterator[str]:
+    """A norm over the stream and a sub-layer's output, from which the stream goes on. later: outputs of the sub-layers after it."""
     added, blank = run.plain.gives[output], run.again(after={output: _zero})
     still = dict.fromkeys(later, _zero)
     for path in run.entry.norms:
@@ -149,7 +153,7 @@ def unnamed_norm(run: LayerRun, output: str, later: Sequence[str]) -> Iterator[s
             yield f"{path!r} normalises the stream and the output of {output!r}, and the entry does not say so"
 
 
-def ffn_place(run: LayerRun) -> Iterator[str]:
+def ffn_place(run: LayerForward) -> Iterator[str]:
     entry, plain = run.entry, run.plain
     blank = run.again(after={entry.ffn_output: _zero})
     if entry.ffn_norm is None:
@@ -176,7 +180,7 @@ def ffn_place(run: LayerRun) -> Iterator[str]:
             yield f"what {entry.ffn_residual!r} reads goes into the attention too"
 
 
-def norm_places(run: LayerRun, width: int) -> Iterator[str]:
+def norm_places(run: LayerForward, width: int) -> Iterator[str]:
     """Every norm of the layer is named, those between the projections and the attention's output apart."""
     out = {a.out: _zero for _, a in run.entry.attentions()}
     noises = [run.noise(a, which) for _, a in run.entry.attentions() for which in PROJECTIONS]
