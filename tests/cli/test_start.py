@@ -25,9 +25,9 @@ def seconds(*words: str, tries: int = 3) -> float:
     return best
 
 
-def loaded_by(code: str) -> set[str]:
-    """Which heavy packages a program has loaded at its end."""
-    code += f"\nimport sys; print('loaded', *(name for name in {HEAVY} if name in sys.modules))"
+def loaded_by(code: str, packages: tuple[str, ...] = HEAVY) -> set[str]:
+    """Which of these packages a program has loaded at its end."""
+    code += f"\nimport sys; print('loaded', *(name for name in {packages} if name in sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
     return set(said.splitlines()[-1].split()[1:])
 
@@ -45,8 +45,9 @@ for line in {lines!r}:
 
 
 def test_help_is_there_in_half_a_second():
-    assert seconds(COMMAND, "--help") < 0.5
-    assert seconds(COMMAND, "train", "--help") < 0.5
+    limit = max(0.5, 35 * seconds(sys.executable, "-c", ""))  # on a slow machine, 35 bare starts of Python
+    assert seconds(COMMAND, "--help") < limit
+    assert seconds(COMMAND, "train", "--help") < limit
 
 
 def test_the_version_is_told(run):
@@ -69,7 +70,8 @@ def test_the_help_of_export_has_the_defaults_of_fold(run):
 
 def test_help_loads_nothing_heavy():
     commands = ("train", "predict", "inspect", "methods", "export", "report", "study", "study grid", "study sweep")
-    assert loaded_by(calling("--help", *(f"{command} --help" for command in commands))) == set()
+    program = calling("--help", *(f"{command} --help" for command in commands))
+    assert loaded_by(program, (*HEAVY, "pydantic")) == set()
 
 
 def test_the_package_costs_next_to_nothing_beside_transformers():

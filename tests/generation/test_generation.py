@@ -86,7 +86,7 @@ def test_gradients_that_add_up_are_those_of_one_batch_and_of_every_answer_token_
     assert len(split) == 3 and len({sum(len(parts.plans[0].train.answers[i]) for i in one) for one in split}) > 1
     together = [row for one in split for row in one]
     whole._examples = lambda plan: [together]
-    batch = parts.task.collate([Part(None, parts.plans[0].train, together)], parts.tokenizer, CPU)
+    batch = parts.task_type.collate([Part(None, parts.plans[0].train, together)], parts.tokenizer, CPU)
     with torch.no_grad():
         logits = logits_of(parts.model.eval(), batch.inputs).flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(logits, batch.targets.flatten(), label_smoothing=0.1).item()

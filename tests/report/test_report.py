@@ -34,8 +34,9 @@ def test_what_is_written_and_said(made: Path, run, tmp_path: Path):
     assert said.code == 0 and said.err == ""
     assert "minilm: 40 of 40 runs finished" in said.out and "K = 100, 2 tasks, average metric ×100, 2 seeds" in said.out
     assert "unipelt-apl is never the worst " in said.out
-    assert f"{tmp_path / 'out' / 'report.html'}: the page; " in said.out
     names = {path.name for path in (tmp_path / "out").iterdir()}
+    page = tmp_path / "out" / "report.html"
+    assert f"{page}: the page, with {len(names) - 1} files of tables, figures and runs\n" in said.out
     tables = {"comparison", "scores", "differences", "claims"}
     figures = {"answer", "curves-k100", "curves-kall", "gates-k100-unipelt-apl", "gates-kall-unipelt-apl"}
     expected = {f"{t}.{kind}" for t in tables for kind in ("csv", "tex")} | {

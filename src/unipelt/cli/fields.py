@@ -96,12 +96,13 @@ def flags(settings: type, only: Collection[str] = (), but: Collection[str] = (),
     return parameters
 
 
+@cache
 def recipe_defaults() -> dict[str, str]:
     """The recipe's defaults as values: those of the default method on the default base, and how they follow the data's size."""
-    sizes = [size for size, *_ in EPOCHS]
-    defaults = {}
+    sizes, defaults = [size for size, *_ in EPOCHS], {}
+    by_size = [default_recipe(spec.DEFAULT, HIDDEN, size) for size in (*sizes, sizes[-1] + 1)]
     for field in dataclasses.fields(Recipe):
-        values = [getattr(default_recipe(spec.DEFAULT, HIDDEN, size), field.name) for size in (*sizes, sizes[-1] + 1)]
+        values = [getattr(recipe, field.name) for recipe in by_size]
         if values[0] is None:
             continue
         if field.name == "lr":

@@ -44,6 +44,13 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """A group of commands with the same kind of page."""
 
+    def get_help_option(self, ctx: Any) -> Any:
+        """The option --help, with a default: typer would load pydantic to convert a missing value, a third of the start."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print usage, description, commands and options."""
         _print_page(self, ctx)
