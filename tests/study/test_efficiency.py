@@ -50,6 +50,11 @@ def test_where_nothing_can_be_written_nothing_is_measured(run, tmp_path: Path, m
         assert f"--out {out}: {tmp_path / 'file'} is a file; expected a folder" in line
 
 
+def test_a_baseline_is_refused(run, tmp_path: Path):
+    said = run("study", "efficiency", "--methods", "lora", "setfit", "--out", tmp_path / "costs")
+    assert said.code == 2 and "--methods setfit: has no training step to measure" in said.line
+
+
 def test_every_base_that_classifies_can_be_measured(base_of):
     for arch in ("roberta", "gpt2", "bart"):
         found = measure(

@@ -25,7 +25,7 @@ from unipelt.inject.shapes import most_tokens
 from unipelt.study.store import EFFICIENCY
 from unipelt.tasks.classification import Classification
 from unipelt.train.forward import autocast
-from unipelt.train.records import FULL, RunConfig
+from unipelt.train.records import BASELINES, FULL, RunConfig
 from unipelt.train.setup import load_and_attach
 
 Step = Callable[[], None]
@@ -72,9 +72,11 @@ def measure(
         if value < least:
             raise UserError(f"--{name} {value}: expected at least {least}")
     names = list(dict.fromkeys((FULL, *(method.strip() for method in methods))))
-    for name in names:
+    for name in names:  # checked before anything is loaded
+        if name in BASELINES:
+            raise UserError(f"--methods {name}: has no training step to measure; expected methods of `unipelt methods`")
         if name != FULL:
-            spec.mixture(name)  # check the names before loading anything
+            spec.mixture(name)
     task = Classification(name="efficiency", metric="accuracy", columns=Columns(text="text"), labels=("0", "1"))
     steps: dict[tuple[str, str], Step] = {}
     memory: dict[str, int] = {}
