@@ -111,10 +111,14 @@ def claims(test: dict[Key, float], k: int) -> Iterator[str]:
 
 
 def hours(rows: list[dict[str, str]]) -> Iterator[str]:
-    """Hours of the paper's grid on two cores, by the mean CPU seconds of the runs of each size and task."""
+    """Hours of the paper's grid on two cores, by the mean CPU seconds of the runs of each size and task.
+
+    Only runs of the precision that most have are counted: a machine without bf16 takes a multiple of the time.
+    """
     seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
+    precision = statistics.mode(row["precision"] for row in rows)
     for row in rows:
-        if row["cpu seconds"]:
+        if row["cpu seconds"] and row["precision"] == precision:
             seconds[int(row["k"]), row["task"]].append(float(row["cpu seconds"]))
     for k in sorted({size for size, _ in seconds}):
         known = [statistics.fmean(seconds[k, task]) for task in TASKS if seconds[k, task]]

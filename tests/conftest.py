@@ -9,7 +9,10 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of compil
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")  # slow or busy is no failure
 torch.set_num_threads(1)  # pytest-xdist's workers would fight over the cores
 logging.getLogger(
     "torch.__trace"

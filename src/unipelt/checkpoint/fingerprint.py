@@ -2,7 +2,7 @@
 
 Every tensor is cut into blocks of ROWS rows, and of each block X the file keeps two numbers, uᵀ X v, for fixed irregular
 u and v. A cast to half precision rounds each value by a relative 2⁻⁸ or less, independently, and so moves such a number by
-little more than 2⁻⁹ ‖X‖, but one row of other values moves it by about ‖X‖ / √ROWS, which is 16 times as much. Between
+little more than 2⁻⁹ ‖X‖, but one row of other values moves it by about ‖X‖ / √ROWS, which is 32 times as much. Between
 equal dtypes, or from the wider one, nothing is rounded and a change of one value is seen.
 """
 
@@ -26,9 +26,9 @@ from unipelt.inject.state import NAME
 ROWS = 256
 """rows of a block"""
 EXACT = 1e-7
-"""part of a block's norm by which a number may differ where no value was rounded: how far it is printed"""
+"""tolerance of a sum, as a part of the block's norm, where nothing was rounded: sums are printed with 8 digits"""
 ROUNDED = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
-"""the same where the values of one side were rounded to this dtype: four times what each value may move by"""
+"""the same where one side was rounded to this dtype: about four times what a cast moves a sum by"""
 TINY = 2.0**-23
 """by how much a value may move below the smallest normal number of float16, four times"""
 ODD = (
@@ -47,9 +47,9 @@ Named = tuple[str, Tensor]
 def fingerprint(model: PreTrainedModel, head: list[str], name: str = "", tokens: int | None = None) -> BaseIdentity:
     """Identity of a base without its tuned head: type, a hash of names and shapes, and sums over all values.
 
-    `values` has one text for each tensor of the base model: its dtype and the sums of its blocks. `outside` has the same, with
-    its name first, of each that stands between the base model and the logits and is not tuned, such as output embeddings. tokens: how many tokens the base
-    itself has; rows for more are no part of it. 110 million parameters take 0.6 s on one core.
+    `values` has one text for each tensor of the base model: its dtype and the sums of its blocks. `outside` has the same, after
+    the tensor's name, for untuned tensors outside the base model, such as output embeddings. tokens: number of tokens of the
+    base itself; embedding rows beyond it are left out. 110 million parameters take 0.6 s on one core.
     """
     rows = token_rows(model)
     tokens = min(len(rows["input"]), tokens or len(rows["input"])) if rows else 0
@@ -99,7 +99,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, expected: str, folder: str | Path) -> None:
-    """Raise CheckpointError where a tokenizer is not the one that a run was trained with; nothing is expected: none is known."""
+    """Raise CheckpointError if a tokenizer is not that of the training. expected: its fingerprint; empty: no check."""
     if expected and (actual := tokenizer_fingerprint(tokenizer)) != expected:
         raise CheckpointError(
             f"{folder}: was trained with another tokenizer (fingerprint {expected}; got {actual}): its vocabulary, special tokens or "
@@ -108,7 +108,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, expected: str, folder: s
 
 
 def check_base(model: PreTrainedModel, description: Description, folder: Path) -> None:
-    """Raise CheckpointError where a model is not the base that a checkpoint was made for; a cast of its weights is."""
+    """Raise CheckpointError if a model is not the base of a checkpoint; weights cast to another dtype pass."""
     modules, expected = dict(model.named_modules()), description.base
     head = [path for path in description.head["modules"] if path in modules]
     named, outside = _tensors(model, head, expected["tokens"])

@@ -36,7 +36,7 @@ _USUAL["seeds"] += "; with folds, --seeds is the number of cross-validations, by
 def compare(
     minutes: float = number(
         "Training",
-        "time budget in minutes; without --epochs it shortens training to fit two seeds per method, or one; rerun with more minutes to continue (default: no limit)",
+        "time budget in minutes; without --epochs it shortens training to fit two seeds per method, or one if two leave fewer than 3 epochs; rerun with more minutes to continue (default: no limit)",
         default=0.0,
         min=0.0,
     ),

@@ -48,8 +48,8 @@ def predict(
     gates: bool = switch("Output", "add the value of each gate, one column per layer and change", "--gates"),
     **generation_options: Any,
 ) -> None:
-    """Predict a label, a number or a text for each example of a file, and add it as the last column; --proba and
-    --gates add more columns after the prediction.
+    """Predict a label, a number or a text for each example of a file, and add it as a column; --proba and --gates add
+    more columns after it.
 
     With --out, a text file keeps the delimiter, encoding and byte order mark of the input; standard output is UTF-8. An example
     without a text gets a blank prediction.

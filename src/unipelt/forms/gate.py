@@ -1,8 +1,8 @@
 """Weights of a change: UniPELT's gates (Mao et al. 2022, arXiv:2110.07577, §3.2), a learned scalar, or a number.
 
 A gate or a learned scalar is a module that is called with the tensor that it reads, the weights of that tensor's tokens in a mean,
-and the route. A gate returns `[batch, 1 or seq, changes]` in float32 at least, a scalar `[batch or 1, 1, 1]`; both are part of the
-graph.
+and the route. A gate returns `[batch, 1 or seq, changes]` in float32 at least, a scalar `[batch or 1, 1, 1]`; both are
+differentiable.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def mean_of_prompt(scores: Scores, token_weights: TokenWeights) -> Float[Tensor,
 
 
 def mean_of_all(scores: Scores, token_weights: TokenWeights) -> Float[Tensor, "batch 1 n"]:
-    """The mean over all positions, padding included, as in UniPELT's own code; kept as an explicit reference."""
+    """The mean over all positions, padding included, as in UniPELT's own code; for comparisons with it."""
     return scores.mean(dim=1, keepdim=True)
 
 

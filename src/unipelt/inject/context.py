@@ -49,7 +49,7 @@ class Context(NamedTuple):
     disabled: bool = False
     """inside `disabled`: no change is applied"""
     dropped: int = 0
-    """number of lowest layers whose changes are skipped: see `dropped`"""
+    """number of lowest layers whose changes are skipped (AdapterDrop)"""
     replica: nn.Module | None = None
     """DataParallel's copy of the attached state for one device, whose parameters are used instead"""
     mixture: int = 0
@@ -106,7 +106,7 @@ class Switches(NamedTuple):
 
 
 SWITCHES: ContextVar[dict[int, Switches]] = ContextVar("unipelt_switches")
-"""of each attached state, by its number: a thread has its own, and so has each task of an event loop"""
+"""by number of the attached state; each thread, and each task of an event loop, has its own"""
 PLAIN = Switches()
 NUMBERS = count()
 
@@ -118,7 +118,7 @@ class PerThread(threading.local):
         """number: of the attached state."""
         self.number = number
         self.compiled = PLAIN
-        """the switches as compiled code knows them: of the thread's innermost block"""
+        """the innermost block's switches, for compiled code (no ContextVar there)"""
         self.prompt_mask: Tensor | None = None
         """`[batch, seq]`, 1 at the prompt's real tokens"""
         self.replica: nn.Module | None = None
@@ -167,7 +167,7 @@ class PerThread(threading.local):
                 SWITCHES.reset(token)
 
     def __reduce__(self):
-        """A copy begins outside of any forward."""
+        """Copy as a new state, outside of any forward."""
         return PerThread, (next(NUMBERS),)
 
 

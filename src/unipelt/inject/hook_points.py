@@ -31,7 +31,7 @@ from unipelt.spec import Location
 from unipelt.spec.compatibility import LINEARS
 
 CHANNELS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
-"""modules whose features are the second dimension of what they give"""
+"""modules whose features are dimension 1 of their output"""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class HookPoint:
     query: str = ""
     """path of the query's projection, of an attention block"""
     columns: Columns | None = None
-    """which of the output's columns it is about, of the linear at `query` or else the module at `path`; None: all"""
+    """columns of the output of the linear at `query`, else of the module at `path`, that it uses; None: all"""
 
 
 def hook_points(name: str, change: spec.Change, base: Base) -> list[HookPoint]:
@@ -125,7 +125,7 @@ def in_stack(name: str, change: spec.Change, site: str, stack: ResolvedStack, co
 
 
 def make_point(stack: ResolvedStack, layer: Layer | None, name: str, label: str, path: str, **rest: Any) -> HookPoint:
-    """The hook point of a change at the module of this path, from the model. label: the part of its location."""
+    """The hook point of a change at a module. path: of the module, from the model; label: `part` of its Location."""
     location = Location(stack.entry.name, None if layer is None else layer.index, name, label)
     return HookPoint(stack=stack, location=location, path=path, **rest)
 

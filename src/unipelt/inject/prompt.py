@@ -56,8 +56,8 @@ class BoundPrompt(BoundChange):
 class PromptHook:
     """Stack pre-hook: puts each row's prompts, in tuple order, in front of all that has a value for each token.
 
-    A row whose mixture has a shorter prompt than another's, or none, has padding before it; after its tokens where a decoder
-    reads the stack, which then takes no positions.
+    A row whose mixture has a shorter prompt, or none, is padded: before the prompt, or after its tokens if a decoder reads the
+    stack, which then needs no position_ids.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class PromptHook:
         tables = [m for path, m in stack.named_modules() if path.endswith("position_embeddings")]
         padding = next((t.padding_idx for t in tables if getattr(t, "padding_idx", None) is not None), None)
         self.first = 0 if padding is None else int(padding) + 1  # type: ignore[call-overload]
-        """number of the first position; above 0 where the base counts the tokens that are no padding, from there"""
+        """first position number: 0, or padding_idx + 1 if the position table has a padding index (RoBERTa)"""
         self.counts_mask = any(
             "position" in path and "attention_mask" in parameters_of(m) for path, m in stack.named_modules()
         )

@@ -17,8 +17,8 @@ from unipelt.tasks.metrics import METRICS, Metric
 TIE = 1e-12  # numbers nearer than this differ by rounding alone
 GROUPS = 100  # of test examples, at most, that the jackknife leaves out one after another
 SLOW_GROUPS = 20  # the same for a slow metric
-EXCHANGED = 10  # examples with unlike predictions whose every exchange is looked at: 1,024 of them
-COUNTED = 100  # the same where an exchange only changes a sign, as for accuracy
+EXCHANGED = 10  # differing predictions, at most, for which all 2^10 = 1,024 exchanges are tried
+COUNTED = 100  # the same for a metric that is a mean over examples, such as accuracy
 BEST_CONSTANT = "most frequent test class"
 """label of the best constant answer: the most frequent class of the test examples"""
 Array = NDArray[Any]
@@ -71,7 +71,7 @@ class Sample:
 
 
 def metric_of(name: str) -> Metric:
-    """The metric of this name; of a plug-in that is not installed here, one whose values stand as they are."""
+    """The metric of this name; if a plug-in that is not installed here defines it, one without a range."""
     return METRICS.get(name) or Metric(name=name, function=lambda *_: 0.0, low=-inf, high=inf)
 
 
@@ -170,8 +170,10 @@ def own_metric(sample: Sample, method: str) -> Difference:
 
 
 def _with_variances(sample: Sample, gains: Seeds, *methods: str) -> Difference:
-    """Their mean with both variances; of two methods, gains are differences. Seeds with other test examples are independent of
-    each other in them."""
+    """The mean of gains (one method's metrics, or differences of two), with the variances over test examples and training.
+
+    Seeds with different test sets count as independent in the former.
+    """
     seeds, values = len(gains), [*gains.values()]
     training_variance = _variance(values, 1) / seeds if seeds > 1 else None
     if not all((method, seed) in sample.runs for method in methods for seed in gains):
@@ -188,7 +190,7 @@ def _with_variances(sample: Sample, gains: Seeds, *methods: str) -> Difference:
 
 
 def _variance(values: Sequence[float] | Array, lost_freedom: int) -> float:
-    """Infinite where the values are too large, as a perplexity may be; lost_freedom: degrees of freedom."""
+    """Variance; infinite if it overflows, as that of a perplexity may. lost_freedom: degrees of freedom."""
     with np.errstate(over="ignore", invalid="ignore"):
         return float(np.var(values, ddof=lost_freedom))
 

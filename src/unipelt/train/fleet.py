@@ -43,9 +43,9 @@ class OutOfTime(Exception):
 
 
 class Fleet:
-    """Trains plans in the runs of an attached model, or one plan with full fine-tuning.
+    """Trains plans at the run indices of an attached model, or one plan with full fine-tuning.
 
-    The first plans start in the model's runs; the others wait until a run ends. folder: where the state is saved and found
+    Each index trains one plan at a time; the other plans wait until one ends. folder: where the state is saved and found
     again. deadline: value of time.monotonic() after which OutOfTime is raised.
     """
 
@@ -64,7 +64,7 @@ class Fleet:
         self.runs_at_once = 1 if self.attached is None else self.attached.runs
         """number of runs at once when the training began"""
         self.records = [replace(plan.initial_record, curve=[], runs_at_once=self.runs_at_once) for plan in plans]
-        """of each plan: how far its run is"""
+        """by plan: the record of its run so far"""
         self.plan_indices = list(range(len(plans)))[: self.runs_at_once]
         """by index on the model's run axis: index of the plan that is trained there"""
         self.queue = list(range(len(plans)))[self.runs_at_once :]

@@ -28,10 +28,10 @@ from unipelt.tasks.language_model import at_positions
 if TYPE_CHECKING:
     from unipelt.train.frozen import FrozenStates
 
-STATES = "frozen_states"  # of a batch's inputs: what its frozen layers give, `[batch, seq, hidden]`
-CPU_ROWS = 32  # a forward, without gradients: more do not fit into a CPU's caches
-GPU_TOKENS, GPU_ROWS = 65_536, 512  # a forward on a GPU: this many tokens, and this many rows at least
-LEAST_ROWS = 8  # of each run
+STATES = "frozen_states"  # key in a batch's inputs: output of the frozen layers, `[batch, seq, hidden]`
+CPU_ROWS = 32  # rows per forward without gradients: more do not fit into a CPU's caches
+GPU_TOKENS, GPU_ROWS = 65_536, 512  # the same on a GPU: this many tokens, but at least so many rows
+LEAST_ROWS = 8  # per run and forward
 SHORT = 192  # tokens: up to it a CPU's fused bf16 attention, which is made for long ones, is slower than plain products
 
 
@@ -41,7 +41,7 @@ class StepInputs(NamedTuple):
     batches: list[Batch]
     """of one forward, or of several whose gradients add up"""
     shares: list[Float[Tensor, " run"]]
-    """what a run's mean loss of each forward counts in its mean over the step; none for a single forward"""
+    """weight of each forward's mean loss in a run's mean over the step; empty for a single forward"""
     steps: Float[Tensor, " run"]
     """number of this step in each run's training, from 1"""
     rates: Float[Tensor, " run"] | Float[Tensor, "run kind"]
@@ -220,7 +220,7 @@ def choose_attention(model: PreTrainedModel, precision: str, longest: int) -> No
     short = longest <= SHORT and model.device.type == "cpu"
     attached = getattr(model, NAME, None)
     if attached is not None and attached.kernels is not None:
-        return  # prefixes take sdpa apart themselves
+        return  # inject/attention.py chooses for prefixes
     if short and uses_bf16(model.device, precision) and attention_implementation(model.config) == "sdpa":
         model.set_attn_implementation("eager")
 
