@@ -9,7 +9,7 @@ from unipelt.cli.fields import DEVICE, flags, number, option, recipe_defaults, t
 from unipelt.errors import UserError
 from unipelt.study.plan import COLUMNS, Grid, StudyConfig, parse_options
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import DONE, FAILED, RunConfig, RunKey, RunRecord
+from unipelt.train.records import DONE, RunConfig, RunKey, RunRecord, failures
 
 if TYPE_CHECKING:
     import torch
@@ -248,7 +248,7 @@ def _show_result(
 
     rows = store.runs(["task", "status"])
     done = [row for row in rows if row["status"] in DONE]
-    failed = [row["status"].removeprefix(FAILED) for row in rows if row["status"].startswith(FAILED)]
+    failed = [*failures(row["status"] for row in rows)]
     if not done and failed:
         raise UserError(f"{out}: every run failed, the first because {failed[0]}")
     if not done:

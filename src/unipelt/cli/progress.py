@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
+from unipelt.train.records import PLANNED
+
 if TYPE_CHECKING:
     from unipelt.study.store import Store
     from unipelt.train.fleet import Fleet
@@ -107,7 +109,7 @@ class StudyWatch(Display):
         if self.store is None:
             return
         rows = self.store.runs(["status", "seconds"])
-        done = [row["seconds"] for row in rows if row["status"] != "planned"]
+        done = [row["seconds"] for row in rows if row["status"] != PLANNED]
         if text and (seconds := self._seconds_left(len(rows) - len(done), [value for value in done if value])):
             text += f", about {format_duration(seconds)} left at most"
         self.bar.update(self.row, completed=len(done), total=len(rows), description=text)

@@ -17,7 +17,7 @@ from unipelt.study.plan import COLUMNS, METHODS, Grid, StudyConfig, parse_option
 from unipelt.study.plan import sweep as sweep_of
 from unipelt.study.unified import DEFAULTS, unified_options
 from unipelt.train.recipes import Recipe
-from unipelt.train.records import DONE, FAILED, RunConfig, RunKey
+from unipelt.train.records import DONE, RunConfig, RunKey, failures
 
 if TYPE_CHECKING:
     import torch
@@ -263,7 +263,7 @@ def _run(options: dict[str, Any], out: str, engine: str, device: str, gpus: floa
                 watch.log(note)
             train(store, study, watch=watch)
     statuses = [status for _, status in store.statuses()]
-    failed = [status.removeprefix(FAILED) for status in statuses if status.startswith(FAILED)]
+    failed = [*failures(statuses)]
     if failed and len(failed) == len(statuses):
         raise UserError(f"{out}: every run failed, the first because {failed[0]}")
     print(f"{out}: {len(statuses) - len(failed)} of {len(statuses)} runs done" + (f", {len(failed)} failed: {failed[0]}; repeat the command to try again" if failed else ""))  # fmt: skip

@@ -66,10 +66,8 @@ class StackHook(ContextHook):
         attention block."""
         super().__init__(stack, forwards, averaged)
         self.stack, self.modules, self.kernels = stack, checkpointable(stack), kernels
-        self.passes_keywords, self.context_survives_recomputation = (
-            passes_keywords,
-            passes_keywords and not changes_first,
-        )
+        self.passes_keywords = passes_keywords
+        self.context_survives_recomputation = passes_keywords and not changes_first
 
     def enter(self, stack: nn.Module, args: tuple, kwargs: dict[str, Any]):
         inputs = (argument(self.names, args, kwargs, name) for name in ("input_ids", "inputs_embeds", "pixel_values"))

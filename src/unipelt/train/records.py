@@ -1,5 +1,6 @@
 """A run: what is asked of it, and its record from plan to result. Imports neither torch nor transformers."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -248,4 +249,9 @@ class RunRecord:
     @property
     def failed(self) -> str:
         """Why the run failed; empty where it did not."""
-        return self.status.removeprefix(FAILED) if self.status.startswith(FAILED) else ""
+        return next(failures([self.status]), "")
+
+
+def failures(statuses: Iterable[str]) -> Iterator[str]:
+    """Why runs failed, by their statuses; those that did not fail are left out."""
+    return (status.removeprefix(FAILED) for status in statuses if status.startswith(FAILED))
