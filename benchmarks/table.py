@@ -1,12 +1,13 @@
 """UniPELT's low-resource table on one base (Mao et al. 2022, table 1): GLUE tasks × sizes × methods × seeds, one run after another.
 
-    python benchmarks/table.py OUT.csv --data-dir GLUE [--k 100 500 1000] [--tasks …] [--methods …] [--seeds 0 1 2 3 4]
+    python benchmarks/table.py OUT.csv --data-dir GLUE [--k 100 500 1000] [--tasks …] [--methods …] [--seeds 0 1 2 3 4] [--num-rates 2]
     python benchmarks/table.py OUT.csv --summary
 
 Runs are those of `unipelt study grid` with the same options: same examples, recipe and seeds, whole test sets. A row of OUT.csv holds
 the whole process's CPU seconds for the run, the validation metric at each evaluation, and the mean gates, so that a table can be
 continued on another machine. A run that OUT.csv holds is not trained again. What `--summary` prints: each size's table (× 100, mean
-over seeds), the paper's three claims paired by seed, and the hours of the paper's whole grid.
+over seeds), the paper's three claims paired by seed, and the hours of the paper's whole grid. Of several learning rates it takes, as
+`unipelt report` does, one for each task, size and method: that with the most seeds, then with the best mean validation metric.
 """
 
 import argparse
@@ -42,7 +43,20 @@ def key_of(row: dict[str, str]) -> Key:
     return row["task"], int(row["k"]), row["method"], int(row["seed"])
 
 
-def measure(key: Key, given: argparse.Namespace, cache: Any) -> dict[str, Any]:
+def chosen_rates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of each task, size and method at one learning rate; test results do not count."""
+    by_rate: dict[tuple, dict[float, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        by_rate[key_of(row)[:3]][float(row["lr"])].append(row)
+
+    def rank(rate: float, found: list[dict[str, str]]) -> tuple[int, float, float]:
+        return len(found), statistics.fmean(float(row["validation"]) for row in found), -rate
+
+    best = [max(rates.items(), key=lambda rate: rank(*rate))[1] for rates in by_rate.values()]
+    return [row for found in best for row in found]
+
+
+def measure(key: Key, lr: float, given: argparse.Namespace, cache: Any) -> dict[str, Any]:
     """Train one run and return its row."""
     import torch
 
@@ -52,7 +66,7 @@ def measure(key: Key, given: argparse.Namespace, cache: Any) -> dict[str, Any]:
     task, k, method, seed = key
     began = time.process_time()
     config = RunConfig(
-        model=given.model, task=task, k=k, method=method, seed=seed, data_dir=given.data_dir, recipe={"precision": given.precision}
+        model=given.model, task=task, k=k, method=method, seed=seed, data_dir=given.data_dir, recipe={"precision": given.precision, "lr": lr}
     )  # fmt: skip
     (finished,) = build_fleet([config], runs_at_once=1, device=torch.device("cpu"), cache=cache).train()
     record = finished.record
@@ -69,7 +83,7 @@ def measure(key: Key, given: argparse.Namespace, cache: Any) -> dict[str, Any]:
 
 
 def summary(rows: list[dict[str, str]]) -> Iterator[str]:
-    test = {key_of(row): 100 * float(row["test"]) for row in rows}
+    test = {key_of(row): 100 * float(row["test"]) for row in chosen_rates(rows)}
     for k in sorted({key[1] for key in test}):
         methods = list(dict.fromkeys(method for _, size, method, _ in test if size == k))
         yield f"\nK = {k}\n| method | {' | '.join(TASKS)} | average | seeds |\n|{'---|' * (len(TASKS) + 3)}"
@@ -139,6 +153,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--num-rates", type=int, default=1, help="the method's default rate, a third of it, …")
     parser.add_argument("--summary", action="store_true")
     given = parser.parse_args()
     rows = rows_of(given.out)
@@ -149,16 +164,21 @@ def main() -> None:
 
     import torch
 
+    from unipelt.study.engine import hidden_size
+    from unipelt.study.plan import learning_rates
     from unipelt.train.setup import DatasetCache
 
     torch.set_num_threads(1)
-    cache, done = DatasetCache(), {key_of(row) for row in rows}
+    cache, done, width = DatasetCache(), {(*key_of(row), float(row["lr"])) for row in rows}, hidden_size(given.model)
     for seed, k, task, method in product(given.seeds, given.k, given.tasks, given.methods):
-        if (task, k, method, seed) not in done:
-            row = measure((task, k, method, seed), given, cache)
+        for lr in learning_rates(method, width, (), given.num_rates):
+            if (task, k, method, seed, lr) in done:
+                continue
+            row = measure((task, k, method, seed), lr, given, cache)
             add_rows(given.out, COLUMNS, [row])
             print(
-                f"{task} {k} {method} seed {seed}: test {100 * row['test']:.1f}, {row['cpu seconds']} CPU s", flush=True
+                f"{task} {k} {method} seed {seed} lr {lr:g}: test {100 * row['test']:.1f}, {row['cpu seconds']} CPU s",
+                flush=True,
             )
 
 
