@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 WORKERS ?= 2
 PACKAGE = build/package
 
-.PHONY: install census lint test test-quick docs package demo demo-chat clean
+.PHONY: install census lint test tests test-quick docs package demo demo-chat clean
 
 install: $(VENV)/installed
 
@@ -20,8 +20,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Everything that the continuous integration runs.
-test: lint
+# Everything that the continuous integration runs: types are checked beside the tests.
+test: install
+	$(MAKE) --no-print-directory --jobs=2 lint tests
+
+tests: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --durations=10
 
 # The first case of each test, without the slow ones: under two minutes, for use while editing.

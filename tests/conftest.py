@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = first_cases(items)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported by now stays: it is not searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 SLOW = (  # files of which each test takes seconds: commands in processes of their own, studies, other libraries' loops

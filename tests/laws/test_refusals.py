@@ -9,7 +9,17 @@ import tiny
 import torch
 
 import unipelt
-from laws.lawbook import attached, compatible_changes, on_each, result, scalar, small, why_refused
+from laws.lawbook import (
+    FULL,
+    attached,
+    changes_together,
+    compatible_changes,
+    on_each,
+    result,
+    scalar,
+    small,
+    why_refused,
+)
 from unipelt import (
     PRESETS,
     Bias,
@@ -59,13 +69,18 @@ def test_a_preset_that_a_base_has_no_place_for_is_refused(arch: str, preset: str
 
 @pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
 def test_a_compatible_change_is_attached_or_refused_with_its_reason(arch: str):
-    for label, change in compatible_changes(arch).items():
-        reason = why_refused(arch, change)
-        if reason is None:
-            assert mixture_state(attached(arch, change)).mixture.name == label
-        else:
+    """Alone on three architectures, together with others on the rest."""
+    changes = compatible_changes(arch)
+    model = tiny.build(arch)
+    for change in changes.values():
+        if reason := why_refused(arch, change):
             with pytest.raises(SiteError, match=reason):
-                attached(arch, change)
+                unipelt.attach(model, change)
+    taken = changes if arch in FULL else changes_together(arch, 1)
+    for label, change in taken.items():
+        if why_refused(arch, change) is None:
+            assert mixture_state(unipelt.attach(model, change)).mixture.name == label
+            unipelt.detach(model)
 
 
 @pytest.mark.parametrize("preset", ["lora", "bitfit"])

@@ -24,8 +24,8 @@ from unipelt import PRESETS, Mixture, UserError
 from unipelt.inject.state import attached_state, mixture_state
 
 RUNS = 3
-ROUTES = {"blocks": [0, 0, 1, 1, 2, 2], "rows": [2, 0, 1, 1, 1, 2]}
-BATCH = 6
+ROWS = [2, 0, 1, 1, 0, 2]
+"""the run of each row of a batch; sorted, they are equal blocks"""
 
 
 def set_to_run(alone: nn.Module, fleet: nn.Module, run: int) -> None:
@@ -36,28 +36,32 @@ def set_to_run(alone: nn.Module, fleet: nn.Module, run: int) -> None:
     alone.zero_grad()
 
 
-def routed(fleet: nn.Module, how: str):
-    return unipelt.route(fleet, None if how == "blocks" else ROUTES[how])
-
-
 @pytest.mark.parametrize(("arch", "mixture"), cases(runs=RUNS))
 def test_a_run_of_many_is_the_run_alone(arch: str, mixture: Mixture):
+    """Its rows anywhere in the batch, and the same rows as a block."""
     fleet, alone = attached(arch, mixture, runs=RUNS), attached(arch, mixture)
-    given = tiny.inputs(arch, fleet, batch=BATCH)
-    for how, rows in ROUTES.items():
+    given = tiny.inputs(arch, fleet, batch=len(ROWS))
+    order = torch.tensor(ROWS).argsort(stable=True)
+    outputs, shared = {}, {}
+    for how, route, batch in (
+        ("rows", ROWS, given),
+        ("blocks", None, {name: value[order] for name, value in given.items()}),
+    ):
         fleet.zero_grad()
-        with routed(fleet, how):
-            together = result(fleet(**given))
-            scalar(together).backward()
-        shared = gradients(fleet)
-        for run in range(RUNS):
-            mine = torch.tensor(rows) == run
-            set_to_run(alone, fleet, run)
-            output = result(alone(**{name: value[mine] for name, value in given.items()}))
-            equal(together[mine], output, arch, what=f"{how}: output of run {run}")
-            scalar(output).backward()
+        with unipelt.route(fleet, route):
+            outputs[how] = result(fleet(**batch))
+            scalar(outputs[how]).backward()
+        shared[how] = {name: gradient.clone() for name, gradient in gradients(fleet).items()}
+    outputs["blocks"] = outputs["blocks"][order.argsort()]
+    for run in range(RUNS):
+        mine = torch.tensor(ROWS) == run
+        set_to_run(alone, fleet, run)
+        output = result(alone(**{name: value[mine] for name, value in given.items()}))
+        scalar(output).backward()
+        for how in outputs:
+            equal(outputs[how][mine], output, arch, what=f"{how}: output of run {run}")
             for name, gradient in gradients(alone).items():
-                equal(shared[name][run], gradient[0], arch, what=f"{how}: gradient of {name} of run {run}")
+                equal(shared[how][name][run], gradient[0], arch, what=f"{how}: gradient of {name} of run {run}")
 
 
 SIDES = {"blocks": [0, 0, 1, 1, 2, 2, 3, 3], "rows": [3, 1, 0, 2, 1, 3, 3, 2]}
@@ -110,12 +114,12 @@ def test_a_mixture_beside_others_is_the_mixture_alone(arch: str, mixture: Mixtur
 def test_generation_repeats_the_route_for_its_beams(arch: str, beams: int):
     how = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
     fleet, alone = (attached(arch, "unipelt-apl", runs=runs, top="generator") for runs in (RUNS, 1))
-    given = tiny.inputs(arch, fleet, batch=BATCH, side="left")
+    given = tiny.inputs(arch, fleet, batch=len(ROWS), side="left")
     given.pop("decoder_input_ids", None)
-    with routed(fleet, "rows"):
+    with unipelt.route(fleet, ROWS):
         together = fleet.generate(**given, **how)
     for run in range(RUNS):
-        mine = torch.tensor(ROUTES["rows"]) == run
+        mine = torch.tensor(ROWS) == run
         set_to_run(alone, fleet, run)
         torch.testing.assert_close(together[mine], alone.generate(**{n: v[mine] for n, v in given.items()}, **how))
 
