@@ -80,7 +80,7 @@ def test_the_page_needs_nothing_but_itself(made: Path):
 
 
 def test_by_default_it_stands_in_the_study(run, tmp_path: Path):
-    folder = small(tmp_path / "study")
+    folder = write(tmp_path / "study", flat(cells(["rte"], [100], ["lora"], [0]), lambda cell: 0.5))
     assert run("report", folder).code == 0 and (folder / "report" / "report.html").is_file()
     assert run("report", folder / FILE).code == 0
     Store.create(folder, {"model": "minilm", "epochs": None}).close()  # which goes on as before
