@@ -105,12 +105,17 @@ def averages(test: dict[Key, float], k: int, method: str) -> dict[int, float]:
 
 
 def claims(test: dict[Key, float], k: int) -> Iterator[str]:
-    """Differences of averages over the tasks, paired by seed, in points."""
+    """Differences of each task and of the averages over all tasks, paired by seed, in points."""
     ours = averages(test, k, MIXTURE)
     for other in (*PARTS, FULL):
         pairs = [ours[seed] - value for seed, value in averages(test, k, other).items() if seed in ours]
         if pairs:
             yield f"{MIXTURE} - {other}: {interval(pairs)} over {len(pairs)} seeds"
+        for task in TASKS:
+            seeds = [seed for name, size, method, seed in test if (name, size, method) == (task, k, MIXTURE)]
+            known = [seed for seed in seeds if (task, k, other, seed) in test]
+            if pairs := [test[task, k, MIXTURE, seed] - test[task, k, other, seed] for seed in known]:
+                yield f"{MIXTURE} - {other} on {task}: {interval(pairs)} over {len(pairs)} seeds"
     worst = []
     for task in TASKS:
         means = {
