@@ -151,7 +151,7 @@ RATES: dict[str, tuple[float, float]] = {
     "full": (2e-5, 1e-4),
     "head": (1e-3, 1e-2),
     "bitfit": (1e-4, 3e-3),
-    "adapter": (1e-4, 3e-3),
+    "adapter": (1e-4, 1e-3),
     "houlsby": (1e-4, 1e-3),
     "compacter": (1e-3, 3e-3),
     "parallel-adapter": (1e-4, 1e-3),
