@@ -135,7 +135,7 @@ def test_methods_are_judged_on_the_seeds_that_they_share(
 def test_one_answer_for_all_examples_is_what_a_method_has_to_beat(test: list[float], said: bool, tmp_path: Path):
     """Half of the examples are of the most frequent class; two seeds that are far apart show nothing."""
     made = recommended(tmp_path / "study", numbered(a=[0.8] * len(test)), numbered(a=test))
-    assert ("It is not shown to be better than always predicting the most frequent class (50.00)." in made.why) == said
+    assert ("It is not shown to be better than the best constant answer (50.00)." in made.why) == said
 
 
 def everything(made: Report) -> str:

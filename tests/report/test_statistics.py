@@ -216,8 +216,30 @@ def test_the_largest_class_is_compared_like_a_method():
     of = made("accuracy", {"a": [np.zeros(100, int)] * 2, "b": [targets] * 2}, targets)
     assert of.best_constant == {0: 0.6, 1: 0.6} and difference(of, "a", BEST_CONSTANT).value == 0
     assert of.best_constant_score == pytest.approx(0.6) and estimate([difference(of, "b", BEST_CONSTANT)]).low > 0
-    assert made("f1", {"a": [targets] * 2}, targets).best_constant == {0: 0, 1: 0}
+    of_f1 = made("f1", {"a": [targets] * 2, "always": [np.ones(100, int)] * 2}, targets)
+    assert of_f1.best_constant == {0: pytest.approx(4 / 7), 1: pytest.approx(4 / 7)}, "always the second class"
+    assert difference(of_f1, "always", BEST_CONSTANT).value == 0
     assert drawn("rmse").best_constant_score is None and drawn("spearman").best_constant == {}
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "mae"])
+def test_one_test_example_gives_no_interval(metric: str):
+    one = made(metric, {"a": [np.array([1])] * 2, "b": [np.array([0])] * 2}, np.array([1]))
+    assert difference(one, "a", "b").examples_variance is None and estimate([difference(one, "a", "b")]).covers != BOTH
+
+
+def test_large_numbers_are_not_counted_one_by_one():
+    """Prices: every prediction in float32 is a whole number."""
+    targets = np.arange(60) * 1e6 + 2e7
+    of = made("mae", {"a": [targets + 1e6] * 2, "b": [targets + 3e6] * 2}, targets)
+    assert difference(of, "a", "b").exchanged is None and difference(of, "a", "b").value == pytest.approx(2e6)
+
+
+def test_a_perfect_score_has_the_interval_of_its_examples():
+    """Wilson's: with every one of n examples right, n / (n + 1.96²) to 1."""
+    targets = np.arange(1000) % 2
+    all_right = own_estimate(own_metric(made("accuracy", {"a": [targets] * 2}, targets), "a"), METRICS["accuracy"])
+    assert all_right.low == pytest.approx(1000 / (1000 + 1.96**2), abs=1e-6) and all_right.high == 1
 
 
 def test_a_constant_baseline_is_judged_by_the_best_constant_answer():

@@ -219,4 +219,4 @@ def _best_constant_sentences(comparison: Comparison, sample: Sample) -> list[str
     if lead.value > 0 and lead.p is not None and lead.p < LEVEL:
         return []
     score = sample.metric.display_factor * sample.best_constant_score
-    return [f"It is not shown to be better than always predicting the most frequent class ({score:.2f})."]
+    return [f"It is not shown to be better than the best constant answer ({score:.2f})."]

@@ -19,8 +19,8 @@ GROUPS = 100  # of test examples, at most, that the jackknife leaves out one aft
 SLOW_GROUPS = 20  # the same for a slow metric
 EXCHANGED = 10  # differing predictions, at most, for which all 2^10 = 1,024 exchanges are tried
 COUNTED = 100  # the same for a metric that is a mean over examples, such as accuracy
-BEST_CONSTANT = "most frequent test class"
-"""label of the best constant answer: the most frequent class of the test examples"""
+BEST_CONSTANT = "best constant answer"
+"""label of always predicting one class of the test examples, the one with the best metric"""
 Array = NDArray[Any]
 Seeds = dict[int, float]
 """seed → metric"""
@@ -50,7 +50,7 @@ class Sample:
     values: dict[str, Seeds]
     """by method"""
     runs: dict[tuple[str, int], RunPredictions] = field(default_factory=dict)
-    """by method and seed, where predictions are known; method BEST_CONSTANT always predicts the most frequent test class"""
+    """by method and seed, where predictions are known; method BEST_CONSTANT always predicts one class"""
     best_constant: Seeds = field(default_factory=dict)
     """the metric of BEST_CONSTANT; empty where there are no classes"""
 
@@ -97,15 +97,21 @@ def make_sample(task: str, metric_name: str, values: dict[str, Seeds], rows: Ite
         predicted = [((method, seed), _array(predictions or [])) for method, seed, predictions, _ in test_rows]
         if metric.of == "classes" and targets.ndim == 1 and targets.dtype != object:
             classes, counts = np.unique(targets, return_counts=True)
-            constant = np.full(len(targets), classes[counts.argmax()])
+            answers = [
+                np.full(len(targets), of) for of in classes[np.argsort(-counts, kind="stable")]
+            ]  # of ties the most frequent
+            constant = max(answers, key=lambda answer: metric.sign * metric(answer, targets))
             seeds = sorted({seed for (_, seed), _ in predicted})
             predicted += [((BEST_CONSTANT, seed), constant) for seed in seeds]
             best_constant |= dict.fromkeys(seeds, metric(constant, targets))
-        left_out = metric.sampled(
+        stacked, groups = (
             _stacked([predictions for _, predictions in predicted]),
-            targets,
-            kept_examples(len(targets), GROUPS if metric.fast else SLOW_GROUPS),
+            GROUPS if metric.fast else SLOW_GROUPS,
         )
+        if len(targets) > 1:
+            left_out = metric.sampled(stacked, targets, kept_examples(len(targets), groups))
+        else:  # nothing stays
+            left_out = np.zeros((len(predicted), 1))
         runs |= {
             key: RunPredictions(predictions, targets, metric_values)
             for (key, predictions), metric_values in zip(predicted, left_out)
@@ -145,6 +151,8 @@ class Difference:
     examples_variance: float | None = None
     """from the test examples; None: not known"""
     groups: int = 0
+    examples: int = 0
+    """number of test examples; 0: not known"""
     training_variance: float | None = None
     """from training, of the mean over seeds; None: not known"""
     seeds: int = 1
@@ -186,7 +194,8 @@ def _with_variances(sample: Sample, gains: Seeds, *methods: str) -> Difference:
     groups = min(len(means) for _, means in left_out_means)
     variances = (share**2 * (len(means) - 1) * _variance(means, 0) for share, means in left_out_means)
     examples_variance = sum(variances) if groups > 1 else None
-    return Difference(fmean(values), examples_variance, groups, training_variance, seeds)
+    examples = min(len(sample.runs[method, seed].targets) for method in methods for seed in gains)
+    return Difference(fmean(values), examples_variance, groups, examples, training_variance, seeds)
 
 
 def _variance(values: Sequence[float] | Array, lost_freedom: int) -> float:
@@ -222,7 +231,7 @@ def _exchanged(sample: Sample, first: str, second: str, seeds: list[int]) -> Val
 def _signs(steps: Array, scale: int) -> Values | None:
     """The distribution of Σ ± steps / scale, each sign as likely: a binomial where all steps are 1 (McNemar 1947)."""
     steps = steps[steps > 0]
-    if np.array_equal(steps, steps.round()):
+    if steps.sum() <= COUNTED**2 and np.array_equal(steps, steps.round()):
         chances, total = np.ones(1), int(steps.sum())
         for step in steps.astype(int):
             chances = np.convolve(chances, [0.5, *[0.0] * (2 * step - 1), 0.5])

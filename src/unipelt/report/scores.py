@@ -15,7 +15,7 @@ from unipelt.report.tables import Block, Cell, Table, side_by_side, with_best
 
 BOLD_NOTE = "Bold: best, where every method has at least two seeds; not a test of differences."
 AVERAGE_NOTE = "An average stands only where every task is there; its deviation is that of the seeds' averages."
-BEST_CONSTANT_NOTE = f"{BEST_CONSTANT.capitalize()}: the metric of always predicting the most frequent class of the test examples, 0 for a correlation."  # fmt: skip
+BEST_CONSTANT_NOTE = f"{BEST_CONSTANT.capitalize()}: the metric of always predicting one class, the best of them by the test examples; 0 for a correlation."  # fmt: skip
 BOUND_NOTE = "Best of …: for each task the part of a mixture with the best test mean, as in the paper's table 2. No method can choose it in advance, so it is an upper bound."  # fmt: skip
 SUBSET_NOTE = "* The training set is a subset of the published one, so these are not the paper's numbers for K = all."
 BEST_OF = "best of "
@@ -90,7 +90,7 @@ def _best_parts(study: Study, rows: Mapping[str, Row]) -> dict[str, Row]:
 
 
 def _best_constant(study: Study, k: int | str) -> Row:
-    """The metric of always predicting the most frequent class of the test examples."""
+    """The metric of the best constant answer."""
     samples = {task: study.samples[k, task] for task in study.tasks(k)}
     return {
         task: {0: sample.metric.display_factor * sample.best_constant_score}

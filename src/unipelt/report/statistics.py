@@ -96,8 +96,8 @@ def own_estimate(difference: Difference, metric: Metric) -> Estimate:
     metric_range = metric.high - metric.low
     share, half = (estimated.value - metric.low) / metric_range, half / metric_range
     variance = share * (1 - share)
-    if half <= TIE or variance <= TIE:  # no variance: Wilson's interval for `groups` equal examples
-        variance, quantile, number = 0.0, 1.96, float(difference.groups)
+    if half <= TIE or variance <= TIE:  # no variance: Wilson's interval for the number of test examples
+        variance, quantile, number = 0.0, 1.96, float(difference.examples)
     else:
         quantile = half / max(
             ((difference.examples_variance or 0.0) + (difference.training_variance or 0.0)) ** 0.5 / metric_range, TIE
