@@ -224,6 +224,13 @@ def test_a_class_with_a_single_example_is_noted(tmp_path):
     assert 2 in data.split(dataset, "all", seed=3).train.targets
 
 
+def test_which_class_f1_is_of_is_said(tmp_path):
+    path = tmp_path / "fraud.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},{('fraud', 'ok')[i % 2]}\n" for i in range(60)))
+    assert any("f1 is that of the class 'ok'" in note for note in load(path, metric="f1")[1].notes)
+    assert not any("f1" in note for note in load(path)[1].notes)
+
+
 def test_labels_that_hardly_repeat_ask_for_a_word(tmp_path):
     path = tmp_path / "wide.csv"
     path.write_text("text,label\n" + "".join(f"text {i},{i}\n" for i in range(30)))
