@@ -169,6 +169,12 @@ def test_test_metrics_choose_no_rate(tmp_path: Path):
     assert {run.lr for run in made.chosen} == {3e-3}
 
 
+@pytest.mark.parametrize(("rates", "said"), [([1e-3], True), ([1e-3, 3e-3], False)])
+def test_claims_on_one_learning_rate_say_so(rates: list[float], said: bool, tmp_path: Path):
+    plan = cells(["rte"], [100], ["full", "lora", "unipelt-apl"], range(2), rates)
+    assert build(write(tmp_path / "study", flat(plan, lambda cell: 0.5))).files["report.md"].decode().count("at one learning rate") == said  # fmt: skip
+
+
 def test_a_seed_that_is_missing_is_said_and_no_average_stands_without_a_task(tmp_path: Path):
     plan = cells(["sst2", "rte"], [100], ["full", "lora"], range(3))
     done = [cell for cell in plan if not (cell.method == "lora" and (cell.task == "rte" or cell.seed == 2))]

@@ -95,7 +95,7 @@ def _of_own_file(study: Study, store: Store) -> Report:
 
 
 def _of_study(study: Study, folder: Path) -> Report:
-    judged = claim_table({k: claims(study.samples_of(k)) for k in study.sizes})
+    judged = claim_table({k: claims(study.samples_of(k)) for k in study.sizes}, study.one_rate)
     by_size = {
         size_label(k) + (f", {comparison.tasks} tasks" if comparison.tasks > 1 else ""): comparison
         for k, comparison in study.compared.items()

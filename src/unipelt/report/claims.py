@@ -22,6 +22,7 @@ CLAIMS = {
 """claim → (the method said to be better, the methods it is compared with: on each task with the best of them). With one entry:
 compared with the best of all other methods."""
 NEVER_WORST = f"{PAPER_METHOD} is never the worst"
+ONE_RATE_NOTE = "Every method was trained at one learning rate. Another rate may change the order: --num-rates 2 tries a lower one too, and validation examples choose."  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,13 @@ def _never_worst(samples: Sequence[Sample]) -> Claim | None:
     return Claim(NEVER_WORST, answer, least_sure.times(sample.metric.display_factor), between)
 
 
-def claim_table(claims_by_size: Mapping[int | str, Sequence[Claim]]) -> Table:
-    """A block a size, a row a claim."""
+def claim_table(claims_by_size: Mapping[int | str, Sequence[Claim]], one_rate: bool) -> Table:
+    """A block a size, a row a claim. one_rate: whether each method was trained at one learning rate."""
     blocks = [Block(size_label(k), [*map(_row, claims)]) for k, claims in claims_by_size.items() if claims]
     note = "Yes or no: the 95 % interval over test examples and training seeds leaves out 0, with two seeds at least; else not decided. Differences are positive where the first method is better."  # fmt: skip
     columns = ["claim", "verdict", "difference", "seeds", "between"]
-    return Table("claims", "The papers' claims on these runs", columns, blocks, [note])
+    notes = [note] + [ONE_RATE_NOTE] * one_rate
+    return Table("claims", "The papers' claims on these runs", columns, blocks, notes)
 
 
 def _row(claim: Claim) -> list[Cell]:

@@ -141,6 +141,12 @@ class Study:
         return {run.task for run in self.runs if not run.record.complete}
 
     @property
+    def one_rate(self) -> bool:
+        """Whether no method was tried at a second learning rate."""
+        rates = {(run.task, run.k, run.method, run.lr) for run in self.runs}
+        return len(rates) == len({rate[:-1] for rate in rates})
+
+    @property
     def failed(self) -> list[Run]:
         return [run for run in self.runs if run.record.failed]
 
