@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from transformers.generation import CompileConfig
 from values import assert_plain, logits, randomise, state_of
 
 import unipelt
@@ -93,6 +94,35 @@ def test_a_run_that_cannot_be_added_leaves_the_others(folders: Path, alone: dict
             mistake()
     with pytest.raises(SpecError, match="did you mean 'A'"), unipelt.route(model, ["a", "B", "B"]):
         pass
+
+
+def test_a_run_that_cannot_be_added_leaves_the_class_names(folders: Path, tmp_path: Path):
+    named = base()
+    named.config.id2label = {0: "x", 1: "y", 2: "z"}
+    unipelt.save(attach(named, "lora"), tmp_path / "named")
+    model = unipelt.load(base(), tmp_path / "named")
+    with pytest.raises(CheckpointError, match="no such folder"):
+        unipelt.add(model, tmp_path / "nowhere")
+    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
+    unipelt.remove(unipelt.add(model, folders / "A"), "A")
+    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
+
+
+def test_generation_settings_that_are_no_json_are_left_out_and_wrong_ones_refused(tmp_path: Path, monkeypatch):
+    model = unipelt.attach(tiny.build("gpt2", "generator"), "lora")
+    model.generation_config.max_new_tokens = 3
+    model.generation_config.compile_config = CompileConfig()
+    unipelt.save(model, tmp_path / "run")
+    loaded = unipelt.load(tiny.build("gpt2", "generator"), tmp_path / "run")
+    assert (loaded.generation_config.max_new_tokens, loaded.generation_config.compile_config) == (3, None)
+    model.generation_config.compile_config = None
+    with monkeypatch.context() as patch:
+        patch.setattr(model.generation_config, "to_diff_dict", lambda: {"compile_config": "text"})
+        unipelt.save(model, tmp_path / "wrong")
+    plain = tiny.build("gpt2", "generator")
+    with pytest.raises(CheckpointError, match="transformers refuses its generation settings"):
+        unipelt.load(plain, tmp_path / "wrong")
+    assert not hasattr(plain, "unipelt")
 
 
 def test_a_pipeline_of_a_folder(tmp_path: Path):

@@ -90,6 +90,15 @@ def test_detach_gives_the_base_back(arch: str, mixture: Mixture):
     assert_same(before, model, given)
 
 
+def test_a_module_that_came_after_attach_stays_as_it_is():
+    model = unipelt.attach(tiny.build("bert"), "lora")
+    model.value_head = torch.nn.Linear(3, 1)
+    model.value_head.bias.requires_grad_(False)
+    unipelt.detach(model)
+    assert model.value_head.weight.requires_grad and not model.value_head.bias.requires_grad
+    assert "save_pretrained" not in vars(model)
+
+
 @pytest.mark.parametrize("arch", tiny.ARCHITECTURES)
 @torch.no_grad()  # SDPA takes another kernel for weights that require gradients, and rounds otherwise
 def test_inside_disabled_it_is_the_base(arch: str):

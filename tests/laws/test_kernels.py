@@ -59,6 +59,18 @@ def test_a_kernel_that_prefixes_do_not_know_is_refused(arch: str):
         model(**tiny.inputs(arch, model))
 
 
+def test_a_refused_attach_marks_no_config():
+    model = tiny.build("t5", "generator", attn="sdpa")
+    configs = list(
+        {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values()
+    )
+    configs[-1]._attn_implementation_internal = "flex_attention"
+    before = [config._attn_implementation for config in configs]
+    with pytest.raises(UserError, match="'flex_attention' with a prefix"):
+        unipelt.attach(model, "prefix(mlp=0)")
+    assert [config._attn_implementation for config in configs] == before
+
+
 @pytest.mark.parametrize("arch", on_each("prefix", ("bert", "gpt2", "llama", "bart", "t5", "vit", "modernbert")))
 def test_attention_weights_are_given_under_eager(arch: str):
     """One column for each prefix position stands in front; a row sums to 1."""

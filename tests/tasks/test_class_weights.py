@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from unipelt.data import Columns
 from unipelt.errors import DataError, UserError
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import Batch, Encoded, Part
+from unipelt.tasks.batches import Batch, Encoded, Part, share
 from unipelt.tasks.registry import TASKS
 from unipelt.train.recipes import Recipe
 
@@ -47,13 +47,27 @@ def test_every_class_counts_as_much(kind: str):
         assert one.describe() == task.describe(), "of a checkpoint, the training loss is no part"
 
 
-def test_the_loss_is_torch_s_own_with_these_weights():
+@pytest.mark.parametrize(
+    "rows", [slice(None), slice(0, 1)], ids=["all", "one of the largest class, which weighs below 1"]
+)
+def test_the_loss_is_torch_s_own_with_these_weights(rows: slice):
     targets = TARGETS["classification"]
     task, counts = task_of("classification").with_class_weights(targets), Counter(targets)
     logits = torch.randn(1, COUNT, 3, generator=torch.Generator().manual_seed(0))
     weight = torch.tensor([COUNT / (3 * counts[label]) for label in range(3)])
-    expected = F.cross_entropy(logits[0], torch.tensor(targets), weight=weight)
-    torch.testing.assert_close(task.loss(logits, batch_of(task, targets))[0], expected)
+    expected = F.cross_entropy(logits[0, rows], torch.tensor(targets[rows]), weight=weight)
+    torch.testing.assert_close(task.loss(logits[:, rows], batch_of(task, targets[rows]))[0], expected)
+
+
+def test_accumulated_forwards_of_one_example_have_the_gradient_of_one_forward():
+    """Each forward's share is its part of the weights, however small they are."""
+    targets = sorted(TARGETS["classification"])[:20]
+    task, logits = task_of("classification").with_class_weights(TARGETS["classification"]), torch.randn(1, 20, 3)
+    batches = [batch_of(task, [target]) for target in targets]
+    counts = torch.stack([task.count(batch) for batch in batches])
+    shares = share(counts, counts.sum(dim=0))
+    parts = [task.loss(logits[:, i : i + 1], batch) * shares[i] for i, batch in enumerate(batches)]
+    torch.testing.assert_close(sum(parts), task.loss(logits, batch_of(task, targets)))
 
 
 def test_other_kinds_and_words_are_refused():

@@ -107,7 +107,7 @@ def task_config(model: PreTrainedModel) -> TaskConfig:
     if model.can_generate() and getattr(model, "generation_config", None) is not None:
         settings = model.generation_config.to_diff_dict()
         settings.pop("transformers_version", None)
-        task_settings["generation"] = json.loads(json.dumps(settings, default=str))
+        task_settings["generation"] = json.loads(json.dumps(settings, default=lambda _: None))
     return task_settings
 
 

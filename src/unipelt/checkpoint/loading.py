@@ -187,6 +187,10 @@ def _read(
     error_prefix = f"{path}: does not fit its mixture"
     if added and (problem := rows_problem(model, tokens, added)):
         raise CheckpointError(f"{error_prefix}: {problem}")
+    try:
+        GenerationConfig.from_dict(description.config.get("generation", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: transformers refuses its generation settings: {error}") from None
     mixture = spec.Mixture.from_dict(description.mixture)
     return NamedRun(name, mixture, tensors, description.head, tokens, added, description, error_prefix)
 
@@ -201,7 +205,8 @@ def _runs(model: PreTrainedModel) -> list[NamedRun]:
         for number in range(part.runs):
             name = state.names[len(runs)] if state.names else str(len(runs))
             tensors = {path: value.clone() for path, value in part.state_of(number).items()}
-            runs.append(NamedRun(name, part.mixture, tensors, head_of(part), tokens, added))
+            description = state.before_load.get("descriptions", {}).get(name)
+            runs.append(NamedRun(name, part.mixture, tensors, head_of(part), tokens, added, description))
     return runs
 
 
@@ -241,6 +246,7 @@ def _attach(
             for name, parameter in part.named_parameters():
                 if name in run.tensors:  # else a head module that only other runs tune: the base's own values
                     parameter[0].copy_(run.tensors[name])
+    state.before_load["descriptions"] = {run.name: run.description for run in runs}
     if most.added:
         state.before_load["tokens"] = put_added(model, most.tokens, most.added)
     if len(runs) == 1 and first is not None:

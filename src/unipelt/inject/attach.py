@@ -146,7 +146,7 @@ def remove(model: PreTrainedModel) -> AttachedState:
     state.base_state["reading"].remove()
     delattr(model, NAME)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(state.base_state["requires_grad"][name])
+        parameter.requires_grad_(state.base_state["requires_grad"].get(name, parameter.requires_grad))
     for name in {*SAVING, PEFT_FLAG} & vars(model).keys():
         delattr(model, name)
     for name, value in state.base_state["attributes"].items():

@@ -236,13 +236,14 @@ class AttentionImplementations:
 
     def wrap(self) -> None:
         """Wrap each config's implementation; again at each forward, as the user may set another. Raises SiteError for an unknown one."""
-        for config in self.configs:
-            kernel = attention_implementation(config)
+        kernels = [attention_implementation(config) for config in self.configs]
+        for kernel in kernels:
             if kernel not in IMPLEMENTATIONS:
                 raise SiteError(
                     f"attention implementation {kernel!r} with a prefix: expected one of {', '.join(IMPLEMENTATIONS)}; "
                     "call model.set_attn_implementation('sdpa')"
                 )
+        for config, kernel in zip(self.configs, kernels):
             if config._attn_implementation != MARK + kernel:
                 config._attn_implementation_internal = MARK + kernel
 

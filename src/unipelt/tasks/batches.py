@@ -167,7 +167,12 @@ def replace_special_tokens(
 
 def weighted_mean(losses: Float[Tensor, "run ..."], weights: Float[Tensor, "run ..."]) -> Float[Tensor, " run"]:
     """Σ wᵢ ℓᵢ / Σ wᵢ over each run's own examples, or over their tokens; 0 for a run without any."""
-    return (losses * weights).flatten(1).sum(dim=1) / weights.flatten(1).sum(dim=1).clamp(min=1)
+    return share((losses * weights).flatten(1).sum(dim=1), weights.flatten(1).sum(dim=1))
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, elementwise; 0 where both are 0."""
+    return part / whole.where(whole > 0, 1)
 
 
 def token_weights(batch: Batch) -> Float[Tensor, "run block seq"]:

@@ -22,7 +22,7 @@ from unipelt.inject.frozen import FrozenLayers
 from unipelt.inject.record import gate_location, record_gates
 from unipelt.inject.state import NAME, MixtureState, attached_state, prompt
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import POSITIONS, PROMPT, Batch, Encoded, Part
+from unipelt.tasks.batches import POSITIONS, PROMPT, Batch, Encoded, Part, share
 from unipelt.tasks.language_model import at_positions
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def step_batches(
     if len(batches) == 1:
         return batches, []
     counts = torch.stack([task_type.count(batch) for batch in batches]).to(batches[0].weights.dtype)
-    return batches, list(counts / counts.sum(dim=0).clamp(min=1))
+    return batches, list(share(counts, counts.sum(dim=0)))
 
 
 @torch.no_grad()
