@@ -14,6 +14,7 @@ from unipelt.train.records import RunKey, RunRecord
 LABELS = ["good", "<script>alert(1)</script>", "so-so", "a class with quite a long name of its own"]
 EVIL = '<img src=x onerror=alert(1)> & "quoted" {{ 7 * 7 }} ' + "long " * 200
 TEST, TRAIN = 300, 1000
+TAGS = ("tags", "parts of speech")
 
 
 def saved(kind: str) -> int:
@@ -45,9 +46,10 @@ def drawn(
     if kind == "texts":
         right = [f"<b>answer</b> number {i} of many" for i in range(rows)]
         return right, [text if truth.random() < 0.3 else text[:-8] for text in right], None, "exact_match"
-    tags = [["O", "B-PER", "I-PER", "B-LOC", "O"] for _ in range(rows)]
-    said = [[tag if truth.random() < 0.9 else "O" for tag in own] for own in tags]
-    return tags, said, None, "span_f1"
+    words = ["O", "B-PER", "I-PER", "B-LOC", "O"] if kind == "tags" else ["X", "NOUN", "VERB", "NOUN", "X"]
+    tags = [words for _ in range(rows)]
+    said = [[tag if truth.random() < 0.9 else words[0] for tag in own] for own in tags]
+    return tags, said, None, "span_f1" if kind == "tags" else "tag_accuracy"
 
 
 def own_file(folder: Path, kind: str = "classification", seeds: int = 2, fewer: tuple[int, ...] = (250, 500), labels: list[str] = LABELS) -> Path:  # fmt: skip
@@ -57,7 +59,7 @@ def own_file(folder: Path, kind: str = "classification", seeds: int = 2, fewer: 
     texts = [
         EVIL if i % 50 == 0 else f"text {i} of the <img src=x onerror=alert({i})> file" for i in range(TRAIN + TEST)
     ]
-    inputs = {"tokens": [text.split()[:5] + ["x"] * 5 for text in texts]} if kind == "tags" else {"text": texts}
+    inputs = {"tokens": [text.split()[:5] + ["x"] * 5 for text in texts]} if kind in TAGS else {"text": texts}
     targets = drawn(kind, TEST, 0)[0]
     test = Examples(inputs={name: of[:TEST] for name, of in inputs.items()}, targets=targets)
     train = Examples(inputs={name: of[TEST:] for name, of in inputs.items()}, targets=drawn(kind, TRAIN, 0)[0])

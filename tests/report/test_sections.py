@@ -4,13 +4,14 @@ import csv
 import html
 import io
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from report.own_file import EVIL, LABELS, TEST, TRAIN, drawn, own_file, saved
+from report.own_file import EVIL, LABELS, TAGS, TEST, TRAIN, drawn, own_file, saved
 from unipelt.report.build import Report, build
 from unipelt.report.cautions import cautions
 from unipelt.report.confidence import expected_calibration_error, reliability
@@ -18,9 +19,10 @@ from unipelt.report.mistakes import LETTERS, label_looks_wrong
 from unipelt.report.study import Run
 from unipelt.report.terminal import show
 from unipelt.study.store import Store
+from unipelt.tasks.metrics import METRICS
 from unipelt.train.records import RunRecord
 
-KINDS = ["classification", "multi-label", "regression", "tags", "texts", "losses"]
+KINDS = ["classification", "multi-label", "regression", *TAGS, "texts", "losses"]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_no_text_of_a_user_reaches_the_page_as_markup(kind: str, made: dict[str,
         and " 49 " not in page
         and EVIL not in html.unescape(page)
     )
-    if kind != "tags":
+    if kind not in TAGS:
         assert "&lt;img src=x onerror=alert(" in page, "it is shown as text"
     assert max(len(row["text"]) for row in rows(made[kind], "mistakes")) <= LETTERS
 
@@ -148,6 +150,16 @@ def test_spans_are_counted_as_the_metric_counts_them(made: dict[str, Report]):
     right, predicted, actual = (sum(float(row[name]) for row in found) for name in ("right", "predicted", "spans"))
     targets, said, *_ = drawn("tags", TEST, saved("tags"))
     assert 2 * right / (predicted + actual) == pytest.approx(f1_score(targets, said))
+
+
+def test_tags_without_a_prefix_are_counted_word_by_word(made: dict[str, Report]):
+    found = {row["tag"]: row for row in rows(made["parts of speech"], "classes")}
+    targets, said, *_ = drawn("parts of speech", TEST, saved("parts of speech"))
+    for index, key in enumerate(("words", "predicted")):
+        counts = Counter(tag for tags in (targets, said)[index] for tag in tags)
+        assert counts == {tag: int(float(row[key])) for tag, row in found.items()}
+    score = sum(float(row["right"]) for row in found.values()) / (5 * TEST)
+    assert score == pytest.approx(METRICS["tag_accuracy"](said, targets)) and 0 < score < 1
 
 
 def test_more_labels_are_judged_on_the_same_examples_and_seeds(made: dict[str, Report], tmp_path: Path):

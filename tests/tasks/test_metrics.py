@@ -14,6 +14,7 @@ from unipelt.errors import DataError
 from unipelt.tasks.classification import Classification
 from unipelt.tasks.metrics import METRICS
 from unipelt.tasks.regression import Regression
+from unipelt.tasks.token_classification import TokenClassification
 
 COLUMNS = Columns(text="text")
 CLASSES = Classification(name="made", labels=("no", "yes"), metric="f1", columns=COLUMNS)
@@ -95,6 +96,17 @@ def test_examples_with_several_labels():
         assert METRICS[name](predictions.tolist(), targets.tolist()) == pytest.approx(expected)
     with pytest.raises(DataError, match="needs one class per example; take accuracy, micro_f1 or macro_f1"):
         METRICS["matthews"](predictions, targets)
+
+
+def test_tags_without_a_prefix_are_judged_word_by_word():
+    metrics = TokenClassification.metrics
+    for labels in (["O", "B-PER", "I-PER"], ["S-A", "B-A", "I-A", "E-A", "O"], ["B", "I", "O"]):
+        assert metrics(labels) == ("span_f1", "tag_accuracy")
+    for labels in (["N", "V"], ["NB", "VB"], ["NOUN", "O"], ["B-PER", "L-PER", "O"]):
+        assert metrics(labels) == ("tag_accuracy",)
+    accuracy = METRICS["tag_accuracy"]
+    assert accuracy([["VB", "VB"], ["N"]], [["NB", "NB"], ["N"]]) == pytest.approx(1 / 3), "sentences of unequal length"
+    assert accuracy([["V"]], [["N"]]) == 0 and accuracy([["N"], []], [["N"], []]) == 1
 
 
 @pytest.mark.parametrize("name", ["matthews", "spearman", "pearson"])

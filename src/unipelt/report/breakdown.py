@@ -34,9 +34,21 @@ def span_table(targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[
     from seqeval.metrics.sequence_labeling import get_entities
 
     actual, predicted = ({*get_entities([*map(list, tags)])} for tags in (targets, predictions))
-    by_type = [Counter(span[0] for span in spans) for spans in (actual, predicted, actual & predicted)]
-    counts = ((name, *(number[name] for number in by_type)) for name in sorted(by_type[0] | by_type[1]))
-    return _counted("type", "spans", counts, "A span is right where its first word, its last word and its type are.")  # type: ignore[arg-type]
+    by_type = (Counter(span[0] for span in spans) for spans in (actual, predicted, actual & predicted))
+    note = "A span is right where its first word, its last word and its type are."
+    return _counted("type", "spans", _each_name(*by_type), note)
+
+
+def tag_table(targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> Table:
+    """Precision, recall, F1 and exact counts of each tag, such as NOUN."""
+    actual, predicted = ([tag for tags in sentences for tag in tags] for sentences in (targets, predictions))
+    right = Counter(tag for tag, other in zip(actual, predicted, strict=True) if tag == other)
+    note = "Words: words that have the tag. Predicted: words that the model gives it."
+    return _counted("tag", "words", _each_name(Counter(actual), Counter(predicted), right), note)
+
+
+def _each_name(actual: Counter[str], predicted: Counter[str], right: Counter[str]) -> list[tuple[str, int, int, int]]:
+    return [(name, actual[name], predicted[name], right[name]) for name in sorted(actual | predicted)]
 
 
 def _counted(row_name: str, counted: str, counts: Iterable[tuple[str, int, int, int]], note: str) -> Table:

@@ -61,10 +61,12 @@ def prediction_sections(examples: PredictedExamples, metric: Metric) -> list[Sec
         )
         return [errors, Section(LOOK, [mistakes.number_mistakes(examples)], advice)]
     if metric.of == "tags":
-        spans, table = breakdown.span_table(examples.targets, examples.predictions), mistakes.tag_mistakes(examples)
+        spans, table = metric.name == "span_f1", mistakes.tag_mistakes(examples)
+        counted = (breakdown.span_table if spans else breakdown.tag_table)(examples.targets, examples.predictions)
         advice = f"{len(table.rows):,} of {examples.subject} have a wrong tag."
+        heading = "Each type of span" if spans else "Each tag"
         return [
-            Section("Each type of span", [spans], f"{examples.method} on {examples.subject}."),
+            Section(heading, [counted], f"{examples.method} on {examples.subject}."),
             Section(LOOK, [table], advice),
         ]
     if metric.of == "classes":

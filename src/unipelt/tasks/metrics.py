@@ -202,6 +202,12 @@ def span_f1(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str
     return float(f1_score(right, predicted, zero_division=0))
 
 
+def tag_accuracy(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> float:
+    """Share of words, over all sentences, whose tag is right; 0 without any."""
+    right = [a == b for tags, others in zip(predictions, targets) for a, b in zip(tags, others, strict=True)]
+    return sum(right) / max(1, len(right))
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -215,6 +221,7 @@ METRICS: dict[str, Metric] = {
         Metric(name="rmse", of="numbers", function=rmse, high=inf, higher_is_better=False, batched=True),
         Metric(name="mae", of="numbers", function=mae, high=inf, higher_is_better=False, batched=True, averages=True),
         Metric(name="span_f1", of="tags", function=span_f1),
+        Metric(name="tag_accuracy", of="tags", function=tag_accuracy),
         *(
             Metric(name=name, function=function, high=100.0, averages=name.startswith("rouge"))
             for name, function in TEXT_METRICS.items()

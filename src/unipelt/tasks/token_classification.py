@@ -1,5 +1,6 @@
 """One class per word: named entities, parts of speech."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,8 @@ from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, token_weights, 
 from unipelt.tasks.calibration import mean_softmax
 from unipelt.tasks.linear import Features, Linear, logistic
 
+SPAN_TAG = re.compile("O|B|I|[BIES]-.+")  # of any other tag too, seqeval would take the first letter as its prefix
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenClassification(Task):
@@ -34,7 +37,8 @@ class TokenClassification(Task):
 
     @classmethod
     def metrics(cls, labels: Sequence[str]) -> tuple[str, ...]:
-        return ("span_f1",)
+        spans = all(SPAN_TAG.fullmatch(label) for label in labels)
+        return ("span_f1", "tag_accuracy") if spans else ("tag_accuracy",)
 
     @classmethod
     def label_names(cls, table: Table, column: str, indices: Sequence[int], separator: str | None) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ class RunConfig:
     """what separates several labels in one cell, such as '|' (default: a cell is one label)"""
     metric: str | None = None
     """metric that selects the checkpoint and is reported first, such as macro_f1 (default: accuracy, spearman,
-    span_f1 or loss, by the kind of task; a GLUE task's own)"""
+    span_f1, tag_accuracy or loss, by the kind of task; a GLUE task's own)"""
     encoding: str | None = None
     """encoding of text files, such as cp1252 (default: utf-8, or what the file's byte order mark says)"""
     skip_empty: bool = False
