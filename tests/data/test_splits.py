@@ -116,6 +116,17 @@ def test_fewer_test_examples_are_the_same_for_every_seed():
         split(made(200), 100, seed=0, test_rows=20, folds=4)
 
 
+@pytest.mark.parametrize("test", [0, 500])
+def test_fewer_test_examples_keep_the_shares_of_the_classes(test):
+    dataset = made(2500, shares=(7, 2, 1), test=test)
+    drawn = [split(dataset, 100, seed=seed, test_rows=40, stratify=True).test for seed in range(3)]
+    assert len({examples.fingerprint for examples in drawn}) == 1, "another seed has another test set"
+    whole = split(dataset, 100, seed=0, stratify=True).test
+    assert len(drawn[0]) == 40 and {*drawn[0].keys} <= {*whole.keys}
+    found, size = Counter(drawn[0].targets), Counter(whole.targets)
+    assert all(abs(found[label] - 40 * number / len(whole)) <= 2 for label, number in size.items()), found
+
+
 def test_a_validation_set_of_its_own_is_used_whole():
     dataset = replace(made(200), validation=made(77).train)
     assert [len(part) for part in split(dataset, 200, seed=0).parts.values()] == [200, 77, 50]

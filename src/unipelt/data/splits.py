@@ -77,7 +77,10 @@ def split(
         notes.append(note)
     if test is not None and test_rows is not None and test_rows < len(test):
         notes.append(f"{test_rows} of the {len(test)} test examples of {name} are tested, the same for every seed.")
-        test = test.take(sorted(shuffled(len(test), TEST_SEED)[:test_rows]))
+        drawn = shuffled(len(test), TEST_SEED)
+        if stratify:
+            drawn, _ = first_of(ordered(test, TEST_SEED, test.targets, True)[0], test_rows)
+        test = test.take(sorted(drawn[:test_rows]))
 
     min_validation = MIN_EXAMPLES if dataset.validation is None else 0  # examples of the pool that cannot train
     if len(pool) <= min_validation:
