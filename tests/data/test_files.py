@@ -147,6 +147,15 @@ def test_incomplete_examples_are_named_or_left_out(tmp_path):
     assert task.read(read_table(path), columns, skip_empty=True)[1] == [0, 2, 3, 4], "what predictions belong to"
 
 
+@pytest.mark.parametrize("gap", [None, float("nan"), ""])
+@pytest.mark.parametrize(("labels", "kind"), [([0.5, 1.0, 2.25], "regression"), ([0, 1, 0], "classification")])
+def test_a_missing_label_does_not_change_the_kind_of_task(tmp_path, labels, kind, gap):
+    path = write(tmp_path / "gaps.jsonl", {"text": ["a", "b", "c", "d"], "label": [*labels, gap]})
+    task, dataset = load(path, skip_empty=True)
+    assert (task.kind, len(dataset.train)) == (kind, 3)
+    assert "no value in column 'label'" in said(path)
+
+
 def test_class_names_that_parquet_declares_are_used_and_odd_metadata_is_not(tmp_path):
     path = tmp_path / "declared.parquet"
     names = {"label": {"names": ["negative", "positive"], "_type": "ClassLabel"}, "text": {"_type": "Value"}}

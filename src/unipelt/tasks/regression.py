@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unipelt.data import Columns, Table
-from unipelt.data.tables import as_number
+from unipelt.data.tables import as_number, is_missing
 from unipelt.errors import DataError
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import Batch, Encoded, Part, weighted_mean
@@ -39,7 +39,7 @@ class Regression(Task):
         """Numbers with a fraction. Raises DataError for labels that could be classes or numbers."""
         if separator is not None or columns.label is None or columns.label in table.classes:
             return False
-        values = table.columns[columns.label]
+        values = [value for value in table.columns[columns.label] if not is_missing(value)]
         numbers = [number for value in values if (number := as_number(value)) is not None]
         if len(numbers) == len(values) and any(number % 1 for number in numbers):
             return True
