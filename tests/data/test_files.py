@@ -129,6 +129,19 @@ def test_a_tsv_with_bare_quotes_is_read_as_glue_writes_it(tmp_path):
     assert load(path)[1].train.inputs["text"] == ['"Open he said', 'no "harm done']
 
 
+def test_quotes_at_both_ends_of_a_tsv_join_no_lines(tmp_path):
+    path = tmp_path / "bare.tsv"
+    path.write_text('sentence\tlabel\n"Open he said\t0\nplain\t1\n\nand left"\t0\n"whole"\t1\n')
+    assert load(path)[1].train.inputs["text"] == ['"Open he said', "plain", 'and left"', '"whole"']
+
+
+@pytest.mark.parametrize(
+    "columns", [{"text": ["a\n\nb", '"c"\n', "d"]}, {"text": ["a\nb", "c"], "label": ["x\r\ny", "z\tz"]}]
+)
+def test_quoted_ends_of_lines_in_a_tsv_are_part_of_their_cell(tmp_path, columns):
+    assert read_table(write(tmp_path / "quoted.tsv", columns)).columns == columns
+
+
 def test_blank_lines_are_no_examples_but_in_a_single_column(tmp_path):
     path = tmp_path / "new.csv"
     for end in ("", "\n", "\n\n", "\n \r\n\n"):

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,19 @@ def read_csv(name: str, contents: bytes, encoding: str | None) -> Table:
 
 
 def read_tsv(name: str, contents: bytes, encoding: str | None) -> Table:
-    """Quoted as pandas writes it; where quotes do not balance, unquoted as GLUE's own files are."""
+    """Quoted as pandas writes it, or unquoted as GLUE's own files are: where quotes do not balance, and where every line has
+    the header's number of fields though a quote would join some of them."""
     text, dialect = _decoded(name, contents, encoding)
-    dialect = replace(dialect, delimiter="\t")
+    quoted = partial(_delimited, name, text, replace(dialect, delimiter="\t"), csv.QUOTE_MINIMAL)
     try:
-        return _delimited(name, text, dialect, csv.QUOTE_MINIMAL)
-    except DataError as quoted:
-        try:
-            return _delimited(name, text, dialect, csv.QUOTE_NONE)
-        except DataError:
-            raise quoted from None
+        unquoted = _delimited(name, text, replace(dialect, delimiter="\t"), csv.QUOTE_NONE)
+    except DataError:  # a quoted field holds a tab or the end of a line
+        return quoted()
+    try:
+        table = quoted()
+    except DataError:
+        return unquoted
+    return unquoted if len(unquoted) > len(table) and len(unquoted.columns) > 1 else table
 
 
 def read_jsonl(name: str, contents: bytes, encoding: str | None) -> Table:
