@@ -40,6 +40,14 @@ def test_every_example_is_tested_once_and_never_trained_on_then(how):
     assert split(data, "all", 1, folds=FOLDS).test.fingerprint == every[1].test.fingerprint
 
 
+def test_no_tested_text_is_trained_on_where_groups_share_texts():
+    """Each text is in three groups."""
+    data = dataset(groups=13, repeated=3)
+    for seed in range(FOLDS):
+        one = split(data, "all", seed, folds=FOLDS)
+        assert not {*one.test.keys} & {*one.train.keys, *one.validation.keys} and one.train.keys
+
+
 def test_one_fold_tests_nothing():
     found = split(dataset(), "all", 0, folds=1)
     assert found.test is None and len(found.train) + len(found.validation) == 80 and "test" not in found.fingerprints

@@ -2,7 +2,8 @@
 
 The training examples are shuffled by the seed; the first K are the training set, the next ones the validation set; GLUE's own
 validation set is the test set. If a data set has no test set, a fifth of its examples (at most 1,000) is held out first, the
-same for every seed. Examples of one group, or of one text, are never in two of the sets.
+same for every seed. Examples of one group are never in two of the sets. A text that two groups share may train and validate;
+training examples that repeat a held-out test text are left out.
 """
 
 from collections import Counter
@@ -133,7 +134,7 @@ def take_fold(dataset: Dataset, seed: int, folds: int) -> tuple[Examples, Exampl
     train = [index for index, number in enumerate(numbers) if number != fold]
     test = [index for index, number in enumerate(numbers) if number == fold]
     note = f"{folds} folds: each of {len(examples)} examples of {name} is tested once, by a model that did not see it."
-    return examples.take(train), examples.take(test), note
+    return *_without_repeats(examples, train, test), note
 
 
 def hold_out(dataset: Dataset, stratify: bool = False) -> tuple[Examples, Examples, str]:
@@ -154,12 +155,17 @@ def hold_out(dataset: Dataset, stratify: bool = False) -> tuple[Examples, Exampl
             f"{name} has no test set, and only {len(chosen)} of its {len(examples)} examples can be held out while every class "
             f"keeps a training example; expected {MIN_EXAMPLES}: give a --test file{', or leave out --group-column' if examples.groups else ''}"
         )
-    held = {examples.keys[index] for index in chosen}
-    train = [index for index in sorted(rest) if examples.keys[index] not in held]
     note = f"{len(chosen)} of the {len(examples)} examples of {name} are held out as the test set."
+    train, test = _without_repeats(examples, sorted(rest), sorted(chosen))
     if len(train) < len(rest):
         note += f" {len(rest) - len(train)} training examples that repeat a test text are left out."
-    return examples.take(train), examples.take(sorted(chosen)), note
+    return train, test, note
+
+
+def _without_repeats(examples: Examples, train: Sequence[int], test: Sequence[int]) -> tuple[Examples, Examples]:
+    """Both parts, without the training examples that repeat a test text, which two groups may share."""
+    tested = {examples.keys[index] for index in test}
+    return examples.take([index for index in train if examples.keys[index] not in tested]), examples.take(test)
 
 
 def shuffled(length: int, seed: int) -> list[int]:
