@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import torch
 from cli.conftest import SMALL
 
 from study.conftest import results
-from unipelt.study import engine
+from unipelt.study import compare, engine
+from unipelt.study.plan import StudyConfig
 from unipelt.study.store import Store
 from unipelt.train.fleet import Fleet
 from unipelt.train.records import RunKey
-from unipelt.train.run_folder import STATE
+from unipelt.train.run_folder import STATE, locked_folder
 from unipelt.train.runs import FinishedRun
 
 KILLS = 5
@@ -138,6 +139,23 @@ def test_two_processes_share_the_work(undisturbed: Path, words, tmp_path: Path, 
     assert ended.value.code == 0 and other.result() == 0
     assert 0 < len(here) < len(Store.read(out).fleets()), "each trained some"
     assert results(out) == results(undisturbed)
+
+
+def test_a_refit_waits_for_that_of_another_process(reviews: Path, tmp_path: Path):
+    """And reads what it trained."""
+    folder, said = tmp_path / "constant", []
+
+    def refit() -> None:
+        study = StudyConfig(folds=3, columns={"label_column": "stars"})
+        compare.refit(study, "constant", None, str(reviews), folder, device="cpu", log=said.append)
+
+    with ThreadPoolExecutor() as pool:
+        with locked_folder(folder):
+            waiting = [pool.submit(refit) for _ in range(2)]
+            assert not wait(waiting, timeout=1).done
+        for one in waiting:
+            one.result()
+    assert said.count(f"{folder}: already finished, nothing trained") == 1
 
 
 def test_what_is_done_is_not_done_again(undisturbed: Path, words, run, monkeypatch: pytest.MonkeyPatch):

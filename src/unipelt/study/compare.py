@@ -68,9 +68,10 @@ def usual_folds(study: StudyConfig, first: RunKey, cache: DatasetCache) -> tuple
 
 
 def refit(study: StudyConfig, method: str, lr: float | None, task: str, folder: Path, **how: Any) -> None:
-    """Train a method without a test set, on all but its validation examples; a finished run is only read."""
+    """Train a method without a test set, on all but its validation examples; a finished run is only read, and one that another
+    process trains is waited for."""
     key = RunKey(task=task, k="all", method=method, seed=0, lr=lr)
-    train_run(replace(study.config(key), folds=1), folder, **how)
+    train_run(replace(study.config(key), folds=1), folder, wait=True, **how)
 
 
 def learning_curve_keys(keys: Sequence[RunKey], study: StudyConfig, cache: DatasetCache) -> list[RunKey]:

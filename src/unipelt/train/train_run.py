@@ -34,13 +34,14 @@ WHY_AGAIN = {
 
 def train_run(
     config: RunConfig, folder: Path, *, ensemble: int = 1, device: str = "auto", log: Callable[[str], None] = print,
-    on_step: Observer | None = None,
+    on_step: Observer | None = None, wait: bool = False,
 ) -> RunRecord:  # fmt: skip
     """Train one run into a folder, or resume it; a finished run is only read. Raises UserError.
 
     ensemble: this many runs as a fleet, with seeds from the config's on, each in a folder `seed-…` inside of this one; their
     predictions are averaged. All have the examples that the first seed draws, so that no run has seen another's test examples;
     their initial values, the order of their examples and dropout differ.
+    wait: for another process that trains in the folder; else it is refused.
     """
     if not 1 <= ensemble <= MOST_RUNS:
         raise UserError(f"--ensemble {ensemble}: expected 2 to {MOST_RUNS} runs")
@@ -50,7 +51,7 @@ def train_run(
         )
     configs = [replace(config, seed=config.seed + index) for index in range(ensemble)]
     members = [f"seed-{member.seed}" for member in configs] if ensemble > 1 else None
-    with locked_folder(folder):
+    with locked_folder(folder, wait):
         if not config.key.full and (members or not config.key.baseline):
             spec.mixture(config.method)  # a misspelt method is refused before anything is loaded
         torch_device, cache = device_of(device), DatasetCache()
