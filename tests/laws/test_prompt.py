@@ -98,6 +98,19 @@ def test_a_head_reads_the_first_token_or_the_prompts_first_vector(arch: str):
     assert (model(**given).logits - first(**given).logits).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_the_mean_over_tokens_leaves_out_padding_on_the_left():
+    model = attached("bert", "prompt", pooling="mean")
+    given = tiny.inputs("bert", model, pads=())
+    ids, mask = given["input_ids"], given["attention_mask"]
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    alone = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    for pads in ((2, 0), (LENGTH + 2, 0), (0, 2)):
+        padded = [F.pad(value, pads) for value in (ids, mask, positions)]
+        logits = model(**dict(zip(("input_ids", "attention_mask", "position_ids"), padded))).logits
+        equal(logits, alone, "bert", what=f"padding {pads}")
+
+
 @pytest.mark.parametrize("arch", ["bert", "llama", "bart"])
 @torch.no_grad()
 def test_two_prompts_are_one_of_both_lengths(arch: str):

@@ -209,8 +209,11 @@ class Pooling:
         if self.forwards.thread.disabled:
             return None
         states, mask = output.last_hidden_state, argument(self.names, args, kwargs, "attention_mask")
+        longer = self.forwards.thread.prompted_input
         if self.mean:
-            mask = None if mask is None else mask[:, -states.shape[1] :]  # without the prompt's columns
+            if mask is not None and longer is not None and longer.columns is not None and mask.shape[1] == longer.full:
+                mask = mask.gather(1, longer.columns)  # without the prompt's columns
+            mask = None if mask is None else mask[:, -states.shape[1] :]
             weights = None if mask is None else mean_weights(mask, states.dtype)
             pooled = mean_of_real(states, weights)[:, 0].to(states.dtype)
         else:
