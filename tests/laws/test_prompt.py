@@ -182,6 +182,19 @@ def test_a_cache_that_lost_the_prompt_is_refused():
         model(input_ids=given["input_ids"], attention_mask=torch.ones(3, 1, 9, 9))
 
 
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_packed_sequences_are_refused(arch: str):
+    """Without a mask, positions that start again are packed sequences, as transformers reads them."""
+    model = attached(arch, "prompt", top="generator")
+    ids, packed = torch.full((1, 10), 7), torch.tensor([[*range(6), *range(4)]])
+    with pytest.raises(SiteError, match="position_ids that start again in a row: .* unpack them"):
+        model(ids, position_ids=packed)
+    model(ids, position_ids=torch.arange(10)[None])
+    model(ids, position_ids=packed, attention_mask=torch.ones_like(ids))
+    with unipelt.disabled(model):
+        model(ids, position_ids=packed)
+
+
 def test_where_a_prompt_cannot_be_it_is_refused():
     with pytest.raises(SpecError, match=r"layers=\(0,\): a prompt has no layers"):
         Change(form=Prompt(), site="embeddings", reads="nothing", layers=(0,))

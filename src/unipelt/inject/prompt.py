@@ -102,6 +102,7 @@ class PromptHook:
         full_mask = None if mask is None else _ordered(self.in_front(mask, lengths), order)
         if not past:
             _refuse_unknown(arguments, x)
+            _refuse_packed(arguments.get("position_ids"), arguments.get("attention_mask"))
             embedded = stack.get_input_embeddings()(ids) if embedded is None else embedded
             embedded = torch.cat([context.apply(self._vectors, embedded), embedded], dim=1)
             arguments |= {"input_ids": None, "inputs_embeds": _ordered(embedded, order)}
@@ -255,6 +256,14 @@ def of_tokens(value: Shaped[Tensor, "batch *_ full d"], longer: PromptedInput) -
         return value[..., longer.prompt_length :, :]
     columns = longer.columns.view(len(value), *[1] * (value.dim() - 3), -1, 1)
     return value.gather(-2, columns.expand(*value.shape[:-2], -1, value.shape[-1]))
+
+
+def _refuse_packed(positions: Any, mask: Any) -> None:
+    if mask is None and isinstance(positions, Tensor) and positions.dim() == 2 and bool((positions.diff() <= 0).any()):
+        raise SiteError(
+            "position_ids that start again in a row: a prompt would stand before the first of its packed sequences only; "
+            "unpack them, or use a prefix in place of the prompt"
+        )
 
 
 def _refuse_unknown(arguments: dict[str, Any], x: Tensor) -> None:
