@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+import transformers as hf
 from torch import nn
 
 import unipelt
@@ -141,6 +142,53 @@ def test_gates_of_the_prompt_stay_while_a_text_is_written(arch: str, beams: int)
     for tokens, scores in (cached, again):
         torch.testing.assert_close(tokens, without[0])
         equal(scores[finite], without[1][finite], arch)
+
+
+WRITE = {
+    "max_new_tokens": 4,
+    "do_sample": False,
+    "eos_token_id": None,
+    "output_logits": True,
+    "return_dict_in_generate": True,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_a_cache_that_is_used_again_has_the_gates_of_its_new_prompt(arch: str):
+    model = attached(arch, PROMPT_GATES, top="generator")
+    first, second = (torch.tensor([row]) for row in ([20, 31, 42, 13, 54], [7, 8, 9, 7, 8]))
+    fresh = model.generate(second, **WRITE)
+    cache = model.generate(first, **WRITE).past_key_values
+    cache.reset()
+    again = model.generate(second, past_key_values=cache, **WRITE)
+    equal(torch.stack(again.logits), torch.stack(fresh.logits), arch)
+
+
+@pytest.mark.parametrize(("how", "why"), [
+    ({"prefill_chunk_size": 2}, "2 tokens in the cache and 2 given: .*pool='prompt' expects the whole prompt"),
+    ({"prompt_lookup_num_tokens": 3}, "tokens in the cache and .* cannot be combined with it"),
+    ({"cache_implementation": "static"}, "a static cache cannot hold the gates of a prompt"),
+], ids=str)  # fmt: skip
+def test_generation_that_would_read_another_prompt_is_refused(how: dict, why: str):
+    model = attached("llama", PROMPT_GATES, top="generator")
+    ids = torch.tensor([[7, 8, 9, 7, 8, 9, 7, 8]])
+    with pytest.raises(SiteError, match=why):
+        model.generate(ids, **WRITE, **how)
+
+
+def test_a_cache_without_the_gates_of_its_prompt_is_refused():
+    """Its prompt was read by the plain base, or is cut off."""
+    model = attached("llama", PROMPT_GATES, top="generator")
+    ids = torch.tensor([[7, 8, 9, 7, 8]])
+    with torch.no_grad(), unipelt.disabled(model):
+        past = model(ids, use_cache=True).past_key_values
+    with pytest.raises(SiteError, match="5 tokens in the cache and 1 given"):
+        model(ids[:, :1], past_key_values=past)
+    past = model(ids, past_key_values=hf.DynamicCache()).past_key_values
+    past.crop(-2)
+    with pytest.raises(SiteError, match="3 tokens in the cache and 1 given"):
+        model(ids[:, :1], past_key_values=past)
 
 
 @pytest.mark.parametrize("arch", ["bert", "bart"])

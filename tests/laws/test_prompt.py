@@ -187,7 +187,7 @@ def test_packed_sequences_are_refused(arch: str):
     """Without a mask, positions that start again are packed sequences, as transformers reads them."""
     model = attached(arch, "prompt", top="generator")
     ids, packed = torch.full((1, 10), 7), torch.tensor([[*range(6), *range(4)]])
-    with pytest.raises(SiteError, match="position_ids that start again in a row: .* unpack them"):
+    with pytest.raises(SiteError, match=r"position_ids that start again in a row: .* unpack them"):
         model(ids, position_ids=packed)
     model(ids, position_ids=torch.arange(10)[None])
     model(ids, position_ids=packed, attention_mask=torch.ones_like(ids))

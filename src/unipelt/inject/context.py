@@ -44,8 +44,8 @@ class Context(NamedTuple):
     encoder_weights: Tensor | None = None
     prompt_weights: Tensor | None = None
     """`[batch, seq, 1]`: the weights in the mean over the prompt, if a gate averages over it"""
-    prompt_gates: dict[Any, Tensor] | None = None
-    """values of the prompt's gates by change, stored with the cache; None: no cache"""
+    prompt_gates: dict[Any, Any] | None = None
+    """values of the prompt's gates by change, stored with the cache, and under PROMPT the prompt's length; None: no cache"""
     disabled: bool = False
     """inside `disabled`: no change is applied"""
     dropped: int = 0
@@ -180,7 +180,7 @@ class ForwardState:
 
     def context(
         self, batch: int, token_weights: Tensor | None = None, encoder_weights: Tensor | None = None, *, repeats: bool = True,
-        prompt_weights: Tensor | None = None, prompt_gates: dict[Any, Tensor] | None = None,
+        prompt_weights: Tensor | None = None, prompt_gates: dict[Any, Any] | None = None,
     ) -> Context:  # fmt: skip
         """The context of a batch. repeats: allow a batch that is a multiple of the route, as generation with beams makes it.
 
@@ -211,7 +211,7 @@ class ForwardState:
     def prompt_weights(
         self,
         x: Shaped[Tensor, "batch seq *d"], mask: Shaped[Tensor, "batch key"] | None, cache: Any, dtype: torch.dtype,
-    ) -> tuple[Float[Tensor, "batch seq 1"] | None, dict[Any, Tensor] | None]:  # fmt: skip
+    ) -> tuple[Float[Tensor, "batch seq 1"] | None, dict[Any, Any] | None]:  # fmt: skip
         """The weight of each token in the mean over the prompt, and the gates of the prompt stored with the cache.
 
         The prompt is given by the thread (see `prompt`), else it is the real tokens of the forward that fills an empty cache.
@@ -231,8 +231,6 @@ class ForwardState:
             prompt = F.pad(prompt, (0, input_length - prompt.shape[1]))
             return mean_weights(prompt if input_length == length else longer.extend(prompt), dtype), prompt_gates
         if cache is None:
-            if self.thread.disabled:
-                return None, None
             raise SiteError(
                 "a gate with pool='prompt' needs to know which tokens are the prompt: generate with a cache, or call the model "
                 "within `with unipelt.prompt(model, mask):`, a mask that is 1 at the prompt's real tokens"
@@ -246,6 +244,28 @@ class ForwardState:
         if context is None:
             context = self.context(x.shape[0])
         return None if context.disabled else context.on(x.device)
+
+
+def prepare_cache(cache: Any, length: int) -> None:
+    """Drop the gates of an earlier prompt from an empty cache. length: tokens of this forward.
+
+    Raises SiteError for a cache that has no gates, or whose gates are not those of its whole prompt.
+    """
+    if getattr(cache, "is_compileable", False):
+        raise SiteError(
+            "a static cache cannot hold the gates of a prompt (pool='prompt'): expected the default cache of generate"
+        )
+    past = int(cache.get_seq_length())
+    if past == 0:
+        setattr(cache, CACHE_ATTRIBUTE, {PROMPT: length})
+        return
+    gates = getattr(cache, CACHE_ATTRIBUTE, None)
+    if length > 1 or not gates or past < gates.get(PROMPT, 0):
+        raise SiteError(
+            f"{past} tokens in the cache and {length} given: a gate with pool='prompt' expects the whole prompt in the forward that "
+            "fills an empty cache, and one token in each later forward; generation that goes on with an earlier call's cache, "
+            "or cuts it (assisted generation, prefill_chunk_size), cannot be combined with it"
+        )
 
 
 def parameters_of(module: nn.Module) -> list[str]:

@@ -18,6 +18,7 @@ from unipelt.inject.context import (
     argument,
     checkpointable,
     parameters_of,
+    prepare_cache,
     uses_gradient_checkpointing,
 )
 from unipelt.inject.own_softmax import OwnSoftmax
@@ -40,7 +41,7 @@ class ContextHook:
         ]
         weights = [None if mask is None else mean_weights(mask, dtype) for mask in masks]
         prompt, gates = None, None
-        if PROMPT in self.averaged:
+        if PROMPT in self.averaged and not self.forwards.thread.disabled:
             prompt, gates = self.forwards.prompt_weights(x, self._mask(args, kwargs, "attention_mask"), cache, dtype)
         return self.forwards.context(
             len(x), *weights, repeats=cache is not None, prompt_weights=prompt, prompt_gates=gates
@@ -85,6 +86,9 @@ class StackHook(ContextHook):
                 f"{type(stack).__name__} uses gradient checkpointing, and a recomputed layer does not see `route` by "
                 "rows, `prompt`, `disabled` or `dropped`; use equal blocks of rows, or no gradient checkpointing"
             )
+        cache = argument(self.names, args, kwargs, "past_key_values")
+        if PROMPT in self.averaged and tensors and cache is not None and not thread.disabled:
+            prepare_cache(cache, tensors[0].shape[1])
         if not tensors or not self.passes_keywords:
             return None
         dtype = next(self.stack.parameters()).dtype  # a replica has tensors in place of parameters
