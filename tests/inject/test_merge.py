@@ -196,6 +196,23 @@ def test_half_precision_is_rounded_once():
     assert torch.equal(query.weight, (before + change).to(torch.bfloat16))
 
 
+def test_a_merged_change_cannot_be_dropped():
+    """Its layer's weights hold it, so `dropped` would skip nothing."""
+    model = prepared("bert", "lora")
+    unipelt.merge(model, unmergeable="keep")
+    with (
+        pytest.raises(SpecError, match=r"layers=1: .* is merged into the weights of layer 0"),
+        unipelt.dropped(model, 1),
+    ):
+        pass
+    with unipelt.dropped(model, 0):
+        pass
+    upper = prepared("bert", "lora(layers=(1,))")
+    unipelt.merge(upper, unmergeable="keep")
+    with unipelt.dropped(upper, 1):
+        pass
+
+
 def test_export_merged_writes_a_plain_checkpoint(tmp_path: Path):
     model = prepared("bert", MERGE["lora"], runs=2)
     with unipelt.route(model, [1, 1, 1]):

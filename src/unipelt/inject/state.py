@@ -260,11 +260,17 @@ def dropped(model: nn.Module, layers: int) -> Iterator[nn.Module]:
     Use it for inference, or around each training step with a new random number of layers (AdapterDrop's robust variant). Run
     backward inside the block too. A model compiled by `compile` runs uncompiled inside the block.
 
-    Raises SpecError if the base has fewer layers.
+    Raises SpecError if the base has fewer layers, and where `merge` has written a change of such a layer into its weights.
     """
     state = attached_state(model)
     if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= state.depth:
         raise SpecError(f"layers={layers!r}: expected a whole number from 0 to {state.depth}, the layers of the base")
+    for change in (change for written in state.merged for change in written.changes):
+        if change.location.layer is not None and change.location.layer < layers:
+            raise SpecError(
+                f"layers={layers}: {change.name} is merged into the weights of layer {change.location.layer}, where it cannot be "
+                "skipped; use `dropped` with a model on which merge(…, unmergeable='keep') was not called"
+            )
     thread = state.forwards.thread
     with thread.set_switches(dropped=max(thread.dropped, layers)):
         yield model
