@@ -18,6 +18,7 @@ from unipelt.forms.gate import GroupGate
 from unipelt.inject.hooks import ModuleHook
 from unipelt.inject.state import mixture_state
 from unipelt.spec import Location
+from unipelt.train.forward import _by_example
 
 GATED = [(arch, preset) for preset in ("unipelt-apl", "unipelt-central") for arch in on_each(preset)]
 COMPATIBLE = [
@@ -137,6 +138,25 @@ def test_what_is_measured_is_over_real_tokens(arch: str):
     assert gate.mean == pytest.approx(every.mean().item(), rel=1e-12)
     assert gate.deviation == pytest.approx(every.std(correction=0).item(), rel=1e-9)
     assert gate.deviation > 1e-3 and report.examples == 6
+
+
+@pytest.mark.parametrize("length", [9, 12], ids=["as long as the source", "longer"])
+def test_gates_of_cross_attention_s_values_are_measured_over_the_source(length: int):
+    model = attached("bart", "unipelt-apl(pool='token')", top="generator")
+    given = tiny.inputs("bart", model)
+    given["decoder_input_ids"] = torch.randint(5, 60, (3, length))
+    given["decoder_attention_mask"] = (torch.arange(length) < torch.tensor([[2], [3], [length]])).long()
+    with unipelt.record_gates(model) as recorded, torch.no_grad():
+        model(**given, use_cache=False)
+    own, cross = "decoder.1.low_rank_value.value", "decoder.1.low_rank_value.cross_value"
+    report = unipelt.simplify_gates(deepcopy(model), [given], max_deviation=0)
+    by_example = _by_example(model, recorded, given)
+    for path, mask in ((own, given["decoder_attention_mask"]), (cross, given["attention_mask"])):
+        (gate,) = [gate for gate in report.gates if gate.path == path]
+        (value,) = recorded[f"{path}.gate"]
+        assert gate.mean == pytest.approx(value[mask.bool()].mean().item(), abs=1e-6)
+        expected = torch.stack([row[real.bool()].mean() for row, real in zip(value, mask)])
+        torch.testing.assert_close(by_example[path], expected.float())
 
 
 def test_what_it_costs_is_measured():

@@ -1,10 +1,12 @@
 """Record the gate values of an attached model, and count its trainable parameters."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import get_ident
 
+import torch
+from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -51,6 +53,21 @@ def gate_location(attached: MixtureState, path: str, member: int = 0) -> spec.Lo
     part = location.part.removesuffix("gate").rstrip("._")
     members = attached.mixture.members(location.change)
     return location._replace(change=members[member], part=part) if members else location._replace(part=part)
+
+
+def read_tokens(
+    attached: MixtureState, path: str, values: Shaped[Tensor, "batch seq *gate"], inputs: Mapping[str, Tensor]
+) -> Bool[Tensor, "batch seq"]:
+    """True at the real tokens among those for which a gate has values, False at padding.
+
+    Gates of cross-attention's keys and values read the source, as those of the encoder do; all others of a decoder read its own
+    tokens.
+    """
+    gate, stack = attached.get_submodule(path), spec.Location.parse(path).stack
+    reads_source = any(bound.weight is gate and bound.point.source for bound in attached.changes)
+    names = ("decoder_attention_mask",) * (stack == "decoder" and not reads_source) + ("attention_mask",)
+    mask = next((inputs[name] for name in names if name in inputs and inputs[name].shape == values.shape[:2]), None)
+    return values.new_ones(values.shape[:2], dtype=torch.bool) if mask is None else mask.to(values.device).bool()
 
 
 def trainable_parameters(model: PreTrainedModel | MixtureState) -> dict[str, int]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unipelt.forms.gate import GroupGate
 from unipelt.inject.attention import attention_implementation, prefixes_computed_once
 from unipelt.inject.frozen import FrozenLayers
-from unipelt.inject.record import gate_location, record_gates
+from unipelt.inject.record import gate_location, read_tokens, record_gates
 from unipelt.inject.state import NAME, MixtureState, attached_state, prompt
 from unipelt.tasks.base import Task
 from unipelt.tasks.batches import POSITIONS, PROMPT, Batch, Encoded, Part, share
@@ -153,12 +153,10 @@ def _by_example(
     attached, values_of = attached_state(model).active(), {}
     assert isinstance(attached, MixtureState), "the runs of one mixture are evaluated at once"
     for path, (value, *_) in recorded.items():
-        decoder = gate_location(attached, path, 0).stack == "decoder"
-        mask = inputs.get("decoder_attention_mask" if decoder else "attention_mask", inputs["attention_mask"])
         is_group = isinstance(attached.get_submodule(path), GroupGate)
         value = value.float() if is_group else value.float()[..., None]
         if value.dim() == 3:
-            real = mask.float()[..., None]
+            real = read_tokens(attached, path, value, inputs)[..., None]
             value = (value * real).sum(dim=1) / real.sum(dim=1)
         for column in range(value.shape[-1]):
             values_of[str(gate_location(attached, path, column))] = value[:, column].cpu()

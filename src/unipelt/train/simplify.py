@@ -23,7 +23,7 @@ from unipelt.forms.gate import GroupGate
 from unipelt.inject.fixed_gates import replace_mixture, with_prefix_tables
 from unipelt.inject.hooks import BoundChange
 from unipelt.inject.merge import merge
-from unipelt.inject.record import gate_location, record_gates
+from unipelt.inject.record import gate_location, read_tokens, record_gates
 from unipelt.inject.state import MixtureState, mixture_state, route
 from unipelt.train.forward import evaluating
 
@@ -166,7 +166,9 @@ def _measure(
         for path, values in recorded.items():
             for value in values:
                 value = value if isinstance(attached.get_submodule(path), GroupGate) else value[..., None]
-                gate_values[path].append(_without_padding(path, value, batch).double().cpu())
+                if value.dim() == 3:
+                    value = value[read_tokens(attached, path, value, batch)]
+                gate_values[path].append(value.double().cpu())
     measurement = Measurement(
         {path: torch.cat(values) for path, values in gate_values.items()}, torch.cat(logits), examples
     )
@@ -185,17 +187,6 @@ def _labels_in_loss(model: PreTrainedModel, labels: Tensor) -> int:
         return len(labels)
     causal = model.can_generate() and not model.config.is_encoder_decoder  # each token is predicted from the one before
     return int((labels[:, 1:] if causal else labels).ne(-100).sum())
-
-
-def _without_padding(path: str, values: Tensor, batch: ModelInputs) -> Tensor:
-    """The gate values of examples, or of real tokens, `[n, gates]`."""
-    if values.dim() == 2:
-        return values
-    names = ["attention_mask"]
-    if spec.Location.parse(path).stack == "decoder":
-        names.insert(0, "decoder_attention_mask")
-    mask = next((batch[name] for name in names if name in batch and batch[name].shape == values.shape[:2]), None)
-    return values.flatten(0, 1) if mask is None else values[mask.bool()]
 
 
 @dataclass
