@@ -146,7 +146,8 @@ def check_rates(methods: list[str], fields: dict[str, Any]) -> None:
 
 
 # Peak learning rates: for a base of 512 hidden units or more those of a third party's script that cites UniPELT;
-# for a smaller one what MiniLM's validation sets chose (experiments/LOG.md).
+# for a smaller one what MiniLM's validation sets chose (experiments/LOG.md): mostly one seed of one task, so that a study
+# whose differences matter should try a second rate.
 RATES: dict[str, tuple[float, float]] = {
     "full": (2e-5, 1e-4),
     "head": (1e-3, 1e-2),
