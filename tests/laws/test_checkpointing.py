@@ -25,6 +25,7 @@ from laws.lawbook import (
     without_dropout,
 )
 from unipelt import Mixture, UserError
+from unipelt.errors import SiteError
 
 CHECKPOINTED = tuple(name for name, t in tiny.ARCHITECTURES.items() if t.classifier.supports_gradient_checkpointing)
 RUNS = 2
@@ -133,6 +134,23 @@ def test_layers_that_cannot_know_are_refused(arch: str, preset: str, inside: str
         ),
     ):
         model(**tiny.inputs(arch, model, batch=4))
+
+
+@pytest.mark.parametrize("arch", ["bert", "llama"])
+def test_recorded_gates_have_a_gradient_or_are_refused(arch: str):
+    model = without_dropout(attached(arch, "unipelt-apl")).train()
+    given = tiny.inputs(arch, model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    with unipelt.record_gates(model) as values:
+        with pytest.raises(SiteError, match="'use_reentrant': False"):
+            model(**given)
+        model.eval()(**given)
+    assert values
+    model.train()(**given)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with unipelt.record_gates(model) as values:
+        model(**given)
+    assert all(value.requires_grad for path in values for value in values[path])
 
 
 def test_every_architecture_is_here_but_two_that_have_no_checkpointing():

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unipelt import spec
+from unipelt.errors import SiteError
 from unipelt.forms.gate import Gate, ScoredGate
+from unipelt.inject.context import checkpointable, uses_gradient_checkpointing
 from unipelt.inject.prompt import of_tokens
 from unipelt.inject.state import MixtureState, attached_state, mixture_state
 
@@ -22,6 +24,8 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
 
     Values are part of the graph: a loss may use them. Where mixtures are side by side, a path begins with the mixture's
     number, and the values are those of its own rows.
+
+    A training forward with reentrant gradient checkpointing raises SiteError: its values would have no gradient.
     """
     values: dict[str, list[Tensor]] = defaultdict(list)
     gates = {path: m for path, m in attached_state(model).active().named_modules() if isinstance(m, ScoredGate)}
@@ -39,7 +43,18 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
 
         return hook
 
+    checkpointed = checkpointable(model)
+
+    def refuse_reentrant(model: nn.Module, args: tuple) -> None:
+        if get_ident() == thread_id and uses_gradient_checkpointing(checkpointed, "reentrant"):
+            raise SiteError(
+                "record_gates with reentrant gradient checkpointing, in which recorded values have no gradient; expected "
+                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
+            )
+
     handles = [gate.register_forward_hook(keep(path)) for path, gate in gates.items()]
+    if gates:
+        handles.append(model.register_forward_pre_hook(refuse_reentrant))
     try:
         yield values
     finally:
