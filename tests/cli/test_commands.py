@@ -315,7 +315,7 @@ def test_a_simplified_run_predicts(run, finished, reviews: Path, unlabelled: Pat
     said = run(*asked, "--data", reviews, "--max-deviation", 1, "--drop-below", 0)
     before, after = (describe(folder).results[f"accuracy {when}"] for when in ("with all gates", "simplified"))
     assert said.out.startswith(
-        "8 gates over 60 examples: 0% kept, 50% fixed, 50% merged, 0% dropped; logits change by at most "
+        "8 gates over 60 examples: 0% kept, 50% fixed, 50% merged, 0% dropped; outputs change by at most "
     )
     assert said.out.endswith(f"; accuracy {before:.4f} → {after:.4f}\n{folder}: written\n")
     rows = table(run("predict", folder, "--data", reviews).out)

@@ -6,11 +6,14 @@ import pytest
 import tiny
 import torch
 from generation.bases import CHAT_TEMPLATE, save_base, save_chats, save_pairs
-from generation.test_generation import config
+from generation.test_generation import METHOD, PROMPT_GATES, config
 from generation.toy_text import tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import unipelt
+from unipelt import Change, Gate, LowRank, Mixture
 from unipelt.cli import main
+from unipelt.errors import DataError
 from unipelt.tasks import registry
 from unipelt.tasks.batches import Part
 from unipelt.tasks.language_model import write
@@ -66,3 +69,51 @@ def test_an_answer_of_mbart_begins_with_its_language(pair: str, opening: int, tm
     begins = task.opening  # type: ignore[attr-defined]
     assert len(begins) == opening and begins[-1] == words.bos_token_id, "the language stands in for <s> here"
     assert batch.inputs["decoder_input_ids"][:, :opening].tolist() == [[*begins]] * 3
+
+
+def exported(*arguments: str | Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["export", *map(str, arguments)])
+    assert not ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("arch", "method"), [("llama", METHOD), ("llama", PROMPT_GATES), ("bart", METHOD)], ids=["llama", "prompt", "bart"]
+)
+def test_gates_of_a_language_model_are_simplified_with_its_answers(
+    arch: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """Over the tokens of prompts and answers, with the loss that training selects by."""
+    save_base(tmp_path / "base", arch)
+    train_run(config(tmp_path, method=method, recipe={"epochs": 1}), tmp_path / "run", log=lambda line: None)
+    pairs = tmp_path / "pairs.jsonl"
+    run = Predictor.load(str(tmp_path / "run"), device="cpu")
+    examples = run.read(str(pairs), text=None, pair=None, labelled=True)
+    logits, encoded = run.outputs(examples)
+    expected = run.task.score(run.task.decide(logits, encoded), [None] * len(examples))["loss"]
+    with pytest.raises(DataError, match=r"no column 'target'; gates are measured with the answers"):
+        run.simplify_gates(run.read(str(pairs), text=None, pair=None))
+    gates = run.gates(examples)
+    report = run.simplify_gates(examples, max_deviation=0)
+    assert (report.metric, report.examples) == ("loss", 60)
+    assert report.before == pytest.approx(expected, rel=1e-5) == report.after
+    if method == PROMPT_GATES:  # a gate has one value per example
+        assert {gate.path: gate.mean for gate in report.gates} == pytest.approx(
+            {path: values.double().mean().item() for path, values in gates.items()}, rel=1e-5
+        )
+    exported(tmp_path / "run", "--simplified", tmp_path / "simpler", "--data", pairs)
+    assert "60 examples" in (said := capsys.readouterr().out) and f"loss {expected:.4f} → " in said
+    simpler = Predictor.load(str(tmp_path / "simpler"), device="cpu")
+    assert len(simpler.generate(examples)) == 60
+
+
+def test_gates_of_a_language_model_are_merged(tmp_path: Path):
+    save_base(tmp_path / "base")
+    gated = Mixture((Change(form=LowRank(r=2), site="query", reads="input", weight=Gate()),))
+    task, _ = registry.load(save_pairs(tmp_path / "pairs.jsonl"))
+    model, words = task.load(str(tmp_path / "base"))
+    described = task.prepare(model, words).describe()
+    unipelt.save(unipelt.attach(model, gated), tmp_path / "run", base=str(tmp_path / "base"), task=described)
+    for flag in ("--merged", "--peft"):
+        exported(tmp_path / "run", flag, tmp_path / flag, "--data", tmp_path / "pairs.jsonl")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "--merged")

@@ -80,7 +80,8 @@ def export(
         )  # fmt: skip
         print(report)
     elif data:
-        rows = predictor.read(data, text=text or None, pair=pair or None)
+        answers = predictor.task.generates_text  # these gates are measured over prompts and answers
+        rows = predictor.read(data, text=text or None, pair=pair or None, labelled=answers)
         predictor.simplify_gates(rows, max_deviation=1, drop_below=0)
     if merged:
         export_merged(predictor.model, merged, tokenizer=predictor.tokenizer)

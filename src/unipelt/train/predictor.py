@@ -15,18 +15,19 @@ from unipelt.checkpoint.description import TENSORS, describe
 from unipelt.checkpoint.disk import BASELINE, resolve
 from unipelt.checkpoint.fingerprint import check_tokenizer
 from unipelt.checkpoint.loading import load
-from unipelt.errors import CheckpointError, UserError
+from unipelt.errors import CheckpointError, DataError, UserError
 from unipelt.forms.gate import ScoredGate
 from unipelt.inject.merge import merge
 from unipelt.inject.shapes import most_tokens
 from unipelt.tasks.base import Task
-from unipelt.tasks.batches import Encoded, Part, check_tokens
+from unipelt.tasks.batches import IGNORED, Encoded, Part, check_tokens
+from unipelt.tasks.language_model import token_losses
 from unipelt.tasks.registry import task_of
-from unipelt.train.forward import longest_first, predict, predict_with_gates
+from unipelt.train.forward import logits_of, longest_first, predict, predict_with_gates
 from unipelt.train.records import RunRecord
 from unipelt.train.run_folder import RECORD, read_record
 from unipelt.train.setup import device_of
-from unipelt.train.simplify import GateReport, simplify_gates
+from unipelt.train.simplify import GateReport, ModelInputs, simplify_gates
 
 Answers = tuple[Tensor | None, Encoded, list[str] | None]
 """of examples: logits, where there are any, what else `task.decide` reads, and the generated texts, where they were asked for"""
@@ -210,12 +211,21 @@ class Predictor(TablePredictor):
         return check_tokens(encoded, self.model, self.model.config._name_or_path)
 
     def simplify_gates(self, examples: data.Examples, **thresholds: Any) -> GateReport:
-        """What `unipelt.simplify_gates` does over these examples; with targets, by the task's own metric, or the loss for tasks of tokens."""
+        """What `unipelt.simplify_gates` does over these examples; with targets, by the task's own metric, or the loss for tasks of tokens.
+
+        Raises DataError for generated text without answers: gates are measured over prompts and answers, as in training.
+        """
+        if self.task.generates_text and examples.targets is None:
+            raise DataError(
+                f"--data: no column {self.task.columns.label!r}; gates are measured with the answers; add them"
+            )
         encoded, batches, order = self.encode(examples), [], []
         for (indices,) in longest_first([encoded.lengths()], self.model.device):
             batch = self.task.collate([Part(self.task, encoded, indices)], self.tokenizer, self.model.device)
             batches.append(batch.inputs | ({"labels": batch.targets[0]} if examples.targets is not None else {}))
             order += indices
+        if self.task.generates_text:
+            return self._simplify_by_losses(batches, **thresholds)
         targets = [] if examples.targets is None else [examples.targets[index] for index in order]
 
         def score(logits: Tensor, labels: Tensor) -> float:
@@ -224,3 +234,16 @@ class Predictor(TablePredictor):
         return simplify_gates(
             self.model, batches, score=(self.task.metric, score) if self.task.pooled else None, **thresholds
         )
+
+    def _simplify_by_losses(self, batches: list[dict[str, Tensor]], **thresholds: Any) -> GateReport:
+        """Simplify the gates of a model that generates text, by the loss of each answer token. labels: the answers' tokens."""
+        metric = "loss" if self.task.selects_by_text else self.task.metric
+
+        def losses(batch: ModelInputs) -> Float[Tensor, " token"]:
+            logits = logits_of(self.model, {name: value for name, value in batch.items() if name != "labels"})
+            return token_losses(logits, batch["labels"])[batch["labels"] != IGNORED]
+
+        def score(losses: Tensor, labels: Tensor) -> float:
+            return self.task.score([(loss, 1) for loss in losses.tolist()], [None] * len(losses))[metric]
+
+        return simplify_gates(self.model, batches, score=(metric, score), forward=losses, **thresholds)

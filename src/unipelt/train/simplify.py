@@ -31,6 +31,7 @@ MAX_DEVIATION, DROP_BELOW = 0.05, 0.02  # at most 0.5 points lost on validation 
 
 ModelInputs = Mapping[str, Tensor]
 Score = Callable[[Tensor, Tensor], float]
+Forward = Callable[[ModelInputs], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class GateReport:
     before: float | None = None
     after: float | None = None
     max_logit_change: float = 0.0
-    """largest change of a logit"""
+    """largest change of a logit, or of an output of `forward`"""
 
     def fraction(self, *decisions: str) -> float:
         """The fraction of the gates with one of these decisions."""
@@ -67,7 +68,7 @@ class GateReport:
         decisions = ("kept", "fixed", "merged", "dropped")
         fractions = ", ".join(f"{self.fraction(decision):.0%} {decision}" for decision in decisions)
         cost = f"; {self.metric} {self.before:.4f} → {self.after:.4f}" if self.metric else ""
-        return f"{len(self.gates)} gates over {self.examples} examples: {fractions}; logits change by at most {self.max_logit_change:.2g}{cost}"
+        return f"{len(self.gates)} gates over {self.examples} examples: {fractions}; outputs change by at most {self.max_logit_change:.2g}{cost}"
 
 
 def simplify_gates(
@@ -78,6 +79,7 @@ def simplify_gates(
     drop_below: float = DROP_BELOW,
     run: int | None = None,
     score: tuple[str, Score] | None = None,
+    forward: Forward | None = None,
 ) -> GateReport:
     """Replace gates that hardly vary over `data` by their mean, remove changes whose gate is near 0, and merge what is then linear.
 
@@ -86,6 +88,8 @@ def simplify_gates(
     drop_below: a change is removed if its gate is constant and has a mean below this.
     run: which run stays, if there are several.
     score: (name, function of all logits and labels) of the metric (default: accuracy for classes, else the model's loss).
+    forward: function of a batch that returns what `score` reads in place of the logits of `model(**batch)`; needs `score` where
+        there are labels.
 
     There is one decision per change and layer, over all stacks and sites; gates of one group become constant together. The
     model stays attached: `save` writes an ordinary checkpoint, `detach` restores the base bit for bit. After `load` of that
@@ -110,12 +114,12 @@ def simplify_gates(
             got = "an empty batch" if isinstance(batch, Mapping) else f"a {type(batch).__name__}" if batches else "none"
             raise DataError(f"data: expected at least one batch of model inputs; got {got}")
 
-    before = _measure(model, batches, run_index, score)
+    before = _measure(model, batches, run_index, score, forward)
     gates = _gate_statistics(attached, before.gates)
     decisions = _decisions(gates, max_deviation, drop_below)
     former_name = _replace_mixture(model, gates, decisions, run_index)
     merge(model, unmergeable="keep")
-    after = _measure(model, batches, 0, score)
+    after = _measure(model, batches, 0, score, forward)
 
     merged = {
         bound.location._replace(change=former_name[bound.name])
@@ -149,8 +153,9 @@ class Measurement:
 
 @torch.no_grad()
 def _measure(
-    model: PreTrainedModel, batches: Sequence[ModelInputs], run_index: int, score: tuple[str, Score] | None
-) -> Measurement:
+    model: PreTrainedModel, batches: Sequence[ModelInputs], run_index: int, score: tuple[str, Score] | None,
+    forward: Forward | None,
+) -> Measurement:  # fmt: skip
     attached, gate_values = mixture_state(model), defaultdict(list)
     logits, examples = [], 0
     losses: list[tuple[float, int]] = []
@@ -158,10 +163,10 @@ def _measure(
         size = len(next(iter(batch.values())))
         with_route: Any = route(model, [run_index] * size) if attached.runs > 1 else nullcontext()
         with evaluating(model), with_route, record_gates(model) as recorded:
-            output = model(**batch)
-        logits.append(output.logits.flatten(0, -2).cpu())
+            output = model(**batch) if forward is None else forward(batch)
+        logits.append((output.logits.flatten(0, -2) if forward is None else output).cpu())
         examples += size
-        if "labels" in batch:
+        if forward is None and "labels" in batch:
             losses.append((output.loss.item(), _labels_in_loss(model, batch["labels"])))
         for path, values in recorded.items():
             for value in values:
