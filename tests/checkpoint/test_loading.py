@@ -134,9 +134,13 @@ def test_a_pipeline_of_a_folder(tmp_path: Path):
     transformers.BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
     from unipelt.checkpoint.bases import load_base
 
-    for labels, problem in ((["bad", "good"], None), (["a", "b", "c"], "multi_label_classification"), ([], None)):
+    several = "multi_label_classification"
+    for labels, problem, head in (
+        (["bad", "good"], None, "train"), (["bad", "good"], None, "frozen"), (["bad", "good"], None, "paper"),
+        (["a", "b", "c"], several, "train"), ([], None, "train"),
+    ):  # fmt: skip
         model = load_base(str(folder), outputs=len(labels) or 1, problem_type=problem)
-        model = randomise(unipelt.attach(model.eval(), "lora"))
+        model = randomise(unipelt.attach(model.eval(), "lora", head=head))
         calibrated = {"temperature": 2.5} if labels else {}
         unipelt.save(model, tmp_path / "run", task={"labels": labels, **calibrated}, recipe={"max_length": 8})
         pipe = unipelt.pipeline(tmp_path / "run", device="cpu")

@@ -48,7 +48,7 @@ def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: A
     tokenizer = run_tokenizer(path, tokenizer)
     model = merge(load(model, path, tokenizer=tokenizer), unmergeable="keep").eval()
     with torch.no_grad():  # logits / temperature, as `unipelt predict` has it
-        rescale_outputs(model, [(0.0, 1.0 / description.task.get("temperature", 1.0))])
+        rescale_outputs(model, [(0.0, 1.0 / description.task.get("temperature", 1.0))], trained=False)
     if isinstance(template := description.task.get("template"), str):
         tokenizer.chat_template = template  # that of the training
     make: Any = transformers.pipeline

@@ -112,18 +112,21 @@ def train_head(state: MixtureState, policy: str) -> None:
             parameter.requires_grad_(policy == "train" or (policy == "bias" and location.part.endswith("bias")))
 
 
-def output_of(model: PreTrainedModel | AttachedState) -> HeadLinear | nn.Linear | None:
-    """The last linear of the head, where it is trained: tuned runs' own, or that of a model tuned whole."""
+def output_of(model: PreTrainedModel | AttachedState, *, trained: bool = True) -> HeadLinear | nn.Linear | None:
+    """The last linear of the head: tuned runs' own, or that of a model tuned whole. trained: None where it does not train."""
     attached = model if isinstance(model, AttachedState) else getattr(model, NAME, None)
     modules = attached.active().modules() if attached is not None else find_head(model).values()  # type: ignore[arg-type]
     linears = [module for module in modules if isinstance(module, HeadLinear | nn.Linear)]
-    return linears[-1] if linears and linears[-1].weight.requires_grad else None
+    return linears[-1] if linears and (linears[-1].weight.requires_grad or not trained) else None
 
 
 @torch.no_grad()
-def rescale_outputs(model: PreTrainedModel, scales: list[tuple[float, float]]) -> None:
-    """Rescale the output of each run's last linear, in place: y ← mean + deviation · y. scales: (mean, deviation) by run."""
-    output = output_of(model)
+def rescale_outputs(model: PreTrainedModel, scales: list[tuple[float, float]], *, trained: bool = True) -> None:
+    """Rescale the output of each run's last linear, in place: y ← mean + deviation · y. scales: (mean, deviation) by run.
+
+    trained: leave a linear that does not train as it is.
+    """
+    output = output_of(model, trained=trained)
     for run, (mean, deviation) in enumerate(scales):
         if output is None or (mean, deviation) == (0.0, 1.0):
             continue
