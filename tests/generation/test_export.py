@@ -109,7 +109,7 @@ def test_gates_of_a_language_model_are_simplified_with_its_answers(
 
 def test_gates_of_a_language_model_are_merged(tmp_path: Path):
     save_base(tmp_path / "base")
-    gated = Mixture((Change(form=LowRank(r=2), site="query", reads="input", weight=Gate()),))
+    gated = Mixture((Change(form=LowRank(r=2), site="query", reads="input", weight=Gate(pool="prompt")),))
     task, _ = registry.load(save_pairs(tmp_path / "pairs.jsonl"))
     model, words = task.load(str(tmp_path / "base"))
     described = task.prepare(model, words).describe()
