@@ -163,7 +163,7 @@ def _measure(
         size = len(next(iter(batch.values())))
         with_route: Any = route(model, [run_index] * size) if attached.runs > 1 else nullcontext()
         with evaluating(model), with_route, record_gates(model) as recorded:
-            output = model(**batch) if forward is None else forward(batch)
+            output: Any = model(**batch) if forward is None else forward(batch)
         logits.append((output.logits.flatten(0, -2) if forward is None else output).cpu())
         examples += size
         if forward is None and "labels" in batch:
