@@ -60,8 +60,6 @@ class Classification(Task):
     def notes(self, train: Examples) -> list[str]:
         counts = Counter(train.targets)
         notes = []
-        if self.metric == "f1":
-            notes.append(f"f1 is that of the class {self.labels[1]!r}; --metric macro_f1 counts both classes alike.")
         if single := [repr(self.labels[label]) for label, count in sorted(counts.items()) if count == 1]:
             names = ", ".join(single[:5]) + ", …" * (len(single) > 5)
             has = f"Class {names} has" if len(single) == 1 else f"{len(single)} classes ({names}) have"

@@ -46,6 +46,8 @@ def load(
             notes.append(
                 f"{table.name}: {len(table) - len(indices)} of {len(table)} examples are incomplete and left out."
             )
+    if metric == "f1":
+        notes.append(f"f1 is that of the class {task.labels[1]!r}; --metric macro_f1 counts both classes alike.")
     _refuse_copies(parts, source)
     return task, Dataset(
         name=source.name, classes=task.classes, complete=source.complete, source=source.where,
