@@ -25,6 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from recipes import add_rows, interval, rows_of
 
+from unipelt.report.study import Run, choose_rates
+from unipelt.train.records import RunConfig, RunRecord
+
 COLUMNS = (
     "task", "k", "method", "seed", "lr", "metric", "validation", "test", "status", "steps", "precision", "cpu seconds",
     "validation curve", "gates",
@@ -44,23 +47,20 @@ def key_of(row: dict[str, str]) -> Key:
 
 
 def chosen_rates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows of each task, size and method at one learning rate; test results do not count."""
-    by_rate: dict[tuple, dict[float, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    """The rows of each task, size and method at one learning rate, chosen as a report chooses it."""
+    runs = []
     for row in rows:
-        by_rate[key_of(row)[:3]][float(row["lr"])].append(row)
-
-    def rank(rate: float, found: list[dict[str, str]]) -> tuple[int, float, float]:
-        return len(found), statistics.fmean(float(row["validation"]) for row in found), -rate
-
-    best = [max(rates.items(), key=lambda rate: rank(*rate))[1] for rates in by_rate.values()]
-    return [row for found in best for row in found]
+        task, k, method, seed = key_of(row)
+        record = RunRecord(status=row["status"], metric=row["metric"], validation=float(row["validation"]))
+        runs.append(Run(task=task, k=k, method=method, seed=seed, lr=float(row["lr"]), record=record))
+    chosen = {run.key for run in choose_rates(runs)}
+    return [row for row, run in zip(rows, runs) if run.key in chosen]
 
 
 def measure(key: Key, lr: float, given: argparse.Namespace, cache: Any) -> dict[str, Any]:
     """Train one run and return its row."""
     import torch
 
-    from unipelt.train.records import RunConfig
     from unipelt.train.setup import build_fleet
 
     task, k, method, seed = key

@@ -58,16 +58,18 @@ def read_tsv(name: str, contents: bytes, encoding: str | None) -> Table:
     """Quoted as pandas writes it, or unquoted as GLUE's own files are: where quotes do not balance, and where every line has
     the header's number of fields though a quote would join some of them."""
     text, dialect = _decoded(name, contents, encoding)
-    quoted = partial(_delimited, name, text, replace(dialect, delimiter="\t"), csv.QUOTE_MINIMAL)
+    read = partial(_delimited, name, text, replace(dialect, delimiter="\t"))
+    if '"' not in text:
+        return read(csv.QUOTE_MINIMAL)
     try:
-        unquoted = _delimited(name, text, replace(dialect, delimiter="\t"), csv.QUOTE_NONE)
+        unquoted = read(csv.QUOTE_NONE)
     except DataError:  # a quoted field holds a tab or the end of a line
-        return quoted()
+        return read(csv.QUOTE_MINIMAL)
     try:
-        table = quoted()
+        quoted = read(csv.QUOTE_MINIMAL)
     except DataError:
         return unquoted
-    return unquoted if len(unquoted) > len(table) and len(unquoted.columns) > 1 else table
+    return unquoted if len(unquoted) > len(quoted) and len(unquoted.columns) > 1 else quoted
 
 
 def read_jsonl(name: str, contents: bytes, encoding: str | None) -> Table:

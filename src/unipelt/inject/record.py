@@ -43,7 +43,7 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
 
         return hook
 
-    checkpointed = checkpointable(model)
+    checkpointed = checkpointable(model) if gates else []
 
     def refuse_reentrant(model: nn.Module, args: tuple) -> None:
         if get_ident() == thread_id and uses_gradient_checkpointing(checkpointed, "reentrant"):

@@ -96,20 +96,13 @@ def make_sample(task: str, metric_name: str, values: dict[str, Seeds], rows: Ite
         targets = _array(test_rows[0][3] or [])
         predicted = [((method, seed), _array(predictions or [])) for method, seed, predictions, _ in test_rows]
         if metric.of == "classes" and targets.ndim == 1 and targets.dtype != object:
-            classes, counts = np.unique(targets, return_counts=True)
-            answers = [
-                np.full(len(targets), of) for of in classes[np.argsort(-counts, kind="stable")]
-            ]  # of ties the most frequent
-            constant = max(answers, key=lambda answer: metric.sign * metric(answer, targets))
+            constant = _best_constant_answer(metric, targets)
             seeds = sorted({seed for (_, seed), _ in predicted})
             predicted += [((BEST_CONSTANT, seed), constant) for seed in seeds]
             best_constant |= dict.fromkeys(seeds, metric(constant, targets))
-        stacked, groups = (
-            _stacked([predictions for _, predictions in predicted]),
-            GROUPS if metric.fast else SLOW_GROUPS,
-        )
         if len(targets) > 1:
-            left_out = metric.sampled(stacked, targets, kept_examples(len(targets), groups))
+            kept = kept_examples(len(targets), GROUPS if metric.fast else SLOW_GROUPS)
+            left_out = metric.sampled(_stacked([predictions for _, predictions in predicted]), targets, kept)
         else:  # nothing stays
             left_out = np.zeros((len(predicted), 1))
         runs |= {
@@ -117,6 +110,13 @@ def make_sample(task: str, metric_name: str, values: dict[str, Seeds], rows: Ite
             for (key, predictions), metric_values in zip(predicted, left_out)
         }
     return Sample(task, metric, values, runs, dict(sorted(best_constant.items())))
+
+
+def _best_constant_answer(metric: Metric, targets: Array) -> Array:
+    """One class for every example: the one with the best metric, of equally good ones the most frequent."""
+    classes, counts = np.unique(targets, return_counts=True)
+    answers = (np.full(len(targets), label) for label in classes[np.argsort(-counts, kind="stable")])
+    return max(answers, key=lambda answer: metric.sign * metric(answer, targets))
 
 
 def _array(values: Sequence[Any]) -> Array:
