@@ -100,13 +100,27 @@ def test_examples_with_several_labels():
 
 def test_tags_without_a_prefix_are_judged_word_by_word():
     metrics = TokenClassification.metrics
-    for labels in (["O", "B-PER", "I-PER"], ["S-A", "B-A", "I-A", "E-A", "O"], ["B", "I", "O"]):
+    for labels in (
+        ["O", "B-PER", "I-PER"],
+        ["S-A", "B-A", "I-A", "E-A", "O"],
+        ["B", "I", "O"],
+        ["B-PER", "L-PER", "O"],
+    ):
         assert metrics(labels) == ("span_f1", "tag_accuracy")
-    for labels in (["N", "V"], ["NB", "VB"], ["NOUN", "O"], ["B-PER", "L-PER", "O"]):
+    for labels in (["N", "V"], ["NB", "VB"], ["NOUN", "O"], ["L", "O"]):
         assert metrics(labels) == ("tag_accuracy",)
     accuracy = METRICS["tag_accuracy"]
     assert accuracy([["VB", "VB"], ["N"]], [["NB", "NB"], ["N"]]) == pytest.approx(1 / 3), "sentences of unequal length"
     assert accuracy([["V"]], [["N"]]) == 0 and accuracy([["N"], []], [["N"], []]) == 1
+
+
+def test_spans_are_counted_alike_in_every_scheme_of_tags():
+    targets = ["B-A", "I-A", "I-A", "O", "B-B", "B-B", "I-B"], ["O", "B-A"]
+    predictions = ["B-A", "I-A", "I-A", "O", "B-B", "I-B", "I-B"], ["B-A", "O"]
+    bioes = (["B-A", "I-A", "E-A", "O", "S-B", "B-B", "E-B"], ["O", "S-A"]), (["B-A", "I-A", "E-A", "O", "B-B", "I-B", "E-B"], ["S-A", "O"])  # fmt: skip
+    for scheme in ({}, {"E": "L", "S": "U"}, {"I": "M"}):
+        actual, said = ([[scheme.get(tag[0], tag[0]) + tag[1:] for tag in tags] for tags in part] for part in bioes)
+        assert METRICS["span_f1"](said, actual) == METRICS["span_f1"](predictions, targets) == pytest.approx(2 / 7)
 
 
 @pytest.mark.parametrize("name", ["matthews", "spearman", "pearson"])

@@ -27,7 +27,16 @@ from unipelt.forms.routed import Route
 
 KEYWORD = "unipelt_context"
 PROMPT = "prompt"  # key of the prompt's mask among the masks of gates; unlike the others it is no argument of a stack's forward
-CACHE_ATTRIBUTE = "unipelt_gates"  # attribute of a cache: the gates of the prompt that filled it
+CACHE_ATTRIBUTE = "unipelt_gates"  # attribute of a cache: its PromptGates
+
+
+class PromptGates(NamedTuple):
+    """Gates of the prompt that filled a cache, kept with it for the tokens that follow."""
+
+    prompt_length: int
+    """tokens of the forward that filled the cache"""
+    values: dict[Any, Tensor]
+    """by change; empty until the gate's first forward"""
 
 
 class Context(NamedTuple):
@@ -44,8 +53,8 @@ class Context(NamedTuple):
     encoder_weights: Tensor | None = None
     prompt_weights: Tensor | None = None
     """`[batch, seq, 1]`: the weights in the mean over the prompt, if a gate averages over it"""
-    prompt_gates: dict[Any, Any] | None = None
-    """values of the prompt's gates by change, stored with the cache, and under PROMPT the prompt's length; None: no cache"""
+    prompt_gates: PromptGates | None = None
+    """None: no cache"""
     disabled: bool = False
     """inside `disabled`: no change is applied"""
     dropped: int = 0
@@ -180,7 +189,7 @@ class ForwardState:
 
     def context(
         self, batch: int, token_weights: Tensor | None = None, encoder_weights: Tensor | None = None, *, repeats: bool = True,
-        prompt_weights: Tensor | None = None, prompt_gates: dict[Any, Any] | None = None,
+        prompt_weights: Tensor | None = None, prompt_gates: PromptGates | None = None,
     ) -> Context:  # fmt: skip
         """The context of a batch. repeats: allow a batch that is a multiple of the route, as generation with beams makes it.
 
@@ -211,7 +220,7 @@ class ForwardState:
     def prompt_weights(
         self,
         x: Shaped[Tensor, "batch seq *d"], mask: Shaped[Tensor, "batch key"] | None, cache: Any, dtype: torch.dtype,
-    ) -> tuple[Float[Tensor, "batch seq 1"] | None, dict[Any, Any] | None]:  # fmt: skip
+    ) -> tuple[Float[Tensor, "batch seq 1"] | None, PromptGates | None]:  # fmt: skip
         """The weight of each token in the mean over the prompt, and the gates of the prompt stored with the cache.
 
         The prompt is given by the thread (see `prompt`), else it is the real tokens of the forward that fills an empty cache.
@@ -219,7 +228,7 @@ class ForwardState:
         Raises SiteError if neither gives the prompt.
         """
         prompt, (batch, length) = self.thread.prompt_mask, x.shape[:2]
-        prompt_gates = None if cache is None else vars(cache).setdefault(CACHE_ATTRIBUTE, {})
+        prompt_gates = None if cache is None else vars(cache).setdefault(CACHE_ATTRIBUTE, PromptGates(length, {}))
         if prompt is not None:
             if batch % len(prompt):
                 raise SiteError(
@@ -257,10 +266,10 @@ def prepare_cache(cache: Any, length: int) -> None:
         )
     past = int(cache.get_seq_length())
     if past == 0:
-        setattr(cache, CACHE_ATTRIBUTE, {PROMPT: length})
+        setattr(cache, CACHE_ATTRIBUTE, PromptGates(length, {}))
         return
     gates = getattr(cache, CACHE_ATTRIBUTE, None)
-    if length > 1 or not gates or past < gates.get(PROMPT, 0):
+    if length > 1 or gates is None or past < gates.prompt_length:
         raise SiteError(
             f"{past} tokens in the cache and {length} given: a gate with pool='prompt' expects the whole prompt in the forward that "
             "fills an empty cache, and one token in each later forward; generation that goes on with an earlier call's cache, "

@@ -76,10 +76,10 @@ class BoundChange:
         """The gate's value for the prompt; with a cache, the one of the forward that filled it."""
         if context.prompt_gates is None:
             return gate(x, context.prompt_weights, context.route)
-        key = self.mixture, *self.location
-        if key not in context.prompt_gates:
-            context.prompt_gates[key] = gate(x, context.prompt_weights, context.route)
-        return context.prompt_gates[key]
+        values, key = context.prompt_gates.values, (self.mixture, *self.location)
+        if key not in values:
+            values[key] = gate(x, context.prompt_weights, context.route)
+        return values[key]
 
 
 def module_of(module: nn.Module, context: Context) -> nn.Module:
@@ -211,8 +211,8 @@ class Pooling:
         states, mask = output.last_hidden_state, argument(self.names, args, kwargs, "attention_mask")
         longer = self.forwards.thread.prompted_input
         if self.mean:
-            if mask is not None and longer is not None and longer.columns is not None and mask.shape[1] == longer.full:
-                mask = mask.gather(1, longer.columns)  # without the prompt's columns
+            if mask is not None and longer is not None and mask.shape[1] == longer.full:
+                mask = longer.of_tokens(mask[..., None])[..., 0]
             mask = None if mask is None else mask[:, -states.shape[1] :]
             weights = None if mask is None else mean_weights(mask, states.dtype)
             pooled = mean_of_real(states, weights)[:, 0].to(states.dtype)

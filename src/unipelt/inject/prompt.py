@@ -40,6 +40,13 @@ class PromptedInput(NamedTuple):
             return F.pad(mask, (self.prompt_length, 0), value=1)
         return self.mask.to(mask.dtype).scatter(1, self.columns, mask)
 
+    def of_tokens(self, value: Shaped[Tensor, "batch *_ full d"]) -> Shaped[Tensor, "batch *_ seq d"]:
+        """The rows of the input's tokens, without those of the prompt."""
+        if self.columns is None:
+            return value[..., self.prompt_length :, :]
+        columns = self.columns.view(len(value), *[1] * (value.dim() - 3), -1, 1)
+        return value.gather(-2, columns.expand(*value.shape[:-2], -1, value.shape[-1]))
+
 
 class BoundPrompt(BoundChange):
     """The vectors of one prompt, times its weight."""
@@ -246,16 +253,8 @@ def _without(value: Any, longer: PromptedInput) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_without(inner, longer) for inner in value)
     if isinstance(value, Tensor) and value.dim() in (3, 4) and value.shape[-2] == longer.full:
-        return of_tokens(value, longer)
+        return longer.of_tokens(value)
     return value
-
-
-def of_tokens(value: Shaped[Tensor, "batch *_ full d"], longer: PromptedInput) -> Shaped[Tensor, "batch *_ seq d"]:
-    """The rows of the input's tokens."""
-    if longer.columns is None:
-        return value[..., longer.prompt_length :, :]
-    columns = longer.columns.view(len(value), *[1] * (value.dim() - 3), -1, 1)
-    return value.gather(-2, columns.expand(*value.shape[:-2], -1, value.shape[-1]))
 
 
 def _refuse_packed(positions: Any, mask: Any) -> None:

@@ -14,7 +14,6 @@ from unipelt import spec
 from unipelt.errors import SiteError
 from unipelt.forms.gate import Gate, ScoredGate
 from unipelt.inject.context import checkpointable, uses_gradient_checkpointing
-from unipelt.inject.prompt import of_tokens
 from unipelt.inject.state import MixtureState, attached_state, mixture_state
 
 
@@ -37,7 +36,7 @@ def record_gates(model: PreTrainedModel) -> Iterator[dict[str, list[Tensor]]]:
             if get_ident() != thread_id:
                 return
             if (longer := forwards.thread.prompted_input) is not None and output.shape[1] == longer.full:
-                output = of_tokens(output, longer)
+                output = longer.of_tokens(output)
             value = output.squeeze(-1) if isinstance(gate, Gate) else output
             values[path].append(value[:, 0] if output.shape[1] == 1 else value)
 

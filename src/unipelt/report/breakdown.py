@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from unipelt.report.drawing import BLUE, INK, Figure, canvas, finish
 from unipelt.report.tables import Block, Cell, Table
+from unipelt.tasks.metrics import as_bioes
 
 FIFTHS = 5
 MATRIX = 12  # classes whose confusions fit into one table; of more, the most frequent confusions are listed
@@ -33,7 +34,7 @@ def span_table(targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[
     """Precision, recall, F1 and exact counts of each type of span, such as PER, as conlleval counts them."""
     from seqeval.metrics.sequence_labeling import get_entities
 
-    actual, predicted = ({*get_entities([*map(list, tags)])} for tags in (targets, predictions))
+    actual, predicted = ({*get_entities([*map(as_bioes, tags)])} for tags in (targets, predictions))
     by_type = (Counter(span[0] for span in spans) for spans in (actual, predicted, actual & predicted))
     note = "A span is right where its first word, its last word and its type are."
     return _counted("type", "spans", _each_name(*by_type), note)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from unipelt.errors import DataError
 from unipelt.tasks.text_metrics import TEXT_METRICS, exact_match, loss, perplexity
 
+BIOES = {"L-": "E-", "U-": "S-", "M-": "I-"}  # prefixes of BILOU and BMES
 Array = NDArray[Any]
 Values = Sequence[Any] | Array
 """one prediction, or one target, an example; of a task with several labels an example, a row of 0 and 1 an example"""
@@ -194,11 +195,16 @@ def mae(predictions: Array, targets: Array) -> Array:
         return np.abs(predictions - targets).mean(axis=-1)
 
 
+def as_bioes(tags: Sequence[str]) -> list[str]:
+    """Tags of the schemes BILOU (L last, U unit) and BMES (M middle) as those of BIOES: B-X, I-X, E-X, S-X and O."""
+    return [BIOES.get(tag[:2], tag[:2]) + tag[2:] for tag in map(str, tags)]
+
+
 def span_f1(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> float:
-    """2TP / (2TP + FP + FN) of spans in the tags B-X, I-X and O, as conlleval counts them; 0 without any."""
+    """2TP / (2TP + FP + FN) of spans in the tags of BIO, BIOES, BILOU or BMES, as conlleval counts them; 0 without any."""
     from seqeval.metrics import f1_score
 
-    predicted, right = ([[str(tag) for tag in tags] for tags in sentences] for sentences in (predictions, targets))
+    predicted, right = ([as_bioes(tags) for tags in sentences] for sentences in (predictions, targets))
     return float(f1_score(right, predicted, zero_division=0))
 
 

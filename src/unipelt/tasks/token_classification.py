@@ -20,7 +20,7 @@ from unipelt.tasks.batches import IGNORED, Batch, Encoded, Part, token_weights, 
 from unipelt.tasks.calibration import mean_softmax
 from unipelt.tasks.linear import Features, Linear, logistic
 
-SPAN_TAG = re.compile("O|B|I|[BIES]-.+")  # of any other tag too, seqeval would take the first letter as its prefix
+SPAN_TAG = re.compile("O|B|I|[BIESLUM]-.+")  # of any other tag too, seqeval would take the first letter as its prefix
 
 
 @dataclass(frozen=True, kw_only=True)
