@@ -69,6 +69,10 @@ class TablePredictor:
         if self.task.generates_text and proba:
             raise UserError("--proba: generated text has no class probabilities; leave it out")
         table, examples, indices = self.read_table(path, text=text, pair=pair, encoding=encoding)
+        new_names = {"prediction", *(f"p({label})" for label in self.task.labels if proba)}
+        for name in table.columns:
+            if name in new_names or (gates and name.startswith("gate(")):
+                raise UserError(f"{path}: has a column {name!r} already, which predict writes; rename it")
         gated = self.gates(examples) if gates else {}
         if gates and not gated:
             raise UserError("--gates: this run has no gates; train one with --method unipelt-apl")
@@ -85,9 +89,6 @@ class TablePredictor:
             added["prediction"] = [label if is_sure else None for label, is_sure in zip(added["prediction"], sure)]
         added |= {f"gate({name})": [round(value, 6) for value in values.tolist()] for name, values in gated.items()}
         columns = dict(table.columns)
-        for name in columns:
-            if name in added or (gates and name.startswith("gate(")):
-                raise UserError(f"{path}: has a column {name!r} already, which predict writes; rename it")
         for name, values in added.items():
             columns[name] = [None] * len(table)
             for index, value in zip(indices, values):
