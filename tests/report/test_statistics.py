@@ -12,12 +12,13 @@ from scipy import stats
 
 from unipelt.report.claims import claims
 from unipelt.report.comparison import compare, headline
-from unipelt.report.samples import BEST_CONSTANT, Sample, difference, make_sample, own_metric
+from unipelt.report.samples import BEST_CONSTANT, Difference, Sample, difference, make_sample, own_metric
 from unipelt.report.statistics import (
     BOTH,
     EXAMPLES,
     NO_INTERVAL,
     SEEDS,
+    Estimate,
     estimate,
     exact_p,
     half_width,
@@ -193,6 +194,8 @@ def test_only_seeds_that_both_have_are_compared():
     assert difference(of, "one", "other").value == pytest.approx(0.15) and difference(of, "one", "other").seeds == 2
     lone = {line.method: line for line in compare([of], ["one", "other", "third"], "one").lines}["third"]
     assert lone.verdict == "no seed in common" and not lone.real
+    errors = Sample("x", METRICS["rmse"], {"one": {0: 0.5}, "other": {1: 0.25}})
+    assert difference(errors, "one", "other").value == -0.25, "below 0 is worse, also where no seed is shared"
 
 
 def test_seeds_with_other_test_examples_are_independent_in_them():
@@ -209,6 +212,7 @@ def test_seeds_with_other_test_examples_are_independent_in_them():
     assert difference(apart, "a", "b").examples_variance == pytest.approx(
         difference(together, "a", "b").examples_variance / 2
     )
+    assert difference(apart, "a", "b").exchanged is None, "no two of them are the same example"
 
 
 def test_the_largest_class_is_compared_like_a_method():
@@ -240,6 +244,8 @@ def test_a_perfect_score_has_the_interval_of_its_examples():
     targets = np.arange(1000) % 2
     all_right = own_estimate(own_metric(made("accuracy", {"a": [targets] * 2}, targets), "a"), METRICS["accuracy"])
     assert all_right.low == pytest.approx(1000 / (1000 + 1.96**2), abs=1e-6) and all_right.high == 1
+    of = made("accuracy", {"a": [targets] * 2, "b": [np.zeros(1000, int)] * 2}, targets)
+    assert compare([of], "ab").reference_line.score == all_right, "in tables too"
 
 
 def test_a_constant_baseline_is_judged_by_the_best_constant_answer():
@@ -259,6 +265,15 @@ def test_a_constant_baseline_is_judged_by_the_best_constant_answer():
     for turned in (["probe", "constant"], ["constant", "probe"]):
         alike = made("accuracy", {"probe": [np.zeros(500, int)] * 2, "constant": constant}, targets)
         assert not compare([alike], turned, turned[0]).lines[1].real
+        assert (
+            compare([made("accuracy", {"probe": good, "constant": constant}, targets)], turned, turned[0]).lines[1].real
+        )
+        half = np.where(np.arange(500) % 2, targets, (targets + 1) % 3)  # the best constant answer is better than that
+        poor = compare([made("accuracy", {"probe": [half] * 2, "constant": constant}, targets)], turned, turned[0])
+        assert not poor.lines[1].real, "that a third answer is better than the probe says nothing of these two"
+        of = made("macro_f1", {"probe": good, "constant": constant}, targets)
+        plain = estimate([difference(of, turned[1], turned[0])])
+        assert compare([of], turned, turned[0]).lines[1].difference == plain, "for accuracy alone"
 
 
 def test_texts_and_lists_are_compared_too():
@@ -309,14 +324,87 @@ def test_claims_are_judged_by_their_intervals_and_never_from_one_seed():
     assert len(claims([twice])) == 2, "which of the two sets of options is meant is not known"
 
 
+def answers_wrong_in(*wrong: int) -> Sample:
+    """A mixture with as many wrong answers, one number a seed, beside a method without any."""
+    mixture, right = [(np.arange(200) < n).astype(int) for n in wrong], np.zeros(200, int)
+    return made("accuracy", {"unipelt-apl": mixture, "lora": [right] * len(wrong)}, right)
+
+
+def test_the_worst_on_one_of_several_tasks_is_judged_as_one_of_several():
+    """A p of 0.03 is enough for one task, not for the lower of two; the number that is shown is that task's."""
+    best = made("accuracy", {"unipelt-apl": [np.zeros(200, int)] * 3, "lora": [(np.arange(200) < n).astype(int) for n in (60, 61, 62)]}, np.zeros(200, int))  # fmt: skip
+    worst = replace(answers_wrong_in(14, 20, 26), task="other")
+    assert [claims([of])[-1].verdict for of in (best, worst)] == ["yes", "no"]
+    for tasks in ([best, worst], [worst, best]):
+        both = claims(tasks)[-1]
+        assert both.verdict == "not decided" and both.number.value == pytest.approx(-10)
+        assert both.between.endswith("on other, the least sure task")
+
+
+def test_the_best_of_other_methods_has_the_least_error():
+    of = Sample("x", METRICS["rmse"], {"mam": {0: 0.4}, "lora": {0: 0.3}, "full": {0: 0.5}})
+    (claim,) = [one for one in claims([of]) if one.text == "mam is the best"]
+    assert claim.number.value == pytest.approx(-0.1) and claim.between.startswith("mam and lora")
+
+
 def test_every_pair_counts_where_test_results_choose_the_best():
-    of = drawn("accuracy", 3, 200, (0.8, 0.79, 0.78, 0.77))
+    of = drawn("accuracy", 3, 200, (0.8, 0.79, 0.78, 0.6))
     free, given_one = compare([of], "abcd"), compare([of], "abcd", compare([of], "abcd").reference)
     for line in free.others:
         other = next(one for one in given_one.lines if one.method == line.method)
         assert line.difference == other.difference and line.corrected_p >= other.corrected_p
     first = min(free.others, key=lambda line: line.difference.p)
-    assert first.corrected_p == pytest.approx(min(1, 6 * first.difference.p))
+    assert first.corrected_p == pytest.approx(6 * first.difference.p) and first.corrected_p < 1
+
+
+def test_an_average_over_tasks_has_the_variances_of_a_mean():
+    """Of k independent numbers: their sum over k². The freedom is that of the tasks together, and a part that one task lacks is
+    not known."""
+    one = Difference(0.02, 4e-4, 60, 300, 9e-4, 3)
+    other = Difference(0.06, 1e-4, 80, 400, 4e-4, 5)
+    found = estimate([one, other])
+    given = (5e-4 / 4, 60, 13e-4 / 4, 13e-4**2 / (9e-4**2 / 2 + 4e-4**2 / 4))
+    half = half_width(0.05, *given)
+    assert (found.value, found.low, found.high) == pytest.approx((0.04, 0.04 - half, 0.04 + half))
+    assert (found.p, found.seeds, found.covers) == (pytest.approx(tail(0.04, *given)), 3, BOTH)
+    assert estimate([one, replace(other, examples_variance=None)]).covers == SEEDS
+    assert estimate([one, replace(other, training_variance=None, seeds=1)]).covers == EXAMPLES
+
+
+def better_in(examples: int) -> Difference:
+    """Two runs of 200 test examples, of which the first alone has this many right that the other has not."""
+    return difference(
+        made("accuracy", {"a": [np.zeros(200)], "b": [np.arange(200) < examples]}, np.zeros(200)), "a", "b"
+    )
+
+
+def test_the_interval_holds_0_where_the_exact_test_says_chance():
+    """McNemar's p of five to none is 2 / 2⁵, where the variance of the examples alone says 0.03."""
+    found, sure = estimate([better_in(5)]), estimate([better_in(6)])
+    assert (found.p, found.low) == (pytest.approx(2 / 2**5), 0) and found.high > found.value
+    assert (sure.p, sure.low > 0) == (pytest.approx(2 / 2**6), True)
+
+
+def test_the_examples_of_several_tasks_are_exchanged_together():
+    tasks = [better_in(3), better_in(4)]
+    assert exact_p([task.exchanged for task in tasks], sum(task.value for task in tasks) / 2) == pytest.approx(2 / 2**7)
+
+
+def test_a_methods_own_interval_is_in_the_unit_of_its_metric():
+    """An error in cents has a hundred times the interval; a correlation r is judged as the share (r + 1) / 2."""
+    error, share = Difference(0.4, 4e-4, 100, 300), Difference(0.8, 4e-4, 100, 300)
+    cents = own_estimate(Difference(40.0, 4.0, 100, 300), METRICS["rmse"])
+    plain = own_estimate(error, METRICS["rmse"])
+    assert (cents.low, cents.high) == pytest.approx((100 * plain.low, 100 * plain.high)) and plain.low > 0.3
+    correlation = own_estimate(Difference(0.6, 16e-4, 100, 300), METRICS["matthews"])
+    of_share = own_estimate(share, METRICS["accuracy"])
+    assert (correlation.low, correlation.high) == pytest.approx((2 * of_share.low - 1, 2 * of_share.high - 1))
+    assert of_share.low == pytest.approx(0.758, abs=2e-3) and of_share.high == pytest.approx(0.837, abs=2e-3)
+
+
+def test_an_interval_turned_round_begins_at_its_end():
+    found = Estimate(2.0, 1.0, 4.0).times(-100)
+    assert (found.value, found.low, found.high) == (-200, -400, -100)
 
 
 def test_holm():
