@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from unipelt.data.examples import Dataset, Examples
+from unipelt.data.folds import inner_folds
 from unipelt.data.splits import split
 from unipelt.errors import DataError
 
@@ -46,6 +47,27 @@ def test_no_tested_text_is_trained_on_where_groups_share_texts():
     for seed in range(FOLDS):
         one = split(data, "all", seed, folds=FOLDS)
         assert not {*one.test.keys} & {*one.train.keys, *one.validation.keys} and one.train.keys
+
+
+@pytest.mark.parametrize("repeated", [1, 2])
+def test_each_fold_has_its_share_of_a_rare_class(repeated: int):
+    """Of ten classes with eight examples each, every fold of four has two examples."""
+    data = dataset(classes=10, repeated=repeated)
+    for seed in range(FOLDS):
+        assert Counter(split(data, "all", seed, folds=FOLDS).test.targets) == dict.fromkeys(range(10), 2)
+
+
+def test_a_setting_is_chosen_by_five_folds_or_as_many_as_there_are_groups():
+    for data, folds in ((dataset(), 5), (dataset(groups=3), 3), (dataset(groups=3, classes=0), 3), (dataset(8, 2), 4)):
+        examples = data.train
+        numbers = inner_folds(examples, examples.targets if data.classes else None)
+        assert {*numbers} == {*range(folds)}
+        if examples.groups:
+            assert len({*zip(examples.groups, numbers)}) == folds, "a group is in two folds"
+        elif data.classes:
+            assert {*Counter(zip(numbers, examples.targets)).values()} == {len(examples) // folds // 2}, "shares differ"
+    assert inner_folds(dataset(20, groups=1).train, None) == [0] * 20, "one group cannot be held out"
+    assert {*inner_folds(dataset(4, classes=4).train, [0, 1, 2, 3])} == {*range(4)}, "of classes of one example"
 
 
 def test_one_fold_tests_nothing():

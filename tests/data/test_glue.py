@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from unipelt.data import GLUE, load_glue, split
+from unipelt.data import GLUE, load_glue, read_table, split
 from unipelt.errors import DataError
 from unipelt.tasks.registry import TASKS, load
 
@@ -71,6 +71,8 @@ def test_real_files(name):
     task, dataset = load(name, data_dir=FOLDER)
     assert dataset.complete == (len(dataset.train) >= GLUE[name].size)
     assert not task.labels or {*dataset.test.targets} == {*range(len(task.labels))}
+    declared = read_table(FOLDER / name / f"{GLUE[name].test}.parquet").classes.get("label", ())
+    assert task.labels == declared, "an index has the name that the files declare for it"
     parts = split(dataset, 100, seed=0)
     assert (len(parts.train), len(parts.validation)) == (100, 1000)
     assert all("repeat" in note for note in parts.notes), "GLUE has some texts twice, and all else of the protocol"

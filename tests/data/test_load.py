@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import datasets
 import pytest
 
-from unipelt.data import Examples, split
+from unipelt.data import Dataset, Examples, split
 from unipelt.errors import DataError
 from unipelt.tasks.registry import load
 
@@ -144,6 +145,9 @@ def test_examples_are_values():
     assert len(pair) == 2
     assert pair.take([1]) == Examples(inputs={"text": ["b"], "text_pair": ["d"]}, targets=[1])
     assert pair.take([0, 1]).fingerprint == pair.fingerprint
+    one, other = (replace(pair.take([index]), groups=["x"], names=[f"line {index}"]) for index in (0, 1))
+    assert one.joined(other) == replace(pair, groups=["x", "x"]) and one.joined(other).names == ["line 0", "line 1"]
+    assert one.joined(replace(other, groups=None)) == pair, "what one of them lacks is not known of both"
     different = [
         pair.take([1, 0]),
         Examples(inputs=pair.inputs, targets=[1, 0]),
@@ -151,6 +155,20 @@ def test_examples_are_values():
         Examples(inputs={"text": ["ab", ""], "text_pair": ["c", "d"]}, targets=[0, 1]),
     ]
     assert len({one.fingerprint for one in [pair, *different]}) == 5
+
+
+def test_the_identity_of_a_data_set_is_all_that_results_depend_on():
+    """A study that is asked for again is refused where any of it is another."""
+    one = Examples(inputs={"text": ["a", "b"]}, targets=[0, 1], groups=["x", "y"])
+    data = Dataset(name="made", train=one, test=one, classes=("no", "yes"))
+    different = [
+        data, replace(data, train=one.take([1, 0])), replace(data, train=replace(one, groups=["x", "x"])),
+        replace(data, classes=("yes", "no")), replace(data, test=None), replace(data, validation=one),
+        replace(data, test=one.take([0])),
+    ]  # fmt: skip
+    assert len({each.identity for each in different}) == len(different)
+    assert replace(data, name="moved", notes=("read elsewhere",)).identity == data.identity
+    assert data.identity.startswith("2 training and 2 test examples, sha256 ")
 
 
 def test_importing_data_loads_nothing_heavy():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unipelt.data import Dataset, Examples, split
-from unipelt.data.splits import LARGEST_TEST, MIN_EXAMPLES
+from unipelt.data.splits import LARGEST_TEST, MIN_EXAMPLES, Splits, last_of, summarise
 from unipelt.errors import DataError
 
 
@@ -230,6 +230,40 @@ def test_what_given_sets_share_is_counted_and_told():
     parts = split(replace(dataset, test=test), 60, seed=0)
     count = sum(int(group.split()[1]) >= 5 for group in parts.train.groups)
     assert any(note.startswith(f"{count} training examples are of a group that has test") for note in parts.notes)
+
+
+def test_a_group_far_larger_than_the_set_asked_for_stays_where_it_trains():
+    groups = [[0], [1, 2], [3], [*range(4, 30)]]
+    assert last_of(groups, 2, 1) == ([0, *range(4, 30)], [1, 2, 3]), "half more than asked for is taken, not ten times"
+    assert last_of(groups[2:], 2, 0) == ([*range(4, 30)], [3]) and last_of(groups, 9, 3) == ([0, 1, 2, 3], groups[3])
+
+
+def test_what_a_given_validation_set_shares_is_told_too():
+    dataset = made(100, test=20)
+    shared = [*texts(dataset.train)[:4], *texts(dataset.test)[:3], *(f"own {index}" for index in range(13))]
+    parts = split(replace(dataset, validation=replace(dataset.test, inputs={"text": shared})), "all", seed=0)
+    assert [note.partition(" of made")[0] for note in parts.notes] == [
+        "4 validation examples repeat a training text", "3 validation examples repeat a test text",
+    ]  # fmt: skip
+
+
+def test_counts_of_the_sets_are_exact():
+    """Repeated texts, texts of train in the other sets, texts with two labels, and examples of each class."""
+
+    def part(words: str, targets: list) -> Examples:
+        return Examples(inputs={"text": words.split()}, targets=targets)
+
+    train, other = part("a b a c", [0, 1, 1, 1]), part("c d d", [0, 1, 1])
+    found = summarise(Splits(train=train, validation=other, test=part("b e", [1, 0]), notes=()))
+    assert found == {
+        "examples": {"train": 4, "validation": 3, "test": 2}, "repeated": {"train": 1, "validation": 1, "test": 0},
+        "shared": {"validation": 1, "test": 1}, "contradictory": 2,
+        "classes": {"train": {"0": 1, "1": 3}, "validation": {"0": 1, "1": 2}, "test": {"0": 1, "1": 1}},
+    }  # fmt: skip
+    several = part("a b c", [[1, 0, 1], [0, 0, 1], [0, 0, 0]])
+    found = summarise(Splits(train=several, validation=several, test=None, notes=()))
+    assert found["classes"]["train"] == {"0": 1, "1": 0, "2": 2} and found["contradictory"] == 0
+    assert (found["examples"], found["shared"]) == ({"train": 3, "validation": 3}, {"validation": 3})
 
 
 def test_groups_share_no_text_with_the_held_out_test_set():
