@@ -19,10 +19,11 @@ from unipelt.report.terminal import show
 from unipelt.train.records import RunKey, RunRecord
 
 SIZES = {"a": 1, "b": 20, "small": 10, "big": 1000, "huge": 100_000, "constant": 0}
+RATES = {method: 1e-3 * number for number, method in enumerate(SIZES, start=1)}
 OWN = {"model": "minilm", "data": "reviews.csv"}
 
 
-def recommended(folder: Path, validation: dict[str, Seeds], test: dict[str, Seeds], metric: str = "accuracy", rows: int = 400) -> Report:  # fmt: skip
+def recommended(folder: Path, validation: dict[str, Seeds], test: dict[str, Seeds], metric: str = "accuracy", rows: int = 400, folds: int = 0) -> Report:  # fmt: skip
     """A comparison whose predictions are right in that share of the test examples, from the first on; half are of a class."""
     targets = [i % 2 for i in range(rows)]
     results = {}
@@ -30,13 +31,13 @@ def recommended(folder: Path, validation: dict[str, Seeds], test: dict[str, Seed
         for seed, value in values.items():
             right = min(test[method][seed], 1.0) * rows
             guesses = [target if i < right else 1 - target for i, target in enumerate(targets)]
-            key = RunKey(task="reviews", k="all", method=method, seed=seed, lr=1e-3)
+            key = RunKey(task="reviews", k="all", method=method, seed=seed, lr=RATES[method])
             results[key] = RunRecord(
                 status="finished", metric=metric, validation=value, test=test[method][seed], parameters={"head": SIZES[method]},
                 stored=min(SIZES[method], 100),
                 targets=targets, predictions=guesses,
             )  # fmt: skip
-    return build(write(folder, results, options=OWN))
+    return build(write(folder, results, options=OWN | {"folds": folds}))
 
 
 def numbered(**values: list[float]) -> dict[str, Seeds]:
@@ -55,12 +56,22 @@ def test_validation_chooses_and_test_results_have_no_say(tmp_path: Path):
     assert other.files["comparison.csv"] == made.files["comparison.csv"], "the order of the runs has no say either"
 
 
+def test_out_of_fold_answers_choose_where_every_example_is_tested_once(tmp_path: Path):
+    """The validation examples inside the folds have chosen the rates already."""
+    low, high = [0.6, 0.61, 0.6], [0.9, 0.91, 0.9]
+    made = recommended(tmp_path / "study", numbered(a=high, b=low), numbered(a=low, b=high), folds=3)
+    assert made.recommendation.method == "b" and "validation accuracy ×100" not in made.recommendation.table.columns
+
+
 def test_where_the_difference_is_noise_the_smallest_is_taken(tmp_path: Path):
     noisy = numbered(big=[0.8, 0.7, 0.78], small=[0.79, 0.72, 0.76])
     test = numbered(big=[0.75, 0.74, 0.76], small=[0.74, 0.75, 0.75])
     made = recommended(tmp_path / "noisy", noisy, test)
     assert made.recommendation.method == "small" and "no difference to it is beyond chance (3 seeds)" in made.why
     assert "big has the best validation accuracy; small is within one standard error of it and smaller." in made.why
+    assert made.recommendation.lr == RATES["small"], "which trains it again, not the best method's"
+    rows = csv.DictReader(io.StringIO(made.files["comparison.csv"].decode()))
+    assert {row["method"]: float(row["learning rate"]) for row in rows} == {m: RATES[m] for m in noisy}
     noisy, test = noisy | numbered(constant=[0.78, 0.72, 0.77]), test | numbered(constant=[0.5, 0.5, 0.5])
     assert recommended(tmp_path / "constant", noisy, test).recommendation.method == "small", "one answer helps nobody"
     clear = numbered(big=[0.9, 0.91, 0.9], small=[0.7, 0.71, 0.7])
@@ -106,6 +117,7 @@ def test_a_run_that_diverged_counts_as_missing(tmp_path: Path):
         ({"small": {0: 0.8}}, ["small"], "small", "There is no other method to compare small with."),
         ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.8, 1: 0.7}}, ["small", "big"], "small", "small and big have the same validation accuracy; small is the smallest."),
         ({"big": {0: 0.9, 1: 0.9}, "small": {0: 0.9}, "huge": {1: 0.8}}, ["big", "small", "huge"], "big", "big and small have the same validation accuracy. big and huge are compared on seed 1,"),
+        ({"small": {0: 0.805, 1: 0.785, 2: 0.765}, "big": {0: 0.8, 1: 0.8, 2: 0.8}}, ["big", "small"], "big", "big has the best validation accuracy."),  # 0.015, and a standard error of 0.02 / √3
         ({"small": {0: 0.8, 1: 0.7}, "big": {0: 0.1, 1: 0.2}}, ["small", "big"], "small", "small has the best validation accuracy."),
     ],
 )  # fmt: skip

@@ -131,6 +131,11 @@ def test_errors_are_in_the_unit_of_the_labels(made: dict[str, Report]):
     assert "residuals.svg" in one.files and "confidence.svg" not in one.files
 
 
+def test_times_are_those_of_a_run_and_of_one_of_its_test_examples(made: dict[str, Report]):
+    for row in rows(made["classification"], "comparison"):
+        assert float(row["training time, s"]) == 12 and float(row["prediction time, ms an example"]) == 900 / TEST
+
+
 def test_the_worst_texts_stand_first(made: dict[str, Report]):
     scores = [float(row["exact match"]) for row in rows(made["texts"], "mistakes")]
     assert (

@@ -151,6 +151,13 @@ def test_metrics_of_other_units_are_not_averaged(tmp_path: Path):
     assert (made.compared[100].tasks, made.compared[100].reference) == (2, "lora")
 
 
+def test_errors_are_not_averaged_with_scores_of_the_same_unit(tmp_path: Path):
+    results = flat(cells(["rte", "sst2", "prices"], [100], ["full", "lora"], range(2)), lambda cell: 7.0 + cell.seed)
+    for cell, one in results.items():
+        one.metric = "mae" if cell.task == "prices" else "bleu"
+    assert study(tmp_path / "study", results).averaged(100) == ["sst2", "rte"]
+
+
 def test_the_order_of_the_runs_does_not_matter(tmp_path: Path):
     methods = ["full", "adapter", "lora", "unipelt-apl"]
     results = list(lively(cells(["cola", "stsb"], [100, "all"], methods, range(2), [1e-3, 3e-3]), rows=20).items())

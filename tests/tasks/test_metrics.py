@@ -158,6 +158,14 @@ def test_the_main_metric_comes_first():
     assert list(three.score([0, 1, 2], [0, 1, 1])) == ["accuracy", "macro_f1", "matthews"]
 
 
+def test_shares_and_correlations_stand_times_a_hundred_and_nothing_else_does():
+    """ROUGE, BLEU and chrF are in 0 to 100 already, errors in a unit of their own."""
+    own_unit = {"rmse", "mae", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "loss", "perplexity"}
+    assert {name: metric.display_factor for name, metric in METRICS.items()} == {
+        name: 1.0 if name in own_unit else 100.0 for name in METRICS
+    }
+
+
 def test_every_score_is_a_plain_float():
     for task, values in ((CLASSES, LABELS), (NUMBERS, [float(value) for value in LABELS])):
         scores = task.score(numpy.array(values), numpy.array(values))
