@@ -8,15 +8,17 @@ import pytest
 import torch
 from cli.conftest import base_of, run, tiny_base  # noqa: F401
 from scipy.sparse import csr_matrix
+from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss
 from tasks.kinds import KINDS
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from unipelt.checkpoint.disk import ARRAYS, BASELINE, write_whole
 from unipelt.errors import CheckpointError, UserError
 from unipelt.tasks.calibration import surprise
-from unipelt.tasks.linear import coordinates, logistic, ridge
+from unipelt.tasks.linear import STRENGTHS, coordinates, logistic, ridge
 from unipelt.tasks.registry import TASKS
 from unipelt.train.baselines import (
     ANSWERING,
@@ -143,6 +145,49 @@ def test_linear_models_find_a_linear_truth():
     assert logistic(np.zeros((200, 0)), rare, 2, folds)(np.zeros((1, 0))).argmax() == 0
     few = logistic(np.where(rare[:, None] == 1, 1.0, 0.0) + 0 * x, rare, 2, folds, balanced=True)
     assert few(np.where(rare[:, None] == 1, 1.0, 0.0) + 0 * x).argmax(axis=1).tolist() == rare.tolist()
+    assert few.held_out is not None and np.flatnonzero(np.isnan(few.held_out[:, 0])).tolist() == [0, 1, 2, 3], (
+        "a class of fewer examples than folds trains in every fold"
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_probabilities_are_scikit_learns_at_the_strength_of_least_loss_over_all_folds(classes: int, balanced: bool):
+    chosen = []
+    for seed in range(4):
+        draw = np.random.default_rng(seed)
+        x, folds = draw.normal(size=(60, 5)), np.arange(60) % 3
+        y = np.digitize(x[:, 0] + draw.normal(size=60), [0.8, 1.5][: classes - 1])
+        scaled = (x - x.mean(axis=0)) / x.std(axis=0) / 5**0.5
+        models = [
+            LogisticRegression(C=c, class_weight="balanced" if balanced else None, max_iter=500) for c in STRENGTHS
+        ]
+        losses = [
+            sum(log_loss(y[folds == fold], model.fit(scaled[folds != fold], y[folds != fold]).predict_proba(scaled[folds == fold]), labels=range(classes), normalize=False) for fold in range(3))
+            for model in models
+        ]  # fmt: skip
+        best = models[int(np.argmin(losses))].fit(scaled, y)
+        found = logistic(x, y.tolist(), classes, folds.tolist(), balanced=balanced)(x)
+        np.testing.assert_allclose(softmax(found, axis=1), best.predict_proba(scaled), atol=2e-3)
+        chosen.append(best.C)
+    assert len({*chosen}) > 1
+
+
+def test_ridge_is_scikit_learns_at_the_strength_of_least_error_over_all_folds():
+    chosen = []
+    for noise in (0.1, 1.0, 10.0, 100.0):
+        draw = np.random.default_rng(int(10 * noise))
+        x, folds = draw.normal(size=(60, 5)), np.arange(60) % 3
+        y, scaled = x[:, 0] + noise * draw.normal(size=60), (x - x.mean(axis=0)) / x.std(axis=0) / 5**0.5
+        models = [Ridge(1 / strength) for strength in STRENGTHS]
+        errors = [
+            sum(((model.fit(scaled[folds != fold], y[folds != fold]).predict(scaled[folds == fold]) - y[folds == fold]) ** 2).sum() for fold in range(3))
+            for model in models
+        ]  # fmt: skip
+        best = models[int(np.argmin(errors))].fit(scaled, y)
+        np.testing.assert_allclose(ridge(x, y, folds.tolist())(x)[:, 0], best.predict(scaled), atol=1e-6)
+        chosen.append(best.alpha)
+    assert len({*chosen}) > 1
 
 
 def test_linear_models_are_fitted_by_one_thread(monkeypatch: pytest.MonkeyPatch):
