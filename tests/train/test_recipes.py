@@ -1,6 +1,7 @@
 """The recipe: a default for every preset, and no number that cannot train."""
 
 from dataclasses import fields
+from itertools import pairwise
 
 import pytest
 
@@ -27,6 +28,21 @@ def test_every_method_has_a_recipe_and_what_is_given_comes_first(method: str):
 def test_more_samples_never_ask_for_more_epochs():
     epochs = [default_recipe("lora", 768, samples).epochs for samples in (10, 100, 500, 1000, 5000, 10**6)]
     assert epochs == sorted(epochs, reverse=True)
+
+
+def test_the_protocols_sizes_have_the_epochs_that_are_named_for_them():
+    """Up to 100, 500, 1,000 and 5,000 examples, and more: epochs, epochs between evaluations, and patience."""
+    named = [(50, 4, 5), (25, 2, 5), (20, 2, 5), (10, 1, 10), (3, 1, 10)]
+    for limit, (few, more) in zip((100, 500, 1000, 5000), pairwise(named)):
+        for examples, expected in ((limit, few), (limit + 1, more)):
+            recipe = default_recipe("lora", 768, examples)
+            assert (recipe.epochs, recipe.evaluate_every, recipe.patience) == expected
+    assert [default_recipe("lora", hidden, 100).lr for hidden in (511, 512)] == [RATES["lora"][1], RATES["lora"][0]]
+
+
+def test_the_second_matrix_of_lora_trains_at_the_rate_of_the_first_unless_it_has_its_own():
+    assert Recipe(lr_lora=2e-3).rates == {"lora": 2e-3, "lora_b": 2e-3} and Recipe().rates == {}
+    assert Recipe(lr_lora=2e-3, lr_lora_b=3e-2, lr_head=1e-4).rates == {"lora": 2e-3, "lora_b": 3e-2, "head": 1e-4}
 
 
 @pytest.mark.parametrize(
