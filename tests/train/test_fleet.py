@@ -185,6 +185,16 @@ def test_the_optimiser_is_torchs(clip: float, weight_decay: float):
                 torch.testing.assert_close(mine[run], its, rtol=1e-12, atol=1e-12)
 
 
+def test_a_parameter_that_does_not_train_is_not_decayed():
+    trained, fixed = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(2, 3), requires_grad=False)
+    flat = ParameterMatrix([trained, fixed], 2)
+    flat.gather()
+    one = torch.ones(2)
+    AdamW(flat).step(one, 0.5 * one, 0 * one, 0.1 * one)
+    torch.testing.assert_close(trained.data, torch.full((2, 3), 0.95))
+    assert torch.equal(fixed.data, torch.ones(2, 3))
+
+
 LORA_PLUS = {"lr_lora": 2e-3, "lr_lora_b": 3.2e-2}
 RATES = {"lr_prefix": 3e-3, "lr_adapter": 2e-2, "lr_gate": 5e-2, "lr_head": 1e-3}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unipelt.errors import CheckpointError
+from unipelt.errors import CheckpointError, UserError
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig, RunRecord
 from unipelt.train.run_folder import RECORD, read_record, write_record
@@ -49,3 +49,10 @@ def test_what_is_no_record_is_named(text: str, tmp_path: Path):
     (tmp_path / RECORD).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(CheckpointError, match=rf"{RECORD}: damaged"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_would_not_fit_beside_its_epochs_is_refused(seed: int):
+    with pytest.raises(UserError, match=f"--seed {seed}: expected 0 to 4294967295"):
+        RunConfig(task="rte", seed=seed)
+    assert RunConfig(task="rte", seed=2**32 - 1).key.seed == 2**32 - 1
