@@ -3,7 +3,7 @@
 from itertools import product
 
 from unipelt.study.compare import group_by_seed
-from unipelt.study.plan import FLEET_FACTOR, StudyConfig, group_into_fleets
+from unipelt.study.plan import FLEET_FACTOR, StudyConfig, fleet_name, group_into_fleets
 from unipelt.train.records import RunKey
 
 
@@ -15,9 +15,10 @@ def keys(tasks=("rte", "cola"), ks=(100, "all"), methods=("lora", "full"), seeds
 
 
 def test_a_fleet_is_of_one_method_and_size_and_on_a_cpu_of_one_task():
+    plan = keys(methods=("lora", "adapter", "full"))
     for mixed in (False, True):
-        fleets = group_into_fleets(keys(), 4, mixed)
-        assert sorted(key.id for fleet in fleets.values() for key in fleet) == sorted(key.id for key in keys())
+        fleets = group_into_fleets(plan, 4, mixed)
+        assert sorted(key.id for fleet in fleets.values() for key in fleet) == sorted(key.id for key in plan)
         tuned = [fleet for fleet in fleets.values() if not fleet[0].full]
         assert all(len({(key.k, key.method) for key in fleet}) == 1 for fleet in fleets.values())
         assert all(len({key.task for key in fleet}) == 1 + mixed for fleet in tuned)
@@ -31,12 +32,8 @@ def test_a_fleet_is_of_one_method_and_size_and_on_a_cpu_of_one_task():
 def test_a_fleet_has_a_queue_behind_the_runs_that_train_at_once():
     plan = keys(["rte"], [100], ["lora"], seeds=9, rates=[1e-3])
     assert [len(fleet) for fleet in group_into_fleets(plan, 2, False).values()] == [2 * FLEET_FACTOR, 1]
-    names = [
-        *group_into_fleets(plan, 2, False),
-        *group_into_fleets(plan[:8], 2, False),
-        *group_into_fleets(plan[:7], 2, False),
-    ]
-    assert len({*names}) == 3 and names[0] == names[2], "a name is that of its runs"
+    two = [fleet_name([plan[0], plan[other]]) for other in (1, 2, 1)]
+    assert two[0] == two[2] != two[1], "a name is that of all its runs"
 
 
 def test_a_comparison_trains_a_seed_after_another_and_the_folds_of_one_together():

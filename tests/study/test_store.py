@@ -214,6 +214,39 @@ def test_more_epochs_plan_every_run_again(tmp_path: Path):
         Store.create(tmp_path, {"model": "m"})
 
 
+def test_more_epochs_train_no_baseline_again_and_fewer_than_a_run_has_are_refused(tmp_path: Path):
+    """Also where the number of epochs was each method's default."""
+    baseline = replace(KEYS[0], method="tfidf", lr=None)
+    store = Store.create(tmp_path, {"recipe": {}})
+    store.plan([baseline, KEYS[1]])
+    store.finish({baseline: RESULT, KEYS[1]: replace(RESULT, recipe={"epochs": 5})})
+    with pytest.raises(StoreError, match="holds runs of 5 epochs; got --epochs 4"):
+        Store.create(tmp_path, {"recipe": {"epochs": 4}}).plan([])
+    longer = Store.create(tmp_path, {"recipe": {"epochs": 6}})
+    assert longer.plan([]) == 1 and longer.pending() == [KEYS[1]]
+
+
+def test_a_later_plan_stands_behind_an_earlier_one(tmp_path: Path):
+    store = Store.create(tmp_path, {})
+    for part in (KEYS[:2], KEYS[1:4], KEYS[4:]):
+        store.plan(part)
+    assert store.pending() == KEYS
+
+
+def test_runs_of_one_task_have_one_set_of_examples(tmp_path: Path):
+    """Whatever else is planned between; where all of them have failed, the examples may change."""
+    other = replace(KEYS[0], task="b")
+    store = Store.create(tmp_path, {})
+    store.plan(KEYS, {"a": "sha256 1"})
+    store.finish(dict.fromkeys(KEYS, replace(RESULT, status="failed: why")))
+    store.plan(KEYS, {"a": "sha256 2"})
+    store.finish({KEYS[0]: RESULT})
+    store.plan([other], {"b": "sha256 3"})
+    with pytest.raises(StoreError, match="its runs of a were trained on other examples: sha256 2; got sha256 1;"):
+        store.plan(KEYS, {"a": "sha256 1"})
+    assert store.dataset_identities() == {"a": "sha256 2", "b": "sha256 3"}
+
+
 def test_runs_of_one_study_have_one_base(tmp_path: Path):
     store = Store.create(tmp_path, {})
     store.plan(KEYS)
