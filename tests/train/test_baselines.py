@@ -154,7 +154,7 @@ def test_linear_models_find_a_linear_truth():
 @pytest.mark.parametrize("balanced", [False, True])
 def test_probabilities_are_scikit_learns_at_the_strength_of_least_loss_over_all_folds(classes: int, balanced: bool):
     chosen = []
-    for seed in range(4):
+    for seed in range(2):
         draw = np.random.default_rng(seed)
         x, folds = draw.normal(size=(60, 5)), np.arange(60) % 3
         y = np.digitize(x[:, 0] + draw.normal(size=60), [0.8, 1.5][: classes - 1])
@@ -170,7 +170,7 @@ def test_probabilities_are_scikit_learns_at_the_strength_of_least_loss_over_all_
         found = logistic(x, y.tolist(), classes, folds.tolist(), balanced=balanced)(x)
         np.testing.assert_allclose(softmax(found, axis=1), best.predict_proba(scaled), atol=2e-3)
         chosen.append(best.C)
-    assert len({*chosen}) > 1
+    assert {*chosen} & {*STRENGTHS[1:-1]}
 
 
 def test_ridge_is_scikit_learns_at_the_strength_of_least_error_over_all_folds():
