@@ -85,15 +85,17 @@ def test_of_several_labels_the_probability_of_each_is_judged_by_its_target():
 
 
 def test_more_examples_that_lower_an_error_are_a_gain(tmp_path: Path):
-    """In the metric's own direction: the change is negative, and the answer is yes."""
+    """In the metric's own direction: the change is negative. Whether it is beyond chance is said."""
 
-    def size(k: int | str, error: float) -> list[Run]:
-        made = [[error + 0.01 * seed + 0.1 * (i % 3) for i in range(90)] for seed in range(3)]
+    def size(k: int | str, error: float, luck: float = 0.01) -> list[Run]:
+        made = [[error + luck * seed + 0.1 * (i % 3) for i in range(90)] for seed in range(3)]
         return runs([answered("mae", error, of, float(np.mean(of))) for of in made], k)
 
-    few, many = size(100, 2.0), size(200, 1.0)
-    for sizes, change, said in (((few, many), -1, "Probably yes: "), ((many, few), 1, "No sign of it: ")):
-        section = learning_curve(stored(tmp_path / said[:2], few, many), dict(zip((100, 200), sizes)), folds=False)
+    few, many, lucky = size(100, 2.0), size(200, 1.0), size(200, 1.9, luck=0.1)
+    for sizes, change, said in (
+        ((few, many), -1, "Probably yes: "), ((many, few), 1, "No sign of it: "), ((few, lucky), -0.01, "Perhaps: ")
+    ):  # fmt: skip
+        section = learning_curve(stored(tmp_path / said[:2], *sizes), dict(zip((100, 200), sizes)), folds=False)
         assert section is not None and section.sentence.startswith(said)
         (table,) = (one for one in section.visible if isinstance(one, Table))
         assert table.blocks[0].rows[1][2].value == pytest.approx(change)
@@ -137,6 +139,8 @@ def test_errors_of_each_fifth_of_the_labels():
     whole, *fifths = table.blocks[0].rows
     assert [[cell.value for cell in row[1:]] for row in fifths] == [[20, n, n, n, n] for n in range(5)]
     assert [cell.value for cell in whole[1:]] == [100, 2, 2, 4, 2] and fifths[0][0].text == "0 to 19"
+    (few,) = error_table(np.zeros(11), np.arange(11.0)).blocks[0].rows
+    assert [cell.value for cell in few[1:]] == [11, 5, 5, 9, 5], "half are within 5, nine in ten within 9"
 
 
 def test_classes_are_counted_with_several_labels_too_and_the_worst_is_named():
