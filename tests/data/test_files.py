@@ -10,6 +10,7 @@ import pytest
 
 from unipelt.data import Columns, Dialect, choose_columns, read_table, table_bytes
 from unipelt.data.readers import READERS
+from unipelt.data.tables import class_name
 from unipelt.errors import DataError
 from unipelt.tasks.registry import load
 
@@ -311,3 +312,9 @@ def test_flags_that_contradict_each_other(tmp_path):
     path = write(tmp_path / "named.csv", {"review": TEXTS, "stars": LABELS})
     assert "named twice" in said(path, text_column="review", label_column="review")
     assert "--text-column" in said(path, text_pair_column="review")
+
+
+def test_whole_numbers_name_one_class_however_they_are_written():
+    """Pandas writes 1.0 into a CSV file where another cell of the column is empty."""
+    assert {class_name(value) for value in (1, 1.0, "1", "1.0", " 1.00 ")} == {"1"}
+    assert [class_name(value) for value in ("1.5", "v1.0", "-2.0", "1.")] == ["1.5", "v1.0", "-2", "1."]
