@@ -1,5 +1,6 @@
 """Files of the user's: every format reads the same and is written back, and every mistake gets one line that says what to do."""
 
+import codecs
 import csv
 import json
 
@@ -110,6 +111,16 @@ def test_encodings_are_read_and_written_back(tmp_path, encoding):
     assert "☂" in beyond.decode("utf-8-sig" if encoding == "cp1252" else encoding)
 
 
+def test_a_byte_order_mark_says_more_than_an_option(tmp_path):
+    path = tmp_path / "marked.csv"
+    marks = {"utf-8": codecs.BOM_UTF8, "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
+    for name, mark in marks.items():
+        path.write_bytes(contents := mark + "text,label\ncafé,1\n".encode(name))
+        table = read_table(path, "cp1252")
+        assert table.columns == {"text": ["café"], "label": ["1"]}
+        assert table_bytes(table.columns, ".csv", table.dialect) == contents
+
+
 @pytest.mark.parametrize("encoding", ["utf-9", "base64", "rot13"])
 def test_an_encoding_that_does_not_exist_is_refused(tmp_path, encoding):
     path = write(tmp_path / "reviews.csv", {"text": TEXTS, "label": LABELS})
@@ -148,6 +159,7 @@ def test_blank_lines_are_no_examples_but_in_a_single_column(tmp_path):
     for end in ("", "\n", "\n\n", "\n \r\n\n"):
         path.write_text("\ntext\na b\n\nc d" + end)
         assert read_table(path).columns == {"text": ["a b", "", "c d"]}, "predictions keep their lines"
+        assert read_table(path).lines == [3, 4, 5]
 
 
 def test_incomplete_examples_are_named_or_left_out(tmp_path):
@@ -184,6 +196,20 @@ def test_class_names_that_parquet_declares_are_used_and_odd_metadata_is_not(tmp_
         assert load(path)[0].labels == expected
 
 
+def test_tags_have_the_names_and_the_order_that_parquet_declares(tmp_path):
+    path = tmp_path / "tags.parquet"
+    features = {"tags": {"feature": {"names": ["O", "B-LOC"], "_type": "ClassLabel"}, "_type": "Sequence"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for tags in ([[0, 1], [1]], [[0, 1], [-1]], [[0, 2], [1]]):
+        table = pyarrow.table({"tokens": [["in", "Rome"], ["Rome"]], "tags": tags})
+        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
+        if tags == [[0, 1], [1]]:
+            task, dataset = load(path)
+            assert task.labels == ("O", "B-LOC") and dataset.train.targets == [["O", "B-LOC"], ["B-LOC"]]
+        else:
+            assert "in column 'tags', expected 0 to 1" in said(path)
+
+
 def test_columns_that_nobody_asked_for_may_hold_anything(tmp_path):
     extra = {"when": pyarrow.array([1, 2], pyarrow.timestamp("ns")), "what": [{"a": [1]}, None]}
     path = tmp_path / "rich.parquet"
@@ -209,6 +235,36 @@ def test_json_may_hold_records_or_columns(tmp_path):
         assert read_table(path).columns == {"text": ["a", "b"], "label": [1, 0]}
 
 
+def test_json_that_is_not_one_table_is_refused(tmp_path):
+    """Of two tables, the first alone would be read; of columns of unlike length, labels would stand beside other texts."""
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    for contents in ({"train": rows, "test": rows[:1]}, {"text": ["a", "b"], "label": [1]}):
+        (tmp_path / "data.json").write_text(json.dumps(contents))
+        assert "expected a list of objects" in said(tmp_path / "data.json")
+
+
+def test_only_the_end_of_a_line_ends_a_json_object(tmp_path):
+    """Separators of Unicode may stand in its texts as they are."""
+    path, texts = tmp_path / "texts.jsonl", ["a\u2028b", "c\x85d"]
+    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+    assert read_table(path).columns["text"] == texts
+
+
+def test_words_of_a_file_with_tabs_may_hold_spaces(tmp_path):
+    path = tmp_path / "names.conll"
+    path.write_text("New York\tB-LOC\nis\tO\n")
+    assert read_table(path).columns == {"tokens": [["New York", "is"]], "tags": [["B-LOC", "O"]]}
+
+
+def test_cells_of_a_workbook_are_what_was_typed(tmp_path):
+    """No text that a reader may take for a gap, no whole number beside a gap with a fraction, and the rows of the sheet."""
+    columns = {"text": ["NA", "null", "None"], "label": [1, None, 3]}
+    table = read_table(write(tmp_path / "typed.xlsx", columns))
+    assert table.columns["text"] == columns["text"]
+    assert [repr(value) for value in table.columns["label"]] in (["1", "None", "3"], ["1", "''", "3"])
+    assert table.example(2).endswith("example 3 (line 4)")
+
+
 @pytest.mark.parametrize(
     ("columns", "chosen"),
     [
@@ -224,7 +280,8 @@ def test_columns_are_found_where_only_one_can_be_meant(tmp_path, columns, chosen
 
 def test_new_examples_are_read_from_the_columns_of_training(tmp_path):
     trained = Columns(text="body", label="area")
-    one = read_table(write(tmp_path / "one.csv", {"text": TEXTS, "body": TEXTS[::-1], "area": LABELS}))
+    labels = dict.fromkeys(("area", "label", "stars"), LABELS)  # nobody asks for a label, so two are none too many
+    one = read_table(write(tmp_path / "one.csv", {"text": TEXTS, "body": TEXTS[::-1], **labels}))
     assert choose_columns(one, labelled=False, trained=trained) == Columns(text="body")
     assert choose_columns(one, labelled=False, trained=trained, text="text").text == "text"
     headless = read_table(write(tmp_path / "headless.csv", {"a film that I liked": TEXTS}))
@@ -258,6 +315,7 @@ BAD_BYTES = {
     "oneclass.csv": (b"text,label\na b,1\nc d,1\n", "every label in column 'label' is '1'"),
     "numbers.csv": (b"text,label\n12,1\n3.5,0\n", "column 'text' holds numbers"),
     "onlynumbers.csv": (b"a,b\n12,1\n3.5,0\n", "no column of text among 'a', 'b'"),
+    "nan.csv": (b"text,label\na b,1.5\nc d,nan\n", "example 2 .*'nan', expected a finite number"),
     "infinite.csv": (b"text,label\na b,1.5\nc d,-inf\n", "example 2 .*-inf.* expected a finite number"),
     "twotexts.csv": (b"a,b,label\nx y,z w,1\nx y,z w,0\n", "columns 'a', 'b' could each be the text"),
     "twoknown.csv": (b"text,review,label\nx y,z w,1\nx y,z w,0\n", "'text', 'review' could each be the text"),

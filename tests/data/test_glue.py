@@ -47,6 +47,21 @@ def test_metrics_are_those_of_the_paper():
     assert {name: row.metric for name, row in GLUE.items()} == {name: special.get(name, "accuracy") for name in GLUE}
 
 
+def test_classes_and_test_sets_are_those_of_the_paper():
+    """Of MRPC and QQP, F1 is that of the pairs that say the same; of MNLI the matched set is tested."""
+    assert [GLUE[name].labels[1] for name in ("mrpc", "qqp", "cola")] == ["equivalent", "duplicate", "acceptable"]
+    assert {GLUE[name].labels for name in ("rte", "qnli")} == {("entailment", "not_entailment")}
+    assert GLUE["mnli"].labels == ("entailment", "neutral", "contradiction")
+    assert {name: row.test for name, row in GLUE.items() if row.test != "validation"} == {"mnli": "validation_matched"}
+
+
+def test_a_train_set_of_the_published_size_is_complete(tmp_path, monkeypatch):
+    write(tmp_path, "rte")
+    for size in (30, 31):
+        monkeypatch.setitem(GLUE, "rte", GLUE["rte"]._replace(size=size))
+        assert load_glue("rte", tmp_path).complete == (size == 30)
+
+
 def test_mistakes_in_a_folder(tmp_path):
     with pytest.raises(DataError, match=r"train.parquet does not exist; --data-dir must hold rte/train.parquet"):
         load_glue("rte", tmp_path)
