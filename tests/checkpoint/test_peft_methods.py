@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from values import assert_plain, randomise, state_of
 
 import unipelt
-from unipelt import Change, Mixture, Prompt
+from unipelt import Change, Mixture, Prefix, Prompt
 from unipelt.errors import CheckpointError, SpecError
 from unipelt.inject.state import mixture_state
+from unipelt.spec import Dora, Scaling
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
@@ -98,6 +99,25 @@ def test_peft_reads_and_writes_what_we_write_and_read(kind: str, tmp_path: Path)
     files = [load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("theirs", "ours")]
     if kind not in ("prompt, encoder-decoder", "prompt, BART"):  # peft keeps vectors of a decoder that it does not use
         assert {n: v.shape for n, v in files[0].items()} == {n: v.shape for n, v in files[1].items()}
+
+
+FORMS = {
+    "DoRA": ("DoRA, decoder", Change(form=Dora(r=2, alpha=3.0), site="query", reads="input")),
+    "IA³": ("IA³, decoder", Change(form=Scaling(), site="value", reads="output", weight=0.5)),
+    "prompt": ("prompt, rotary", Change(form=Prompt(length=3), site="embeddings", reads="nothing", weight=0.5)),
+    "prefix": ("prefix, decoder", Change(form=Prefix(length=3, mlp=0), site="heads", reads="queries", weight=0.5)),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_one_run_of_several_is_written_with_its_weight(name: str, tmp_path: Path):
+    kind, change = FORMS[name]
+    model = randomise(unipelt.attach(base_of(kind), Mixture((change,)), runs=3))
+    unipelt.export_peft(model, tmp_path, run=1)
+    theirs = peft.PeftModel.from_pretrained(base_of(kind), tmp_path).double().eval()
+    rows = len(tiny.inputs("llama", model, pads=())["input_ids"])
+    with unipelt.route(model, [1] * rows):
+        same(outputs(theirs, kind, pads=()), outputs(model, kind, pads=()))
 
 
 REFUSED = {

@@ -238,12 +238,15 @@ def test_labels_that_hardly_repeat_ask_for_a_word(tmp_path):
         load(path)
     assert len(load(path, kind="classification")[0].labels) == 30
     assert load(path, kind="regression")[1].train.targets == list(range(30))
+    path.write_text("text,label\n" + "".join(f"text {i},{i % 30}\n" for i in range(60)))
+    assert load(path)[0].kind == "classification", "each of them twice"
 
 
 @pytest.mark.parametrize(
     ("targets", "expected"),
     [
         ([0.0, 2.5, 5.0], (0.0, 1.0)),
+        ([-10.0, 10.0], (0.0, 1.0)),
         ([200_000.0, 300_000.0], (250_000.0, 50_000.0)),
         ([1e-5, 3e-5], (2e-5, 1e-5)),
         ([7.0, 7.0], (7.0, 1.0)),

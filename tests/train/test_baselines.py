@@ -111,6 +111,10 @@ def test_of_a_pair_both_texts_and_their_difference_are_read(name: str, tiny_base
     one, other, difference = (dense[0][:, place * width : (place + 1) * width] for place in range(3))
     assert np.array_equal(one, other) and not difference.any() and one.any()
     assert np.allclose(dense[1][:, :width], dense[2][:, width : 2 * width]) and dense[1][0, 2 * width : 3 * width].any()
+    one, other = dense[1][:, :width], dense[1][:, width : 2 * width]
+    product = one * other if name == "probe" else (one * other).sum(axis=1, keepdims=True)  # of unit length: the cosine
+    assert np.allclose(dense[1][:, 3 * width :], product) and product.any()
+    assert np.allclose(dense[1][:, 2 * width : 3 * width], abs(one - other))
 
 
 def test_a_folder_that_was_changed_is_refused(tiny_base: str, tmp_path: Path):  # noqa: F811

@@ -7,7 +7,7 @@ import torch
 
 from train.fleets import Words, rows
 from unipelt.inject.shapes import bucket, most_tokens
-from unipelt.tasks.batches import Encoded, Part, model_inputs
+from unipelt.tasks.batches import Encoded, Part, first_tokens, model_inputs
 from unipelt.train import forward
 from unipelt.train.forward import longest_first, rows_per_run
 from unipelt.train.runs import epoch_batches
@@ -88,6 +88,11 @@ def test_the_lengths_that_cost_a_graph_are_few_and_near():
     lengths = [bucket(length) for length in range(1, 513)]
     assert sorted(set(lengths)) == [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
     assert all(length <= padded <= max(16, 1.5 * length) for length, padded in enumerate(lengths, start=1))
+
+
+def test_a_word_is_read_at_its_first_token():
+    words = [None, 0, 0, 1, 2, 2, 2, None]
+    assert first_tokens(words, 4).tolist() == [1, 3, 4, -1], "the last word was cut off"
 
 
 @pytest.mark.parametrize("arch", ["bert", "roberta", "gpt2", "opt", "bart", "t5", "distilbert", "deberta-v2", "mpnet"])

@@ -39,6 +39,27 @@ def test_before_the_first_step_a_run_answers_as_a_linear_model_of_its_features(c
         np.testing.assert_allclose(logits[:, : expected.shape[1]].numpy(), expected, atol=1e-6)
 
 
+def test_a_regression_starts_in_the_units_in_which_it_is_trained():
+    one = probed(classes=0)
+    one = replace(one, task=replace(one.task, mean=3.0, deviation=2.0))
+    made = fleet([one], "lora")
+    made.start_heads([0])
+    x = features(one, "lora")
+    expected = (ridge(x, one.train.targets, one.folds)(x) - 3) / 2
+    np.testing.assert_allclose(made.predict([one.train])[0][:, :1].numpy(), expected, atol=1e-6)
+
+
+def test_a_start_counts_classes_as_the_training_does():
+    """With balanced weights, a rare class is found as often as the others."""
+    one = probed(train=40, class_weights="balanced")
+    one = replace(one, train=replace(one.train, targets=[int(number < 34) for number in range(40)]))
+    made = fleet([one], "lora")
+    made.start_heads([0])
+    x = features(one, "lora")
+    expected = logistic(x, one.train.targets, 3, one.folds, balanced=True)(x)
+    np.testing.assert_allclose(made.predict([one.train])[0].numpy(), expected, atol=1e-6)
+
+
 def test_a_run_in_a_fleet_or_in_its_queue_starts_as_alone():
     plans = [probed(seed=seed, epochs=1 + seed % 2) for seed in range(4)]
     together = train(fleet(plans, "lora", runs_at_once=2))
