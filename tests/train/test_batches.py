@@ -1,13 +1,16 @@
 """Rows, batches and padding: every row once an epoch, like lengths together, and nothing that a result could depend on."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tiny
 import torch
 
 from train.fleets import Words, rows
+from unipelt.errors import DataError
 from unipelt.inject.shapes import bucket, most_tokens
-from unipelt.tasks.batches import Encoded, Part, first_tokens, model_inputs
+from unipelt.tasks.batches import Encoded, Part, check_tokens, first_tokens, model_inputs
 from unipelt.train import forward
 from unipelt.train.forward import longest_first, rows_per_run
 from unipelt.train.runs import epoch_batches
@@ -88,6 +91,28 @@ def test_the_lengths_that_cost_a_graph_are_few_and_near():
     lengths = [bucket(length) for length in range(1, 513)]
     assert sorted(set(lengths)) == [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
     assert all(length <= padded <= max(16, 1.5 * length) for length, padded in enumerate(lengths, start=1))
+
+
+def test_examples_that_are_taken_keep_all_that_is_theirs():
+    names = ("first_tokens", "positions", "answers", "prompts", "gate_prompt_lengths")
+    given = {name: [f"{name} {row}" for row in range(3)] for name in names}
+    taken = Encoded({"input_ids": [10, 11, 12]}, ["a", "b", "c"], 64, **given, decoder_start=2).take([2, 0])
+    assert taken.features == {"input_ids": [12, 10]} and taken.targets == ["c", "a"]
+    assert all(getattr(taken, name) == [f"{name} 2", f"{name} 0"] for name in names)
+    assert (taken.longest, taken.decoder_start, rows(3).take([1]).answers) == (64, 2, ())
+
+
+@pytest.mark.parametrize("place", ["features", "answers", "prompts"])
+def test_a_token_without_an_embedding_is_named_wherever_it_stands(place: str):
+    model = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(10, 2))
+    for most in (9, 10):
+        tokens = {name: [np.array([1, most if name == place else 3])] for name in ("features", "answers", "prompts")}
+        encoded = Encoded({"input_ids": tokens.pop("features")}, None, 64, **tokens)
+        if most == 9:
+            assert check_tokens(encoded, model, "data") is encoded
+        else:
+            with pytest.raises(DataError, match="token 10, and the base has embeddings for tokens 0 to 9"):
+                check_tokens(encoded, model, "data")
 
 
 def test_a_word_is_read_at_its_first_token():
