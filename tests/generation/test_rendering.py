@@ -1,5 +1,7 @@
 """What a language model reads and learns of an example: each line of what breaks in other tools is a test here."""
 
+from dataclasses import replace
+
 import pytest
 from generation.toy_text import CHATML, REFUSED, TEMPLATES, tokenizer
 
@@ -116,13 +118,67 @@ def test_a_long_chat_loses_its_oldest_exchanges_and_keeps_its_system_message():
     assert one.trimmed and one == Rendered(**vars(rendered(renderer, [system, *CHAT])) | {"trimmed": True})
 
 
+def test_of_one_exchange_the_longest_message_before_the_answer_is_shortened():
+    """A long system message, with the documents of a question, or a long question."""
+    long, short = " ".join(f"word {number}" for number in range(60)), "what is it?"
+    for system, user in ((long, short), (short, long)):
+        chat = [{"role": "system", "content": system}, {"role": "user", "content": user}, CHAT[3]]
+        one = rendered(renderer := Renderer(tokenizer(CHATML), max_length=150), chat)
+        asked = renderer.tokenizer.decode(one.tokens[: one.prompt])
+        assert one.trimmed and short in asked and "word 0" in asked and "word 59" not in asked
+
+
+def test_a_message_is_cut_between_characters():
+    """Each of which is two tokens here."""
+    for limit in (100, 101):
+        chat = [{"role": "user", "content": "é" * 100}, CHAT[3]]
+        one = rendered(renderer := Renderer(tokenizer(CHATML), max_length=limit), chat)
+        asked = renderer.tokenizer.decode(one.tokens[: one.prompt])
+        assert one.trimmed and "\ufffd" not in asked and "éé<|end|>" in asked
+
+
+def test_only_special_tokens_end_an_answer():
+    """One that a template puts before it does not; nor does the last token of an answer that nothing ends."""
+    end = {"chatml": 4, "nothing ends a turn": 2, "eos ends a turn": 2}
+    assert {name: Renderer(tokenizer(TEMPLATES[name]), 500).stop for name in end} == {
+        name: sorted({2, token}) for name, token in end.items()
+    }
+    opened = CHATML.replace("{% generation %}{{ m['content']", "{% generation %}{{ '<|start|>' + m['content']")
+    renderer = Renderer(tokenizer(opened), max_length=500)
+    assert learned_text(renderer, rendered(renderer)) == "…".join(
+        f"<|start|>{answer}<|end|>" for answer in ("numbers, or words", "the sum of two words")
+    )
+
+
+def test_what_an_example_has_at_most_it_may_have():
+    """Tokens of an answer, and tokens of which one is the prompt's; of a plain text the beginning is kept."""
+    whole = Renderer(tokenizer(), max_length=500)
+    for kind in ("prompt", "source"):
+        full = whole.render(kind, "what does it return?", "the sum", "here")
+        fixed = len(full.tokens) - len(whole.tokenizer("what does it return?", add_special_tokens=False)["input_ids"])
+        assert (
+            len(replace(whole, max_length=fixed + 1).render(kind, "what does it return?", "the sum", "").tokens)
+            == fixed + 1
+        )
+        answer = len(full.tokens) - full.prompt
+        assert replace(whole, max_target_length=answer).render(kind, "what does it return?", "the sum", "") == full
+        for refused in ({"max_length": fixed}, {"max_target_length": answer - 1}):
+            with pytest.raises(TooLong):
+                replace(whole, **refused).render(kind, "what does it return?", "the sum", "here")
+    text = whole.render("text", "a list of two words", None, "here")
+    cut = replace(whole, max_length=5).render("text", "a list of two words", None, "here")
+    assert cut == Rendered(text.tokens[:5], [False, *[True] * 4], 1, trimmed=True) and len(text.tokens) > 5
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_template_that_cannot_be_trained_with_is_refused(name: str):
     with pytest.raises(DataError) as error:
         rendered(Renderer(tokenizer(REFUSED[name]), max_length=500))
     said = str(error.value)
     assert said.startswith("here: ") and "\n" not in said
-    assert {"raises": "roles must alternate", "leaves out answers": "no token of it is learned"}.get(name, "") in said
+    reasons = {"raises": "roles must alternate", "leaves out answers": "no token of it is learned"}
+    reasons["another space to be answered"] = "the tokens before an answer differ from those of the whole chat"
+    assert reasons.get(name, "") in said
 
 
 @pytest.mark.parametrize(

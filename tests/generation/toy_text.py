@@ -28,6 +28,9 @@ REFUSED = {
 {% if m['role'] != 'assistant' or loop.last %}{{ m['content'] }}{% endif %}{{ '<|end|>' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}""",
     "another opening to be answered": CHATML.replace("'<|start|>assistant\n'", "'<|start|>assistant\nthink '"),
+    "another space to be answered": CHATML.replace(
+        "%}{{ '<|start|>assistant\n' }}{% endif", "%}{{ '<|start|>assistant ' }}{% endif"
+    ),
     "leaves out answers": "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}",
     "raises": "{{ raise_exception('roles must alternate') }}",
     "is broken": "{% for m in messages %}",

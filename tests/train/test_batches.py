@@ -102,6 +102,12 @@ def test_examples_that_are_taken_keep_all_that_is_theirs():
     assert (taken.longest, taken.decoder_start, rows(3).take([1]).answers) == (64, 2, ())
 
 
+def test_an_example_is_as_long_as_what_it_reads_or_writes():
+    features = {"input_ids": [np.zeros(2), np.zeros(5)]}
+    assert Encoded(features, None, 64, answers=[np.zeros(4), np.zeros(1)]).lengths() == [4, 5]
+    assert Encoded(features, None, 64).lengths() == [2, 5]
+
+
 @pytest.mark.parametrize("place", ["features", "answers", "prompts"])
 def test_a_token_without_an_embedding_is_named_wherever_it_stands(place: str):
     model = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(10, 2))

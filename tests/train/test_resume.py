@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from train.fleets import fleet, plan, train
 from unipelt.errors import CheckpointError
 from unipelt.train.fleet import Fleet
-from unipelt.train.run_folder import STATE, last_state, tensors_header
+from unipelt.train.run_folder import STATE, LoopState, last_state, tensors_header
 from unipelt.train.runs import FinishedRun
-from unipelt.train.state import clear_state
+from unipelt.train.state import clear_state, restore_state, save_state
 
 EVALUATED = 6  # the step of the first run's first evaluation: two epochs of three batches
 
@@ -176,6 +176,23 @@ def test_a_state_of_fewer_epochs_is_not_resumed(tmp_path: Path):
     again = train(fleet([longer], "lora", dropout=True))
     torch.manual_seed(1)
     assert_same(train(fleet([longer], "lora", dropout=True, folder=tmp_path)), again)
+
+
+def test_a_state_is_that_of_the_same_run_recipe_and_examples_alone(tmp_path: Path):
+    record = replace(plan(seed=1).initial_record, examples={"train": {"fingerprint": "a"}})
+    torch.manual_seed(5)
+    save_state(tmp_path, {"values": torch.ones(1, 4)}, LoopState([0], [record]))
+    drawn = torch.rand(3)
+    found = restore_state(tmp_path, [record], ["values"], 4)
+    assert found is not None and found[0].keys() == {"values"} and found[1] == LoopState([0], [record])
+    assert torch.equal(torch.rand(3), drawn), "and its random numbers go on"
+    for other in (
+        replace(record, config=replace(record.config, seed=2)),
+        replace(record, recipe=record.recipe | {"batch_size": 3}),
+        replace(record, examples={"train": {"fingerprint": "b"}}),
+    ):
+        assert restore_state(tmp_path, [other], ["values"], 4) is None
+    assert restore_state(tmp_path, [record, record], ["values"], 4) is None
 
 
 def test_a_link_under_a_temporary_name_is_not_followed(tmp_path: Path):
