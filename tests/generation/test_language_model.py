@@ -8,7 +8,7 @@ from laws.lawbook import GENERATORS, attached
 
 import unipelt
 from unipelt.errors import UserError
-from unipelt.tasks.language_model import at_positions, token_losses, write
+from unipelt.tasks.language_model import ROWS, _config, at_positions, token_losses, write
 from unipelt.tasks.settings import GenerationSettings
 
 RUNS = 8
@@ -98,6 +98,23 @@ def test_prompts_are_answered_in_their_order_and_drawn_by_the_seed():
     ]
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_each_batch_draws_anew():
+    model, words = attached("llama", "lora", top="generator", dtype=torch.float32), tokenizer()
+    settings = GenerationSettings(max_new_tokens=3, temperature=1.5)
+    drawn = write(model, words, [[[5, 6, 7]] * (2 * ROWS)], settings, stop=[2])[0]
+    assert drawn[:ROWS] != drawn[ROWS:]
+
+
+def test_transformers_gets_the_settings_and_no_default_of_its_own():
+    """Such as the 50 likeliest tokens, of which alone it would draw."""
+    drawn = _config(tokenizer(), GenerationSettings(temperature=0.5, top_p=0.9), stop=[2, 4], opening=())
+    assert (drawn.do_sample, drawn.temperature, drawn.top_p, drawn.top_k) == (True, 0.5, 0.9, 0)
+    assert drawn.eos_token_id == [2, 4] and drawn.decoder_start_token_id is None
+    searched = _config(tokenizer(), GenerationSettings(num_beams=3), stop=[2], opening=(7, 8))
+    assert (searched.do_sample, searched.num_beams, searched.early_stopping) == (False, 3, True)
+    assert searched.decoder_start_token_id == 7
 
 
 def test_no_setting_of_the_base_decides_about_an_answer():

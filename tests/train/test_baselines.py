@@ -1,6 +1,7 @@
 """Laws of the baselines: they learn what can be learnt, over every kind of task, and come back from their folder as they were."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from tasks.kinds import KINDS
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from unipelt.checkpoint.disk import ARRAYS, BASELINE, write_whole
+from unipelt.data import Examples
 from unipelt.errors import CheckpointError, UserError
 from unipelt.tasks.calibration import surprise
 from unipelt.tasks.linear import STRENGTHS, coordinates, logistic, ridge
 from unipelt.tasks.registry import TASKS
+from unipelt.train import baselines
 from unipelt.train.baselines import (
     ANSWERING,
     FEATURES,
@@ -96,8 +99,6 @@ def test_the_probe_reads_what_the_head_reads(tiny_base: str, tmp_path: Path):  #
 @pytest.mark.parametrize("name", ["tfidf", "probe"])
 def test_of_a_pair_both_texts_and_their_difference_are_read(name: str, tiny_base: str):  # noqa: F811
     """Of two equal texts the difference is 0; the other way round, their parts change places."""
-    from unipelt.data import Examples
-
     texts = ["word1 word2", "word3 word4 word5", "word6 word1"]
     task = DatasetCache().task(RunConfig(task="docstrings"))
     frozen = frozen_base(RunConfig(model=tiny_base, task="docstrings"), task, CPU, 32) if name == "probe" else None
@@ -126,12 +127,49 @@ def test_a_folder_that_was_changed_is_refused(tiny_base: str, tmp_path: Path):  
     for changed, expected in (
         ({ARRAYS: finished.files[ARRAYS][:-1]}, "not the file that baseline.json names"),
         ({BASELINE: json.dumps(said | {"vocabulary": said["vocabulary"][1:]}).encode()}, "does not fit its weights"),
+        (
+            {BASELINE: json.dumps(said | {"vocabulary": 2 * said["vocabulary"][:1] + said["vocabulary"][2:]}).encode()},
+            "does not fit",
+        ),
         ({BASELINE: json.dumps(said | {"format": 0}).encode()}, "this version reads format"),
         ({BASELINE: json.dumps(said | {"task": {}}).encode()}, "task.kind is None"),
     ):
         write_whole(tmp_path / "run", finished.files | changed)
         with pytest.raises(CheckpointError, match=expected):
             load_predictor(str(tmp_path / "run"))
+
+
+def test_a_probe_of_another_base_or_tokenizer_is_refused(tiny_base: str, tmp_path: Path):  # noqa: F811
+    config, cache = (
+        RunConfig(model=tiny_base, task=str(KINDS["classification"].write(tmp_path / "a.jsonl"))),
+        DatasetCache(),
+    )
+    task, train = cache.task(config), cache.splits(config).train.take(range(9))
+    files = fit_baseline("probe", task, train, frozen_base(config, task, CPU, 32)).files({})
+    said = json.loads(files[BASELINE])
+    for name in ("base", "tokenizer"):
+        changed = {BASELINE: json.dumps(said | {"base": said["base"] | {name: "another"}}).encode()}
+        write_whole(tmp_path / "run", files | changed)
+        with pytest.raises(CheckpointError, match=rf"its {'weights' if name == 'base' else name} differ"):
+            load_predictor(str(tmp_path / "run"))
+
+
+def test_a_word_that_was_cut_off_has_no_state(tiny_base: str, tmp_path: Path):  # noqa: F811
+    config = RunConfig(model=tiny_base, task=str(KINDS["token-classification"].write(tmp_path / "a.jsonl")))
+    task, words = DatasetCache().task(config), ["word1", "word2", "word3"] * 7
+    (states,) = frozen_base(config, task, CPU, 9)({"tokens": [words]})
+    read = states.any(axis=1)
+    assert len(states) == 21 and read.tolist() == sorted(read.tolist(), reverse=True) and 0 < read.sum() < 9
+
+
+def test_so_many_examples_or_words_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(baselines, "MOST_EXAMPLES", 10)
+    tags = [["O"] * count for count in (4, 6, 1)]
+    for kind, targets, read in (("classification", [0] * 30, 10), ("token-classification", tags, 2)):
+        task = DatasetCache().task(RunConfig(task=str(KINDS[kind].write(tmp_path / f"{kind}.jsonl"))))
+        train = Examples(inputs={"text": ["a"] * len(targets)}, targets=targets)
+        assert baselines._examples_read(task, train) == read
+    assert baselines._examples_read(task, replace(train, targets=[["O"] * 20, ["O"]], inputs={"text": ["a"] * 2})) == 1
 
 
 def test_linear_models_find_a_linear_truth():

@@ -96,6 +96,18 @@ def test_the_next_fleet_computes_only_what_the_last_did_not_read():
     assert calls.rows[0] == 20
 
 
+def test_states_of_another_base_or_of_other_layers_are_not_read():
+    cache, one = StateCache(), plan(seed=1)
+    fleet([one], UPPER["head"], states=cache).predict([one.validation])
+    kept = dict(cache.states)
+    assert len(kept) == 1
+    for base, mixture in (("bert", "head"), ("another", "head"), ("bert", "gated mixture above")):
+        other = fleet([one], UPPER[mixture])
+        assert frozen.reusable_states(other.model, other.tokenizer, other.plans, cache, base) is not None
+        assert cache.states == (kept if (base, mixture) == ("bert", "head") else {})
+        cache.states = dict(kept)
+
+
 def test_a_training_with_kept_states_goes_on_bit_identically(tmp_path: Path):
     mixture = UPPER["gated mixture above"]
 
