@@ -1,5 +1,8 @@
 """What a comparison plans: its folds, its runs on fewer examples, what a trial tells of them, and where checkpoints are."""
 
+import shutil
+import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +17,7 @@ from unipelt.study.compare import FEW, FOLDS, CheckpointSaver, learning_curve_ke
 from unipelt.study.plan import StudyConfig
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig, RunKey, RunRecord
-from unipelt.train.run_folder import read_record
+from unipelt.train.run_folder import locked_folder, read_record
 from unipelt.train.runs import FinishedRun
 
 STUDY, FIRST = StudyConfig(), RunKey(task="a.csv", k="all", method="lora", seed=0, lr=1e-3)
@@ -124,3 +127,29 @@ def test_a_trial_counts_all_runs_and_no_warm_up(monkeypatch: pytest.MonkeyPatch)
     timing = trials._timed(keys, 2, STUDY, Data(), torch.device("cpu"))
     assert (timing.step, timing.example) == (3 * 2.0, 3 * 8.0 / 64)
     assert (timing.steps, timing.epochs, timing.every, timing.validation, timing.test) == (7, 10, 2, 128, 5)
+
+
+def test_a_checkpoint_is_copied_whole_while_another_process_saves_a_better_one(tmp_path: Path):
+    saver, begun = CheckpointSaver(tmp_path), threading.Event()
+    source, target = saver.folder_of("lora", 1e-3), tmp_path / "winner"
+    source.mkdir(parents=True)
+
+    def save(value: str) -> None:
+        with locked_folder(source, wait=True):
+            (source / "one").write_text(value)
+            begun.set()
+            time.sleep(0.1)
+            (source / "two").write_text(value)
+
+    save("old")
+    begun.clear()
+    other = threading.Thread(target=save, args=["better"])
+    other.start()
+    begun.wait()
+    saver.copy("lora", 1e-3, target)
+    other.join()
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"one": "better", "two": "better"}
+    shutil.rmtree(source)
+    with pytest.raises(FileNotFoundError):
+        saver.copy("lora", 1e-3, target)
+    assert len([*target.iterdir()]) == 2, "nothing is removed where there is nothing to copy"

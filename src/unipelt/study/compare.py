@@ -9,7 +9,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from unipelt.checkpoint.disk import CARD, remove_unfinished, write_whole
+from unipelt.checkpoint.disk import CARD, folder_lock, remove_unfinished, write_whole
 from unipelt.checkpoint.json_types import fits
 from unipelt.data import Examples
 from unipelt.data.splits import summarise
@@ -20,7 +20,7 @@ from unipelt.study.store import COMPARISON, REFERENCE, Store
 from unipelt.tasks.metrics import METRICS
 from unipelt.train.baselines import offered, usual_baselines
 from unipelt.train.records import RunKey, RunRecord
-from unipelt.train.run_folder import locked_folder, read_record, write_record
+from unipelt.train.run_folder import WEEK, locked_folder, read_record, write_record
 from unipelt.train.runs import FinishedRun
 from unipelt.train.setup import DatasetCache
 from unipelt.train.train_run import save_checkpoint, train_run
@@ -161,7 +161,7 @@ class CheckpointSaver:
         Raises CheckpointError where a file cannot be copied, or where one that must be replaced was changed meanwhile.
         """
         source, notes = self.folder_of(method, lr), []
-        with locked_folder(target, wait=True):
+        with folder_lock(source, WEEK), locked_folder(target, wait=True):  # a better seed may be saved meanwhile
             source_hashes = {name: digest for name, digest in _hashes(source).items() if digest}
             remove_unfinished(target, source_hashes)  # of a copy that was killed
             written, present = self._written(), _hashes(target)
