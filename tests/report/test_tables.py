@@ -6,6 +6,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -17,6 +18,7 @@ from unipelt.report.names import method_order
 from unipelt.report.render import latex, render
 from unipelt.report.scores import paper, printed, score_table
 from unipelt.report.study import Study, read
+from unipelt.report.sweeps import _draw as draw_sweep
 from unipelt.report.sweeps import find_sweeps
 from unipelt.report.tables import Block, Cell, Table, table_csv
 from unipelt.study.store import Store
@@ -236,6 +238,18 @@ def test_sweeps():
     values = {option: {label: [*line.values()] for label, line in lines.items()} for option, lines in found.items()}
     assert values == {"alpha": {"lora(r=4)": [1, 2, 4]}, "bottleneck": {"adapter": [8, 48, 96]}}
     assert "adapter" in found["bottleneck"]["adapter"]
+
+
+def test_a_sweep_shows_the_mean_and_the_deviation_over_seeds_of_each_value():
+    """Of the values that a panel has; a single seed deviates from nothing."""
+    scores = {"lora(r=32)": {0: 70.0, 1: 74.0}, "lora(r=2)": {0: 50.0, 1: 52.0, 2: 54.0}, "lora(r=16)": {3: 60.0}}
+    grid = {("all", "rte"): scores, ("all", "cola"): {"lora(r=4)": {0: 1.0}}}
+    (option, lines), panel = *find_sweeps(name for one in grid.values() for name in one).items(), MagicMock()
+    draw_sweep(option, lines, grid, panel, ("all", "rte"))
+    (x, means), how = panel.errorbar.call_args
+    assert (option, x, means) == ("r", [2, 16, 32], [52, 60, 72])
+    assert how["yerr"] == pytest.approx([2, 0, 8**0.5]) and how["label"] == "lora"
+    panel.set_xscale.assert_called_once_with("log")
 
 
 def test_methods_stand_in_the_papers_order():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from train.fleets import plan
 
 from unipelt.errors import DataError
 from unipelt.study import compare, trials
@@ -120,13 +121,26 @@ def test_a_trial_counts_all_runs_and_no_warm_up(monkeypatch: pytest.MonkeyPatch)
             return int(self)
 
     recipe = SimpleNamespace(epochs=10, evaluate_every=2)
-    plan = SimpleNamespace(validation=Validation(range(128)), recipe=recipe, ends=[7], test=range(5))
+    timed = SimpleNamespace(validation=Validation(range(128)), recipe=recipe, ends=[7], test=range(5))
     monkeypatch.setattr(trials, "replace", lambda encoded, targets: encoded)
-    monkeypatch.setattr(trials, "build_fleet", lambda configs, **how: SimpleNamespace(plans=[plan] * len(configs)))
+    monkeypatch.setattr(trials, "build_fleet", lambda configs, **how: SimpleNamespace(plans=[timed] * len(configs)))
     keys = [replace(FIRST, seed=seed) for seed in range(6)]
     timing = trials._timed(keys, 2, STUDY, Data(), torch.device("cpu"))
     assert (timing.step, timing.example) == (3 * 2.0, 3 * 8.0 / 64)
     assert (timing.steps, timing.epochs, timing.every, timing.validation, timing.test) == (7, 10, 2, 128, 5)
+
+
+def test_a_trial_has_the_longest_example_as_often_as_a_batch_may():
+    for train, recipe in (
+        (20, {"batch_size": 8}),
+        (5, {"batch_size": 8}),
+        (20, {"batch_tokens": 40}),
+        (20, {"batch_tokens": 2}),
+    ):
+        given = plan(train=train, **recipe)
+        longest = max(given.train.lengths())
+        size = max(1, recipe["batch_tokens"] // longest) if "batch_tokens" in recipe else min(8, train)
+        assert trials._longest(given).train.lengths() == [longest] * size
 
 
 def test_a_checkpoint_is_copied_whole_while_another_process_saves_a_better_one(tmp_path: Path):
