@@ -1,7 +1,7 @@
 """run.json: what is written is read, and whatever is wrong with a file is one line."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,8 @@ import pytest
 from unipelt.errors import CheckpointError, UserError
 from unipelt.train.recipes import Recipe
 from unipelt.train.records import RunConfig, RunRecord
-from unipelt.train.run_folder import RECORD, read_record, write_record
+from unipelt.train.run_folder import RECORD, LoopState, read_record, write_record
+from unipelt.train.state import save_state
 
 CONFIG = RunConfig(task="rte", recipe={"epochs": 3})
 EVALUATED = {"epoch": 1, "accuracy": 0.5}
@@ -25,6 +26,18 @@ def test_what_is_written_is_read(tmp_path: Path):
     assert read_record(tmp_path, RunConfig(task="rte", recipe={"epochs": 9})) == DONE, "more epochs may be asked for"
     with pytest.raises(CheckpointError, match="holds a run with task=rte, this command has task=mrpc"):
         read_record(tmp_path, RunConfig(task="mrpc", recipe={"epochs": 3}))
+
+
+def test_an_unfinished_run_has_the_curve_and_the_time_of_its_last_state(tmp_path: Path):
+    """The time of all runs that its training had, of which it is the first."""
+    running = [
+        replace(DONE, status="running", seconds=seconds, curve=DONE.curve * n) for n, seconds in ((2, 3.0), (1, 4.0))
+    ]
+    save_state(tmp_path, {}, LoopState([0], running))
+    write_record(tmp_path, replace(running[0], seconds=0.0, curve=[]))
+    assert read_record(tmp_path) == replace(running[0], seconds=7.0)
+    write_record(tmp_path, DONE)
+    assert read_record(tmp_path) == DONE, "of a finished one the state is of no interest"
 
 
 @pytest.mark.parametrize(
