@@ -5,8 +5,11 @@ from dataclasses import replace
 import pytest
 from generation.toy_text import CHATML, REFUSED, TEMPLATES, tokenizer
 
+from unipelt.data import Columns, Examples
 from unipelt.data.chats import read_chat
 from unipelt.errors import DataError, UserError
+from unipelt.tasks.batches import Encoded
+from unipelt.tasks.generation import Generation
 from unipelt.tasks.rendering import Rendered, Renderer, TooLong
 
 CHAT = [
@@ -222,3 +225,34 @@ def test_an_encoder_decoder_reads_the_source_and_learns_the_whole_target():
 def test_sharegpt_files_are_chats():
     theirs = [{"from": {"user": "human", "assistant": "gpt"}[one["role"]], "value": one["content"]} for one in CHAT]
     assert read_chat(theirs, "here") == read_chat(CHAT, "here") == (CHAT[:3], CHAT[3]["content"])
+
+
+def encoded(prompts: list[str], targets: list[str] | None, max_length: int, **given) -> Encoded:
+    columns = Columns(text="prompt", label="completion")
+    task = Generation(name="made", metric="loss", columns=columns, labels=(), input_kind="prompt", **given)
+    return task.encode(tokenizer(), Examples(inputs={"prompt": prompts}, targets=targets), max_length)
+
+
+def test_what_is_left_out_takes_its_answer_with_it_and_nothing_is_left_out_of_what_is_asked():
+    prompts, answers = ["what?", "word " * 50, "a list?"], ["the sum", "none", "of words"]
+    kept = encoded(prompts, answers, 30, excess_length="drop")
+    words = tokenizer()
+    assert kept.targets == ["the sum", "of words"] == [words.decode(ids[:-1]) for ids in kept.answers]
+    assert [words.decode(ids) for ids in kept.prompts] == ["<s>what?", "<s>a list?"]
+    assert [
+        ids[: len(prompt)].tolist() for ids, prompt in zip(kept.features["input_ids"], kept.prompts)
+    ] == kept.prompts
+    with pytest.raises(TooLong):
+        encoded(prompts, None, 30, excess_length="drop")
+
+
+def test_a_prompt_leaves_room_for_what_is_written_and_for_no_answer_that_is_known():
+    """In training both share the tokens; asked, the prompt has all but those that the base needs for new ones."""
+    long = "what does this function return? " * 9
+    for given, room in (({}, 40), ({"positions": 50, "generation_options": {"max_new_tokens": 30}}, 20)):
+        one = encoded([long], ["the sum of two words"], 40, **given)
+        (row,), (prompt,), (answer,) = one.features["input_ids"], one.prompts, one.answers
+        assert len(row) == 40 and len(prompt) == room and row[-len(answer) :].tolist() == answer.tolist()
+        assert prompt[1:] == tokenizer()(long, add_special_tokens=False)["input_ids"][1 - room :]
+    with pytest.raises(DataError, match="--max-new-tokens 50: the base reads at most 50 tokens"):
+        encoded([long], None, 40, positions=50, generation_options={"max_new_tokens": 50})
