@@ -154,3 +154,10 @@ def test_a_pipeline_of_a_folder(tmp_path: Path):
             torch.tensor(list(found.values())).sort()[0], expected.sort()[0], rtol=1e-4, atol=1e-5
         )
         assert not labels or set(found) == set(labels)
+    unipelt.save(model, tmp_path / "run", recipe={"max_length": 128})
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    for most, said in ((64, 10**9), (20, 20)):  # the base has no more positions, its tokenizer says so
+        words.model_max_length = said
+        words.save_pretrained(folder)
+        pipe = unipelt.pipeline(tmp_path / "run", device="cpu")
+        assert pipe("w1 w2 " * 100) == pipe("w1 w2 " * (most // 2 - 1)) != pipe("w1 w2 " * (most // 2 - 2))

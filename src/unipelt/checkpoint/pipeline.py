@@ -10,6 +10,7 @@ from unipelt.checkpoint.loading import load
 from unipelt.errors import CheckpointError
 from unipelt.inject.heads import rescale_outputs
 from unipelt.inject.merge import merge
+from unipelt.inject.shapes import most_tokens
 
 TASKS = {
     "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
@@ -40,9 +41,6 @@ def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: A
     outputs = None if task == "text-generation" else len(labels) or 1
     kind = description.config.get("problem_type")
     model, tokenizer = load_both(name, outputs=outputs, auto=auto, problem_type=kind)
-    longest = description.recipe.get("max_length")
-    if longest is not None and task == "text-classification":
-        options = {"truncation": True, "max_length": longest, **options}
     if task == "text-classification" and not description.task.get("labels", labels):
         options = {"function_to_apply": "none", **options}  # a regression: the value itself
     tokenizer = run_tokenizer(path, tokenizer)
@@ -51,6 +49,10 @@ def pipeline(folder: str | os.PathLike, *, base: str | None = None, **options: A
         rescale_outputs(model, [(0.0, 1.0 / description.task.get("temperature", 1.0))], trained=False)
     if isinstance(template := description.task.get("template"), str):
         tokenizer.chat_template = template  # that of the training
+    longest = description.recipe.get("max_length")
+    if longest is not None and task == "text-classification":  # as `unipelt predict` cuts them
+        longest = min(most_tokens(model, longest), tokenizer.model_max_length)
+        options = {"truncation": True, "max_length": longest, **options}
     make: Any = transformers.pipeline
     return make(task, model=model, tokenizer=tokenizer, **options)
 
