@@ -100,7 +100,7 @@ def test_prompts_are_answered_in_their_order_and_drawn_by_the_seed():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_each_batch_draws_anew():
+def test_each_batch_draws_other_answers():
     model, words = attached("llama", "lora", top="generator", dtype=torch.float32), tokenizer()
     settings = GenerationSettings(max_new_tokens=3, temperature=1.5)
     drawn = write(model, words, [[[5, 6, 7]] * (2 * ROWS)], settings, stop=[2])[0]

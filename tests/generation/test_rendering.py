@@ -246,13 +246,13 @@ def test_what_is_left_out_takes_its_answer_with_it_and_nothing_is_left_out_of_wh
         encoded(prompts, None, 30, excess_length="drop")
 
 
-def test_a_prompt_leaves_room_for_what_is_written_and_for_no_answer_that_is_known():
+def test_a_prompt_has_the_tokens_that_are_not_needed_for_new_ones():
     """In training both share the tokens; asked, the prompt has all but those that the base needs for new ones."""
     long = "what does this function return? " * 9
-    for given, room in (({}, 40), ({"positions": 50, "generation_options": {"max_new_tokens": 30}}, 20)):
+    for given, most in (({}, 40), ({"positions": 50, "generation_options": {"max_new_tokens": 30}}, 20)):
         one = encoded([long], ["the sum of two words"], 40, **given)
         (row,), (prompt,), (answer,) = one.features["input_ids"], one.prompts, one.answers
-        assert len(row) == 40 and len(prompt) == room and row[-len(answer) :].tolist() == answer.tolist()
-        assert prompt[1:] == tokenizer()(long, add_special_tokens=False)["input_ids"][1 - room :]
+        assert len(row) == 40 and len(prompt) == most and row[-len(answer) :].tolist() == answer.tolist()
+        assert prompt[1:] == tokenizer()(long, add_special_tokens=False)["input_ids"][1 - most :]
     with pytest.raises(DataError, match="--max-new-tokens 50: the base reads at most 50 tokens"):
         encoded([long], None, 40, positions=50, generation_options={"max_new_tokens": 50})
